@@ -1,0 +1,24 @@
+r"""CLIP, the global baseline: FILIP's towers, schedule and data with one embedding per side.
+
+    filip train --config=configs/clip.py:base --workdir=runs/clip_base --config.source.path=DATA
+
+What differs from configs/filip.py stands below: global pooling (the class token of the image, the
+EOS token of the text) and CLIP's embedding dimensions. The loss is the same function: with one
+token per side FILIP's loss is CLIP's.
+"""
+
+import runpy
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+EMBED_DIM = {"base": 512, "large": 768}
+VARIANTS = tuple(EMBED_DIM)
+
+
+def get_config(variant: str = "base") -> ConfigDict:
+    filip = runpy.run_path(str(Path(__file__).with_name("filip.py")))
+    config = filip["get_config"](variant)
+    config.model.pooling = "global"
+    config.model.embed_dim = EMBED_DIM[variant]
+    return config

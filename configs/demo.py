@@ -1,0 +1,88 @@
+r"""FILIP on emoji scenes: real art, real words, minutes on a laptop's CPU.
+
+    bash launch/demo.sh                                              # installs, trains, evaluates, draws
+    filip train --config=configs/demo.py --workdir=runs/demo         # the training alone
+    filip train --config=configs/demo.py:clip --workdir=runs/demo_clip   # the global baseline, same towers
+    filip train --config=configs/demo.py:quick --workdir=runs/quick  # what tests run
+
+Needs the extra: pip install 'filip_jax[demo]'. What to expect stands in README.md.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference
+
+VARIANTS = ("filip", "clip", "quick")
+PROMPTS = ("a {} on a white background", "a big {} on a white background", "a small {} on a white background")
+
+
+def get_config(variant: str = "filip") -> ConfigDict:
+    quick = variant == "quick"
+    image_size, text_length = FieldReference(48), FieldReference(20)
+    vocab_size, total_steps = FieldReference(800), FieldReference(60 if quick else 700)
+
+    def emoji(split, scenes=-1, seed=0):
+        return dict(name="emoji_scenes", split=split, seed=seed, scenes=scenes)
+
+    def classify(split):
+        neighbours = dict(source=emoji("seen_cells", scenes=4000, seed=1), examples=4000)
+        return dict(kind="zero_shot", source=emoji(split), prompts=PROMPTS, neighbours=neighbours)
+
+    val = emoji("val", scenes=256)
+    tower = dict(width=128, depth=3, heads=4)
+    return ConfigDict(dict(
+        seed=0,
+        batch_size=128,
+        total_steps=total_steps,
+        mesh=dict(replica=1, data=-1),
+        source=emoji("train", scenes=1_000_000),
+        data=dict(image_size=image_size, text_length=text_length, augment="none", workers=0, threads=1),
+        tokenizer=dict(path="", vocab_size=vocab_size, captions=10_000),
+        model=dict(
+            embed_dim=64,
+            pooling="global" if variant == "clip" else "tokens",
+            dtype="float32",
+            class_token=True,
+            cls_in_similarity=False,
+            bos_in_similarity=True,
+            eos_in_similarity=True,
+            logit_scale_init=1 / 0.07,
+            activation="quick_gelu",
+            scan=False,
+            remat=False,
+            image=dict(image_size=image_size, patch_size=8, **tower),
+            text=dict(vocab_size=vocab_size, length=text_length, **tower),
+        ),
+        loss=dict(name="contrastive"),
+        optimizer=dict(
+            name="adamw",
+            peak_learning_rate=1.5e-3,
+            warmup_steps=20 if quick else 50,
+            total_steps=total_steps,
+            weight_decay=0.05,
+            b1=0.9,
+            b2=0.98,
+            eps=1e-8,
+            clip_norm=1.0,
+            decay_rules=(
+                (r".*/bias|.*norm/scale", 0.0),
+                (r".*/(token_embedding|position|class_token)|logit_scale", 0.0),
+                (r".*", 1.0),
+            ),
+            learning_rate_rules=((r".*", 1.0),),
+        ),
+        ema_decay=0.0,
+        checkpoint=dict(every_steps=20 if quick else 50, keep_last=2),
+        log_every_steps=5 if quick else 10,
+        eval_every_steps=0 if quick else 350,
+        evals=dict(
+            val=dict(
+                kind="retrieval", source=val, examples=256,
+                neighbours=dict(source=emoji("train", scenes=5000), examples=5000),
+            ),
+            pointing=dict(kind="localisation", source=val, examples=256),
+            seen_cells=classify("seen_cells"),
+            unseen_cells=classify("unseen_cells"),
+            unseen_concepts=classify("unseen_concepts"),
+            alignment=dict(kind="pictures", source=val, examples=8),
+        ),
+    ))  # fmt: skip

@@ -1,0 +1,147 @@
+"""The command `filip`: train, eval, align."""
+
+import argparse
+import glob
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from filip_jax.errors import UserError
+
+DESCRIPTION = "FILIP: fine-grained contrastive language-image pre-training in JAX."
+EPILOG = """examples:
+  filip train --config=configs/demo.py --workdir=runs/demo
+  filip eval --workdir=runs/demo --step=latest
+  filip align --workdir=runs/demo --image=dog.png --text="a dog on a white background" --output=dog_aligned.png
+
+`filip COMMAND --help` explains each. Mistakes end with one line and exit code 2."""
+
+TRAIN = """Train a run, or go on with it: started again with the same workdir it resumes by itself.
+
+The config is a Python file whose get_config(variant) gives an ml_collections ConfigDict. Any value
+can be changed behind it: --config.batch_size=1024 --config.model.image.depth=6. Unknown keys and
+wrong types are refused before anything is compiled. The workdir receives
+
+  config.json      the config as it was resolved; evaluations read the model from here
+  tokenizer.model  the sentencepiece model of the run
+  metrics.jsonl    one line per logged step and evaluation; tensorboard/ holds the same
+  checkpoints/     parameters, optimiser, step and data position; each whole or absent
+  evals.json       the numbers of every evaluation, by step; pictures/ holds what it drew"""
+
+EVAL = """Evaluate checkpoints of one run, or of all runs that a pattern matches, and print one table.
+
+The model is always built from the run's own config.json; the evaluations come from there too
+unless --config names a file whose get_config() has a section `evals`. Numbers are added to each
+run's evals.json, beside those of the baselines that need no model."""
+
+ALIGN = """Draw which patches of an image each word of a text matches, on one page (PNG).
+
+The picture is scaled and centre-cropped as in evaluation. Left: what the model sees. Right: each
+patch in the colour of the word it matches best. Below: for each word, its match with every patch."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code: 0, or 2 for a mistake, which is said in one line."""
+    arguments, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else list(argv))
+    warnings.showwarning = _show_warning
+    try:
+        if arguments.command != "train" and not (arguments.command == "eval" and arguments.config) and rest:
+            raise UserError(f"unknown argument {rest[0]!r}; see filip {arguments.command} --help")
+        arguments.run(arguments, rest)
+        return 0
+    except UserError as error:
+        print(f"filip: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="filip", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name, run, text):
+        summary = text.split("\n", 1)[0].rstrip(":.")
+        added = commands.add_parser(name, help=summary, description=text, formatter_class=raw, allow_abbrev=False)
+        added.set_defaults(run=run)
+        added.add_argument("--workdir", required=True, help="folder of the run")
+        return added
+
+    train = command("train", _train, TRAIN)
+    train.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="and --config.key=value behind it")
+    train.add_argument("--distributed", action="store_true", help="one process of several, see README")
+
+    evaluate = command("eval", _eval, EVAL)
+    evaluate.add_argument("--step", default="latest", help="latest, all, or a number (default: latest)")
+    evaluate.add_argument("--config", metavar="FILE.py[:variant]", help="evaluations other than the run's own")
+
+    align = command("align", _align, ALIGN)
+    align.add_argument("--step", default="latest", help="latest or a number (default: latest)")
+    align.add_argument("--image", required=True, help="a picture file: JPEG, PNG, WebP …")
+    align.add_argument("--text", required=True)
+    align.add_argument("--output", required=True, metavar="FILE.png")
+    return parser
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None):
+    if category is UserWarning:
+        print(f"filip: warning: {message}", file=sys.stderr)
+
+
+def _train(arguments, overrides) -> None:
+    from filip_jax.config import load_config
+
+    config = load_config(arguments.config, overrides)
+    if arguments.distributed:
+        from filip_jax.mesh import join_processes
+
+        join_processes()
+    from filip_jax.train.loop import train
+
+    train(Path(arguments.workdir), config)
+
+
+def _eval(arguments, overrides) -> None:
+    from filip_jax.config import FILE, load_config
+    from filip_jax.evals.run import evaluate_runs
+
+    matched = [Path(path) for path in sorted(glob.glob(arguments.workdir)) if (Path(path) / FILE).is_file()]
+    evals = None
+    if arguments.config:
+        config = load_config(arguments.config, overrides)
+        if "evals" not in config:
+            raise UserError(f"--config={arguments.config} has no section `evals`")
+        evals = config["evals"]
+    print(evaluate_runs(matched or [Path(arguments.workdir)], arguments.step, evals))
+
+
+def _align(arguments, _) -> None:
+    from filip_jax.data.preprocess import centre_view, decode
+    from filip_jax.evals.alignment import align
+    from filip_jax.evals.draw import draw_alignment
+    from filip_jax.inference import load_model
+
+    image, output = Path(arguments.image), Path(arguments.output)
+    if not image.is_file():
+        raise UserError(f"--image={image}: no such file")
+    if output.suffix.lower() != ".png":
+        raise UserError(f"--output={output}: the picture is a PNG; name it so")
+    if not arguments.text.strip():
+        raise UserError("--text is empty")
+    try:
+        picture = decode(image.read_bytes())
+    except ValueError as error:
+        raise UserError(f"--image={image}: {error}") from error
+    model = load_model(arguments.workdir, None if arguments.step == "latest" else _step_number(arguments.step))
+    (alignment,) = align(model, [centre_view(picture, model.image_size)], [arguments.text])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draw_alignment(alignment).save(output)
+    print(f"wrote {output}")
+
+
+def _step_number(step: str) -> int:
+    if not step.isdigit():
+        raise UserError(f"--step={step} is not latest or a number")
+    return int(step)

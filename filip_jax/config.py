@@ -1,0 +1,113 @@
+"""Configs: a Python file gives a ConfigDict, flags change it, a run keeps it as config.json.
+
+Below the commands there are no configs, only functions with keyword arguments (see sections.py).
+"""
+
+import importlib.util
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from filip_jax.errors import UserError
+from filip_jax.files import write_atomically
+
+FILE = "config.json"
+# What may change between two starts of one run without changing what it computes.
+FREE_SECTIONS = ("checkpoint", "evals", "eval_every_steps", "log_every_steps", "mesh")
+FREE_DATA_KEYS = ("workers", "threads")
+
+
+def load_config(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The config of `FILE.py[:variant]` with `--config.key=value` overrides, as plain nested dicts.
+
+    Raises:
+        UserError: no such file or variant, an unknown key (with the nearest match), a wrong type.
+    """
+    path, _, variant = file.partition(":")
+    config = _get_config(Path(path), variant)
+    values, argv = flags.FlagValues(), ["filip", *overrides]
+    try:
+        config_flags.DEFINE_config_dict("config", config, lock_config=True, flag_values=values, sys_argv=argv)
+        unread = values(argv)[1:]
+    except (AttributeError, KeyError) as error:
+        raise UserError(f"unknown config key in {' '.join(overrides)}: {_hint(error, config)}") from error
+    except (TypeError, ValueError, flags.Error) as error:
+        raise UserError(f"wrong config value: {error}") from error
+    if unread:
+        raise UserError(f"unexpected argument {unread[0]!r}; overrides read --config.key=value")
+    return config.to_dict()
+
+
+def _get_config(path: Path, variant: str) -> ConfigDict:
+    if not path.is_file() or path.suffix != ".py":
+        raise UserError(f"--config={path}: no such Python file")
+    spec = importlib.util.spec_from_file_location("filip_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config={path}: the file has no function get_config")
+    variants = getattr(module, "VARIANTS", ())
+    if variant and variant not in variants:
+        raise UserError(f"--config={path}:{variant}: no such variant; {', '.join(variants) or 'the file has none'}")
+    return module.get_config(variant) if variant else module.get_config()
+
+
+def _hint(error: Exception, config: ConfigDict) -> str:
+    """ml_collections' nearest match, or all keys where nothing is near."""
+    near = re.search(r'Did you mean "[^"]*" instead of "[^"]*"\?', str(error))
+    return near[0] if near else f"the keys are {', '.join(config)}, and those below them"
+
+
+def save_config(workdir: Path, config: Mapping[str, Any], *, started: bool) -> None:
+    """Writes config.json; a run that has started may only change what changes no result.
+
+    Args:
+        started: whether the run has a checkpoint.
+
+    Raises:
+        UserError: a key that changes the result differs from the run's; all such keys are listed.
+    """
+    file = workdir / FILE
+    config = json.loads(json.dumps(config))
+    if started:
+        changes = differences(_result_relevant(read_config(workdir)), _result_relevant(config))
+        if changes:
+            raise UserError(
+                f"{workdir} holds a run of another config ({'; '.join(changes)}): "
+                "give the old values or another --workdir"
+            )
+    write_atomically(file, json.dumps(config, indent=2) + "\n")
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The config that a run was started with.
+
+    Raises:
+        UserError: `workdir` holds no run.
+    """
+    file = workdir / FILE
+    if not file.is_file():
+        raise UserError(f"{workdir} holds no run: {file} is missing")
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+
+
+def differences(old: Any, new: Any, key: str = "") -> list[str]:
+    """Lines "key: old -> new" for every leaf that differs between two nested dicts."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        names = sorted(set(old) | set(new))
+        found = [differences(old.get(n, "absent"), new.get(n, "absent"), f"{key}.{n}".lstrip(".")) for n in names]
+        return [line for lines in found for line in lines]
+    return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
+
+
+def _result_relevant(config: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in config.items() if name not in FREE_SECTIONS}
+    return kept | {"data": {name: value for name, value in config["data"].items() if name not in FREE_DATA_KEYS}}

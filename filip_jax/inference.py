@@ -1,0 +1,190 @@
+"""Trained models as a user meets them: pictures and texts in, tokens out."""
+
+import copy
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jaxtyping import Bool, Float, UInt8
+
+from filip_jax.checkpoint import Checkpoints, abstract
+from filip_jax.config import read_config
+from filip_jax.data.preprocess import centre_view, decode
+from filip_jax.data.tokenizer import Tokenizer
+from filip_jax.errors import UserError
+from filip_jax.mesh import BATCH_AXES, replicated
+from filip_jax.models import Model, make_model
+
+TOKENIZER = "tokenizer.model"
+
+
+class Embedder:
+    """A dual encoder with parameters.
+
+    Args:
+        model: the functions.
+        tokenizer: of the run.
+        image_size: pixels of the square view that the image tower sees.
+        text_length: tokens of the text tower's context.
+        mesh: devices to split batches over; None runs on the default device.
+        batch_size: most images or texts that go through a tower at once.
+
+    Attributes:
+        pooling: "tokens" or "global".
+        parameters: nested dicts; set by `with_parameters`.
+        step: the training step of the parameters.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: Tokenizer,
+        *,
+        image_size: int,
+        text_length: int,
+        mesh: Mesh | None = None,
+        batch_size: int = 64,
+    ):
+        self.tokenizer, self.image_size, self.text_length = tokenizer, image_size, text_length
+        self.pooling, self.mesh = model.pooling, mesh
+        self.devices = mesh.size if mesh else 1
+        self.batch_size = -(-batch_size // self.devices) * self.devices
+        jit = partial(jax.jit, static_argnames="pooling", out_shardings=replicated(mesh) if mesh else None)
+        self._image, self._text = jit(model.encode_image), jit(model.encode_text)
+        self.parameters: dict[str, Any] = {}
+        self.step = 0
+
+    def with_parameters(self, parameters: dict[str, Any], step: int) -> "Embedder":
+        """The same functions, compiled once, with other parameters."""
+        other = copy.copy(self)
+        other.parameters, other.step = parameters, step
+        return other
+
+    @property
+    def logit_scale(self) -> float:
+        """The multiplier of the similarities."""
+        return float(np.exp(self.parameters["logit_scale"]))
+
+    def encode_image(
+        self, images: UInt8[np.ndarray, "n h w 3"] | Sequence[UInt8[np.ndarray, "_h _w 3"]], pooling: str | None = None
+    ) -> Float[np.ndarray, "n p d"]:
+        """L2-normalised image tokens, float32; each image is scaled and centre-cropped first.
+
+        Args:
+            images: uint8 RGB of any size, one array or a list.
+            pooling: "tokens" or "global" instead of the model's own.
+
+        Raises:
+            UserError: an image that is not uint8 [h, w, 3].
+        """
+        for index, image in enumerate(images):
+            if np.dtype(image.dtype) != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+                raise UserError(f"image {index} is {image.dtype} {list(image.shape)}; images are uint8 [h, w, 3]")
+        views = [centre_view(decode(np.asarray(image)), self.image_size) for image in images]
+        return self._run(self._image, np.stack(views), pooling)
+
+    def encode_text(
+        self, texts: Sequence[str], pooling: str | None = None
+    ) -> tuple[Float[np.ndarray, "n t d"], Bool[np.ndarray, "n t"]]:
+        """L2-normalised text tokens, float32, and the mask of those that take part.
+
+        A text longer than the context loses its end, with a warning that counts such texts.
+
+        Raises:
+            UserError: an empty text.
+        """
+        for index, text in enumerate(texts):
+            if not text.strip():
+                raise UserError(f"text {index} is empty")
+        ids, truncated = self.tokenizer.encode(texts, self.text_length)
+        if truncated.any():
+            said = f"{truncated.sum()} of {len(texts)} texts are longer than {self.text_length} tokens and lose their end"
+            warnings.warn(said, stacklevel=2)
+        return self._run(self._text, ids, pooling)
+
+    def _run(self, function, rows: np.ndarray, pooling: str | None):
+        """The function on pieces of at most `batch_size` rows, padded to few distinct sizes."""
+        pieces = []
+        for start in range(0, len(rows), self.batch_size):
+            piece = rows[start : start + self.batch_size]
+            size = self.devices
+            while size < len(piece):
+                size = min(2 * size, self.batch_size)
+            padded = np.concatenate([piece, np.repeat(piece[:1], size - len(piece), axis=0)])
+            pieces.append(jax.tree.map(lambda out, n=len(piece): np.asarray(out)[:n], self._call(function, padded, pooling)))
+        return jax.tree.map(lambda *outs: np.concatenate(outs), *pieces)
+
+    def _call(self, function, rows, pooling):
+        if self.mesh is None:
+            return function(self.parameters, rows, pooling=pooling)
+        with jax.set_mesh(self.mesh):
+            split = jax.device_put(rows, NamedSharding(self.mesh, PartitionSpec(BATCH_AXES)))
+            return function(self.parameters, split, pooling=pooling)
+
+
+class Run:
+    """A workdir of `filip train`, opened for reading.
+
+    Raises:
+        UserError: no run there, or its tokenizer is missing or not the one it was trained with.
+    """
+
+    def __init__(self, workdir: str | Path):
+        self.workdir = Path(workdir)
+        self.config = read_config(self.workdir)
+        self.tokenizer = read_tokenizer(self.workdir)
+        self.checkpoints = Checkpoints(self.workdir)
+        self.model = make_model(**self.config["model"])
+        data = self.config["data"]
+        self.embedder = Embedder(
+            self.model, self.tokenizer, image_size=data["image_size"], text_length=data["text_length"]
+        )
+
+    def load(self, step: int | None = None) -> Embedder:
+        """The model at a step, by default the newest; EMA parameters where the run has them.
+
+        Raises:
+            UserError: no such checkpoint, or one of another model or tokenizer.
+        """
+        steps = self.checkpoints.steps()
+        if not steps or (step is not None and step not in steps):
+            have = f"it has steps {', '.join(map(str, steps))}" if steps else "it has none"
+            raise UserError(f"{self.workdir} has no checkpoint{'' if step is None else f' of step {step}'}; {have}")
+        step = steps[-1] if step is None else step
+        check_tokenizer(self.tokenizer, self.checkpoints.meta(step), self.workdir)
+        shapes = jax.eval_shape(self.model.init, jax.random.key(0))
+        here = SingleDeviceSharding(jax.local_devices()[0])
+        target = abstract(shapes, jax.tree.map(lambda _: here, shapes))
+        part = "ema" if self.checkpoints.has(step, "ema") else "params"
+        return self.embedder.with_parameters(self.checkpoints.restore(step, {part: target})[part], step)
+
+
+def load_model(workdir: str | Path, step: int | None = None) -> Embedder:
+    """The model of a run at a step, by default the newest, ready to embed pictures and texts.
+
+    Raises:
+        UserError: `workdir` holds no run, no checkpoint of this step, or one of another model.
+    """
+    return Run(workdir).load(step)
+
+
+def read_tokenizer(workdir: Path) -> Tokenizer:
+    """The run's own tokenizer."""
+    file = workdir / TOKENIZER
+    if not file.is_file():
+        raise UserError(f"{workdir} has no tokenizer: {file} is missing")
+    return Tokenizer(file.read_bytes())
+
+
+def check_tokenizer(tokenizer: Tokenizer, meta: dict[str, Any], workdir: Path) -> None:
+    """Raises a UserError unless the checkpoint was trained with this tokenizer."""
+    if tokenizer.sha256 != meta["tokenizer_sha256"]:
+        raise UserError(
+            f"{workdir / TOKENIZER} is not the tokenizer of this checkpoint: sha256 {tokenizer.sha256[:12]}… "
+            f"instead of {meta['tokenizer_sha256'][:12]}…"
+        )

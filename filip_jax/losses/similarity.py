@@ -1,0 +1,38 @@
+"""Token-wise late interaction: how alike an image and a text are, by their tokens.
+
+Letters of every shape in this package: i images, j texts, b pairs of a batch, p image tokens,
+t text tokens, d embedding dimension.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float
+
+Array = jax.Array | np.ndarray
+
+
+def token_similarity(
+    image_tokens: Float[Array, "i p d"], text_tokens: Float[Array, "j t d"], text_mask: Bool[Array, "j t"]
+) -> tuple[Float[jax.Array, "i j"], Float[jax.Array, "i j"]]:
+    """The plain definition of FILIP's two similarities (section 3.1, equations 3 to 5).
+
+    s_I[i, j] is the mean over the tokens of image i of their best match among the tokens of text j;
+    s_T[i, j] is the mean over the tokens of text j of their best match among the tokens of image i.
+
+    Args:
+        image_tokens: L2-normalised by the caller.
+        text_tokens: L2-normalised by the caller.
+        text_mask: True for the tokens that take part. A text without any has similarity 0 both
+            ways and no gradient.
+
+    Returns:
+        (image_to_text, text_to_image): s_I and s_T in float32, both indexed image, text.
+    """
+    s = jnp.einsum("ipd,jtd->ijpt", image_tokens, text_tokens, preferred_element_type=jnp.float32)
+    best_text = jnp.max(s, axis=3, where=text_mask[None, :, None, :], initial=-jnp.inf)
+    best_image = jnp.max(s, axis=2)
+    length = text_mask.sum(axis=1)
+    image_to_text = jnp.where(length > 0, best_text.mean(axis=2), 0.0)
+    text_to_image = jnp.where(text_mask, best_image, 0.0).sum(axis=2) / jnp.maximum(length, 1)
+    return image_to_text, text_to_image

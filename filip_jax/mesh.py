@@ -1,0 +1,127 @@
+"""The device mesh: `replica` x `data`, the batch over both, parameters sharded over `data`."""
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from filip_jax import paths
+from filip_jax.errors import UserError
+
+BATCH_AXES = ("replica", "data")
+MIN_SHARDED_SIZE = 2**14  # elements; below it a parameter costs more to gather than to keep whole
+
+
+def join_processes() -> None:
+    """Makes this process one of several that train together.
+
+    The cluster (Slurm, Kubernetes, TPU, Open MPI) tells who and how many they are; without one,
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do.
+
+    Raises:
+        UserError: neither does.
+    """
+    count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
+    try:
+        if count is None or index is None:
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(num_processes=int(count), process_id=int(index))
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--distributed: {error}; outside of Slurm, Kubernetes, TPU and Open MPI set "
+            "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+        ) from error
+
+
+def make_mesh(replica: int = 1, data: int = -1) -> Mesh:
+    """All devices as replica x data; one of the two may be -1, which takes what is left.
+
+    Raises:
+        UserError: the sizes do not multiply to the number of devices.
+    """
+    count = jax.device_count()
+    sizes = {"replica": replica, "data": data}
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size < 1 for axis, size in sizes.items() if axis not in free):
+        raise UserError(f"mesh: replica={replica}, data={data}: sizes must be positive, at most one may be -1")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if free:
+        sizes[free[0]] = count // fixed
+    if math.prod(sizes.values()) != count:
+        raise UserError(f"mesh: replica={replica} x data={data} does not fit {count} devices")
+    return jax.make_mesh(tuple(sizes.values()), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Raises a UserError unless the global batch splits evenly over the devices and processes."""
+    if batch_size < 1 or batch_size % mesh.size:
+        below = batch_size // mesh.size * mesh.size
+        legal = " or ".join(str(n) for n in (below, below + mesh.size) if n > 0)
+        raise UserError(
+            f"batch_size={batch_size} is not divisible by the {mesh.size} devices of the mesh "
+            f"{dict(mesh.shape)}; nearest: {legal}"
+        )
+
+
+def parameter_spec(path: str, shape: tuple[int, ...], data_size: int) -> PartitionSpec:
+    """The one shape rule: split the largest dimension that `data_size` divides, of big arrays only.
+
+    The layer axis of stacked blocks is never split: a scan over it would gather all layers at once.
+    """
+    dimensions = range(1 if paths.is_stacked(path) else 0, len(shape))
+    divisible = [axis for axis in dimensions if shape[axis] % data_size == 0]
+    if data_size == 1 or not divisible or math.prod(shape) < MIN_SHARDED_SIZE:
+        return PartitionSpec()
+    largest = max(divisible, key=lambda axis: shape[axis])
+    return PartitionSpec(*["data" if axis == largest else None for axis in range(largest + 1)])
+
+
+def parameter_shardings(mesh: Mesh, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The sharding of every leaf of nested dicts of arrays or shapes."""
+    return paths.unflatten({
+        path: NamedSharding(mesh, parameter_spec(path, leaf.shape, mesh.shape["data"]))
+        for path, leaf in paths.flatten(parameters).items()
+    })
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def global_batch(mesh: Mesh, local: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's rows of a batch as its part of global arrays split over all devices."""
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in local.items()}
+
+
+def constrain_batch(x: jax.Array) -> jax.Array:
+    """Keeps the first axis split over the mesh in context, so that XLA gathers weights, not activations."""
+    axes = context_batch_axes()
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
+
+
+def context_batch_axes() -> tuple[str, ...]:
+    """Those of the axes `replica`, `data` that the mesh in context has; none without a mesh.
+
+    Raises:
+        ValueError: the context is a shard_map or has Explicit axes, where a call on global arrays
+            has no meaning.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if AxisType.Manual in mesh.axis_types:
+        raise ValueError("filip_jax works on global arrays: call it outside of shard_map")
+    if AxisType.Explicit in mesh.axis_types:
+        raise ValueError("filip_jax needs a mesh of Auto axes: jax.make_mesh(..., axis_types=(AxisType.Auto,) * n)")
+    return tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)

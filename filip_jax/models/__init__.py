@@ -1,0 +1,60 @@
+"""The networks. Flax stays in this package: outside of it a model is pure functions of nested dicts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+
+from filip_jax.errors import UserError
+from filip_jax.models.dual_encoder import DualEncoder
+from filip_jax.paths import flatten
+from filip_jax.sections import call
+
+__all__ = ["Model", "make_model"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A dual encoder as pure functions.
+
+    Attributes:
+        init: key -> parameters, nested dicts of float32 arrays.
+        encode_image: (parameters, images uint8 [b, h, w, 3], pooling=None) -> tokens [b, p, d].
+        encode_text: (parameters, ids [b, t], pooling=None) -> (tokens [b, k, d], mask [b, k]).
+        pooling: "tokens" or "global": what the encoders give when asked for no other.
+    """
+
+    init: Callable[..., dict[str, Any]]
+    encode_image: Callable[..., jax.Array]
+    encode_text: Callable[..., tuple[jax.Array, jax.Array]]
+    pooling: str
+
+
+def make_model(**config) -> Model:
+    """The functions of a `DualEncoder` built with this `model` section; allocates nothing.
+
+    Raises:
+        UserError: a section with a missing, unknown or impossible key.
+    """
+
+    for path, value in flatten(config).items():
+        if type(value) is int and value < 1:
+            raise UserError(f"model.{path.replace('/', '.')}={value} must be at least 1")
+
+    def build(key):
+        return call(DualEncoder, config, "model", rngs=nnx.Rngs(key))
+
+    graphdef = nnx.graphdef(nnx.eval_shape(build, jax.random.key(0)))
+
+    def init(key):
+        return nnx.to_pure_dict(nnx.state(build(key)))
+
+    def encode_image(parameters, images, pooling=None):
+        return nnx.merge(graphdef, parameters).encode_image(images, pooling)
+
+    def encode_text(parameters, ids, pooling=None):
+        return nnx.merge(graphdef, parameters).encode_text(ids, pooling)
+
+    return Model(init, encode_image, encode_text, config["pooling"])

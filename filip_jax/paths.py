@@ -1,0 +1,76 @@
+"""Parameters by path: the nested dicts of the model seen as {"image/blocks/attention/qkv/kernel": leaf}.
+
+Every rule that speaks of parameters (decay, learning rate, freezing, sharding, golden texts,
+checkpoint diffs) speaks of these paths.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from filip_jax.errors import UserError
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts by their path, in sorted order."""
+    leaves = {}
+    for key in sorted(tree):
+        path = f"{prefix}/{key}" if prefix else key
+        value = tree[key]
+        leaves |= flatten(value, path) if isinstance(value, Mapping) else {path: value}
+    return leaves
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested dicts again; the inverse of `flatten` but for empty dicts."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def is_stacked(path: str) -> bool:
+    """Whether the leaf holds the same parameter of every layer, stacked on its first axis."""
+    return "/blocks/" in path
+
+
+def match_rules(
+    rules: Sequence[tuple[str, float]], paths: Sequence[str], key: str
+) -> dict[str, float]:
+    """The value of the first rule whose regular expression matches the whole path, for each path.
+
+    Args:
+        rules: (regular expression, value), tried in order.
+        paths: parameter paths.
+        key: the config key that holds the rules, for the messages.
+
+    Raises:
+        UserError: a parameter that no rule covers, or a rule that no parameter meets.
+    """
+    for rule in rules:
+        if not (isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str) and rule[1] >= 0):
+            raise UserError(f"{key}: {rule!r} is not a pair (regular expression, number of at least 0)")
+    values: dict[str, float] = {}
+    met = [False] * len(rules)
+    for path in paths:
+        for index, (pattern, value) in enumerate(rules):
+            if _fullmatch(pattern, path, key):
+                met[index] = True
+                values.setdefault(path, value)
+        if path not in values:
+            raise UserError(f"{key}: no rule covers the parameter {path}; end the rules with ('.*', value)")
+    for (pattern, _), was_met in zip(rules, met):
+        if not was_met:
+            raise UserError(f"{key}: the rule {pattern!r} matches no parameter; parameters: {', '.join(paths)}")
+    return values
+
+
+def _fullmatch(pattern: str, path: str, key: str) -> bool:
+    try:
+        return re.fullmatch(pattern, path) is not None
+    except re.error as error:
+        raise UserError(f"{key}: {pattern!r} is not a regular expression: {error}") from error

@@ -1,0 +1,40 @@
+"""A config section is the keyword arguments of one function: its signature is the schema."""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from filip_jax.errors import UserError
+
+T = TypeVar("T")
+
+
+def check(function: Callable[..., Any], section: Mapping[str, Any], key: str, given: Iterable[str] = ()) -> None:
+    """Raises a UserError if the section lacks a parameter of the function or has one too many.
+
+    Args:
+        key: where the section stands in the config, for the message.
+        given: the parameters that the code passes beside the section.
+    """
+    # A Flax module's metaclass hides the constructor's signature, so classes are asked for it directly.
+    signature = inspect.signature(function.__init__ if inspect.isclass(function) else function)
+    instance = [None] if inspect.isclass(function) else []
+    given = set(given)
+    try:
+        signature.bind(*instance, **dict.fromkeys(given), **section)
+    except TypeError as error:
+        legal = ", ".join(name for name in signature.parameters if name not in given | {"self"})
+        raise UserError(f"config section {key}: {error}; its keys are {legal}") from error
+
+
+def call(function: Callable[..., T], section: Mapping[str, Any], key: str, **given: Any) -> T:
+    """`function(**given, **section)`, the section checked as by `check`."""
+    check(function, section, key, given)
+    return function(**given, **section)
+
+
+def choose(table: Mapping[str, T], name: str, key: str) -> T:
+    """The entry of a table of choices, or a UserError that lists them."""
+    if name not in table:
+        raise UserError(f"{key}={name!r} is not one of {', '.join(table)}")
+    return table[name]

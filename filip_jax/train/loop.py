@@ -1,0 +1,169 @@
+"""The one trainer.
+
+Its order is a contract: evaluate if due -> take a batch -> step -> log -> save if due. A step's
+metrics are written before its checkpoint, its evaluations after it; so a run killed anywhere goes
+on from the newest checkpoint with every step logged once and no evaluation missed.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from filip_jax import __version__
+from filip_jax.checkpoint import CheckpointWriter, abstract
+from filip_jax.config import save_config
+from filip_jax.data.pipeline import batches
+from filip_jax.data.sources import Source, make_source
+from filip_jax.data.tokenizer import Tokenizer, train_tokenizer
+from filip_jax.errors import UserError
+from filip_jax.evals.run import is_recorded, open_evals, record_step, run_evals, table
+from filip_jax.files import write_atomically
+from filip_jax.inference import TOKENIZER, Embedder, check_tokenizer, read_tokenizer
+from filip_jax.mesh import barrier, global_batch, replicated
+from filip_jax.sections import call
+from filip_jax.train.metrics import MetricWriter, StepLog, say
+from filip_jax.train.setup import Setup, make_setup
+from filip_jax.train.step import State
+
+
+def train(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Trains the run of `workdir` to its last step, from its newest checkpoint if it has one.
+
+    Raises:
+        UserError: a config, data or checkpoint that can not be, or a loss that is not finite.
+    """
+    setup = call(make_setup, config, "(top level)")
+    source = make_source(**setup.source)
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = call(CheckpointWriter, setup.checkpoint, "checkpoint", workdir=workdir)
+    started = bool(checkpoints.steps())
+    if jax.process_index() == 0:
+        save_config(workdir, config, started=started)
+    tokenizer = _prepare_tokenizer(workdir, setup, source, started=started)
+    Trainer(workdir, setup, source, tokenizer, checkpoints).run()
+    say(f"done: {workdir} holds config.json, metrics.jsonl, tensorboard/, checkpoints/, evals.json and pictures/")
+
+
+class Trainer:
+    """A run in progress: its state, its step and what watches them."""
+
+    def __init__(
+        self, workdir: Path, setup: Setup, source: Source, tokenizer: Tokenizer, checkpoints: CheckpointWriter
+    ):
+        self.workdir, self.setup, self.checkpoints = workdir, setup, checkpoints
+        self.evals = open_evals(setup.evals) if setup.eval_every_steps else []
+        self.meta = {"tokenizer_sha256": tokenizer.sha256, "filip_jax_version": __version__}
+        image_size, text_length = setup.data["image_size"], setup.data["text_length"]
+        self.embedder = Embedder(
+            setup.model, tokenizer, image_size=image_size, text_length=text_length, mesh=setup.mesh
+        )
+        self.state, self.step = self._start(tokenizer)
+        self.rows = call(
+            batches, setup.data, "data", source=source, tokenizer=tokenizer, batch_size=setup.batch_size,
+            seed=setup.seed, start=self.step * setup.batch_size,
+            process_index=jax.process_index(), process_count=jax.process_count(),
+        )  # fmt: skip
+        self.writer = MetricWriter(workdir, step=self.step, evaluated=is_recorded(workdir, self.step))
+        self.log = StepLog(
+            self.writer, batch_size=setup.batch_size, total_steps=setup.total_steps,
+            every_steps=setup.log_every_steps, step=self.step,
+        )  # fmt: skip
+
+    def _start(self, tokenizer: Tokenizer) -> tuple[State, int]:
+        """The newest checkpoint on this mesh, or a fresh state that is born sharded."""
+        setup, steps = self.setup, self.checkpoints.steps()
+        if steps:
+            say(f"{self.workdir}: resuming at step {steps[-1]} of {setup.total_steps}")
+            check_tokenizer(tokenizer, self.checkpoints.meta(steps[-1]), self.workdir)
+            return self.checkpoints.restore(steps[-1], abstract(setup.shapes, setup.shardings)), steps[-1]
+        say(f"{self.workdir}: starting on {jax.device_count()} {jax.devices()[0].device_kind} devices")
+        with jax.set_mesh(setup.mesh):
+            return jax.jit(setup.init, out_shardings=setup.shardings)(jax.random.key(setup.seed)), 0
+
+    def run(self) -> None:
+        """The loop, in the order that the module promises."""
+        train_step = None
+        while True:
+            if self._evaluation_is_due():
+                self._evaluate()
+            if self.step == self.setup.total_steps:
+                break
+            batch, waited, truncated = self._next_batch()
+            train_step = train_step or self._compile(batch)
+            self.state, metrics = train_step(self.state, batch)
+            self.step += 1
+            self.log.push(self.step, metrics, waited, truncated)
+            if self.step % self.checkpoints.every_steps == 0 or self.step == self.setup.total_steps:
+                self._save()
+        self.checkpoints.close()
+        self.writer.close()
+
+    def _next_batch(self) -> tuple[dict[str, jax.Array], float, int]:
+        """The next global batch, the seconds it was waited for, and how many of its texts were cut here."""
+        started = time.perf_counter()
+        rows = next(self.rows)
+        waited = time.perf_counter() - started
+        batch = global_batch(self.setup.mesh, {"image": rows["image"], "ids": rows["ids"]})
+        return batch, waited, int(rows["truncated"].sum())
+
+    def _compile(self, batch: dict[str, jax.Array]):
+        setup, started = self.setup, time.perf_counter()
+        say("compiling the training step ...")
+        outputs = (setup.shardings, replicated(setup.mesh))
+        with jax.set_mesh(setup.mesh):
+            lowered = jax.jit(setup.train_step, donate_argnums=0, out_shardings=outputs).lower(self.state, batch)
+            compiled = lowered.compile()
+        say(f"compiled in {time.perf_counter() - started:.1f} s")
+        self.log.restart_clock(self.step)
+        return compiled
+
+    def _save(self) -> None:
+        self.log.flush()
+        self.checkpoints.save(self.step, self.state, self.meta | {"samples_seen": self.step * self.setup.batch_size})
+        self.log.restart_clock(self.step)
+
+    def _evaluation_is_due(self) -> bool:
+        every, last = self.setup.eval_every_steps, self.step == self.setup.total_steps
+        due = every and self.step and (self.step % every == 0 or last)
+        return bool(due) and not is_recorded(self.workdir, self.step)
+
+    def _evaluate(self) -> None:
+        self.log.flush()
+        say(f"step {self.step}: evaluating {', '.join(each.name for each in self.evals)} ...")
+        parameters = self.state.get("ema", self.state["params"])
+        metrics = run_evals(self.embedder.with_parameters(parameters, self.step), self.evals, self.workdir)
+        self.writer.write(self.step, metrics)
+        if jax.process_index() == 0:
+            record_step(self.workdir, self.step, metrics)
+        barrier("evaluation")
+        say(table({f"step {self.step}": metrics}))
+        self.log.restart_clock(self.step)
+
+
+def _prepare_tokenizer(workdir: Path, setup: Setup, source: Source, *, started: bool) -> Tokenizer:
+    """The tokenizer the run started with, else that of tokenizer.path, else one trained on captions.
+
+    Raises:
+        UserError: no such file, or more ids than the model's vocabulary.
+    """
+    if jax.process_index() == 0 and not started:
+        write_atomically(workdir / TOKENIZER, call(_make_tokenizer, setup.tokenizer, "tokenizer", source=source))
+    barrier("tokenizer")
+    tokenizer = read_tokenizer(workdir)
+    rows = setup.shapes["params"]["text"]["token_embedding"].shape[0]
+    if tokenizer.vocab_size > rows:
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids, but model.text.vocab_size={rows}")
+    return tokenizer
+
+
+def _make_tokenizer(*, source: Source, path: str, vocab_size: int, captions: int) -> bytes:
+    if path:
+        if not Path(path).is_file():
+            raise UserError(f"tokenizer.path={path!r}: no such file")
+        return Path(path).read_bytes()
+    count = min(captions, len(source))
+    say(f"training a tokenizer of at most {vocab_size} pieces on {count} captions")
+    return train_tokenizer((source[index].caption for index in range(count)), vocab_size)

@@ -1,0 +1,118 @@
+"""What a training config describes, built abstractly: no file is written, no array allocated."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from filip_jax.data.pipeline import batches
+from filip_jax.errors import UserError
+from filip_jax.mesh import check_batch_size, make_mesh
+from filip_jax.models import Model, make_model
+from filip_jax.sections import call, check, choose
+from filip_jax.train.optimizer import Optimizer, make_optimizer
+from filip_jax.train.step import LOSSES, State, make_init, make_train_step, state_shardings
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The parts of a run.
+
+    Attributes:
+        init: key -> state.
+        train_step: (state, batch) -> (state, metrics).
+        shapes, shardings: of the state.
+    """
+
+    mesh: Mesh
+    model: Model
+    optimizer: Optimizer
+    init: Callable[[jax.Array], State]
+    train_step: Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]
+    shapes: State
+    shardings: State
+    seed: int
+    batch_size: int
+    total_steps: int
+    source: Mapping[str, Any]
+    data: Mapping[str, Any]
+    tokenizer: Mapping[str, Any]
+    checkpoint: Mapping[str, Any]
+    log_every_steps: int
+    eval_every_steps: int
+    evals: Mapping[str, Any]
+
+
+def make_setup(
+    *,
+    seed: int,
+    batch_size: int,
+    total_steps: int,
+    mesh: Mapping[str, Any],
+    source: Mapping[str, Any],
+    data: Mapping[str, Any],
+    tokenizer: Mapping[str, Any],
+    model: Mapping[str, Any],
+    loss: Mapping[str, Any],
+    optimizer: Mapping[str, Any],
+    ema_decay: float,
+    checkpoint: Mapping[str, Any],
+    log_every_steps: int,
+    eval_every_steps: int,
+    evals: Mapping[str, Any],
+) -> Setup:
+    """The setup of a config: these are its legal keys.
+
+    Args:
+        batch_size: pairs of one step, over all devices of all processes.
+        total_steps: steps of the whole run; the schedule ends there.
+        ema_decay: of the moving average of the parameters that evaluations use; 0 keeps none.
+        log_every_steps, eval_every_steps: periods; 0 never evaluates.
+
+    Raises:
+        UserError: anything in the config that can not be, named by its key.
+    """
+    devices = call(make_mesh, mesh, "mesh")
+    check_batch_size(batch_size, devices)
+    if total_steps < 1 or log_every_steps < 1 or eval_every_steps < 0 or not 0 <= ema_decay < 1:
+        raise UserError(
+            f"total_steps={total_steps} and log_every_steps={log_every_steps} must be at least 1, "
+            f"eval_every_steps={eval_every_steps} at least 0, ema_decay={ema_decay} in [0, 1)"
+        )
+    given = ("source", "tokenizer", "batch_size", "seed", "start", "process_index", "process_count")
+    check(batches, data, "data", given)
+    network = make_model(**model)
+    sizes = {"image_size": model["image"]["image_size"], "text_length": model["text"]["length"]}
+    for key, size in sizes.items():
+        if data[key] != size:
+            raise UserError(f"data.{key}={data[key]}, but the model is built for {size}")
+    objective = call(_objective, loss, "loss")
+    parameters = jax.eval_shape(network.init, jax.random.key(seed))
+    moves = call(make_optimizer, optimizer, "optimizer", parameters=parameters)
+    init = make_init(network, moves, ema_decay)
+    shapes = jax.eval_shape(init, jax.random.key(seed))
+    return Setup(
+        mesh=devices,
+        model=network,
+        optimizer=moves,
+        init=init,
+        train_step=make_train_step(network, objective, moves, ema_decay),
+        shapes=shapes,
+        shardings=state_shardings(devices, shapes, moves),
+        seed=seed,
+        batch_size=batch_size,
+        total_steps=total_steps,
+        source=source,
+        data=data,
+        tokenizer=tokenizer,
+        checkpoint=checkpoint,
+        log_every_steps=log_every_steps,
+        eval_every_steps=eval_every_steps,
+        evals=evals,
+    )
+
+
+def _objective(*, name: str) -> Callable[..., jax.Array]:
+    return choose(LOSSES, name, "loss.name")

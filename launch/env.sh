@@ -1,0 +1,38 @@
+# Sourced by the scripts beside it: finds a Python, makes the virtual environment, installs filip_jax.
+#
+#   PYTHON   the interpreter to use   (default: the newest of 3.13, 3.12, 3.11 that runs)
+#   VENV     the virtual environment  (default: .venv in this repository)
+#
+# install EXTRAS: makes sure that "$VENV" holds filip_jax[EXTRAS]; does nothing where it already does.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=${VENV:-$root/.venv}
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3}; do
+        # A name on PATH is no proof: pyenv's shims are there for versions that do not run.
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "filip_jax needs Python 3.11, 3.12 or 3.13; none of these runs: ${PYTHON:-python3.13 python3.12 python3.11 python3}" >&2
+    return 1
+}
+
+install() {
+    local extras=$1 python stamp
+    stamp="$VENV/.filip_jax-$extras-$(cat "$root/setup.cfg" "$root/pyproject.toml" | cksum | cut -d' ' -f1)"
+    if [ -e "$stamp" ] && "$VENV/bin/python" -c '' 2>/dev/null; then
+        echo "filip_jax[$extras] is installed: $("$VENV/bin/python" --version) in $VENV"
+        return
+    fi
+    if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
+        python=$(find_python) || return 1
+        "$python" -m venv "$VENV" || { echo "$python could not make a virtual environment at $VENV" >&2; return 1; }
+    fi
+    echo "installing filip_jax[$extras] with $("$VENV/bin/python" --version) into $VENV (about a minute) ..."
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root[$extras]" || return 1
+    touch "$stamp"
+}

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# The tests: makes .venv if needed, installs, runs pytest; run it from anywhere. Arguments go to pytest.
+#
+#   bash launch/test.sh                      all
+#   bash launch/test.sh -m smoke             one short path through everything
+#   bash launch/test.sh tests/test_losses.py
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+
+install demo,test
+cd "$root"
+exec "$VENV/bin/python" -m pytest "$@"

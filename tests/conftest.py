@@ -1,0 +1,79 @@
+"""Eight CPU devices in every test process, and the small things that several test files share."""
+
+import os
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import copy  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
+from jax.sharding import AxisType, Mesh  # noqa: E402
+
+from filip_jax.config import load_config  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+MESHES = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 4), (8, 1)]
+
+jax.config.update("jax_default_matmul_precision", "highest")
+settings.register_profile("ours", deadline=None, max_examples=25, derandomize=True)
+settings.load_profile("ours")
+
+
+def make_devices_mesh(replica: int, data: int) -> Mesh:
+    """replica x data of the first devices; filip_jax's own make_mesh takes all of them."""
+    devices = np.array(jax.devices()[: replica * data]).reshape(replica, data)
+    return Mesh(devices, ("replica", "data"), axis_types=(AxisType.Auto,) * 2)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Vectors of length 1."""
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def small(config: dict, **changes) -> dict:
+    """A shipped config with towers of one narrow layer and what `changes` says, by dotted key."""
+    config = copy.deepcopy(config)
+    shrunk = {
+        "batch_size": 16,
+        "model.embed_dim": 16,
+        "model.dtype": "float32",
+        **{f"model.{tower}.{key}": value for tower in ("image", "text") for key, value in (("width", 32), ("depth", 2), ("heads", 2))},
+        **changes,
+    }
+    for key, value in shrunk.items():
+        *sections, name = key.split(".")
+        section = config
+        for part in sections:
+            section = section[part]
+        section[name] = value
+    return config
+
+
+@pytest.fixture(scope="session")
+def demo_config() -> dict:
+    """configs/demo.py:quick as it is shipped."""
+    return load_config(str(ROOT / "configs/demo.py:quick"))
+
+
+@pytest.fixture(scope="session")
+def small_demo(demo_config) -> dict:
+    """configs/demo.py:quick with small towers, few steps and small evaluations."""
+    evals = copy.deepcopy(demo_config["evals"])
+    evals["val"] |= {"examples": 32, "source": evals["val"]["source"] | {"scenes": 32}}
+    evals["pointing"] |= {"examples": 16, "source": evals["val"]["source"]}
+    evals["alignment"] |= {"examples": 2, "source": evals["val"]["source"]}
+    for name, each in evals.items():
+        if "neighbours" in each:
+            each["neighbours"] = each["neighbours"] | {"examples": 50}
+    return small(
+        demo_config,
+        **{
+            "total_steps": 12, "optimizer.total_steps": 12, "optimizer.warmup_steps": 2, "log_every_steps": 1,
+            "checkpoint.every_steps": 4, "eval_every_steps": 0, "evals": evals, "tokenizer.captions": 500,
+        },
+    )  # fmt: skip

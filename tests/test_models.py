@@ -1,0 +1,158 @@
+"""The towers: which tokens take part, what sees what, and that scan and remat change nothing."""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from filip_jax import paths
+from filip_jax.errors import UserError
+from filip_jax.losses import filip_loss
+from filip_jax.models import make_model
+from filip_jax.models.dual_encoder import DualEncoder
+from filip_jax.models.image_encoder import patches
+
+CONFIG = dict(
+    embed_dim=8, pooling="tokens", dtype="float32", class_token=True, cls_in_similarity=False, bos_in_similarity=True,
+    eos_in_similarity=True, logit_scale_init=1 / 0.07, activation="quick_gelu", scan=True, remat=False,
+    image=dict(image_size=12, patch_size=4, width=16, depth=2, heads=2),
+    text=dict(vocab_size=30, length=6, width=16, depth=2, heads=2),
+)  # fmt: skip
+IDS = jnp.array([[2, 7, 8, 9, 10, 3], [2, 5, 3, 0, 0, 0], [2, 3, 0, 0, 0, 0]])
+IMAGES = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3), dtype=np.uint8))
+
+
+def config(**changes):
+    changed = copy.deepcopy(CONFIG)
+    for key, value in changes.items():
+        section, _, name = key.rpartition("__")
+        (changed[section] if section else changed)[name] = value
+    return changed
+
+
+def built(**changes):
+    model = make_model(**config(**changes))
+    return model, model.init(jax.random.key(0))
+
+
+def test_tokens_are_unit_vectors_in_float32_also_when_computed_in_bfloat16():
+    for dtype in ("float32", "bfloat16"):
+        model, parameters = built(dtype=dtype)
+        images = model.encode_image(parameters, IMAGES)
+        texts, mask = model.encode_text(parameters, IDS)
+        assert images.shape == (3, 9, 8) and texts.shape == (3, 6, 8)
+        assert images.dtype == texts.dtype == jnp.float32
+        assert np.allclose(jnp.linalg.norm(images, axis=-1), 1, atol=1e-5)
+        assert mask.tolist() == (IDS > 0).tolist()
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(parameters))
+
+
+@pytest.mark.parametrize("bos", [True, False])
+@pytest.mark.parametrize("eos", [True, False])
+def test_the_text_mask_follows_its_switches_and_never_holds_pads(bos, eos):
+    model, parameters = built(bos_in_similarity=bos, eos_in_similarity=eos)
+    expected = [[bos, 1, 1, 1, 1, eos], [bos, 1, eos, 0, 0, 0], [bos, eos, 0, 0, 0, 0]]
+    assert model.encode_text(parameters, IDS)[1].astype(int).tolist() == np.array(expected, int).tolist()
+
+
+@pytest.mark.parametrize("cls, bos, eos", [(False, True, True), (True, False, True), (False, False, False)])
+def test_no_gradient_passes_through_an_excluded_token(cls, bos, eos):
+    """The loss's gradient with respect to the towers' outputs, at every excluded position."""
+    module = DualEncoder(
+        **config(cls_in_similarity=cls, bos_in_similarity=bos, eos_in_similarity=eos), rngs=nnx.Rngs(0)
+    )
+
+    def loss(image_features, text_features):
+        tokens, mask = module.project_text(text_features, IDS, "tokens")
+        return filip_loss(module.project_image(image_features, "tokens"), tokens, mask, 14.0)
+
+    d_image, d_text = jax.grad(loss, argnums=(0, 1))(module.image(IMAGES), module.text(IDS))
+    assert bool(np.asarray(d_image)[:, 0].any()) == cls and np.asarray(d_image)[:, 1:].any()
+    mask = np.asarray(module.project_text(module.text(IDS), IDS, "tokens")[1])
+    assert not np.asarray(d_text)[~mask].any()
+    assert np.asarray(d_text)[mask].any()
+
+
+def test_pads_and_later_tokens_reach_nothing():
+    """The text tower is causal: exactly zero gradient from a token's output to every later input."""
+    model, parameters = built()
+
+    def token(parameters, ids):
+        return model.encode_text(parameters, ids)[0][0, 2].sum()
+
+    table = jax.grad(token)(parameters, IDS)["text"]["token_embedding"]
+    seen = set(np.flatnonzero(np.asarray(table).any(axis=1)).tolist())
+    assert seen == {2, 7, 8}
+
+    def loss(parameters):
+        return filip_loss(model.encode_image(parameters, IMAGES), *model.encode_text(parameters, IDS), 14.0)
+
+    gradient = jax.grad(loss)(parameters)
+    assert not np.asarray(gradient["text"]["token_embedding"])[0].any()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+def test_global_pooling_is_the_class_token_and_the_eos_token():
+    model, parameters = built(pooling="global")
+    images, (texts, mask) = model.encode_image(parameters, IMAGES), model.encode_text(parameters, IDS)
+    assert images.shape == texts.shape == (3, 1, 8) and mask.shape == (3, 1) and mask.all()
+    dense, _ = model.encode_text(parameters, IDS, pooling="tokens")
+    assert np.allclose(texts[:, 0], dense[np.arange(3), [5, 2, 1]], atol=1e-6)
+    with_cls, _ = built(cls_in_similarity=True)
+    assert np.allclose(images[:, 0], with_cls.encode_image(parameters, IMAGES)[:, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [dict(scan=False), dict(remat=True), dict(scan=False, remat=True)])
+def test_scan_and_remat_change_neither_parameters_nor_results(changes):
+    def outcome(**changes):
+        model, parameters = built(**changes)
+
+        def loss(parameters):
+            return filip_loss(model.encode_image(parameters, IMAGES), *model.encode_text(parameters, IDS), 14.0)
+
+        return parameters, jax.value_and_grad(loss)(parameters)
+
+    parameters, (loss, gradient) = outcome()
+    same_parameters, (same_loss, same_gradient) = outcome(**changes)
+    assert jax.tree.all(jax.tree.map(np.array_equal, parameters, same_parameters))
+    assert float(loss) == pytest.approx(float(same_loss), rel=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), gradient, same_gradient)
+
+
+def test_patches_are_cut_row_by_row():
+    image = jnp.arange(4 * 6 * 3, dtype=jnp.float32).reshape(1, 4, 6, 3)
+    cut = patches(image, 2)
+    assert cut.shape == (1, 6, 12)
+    assert np.array_equal(cut[0, 1], image[0, :2, 2:4].reshape(-1))
+    assert np.array_equal(cut[0, 3], image[0, 2:, :2].reshape(-1))
+
+
+def test_layers_are_stacked_and_initialised_apart():
+    _, parameters = built()
+    for path, leaf in paths.flatten(parameters).items():
+        if paths.is_stacked(path):
+            assert leaf.shape[0] == 2
+            if path.endswith("kernel"):
+                assert not np.array_equal(leaf[0], leaf[1])
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(pooling="mean"), "model.pooling='mean' is not one of tokens, global"),
+        (dict(dtype="float16"), "model.dtype='float16' is not one of"),
+        (dict(activation="relu"), "model.activation='relu' is not one of gelu, quick_gelu"),
+        (dict(class_token=False, pooling="global"), "class_token"),
+        (dict(image__patch_size=5), "patch_size=5 does not divide image_size=12"),
+        (dict(image__heads=3), "width=16 does not split into heads=3"),
+        (dict(embed_dim=0), "model.embed_dim=0 must be at least 1"),
+        (dict(embed_dmi=3), "config section model: got an unexpected keyword argument 'embed_dmi'"),
+        (dict(text__widht=3), "config section model.text: .*widht.*; its keys are vocab_size, length, width"),
+    ],
+)
+def test_a_model_that_can_not_be_is_refused_by_its_key(changes, message):
+    with pytest.raises(UserError, match=message):
+        make_model(**config(**changes))
