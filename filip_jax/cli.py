@@ -44,11 +44,13 @@ patch in the colour of the word it matches best. Below: for each word, its match
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0, or 2 for a mistake, which is said in one line."""
     arguments, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else list(argv))
-    warnings.showwarning = _show_warning
     try:
         if arguments.command != "train" and not (arguments.command == "eval" and arguments.config) and rest:
             raise UserError(f"unknown argument {rest[0]!r}; see filip {arguments.command} --help")
-        arguments.run(arguments, rest)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = _show_warning
+            arguments.run(arguments, rest)
         return 0
     except UserError as error:
         print(f"filip: error: {error}", file=sys.stderr)

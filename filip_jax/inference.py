@@ -10,13 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Shaped
 
 from filip_jax.checkpoint import Checkpoints, abstract
 from filip_jax.config import read_config
 from filip_jax.data.preprocess import centre_view, decode
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
+from filip_jax.losses.similarity import Array
 from filip_jax.mesh import BATCH_AXES, replicated
 from filip_jax.models import Model, make_model
 
@@ -71,7 +72,7 @@ class Embedder:
         return float(np.exp(self.parameters["logit_scale"]))
 
     def encode_image(
-        self, images: UInt8[np.ndarray, "n h w 3"] | Sequence[UInt8[np.ndarray, "_h _w 3"]], pooling: str | None = None
+        self, images: Shaped[Array, "n h w 3"] | Sequence[Shaped[Array, "_h _w 3"]], pooling: str | None = None
     ) -> Float[np.ndarray, "n p d"]:
         """L2-normalised image tokens, float32; each image is scaled and centre-cropped first.
 

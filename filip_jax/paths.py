@@ -39,7 +39,7 @@ def is_stacked(path: str) -> bool:
 
 
 def match_rules(
-    rules: Sequence[tuple[str, float]], paths: Sequence[str], key: str
+    rules: Sequence[Any], paths: Sequence[str], key: str
 ) -> dict[str, float]:
     """The value of the first rule whose regular expression matches the whole path, for each path.
 

@@ -23,7 +23,8 @@ def check(function: Callable[..., Any], section: Mapping[str, Any], key: str, gi
     try:
         signature.bind(*instance, **dict.fromkeys(given), **section)
     except TypeError as error:
-        legal = ", ".join(name for name in signature.parameters if name not in given | {"self"})
+        hidden = given | {"self"} | {name for name, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD}
+        legal = ", ".join(name for name in signature.parameters if name not in hidden)
         raise UserError(f"config section {key}: {error}; its keys are {legal}") from error
 
 

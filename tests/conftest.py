@@ -6,6 +6,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 os.environ["JAX_PLATFORMS"] = "cpu"
 
 import copy  # noqa: E402
+import socket  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
@@ -33,6 +34,13 @@ def make_devices_mesh(replica: int, data: int) -> Mesh:
 def unit(x: np.ndarray) -> np.ndarray:
     """Vectors of length 1."""
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def small(config: dict, **changes) -> dict:

@@ -20,7 +20,7 @@ class Folder:
 
     def __init__(self, *, path: str):
         root = Path(path)
-        if not root.is_dir():
+        if not path or not root.is_dir():
             raise UserError(f"folder: path={path!r} is not a folder")
         images = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
         self.images = [str(file) for file in images if file.with_suffix(".txt").is_file()]

@@ -1,6 +1,7 @@
 """The data sources by name. A new one is a file beside this and a line here."""
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 from filip_jax.data.emoji_scenes import EmojiScenes
 from filip_jax.data.folder import Folder
@@ -11,6 +12,7 @@ from filip_jax.sections import call, choose
 SOURCES = {"emoji_scenes": EmojiScenes, "folder": Folder, "tfds": Tfds}
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to records; pure: the same index always gives the same record."""
 
@@ -19,6 +21,14 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Record: ...
 
 
-def make_source(*, name: str, **options) -> Source:
-    """The source that a config's `source` section describes."""
+def make_source(section: Mapping[str, Any], key: str = "source") -> Source:
+    """The source that a config's `source` section describes: its name and its options.
+
+    Raises:
+        UserError: an unknown name or option, or data that can not be opened.
+    """
+    return call(_make, section, key)
+
+
+def _make(*, name: str, **options: Any) -> Source:
     return call(choose(SOURCES, name, "source.name"), options, f"source ({name})")

@@ -28,7 +28,7 @@ class Tfds:
             if missing:
                 raise UserError(f"tfds: {path!r} has no feature {missing[0]!r}; it has {', '.join(self.features)}")
             self.data = builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})
-        except (tfds.core.DatasetInfoFileError, ValueError, NotImplementedError) as error:
+        except (OSError, ValueError, NotImplementedError) as error:
             raise UserError(f"tfds: path={path!r}, split={split!r}: {' '.join(str(error).split())}") from error
 
     def __len__(self) -> int:

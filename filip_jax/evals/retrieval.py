@@ -39,7 +39,7 @@ def baselines(source: Source, *, examples: int, neighbours: dict | None = None) 
     if neighbours is None:
         return {"chance": chance}
     records = [source[index] for index in range(examples)]
-    training = make_source(**neighbours["source"])
+    training = make_source(neighbours["source"])
     references = [training[index] for index in range(neighbours["examples"])]
     nearest = pixels.pixel_distances(records, references).argmin(axis=1)
     words = [set(record.caption.lower().split()) for record in records]

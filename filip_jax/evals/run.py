@@ -44,7 +44,7 @@ def open_evals(evals: Mapping[str, Mapping[str, Any]]) -> list[Eval]:
 def _open(name: str, *, kind: str, source: Mapping[str, Any], **options: Any) -> Eval:
     module = choose(KINDS, kind, f"evals.{name}.kind")
     check(module.evaluate, options, f"evals.{name}", ("model", "source", "output"))
-    return Eval(name, module, make_source(**source), options)
+    return Eval(name, module, make_source(source, f"evals.{name}.source"), options)
 
 
 def run_evals(model: Embedder, evals: Sequence[Eval], workdir: Path) -> Metrics:

@@ -67,7 +67,7 @@ def baselines(source: Source, *, prompts: Sequence[str], neighbours: dict | None
     chance = {f"{way}_top{k}": k / classes for way in ("image_to_text", "text_to_image") for k in RANKS}
     if neighbours is None:
         return {"chance": chance}
-    training = make_source(**neighbours["source"])
+    training = make_source(neighbours["source"])
     references = [training[index] for index in range(neighbours["examples"])]
     distances = pixels.pixel_distances(records, references)
     scores = np.full((len(records), classes), -np.inf)

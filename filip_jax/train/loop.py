@@ -36,7 +36,7 @@ def train(workdir: Path, config: Mapping[str, Any]) -> None:
         UserError: a config, data or checkpoint that can not be, or a loss that is not finite.
     """
     setup = call(make_setup, config, "(top level)")
-    source = make_source(**setup.source)
+    source = make_source(setup.source)
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = call(CheckpointWriter, setup.checkpoint, "checkpoint", workdir=workdir)
     started = bool(checkpoints.steps())
@@ -84,7 +84,15 @@ class Trainer:
             return jax.jit(setup.init, out_shardings=setup.shardings)(jax.random.key(setup.seed)), 0
 
     def run(self) -> None:
-        """The loop, in the order that the module promises."""
+        """The loop; whatever ends it, what was logged and saved is on disk."""
+        try:
+            self._run()
+        finally:
+            self.writer.close()
+            self.checkpoints.close()
+
+    def _run(self) -> None:
+        """The order that the module promises."""
         train_step = None
         while True:
             if self._evaluation_is_due():
@@ -98,8 +106,6 @@ class Trainer:
             self.log.push(self.step, metrics, waited, truncated)
             if self.step % self.checkpoints.every_steps == 0 or self.step == self.setup.total_steps:
                 self._save()
-        self.checkpoints.close()
-        self.writer.close()
 
     def _next_batch(self) -> tuple[dict[str, jax.Array], float, int]:
         """The next global batch, the seconds it was waited for, and how many of its texts were cut here."""

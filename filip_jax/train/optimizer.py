@@ -12,7 +12,7 @@ from filip_jax import paths
 from filip_jax.errors import UserError
 from filip_jax.sections import choose
 
-Rules = Sequence[tuple[str, float]]
+Rules = Sequence[Any]  # of (regular expression, number); configs give tuples, saved configs lists
 MAX_WEIGHT_NORM = 10.0  # of LAMB's trust ratio, as in the PyTorch implementation that the paper used
 
 

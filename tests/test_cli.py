@@ -1,0 +1,138 @@
+"""The command: help worth reading, pictures, tables, and every mistake in one clear line."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from filip_jax.cli import main
+from filip_jax.train.loop import train
+
+DEMO = str(ROOT / "configs/demo.py:quick")
+
+
+@pytest.fixture(scope="module")
+def run(small_demo, tmp_path_factory):
+    """A short run and a picture."""
+    folder = tmp_path_factory.mktemp("cli")
+    train(folder / "run", small_demo | {"total_steps": 4, "optimizer": small_demo["optimizer"] | {"total_steps": 4}})
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)).save(folder / "picture.jpg")
+    (folder / "no_picture.jpg").write_text("this is text")
+    return folder
+
+
+def said(capsys, *arguments):
+    """(exit code, standard output, standard error)."""
+    code = main([str(argument) for argument in arguments])
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+def align(run, *changes):
+    options = {"workdir": run / "run", "image": run / "picture.jpg", "text": "a red apple", "output": run / "page.png"}
+    options |= dict(changes)
+    return ["align", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def test_align_draws_a_page(run, capsys):
+    code, output, _ = said(capsys, *align(run, ("output", run / "new/page.png")))
+    assert code == 0 and "page.png" in output
+    with Image.open(run / "new/page.png") as page:
+        assert page.size[0] > 700
+
+
+def test_eval_prints_a_table_beside_the_baselines_and_records_it(run, capsys):
+    code, output, _ = said(capsys, "eval", f"--workdir={run / 'r*'}", "--step=all")
+    assert code == 0
+    header = next(line for line in output.splitlines() if line.startswith("|"))
+    assert [cell.strip() for cell in header.split("|")[2:-1]] == ["run, step 4", "chance", "pixel neighbour"]
+    results = json.loads((run / "run/evals.json").read_text())
+    assert {"val/loss", "unseen_cells/image_to_text_top1_low"} <= set(results["steps"]["4"])
+    assert "val/image_to_text_R@1" in results["baselines"]["chance"]
+
+
+def test_eval_takes_other_evaluations_from_a_file_but_never_the_model(run, capsys):
+    file = run / "evals.py"
+    file.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "  source = dict(name='emoji_scenes', split='val', seed=5, scenes=20)\n"
+        "  return ConfigDict(dict(evals=dict(other=dict(kind='retrieval', source=source, examples=10))))\n"
+    )
+    code, output, _ = said(capsys, "eval", f"--workdir={run / 'run'}", f"--config={file}", "--config.evals.other.examples=20")
+    assert code == 0 and "other/pairs" in output and "unseen_cells" not in output
+    assert json.loads((run / "run/evals.json").read_text())["steps"]["4"]["other/pairs"] == 20
+
+
+def test_a_long_text_is_cut_counted_and_said(run, capsys):
+    code, _, error = said(capsys, *align(run, ("text", "a dog and a cat " * 20)))
+    assert code == 0 and error == "filip: warning: 1 of 1 texts are longer than 20 tokens and lose their end\n"
+
+
+MISTAKES = {
+    "unknown key": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.batchsize=3"], 'Did you mean "batch_size"'),
+    "wrong type": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.batch_size=many"], "invalid literal for int"),
+    "no config": (["train", "--config=nowhere.py", "--workdir=RUN/x"], "--config=nowhere.py: no such Python file"),
+    "indivisible": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.batch_size=130"], "130 is not divisible by the 8 devices"),
+    "no folder": (["train", f"--config={ROOT}/configs/filip.py", "--workdir=RUN/x", "--config.mesh.replica=8", "--config.batch_size=8"], "folder: path='' is not a folder"),
+    "other config": (["train", f"--config={DEMO}", "--workdir=RUN/run"], "holds a run of another config"),
+    "no workdir": (["eval", "--workdir=RUN/nothing"], "nothing holds no run: "),
+    "no run matches": (["eval", "--workdir=RUN/n*"], "holds no run"),
+    "no step": (["eval", "--workdir=RUN/run", "--step=3"], "has no checkpoint of step 3; it has steps 4"),
+    "bad step": (["eval", "--workdir=RUN/run", "--step=last"], "--step=last is not latest, all or a number"),
+    "stray argument": (["eval", "--workdir=RUN/run", "--config.seed=1"], "unknown argument '--config.seed=1'"),
+    "no evals": (["eval", "--workdir=RUN/run", "--config=RUN/empty.py"], "has no section `evals`"),
+    "no image": (["align", "--workdir=RUN/run", "--image=RUN/none.png", "--text=x", "--output=RUN/p.png"], "none.png: no such file"),
+    "image is text": (["align", "--workdir=RUN/run", "--image=RUN/no_picture.jpg", "--text=x", "--output=RUN/p.png"], "no picture that Pillow can read"),
+    "empty text": (["align", "--workdir=RUN/run", "--image=RUN/picture.jpg", "--text= ", "--output=RUN/p.png"], "--text is empty"),
+    "not a png": (["align", "--workdir=RUN/run", "--image=RUN/picture.jpg", "--text=x", "--output=RUN/p.jpg"], "name it so"),
+    "no checkpoint": (["align", "--workdir=RUN/bare", "--image=RUN/picture.jpg", "--text=x", "--output=RUN/p.png"], "has no checkpoint; it has none"),
+    "other model": (["eval", "--workdir=RUN/swapped"], "holds another model: "),
+    "no tokenizer": (["eval", "--workdir=RUN/mute"], "has no tokenizer"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def broken(run):
+    """Workdirs that were tampered with."""
+    (run / "empty.py").write_text("from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict()\n")
+    for name in ("bare", "swapped", "mute"):
+        shutil.copytree(run / "run", run / name)
+    shutil.rmtree(run / "bare/checkpoints")
+    (run / "mute/tokenizer.model").unlink()
+    config = json.loads((run / "swapped/config.json").read_text())
+    config["model"]["text"]["width"] = 64
+    (run / "swapped/config.json").write_text(json.dumps(config))
+    return run
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(broken, capsys, name):
+    arguments, message = MISTAKES[name]
+    code, _, error = said(capsys, *(argument.replace("RUN", str(broken)) for argument in arguments))
+    assert code == 2 and message in error
+    assert error.startswith("filip: error: ") and error.count("\n") == 1
+    assert not (broken / "x").exists() or not list((broken / "x").iterdir())
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["align"]])
+def test_help_shows_commands_and_options(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0 and len(text.splitlines()) > 12
+    expected = ["--workdir"] if command else ["train", "eval", "align"]
+    assert all(word in text for word in expected)
+
+
+def test_the_module_is_the_command_and_its_help_is_quick():
+    """`filip --help` must not wait for JAX."""
+    code = "import sys; from filip_jax.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nsys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+    done = subprocess.run([sys.executable, "-m", "filip_jax", "eval", "--workdir=none"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("filip: error: none holds no run")

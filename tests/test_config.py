@@ -1,0 +1,137 @@
+"""Configs: every shipped one is built and its consequences are golden text; mistakes are one line."""
+
+import importlib.util
+import json
+import os
+import re
+
+import pytest
+from conftest import ROOT
+
+from filip_jax import paths
+from filip_jax.config import differences, load_config, read_config, save_config
+from filip_jax.errors import UserError
+from filip_jax.mesh import parameter_spec
+from filip_jax.train.setup import make_setup
+from filip_jax.sections import call, choose
+
+GOLDEN = ROOT / "tests/golden"
+
+
+def shipped():
+    """Every variant of every file in configs/."""
+    for file in sorted((ROOT / "configs").glob("*.py")):
+        spec = importlib.util.spec_from_file_location("config", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        yield from (f"{file.name}:{variant}" for variant in module.VARIANTS)
+
+
+@pytest.mark.parametrize("name", list(shipped()))
+def test_every_shipped_config_is_built_and_says_what_it_trains(name):
+    """Each parameter's shape, decay, learning rate and sharding over 8 devices (UPDATE_GOLDEN=1 rewrites)."""
+    setup = call(make_setup, load_config(str(ROOT / "configs" / name)), name)
+    lines = [f"{'parameter':<52} {'shape':<18} {'decay':<6} {'rate':<6} sharding"]
+    leaves = paths.flatten(setup.shapes["params"])
+    for path, leaf in leaves.items():
+        spec = parameter_spec(path, leaf.shape, 8)
+        shape = "x".join(map(str, leaf.shape)) or "scalar"
+        rate = setup.optimizer.learning_rate[path]
+        lines.append(f"{path:<52} {shape:<18} {setup.optimizer.decay[path]:<6} {rate:<6} {', '.join(map(str, spec)) or '-'}")
+    lines += ["", f"parameters {sum(leaf.size for leaf in leaves.values())}", f"steps {setup.total_steps}"]
+    lines += [f"learning rate at step {step}: {float(setup.optimizer.schedule(step)):.6g}" for step in (0, 3000, setup.total_steps)]
+    text, file = "\n".join(lines) + "\n", GOLDEN / f"{name.replace('.py:', '_')}.txt"
+    if os.environ.get("UPDATE_GOLDEN"):
+        file.write_text(text)
+    assert text == file.read_text()
+
+
+def test_no_golden_text_is_left_over():
+    assert {file.stem for file in GOLDEN.glob("*.txt")} == {name.replace(".py:", "_") for name in shipped()}
+
+
+def test_the_papers_sizes_and_learning_rates():
+    base, large = (load_config(str(ROOT / f"configs/filip.py:{variant}")) for variant in ("base", "large"))
+    assert base["optimizer"]["peak_learning_rate"] == pytest.approx(1.79e-2, rel=1e-2)
+    assert large["optimizer"]["peak_learning_rate"] == pytest.approx(1.16e-2, rel=1e-2)
+    assert base["total_steps"] == pytest.approx(249_000, rel=1e-2) and large["total_steps"] == pytest.approx(332_000, rel=1e-2)
+    halved = load_config(str(ROOT / "configs/filip.py:base"), ["--config.batch_size=20480"])
+    assert halved["total_steps"] == halved["optimizer"]["total_steps"] == pytest.approx(2 * base["total_steps"], rel=1e-4)
+
+
+DEMO = str(ROOT / "configs/demo.py")
+
+
+@pytest.mark.parametrize(
+    "file, overrides, message",
+    [
+        (DEMO, ["--config.batchsize=3"], 'Did you mean "batch_size" instead of "batchsize"?'),
+        (DEMO, ["--config.model.image.dept=3"], 'Did you mean "depth" instead of "dept"?'),
+        (DEMO, ["--config.xyz=3"], "unknown config key in --config.xyz=3: the keys are batch_size, checkpoint, "),
+        (DEMO, ["--config.batch_size=1.5"], "--config.batch_size=1.5: invalid literal for int()"),
+        (DEMO, ["--config.optimizer.peak_learning_rate=abc"], "could not convert string to float: 'abc'"),
+        (DEMO, ["--config.model.scan=7"], "Non-boolean argument to boolean flag"),
+        (DEMO, ["--steps=3"], "Unknown command line flag 'steps'"),
+        (DEMO, ["steps"], "unexpected argument 'steps'"),
+        (DEMO + ":huge", [], "no such variant; filip, clip, quick"),
+        ("nowhere.py", [], "no such Python file"),
+        (str(ROOT / "README.md"), [], "no such Python file"),
+    ],
+)
+def test_mistakes_on_the_command_line(file, overrides, message):
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        load_config(file, overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_overrides_reach_everything_that_hangs_on_them():
+    config = load_config(DEMO, ["--config.data.image_size=64", "--config.total_steps=9", "--noconfig.model.scan"])
+    assert config["model"]["image"]["image_size"] == 64 and config["optimizer"]["total_steps"] == 9
+    assert config["model"]["scan"] is False
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c.pop("mesh"), "config section top: missing a required .*mesh"),
+        (lambda c: c.update(batch=3), "got an unexpected keyword argument 'batch'; its keys are seed, batch_size"),
+        (lambda c: c["data"].update(crop=1), "config section data: .*'crop'; its keys are image_size, text_length"),
+        (lambda c: c["data"].pop("image_size"), "config section data: missing a required .*image_size"),
+        (lambda c: c["optimizer"].pop("b1"), "config section optimizer: missing a required .*b1"),
+        (lambda c: c["loss"].update(name="filp"), "loss.name='filp' is not one of contrastive"),
+        (lambda c: c["data"].update(text_length=30), "data.text_length=30, but the model is built for 20"),
+        (lambda c: c.update(batch_size=100), "batch_size=100 is not divisible by the 8 devices"),
+        (lambda c: c.update(ema_decay=1.0), "ema_decay=1.0 in"),
+    ],
+)
+def test_a_config_file_with_a_mistake_is_refused_by_its_key(demo_config, change, message):
+    config = json.loads(json.dumps(demo_config))
+    change(config)
+    with pytest.raises(UserError, match=message):
+        call(make_setup, config, "top")
+
+
+def test_a_started_run_may_only_change_what_changes_no_result(tmp_path, demo_config):
+    config = json.loads(json.dumps(demo_config))
+    save_config(tmp_path, config, started=False)
+    assert read_config(tmp_path) == config
+    save_config(tmp_path, config | {"log_every_steps": 3, "mesh": {"replica": 2, "data": -1}}, started=True)
+    save_config(tmp_path, config | {"data": config["data"] | {"workers": 4}}, started=True)
+    with pytest.raises(UserError, match="batch_size: 128 -> 64; model.embed_dim: 64 -> 32") as error:
+        save_config(tmp_path, config | {"batch_size": 64, "model": config["model"] | {"embed_dim": 32}}, started=True)
+    assert "\n" not in str(error.value)
+    save_config(tmp_path, config | {"batch_size": 64}, started=False)
+    assert read_config(tmp_path)["batch_size"] == 64
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        read_config(tmp_path)
+
+
+def test_differences_name_the_leaves():
+    old, new = {"a": {"b": 1, "c": [1, 2]}, "d": 3}, {"a": {"b": 2, "c": [1, 2]}, "e": 3}
+    assert differences(old, new) == ["a.b: 1 -> 2", "d: 3 -> 'absent'", "e: 'absent' -> 3"]
+
+
+def test_choices_are_listed():
+    with pytest.raises(UserError, match="key='c' is not one of a, b"):
+        choose({"a": 1, "b": 2}, "c", "key")

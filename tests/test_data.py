@@ -1,0 +1,231 @@
+"""Sources, tokenizer, preprocessing, and an order that depends on (seed, index) alone."""
+
+import io
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from filip_jax.data.pipeline import batches
+from filip_jax.data.preprocess import AUGMENTATIONS, box_in_centre_view, centre_view, decode
+from filip_jax.data.record import Record
+from filip_jax.data.sources import make_source
+from filip_jax.data.tokenizer import BOS, EOS, PAD, Tokenizer, train_tokenizer
+from filip_jax.errors import UserError
+
+CAPTIONS = ["a red apple", "a dog to the left of a cat", "a big house, a tree and a dog", "ein Hund", "苹果"] * 5
+
+
+class Numbered:
+    """A source whose record n is a picture of the number n with the caption "n"."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        image = np.full((20, 24, 3), index, np.uint8)
+        image[index % 20] = 255
+        return Record(str(index), image, f"number {index}")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer(train_tokenizer([f"number {n}" for n in range(100)] + CAPTIONS, 400))
+
+
+def png(array, mode="RGB", format="PNG"):
+    file = io.BytesIO()
+    Image.fromarray(array).convert(mode).save(file, format)
+    return file.getvalue()
+
+
+def stream(tokenizer, steps, processes=1, batch_size=8, **changes):
+    """The first global batches, put together from all processes."""
+    options = dict(image_size=16, text_length=8, augment="crop_flip", seed=3, workers=0, threads=2, start=0) | changes
+    of_process = [
+        batches(Numbered(21), tokenizer, batch_size=batch_size, process_index=p, process_count=processes, **options)
+        for p in range(processes)
+    ]
+    parts = itertools.islice(zip(*of_process), steps)
+    return [{name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in parts]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(np.array_equal(x[name], y[name]) for x, y in zip(a, b) for name in x)
+
+
+def test_the_stream_depends_neither_on_processes_nor_threads_nor_where_it_resumes(tokenizer):
+    whole = stream(tokenizer, 9)
+    assert same(whole, stream(tokenizer, 9, processes=2))
+    assert same(whole, stream(tokenizer, 9, processes=4, threads=5))
+    assert same(whole[4:], stream(tokenizer, 5, start=4 * 8))
+    assert same(whole[4:], stream(tokenizer, 5, start=4 * 8, processes=8, threads=0))
+    assert not same(whole, stream(tokenizer, 9, seed=4))
+
+
+def test_the_stream_does_not_depend_on_worker_processes(tokenizer):
+    assert same(stream(tokenizer, 6), stream(tokenizer, 6, workers=2))
+
+
+def test_every_epoch_is_a_new_order_of_every_record(tokenizer):
+    ids = np.concatenate([batch["ids"] for batch in stream(tokenizer, 21, augment="none", batch_size=4)])
+    texts = [tokenizer.processor.decode([int(i) for i in row if i > EOS]) for row in ids]
+    epochs = [texts[n : n + 21] for n in range(0, 84, 21)]
+    assert all(sorted(epoch) == sorted(f"number {n}" for n in range(21)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_a_record_that_is_no_picture_is_named(tokenizer):
+    class Broken(Numbered):
+        def __getitem__(self, index):
+            return Record(f"shard/{index}", b"no picture", "a caption")
+
+    options = dict(image_size=16, text_length=8, augment="none", seed=0, workers=0, threads=0, start=0)
+    rows = batches(Broken(3), tokenizer, batch_size=2, process_index=0, process_count=1, **options)
+    with pytest.raises(UserError, match=r"record shard/\d: no picture that Pillow can read"):
+        next(rows)
+
+
+def test_tokens_are_framed_padded_cut_and_counted(tokenizer):
+    ids, truncated = tokenizer.encode(["a dog", "a dog to the left of a cat and a dog", ""], 7)
+    assert ids.shape == (3, 7) and ids.dtype == np.int32 and truncated.tolist() == [False, True, False]
+    assert ids[0, 0] == BOS and EOS in ids[0] and ids[0, -1] == PAD
+    assert ids[1, -1] == EOS and (ids[1] != PAD).all()
+    assert ids[2].tolist() == [BOS, EOS, PAD, PAD, PAD, PAD, PAD]
+
+
+@given(text=st.text(max_size=30))
+def test_any_text_survives_and_its_spans_stay_inside(text):
+    model = Tokenizer(MODEL)
+    ids, truncated = model.encode([text], 400)
+    spans = model.spans(text, 400)
+    assert len(spans) == int((ids[0] != PAD).sum()) and not truncated[0]
+    assert all(0 <= start <= end <= len(text) for start, end in spans)
+
+
+MODEL = train_tokenizer(CAPTIONS, 400)
+
+
+def test_spans_name_the_characters_of_each_piece():
+    model, text = Tokenizer(MODEL), "A red Apple, a dog"
+    pieces = [text[start:end].strip() for start, end in model.spans(text, 40)]
+    assert pieces[0] == pieces[-1] == "" and "".join(pieces) == "AredApple,adog"
+
+
+def test_training_a_tokenizer_is_reproducible_and_few_captions_give_few_pieces():
+    assert train_tokenizer(CAPTIONS, 400) == MODEL
+    assert Tokenizer(train_tokenizer(CAPTIONS, 10_000)).vocab_size < 1000
+    with pytest.raises(UserError, match="tokenizer.vocab_size=20"):
+        train_tokenizer(CAPTIONS, 20)
+    with pytest.raises(UserError, match="no sentencepiece model"):
+        Tokenizer(b"nonsense")
+
+
+@given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 64))
+def test_the_centre_view_is_square_and_boxes_follow_it(width, height, size):
+    view = centre_view(Image.new("RGB", (width, height), (10, 20, 30)), size)
+    assert view.shape == (size, size, 3) and (view == (10, 20, 30)).all()
+    left, top, right, bottom = box_in_centre_view((0, 0, width, height), (width, height), size)
+    assert left <= 0.5 and top <= 0.5 and right >= size - 0.5 and bottom >= size - 0.5
+
+
+def test_a_box_stays_on_its_thing():
+    picture = np.zeros((60, 100, 3), np.uint8)
+    picture[20:40, 50:70] = 255
+    view = centre_view(Image.fromarray(picture), 30)
+    left, top, right, bottom = (round(edge) for edge in box_in_centre_view((50, 20, 70, 40), (100, 60), 30))
+    inside = np.zeros((30, 30), bool)
+    inside[top:bottom, left:right] = True
+    assert view[inside].mean() > 200 and view[~inside].mean() < 10
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_augmentations_are_functions_of_the_generator(augment):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
+    views = [AUGMENTATIONS[augment](picture, 16, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    assert views[0].shape == (16, 16, 3) and views[0].dtype == np.uint8
+    assert np.array_equal(views[0], views[1])
+    assert np.array_equal(views[0], views[2]) == (augment == "none")
+
+
+def test_decoding_takes_what_pillow_takes():
+    array = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
+    assert np.array_equal(np.asarray(decode(png(array))), array)
+    for mode in ("L", "P", "RGBA", "CMYK"):
+        assert decode(png(array, mode, "JPEG" if mode == "CMYK" else "PNG")).mode == "RGB"
+    for broken in (b"", b"text", png(array)[:40]):
+        with pytest.raises(ValueError, match="no picture"):
+            decode(broken)
+
+
+def test_a_folder_of_pairs(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("b.png", "sub/a.PNG", "alone.jpg"):
+        (tmp_path / name).write_bytes(png(np.zeros((4, 4, 3), np.uint8)))
+    (tmp_path / "b.txt").write_text(" a dog\n", "utf-8")
+    (tmp_path / "sub/a.txt").write_text("una manzana roja 🍎", "utf-8")
+    source = make_source(dict(name="folder", path=str(tmp_path)))
+    assert [source[n].caption for n in range(len(source))] == ["a dog", "una manzana roja 🍎"]
+    assert decode(source[0].image).size == (4, 4)
+    for path, message in ((tmp_path / "none", "is not a folder"), (tmp_path / "alone.jpg", "is not a folder")):
+        with pytest.raises(UserError, match=message):
+            make_source(dict(name="folder", path=str(path)))
+    (tmp_path / "b.txt").unlink(), (tmp_path / "sub/a.txt").unlink()
+    with pytest.raises(UserError, match="3 images .* none with a .txt"):
+        make_source(dict(name="folder", path=str(tmp_path)))
+
+
+class Tiny(tfds.core.GeneratorBasedBuilder):
+    """Five pictures in two classes."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "caption": tfds.features.Text(),
+            "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for n in range(5):
+            yield n, {"image": io.BytesIO(png(np.full((6, 5, 3), n, np.uint8))), "caption": f"picture {n}", "label": n % 2}
+
+
+@pytest.mark.filterwarnings("ignore::Warning")
+def test_tensorflow_datasets_without_tensorflow(tmp_path):
+    builder = Tiny(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    path = str(builder.data_path)
+    source = make_source(dict(name="tfds", path=path, split="train"))
+    records = [source[n] for n in range(len(source))]
+    assert sorted(r.caption for r in records) == [f"picture {n}" for n in range(5)]
+    for record in records:
+        assert np.asarray(decode(record.image))[0, 0, 0] == int(record.caption[-1])
+    labelled = make_source(dict(name="tfds", path=path, split="train[:2]", caption="label"))
+    assert [r.caption for r in (labelled[0], labelled[1])] == [("cat", "dog")[r.label] for r in (labelled[0], labelled[1])]
+    for options, message in (
+        (dict(path=str(tmp_path), split="train"), "dataset_info.json"),
+        (dict(path=path, split="valid"), "Unknown split 'valid'"),
+        (dict(path=path, split="train", caption="text"), "no feature 'text'; it has"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_source(dict(name="tfds", **options))
+
+
+def test_an_unknown_source_or_option_is_refused():
+    with pytest.raises(UserError, match="source.name='webdata' is not one of emoji_scenes, folder, tfds"):
+        make_source(dict(name="webdata", path="x"))
+    with pytest.raises(UserError, match=r"config section source \(folder\): .*; its keys are path"):
+        make_source(dict(name="folder", paht="x"))

@@ -1,0 +1,235 @@
+"""Evaluation: its similarity rules, ranks, intervals, pointing and pictures, on models whose answers are known."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import unit
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from filip_jax.data.record import Record, Region
+from filip_jax.errors import UserError
+from filip_jax.evals import localisation, pixels, retrieval, similarity, zero_shot
+from filip_jax.evals.alignment import Alignment, align, content_words
+from filip_jax.evals.draw import draw_alignment
+from filip_jax.evals.run import open_evals, read_results, record_baselines, record_step, run_baselines, table
+from filip_jax.inference import Embedder
+from filip_jax.losses import filip_loss, token_similarity
+
+NAMES = ["cat", "dog", "red apple"]
+VECTORS = unit(np.random.default_rng(0).normal(size=(64, 16)))
+
+
+class Words:
+    """A tokenizer of whitespace words, with BOS and EOS, as far as `align` asks for one."""
+
+    def spans(self, text, length):
+        spans, position = [(0, 0)], 0
+        for word in text.split():
+            start = text.index(word, position)
+            spans.append((start, position := start + len(word)))
+        return [*spans[: length - 1], (len(text), len(text))]
+
+
+class Oracle(Embedder):
+    """An embedder that knows: an image's patches hold class numbers, and words are the classes' vectors."""
+
+    tokenizer, image_size, text_length, logit_scale, step = Words(), 12, 8, 20.0, 7
+
+    def __init__(self, pooling="tokens"):
+        self.pooling = pooling
+
+    def encode_image(self, images, pooling=None):
+        patches = np.stack([image[::4, ::4, 0].reshape(-1) for image in images])  # 3 x 3 patches of 4 pixels
+        tokens = VECTORS[patches].astype(np.float32)
+        return unit(tokens.mean(axis=1, keepdims=True)) if (pooling or self.pooling) == "global" else tokens
+
+    def encode_text(self, texts, pooling=None):
+        tokens, mask = np.zeros((len(texts), 8, 16), np.float32), np.zeros((len(texts), 8), bool)
+        for n, text in enumerate(texts):
+            words = ["BOS", *text.split()[:6], "EOS"]
+            tokens[n, : len(words)] = VECTORS[[sum(map(ord, word)) % 64 for word in words]]
+            mask[n, : len(words)] = True
+        if (pooling or self.pooling) == "global":
+            return unit((tokens * mask[..., None]).sum(axis=1, keepdims=True)), np.ones((len(texts), 1), bool)
+        return tokens, mask
+
+
+def word_number(word):
+    return sum(map(ord, word)) % 64
+
+
+def picture(*numbers):
+    """3 x 3 patches of 4 pixels that hold these numbers."""
+    return np.repeat(np.repeat(np.array(numbers, np.uint8).reshape(3, 3, 1), 4, 0), 4, 1).repeat(3, 2)
+
+
+class Scenes:
+    """Pictures of two words at known places, captioned by them."""
+
+    class_names = ["cat", "dog", "sun", "tree", "house"]
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        pairs = [(a, b) for a in range(5) for b in range(a + 1, 5)]
+        first, second = (self.class_names[n] for n in pairs[index])
+        numbers = [word_number("empty")] * 9
+        numbers[index % 4], numbers[8 - index % 4] = word_number(first), word_number(second)
+        caption = f"{first} {second}"
+        boxes = [((index % 4) % 3 * 4, (index % 4) // 3 * 4), ((8 - index % 4) % 3 * 4, (8 - index % 4) // 3 * 4)]
+        spans = [(0, len(first)), (len(first) + 1, len(caption))]
+        regions = tuple(Region(*span, (x, y, x + 4, y + 4)) for span, (x, y) in zip(spans, boxes))
+        return Record(str(index), picture(*numbers), caption, pairs[index][0], regions)
+
+
+def test_blocks_equal_the_whole(monkeypatch):
+    rng = np.random.default_rng(0)
+    images, texts = unit(rng.normal(size=(7, 3, 4))).astype(np.float32), unit(rng.normal(size=(5, 6, 4))).astype(np.float32)
+    mask = rng.random((5, 6)) < 0.6
+    whole = token_similarity(images, texts, mask)
+    monkeypatch.setattr(similarity, "BLOCK_ELEMENTS", 3 * 6 * 4)
+    for mine, expected in zip(similarity.similarity_matrices(images, texts, mask), whole):
+        np.testing.assert_allclose(mine, expected, atol=1e-6)
+
+
+@given(st.integers(0, 1000))
+def test_ranks_equal_a_sort_and_ties_never_win(seed):
+    scores = np.random.default_rng(seed).permutation(30).reshape(5, 6).astype(float)
+    true = np.random.default_rng(seed).integers(0, 6, 5)
+    order = np.argsort(-scores, axis=1)
+    expected = [order[n].tolist().index(true[n]) + 1 for n in range(5)]
+    assert similarity.ranks(scores, true).tolist() == expected
+    assert similarity.ranks(np.zeros((5, 6)), true).tolist() == [6] * 5
+
+
+def test_wilson_intervals():
+    assert similarity.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-3)  # Wilson 1927, as in textbooks
+    assert similarity.wilson(0, 48)[0] == 0.0 and similarity.wilson(48, 48)[1] == pytest.approx(1.0)
+
+
+def test_retrieval_counts_recall_and_the_loss():
+    metrics = retrieval.evaluate(Oracle(), Scenes(), Path(), examples=10)
+    images = Oracle().encode_image([Scenes()[n].image for n in range(10)])
+    texts, mask = Oracle().encode_text([Scenes()[n].caption for n in range(10)])
+    assert metrics["loss"] == pytest.approx(float(filip_loss(images, texts, mask, 20.0)), rel=1e-5)
+    s_i, s_t = (np.asarray(s) for s in token_similarity(images, texts, mask))
+    assert metrics["image_to_text_R@1"] == np.mean([(s_i[n] >= s_i[n, n]).sum() == 1 for n in range(10)])
+    assert metrics["text_to_image_R@5"] == np.mean([(s_t[:, n] >= s_t[n, n]).sum() <= 5 for n in range(10)])
+    assert metrics["image_to_text_R@1"] < metrics["image_to_text_R@10"] == 1.0 and metrics["pairs"] == 10
+    chance = retrieval.baselines(Scenes(), examples=10)["chance"]
+    assert chance["image_to_text_R@1"] == 0.1 and chance["text_to_image_R@5"] == 0.5
+
+
+def test_token_wise_models_average_similarities_and_global_ones_embeddings():
+    images = Oracle().encode_image([picture(*range(n, n + 9)) for n in range(4)])
+    prompts = ("a {} here", "{}", "the big {} of them all")
+    s_i, s_t = zero_shot.class_similarities(Oracle(), images, NAMES, prompts)
+    each = [token_similarity(images, *Oracle().encode_text([p.format(n) for n in NAMES])) for p in prompts]
+    np.testing.assert_allclose(s_i, np.mean([np.asarray(s[0]) for s in each], axis=0), atol=1e-6)
+    np.testing.assert_allclose(s_t, np.mean([np.asarray(s[1]) for s in each], axis=0), atol=1e-6)
+    model = Oracle("global")
+    pooled = model.encode_image([picture(*range(n, n + 9)) for n in range(4)])
+    s_i, s_t = zero_shot.class_similarities(model, pooled, NAMES, prompts)
+    mean = np.mean([model.encode_text([p.format(n) for n in NAMES])[0] for p in prompts], axis=0)
+    np.testing.assert_allclose(s_i, pooled[:, 0] @ unit(mean)[:, 0].T, atol=1e-6)
+    np.testing.assert_allclose(s_i, s_t, atol=1e-6)
+    assert np.abs(unit(mean) - mean).max() > 1e-3
+
+
+def test_zero_shot_accuracy_by_both_rules():
+    metrics = zero_shot.evaluate(Oracle(), Scenes(), Path(), prompts=("{}",))
+    images = Oracle().encode_image([Scenes()[n].image for n in range(10)])
+    s_i, s_t = zero_shot.class_similarities(Oracle(), images, Scenes.class_names, ("{}",))
+    labels = [Scenes()[n].label for n in range(10)]
+    assert metrics["image_to_text_top1"] == np.mean([(s_i[n] >= s_i[n, c]).sum() == 1 for n, c in enumerate(labels)])
+    assert metrics["text_to_image_top1"] == np.mean([(s_t[n] >= s_t[n, c]).sum() == 1 for n, c in enumerate(labels)])
+    assert metrics["image_to_text_top5"] == 1.0
+    assert metrics["image_to_text_top1_low"] <= metrics["image_to_text_top1"] <= metrics["image_to_text_top1_high"]
+    assert zero_shot.baselines(Scenes(), prompts=("{}",))["chance"]["image_to_text_top1"] == 0.2
+
+    class Unlabelled(Scenes):
+        def __getitem__(self, index):
+            return Record("0", picture(*range(9)), "a caption")
+
+    with pytest.raises(UserError, match="labelled images"):
+        zero_shot.evaluate(Oracle(), Unlabelled(), Path(), prompts=("{}",))
+
+
+def test_pointing_finds_what_the_oracle_knows():
+    assert localisation.evaluate(Oracle(), Scenes(), Path(), examples=10) == {"pointing_accuracy": 1.0, "phrases": 20}
+    assert localisation.baselines(Scenes(), examples=10)["chance"]["pointing_accuracy"] == pytest.approx(1 / 9)
+
+    class Wrong(Oracle):
+        def encode_text(self, texts, pooling=None):
+            return super().encode_text([" ".join(reversed(text.split())) for text in texts], pooling)
+
+    assert localisation.evaluate(Wrong(), Scenes(), Path(), examples=10)["pointing_accuracy"] == 0.0
+
+
+def test_an_alignment_names_words_and_patches():
+    record = Scenes()[1]
+    (alignment,) = align(Oracle(), [record.image], [record.caption])
+    assert [record.caption[start:end] for start, end in alignment.words] == ["cat", "sun"]
+    assert alignment.similarity.shape == (2, 3, 3)
+    assert alignment.chosen[0, 1] == 0 and alignment.chosen[2, 1] == 1
+    long = " ".join(["word"] * 20)
+    assert len(align(Oracle(), [record.image], [long])[0].words) == 6  # the rest is beyond the context
+    assert [("a red dog's tail, up")[s:e] for s, e in content_words("a red dog's tail, up")] == ["red", "dog's", "tail", "up"]
+
+
+def test_the_page_shows_the_claims_in_their_words_colours():
+    view = np.full((48, 48, 3), 128, np.uint8)
+    similarity = np.zeros((2, 6, 6))
+    similarity[0, 1, 1], similarity[1, 4, 4] = 1, 1
+    chosen = np.full((6, 6), -1)
+    chosen[1, 1], chosen[4, 4] = 0, 1
+    page = draw_alignment(Alignment(view, "dog cat", [(0, 3), (4, 7)], similarity, chosen), boxes=[(8, 8, 16, 16)])
+    claims = np.asarray(page)[42:378, 368:704].astype(int)
+    assert np.ptp(claims[10, 10]) == 0, "an unclaimed patch stays grey"
+    first, second = claims[56 + 28, 56 + 28], claims[4 * 56 + 28, 4 * 56 + 28]
+    assert np.ptp(first) > 40 and np.ptp(second) > 40 and np.abs(first - second).max() > 40
+    assert isinstance(page, Image.Image) and page.size[0] > 700
+
+
+def test_the_pixel_neighbour_knows_identical_pictures():
+    records = [Scenes()[n] for n in range(10)]
+    assert pixels.pixel_distances(records, records[::-1]).argmin(axis=1).tolist() == list(range(9, -1, -1))
+
+
+def test_baselines_of_a_config_and_their_files(tmp_path, small_demo):
+    evals = open_evals(small_demo["evals"])
+    baselines = run_baselines(evals)
+    assert baselines["chance"]["val/image_to_text_R@1"] == 1 / 32
+    assert 0.1 < baselines["chance"]["pointing/pointing_accuracy"] < 0.2
+    assert 0 <= baselines[pixels.NAME]["unseen_cells/image_to_text_top5"] <= 1
+    record_step(tmp_path, 5, {"a/b": 1.0})
+    record_step(tmp_path, 5, {"a/c": 2.0})
+    record_baselines(tmp_path, baselines)
+    results = json.loads((tmp_path / "evals.json").read_text())
+    assert results["steps"] == {"5": {"a/b": 1.0, "a/c": 2.0}} and results == read_results(tmp_path)
+    assert results["baselines"] == baselines
+
+
+@pytest.mark.parametrize(
+    "section, message",
+    [
+        ({"kind": "retrival", "source": {}}, "evals.x.kind='retrival' is not one of retrieval, zero_shot"),
+        ({"kind": "retrieval", "source": {"split": "val"}, "examples": 3}, "evals.x.source: missing a required .*'name'; its keys are name$"),
+        ({"source": {}}, "config section evals.x: missing a required .*'kind'"),
+        ({"kind": "retrieval", "source": {"name": "folder", "path": ""}, "examples": 3, "exmples": 3}, "'exmples'; its keys are examples"),
+    ],
+)
+def test_an_evaluation_that_can_not_be_is_refused(section, message):
+    with pytest.raises(UserError, match=message):
+        open_evals({"x": section})
+
+
+def test_the_table_lines_up_and_shows_intervals():
+    text = table({"ours": {"a": 0.5, "a_low": 0.25, "a_high": 0.75, "n": 12}, "chance": {"a": 0.125}})
+    assert text.splitlines()[2:] == ["| a | 0.500 [0.250, 0.750] | 0.125  |", "| n | 12                   |        |"]
+    assert len({len(line) for line in text.splitlines()}) == 1

@@ -1,0 +1,113 @@
+"""The training step on meshes: born sharded, equal to one device, frozen towers, EMA, the clamp."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import MESHES, make_devices_mesh, small
+from jax.sharding import PartitionSpec
+
+from filip_jax import paths
+from filip_jax.errors import UserError
+from filip_jax.mesh import check_batch_size, global_batch, make_mesh, parameter_spec, replicated
+from filip_jax.models import make_model
+from filip_jax.train.optimizer import make_optimizer
+from filip_jax.train.step import LOSSES, make_init, make_train_step, state_shardings
+
+STEPS = 4
+
+
+def batches(config):
+    rng = np.random.default_rng(0)
+    size, length = config["data"]["image_size"], config["data"]["text_length"]
+    for _ in range(STEPS):
+        lengths = rng.integers(3, length, size=(config["batch_size"], 1))
+        ids = rng.integers(4, 500, (config["batch_size"], length)) * (np.arange(length) < lengths)
+        yield {"image": rng.integers(0, 256, (config["batch_size"], size, size, 3), dtype=np.uint8), "ids": ids.astype(np.int32)}
+
+
+def run(config, mesh, ema_decay=0.0):
+    """(losses, the first state, the last state) of some steps on a mesh."""
+    model = make_model(**config["model"])
+    optimizer = make_optimizer(jax.eval_shape(model.init, jax.random.key(0)), **config["optimizer"])
+    init = make_init(model, optimizer, ema_decay)
+    shardings = state_shardings(mesh, jax.eval_shape(init, jax.random.key(0)), optimizer)
+    step = make_train_step(model, LOSSES["contrastive"], optimizer, ema_decay)
+    losses = []
+    with jax.set_mesh(mesh):
+        first = state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
+        step = jax.jit(step, out_shardings=(shardings, replicated(mesh)))
+        for batch in batches(config):
+            state, metrics = step(state, global_batch(mesh, batch))
+            losses.append(float(metrics["train/loss"]))
+        assert step._cache_size() == 1
+    return losses, first, state
+
+
+@pytest.fixture(scope="module")
+def config(demo_config):
+    changes = {"model.image.width": 64, "model.text.width": 64, "model.scan": True, "optimizer.name": "lamb", "optimizer.eps": 1e-4}
+    return small(demo_config, **changes)
+
+
+@pytest.fixture(scope="module")
+def one_device(config):
+    return run(config, make_devices_mesh(1, 1))
+
+
+@pytest.mark.parametrize("replica, data", MESHES[3:])
+def test_every_mesh_equals_one_device(config, one_device, replica, data):
+    losses, first, last = run(config, make_devices_mesh(replica, data))
+    assert losses == pytest.approx(one_device[0], rel=1e-5)
+    assert len(set(losses)) == STEPS
+    jax.tree.map(np.testing.assert_array_equal, first, one_device[1])
+    for path, leaf in paths.flatten(last["params"]).items():
+        expected = np.asarray(paths.flatten(one_device[2]["params"])[path])
+        assert np.abs(np.asarray(leaf) - expected).max() <= 1e-4 * np.abs(expected).max(), path
+
+
+def test_parameters_and_their_moments_are_sharded_alike(config):
+    _, first, last = run(config, make_devices_mesh(2, 4))
+    for state in (first, last):
+        specs = {path: leaf.sharding.spec for path, leaf in paths.flatten(state["params"]).items()}
+        assert specs["text/token_embedding"] == PartitionSpec("data")
+        assert specs["image/transformer/blocks/mlp_in/kernel"] == PartitionSpec(None, None, "data")
+        assert specs["logit_scale"] == PartitionSpec()
+        moments = paths.flatten(state["opt_state"][1].mu)
+        assert {path: leaf.sharding.spec for path, leaf in moments.items()} == specs
+
+
+def test_a_frozen_tower_stays_and_the_average_follows(config):
+    frozen = small(config, **{"optimizer.learning_rate_rules": (("image/.*", 0.0), (".*", 1.0))})
+    _, first, last = run(frozen, make_devices_mesh(1, 1), ema_decay=0.9)
+    for path, leaf in paths.flatten(last["params"]).items():
+        moved = not np.array_equal(leaf, paths.flatten(first["params"])[path])
+        assert moved != path.startswith("image/"), path
+    text = "text/token_embedding"
+    start, average, end = (np.asarray(paths.flatten(tree)[text]) for tree in (first["params"], last["ema"], last["params"]))
+    assert 0 < np.abs(average - start).max() < np.abs(end - start).max()
+
+
+def test_the_logit_scale_is_clamped_at_one_hundred(config):
+    hot = small(config, **{"model.logit_scale_init": 99.9, "optimizer.peak_learning_rate": 3.0, "optimizer.clip_norm": 0.0})
+    _, _, last = run(hot, make_devices_mesh(1, 1))
+    assert float(jnp.exp(last["params"]["logit_scale"])) <= 100.0 + 1e-3
+
+
+def test_the_shape_rule_splits_the_largest_divisible_dimension_of_big_arrays():
+    assert parameter_spec("text/token_embedding", (49408, 512), 8) == PartitionSpec("data")
+    assert parameter_spec("image/position", (50, 768), 8) == PartitionSpec(None, "data")
+    assert parameter_spec("x/blocks/qkv/kernel", (8192, 64, 96), 8) == PartitionSpec(None, None, "data")
+    assert parameter_spec("x/blocks/bias", (16, 8), 8) == PartitionSpec()
+    assert parameter_spec("odd", (1001, 1003), 8) == PartitionSpec()
+    assert parameter_spec("text/token_embedding", (49408, 512), 1) == PartitionSpec()
+
+
+def test_meshes_and_batches_that_do_not_fit_are_refused():
+    assert dict(make_mesh(replica=2, data=-1).shape) == {"replica": 2, "data": 4}
+    with pytest.raises(UserError, match="replica=3 x data=-1 does not fit 8 devices"):
+        make_mesh(replica=3, data=-1)
+    with pytest.raises(UserError, match="at most one may be -1"):
+        make_mesh(replica=-1, data=-1)
+    with pytest.raises(UserError, match="batch_size=130 is not divisible by the 8 devices .*; nearest: 128 or 136"):
+        check_batch_size(130, make_mesh(1, 8))

@@ -1,0 +1,228 @@
+"""Whole runs of a shrunk shipped config: trained, killed, resumed, evaluated, refused."""
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, free_port, small
+from tensorboardX.proto import event_pb2
+
+from filip_jax import load_model
+from filip_jax.config import load_config
+from filip_jax.errors import UserError
+from filip_jax.inference import Run
+from filip_jax.losses import token_similarity
+from filip_jax.train.loop import train
+
+STEPS, SAVE_EVERY = 12, 4
+
+
+def command(workdir, config, *options):
+    """`filip train` of this config, as somebody would start it, on one device."""
+    file = Path(workdir).with_suffix(".py")
+    file.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({config!r})\n")
+    return [sys.executable, "-m", "filip_jax", "train", f"--config={file}", f"--workdir={workdir}", *options]
+
+
+def environment(cache, devices=1, **more):
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(cache)} | more
+
+
+def logged(workdir):
+    """[(step, loss)] of metrics.jsonl, as far as its lines are whole."""
+    file = Path(workdir) / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")] if file.exists() else []
+    return [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
+
+
+@pytest.fixture(scope="module")
+def config(small_demo):
+    return small_demo | {"eval_every_steps": 8}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("compiled")
+
+
+@pytest.fixture(scope="module")
+def finished(config, cache, tmp_path_factory):
+    """An uninterrupted run on one device and what it printed."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    done = subprocess.run(command(workdir, config), env=environment(cache), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    workdir, output = finished
+    for name in ("config.json", "tokenizer.model", "metrics.jsonl", "evals.json", "tensorboard", "checkpoints", "pictures"):
+        assert (workdir / name).exists(), name
+    assert [step for step, _ in logged(workdir)] == list(range(1, STEPS + 1))
+    assert sorted(int(folder.name) for folder in (workdir / "checkpoints").iterdir()) == [8, 12]
+    results = json.loads((workdir / "evals.json").read_text())
+    assert sorted(results["steps"], key=int) == ["8", "12"]
+    assert {"val/loss", "val/image_to_text_R@1", "pointing/pointing_accuracy"} <= set(results["steps"]["12"])
+    assert len(list((workdir / "pictures/alignment").glob("*_step_0000012.png"))) == 2
+    assert "ETA" in output and "samples/s" in output and f"step {STEPS}/{STEPS}" in output
+
+
+def test_metrics_have_the_fields_names_in_both_files(finished):
+    workdir, _ = finished
+    line = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[3])
+    expected = {f"train/{n}" for n in ("loss", "lr", "grad_norm", "param_norm", "logit_scale", "samples_per_second", "samples_seen")}
+    assert expected <= set(line) and line["train/samples_seen"] == 4 * 16
+    assert line["train/logit_scale"] == pytest.approx(1 / 0.07, rel=0.1)
+    (events,) = (workdir / "tensorboard").iterdir()
+    data, tags, position = events.read_bytes(), {}, 0
+    while position < len(data):
+        size = int.from_bytes(data[position : position + 8], "little")
+        event = event_pb2.Event.FromString(data[position + 12 : position + 12 + size])
+        tags |= {(event.step, value.tag): value.simple_value for value in event.summary.value}
+        position += size + 16
+    assert tags[4, "train/loss"] == pytest.approx(line["train/loss"]) and (12, "val/loss") in tags
+
+
+def test_the_run_learns(finished):
+    losses = [loss for _, loss in logged(finished[0])]
+    assert np.mean(losses[-3:]) < losses[0] - 0.1
+
+
+def test_killed_again_and_again_the_run_ends_as_if_nothing_had_happened(finished, config, cache, tmp_path):
+    """SIGKILL in the start-up, at random steps, and while saving: the losses are equal bit for bit."""
+    workdir, kills = tmp_path / "killed", random.Random(0)
+    targets = [0, 1, SAVE_EVERY + 1, 2 * SAVE_EVERY]
+    for target in targets:
+        with subprocess.Popen(command(workdir, config), env=environment(cache), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            started = time.monotonic()
+            while len(logged(workdir)) < target and process.poll() is None and time.monotonic() - started < 120:
+                time.sleep(0.01)
+            time.sleep(kills.uniform(0, 0.3) if target else 2.5)
+            process.kill()
+    done = subprocess.run(command(workdir, config), env=environment(cache), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert logged(workdir) == logged(finished[0])
+    assert json.loads((workdir / "evals.json").read_text()) == json.loads((finished[0] / "evals.json").read_text())
+
+
+def test_a_finished_run_started_again_only_says_so(finished, config, cache):
+    before = (finished[0] / "metrics.jsonl").read_text()
+    done = subprocess.run(command(finished[0], config), env=environment(cache), capture_output=True, text=True)
+    assert done.returncode == 0 and "resuming at step 12 of 12" in done.stdout
+    assert (finished[0] / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("mesh", [dict(replica=1, data=-1), dict(replica=2, data=-1), dict(replica=-1, data=1)])
+def test_eight_devices_train_what_one_does(finished, config, tmp_path, mesh):
+    train(tmp_path / "run", config | {"mesh": mesh, "eval_every_steps": 0})
+    expected = [loss for _, loss in logged(finished[0])]
+    assert [loss for _, loss in logged(tmp_path / "run")] == pytest.approx(expected, rel=1e-4)
+
+
+def test_two_processes_train_what_one_does_and_anyone_resumes(finished, config, cache, tmp_path):
+    workdir = tmp_path / "run"
+    cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        subprocess.Popen(
+            command(workdir, config, "--distributed"), env=environment(cache, 4, JAX_PROCESS_ID=str(index), **cluster),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    expected = [loss for _, loss in logged(finished[0])]
+    assert [loss for _, loss in logged(workdir)] == pytest.approx(expected, rel=1e-4)
+    assert "step 12/12" in outputs[0] and "step 12/12" not in outputs[1]
+    tokens = [load_model(run).encode_text(["a dog"])[0] for run in (workdir, finished[0])]
+    np.testing.assert_allclose(*tokens, atol=1e-3)
+
+
+def test_load_model_embeds_pictures_of_any_size_and_texts(finished):
+    model = load_model(finished[0])
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((48, 48), (60, 100), (200, 48))]
+    tokens = model.encode_image(pictures)
+    assert tokens.shape == (3, 36, 16) and tokens.dtype == np.float32 and model.step == 12
+    np.testing.assert_allclose(model.encode_image(np.stack(pictures[:1]))[0], tokens[0], atol=1e-6)
+    texts, mask = model.encode_text(["a dog", "a red apple on a white background"])
+    assert texts.shape == (2, 20, 16) and mask.dtype == bool and mask[0].sum() < mask[1].sum()
+    s_i, s_t = token_similarity(tokens, texts, mask)
+    assert s_i.shape == s_t.shape == (3, 2)
+    earlier = load_model(finished[0], step=8)
+    assert earlier.step == 8 and not np.array_equal(earlier.encode_text(["a dog"])[0], model.encode_text(["a dog"])[0])
+    many = model.encode_text([f"a {n}" for n in range(150)])[0]
+    np.testing.assert_allclose(many[149], model.encode_text(["a 149"])[0][0], atol=1e-5)
+    with pytest.warns(UserWarning, match="1 of 2 texts are longer than 20 tokens"):
+        model.encode_text(["a dog", "a dog and " * 20])
+    with pytest.raises(UserError, match="text 1 is empty"):
+        model.encode_text(["a dog", " "])
+    with pytest.raises(UserError, match=r"image 0 is float32 \[4, 4, 3\]; images are uint8"):
+        model.encode_image(np.zeros((1, 4, 4, 3), np.float32))
+
+
+def test_evaluations_use_the_average_where_the_run_has_one(config, tmp_path):
+    train(tmp_path / "run", config | {"ema_decay": 0.9, "eval_every_steps": 0})
+    run = Run(tmp_path / "run")
+    assert run.checkpoints.has(12, "ema")
+    shapes = jax.eval_shape(run.model.init, jax.random.key(0))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    state = run.checkpoints.restore(12, {"ema": target, "params": target})
+    used = run.load().parameters["text"]["token_embedding"]
+    assert np.array_equal(used, state["ema"]["text"]["token_embedding"])
+    assert not np.array_equal(used, state["params"]["text"]["token_embedding"])
+
+
+def test_the_paper_config_trains_on_a_folder(demo_config, tmp_path):
+    """configs/filip.py and clip.py with small towers: LAMB, bfloat16, scan, remat, crops and flips."""
+    from filip_jax.data.preprocess import decode
+    from filip_jax.data.sources import make_source
+
+    scenes = make_source(demo_config["source"])
+    (tmp_path / "pairs").mkdir()
+    for n in range(40):
+        decode(scenes[n].image).save(tmp_path / f"pairs/{n}.png")
+        (tmp_path / f"pairs/{n}.txt").write_text(scenes[n].caption)
+    for name in ("filip", "clip"):
+        changes = {
+            "source.path": str(tmp_path / "pairs"), "evals.val.source.path": str(tmp_path / "pairs"), "evals.val.examples": 16,
+            "eval_every_steps": 3, "total_steps": 3, "optimizer.total_steps": 3, "optimizer.warmup_steps": 1, "data.workers": 0,
+            "tokenizer.vocab_size": 500, "model.text.vocab_size": 500, "model.dtype": "bfloat16", "log_every_steps": 1,
+        }  # fmt: skip
+        config = small(load_config(str(ROOT / f"configs/{name}.py")), **changes)
+        train(tmp_path / name, config)
+        losses = [loss for _, loss in logged(tmp_path / name)]
+        assert len(losses) == 3 and np.isfinite(losses).all()
+        metrics = json.loads((tmp_path / name / "evals.json").read_text())["steps"]["3"]
+        assert 0 <= metrics["val/image_to_text_R@1"] <= 1
+        assert load_model(tmp_path / name).encode_text(["a dog"])[0].shape == (1, 77 if name == "filip" else 1, 16)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
+    hot = json.loads(json.dumps(config))
+    hot["optimizer"] |= {"peak_learning_rate": 1e30, "warmup_steps": 0}
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+"):
+        train(tmp_path / "run", hot)
+
+
+def test_another_tokenizer_or_config_does_not_go_on(finished, config, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    with pytest.raises(UserError, match="holds a run of another config .*seed: 0 -> 1.*another --workdir"):
+        train(workdir, config | {"seed": 1})
+    from filip_jax.data.tokenizer import train_tokenizer
+
+    (workdir / "tokenizer.model").write_bytes(train_tokenizer(["other words"] * 9, 300))
+    for attempt in (lambda: train(workdir, config), lambda: load_model(workdir)):
+        with pytest.raises(UserError, match="is not the tokenizer of this checkpoint"):
+            attempt()
