@@ -5,23 +5,24 @@
 #   bash launch/demo.sh --clip     the same, then the global CLIP baseline into the same table
 #   bash launch/demo.sh --quick    about a minute: shows that everything works, learns next to nothing
 #
-# Interrupted and started again, it resumes. Everything lands in runs/demo (runs/quick) of this repository.
+# Interrupted and started again, it resumes. Runs land in $RUNS/demo and $RUNS/quick; RUNS is runs/ of this
+# repository if not set.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
-runs=$root/runs/demo variants="filip"
+RUNS=${RUNS:-$root/runs} variants="filip" runs=$RUNS/demo
 for option in "$@"; do
     case $option in
         --clip) variants="filip clip" ;;
-        --quick) runs=$root/runs/quick variants="quick" ;;
-        *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+        --quick) variants="quick" runs=$RUNS/quick ;;
+        *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     esac
 done
 
 install demo
 filip=$VENV/bin/filip
 for variant in $variants; do
-    "$filip" train --config="$root/configs/demo.py:$variant" --workdir="$runs/$variant"
+    "$filip" train --config="$root/configs/demo.py:$variant" --workdir="$runs/${variant/quick/filip}"
 done
 "$filip" eval --workdir="$runs/*" --step=latest
 echo

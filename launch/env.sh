@@ -22,9 +22,12 @@ find_python() {
 }
 
 install() {
-    local extras=$1 python stamp
-    stamp="$VENV/.filip_jax-$extras-$(cat "$root/setup.cfg" "$root/pyproject.toml" | cksum | cut -d' ' -f1)"
-    if [ -e "$stamp" ] && "$VENV/bin/python" -c '' 2>/dev/null; then
+    local extras=$1 python version missing="" extra
+    version=$(cat "$root/setup.cfg" "$root/pyproject.toml" | cksum | cut -d' ' -f1)
+    for extra in ${extras//,/ }; do
+        [ -e "$VENV/.filip_jax-$version-$extra" ] || missing=$extra
+    done
+    if [ -z "$missing" ] && "$VENV/bin/python" -c '' 2>/dev/null; then
         echo "filip_jax[$extras] is installed: $("$VENV/bin/python" --version) in $VENV"
         return
     fi
@@ -34,5 +37,7 @@ install() {
     fi
     echo "installing filip_jax[$extras] with $("$VENV/bin/python" --version) into $VENV (about a minute) ..."
     "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root[$extras]" || return 1
-    touch "$stamp"
+    for extra in ${extras//,/ }; do
+        touch "$VENV/.filip_jax-$version-$extra"
+    done
 }

@@ -1,9 +1,13 @@
 """Eight CPU devices in every test process, and the small things that several test files share."""
 
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Programs that several tests, or the processes they start, compile alike are compiled once.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="filip_jax_compiled_")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import copy  # noqa: E402
 import socket  # noqa: E402
@@ -50,6 +54,7 @@ def small(config: dict, **changes) -> dict:
         "batch_size": 16,
         "model.embed_dim": 16,
         "model.dtype": "float32",
+        "model.scan": True,
         **{f"model.{tower}.{key}": value for tower in ("image", "text") for key, value in (("width", 32), ("depth", 2), ("heads", 2))},
         **changes,
     }

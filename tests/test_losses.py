@@ -77,17 +77,19 @@ def single(x):
 
 
 value_and_gradient = jax.value_and_grad(filip_loss, argnums=(0, 1, 3))
+jitted_value_and_gradient = jax.jit(value_and_gradient)
 
 
-@given(
-    b=st.integers(1, 9), p=st.integers(1, 6), t=st.integers(1, 7), d=st.integers(2, 9),
-    seed=st.integers(0, 2**16), scale=st.floats(0.5, 100),
-)  # fmt: skip
-def test_loss_and_gradients_equal_the_oracle(b, p, t, d, seed, scale):
+SHAPES = [(1, 1, 1, 2), (2, 1, 7, 3), (3, 6, 1, 9), (5, 4, 3, 2), (7, 2, 5, 4), (9, 6, 7, 8)]  # each compiles once
+
+
+@given(shape=st.sampled_from(SHAPES), seed=st.integers(0, 2**16), scale=st.floats(0.5, 100))
+def test_loss_and_gradients_equal_the_oracle(shape, seed, scale):
+    b, p, t, d = shape
     images, texts, mask = pairs(seed, b, p, t, d)
     images, texts = images.astype(np.float32).astype(float), texts.astype(np.float32).astype(float)
     loss, gradients = oracle(images, texts, mask, scale)
-    ours, ours_gradients = value_and_gradient(single(images), single(texts), jnp.asarray(mask), single(scale))
+    ours, ours_gradients = jitted_value_and_gradient(single(images), single(texts), jnp.asarray(mask), single(scale))
     assert abs(float(ours) - loss) <= 1e-5 * max(loss, 1e-2)  # near 0 the loss is a difference of numbers near `scale`
     worst = max(np.abs(g).max() for g in gradients[:2])
     for mine, exact in zip(ours_gradients[:2], gradients[:2]):
@@ -141,7 +143,7 @@ def test_sharded_equals_the_definition(replica, data, jitted):
     images, texts, mask = pairs(5, b=16, p=7, t=6)
     arguments = single(images), single(texts), jnp.asarray(mask), single(30.0)
     loss, gradients = value_and_gradient(*arguments)
-    function = jax.jit(value_and_gradient) if jitted else value_and_gradient
+    function = jitted_value_and_gradient if jitted else value_and_gradient
     with jax.set_mesh(make_devices_mesh(replica, data)):
         sharded, sharded_gradients = function(*arguments)
     assert abs(float(sharded) / float(loss) - 1) < 1e-6

@@ -32,9 +32,8 @@ def command(workdir, config, *options):
     return [sys.executable, "-m", "filip_jax", "train", f"--config={file}", f"--workdir={workdir}", *options]
 
 
-def environment(cache, devices=1, **more):
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return os.environ | {"XLA_FLAGS": flags, "JAX_COMPILATION_CACHE_DIR": str(cache)} | more
+def environment(devices=1, **more):
+    return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} | more
 
 
 def logged(workdir):
@@ -50,15 +49,10 @@ def config(small_demo):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def finished(config, cache, tmp_path_factory):
+def finished(config, tmp_path_factory):
     """An uninterrupted run on one device and what it printed."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    done = subprocess.run(command(workdir, config), env=environment(cache), capture_output=True, text=True)
+    done = subprocess.run(command(workdir, config), env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return workdir, done.stdout
 
@@ -97,26 +91,26 @@ def test_the_run_learns(finished):
     assert np.mean(losses[-3:]) < losses[0] - 0.1
 
 
-def test_killed_again_and_again_the_run_ends_as_if_nothing_had_happened(finished, config, cache, tmp_path):
+def test_killed_again_and_again_the_run_ends_as_if_nothing_had_happened(finished, config, tmp_path):
     """SIGKILL in the start-up, at random steps, and while saving: the losses are equal bit for bit."""
     workdir, kills = tmp_path / "killed", random.Random(0)
     targets = [0, 1, SAVE_EVERY + 1, 2 * SAVE_EVERY]
     for target in targets:
-        with subprocess.Popen(command(workdir, config), env=environment(cache), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        with subprocess.Popen(command(workdir, config), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
             started = time.monotonic()
             while len(logged(workdir)) < target and process.poll() is None and time.monotonic() - started < 120:
                 time.sleep(0.01)
             time.sleep(kills.uniform(0, 0.3) if target else 2.5)
             process.kill()
-    done = subprocess.run(command(workdir, config), env=environment(cache), capture_output=True, text=True)
+    done = subprocess.run(command(workdir, config), env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert logged(workdir) == logged(finished[0])
     assert json.loads((workdir / "evals.json").read_text()) == json.loads((finished[0] / "evals.json").read_text())
 
 
-def test_a_finished_run_started_again_only_says_so(finished, config, cache):
+def test_a_finished_run_started_again_only_says_so(finished, config):
     before = (finished[0] / "metrics.jsonl").read_text()
-    done = subprocess.run(command(finished[0], config), env=environment(cache), capture_output=True, text=True)
+    done = subprocess.run(command(finished[0], config), env=environment(), capture_output=True, text=True)
     assert done.returncode == 0 and "resuming at step 12 of 12" in done.stdout
     assert (finished[0] / "metrics.jsonl").read_text() == before
 
@@ -128,12 +122,12 @@ def test_eight_devices_train_what_one_does(finished, config, tmp_path, mesh):
     assert [loss for _, loss in logged(tmp_path / "run")] == pytest.approx(expected, rel=1e-4)
 
 
-def test_two_processes_train_what_one_does_and_anyone_resumes(finished, config, cache, tmp_path):
+def test_two_processes_train_what_one_does_and_anyone_resumes(finished, config, tmp_path):
     workdir = tmp_path / "run"
     cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     processes = [
         subprocess.Popen(
-            command(workdir, config, "--distributed"), env=environment(cache, 4, JAX_PROCESS_ID=str(index), **cluster),
+            command(workdir, config, "--distributed"), env=environment(4, JAX_PROCESS_ID=str(index), **cluster),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for index in range(2)

@@ -1,0 +1,133 @@
+"""Every command block of README is exercised: run on the quick demo where it is short, else built abstractly."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from filip_jax.cli import main
+from filip_jax.config import load_config
+from filip_jax.data.sources import make_source
+from filip_jax.evals.run import open_evals
+from filip_jax.sections import call
+from filip_jax.train.setup import make_setup
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+COMMANDS = [line.split("  #")[0].strip() for block in blocks("bash") for line in block.splitlines() if line.strip()]
+
+
+def scripts(*arguments, runs, venv=sys.prefix):
+    """A launch script, started from another folder as a newcomer might."""
+    environment = os.environ | {"RUNS": str(runs), "VENV": str(venv), "XLA_FLAGS": ""}
+    command = ["bash", str(ROOT / arguments[0]), *arguments[1:]]
+    return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The folder of `launch/demo.sh --quick`, really run."""
+    runs = tmp_path_factory.mktemp("runs")
+    done = scripts("launch/demo.sh", "--quick", runs=runs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (runs / "output.txt").write_text(done.stdout)
+    return runs
+
+
+@pytest.fixture(scope="session")
+def pairs(tmp_path_factory):
+    """A folder with one image and its caption."""
+    folder = tmp_path_factory.mktemp("pairs")
+    from PIL import Image
+
+    Image.new("RGB", (30, 20)).save(folder / "dog.jpg")
+    (folder / "dog.txt").write_text("a dog")
+    return folder
+
+
+def test_the_quick_demo_trains_evaluates_draws_and_closes_with_a_table(demo):
+    output, workdir = (demo / "output.txt").read_text(), demo / "quick/filip"
+    steps = [float(loss) for loss in re.findall(r"^step \d+/60 .*? loss ([\d.]+) .*samples/s.*ETA", output, re.MULTILINE)]
+    assert len(steps) == 12 and steps[-1] < steps[0] - 1
+    rows = dict(re.findall(r"^\| (\S+) +\| (.*) \|$", output, re.MULTILINE))
+    ours, chance, neighbour = (cell.strip() for cell in rows["val/image_to_text_R@1"].split("|"))
+    assert float(ours) > 4 * float(chance) > 0 and float(neighbour) >= 0
+    for name in ("config.json", "metrics.jsonl", "tensorboard", "checkpoints", "evals.json"):
+        assert (workdir / name).exists()
+    assert len(list((workdir / "pictures/alignment").glob("*_step_*.png"))) == 8
+    assert str(workdir.parent) in output.splitlines()[-1]
+
+
+def test_the_other_demos_train_what_they_say(tmp_path):
+    """The commands of --clip and of no option, through an environment whose `filip` only prints."""
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    for name, text in (("python", "exit 0"), ("filip", 'echo "filip $*"')):
+        (tmp_path / "venv/bin" / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / "venv/bin" / name).chmod(0o755)
+    for options, variants in (([], ["filip"]), (["--clip"], ["filip", "clip"])):
+        done = scripts("launch/demo.sh", *options, runs=tmp_path, venv=tmp_path / "venv")
+        commands = [line for line in done.stdout.splitlines() if line.startswith("filip ")]
+        assert [c.split("demo.py:")[1].split()[0] for c in commands[:-1]] == variants
+        assert commands[-1] == f"filip eval --workdir={tmp_path}/demo/* --step=latest"
+        for command in commands[:-1]:
+            built(shlex.split(command)[2:])
+    assert scripts("launch/demo.sh", "--nonsense", runs=tmp_path, venv=tmp_path / "venv").returncode == 2
+
+
+def built(arguments):
+    """A train command's config, resolved and built abstractly, its data opened."""
+    config = next(a.removeprefix("--config=") for a in arguments if a.startswith("--config="))
+    assert any(a.startswith("--workdir=") for a in arguments)
+    resolved = load_config(str(ROOT / config), [a for a in arguments if a.startswith("--config.")])
+    setup = call(make_setup, resolved, config)
+    make_source(setup.source)
+    if setup.eval_every_steps:
+        open_evals(setup.evals)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("bash launch/demo.sh")])
+def test_commands(command, demo, pairs, tmp_path, monkeypatch, capsys):
+    words = shlex.split(command.replace("PAIRS", str(pairs)).replace("runs/demo", f"{demo}/quick").replace("runs/", f"{tmp_path}/"))
+    words = words[next(n for n, word in enumerate(words) if "=" not in word) :]
+    if words[0] == "bash":
+        done = scripts(words[1], "--collect-only", "-q", "tests/test_losses.py", runs=tmp_path)
+        assert done.returncode == 0 and "test_sharded_equals_the_definition" in done.stdout, done.stderr
+    elif words[1] == "train":
+        built(words[2:])
+    else:
+        monkeypatch.chdir(ROOT)
+        assert words[0] == "filip" and main(words[1:]) == 0
+        output = capsys.readouterr().out
+        assert "| val/loss " in output or Path(output.split()[-1]).is_file()
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_python_blocks(number, demo, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    names = {}
+    exec(compile(blocks("python")[number].replace("runs/demo", f"{demo}/quick"), "README", "exec"), names)
+    if "image_to_text" in names:
+        assert names["image_to_text"].shape == names["text_to_image"].shape == (1, 2) and capsys.readouterr().out
+    elif "get_config" in names:
+        assert names["get_config"]().to_dict()["source"]["name"] == "tfds"
+    else:
+        assert names["sharded"].shape == () and len(names["gradient"].shape) == 3
+
+
+def test_the_file_tree_is_the_tree():
+    tree = README.split("## What stands where")[1].split("```")[1]
+    for path in (ROOT / "filip_jax").iterdir():
+        if path.name not in ("__init__.py", "__main__.py", "__pycache__"):
+            assert f"  {path.name}{'/' * path.is_dir()}" in tree, path
+    for name in re.findall(r"^  (\S+)", tree, re.MULTILINE):
+        assert (ROOT / "filip_jax" / name).exists(), name
