@@ -17,6 +17,7 @@ PROMPTS = ("a {} on a white background", "a big {} on a white background", "a sm
 
 def get_config(variant: str = "filip") -> ConfigDict:
     quick = variant == "quick"
+    references = 500 if quick else 5000  # training pictures that the raw-pixel neighbour may choose from
     image_size, text_length = FieldReference(48), FieldReference(20)
     vocab_size, total_steps = FieldReference(800), FieldReference(60 if quick else 700)
 
@@ -24,7 +25,7 @@ def get_config(variant: str = "filip") -> ConfigDict:
         return dict(name="emoji_scenes", split=split, seed=seed, scenes=scenes)
 
     def classify(split):
-        neighbours = dict(source=emoji("seen_cells", scenes=4000, seed=1), examples=4000)
+        neighbours = dict(source=emoji("seen_cells", scenes=references, seed=1), examples=references)
         return dict(kind="zero_shot", source=emoji(split), prompts=PROMPTS, neighbours=neighbours)
 
     val = emoji("val", scenes=256)
@@ -77,7 +78,7 @@ def get_config(variant: str = "filip") -> ConfigDict:
         evals=dict(
             val=dict(
                 kind="retrieval", source=val, examples=256,
-                neighbours=dict(source=emoji("train", scenes=5000), examples=5000),
+                neighbours=dict(source=emoji("train", scenes=references), examples=references),
             ),
             pointing=dict(kind="localisation", source=val, examples=256),
             seen_cells=classify("seen_cells"),

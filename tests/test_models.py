@@ -35,14 +35,14 @@ def config(**changes):
 
 def built(**changes):
     model = make_model(**config(**changes))
-    return model, model.init(jax.random.key(0))
+    return model, jax.jit(model.init)(jax.random.key(0))
 
 
 def test_tokens_are_unit_vectors_in_float32_also_when_computed_in_bfloat16():
     for dtype in ("float32", "bfloat16"):
         model, parameters = built(dtype=dtype)
-        images = model.encode_image(parameters, IMAGES)
-        texts, mask = model.encode_text(parameters, IDS)
+        images = jax.jit(model.encode_image)(parameters, IMAGES)
+        texts, mask = jax.jit(model.encode_text)(parameters, IDS)
         assert images.shape == (3, 9, 8) and texts.shape == (3, 6, 8)
         assert images.dtype == texts.dtype == jnp.float32
         assert np.allclose(jnp.linalg.norm(images, axis=-1), 1, atol=1e-5)
@@ -83,14 +83,14 @@ def test_pads_and_later_tokens_reach_nothing():
     def token(parameters, ids):
         return model.encode_text(parameters, ids)[0][0, 2].sum()
 
-    table = jax.grad(token)(parameters, IDS)["text"]["token_embedding"]
+    table = jax.jit(jax.grad(token))(parameters, IDS)["text"]["token_embedding"]
     seen = set(np.flatnonzero(np.asarray(table).any(axis=1)).tolist())
     assert seen == {2, 7, 8}
 
     def loss(parameters):
         return filip_loss(model.encode_image(parameters, IMAGES), *model.encode_text(parameters, IDS), 14.0)
 
-    gradient = jax.grad(loss)(parameters)
+    gradient = jax.jit(jax.grad(loss))(parameters)
     assert not np.asarray(gradient["text"]["token_embedding"])[0].any()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
@@ -113,7 +113,7 @@ def test_scan_and_remat_change_neither_parameters_nor_results(changes):
         def loss(parameters):
             return filip_loss(model.encode_image(parameters, IMAGES), *model.encode_text(parameters, IDS), 14.0)
 
-        return parameters, jax.value_and_grad(loss)(parameters)
+        return parameters, jax.jit(jax.value_and_grad(loss))(parameters)
 
     parameters, (loss, gradient) = outcome()
     same_parameters, (same_loss, same_gradient) = outcome(**changes)

@@ -127,7 +127,7 @@ def test_two_processes_train_what_one_does_and_anyone_resumes(finished, config, 
     cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     processes = [
         subprocess.Popen(
-            command(workdir, config, "--distributed"), env=environment(4, JAX_PROCESS_ID=str(index), **cluster),
+            command(workdir, config | {"eval_every_steps": 12}, "--distributed"), env=environment(4, JAX_PROCESS_ID=str(index), **cluster),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for index in range(2)
@@ -165,13 +165,14 @@ def test_load_model_embeds_pictures_of_any_size_and_texts(finished):
 
 
 def test_evaluations_use_the_average_where_the_run_has_one(config, tmp_path):
-    train(tmp_path / "run", config | {"ema_decay": 0.9, "eval_every_steps": 0})
+    short = {"total_steps": 4, "optimizer": config["optimizer"] | {"total_steps": 4}}
+    train(tmp_path / "run", config | short | {"ema_decay": 0.9, "eval_every_steps": 0})
     run = Run(tmp_path / "run")
-    assert run.checkpoints.has(12, "ema")
+    assert run.checkpoints.has(4, "ema")
     shapes = jax.eval_shape(run.model.init, jax.random.key(0))
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-    state = run.checkpoints.restore(12, {"ema": target, "params": target})
+    state = run.checkpoints.restore(4, {"ema": target, "params": target})
     used = run.load().parameters["text"]["token_embedding"]
     assert np.array_equal(used, state["ema"]["text"]["token_embedding"])
     assert not np.array_equal(used, state["params"]["text"]["token_embedding"])
