@@ -42,7 +42,7 @@ patch in the colour of the word it matches best. Below: for each word, its match
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit code: 0, or 2 for a mistake, which is said in one line."""
+    """Runs a command; returns its exit code: 0, 130 if interrupted, or 2 for a mistake, said in one line."""
     arguments, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else list(argv))
     try:
         if arguments.command != "train" and not (arguments.command == "eval" and arguments.config) and rest:
@@ -52,9 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             arguments.run(arguments, rest)
         return 0
-    except UserError as error:
+    except (UserError, OSError) as error:  # the disk and the network are the user's too
         print(f"filip: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("filip: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:

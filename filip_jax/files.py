@@ -7,7 +7,7 @@ from pathlib import Path
 def write_atomically(file: Path, content: str | bytes) -> None:
     """Writes beside the file, then renames over it."""
     data = content.encode("utf-8") if isinstance(content, str) else content
-    beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    beside = file.with_name(f"{file.name}.tmp")
     with beside.open("wb") as handle:
         handle.write(data)
         handle.flush()

@@ -81,8 +81,10 @@ class Embedder:
             pooling: "tokens" or "global" instead of the model's own.
 
         Raises:
-            UserError: an image that is not uint8 [h, w, 3].
+            UserError: no image, or one that is not uint8 [h, w, 3].
         """
+        if len(images) == 0:
+            raise UserError("there are no images to encode")
         for index, image in enumerate(images):
             if np.dtype(image.dtype) != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
                 raise UserError(f"image {index} is {image.dtype} {list(image.shape)}; images are uint8 [h, w, 3]")
@@ -97,28 +99,33 @@ class Embedder:
         A text longer than the context loses its end, with a warning that counts such texts.
 
         Raises:
-            UserError: an empty text.
+            UserError: no text, or an empty one.
         """
+        if not texts:
+            raise UserError("there are no texts to encode")
         for index, text in enumerate(texts):
             if not text.strip():
                 raise UserError(f"text {index} is empty")
         ids, truncated = self.tokenizer.encode(texts, self.text_length)
         if truncated.any():
-            said = f"{truncated.sum()} of {len(texts)} texts are longer than {self.text_length} tokens and lose their end"
+            said = (
+                f"{truncated.sum()} of {len(texts)} texts are longer than {self.text_length} tokens and lose their end"
+            )
             warnings.warn(said, stacklevel=2)
         return self._run(self._text, ids, pooling)
 
     def _run(self, function, rows: np.ndarray, pooling: str | None):
         """The function on pieces of at most `batch_size` rows, padded to few distinct sizes."""
-        pieces = []
-        for start in range(0, len(rows), self.batch_size):
-            piece = rows[start : start + self.batch_size]
-            size = self.devices
-            while size < len(piece):
-                size = min(2 * size, self.batch_size)
-            padded = np.concatenate([piece, np.repeat(piece[:1], size - len(piece), axis=0)])
-            pieces.append(jax.tree.map(lambda out, n=len(piece): np.asarray(out)[:n], self._call(function, padded, pooling)))
-        return jax.tree.map(lambda *outs: np.concatenate(outs), *pieces)
+        pieces = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
+        outputs = [self._run_piece(function, piece, pooling) for piece in pieces]
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
+
+    def _run_piece(self, function, piece: np.ndarray, pooling: str | None):
+        size = self.devices
+        while size < len(piece):
+            size = min(2 * size, self.batch_size)
+        padded = np.concatenate([piece, np.repeat(piece[:1], size - len(piece), axis=0)])
+        return jax.tree.map(lambda output: np.asarray(output)[: len(piece)], self._call(function, padded, pooling))
 
     def _call(self, function, rows, pooling):
         if self.mesh is None:

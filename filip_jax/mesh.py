@@ -84,10 +84,12 @@ def parameter_spec(path: str, shape: tuple[int, ...], data_size: int) -> Partiti
 
 def parameter_shardings(mesh: Mesh, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The sharding of every leaf of nested dicts of arrays or shapes."""
-    return paths.unflatten({
-        path: NamedSharding(mesh, parameter_spec(path, leaf.shape, mesh.shape["data"]))
-        for path, leaf in paths.flatten(parameters).items()
-    })
+    return paths.unflatten(
+        {
+            path: NamedSharding(mesh, parameter_spec(path, leaf.shape, mesh.shape["data"]))
+            for path, leaf in paths.flatten(parameters).items()
+        }
+    )
 
 
 def barrier(name: str) -> None:

@@ -38,9 +38,7 @@ def is_stacked(path: str) -> bool:
     return "/blocks/" in path
 
 
-def match_rules(
-    rules: Sequence[Any], paths: Sequence[str], key: str
-) -> dict[str, float]:
+def match_rules(rules: Sequence[Any], paths: Sequence[str], key: str) -> dict[str, float]:
     """The value of the first rule whose regular expression matches the whole path, for each path.
 
     Args:

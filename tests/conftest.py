@@ -1,25 +1,18 @@
-"""Eight CPU devices in every test process, and the small things that several test files share."""
+"""The small things that several test files share."""
 
-import os
-import tempfile
+import environment  # before anything imports JAX
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-os.environ["JAX_PLATFORMS"] = "cpu"
-# Programs that several tests, or the processes they start, compile alike are compiled once.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="filip_jax_compiled_")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+import copy
+import socket
+from pathlib import Path
 
-import copy  # noqa: E402
-import socket  # noqa: E402
-from pathlib import Path  # noqa: E402
+import jax
+import numpy as np
+import pytest
+from hypothesis import settings
+from jax.sharding import AxisType, Mesh
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-from hypothesis import settings  # noqa: E402
-from jax.sharding import AxisType, Mesh  # noqa: E402
-
-from filip_jax.config import load_config  # noqa: E402
+from filip_jax.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 MESHES = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 4), (8, 1)]
@@ -55,7 +48,11 @@ def small(config: dict, **changes) -> dict:
         "model.embed_dim": 16,
         "model.dtype": "float32",
         "model.scan": True,
-        **{f"model.{tower}.{key}": value for tower in ("image", "text") for key, value in (("width", 32), ("depth", 2), ("heads", 2))},
+        **{
+            f"model.{tower}.{key}": value
+            for tower in ("image", "text")
+            for key, value in (("width", 32), ("depth", 2), ("heads", 2))
+        },
         **changes,
     }
     for key, value in shrunk.items():
@@ -80,7 +77,7 @@ def small_demo(demo_config) -> dict:
     evals["val"] |= {"examples": 32, "source": evals["val"]["source"] | {"scenes": 32}}
     evals["pointing"] |= {"examples": 16, "source": evals["val"]["source"]}
     evals["alignment"] |= {"examples": 2, "source": evals["val"]["source"]}
-    for name, each in evals.items():
+    for each in evals.values():
         if "neighbours" in each:
             each["neighbours"] = each["neighbours"] | {"examples": 50}
     return small(

@@ -64,7 +64,9 @@ def test_eval_takes_other_evaluations_from_a_file_but_never_the_model(run, capsy
         "  source = dict(name='emoji_scenes', split='val', seed=5, scenes=20)\n"
         "  return ConfigDict(dict(evals=dict(other=dict(kind='retrieval', source=source, examples=10))))\n"
     )
-    code, output, _ = said(capsys, "eval", f"--workdir={run / 'run'}", f"--config={file}", "--config.evals.other.examples=20")
+    code, output, _ = said(
+        capsys, "eval", f"--workdir={run / 'run'}", f"--config={file}", "--config.evals.other.examples=20"
+    )
     assert code == 0 and "other/pairs" in output and "unseen_cells" not in output
     assert json.loads((run / "run/evals.json").read_text())["steps"]["4"]["other/pairs"] == 20
 
@@ -90,6 +92,8 @@ MISTAKES = {
     "no image": (["align", "--workdir=RUN/run", "--image=RUN/none.png", "--text=x", "--output=RUN/p.png"], "none.png: no such file"),
     "image is text": (["align", "--workdir=RUN/run", "--image=RUN/no_picture.jpg", "--text=x", "--output=RUN/p.png"], "no picture that Pillow can read"),
     "empty text": (["align", "--workdir=RUN/run", "--image=RUN/picture.jpg", "--text= ", "--output=RUN/p.png"], "--text is empty"),
+    "workdir is a file": (["train", f"--config={DEMO}", "--workdir=RUN/picture.jpg"], "File exists"),
+    "output is nowhere": (["align", "--workdir=RUN/run", "--image=RUN/picture.jpg", "--text=x", "--output=RUN/picture.jpg/p.png"], "picture.jpg"),
     "not a png": (["align", "--workdir=RUN/run", "--image=RUN/picture.jpg", "--text=x", "--output=RUN/p.jpg"], "name it so"),
     "no checkpoint": (["align", "--workdir=RUN/bare", "--image=RUN/picture.jpg", "--text=x", "--output=RUN/p.png"], "has no checkpoint; it has none"),
     "other model": (["eval", "--workdir=RUN/swapped"], "holds another model: "),

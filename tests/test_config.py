@@ -37,9 +37,14 @@ def test_every_shipped_config_is_built_and_says_what_it_trains(name):
         spec = parameter_spec(path, leaf.shape, 8)
         shape = "x".join(map(str, leaf.shape)) or "scalar"
         rate = setup.optimizer.learning_rate[path]
-        lines.append(f"{path:<52} {shape:<18} {setup.optimizer.decay[path]:<6} {rate:<6} {', '.join(map(str, spec)) or '-'}")
+        lines.append(
+            f"{path:<52} {shape:<18} {setup.optimizer.decay[path]:<6} {rate:<6} {', '.join(map(str, spec)) or '-'}"
+        )
     lines += ["", f"parameters {sum(leaf.size for leaf in leaves.values())}", f"steps {setup.total_steps}"]
-    lines += [f"learning rate at step {step}: {float(setup.optimizer.schedule(step)):.6g}" for step in (0, 3000, setup.total_steps)]
+    lines += [
+        f"learning rate at step {step}: {float(setup.optimizer.schedule(step)):.6g}"
+        for step in (0, 3000, setup.total_steps)
+    ]
     text, file = "\n".join(lines) + "\n", GOLDEN / f"{name.replace('.py:', '_')}.txt"
     if os.environ.get("UPDATE_GOLDEN"):
         file.write_text(text)
@@ -54,9 +59,13 @@ def test_the_papers_sizes_and_learning_rates():
     base, large = (load_config(str(ROOT / f"configs/filip.py:{variant}")) for variant in ("base", "large"))
     assert base["optimizer"]["peak_learning_rate"] == pytest.approx(1.79e-2, rel=1e-2)
     assert large["optimizer"]["peak_learning_rate"] == pytest.approx(1.16e-2, rel=1e-2)
-    assert base["total_steps"] == pytest.approx(249_000, rel=1e-2) and large["total_steps"] == pytest.approx(332_000, rel=1e-2)
+    assert base["total_steps"] == pytest.approx(249_000, rel=1e-2) and large["total_steps"] == pytest.approx(
+        332_000, rel=1e-2
+    )
     halved = load_config(str(ROOT / "configs/filip.py:base"), ["--config.batch_size=20480"])
-    assert halved["total_steps"] == halved["optimizer"]["total_steps"] == pytest.approx(2 * base["total_steps"], rel=1e-4)
+    assert (
+        halved["total_steps"] == halved["optimizer"]["total_steps"] == pytest.approx(2 * base["total_steps"], rel=1e-4)
+    )
 
 
 DEMO = str(ROOT / "configs/demo.py")

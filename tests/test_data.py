@@ -21,7 +21,7 @@ CAPTIONS = ["a red apple", "a dog to the left of a cat", "a big house, a tree an
 
 
 class Numbered:
-    """A source whose record n is a picture of the number n with the caption "n"."""
+    """A source whose record n is a picture of the number n with the caption "number n"."""
 
     def __init__(self, size):
         self.size = size
@@ -32,7 +32,10 @@ class Numbered:
     def __getitem__(self, index):
         image = np.full((20, 24, 3), index, np.uint8)
         image[index % 20] = 255
-        return Record(str(index), image, f"number {index}")
+        return Record(str(index), image, self.caption(index))
+
+    def caption(self, index):
+        return f"number {index}"
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +203,10 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self):
         for n in range(5):
-            yield n, {"image": io.BytesIO(png(np.full((6, 5, 3), n, np.uint8))), "caption": f"picture {n}", "label": n % 2}
+            yield (
+                n,
+                {"image": io.BytesIO(png(np.full((6, 5, 3), n, np.uint8))), "caption": f"picture {n}", "label": n % 2},
+            )
 
 
 @pytest.mark.filterwarnings("ignore::Warning")
@@ -214,7 +220,9 @@ def test_tensorflow_datasets_without_tensorflow(tmp_path):
     for record in records:
         assert np.asarray(decode(record.image))[0, 0, 0] == int(record.caption[-1])
     labelled = make_source(dict(name="tfds", path=path, split="train[:2]", caption="label"))
-    assert [r.caption for r in (labelled[0], labelled[1])] == [("cat", "dog")[r.label] for r in (labelled[0], labelled[1])]
+    assert [r.caption for r in (labelled[0], labelled[1])] == [
+        ("cat", "dog")[r.label] for r in (labelled[0], labelled[1])
+    ]
     for options, message in (
         (dict(path=str(tmp_path), split="train"), "dataset_info.json"),
         (dict(path=path, split="valid"), "Unknown split 'valid'"),

@@ -75,6 +75,9 @@ class Scenes:
     def __len__(self):
         return 10
 
+    def caption(self, index):
+        return self[index].caption
+
     def __getitem__(self, index):
         pairs = [(a, b) for a in range(5) for b in range(a + 1, 5)]
         first, second = (self.class_names[n] for n in pairs[index])
@@ -89,7 +92,10 @@ class Scenes:
 
 def test_blocks_equal_the_whole(monkeypatch):
     rng = np.random.default_rng(0)
-    images, texts = unit(rng.normal(size=(7, 3, 4))).astype(np.float32), unit(rng.normal(size=(5, 6, 4))).astype(np.float32)
+    images, texts = (
+        unit(rng.normal(size=(7, 3, 4))).astype(np.float32),
+        unit(rng.normal(size=(5, 6, 4))).astype(np.float32),
+    )
     mask = rng.random((5, 6)) < 0.6
     whole = token_similarity(images, texts, mask)
     monkeypatch.setattr(similarity, "BLOCK_ELEMENTS", 3 * 6 * 4)
@@ -121,6 +127,8 @@ def test_retrieval_counts_recall_and_the_loss():
     assert metrics["image_to_text_R@1"] == np.mean([(s_i[n] >= s_i[n, n]).sum() == 1 for n in range(10)])
     assert metrics["text_to_image_R@5"] == np.mean([(s_t[:, n] >= s_t[n, n]).sum() <= 5 for n in range(10)])
     assert metrics["image_to_text_R@1"] < metrics["image_to_text_R@10"] == 1.0 and metrics["pairs"] == 10
+    with pytest.raises(UserError, match="examples=11, but the source has only 10 records"):
+        retrieval.evaluate(Oracle(), Scenes(), Path(), examples=11)
     chance = retrieval.baselines(Scenes(), examples=10)["chance"]
     assert chance["image_to_text_R@1"] == 0.1 and chance["text_to_image_R@5"] == 0.5
 
@@ -179,7 +187,12 @@ def test_an_alignment_names_words_and_patches():
     assert alignment.chosen[0, 1] == 0 and alignment.chosen[2, 1] == 1
     long = " ".join(["word"] * 20)
     assert len(align(Oracle(), [record.image], [long])[0].words) == 6  # the rest is beyond the context
-    assert [("a red dog's tail, up")[s:e] for s, e in content_words("a red dog's tail, up")] == ["red", "dog's", "tail", "up"]
+    assert [("a red dog's tail, up")[s:e] for s, e in content_words("a red dog's tail, up")] == [
+        "red",
+        "dog's",
+        "tail",
+        "up",
+    ]
 
 
 def test_the_page_shows_the_claims_in_their_words_colours():
@@ -219,9 +232,15 @@ def test_baselines_of_a_config_and_their_files(tmp_path, small_demo):
     "section, message",
     [
         ({"kind": "retrival", "source": {}}, "evals.x.kind='retrival' is not one of retrieval, zero_shot"),
-        ({"kind": "retrieval", "source": {"split": "val"}, "examples": 3}, "evals.x.source: missing a required .*'name'; its keys are name$"),
+        (
+            {"kind": "retrieval", "source": {"split": "val"}, "examples": 3},
+            "evals.x.source: missing a required .*'name'; its keys are name$",
+        ),
         ({"source": {}}, "config section evals.x: missing a required .*'kind'"),
-        ({"kind": "retrieval", "source": {"name": "folder", "path": ""}, "examples": 3, "exmples": 3}, "'exmples'; its keys are examples"),
+        (
+            {"kind": "retrieval", "source": {"name": "folder", "path": ""}, "examples": 3, "exmples": 3},
+            "'exmples'; its keys are examples",
+        ),
     ],
 )
 def test_an_evaluation_that_can_not_be_is_refused(section, message):

@@ -190,7 +190,10 @@ def test_clip_loss_is_filip_loss_with_one_token():
 
 def test_an_indivisible_batch_is_refused_with_both_numbers():
     images, texts, mask = pairs(0, b=12)
-    with jax.set_mesh(make_devices_mesh(2, 4)), pytest.raises(ValueError, match=r"12 pairs .* 8 devices \(replica=2 x data=4\)"):
+    with (
+        jax.set_mesh(make_devices_mesh(2, 4)),
+        pytest.raises(ValueError, match=r"12 pairs .* 8 devices \(replica=2 x data=4\)"),
+    ):
         filip_loss(single(images), single(texts), jnp.asarray(mask), 1.0)
 
 

@@ -19,7 +19,9 @@ OPTIONS = dict(
 def parameters():
     rng = np.random.default_rng(0)
     return {
-        "image": {"blocks": {"out": {"kernel": rng.normal(size=(3, 4, 5)) * [[[1]], [[9]], [[0]]], "bias": np.zeros((3, 5))}}},
+        "image": {
+            "blocks": {"out": {"kernel": rng.normal(size=(3, 4, 5)) * [[[1]], [[9]], [[0]]], "bias": np.zeros((3, 5))}}
+        },
         "text": {"kernel": rng.normal(size=(6, 4)), "bias": rng.normal(size=6)},
         "logit_scale": np.array(2.5),
     }
@@ -113,13 +115,18 @@ def test_warm_up_then_cosine_to_zero():
     optimizer = make_optimizer(parameters(), **OPTIONS | dict(warmup_steps=10))
     rates = np.array([optimizer.schedule(step) for step in range(101)])
     assert rates[0] == pytest.approx(0.01) and rates.argmax() == 10 and rates[10] == pytest.approx(0.1)
-    assert (np.diff(rates[:11]) > 0).all() and (np.diff(rates[10:]) < 0).all() and rates[100] == pytest.approx(0, abs=1e-8)
+    assert (
+        (np.diff(rates[:11]) > 0).all() and (np.diff(rates[10:]) < 0).all() and rates[100] == pytest.approx(0, abs=1e-8)
+    )
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(decay_rules=((".*bias", 0.0),)), "optimizer.decay_rules: no rule covers the parameter image/blocks/out/kernel"),
+        (
+            dict(decay_rules=((".*bias", 0.0),)),
+            "optimizer.decay_rules: no rule covers the parameter image/blocks/out/kernel",
+        ),
         (dict(decay_rules=(("nothing", 0.0), (".*", 1.0))), "the rule 'nothing' matches no parameter"),
         (dict(decay_rules=(("(", 0.0), (".*", 1.0))), "'\\(' is not a regular expression"),
         (dict(decay_rules=(3,)), "3 is not a pair"),

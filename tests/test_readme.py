@@ -57,7 +57,9 @@ def pairs(tmp_path_factory):
 
 def test_the_quick_demo_trains_evaluates_draws_and_closes_with_a_table(demo):
     output, workdir = (demo / "output.txt").read_text(), demo / "quick/filip"
-    steps = [float(loss) for loss in re.findall(r"^step \d+/60 .*? loss ([\d.]+) .*samples/s.*ETA", output, re.MULTILINE)]
+    steps = [
+        float(loss) for loss in re.findall(r"^step \d+/60 .*? loss ([\d.]+) .*samples/s.*ETA", output, re.MULTILINE)
+    ]
     assert len(steps) == 12 and steps[-1] < steps[0] - 1
     rows = dict(re.findall(r"^\| (\S+) +\| (.*) \|$", output, re.MULTILINE))
     ours, chance, neighbour = (cell.strip() for cell in rows["val/image_to_text_R@1"].split("|"))
@@ -97,7 +99,9 @@ def built(arguments):
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("bash launch/demo.sh")])
 def test_commands(command, demo, pairs, tmp_path, monkeypatch, capsys):
-    words = shlex.split(command.replace("PAIRS", str(pairs)).replace("runs/demo", f"{demo}/quick").replace("runs/", f"{tmp_path}/"))
+    words = shlex.split(
+        command.replace("PAIRS", str(pairs)).replace("runs/demo", f"{demo}/quick").replace("runs/", f"{tmp_path}/")
+    )
     words = words[next(n for n, word in enumerate(words) if "=" not in word) :]
     if words[0] == "bash":
         done = scripts(words[1], "--collect-only", "-q", "tests/test_losses.py", runs=tmp_path)

@@ -39,7 +39,11 @@ def environment(devices=1, **more):
 def logged(workdir):
     """[(step, loss)] of metrics.jsonl, as far as its lines are whole."""
     file = Path(workdir) / "metrics.jsonl"
-    lines = [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")] if file.exists() else []
+    lines = (
+        [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        if file.exists()
+        else []
+    )
     return [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
 
 
@@ -59,7 +63,15 @@ def finished(config, tmp_path_factory):
 
 def test_a_run_leaves_what_it_promises(finished):
     workdir, output = finished
-    for name in ("config.json", "tokenizer.model", "metrics.jsonl", "evals.json", "tensorboard", "checkpoints", "pictures"):
+    for name in (
+        "config.json",
+        "tokenizer.model",
+        "metrics.jsonl",
+        "evals.json",
+        "tensorboard",
+        "checkpoints",
+        "pictures",
+    ):
         assert (workdir / name).exists(), name
     assert [step for step, _ in logged(workdir)] == list(range(1, STEPS + 1))
     assert sorted(int(folder.name) for folder in (workdir / "checkpoints").iterdir()) == [8, 12]
@@ -73,7 +85,10 @@ def test_a_run_leaves_what_it_promises(finished):
 def test_metrics_have_the_fields_names_in_both_files(finished):
     workdir, _ = finished
     line = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[3])
-    expected = {f"train/{n}" for n in ("loss", "lr", "grad_norm", "param_norm", "logit_scale", "samples_per_second", "samples_seen")}
+    expected = {
+        f"train/{n}"
+        for n in ("loss", "lr", "grad_norm", "param_norm", "logit_scale", "samples_per_second", "samples_seen")
+    }
     assert expected <= set(line) and line["train/samples_seen"] == 4 * 16
     assert line["train/logit_scale"] == pytest.approx(1 / 0.07, rel=0.1)
     (events,) = (workdir / "tensorboard").iterdir()
@@ -96,7 +111,9 @@ def test_killed_again_and_again_the_run_ends_as_if_nothing_had_happened(finished
     workdir, kills = tmp_path / "killed", random.Random(0)
     targets = [0, 1, SAVE_EVERY + 1, 2 * SAVE_EVERY]
     for target in targets:
-        with subprocess.Popen(command(workdir, config), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        with subprocess.Popen(
+            command(workdir, config), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
             started = time.monotonic()
             while len(logged(workdir)) < target and process.poll() is None and time.monotonic() - started < 120:
                 time.sleep(0.01)

@@ -1,5 +1,6 @@
 """Emoji as pictures and names, from packages that pip installs: the extra `filip_jax[demo]`."""
 
+import importlib
 import io
 from functools import cache
 from importlib import resources
@@ -58,7 +59,7 @@ DESIGNS = {"twemoji": _twemoji, "openmoji": _openmoji}
 
 def _extra(module: str):
     try:
-        return __import__(module)
+        return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
             f"the emoji scenes need the package {module!r}, which is not installed: pip install 'filip_jax[demo]'"

@@ -73,6 +73,9 @@ class EmojiScenes:
     def __getitem__(self, index: int) -> Record:
         return self._scene(index if self.distinct is None else self.distinct[index])
 
+    def caption(self, index: int) -> str:
+        return self[index].caption
+
     def _distinct(self) -> list[int]:
         """The first scenes of the stream whose captions differ in more than the order of their words."""
         found: dict[tuple[str, ...], int] = {}
@@ -165,9 +168,8 @@ def _draw(rng, things, characters, colour, vary: bool) -> np.ndarray:
 
 def _describe(rng, things, names, background) -> tuple[str, tuple[Region, ...]]:
     """A caption that is true of the scene, and where each object's name stands in it."""
-    joints, things = _joints(rng, things)
     caption, regions = "", []
-    for thing, joint in zip(things, joints):
+    for thing, joint in zip(things, _joints(rng, things)):
         caption += joint
         phrase = _size_word(rng, thing) + names[thing.concept]
         caption += ("an " if phrase[0] in "aeiou" else "a ") + phrase
@@ -185,13 +187,15 @@ def _size_word(rng, thing: Thing) -> str:
     return ""
 
 
-def _joints(rng, things: list[Thing]) -> tuple[list[str], list[Thing]]:
+def _joints(rng, things: list[Thing]) -> list[str]:
     """What stands before each object: commas and "and", or for two a relation that is true of them."""
-    if len(things) != 2 or rng.random() < 0.4:
-        return ["", ", ", " and "][: len(things)] if len(things) == 3 else ["", " and "][: len(things)], things
+    if len(things) == 3:
+        return ["", ", ", " and "]
+    if len(things) == 1 or rng.random() < 0.4:
+        return ["", " and "]
     x, y = things[1].centre - things[0].centre
     if abs(x) > abs(y):
         relation = " to the left of " if x > 0 else " to the right of "
     else:
         relation = " above " if y > 0 else " below "
-    return ["", relation], things
+    return ["", relation]

@@ -34,4 +34,7 @@ class Folder:
 
     def __getitem__(self, index: int) -> Record:
         image = Path(self.images[index])
-        return Record(str(image), image.read_bytes(), image.with_suffix(".txt").read_text("utf-8").strip())
+        return Record(str(image), image.read_bytes(), self.caption(index))
+
+    def caption(self, index: int) -> str:
+        return Path(self.images[index]).with_suffix(".txt").read_text("utf-8").strip()

@@ -42,3 +42,6 @@ class Tfds:
             label, caption = int(caption), self.features[self.caption].int2str(int(caption))
         text = caption.decode("utf-8") if isinstance(caption, bytes) else caption
         return Record(f"{self.path}/{index}", features[self.image], text, label)
+
+    def caption(self, index: int) -> str:
+        return self[index].caption

@@ -82,5 +82,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise UserError(f"tokenizer.vocab_size={vocab_size}: sentencepiece can not train on these captions: {error}") from error
+        raise UserError(
+            f"tokenizer.vocab_size={vocab_size}: sentencepiece can not train on these captions: {error}"
+        ) from error
     return model.getvalue()

@@ -12,7 +12,18 @@ PER_ROW = 6
 INK, PAPER, FAINT = (30, 30, 30), (255, 255, 255), (150, 150, 150)
 PALETTE = [
     ImageColor.getrgb(colour)
-    for colour in ("#e6194b", "#0072b2", "#2e9e3f", "#f58231", "#911eb4", "#00a6a6", "#b58900", "#c2185b", "#5c6bc0", "#6d4c41")
+    for colour in (
+        "#e6194b",
+        "#0072b2",
+        "#2e9e3f",
+        "#f58231",
+        "#911eb4",
+        "#00a6a6",
+        "#b58900",
+        "#c2185b",
+        "#5c6bc0",
+        "#6d4c41",
+    )
 ]
 
 
@@ -42,7 +53,9 @@ def draw_alignment(alignment: Alignment, boxes: Sequence[tuple[float, float, flo
         pen.rectangle([edges[0] + 1, edges[1] + 1, edges[2] - 1, edges[3] - 1], outline=PAPER, width=2)
     _write_caption(pen, alignment, GAP, top + LARGE + GAP, width)
 
-    pen.text((GAP, below - LINE), "what each word sees: bright patches match it, the best one is framed", INK, _font(16))
+    pen.text(
+        (GAP, below - LINE), "what each word sees: bright patches match it, the best one is framed", INK, _font(16)
+    )
     for n, (start, end) in enumerate(alignment.words):
         left = GAP + n % PER_ROW * (SMALL + GAP)
         top = below + n // PER_ROW * (SMALL + LINE + GAP)
@@ -81,7 +94,10 @@ def _write_caption(pen: ImageDraw.ImageDraw, alignment: Alignment, left: int, to
     """The text, each word that some patch chose in its colour, wrapped at the page's width."""
     font, x, y, position = _font(22), left, top, 0
     for n, (start, end) in enumerate(alignment.words):
-        for piece, colour in ((alignment.text[position:start], FAINT), (alignment.text[start:end], _colour(alignment, n))):
+        for piece, colour in (
+            (alignment.text[position:start], FAINT),
+            (alignment.text[start:end], _colour(alignment, n)),
+        ):
             length = pen.textlength(piece, font)
             if x + length > width - GAP and piece.strip():
                 x, y, piece = left, y + LINE, piece.lstrip()

@@ -6,7 +6,7 @@ import numpy as np
 
 from filip_jax.data.preprocess import box_in_centre_view, centre_view, decode
 from filip_jax.data.record import Record
-from filip_jax.data.sources import Source
+from filip_jax.data.sources import Source, first_records
 from filip_jax.errors import UserError
 from filip_jax.evals.alignment import align
 from filip_jax.inference import Embedder
@@ -19,7 +19,9 @@ def evaluate(model: Embedder, source: Source, output: Path, *, examples: int) ->
     phrases = [[(region.start, region.end) for region in record.regions] for record in records]
     hits = []
     for record, alignment in zip(records, align(model, views, [r.caption for r in records], phrases)):
-        boxes = {(region.start, region.end): box for region, box in zip(record.regions, view_boxes(record, model.image_size))}
+        boxes = {
+            (region.start, region.end): box for region, box in zip(record.regions, view_boxes(record, model.image_size))
+        }
         for word, scores in zip(alignment.words, alignment.similarity):
             hits.append(_points_into(boxes[word], scores, model.image_size))
     return {"pointing_accuracy": float(np.mean(hits)), "phrases": len(hits)}
@@ -50,7 +52,7 @@ def _points_into(box, scores: np.ndarray, size: int) -> bool:
 
 
 def _with_regions(source: Source, examples: int) -> list[Record]:
-    records = [source[index] for index in range(examples)]
+    records = first_records(source, examples)
     if not any(record.regions for record in records):
         raise UserError("localisation needs a source whose records have regions")
     return records

@@ -6,7 +6,7 @@ import jax
 from PIL import Image
 
 from filip_jax.data.preprocess import centre_view, decode
-from filip_jax.data.sources import Source
+from filip_jax.data.sources import Source, first_records
 from filip_jax.evals.alignment import align
 from filip_jax.evals.draw import draw_alignment
 from filip_jax.evals.localisation import view_boxes
@@ -18,7 +18,7 @@ def evaluate(model: Embedder, source: Source, output: Path, *, examples: int) ->
 
     The bare view of pair n stands beside as <n>.png, its caption as <n>.txt.
     """
-    records = [source[index] for index in range(examples)]
+    records = first_records(source, examples)
     views = [centre_view(decode(record.image), model.image_size) for record in records]
     alignments = align(model, views, [record.caption for record in records])
     if jax.process_index() != 0:

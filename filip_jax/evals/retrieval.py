@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from filip_jax.data.preprocess import decode
-from filip_jax.data.sources import Source, make_source
+from filip_jax.data.sources import Source, first_records, make_source
 from filip_jax.evals import pixels
 from filip_jax.evals.similarity import ranks, similarity_matrices
 from filip_jax.inference import Embedder
@@ -20,7 +20,7 @@ def evaluate(model: Embedder, source: Source, output: Path, *, examples: int, ne
     Args:
         examples: how many pairs of the source, from the first.
     """
-    records = [source[index] for index in range(examples)]
+    records = first_records(source, examples)
     images = model.encode_image([np.asarray(decode(record.image)) for record in records])
     texts, mask = model.encode_text([record.caption for record in records])
     image_to_text, text_to_image = similarity_matrices(images, texts, mask)
@@ -38,9 +38,9 @@ def baselines(source: Source, *, examples: int, neighbours: dict | None = None) 
     chance = {f"{way}_R@{k}": k / examples for way in ("image_to_text", "text_to_image") for k in RANKS}
     if neighbours is None:
         return {"chance": chance}
-    records = [source[index] for index in range(examples)]
+    records = first_records(source, examples)
     training = make_source(neighbours["source"])
-    references = [training[index] for index in range(neighbours["examples"])]
+    references = first_records(training, neighbours["examples"])
     nearest = pixels.pixel_distances(records, references).argmin(axis=1)
     words = [set(record.caption.lower().split()) for record in records]
     guessed = [set(references[index].caption.lower().split()) for index in nearest]

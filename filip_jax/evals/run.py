@@ -130,7 +130,11 @@ def _write(workdir: Path, results: dict[str, Any]) -> None:
 
 def table(columns: Mapping[str, Metrics]) -> str:
     """Metrics as rows, columns as given, in markdown; intervals stand behind their number."""
-    rows = [m for m in dict.fromkeys(m for metrics in columns.values() for m in metrics) if not m.endswith(("_low", "_high"))]
+    rows = [
+        m
+        for m in dict.fromkeys(m for metrics in columns.values() for m in metrics)
+        if not m.endswith(("_low", "_high"))
+    ]
     lines = [["", *columns], *([row, *(_cell(metrics, row) for metrics in columns.values())] for row in rows)]
     widths = [max(len(line[n]) for line in lines) for n in range(len(columns) + 1)]
     lines.insert(1, ["-" * width for width in widths])

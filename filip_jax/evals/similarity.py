@@ -12,7 +12,9 @@ _block = jax.jit(token_similarity)
 
 
 def similarity_matrices(
-    image_tokens: Float[np.ndarray, "i p d"], text_tokens: Float[np.ndarray, "j t d"], text_mask: Bool[np.ndarray, "j t"]
+    image_tokens: Float[np.ndarray, "i p d"],
+    text_tokens: Float[np.ndarray, "j t d"],
+    text_mask: Bool[np.ndarray, "j t"],
 ) -> tuple[Float[np.ndarray, "i j"], Float[np.ndarray, "i j"]]:
     """`token_similarity` of every image with every text: (image_to_text, text_to_image)."""
     side = max(1, int((BLOCK_ELEMENTS / (image_tokens.shape[1] * text_tokens.shape[1])) ** 0.5))

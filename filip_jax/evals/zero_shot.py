@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from filip_jax.data.preprocess import decode
-from filip_jax.data.sources import Source, make_source
+from filip_jax.data.sources import Source, first_records, make_source
 from filip_jax.errors import UserError
 from filip_jax.evals import pixels
 from filip_jax.evals.similarity import ranks, similarity_matrices, wilson
@@ -68,7 +68,7 @@ def baselines(source: Source, *, prompts: Sequence[str], neighbours: dict | None
     if neighbours is None:
         return {"chance": chance}
     training = make_source(neighbours["source"])
-    references = [training[index] for index in range(neighbours["examples"])]
+    references = first_records(training, neighbours["examples"])
     distances = pixels.pixel_distances(records, references)
     scores = np.full((len(records), classes), -np.inf)
     for column, reference in enumerate(references):
@@ -79,7 +79,7 @@ def baselines(source: Source, *, prompts: Sequence[str], neighbours: dict | None
 
 
 def _labelled(source: Source):
-    records = [source[index] for index in range(len(source))]
+    records = first_records(source, len(source))
     if not records or any(record.label is None for record in records) or not hasattr(source, "class_names"):
         raise UserError("zero_shot needs a source of labelled images with class names")
     return records

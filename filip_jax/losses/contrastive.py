@@ -51,7 +51,9 @@ def filip_loss(
 
 
 def clip_loss(
-    image_embedding: Float[Array, "b d"], text_embedding: Float[Array, "b d"], logit_scale: Float[Array, ""] | float | int
+    image_embedding: Float[Array, "b d"],
+    text_embedding: Float[Array, "b d"],
+    logit_scale: Float[Array, ""] | float | int,
 ) -> Float[jax.Array, ""]:
     """CLIP's loss (Radford et al. 2021, figure 3): `filip_loss` with one token per side.
 

@@ -42,9 +42,7 @@ class ImageEncoder(nnx.Module):
         self.patch_size, self.dtype = patch_size, dtype
         count = (image_size // patch_size) ** 2 + class_token
         normal = nnx.initializers.normal(width**-0.5)
-        self.patch_embedding = nnx.Linear(
-            3 * patch_size**2, width, use_bias=False, dtype=dtype, rngs=rngs
-        )
+        self.patch_embedding = nnx.Linear(3 * patch_size**2, width, use_bias=False, dtype=dtype, rngs=rngs)
         self.class_token = nnx.Param(normal(rngs.params(), (width,))) if class_token else None
         self.position = nnx.Param(normal(rngs.params(), (count, width)))
         self.pre_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)

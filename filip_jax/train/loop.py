@@ -60,10 +60,10 @@ class Trainer:
         self.embedder = Embedder(
             setup.model, tokenizer, image_size=image_size, text_length=text_length, mesh=setup.mesh
         )
-        self.state, self.step = self._start(tokenizer)
+        self.state, self.step, self.samples_seen = self._start(tokenizer)
         self.rows = call(
             batches, setup.data, "data", source=source, tokenizer=tokenizer, batch_size=setup.batch_size,
-            seed=setup.seed, start=self.step * setup.batch_size,
+            seed=setup.seed, start=self.samples_seen,
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
         self.writer = MetricWriter(workdir, step=self.step, evaluated=is_recorded(workdir, self.step))
@@ -72,16 +72,18 @@ class Trainer:
             every_steps=setup.log_every_steps, step=self.step,
         )  # fmt: skip
 
-    def _start(self, tokenizer: Tokenizer) -> tuple[State, int]:
-        """The newest checkpoint on this mesh, or a fresh state that is born sharded."""
+    def _start(self, tokenizer: Tokenizer) -> tuple[State, int, int]:
+        """(state, step, data position): the newest checkpoint on this mesh, or a state that is born sharded."""
         setup, steps = self.setup, self.checkpoints.steps()
         if steps:
             say(f"{self.workdir}: resuming at step {steps[-1]} of {setup.total_steps}")
-            check_tokenizer(tokenizer, self.checkpoints.meta(steps[-1]), self.workdir)
-            return self.checkpoints.restore(steps[-1], abstract(setup.shapes, setup.shardings)), steps[-1]
+            meta = self.checkpoints.meta(steps[-1])
+            check_tokenizer(tokenizer, meta, self.workdir)
+            state = self.checkpoints.restore(steps[-1], abstract(setup.shapes, setup.shardings))
+            return state, steps[-1], meta["samples_seen"]
         say(f"{self.workdir}: starting on {jax.device_count()} {jax.devices()[0].device_kind} devices")
         with jax.set_mesh(setup.mesh):
-            return jax.jit(setup.init, out_shardings=setup.shardings)(jax.random.key(setup.seed)), 0
+            return jax.jit(setup.init, out_shardings=setup.shardings)(jax.random.key(setup.seed)), 0, 0
 
     def run(self) -> None:
         """The loop; whatever ends it, what was logged and saved is on disk."""
@@ -102,7 +104,7 @@ class Trainer:
             batch, waited, truncated = self._next_batch()
             train_step = train_step or self._compile(batch)
             self.state, metrics = train_step(self.state, batch)
-            self.step += 1
+            self.step, self.samples_seen = self.step + 1, self.samples_seen + self.setup.batch_size
             self.log.push(self.step, metrics, waited, truncated)
             if self.step % self.checkpoints.every_steps == 0 or self.step == self.setup.total_steps:
                 self._save()
@@ -128,7 +130,7 @@ class Trainer:
 
     def _save(self) -> None:
         self.log.flush()
-        self.checkpoints.save(self.step, self.state, self.meta | {"samples_seen": self.step * self.setup.batch_size})
+        self.checkpoints.save(self.step, self.state, self.meta | {"samples_seen": self.samples_seen})
         self.log.restart_clock(self.step)
 
     def _evaluation_is_due(self) -> bool:
@@ -172,4 +174,4 @@ def _make_tokenizer(*, source: Source, path: str, vocab_size: int, captions: int
         return Path(path).read_bytes()
     count = min(captions, len(source))
     say(f"training a tokenizer of at most {vocab_size} pieces on {count} captions")
-    return train_tokenizer((source[index].caption for index in range(count)), vocab_size)
+    return train_tokenizer((source.caption(index) for index in range(count)), vocab_size)

@@ -108,7 +108,9 @@ class StepLog:
         self.waited, self.truncated = self.waited + waited, self.truncated + truncated
         loss = float(metrics["train/loss"])
         if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} at step {step}: lower optimizer.peak_learning_rate or look at the data")
+            raise UserError(
+                f"the loss is {loss} at step {step}: lower optimizer.peak_learning_rate or look at the data"
+            )
         if step % self.every_steps == 0 or step == self.total_steps:
             numbers = {name: float(value) for name, value in metrics.items()} | self._rates(step)
             self.writer.write(step, numbers)
