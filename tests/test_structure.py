@@ -61,6 +61,11 @@ def test_imports_point_one_way_and_libraries_have_one_door(file):
             assert (parts[1], name) not in STRANGERS, f"{here} imports {imported}"
 
 
+def test_every_room_is_a_package_that_setuptools_finds():
+    for folder in {file.parent for file in FILES}:
+        assert (folder / "__init__.py").exists(), folder
+
+
 def test_every_door_is_used():
     used = {str(f.relative_to(PACKAGE)): {i.split(".")[0] for i in imports(f)} for f in FILES}
     for library, files in DOORS.items():

@@ -1,0 +1,1 @@
+"""What a model is worth: retrieval, zero-shot classification, localisation, pictures."""
