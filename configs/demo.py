@@ -19,7 +19,7 @@ def get_config(variant: str = "filip") -> ConfigDict:
     quick = variant == "quick"
     references = 500 if quick else 5000  # training pictures that the raw-pixel neighbour may choose from
     image_size, text_length = FieldReference(48), FieldReference(20)
-    vocab_size, total_steps = FieldReference(800), FieldReference(60 if quick else 900)
+    vocab_size, total_steps = FieldReference(800), FieldReference(60 if quick else 700)
 
     def emoji(split, scenes=-1, seed=0):
         return dict(name="emoji_scenes", split=split, seed=seed, scenes=scenes)
@@ -74,7 +74,7 @@ def get_config(variant: str = "filip") -> ConfigDict:
         ema_decay=0.0,
         checkpoint=dict(every_steps=20 if quick else 50, keep_last=2),
         log_every_steps=5 if quick else 10,
-        eval_every_steps=0 if quick else 450,
+        eval_every_steps=0 if quick else 350,
         evals=dict(
             val=dict(
                 kind="retrieval", source=val, examples=256,
