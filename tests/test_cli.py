@@ -39,6 +39,7 @@ def align(run, *changes):
     return ["align", *(f"--{name}={value}" for name, value in options.items())]
 
 
+@pytest.mark.smoke
 def test_align_draws_a_page(run, capsys):
     code, output, _ = said(capsys, *align(run, ("output", run / "new/page.png")))
     assert code == 0 and "page.png" in output
@@ -46,6 +47,7 @@ def test_align_draws_a_page(run, capsys):
         assert page.size[0] > 700
 
 
+@pytest.mark.smoke
 def test_eval_prints_a_table_beside_the_baselines_and_records_it(run, capsys):
     code, output, _ = said(capsys, "eval", f"--workdir={run / 'r*'}", "--step=all")
     assert code == 0
@@ -115,6 +117,7 @@ def broken(run):
     return run
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_and_exit_code_2(broken, capsys, name):
     arguments, message = MISTAKES[name]

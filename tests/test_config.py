@@ -55,6 +55,7 @@ def test_no_golden_text_is_left_over():
     assert {file.stem for file in GOLDEN.glob("*.txt")} == {name.replace(".py:", "_") for name in shipped()}
 
 
+@pytest.mark.smoke
 def test_the_papers_sizes_and_learning_rates():
     base, large = (load_config(str(ROOT / f"configs/filip.py:{variant}")) for variant in ("base", "large"))
     assert base["optimizer"]["peak_learning_rate"] == pytest.approx(1.79e-2, rel=1e-2)

@@ -64,6 +64,7 @@ def same(a, b):
     return len(a) == len(b) and all(np.array_equal(x[name], y[name]) for x, y in zip(a, b) for name in x)
 
 
+@pytest.mark.smoke
 def test_the_stream_depends_neither_on_processes_nor_threads_nor_where_it_resumes(tokenizer):
     whole = stream(tokenizer, 9)
     assert same(whole, stream(tokenizer, 9, processes=2))

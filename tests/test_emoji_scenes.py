@@ -55,6 +55,7 @@ def test_things_stand_in_their_boxes_and_the_background_has_its_colour(index):
         assert np.abs(colour[0].astype(int) - BACKGROUNDS[named[0]]).max() <= 15
 
 
+@pytest.mark.smoke
 def test_scenes_are_reproducible_here_and_everywhere():
     again = EmojiScenes(split="train", seed=0, scenes=10**6)
     assert np.array_equal(again[7].image, TRAIN[7].image) and again[7].caption == TRAIN[7].caption

@@ -96,6 +96,7 @@ def test_loss_and_gradients_equal_the_oracle(shape, seed, scale):
         assert np.abs(np.asarray(mine, float) - exact).max() <= 1e-5 * max(worst, 1e-3 * scale)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("seed", range(5))
 def test_a_fixed_tie_free_batch_equals_the_oracle_to_1e_5(seed):
     images, texts, mask = pairs(seed, b=12, p=9, t=8, d=16)
@@ -137,6 +138,7 @@ def test_masked_tokens_change_nothing_and_get_no_gradient():
     assert float(loss) == float(again) and np.array_equal(d_images, d_again)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("replica, data", MESHES)
 @pytest.mark.parametrize("jitted", [False, True])
 def test_sharded_equals_the_definition(replica, data, jitted):

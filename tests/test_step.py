@@ -89,6 +89,7 @@ def test_parameters_and_their_moments_are_sharded_alike(config):
         assert {path: leaf.sharding.spec for path, leaf in moments.items()} == specs
 
 
+@pytest.mark.smoke
 def test_a_frozen_tower_stays_and_the_average_follows(config):
     frozen = small(config, **{"optimizer.learning_rate_rules": (("image/.*", 0.0), (".*", 1.0))})
     _, first, last = run(frozen, make_devices_mesh(1, 1), ema_decay=0.9, steps=1)

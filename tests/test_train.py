@@ -61,6 +61,7 @@ def finished(config, tmp_path_factory):
     return workdir, done.stdout
 
 
+@pytest.mark.smoke
 def test_a_run_leaves_what_it_promises(finished):
     workdir, output = finished
     for name in (
@@ -101,6 +102,7 @@ def test_metrics_have_the_fields_names_in_both_files(finished):
     assert tags[4, "train/loss"] == pytest.approx(line["train/loss"]) and (12, "val/loss") in tags
 
 
+@pytest.mark.smoke
 def test_the_run_learns(finished):
     losses = [loss for _, loss in logged(finished[0])]
     assert np.mean(losses[-3:]) < losses[0] - 0.1
@@ -158,6 +160,7 @@ def test_two_processes_train_what_one_does_and_anyone_resumes(finished, config, 
     np.testing.assert_allclose(*tokens, atol=1e-3)
 
 
+@pytest.mark.smoke
 def test_load_model_embeds_pictures_of_any_size_and_texts(finished):
     model = load_model(finished[0])
     rng = np.random.default_rng(0)
