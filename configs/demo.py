@@ -58,7 +58,6 @@ def get_config(variant: str = "filip") -> ConfigDict:
             name="adamw",
             peak_learning_rate=1.5e-3,
             warmup_steps=20 if quick else 50,
-            total_steps=total_steps,
             weight_decay=0.05,
             b1=0.9,
             b2=0.98,

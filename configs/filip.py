@@ -57,9 +57,8 @@ def get_config(variant: str = "base") -> ConfigDict:
         loss=dict(name="contrastive"),
         optimizer=dict(
             name="lamb",
-            peak_learning_rate=sizes["learning_rate"] * (batch_size / 512) ** 0.5,  # the paper's square-root rule
+            peak_learning_rate=(batch_size.to_float() / 512) ** 0.5 * sizes["learning_rate"],  # the paper's square-root rule
             warmup_steps=3_000,
-            total_steps=total_steps,
             weight_decay=3e-3,
             b1=0.9,
             b2=0.999,

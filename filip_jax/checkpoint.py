@@ -1,6 +1,7 @@
 """Orbax: {state, meta} of a step, whole or absent, restored onto any mesh."""
 
 from collections.abc import Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ class Checkpoints:
         )
 
     def steps(self) -> list[int]:
-        """The steps that can be restored, oldest first."""
-        return sorted(self.manager.all_steps())
+        """The steps that are whole, oldest first."""
+        items = [(step, self.directory / str(step)) for step in self.manager.all_steps()]
+        return sorted(step for step, folder in items if all((folder / item).exists() for item in ("state", "meta")))
 
     def restore(self, step: int, target: Mapping[str, Any]) -> dict[str, Any]:
         """The parts of the state that `target` names, as arrays of its shapes, types and shardings.
@@ -36,23 +38,47 @@ class Checkpoints:
                 parameters alone.
 
         Raises:
-            UserError: the checkpoint is of another model, with the paths that differ.
+            UserError: the checkpoint is of another model, with the paths that differ, or damaged.
         """
-        self._compare(step, target)
-        arguments = ocp.checkpoint_utils.construct_restore_args(target)
-        item = ocp.args.PyTreeRestore(target, restore_args=arguments, partial_restore=True)
-        return self.manager.restore(step, args=ocp.args.Composite(state=item))["state"]
+        with self._readable(step):
+            self._compare(step, target)
+            arguments = ocp.checkpoint_utils.construct_restore_args(target)
+            item = ocp.args.PyTreeRestore(target, restore_args=arguments, partial_restore=True)
+            state = self.manager.restore(step, args=ocp.args.Composite(state=item))["state"]
+        missing = [
+            jax.tree_util.keystr(path, simple=True, separator="/")
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+            if not isinstance(leaf, jax.Array)
+        ]
+        if missing:
+            raise UserError(f"{self.directory}/{step} holds another state: {', '.join(missing[:5])} is missing")
+        return state
 
     def meta(self, step: int) -> dict[str, Any]:
         """What was saved beside the state."""
-        return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        with self._readable(step):
+            return self.manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+    @contextmanager
+    def _readable(self, step: int):
+        """Whatever Orbax meets in a damaged checkpoint, as one line."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            older = [other for other in self.steps() if other != step]
+            instead = f"; whole are also {', '.join(map(str, older))}: remove {step} to use them" if older else ""
+            first = " ".join(str(error).split())[:200]
+            raise UserError(f"{self.directory}/{step} is damaged: {type(error).__name__}: {first}{instead}") from error
 
     def has(self, step: int, part: str) -> bool:
         """Whether the state of a step has this part: "params", "ema" …"""
         return part in self._saved(step)
 
     def _saved(self, step: int) -> Mapping[str, Any]:
-        return self.manager.item_metadata(step)["state"].tree
+        with self._readable(step):
+            return self.manager.item_metadata(step)["state"].tree
 
     def _compare(self, step: int, target: Mapping[str, Any]) -> None:
         saved = self._saved(step)
@@ -104,8 +130,10 @@ def _differences(saved: Mapping[str, Any], target: Mapping[str, Any]) -> list[st
     lines = [f"{path} is missing" for path in target if path not in saved]
     lines += [f"{path} is not of this model" for path in saved if path not in target]
     for path in target:
-        if path in saved and tuple(saved[path].shape) != tuple(target[path].shape):
-            lines.append(f"{path} is {tuple(saved[path].shape)}, the model's is {tuple(target[path].shape)}")
+        if path in saved:
+            have, want = ((x.dtype.name, tuple(x.shape)) for x in (saved[path], target[path]))
+            if have != want:
+                lines.append(f"{path} is {' '.join(map(str, have))}, the model's is {' '.join(map(str, want))}")
     return lines
 
 

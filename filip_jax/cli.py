@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"filip: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("filip: interrupted; the same command goes on from the newest checkpoint", file=sys.stderr)
+        on = "; the same command goes on from the newest checkpoint" if arguments.command == "train" else ""
+        print(f"filip: interrupted{on}", file=sys.stderr)
         return 130
 
 
@@ -125,7 +126,7 @@ def _eval(arguments, overrides) -> None:
 def _align(arguments, _) -> None:
     from filip_jax.data.preprocess import centre_view, decode
     from filip_jax.evals.alignment import align
-    from filip_jax.evals.draw import draw_alignment
+    from filip_jax.evals.draw import draw_alignment, missing_glyphs
     from filip_jax.inference import load_model
 
     image, output = Path(arguments.image), Path(arguments.output)
@@ -135,6 +136,8 @@ def _align(arguments, _) -> None:
         raise UserError(f"--output={output}: the picture is a PNG; name it so")
     if not arguments.text.strip():
         raise UserError("--text is empty")
+    if any(0xD800 <= ord(character) < 0xE000 for character in arguments.text):
+        raise UserError("--text is not valid UTF-8")
     try:
         picture = decode(image.read_bytes())
     except ValueError as error:
@@ -143,6 +146,8 @@ def _align(arguments, _) -> None:
     (alignment,) = align(model, [centre_view(picture, model.image_size)], [arguments.text])
     output.parent.mkdir(parents=True, exist_ok=True)
     draw_alignment(alignment).save(output)
+    if unknown := missing_glyphs(arguments.text):
+        warnings.warn(f"the page's font does not know {unknown}", stacklevel=2)
     print(f"wrote {output}")
 
 

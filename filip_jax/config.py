@@ -6,7 +6,9 @@ Below the commands there are no configs, only functions with keyword arguments (
 import importlib.util
 import json
 import re
+import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from filip_jax.errors import UserError
-from filip_jax.files import write_atomically
+from filip_jax.files import read_json, write_atomically
 
 FILE = "config.json"
 # What may change between two starts of one run without changing what it computes.
@@ -40,7 +42,8 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise UserError(f"wrong config value: {error}") from error
     if unread:
         raise UserError(f"unexpected argument {unread[0]!r}; overrides read --config.key=value")
-    return config.to_dict()
+    with _mistakes_of(Path(path)):
+        return config.to_dict()
 
 
 def _get_config(path: Path, variant: str) -> ConfigDict:
@@ -48,13 +51,27 @@ def _get_config(path: Path, variant: str) -> ConfigDict:
         raise UserError(f"--config={path}: no such Python file")
     spec = importlib.util.spec_from_file_location("filip_config", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _mistakes_of(path):
+        spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         raise UserError(f"--config={path}: the file has no function get_config")
     variants = getattr(module, "VARIANTS", ())
     if variant and variant not in variants:
         raise UserError(f"--config={path}:{variant}: no such variant; {', '.join(variants) or 'the file has none'}")
-    return module.get_config(variant) if variant else module.get_config()
+    with _mistakes_of(path):
+        return module.get_config(variant) if variant else module.get_config()
+
+
+@contextmanager
+def _mistakes_of(path: Path):
+    """Whatever a config file raises, as one line with its place in the file."""
+    try:
+        yield
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        place = f"{path}, line {line}" if line else f"{path}"
+        raise UserError(f"--config={place}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def _hint(error: Exception, config: ConfigDict) -> str:
@@ -63,25 +80,18 @@ def _hint(error: Exception, config: ConfigDict) -> str:
     return near[0] if near else f"the keys are {', '.join(config)}, and those below them"
 
 
-def save_config(workdir: Path, config: Mapping[str, Any], *, started: bool) -> None:
-    """Writes config.json; a run that has started may only change what changes no result.
+def check_same_run(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Raises a UserError if the config would change what the run of `workdir` computes; all such keys are listed."""
+    changes = differences(_result_relevant(read_config(workdir)), _result_relevant(json.loads(json.dumps(config))))
+    if changes:
+        raise UserError(
+            f"{workdir} holds a run of another config ({'; '.join(changes)}): give the old values or another --workdir"
+        )
 
-    Args:
-        started: whether the run has a checkpoint.
 
-    Raises:
-        UserError: a key that changes the result differs from the run's; all such keys are listed.
-    """
-    file = workdir / FILE
-    config = json.loads(json.dumps(config))
-    if started:
-        changes = differences(_result_relevant(read_config(workdir)), _result_relevant(config))
-        if changes:
-            raise UserError(
-                f"{workdir} holds a run of another config ({'; '.join(changes)}): "
-                "give the old values or another --workdir"
-            )
-    write_atomically(file, json.dumps(config, indent=2) + "\n")
+def save_config(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Writes config.json."""
+    write_atomically(workdir / FILE, json.dumps(config, indent=2) + "\n")
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
@@ -93,10 +103,11 @@ def read_config(workdir: Path) -> dict[str, Any]:
     file = workdir / FILE
     if not file.is_file():
         raise UserError(f"{workdir} holds no run: {file} is missing")
-    try:
-        return json.loads(file.read_text("utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file} is damaged: {error}") from error
+    config = read_json(file)
+    missing = [key for key in ("model", "data", "evals") if key not in config]
+    if missing:
+        raise UserError(f"{file} is damaged: it has no section {missing[0]}")
+    return config
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:

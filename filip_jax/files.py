@@ -1,7 +1,11 @@
 """Files that are whole or absent, whenever the process dies."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from filip_jax.errors import UserError
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
@@ -13,3 +17,18 @@ def write_atomically(file: Path, content: str | bytes) -> None:
         handle.flush()
         os.fsync(handle.fileno())
     os.replace(beside, file)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        UserError: it holds none.
+    """
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{file} is damaged: it holds {type(content).__name__}, not an object")
+    return content

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Shaped
 
 from filip_jax.checkpoint import Checkpoints, abstract
@@ -19,7 +19,7 @@ from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
 from filip_jax.losses.similarity import Array
 from filip_jax.mesh import BATCH_AXES, replicated
-from filip_jax.models import Model, make_model
+from filip_jax.models import POOLINGS, Model, make_model
 
 TOKENIZER = "tokenizer.model"
 
@@ -32,7 +32,7 @@ class Embedder:
         tokenizer: of the run.
         image_size: pixels of the square view that the image tower sees.
         text_length: tokens of the text tower's context.
-        mesh: devices to split batches over; None runs on the default device.
+        mesh: devices to split batches over; None is this process's first device.
         batch_size: most images or texts that go through a tower at once.
 
     Attributes:
@@ -52,10 +52,9 @@ class Embedder:
         batch_size: int = 64,
     ):
         self.tokenizer, self.image_size, self.text_length = tokenizer, image_size, text_length
-        self.pooling, self.mesh = model.pooling, mesh
-        self.devices = mesh.size if mesh else 1
-        self.batch_size = -(-batch_size // self.devices) * self.devices
-        jit = partial(jax.jit, static_argnames="pooling", out_shardings=replicated(mesh) if mesh else None)
+        self.pooling, self.mesh = model.pooling, mesh or _one_device()
+        self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
+        jit = partial(jax.jit, static_argnames="pooling", out_shardings=replicated(self.mesh))
         self._image, self._text = jit(model.encode_image), jit(model.encode_text)
         self.parameters: dict[str, Any] = {}
         self.step = 0
@@ -86,8 +85,11 @@ class Embedder:
         if len(images) == 0:
             raise UserError("there are no images to encode")
         for index, image in enumerate(images):
-            if np.dtype(image.dtype) != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-                raise UserError(f"image {index} is {image.dtype} {list(image.shape)}; images are uint8 [h, w, 3]")
+            kind = f"{image.dtype} {list(image.shape)}" if hasattr(image, "dtype") else f"a {type(image).__name__}"
+            if not isinstance(image, Array) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+                raise UserError(f"image {index} is {kind}; images are arrays, uint8 [h, w, 3]")
+            if 0 in image.shape:
+                raise UserError(f"image {index} is {kind}; it has no pixel")
         views = [centre_view(decode(np.asarray(image)), self.image_size) for image in images]
         return self._run(self._image, np.stack(views), pooling)
 
@@ -99,13 +101,19 @@ class Embedder:
         A text longer than the context loses its end, with a warning that counts such texts.
 
         Raises:
-            UserError: no text, or an empty one.
+            UserError: no text, an empty one, or a single str instead of a list.
         """
-        if not texts:
+        if isinstance(texts, str):
+            raise UserError(f"encode_text takes a list of texts; for one text write [{texts[:30]!r}]")
+        if len(texts) == 0:
             raise UserError("there are no texts to encode")
         for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise UserError(f"text {index} is a {type(text).__name__}, not a str")
             if not text.strip():
                 raise UserError(f"text {index} is empty")
+            if any(0xD800 <= ord(character) < 0xE000 for character in text):
+                raise UserError(f"text {index} is not valid Unicode: {text[:30]!r}")
         ids, truncated = self.tokenizer.encode(texts, self.text_length)
         if truncated.any():
             said = (
@@ -116,23 +124,27 @@ class Embedder:
 
     def _run(self, function, rows: np.ndarray, pooling: str | None):
         """The function on pieces of at most `batch_size` rows, padded to few distinct sizes."""
+        if pooling not in (None, *POOLINGS):
+            raise UserError(f"pooling={pooling!r} is not one of {', '.join(POOLINGS)}")
         pieces = [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
         outputs = [self._run_piece(function, piece, pooling) for piece in pieces]
         return jax.tree.map(lambda *parts: np.concatenate(parts), *outputs)
 
     def _run_piece(self, function, piece: np.ndarray, pooling: str | None):
-        size = self.devices
+        size = self.mesh.size
         while size < len(piece):
             size = min(2 * size, self.batch_size)
         padded = np.concatenate([piece, np.repeat(piece[:1], size - len(piece), axis=0)])
         return jax.tree.map(lambda output: np.asarray(output)[: len(piece)], self._call(function, padded, pooling))
 
     def _call(self, function, rows, pooling):
-        if self.mesh is None:
-            return function(self.parameters, rows, pooling=pooling)
         with jax.set_mesh(self.mesh):
             split = jax.device_put(rows, NamedSharding(self.mesh, PartitionSpec(BATCH_AXES)))
             return function(self.parameters, split, pooling=pooling)
+
+
+def _one_device() -> Mesh:
+    return Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 class Run:
@@ -161,13 +173,13 @@ class Run:
         """
         steps = self.checkpoints.steps()
         if not steps or (step is not None and step not in steps):
-            have = f"it has steps {', '.join(map(str, steps))}" if steps else "it has none"
-            raise UserError(f"{self.workdir} has no checkpoint{'' if step is None else f' of step {step}'}; {have}")
+            of_step = "" if step is None else f" of step {step}"
+            have = f"; it has steps {', '.join(map(str, steps))}" if steps else " yet"
+            raise UserError(f"{self.workdir} has no checkpoint{of_step}{have}")
         step = steps[-1] if step is None else step
         check_tokenizer(self.tokenizer, self.checkpoints.meta(step), self.workdir)
         shapes = jax.eval_shape(self.model.init, jax.random.key(0))
-        here = SingleDeviceSharding(jax.local_devices()[0])
-        target = abstract(shapes, jax.tree.map(lambda _: here, shapes))
+        target = abstract(shapes, jax.tree.map(lambda _: replicated(self.embedder.mesh), shapes))
         part = "ema" if self.checkpoints.has(step, "ema") else "params"
         return self.embedder.with_parameters(self.checkpoints.restore(step, {part: target})[part], step)
 

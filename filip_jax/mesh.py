@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from filip_jax import paths
 from filip_jax.errors import UserError
 
 BATCH_AXES = ("replica", "data")
+MESSAGE_BYTES = 2000
 MIN_SHARDED_SIZE = 2**14  # elements; below it a parameter costs more to gather than to keep whole
 
 
@@ -92,10 +93,28 @@ def parameter_shardings(mesh: Mesh, parameters: Mapping[str, Any]) -> dict[str, 
     )
 
 
-def barrier(name: str) -> None:
-    """Waits until all processes are here."""
+def on_first_process(action: Callable[[], None]) -> None:
+    """Runs an action on process 0 while the others wait; a user's mistake there stops all of them.
+
+    Raises:
+        UserError: the action raised one, or an OSError.
+    """
+    message = ""
+    if jax.process_index() == 0:
+        try:
+            action()
+        except (UserError, OSError) as error:
+            message = str(error)
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        encoded = np.frombuffer(message.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0"), np.uint8)
+        message = bytes(multihost_utils.broadcast_one_to_all(encoded)).rstrip(b"\0").decode(errors="replace")
+    if message:
+        raise UserError(message)
+
+
+def of_first_process(value: bool) -> bool:
+    """What process 0 found, on all of them."""
+    return bool(multihost_utils.broadcast_one_to_all(value)) if jax.process_count() > 1 else value
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -50,7 +50,7 @@ def match_rules(rules: Sequence[Any], paths: Sequence[str], key: str) -> dict[st
         UserError: a parameter that no rule covers, or a rule that no parameter meets.
     """
     for rule in rules:
-        if not (isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str) and rule[1] >= 0):
+        if not (isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str) and _is_rate(rule[1])):
             raise UserError(f"{key}: {rule!r} is not a pair (regular expression, number of at least 0)")
     values: dict[str, float] = {}
     met = [False] * len(rules)
@@ -65,6 +65,10 @@ def match_rules(rules: Sequence[Any], paths: Sequence[str], key: str) -> dict[st
         if not was_met:
             raise UserError(f"{key}: the rule {pattern!r} matches no parameter; parameters: {', '.join(paths)}")
     return values
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value >= 0
 
 
 def _fullmatch(pattern: str, path: str, key: str) -> bool:

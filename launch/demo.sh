@@ -24,7 +24,7 @@ filip=$VENV/bin/filip
 for variant in $variants; do
     "$filip" train --config="$root/configs/demo.py:$variant" --workdir="$runs/${variant/quick/filip}"
 done
-"$filip" eval --workdir="$runs/*" --step=latest
+"$filip" eval --workdir="$runs/*" --step=latest  # of an earlier call, too; a run without a checkpoint is left out
 echo
 echo "numbers    $runs/*/evals.json, metrics.jsonl, tensorboard/"
 echo "pictures   $runs/*/pictures/alignment/*.png"

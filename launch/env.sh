@@ -12,21 +12,30 @@ export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 VENV=${VENV:-$root/.venv}
 
-find_python() {
-    local candidate
-    for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3}; do
+make_venv() {
+    local candidate candidates=${PYTHON:-python3.13 python3.12 python3.11 python3}
+    for candidate in $candidates; do
         # A name on PATH is no proof: pyenv's shims are there for versions that do not run.
-        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
-            echo "$candidate"
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null &&
+            "$candidate" -m venv "$VENV" >/dev/null; then
             return
         fi
     done
-    echo "filip_jax needs Python 3.11, 3.12 or 3.13; none of these runs: ${PYTHON:-python3.13 python3.12 python3.11 python3}" >&2
+    echo "filip_jax needs Python 3.11, 3.12 or 3.13 with venv; none of these does: $candidates" >&2
     return 1
 }
 
+# The virtual environment is of $PYTHON, if that is set.
+check_venv() {
+    local version="import sys; print(*sys.version_info[:2], sep='.')" want have
+    [ -n "${PYTHON:-}" ] && [ -x "$VENV/bin/python" ] || return 0
+    want=$("$PYTHON" -c "$version") && have=$("$VENV/bin/python" -c "$version") || return 0
+    [ "$want" = "$have" ] || { echo "$VENV has Python $have, PYTHON=$PYTHON is $want: remove it or set VENV" >&2; return 1; }
+}
+
 install() {
-    local extras=$1 python version missing="" extra
+    local extras=$1 version missing="" extra
+    check_venv || return 1
     version=$(cat "$root/setup.cfg" "$root/pyproject.toml" | cksum | cut -d' ' -f1)
     for extra in ${extras//,/ }; do
         [ -e "$VENV/.filip_jax-$version-$extra" ] || missing=$extra
@@ -36,8 +45,7 @@ install() {
         return
     fi
     if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
-        python=$(find_python) || return 1
-        "$python" -m venv "$VENV" || { echo "$python could not make a virtual environment at $VENV" >&2; return 1; }
+        make_venv || return 1
     fi
     echo "installing filip_jax[$extras] with $("$VENV/bin/python" --version) into $VENV (about a minute) ..."
     "$VENV/bin/python" -m pip install --quiet --quiet --disable-pip-version-check --editable "$root[$extras]" || return 1

@@ -83,7 +83,7 @@ def small_demo(demo_config) -> dict:
     return small(
         demo_config,
         **{
-            "total_steps": 12, "optimizer.total_steps": 12, "optimizer.warmup_steps": 2, "log_every_steps": 1,
+            "total_steps": 12, "optimizer.warmup_steps": 2, "log_every_steps": 1,
             "checkpoint.every_steps": 4, "eval_every_steps": 0, "evals": evals, "tokenizer.captions": 500,
         },
     )  # fmt: skip

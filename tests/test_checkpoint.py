@@ -22,7 +22,9 @@ from filip_jax.train.step import make_init, state_shardings
 def state_on(config, mesh, ema_decay=0.0):
     """(an initial state with noise in its moments, its shapes, its shardings)."""
     model = make_model(**config["model"])
-    optimizer = make_optimizer(jax.eval_shape(model.init, jax.random.key(0)), **config["optimizer"])
+    optimizer = make_optimizer(
+        jax.eval_shape(model.init, jax.random.key(0)), config["total_steps"], **config["optimizer"]
+    )
     init = make_init(model, optimizer, ema_decay)
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = state_shardings(mesh, shapes, optimizer)
@@ -82,8 +84,8 @@ def test_parameters_alone(saved):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"model.text.width": 32}, r"text/position is \(20, 64\), the model's is \(20, 32\).* more$"),
-        ({"model.text.depth": 3}, r"text/transformer/blocks/.* is \(2, .*\), the model's is \(3, "),
+        ({"model.text.width": 32}, r"text/position is float32 \(20, 64\), the model's is float32 \(20, 32\).* more$"),
+        ({"model.text.depth": 3}, r"text/transformer/blocks/.* is float32 \(2, .*\), the model's is float32 \(3, "),
         ({"model.class_token": False}, "image/class_token is not of this model"),
     ],
 )

@@ -20,7 +20,7 @@ DEMO = str(ROOT / "configs/demo.py:quick")
 def run(small_demo, tmp_path_factory):
     """A short run and a picture."""
     folder = tmp_path_factory.mktemp("cli")
-    train(folder / "run", small_demo | {"total_steps": 4, "optimizer": small_demo["optimizer"] | {"total_steps": 4}})
+    train(folder / "run", small_demo | {"total_steps": 4})
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)).save(folder / "picture.jpg")
     (folder / "no_picture.jpg").write_text("this is text")
     return folder
@@ -56,6 +56,27 @@ def test_eval_prints_a_table_beside_the_baselines_and_records_it(run, capsys):
     results = json.loads((run / "run/evals.json").read_text())
     assert {"val/loss", "unseen_cells/image_to_text_top1_low"} <= set(results["steps"]["4"])
     assert "val/image_to_text_R@1" in results["baselines"]["chance"]
+
+
+def test_several_runs_have_columns_of_their_own_and_one_without_checkpoint_is_left_out(run, capsys):
+    for name in ("a/filip", "b/filip", "c/filip"):
+        shutil.copytree(run / "run", run / "many" / name)
+    shutil.rmtree(run / "many/c/filip/checkpoints")
+    (run / "length.py").write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "  source = dict(name='emoji_scenes', split='val', seed=0, scenes=8)\n"
+        "  return ConfigDict(dict(evals=dict(few=dict(kind='retrieval', source=source, examples=8))))\n"
+    )
+    before = json.loads((run / "many/a/filip/evals.json").read_text()) if (run / "run/evals.json").exists() else None
+    code, output, error = said(capsys, "eval", f"--workdir={run / 'many/*/filip'}", f"--config={run / 'length.py'}")
+    assert code == 0 and "a/filip, step 4" in output and "b/filip, step 4" in output
+    assert "filip: warning: " in error and "c/filip has no checkpoint yet" in error
+    after = json.loads((run / "many/a/filip/evals.json").read_text())
+    assert (
+        after["baselines"]["chance"].items() >= (before or {"baselines": {"chance": {}}})["baselines"]["chance"].items()
+    )
+    assert after["baselines"]["chance"]["few/image_to_text_R@1"] == 1 / 8
 
 
 def test_eval_takes_other_evaluations_from_a_file_but_never_the_model(run, capsys):
@@ -94,12 +115,32 @@ MISTAKES = {
     "no image": (["align", "--workdir=RUN/run", "--image=RUN/none.png", "--text=x", "--output=RUN/p.png"], "none.png: no such file"),
     "image is text": (["align", "--workdir=RUN/run", "--image=RUN/no_picture.jpg", "--text=x", "--output=RUN/p.png"], "no picture that Pillow can read"),
     "empty text": (["align", "--workdir=RUN/run", "--image=RUN/picture.jpg", "--text= ", "--output=RUN/p.png"], "--text is empty"),
-    "workdir is a file": (["train", f"--config={DEMO}", "--workdir=RUN/picture.jpg"], "File exists"),
+    "workdir is a file": (["train", f"--config={DEMO}", "--workdir=RUN/picture.jpg"], "picture.jpg is a file"),
     "output is nowhere": (["align", "--workdir=RUN/run", "--image=RUN/picture.jpg", "--text=x", "--output=RUN/picture.jpg/p.png"], "picture.jpg"),
     "not a png": (["align", "--workdir=RUN/run", "--image=RUN/picture.jpg", "--text=x", "--output=RUN/p.jpg"], "name it so"),
-    "no checkpoint": (["align", "--workdir=RUN/bare", "--image=RUN/picture.jpg", "--text=x", "--output=RUN/p.png"], "has no checkpoint; it has none"),
+    "no checkpoint": (["align", "--workdir=RUN/bare", "--image=RUN/picture.jpg", "--text=x", "--output=RUN/p.png"], "has no checkpoint yet"),
     "other model": (["eval", "--workdir=RUN/swapped"], "holds another model: "),
     "no tokenizer": (["eval", "--workdir=RUN/mute"], "has no tokenizer"),
+    "torn config": (["eval", "--workdir=RUN/torn"], "torn/config.json is damaged"),
+    "empty config": (["align", "--workdir=RUN/empty", "--image=RUN/picture.jpg", "--text=x", "--output=RUN/p.png"], "it has no section model"),
+    "torn checkpoint": (["eval", "--workdir=RUN/rotten"], "checkpoints/4 is damaged"),
+    "torn results": (["eval", "--workdir=RUN/lost"], "lost/evals.json is damaged"),
+    "only function words": (["align", "--workdir=RUN/run", "--image=RUN/picture.jpg", "--text=a the of", "--output=RUN/p.png"], "no word to look at"),
+    "broken config file": (["train", "--config=RUN/broken.py", "--workdir=RUN/x"], "broken.py, line 2: ZeroDivisionError"),
+    "no syntax": (["train", "--config=RUN/syntax.py", "--workdir=RUN/x"], "syntax.py, line 1: SyntaxError"),
+    "batch of none": (["train", f"--config={ROOT}/configs/filip.py", "--workdir=RUN/x", "--config.batch_size=0"], "ZeroDivisionError"),
+    "seed": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.seed=-1"], "seed=-1 must be at least 0"),
+    "ascent": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.optimizer.clip_norm=-1"], "optimizer.clip_norm=-1.0 must be at least 0"),
+    "betas": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.optimizer.b1=1"], "optimizer.b1=1.0 and"),
+    "scale": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.model.logit_scale_init=0"], "model.logit_scale_init=0.0 must be above 0"),
+    "threads": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.data.threads=-1"], "data.threads=-1 must be at least 0"),
+    "workers": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.data.workers=-1"], "data.workers=-1 and"),
+    "no room for text": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.data.text_length=2"], "data.text_length=2 at least 3"),
+    "no scenes": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.source.scenes=-2"], "source: emoji_scenes: scenes=-2"),
+    "no captions": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.tokenizer.captions=0"], "tokenizer.captions=0"),
+    "no such tokenizer": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.tokenizer.path=nowhere"], "tokenizer.path='nowhere': no such file"),
+    "too few to evaluate": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.eval_every_steps=5", "--config.evals.val.examples=1000"], "evals.val.examples=1000, but the source has"),
+    "no such evaluation": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.evals.val.kind=foo"], "evals.val.kind='foo' is not one of"),
 }  # fmt: skip
 
 
@@ -107,10 +148,18 @@ MISTAKES = {
 def broken(run):
     """Workdirs that were tampered with."""
     (run / "empty.py").write_text("from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict()\n")
-    for name in ("bare", "swapped", "mute"):
+    (run / "broken.py").write_text("def get_config():\n  return 1 / 0\n")
+    (run / "syntax.py").write_text("def get_config(:\n")
+    for name in ("bare", "swapped", "mute", "torn", "empty", "rotten", "lost"):
         shutil.copytree(run / "run", run / name)
     shutil.rmtree(run / "bare/checkpoints")
     (run / "mute/tokenizer.model").unlink()
+    (run / "torn/config.json").write_bytes(b"{\xff")
+    (run / "empty/config.json").write_text("{}")
+    (run / "lost/evals.json").write_text('{"steps": {')
+    for file in (run / "rotten/checkpoints/4/state").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:100])
     config = json.loads((run / "swapped/config.json").read_text())
     config["model"]["text"]["width"] = 64
     (run / "swapped/config.json").write_text(json.dumps(config))
@@ -121,10 +170,12 @@ def broken(run):
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_and_exit_code_2(broken, capsys, name):
     arguments, message = MISTAKES[name]
+    if arguments[0] == "train":
+        shutil.rmtree(broken / "x", ignore_errors=True)
     code, _, error = said(capsys, *(argument.replace("RUN", str(broken)) for argument in arguments))
     assert code == 2 and message in error
     assert error.startswith("filip: error: ") and error.count("\n") == 1
-    assert not (broken / "x").exists() or not list((broken / "x").iterdir())
+    assert not (broken / "x").exists()
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["align"]])

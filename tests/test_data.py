@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from filip_jax.data.pipeline import batches
-from filip_jax.data.preprocess import AUGMENTATIONS, box_in_centre_view, centre_view, decode
+from filip_jax.data.preprocess import AUGMENTATIONS, box_in_centre_view, centre_view, crop_flip, decode
 from filip_jax.data.record import Record
 from filip_jax.data.sources import make_source
 from filip_jax.data.tokenizer import BOS, EOS, PAD, Tokenizer, train_tokenizer
@@ -159,6 +159,32 @@ def test_augmentations_are_functions_of_the_generator(augment):
     assert np.array_equal(views[0], views[2]) == (augment == "none")
 
 
+@given(width=st.integers(40, 400), height=st.integers(40, 400), seed=st.integers(0, 2**16))
+def test_a_crop_keeps_half_of_the_area_of_any_picture(width, height, seed):
+    boxes, resize = [], Image.Image.resize
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Image.Image, "resize", lambda self, *given, box: boxes.append(box) or resize(self, *given, box=box)
+        )
+        crop_flip(Image.new("RGB", (width, height)), 16, np.random.default_rng(seed))
+    (left, top, right, bottom) = boxes[0]
+    assert 0 <= left < right <= width and 0 <= top < bottom <= height
+    assert 0.48 <= (right - left) * (bottom - top) / (width * height) <= 1
+    ratio = (right - left) / (bottom - top)
+    assert 0.7 < ratio < 1.4 or right - left == width or bottom - top == height
+
+
+def test_decoding_undoes_rotation_and_lays_transparency_on_white():
+    picture = Image.new("RGB", (20, 10), "red")
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    turned, clear = io.BytesIO(), io.BytesIO()
+    picture.save(turned, "png", exif=exif)
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(clear, "png")
+    assert decode(turned.getvalue()).size == (10, 20)
+    assert np.asarray(decode(clear.getvalue())).min() == 255
+
+
 def test_decoding_takes_what_pillow_takes():
     array = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
     assert np.array_equal(np.asarray(decode(png(array))), array)
@@ -175,12 +201,16 @@ def test_a_folder_of_pairs(tmp_path):
         (tmp_path / name).write_bytes(png(np.zeros((4, 4, 3), np.uint8)))
     (tmp_path / "b.txt").write_text(" a dog\n", "utf-8")
     (tmp_path / "sub/a.txt").write_text("una manzana roja 🍎", "utf-8")
-    source = make_source(dict(name="folder", path=str(tmp_path)))
+    with pytest.warns(UserWarning, match="1 of 3 images .* have no caption"):
+        source = make_source(dict(name="folder", path=str(tmp_path)))
     assert [source[n].caption for n in range(len(source))] == ["a dog", "una manzana roja 🍎"]
     assert decode(source[0].image).size == (4, 4)
     for path, message in ((tmp_path / "none", "is not a folder"), (tmp_path / "alone.jpg", "is not a folder")):
         with pytest.raises(UserError, match=message):
             make_source(dict(name="folder", path=str(path)))
+    (tmp_path / "b.txt").write_bytes("café".encode("latin-1"))
+    with pytest.raises(UserError, match="b.txt is not UTF-8"):
+        source.caption(0)
     (tmp_path / "b.txt").unlink(), (tmp_path / "sub/a.txt").unlink()
     with pytest.raises(UserError, match="3 images .* none with a .txt"):
         make_source(dict(name="folder", path=str(tmp_path)))
@@ -221,6 +251,7 @@ def test_tensorflow_datasets_without_tensorflow(tmp_path):
     for record in records:
         assert np.asarray(decode(record.image))[0, 0, 0] == int(record.caption[-1])
     labelled = make_source(dict(name="tfds", path=path, split="train[:2]", caption="label"))
+    assert labelled.class_names == ["cat", "dog"]
     assert [r.caption for r in (labelled[0], labelled[1])] == [
         ("cat", "dog")[r.label] for r in (labelled[0], labelled[1])
     ]

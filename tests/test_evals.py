@@ -14,8 +14,17 @@ from filip_jax.data.record import Record, Region
 from filip_jax.errors import UserError
 from filip_jax.evals import localisation, pixels, retrieval, similarity, zero_shot
 from filip_jax.evals.alignment import Alignment, align, content_words
-from filip_jax.evals.draw import draw_alignment
-from filip_jax.evals.run import open_evals, read_results, record_baselines, record_step, run_baselines, table
+from filip_jax.evals.draw import _caption, draw_alignment, missing_glyphs
+from filip_jax.evals.records import check_records
+from filip_jax.evals.run import (
+    forget_after,
+    open_evals,
+    read_results,
+    record_baselines,
+    record_step,
+    run_baselines,
+    table,
+)
 from filip_jax.inference import Embedder
 from filip_jax.losses import filip_loss, token_similarity
 
@@ -37,7 +46,7 @@ class Words:
 class Oracle(Embedder):
     """An embedder that knows: an image's patches hold class numbers, and words are the classes' vectors."""
 
-    tokenizer, image_size, text_length, logit_scale, step = Words(), 12, 8, 20.0, 7
+    tokenizer, image_size, text_length, batch_size, logit_scale, step = Words(), 12, 8, 4, 20.0, 7
 
     def __init__(self, pooling="tokens"):
         self.pooling = pooling
@@ -113,6 +122,10 @@ def test_ranks_equal_a_sort_and_ties_never_win(seed):
     assert similarity.ranks(np.zeros((5, 6)), true).tolist() == [6] * 5
 
 
+def test_a_diverged_model_finds_nothing():
+    assert similarity.ranks(np.full((4, 6), np.nan), np.arange(4)).min() == 6
+
+
 def test_wilson_intervals():
     assert similarity.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-3)  # Wilson 1927, as in textbooks
     assert similarity.wilson(0, 48)[0] == 0.0 and similarity.wilson(48, 48)[1] == pytest.approx(1.0)
@@ -127,8 +140,8 @@ def test_retrieval_counts_recall_and_the_loss():
     assert metrics["image_to_text_R@1"] == np.mean([(s_i[n] >= s_i[n, n]).sum() == 1 for n in range(10)])
     assert metrics["text_to_image_R@5"] == np.mean([(s_t[:, n] >= s_t[n, n]).sum() <= 5 for n in range(10)])
     assert metrics["image_to_text_R@1"] < metrics["image_to_text_R@10"] == 1.0 and metrics["pairs"] == 10
-    with pytest.raises(UserError, match="examples=11, but the source has only 10 records"):
-        retrieval.evaluate(Oracle(), Scenes(), Path(), examples=11)
+    with pytest.raises(UserError, match="evals.val.examples=11, but the source has 10 records"):
+        check_records(Scenes(), 11, "evals.val")
     chance = retrieval.baselines(Scenes(), examples=10)["chance"]
     assert chance["image_to_text_R@1"] == 0.1 and chance["text_to_image_R@5"] == 0.5
 
@@ -201,7 +214,7 @@ def test_the_page_shows_the_claims_in_their_words_colours():
     similarity[0, 1, 1], similarity[1, 4, 4] = 1, 1
     chosen = np.full((6, 6), -1)
     chosen[1, 1], chosen[4, 4] = 0, 1
-    page = draw_alignment(Alignment(view, "dog cat", [(0, 3), (4, 7)], similarity, chosen), boxes=[(8, 8, 16, 16)])
+    page = draw_alignment(Alignment(view, "dog cat", 7, [(0, 3), (4, 7)], similarity, chosen), boxes=[(8, 8, 16, 16)])
     claims = np.asarray(page)[42:378, 368:704].astype(int)
     assert np.ptp(claims[10, 10]) == 0, "an unclaimed patch stays grey"
     first, second = claims[56 + 28, 56 + 28], claims[4 * 56 + 28, 4 * 56 + 28]
@@ -222,10 +235,15 @@ def test_baselines_of_a_config_and_their_files(tmp_path, small_demo):
     assert 0 <= baselines[pixels.NAME]["unseen_cells/image_to_text_top5"] <= 1
     record_step(tmp_path, 5, {"a/b": 1.0})
     record_step(tmp_path, 5, {"a/c": 2.0})
+    record_baselines(tmp_path, {"chance": {"other/x": 0.5}})
     record_baselines(tmp_path, baselines)
     results = json.loads((tmp_path / "evals.json").read_text())
     assert results["steps"] == {"5": {"a/b": 1.0, "a/c": 2.0}} and results == read_results(tmp_path)
+    assert results["baselines"].pop("chance") == baselines.pop("chance") | {"other/x": 0.5}
     assert results["baselines"] == baselines
+    record_step(tmp_path, 7, {"a/b": 3.0})
+    forget_after(tmp_path, 6)
+    assert list(read_results(tmp_path)["steps"]) == ["5"]
 
 
 @pytest.mark.parametrize(
@@ -234,12 +252,12 @@ def test_baselines_of_a_config_and_their_files(tmp_path, small_demo):
         ({"kind": "retrival", "source": {}}, "evals.x.kind='retrival' is not one of retrieval, zero_shot"),
         (
             {"kind": "retrieval", "source": {"split": "val"}, "examples": 3},
-            "evals.x.source: missing a required .*'name'; its keys are name$",
+            "evals.x.source.name='' is not one of emoji_scenes",
         ),
-        ({"source": {}}, "config section evals.x: missing a required .*'kind'"),
+        ({"source": {}}, "evals.x.kind='' is not one of retrieval"),
         (
             {"kind": "retrieval", "source": {"name": "folder", "path": ""}, "examples": 3, "exmples": 3},
-            "'exmples'; its keys are examples",
+            "'exmples'; its keys are source, examples",
         ),
     ],
 )
@@ -252,3 +270,23 @@ def test_the_table_lines_up_and_shows_intervals():
     text = table({"ours": {"a": 0.5, "a_low": 0.25, "a_high": 0.75, "n": 12}, "chance": {"a": 0.125}})
     assert text.splitlines()[2:] == ["| a | 0.500 [0.250, 0.750] | 0.125  |", "| n | 12                   |        |"]
     assert len({len(line) for line in text.splitlines()}) == 1
+
+
+def test_a_long_caption_has_its_own_lines_and_ends_where_the_model_stops_reading():
+    view, grid = np.zeros((48, 48, 3), np.uint8), np.zeros((6, 6), int)
+    text = "dog " * 60
+    words = [(4 * n, 4 * n + 3) for n in range(40)]
+    long = Alignment(view, text, 160, words, np.zeros((40, 6, 6), np.float32), grid)
+    placed = _caption(long, 1040)
+    assert "(not read" in placed[-1][2] and "dog " * 3 not in placed[-2][2]
+    assert all(x + 10 < 1040 for _, x, *_ in placed) and placed[-1][0] >= 2
+    short = Alignment(view, "dog", 3, [(0, 3)], np.zeros((1, 6, 6), np.float32), grid)
+    rows = 26 * placed[-1][0] + (-(-40 // 6) - 1) * (160 + 26 + 16)
+    assert draw_alignment(long).height == draw_alignment(short).height + rows
+
+
+def test_words_of_scripts_without_spaces_are_characters_and_unknown_glyphs_are_named():
+    assert [text for text in map("一只 dog's 🐶, a the!".__getitem__, (slice(*w) for w in content_words("一只 dog's 🐶, a the!")))] == [
+        "一", "只", "dog's", "🐶",
+    ]  # fmt: skip
+    assert missing_glyphs("a dog 只") == "只"

@@ -1,10 +1,12 @@
 """The loss against a float64 oracle, and the sharded form against the definition."""
 
+import contextlib
 import re
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 from conftest import MESHES, make_devices_mesh, unit
@@ -188,6 +190,27 @@ def test_clip_loss_is_filip_loss_with_one_token():
     assert float(ours) == float(filip_loss(a[:, None], b[:, None], jnp.ones((8, 1), bool), 14.0))
     with jax.set_mesh(make_devices_mesh(2, 4)):
         assert float(clip_loss(a, b, 14.0)) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("mesh", [None, (2, 4)])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda i, t, m, s: (i[:8], t, m, s), "8 images and 16 texts are not a batch of pairs"),
+        (lambda i, t, m, s: (i[:0], t[:0], m[:0], s), "0 images and 0 texts"),
+        (lambda i, t, m, s: (i[..., :3], t, m, s), "the same d"),
+        (lambda i, t, m, s: (i, t, m[:, :1], s), r"text_mask must be boolean \[j, t\]"),
+        (lambda i, t, m, s: (i, t, m[:1], s), r"text_mask must be boolean \[j, t\]"),
+        (lambda i, t, m, s: (i, t, m.astype(np.int32), s), "but is int32"),
+        (lambda i, t, m, s: (i, t, m, np.full(2, s)), "logit_scale must be a scalar"),
+    ],
+)
+def test_what_is_no_batch_of_pairs_is_refused_in_one_line(monkeypatch, change, message, mesh):
+    images, texts, mask = pairs(0, b=16)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as for users
+    with jax.set_mesh(make_devices_mesh(*mesh)) if mesh else contextlib.nullcontext():
+        with pytest.raises(ValueError, match=message):
+            filip_loss(*change(images.astype(np.float32), texts.astype(np.float32), mask, 14.0))
 
 
 def test_an_indivisible_batch_is_refused_with_both_numbers():

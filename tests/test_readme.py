@@ -1,10 +1,12 @@
 """Every command block of README is exercised: run on the quick demo where it is short, else built abstractly."""
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,10 @@ def test_commands(command, demo, pairs, tmp_path, monkeypatch, capsys):
     if words[0] == "bash":
         done = scripts(words[1], "--collect-only", "-q", "tests/test_losses.py", runs=tmp_path)
         assert done.returncode == 0 and "test_sharded_equals_the_definition" in done.stdout, done.stderr
+    elif words[0] == "pip":
+        urls = (each.read_text("direct_url.json") for each in distributions(name="filip_jax"))
+        made = json.loads(next(filter(None, urls)))  # this very environment was made so
+        assert words == ["pip", "install", "-e", "."] and made["dir_info"] == {"editable": True}
     elif words[1] == "train":
         built(words[2:])
     else:

@@ -35,7 +35,9 @@ def batches(config):
 def run(config, mesh, ema_decay=0.0, steps=STEPS):
     """(losses, the first state, the last state) of some steps on a mesh."""
     model = make_model(**config["model"])
-    optimizer = make_optimizer(jax.eval_shape(model.init, jax.random.key(0)), **config["optimizer"])
+    optimizer = make_optimizer(
+        jax.eval_shape(model.init, jax.random.key(0)), config["total_steps"], **config["optimizer"]
+    )
     init = make_init(model, optimizer, ema_decay)
     shardings = state_shardings(mesh, jax.eval_shape(init, jax.random.key(0)), optimizer)
     train_step = make_train_step(model, LOSSES["contrastive"], optimizer, ema_decay)

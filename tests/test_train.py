@@ -2,8 +2,8 @@
 
 import json
 import os
-import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,10 +17,12 @@ from tensorboardX.proto import event_pb2
 
 from filip_jax import load_model
 from filip_jax.config import load_config
+from filip_jax.checkpoint import Checkpoints
 from filip_jax.errors import UserError
 from filip_jax.inference import Run
 from filip_jax.losses import token_similarity
 from filip_jax.train.loop import train
+from filip_jax.train.metrics import StepLog
 
 STEPS, SAVE_EVERY = 12, 4
 
@@ -109,22 +111,49 @@ def test_the_run_learns(finished):
 
 
 def test_killed_again_and_again_the_run_ends_as_if_nothing_had_happened(finished, config, tmp_path):
-    """SIGKILL in the start-up, at random steps, and while saving: the losses are equal bit for bit."""
-    workdir, kills = tmp_path / "killed", random.Random(0)
-    targets = [0, 1, SAVE_EVERY + 1, 2 * SAVE_EVERY]
-    for target in targets:
-        with subprocess.Popen(
+    """SIGKILL in the start-up, at steps, and while saving: the losses are equal bit for bit."""
+    workdir = tmp_path / "killed"
+
+    def saving():
+        return any("tmp" in folder.name for folder in (workdir / "checkpoints").glob("*"))
+
+    def steps(number):
+        return lambda: len(logged(workdir)) >= number
+
+    moments = [(workdir / "config.json").exists, steps(1), saving, steps(SAVE_EVERY + 1), steps(2 * SAVE_EVERY)]
+    for moment in moments:
+        process = subprocess.Popen(
             command(workdir, config), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as process:
-            started = time.monotonic()
-            while len(logged(workdir)) < target and process.poll() is None and time.monotonic() - started < 120:
-                time.sleep(0.01)
-            time.sleep(kills.uniform(0, 0.3) if target else 2.5)
-            process.kill()
+        )
+        while process.poll() is None and not moment():
+            time.sleep(0.001)
+        process.kill()
+        output = process.communicate()[0].decode()
+        assert process.returncode == -signal.SIGKILL and len(logged(workdir)) < STEPS, output
     done = subprocess.run(command(workdir, config), env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert logged(workdir) == logged(finished[0])
     assert json.loads((workdir / "evals.json").read_text()) == json.loads((finished[0] / "evals.json").read_text())
+
+
+def test_no_evaluation_is_missed_or_kept_where_the_run_goes_back(finished, config, tmp_path):
+    """Evaluations every 6 steps, checkpoints every 4, stopped at 7: step 6 is evaluated again on the way."""
+    workdir = tmp_path / "run"
+    config = config | {"eval_every_steps": 6}
+    with pytest.MonkeyPatch.context() as patch:
+        push = StepLog.push
+        patch.setattr(StepLog, "push", lambda self, step, *more: push(self, step, *more) if step < 8 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(workdir, config)
+    results = json.loads((workdir / "evals.json").read_text())
+    assert list(results["steps"]) == ["6"] and Checkpoints(workdir).steps() == [4]
+    first = results["steps"]["6"]
+    results["steps"]["6"] = {"other/number": 1.0}  # of another config, or from before
+    (workdir / "evals.json").write_text(json.dumps(results))
+    train(workdir, config)
+    assert json.loads((workdir / "evals.json").read_text())["steps"]["6"] == first
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "val/loss" in line] == [6, 12]
 
 
 def test_a_finished_run_started_again_only_says_so(finished, config):
@@ -158,6 +187,25 @@ def test_two_processes_train_what_one_does_and_anyone_resumes(finished, config, 
     assert "step 12/12" in outputs[0] and "step 12/12" not in outputs[1]
     tokens = [load_model(run).encode_text(["a dog"])[0] for run in (workdir, finished[0])]
     np.testing.assert_allclose(*tokens, atol=1e-3)
+    shutil.rmtree(workdir / "checkpoints/12")
+    train(workdir, config | {"eval_every_steps": 0})  # from step 8, by one process of eight devices
+    assert [loss for _, loss in logged(workdir)] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_mistake_on_one_process_stops_all_of_them_at_once(config, tmp_path):
+    """Only the first of two processes trains the tokenizer, which can not be as small as this."""
+    cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    wrong = config | {"tokenizer": config["tokenizer"] | {"vocab_size": 20}}
+    processes = [
+        subprocess.Popen(
+            command(tmp_path / "run", wrong, "--distributed"), env=environment(4, JAX_PROCESS_ID=str(index), **cluster),
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=100)[0] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], outputs
+    assert all("filip: error: tokenizer.vocab_size=20" in output for output in outputs), outputs
 
 
 @pytest.mark.smoke
@@ -180,12 +228,18 @@ def test_load_model_embeds_pictures_of_any_size_and_texts(finished):
         model.encode_text(["a dog", "a dog and " * 20])
     with pytest.raises(UserError, match="text 1 is empty"):
         model.encode_text(["a dog", " "])
-    with pytest.raises(UserError, match=r"image 0 is float32 \[4, 4, 3\]; images are uint8"):
+    with pytest.raises(UserError, match=r"takes a list of texts; for one text write \['a dog'\]"):
+        model.encode_text("a dog")
+    with pytest.raises(UserError, match="pooling='mean' is not one of tokens, global"):
+        model.encode_text(["a dog"], pooling="mean")
+    with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
+        np.testing.assert_array_equal(model.encode_text(["a dog"])[0], model.encode_text(["a dog"])[0])
+    with pytest.raises(UserError, match=r"image 0 is float32 \[4, 4, 3\]; images are arrays, uint8"):
         model.encode_image(np.zeros((1, 4, 4, 3), np.float32))
 
 
 def test_evaluations_use_the_average_where_the_run_has_one(config, tmp_path):
-    short = {"total_steps": 4, "optimizer": config["optimizer"] | {"total_steps": 4}}
+    short = {"total_steps": 4}
     train(tmp_path / "run", config | short | {"ema_decay": 0.9, "eval_every_steps": 0})
     run = Run(tmp_path / "run")
     assert run.checkpoints.has(4, "ema")
@@ -211,7 +265,7 @@ def test_the_paper_config_trains_on_a_folder(demo_config, tmp_path):
     for name in ("filip", "clip"):
         changes = {
             "source.path": str(tmp_path / "pairs"), "evals.val.source.path": str(tmp_path / "pairs"), "evals.val.examples": 16,
-            "eval_every_steps": 3, "total_steps": 3, "optimizer.total_steps": 3, "optimizer.warmup_steps": 1, "data.workers": 0,
+            "eval_every_steps": 3, "total_steps": 3, "optimizer.warmup_steps": 1, "data.workers": 0,
             "tokenizer.vocab_size": 500, "model.text.vocab_size": 500, "model.dtype": "bfloat16", "log_every_steps": 1,
         }  # fmt: skip
         config = small(load_config(str(ROOT / f"configs/{name}.py")), **changes)
@@ -226,8 +280,10 @@ def test_the_paper_config_trains_on_a_folder(demo_config, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
     hot = json.loads(json.dumps(config))
     hot["optimizer"] |= {"peak_learning_rate": 1e30, "warmup_steps": 0}
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+"):
-        train(tmp_path / "run", hot)
+    with pytest.raises(UserError, match=r"train/(loss|grad_norm|param_norm) is (nan|inf) at step \d+"):
+        train(tmp_path / "run", hot | {"checkpoint": {"every_steps": 1, "keep_last": 9}})
+    steps = Checkpoints(tmp_path / "run").steps()
+    train(tmp_path / "run", hot | {"total_steps": steps[-1]}) if steps else None  # what was saved is sound
 
 
 def test_another_tokenizer_or_config_does_not_go_on(finished, config, tmp_path):

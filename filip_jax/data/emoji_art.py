@@ -62,5 +62,5 @@ def _extra(module: str):
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"the emoji scenes need the package {module!r}, which is not installed: pip install 'filip_jax[demo]'"
+            f"the emoji scenes need the package {module!r}, which is not installed: pip install -e '.[demo]' in a clone of filip_jax"
         ) from error

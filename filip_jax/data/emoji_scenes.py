@@ -62,8 +62,10 @@ class EmojiScenes:
         self.class_names = [concept_name(character) for character in self.characters]
         self.cells = split_cells(self.characters)[split if split.startswith("unseen") else "train"]
         self.single = split.endswith(("cells", "concepts"))
-        if scenes == -1 and not self.single:
-            raise UserError(f"emoji_scenes: split={split!r} is endless; scenes must say how many")
+        if scenes < 1 and not (scenes == -1 and self.single):
+            raise UserError(
+                f"emoji_scenes: scenes={scenes} of split={split!r} must be at least 1; all is -1, of single emoji"
+            )
         self.scenes = len(self.cells) if scenes == -1 else scenes
         self.distinct = self._distinct() if split == "val" else None
 

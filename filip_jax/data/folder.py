@@ -1,5 +1,6 @@
 """A folder of images, each with its caption in a text file of the same name: dog.jpg, dog.txt."""
 
+import warnings
 from pathlib import Path
 
 from filip_jax.data.record import Record
@@ -28,6 +29,9 @@ class Folder:
             raise UserError(
                 f"folder: {len(images)} images ({', '.join(SUFFIXES)}) lie under {path!r}, none with a .txt beside it"
             )
+        if len(self.images) < len(images):
+            bare = len(images) - len(self.images)
+            warnings.warn(f"folder: {bare} of {len(images)} images under {path!r} have no caption", stacklevel=2)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -37,4 +41,8 @@ class Folder:
         return Record(str(image), image.read_bytes(), self.caption(index))
 
     def caption(self, index: int) -> str:
-        return Path(self.images[index]).with_suffix(".txt").read_text("utf-8").strip()
+        file = Path(self.images[index]).with_suffix(".txt")
+        try:
+            return file.read_text("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file} is not UTF-8: {error}") from error

@@ -55,6 +55,15 @@ class _ProcessRows(grain.MapDataset):
         return self._parent[step * self._batch_size + self._first + row]
 
 
+def check_numbers(workers: int, threads: int, text_length: int) -> None:
+    """Raises a UserError for numbers of the `data` section that can not be."""
+    if workers < 0 or threads < 0 or text_length < 3:
+        raise UserError(
+            f"data.workers={workers} and data.threads={threads} must be at least 0, "
+            f"data.text_length={text_length} at least 3: BOS, a token, EOS"
+        )
+
+
 def batches(
     source: Source,
     tokenizer: Tokenizer,
@@ -81,8 +90,9 @@ def batches(
         start: how many samples of the global stream the run has consumed.
 
     Raises:
-        UserError: the batch does not split over the processes, or an empty source.
+        UserError: the batch does not split over the processes, an empty source, a number out of range.
     """
+    check_numbers(workers, threads, text_length)
     if batch_size % process_count:
         raise UserError(f"batch_size={batch_size} is not divisible by {process_count} processes")
     if len(source) == 0:

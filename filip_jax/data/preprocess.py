@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 View = UInt8[np.ndarray, "size size 3"]
 
@@ -13,13 +13,23 @@ View = UInt8[np.ndarray, "size size 3"]
 def decode(image: bytes | np.ndarray) -> Image.Image:
     """An RGB picture from encoded bytes or from decoded uint8 [h, w, 3].
 
+    A camera's rotation is undone, transparency is laid on white.
+
     Raises:
-        ValueError: the bytes are no picture that Pillow can read.
+        ValueError: the bytes are no picture that Pillow can read, or there is not a pixel.
     """
     if isinstance(image, np.ndarray):
+        if 0 in image.shape:
+            raise ValueError(f"a picture of {image.shape[0]} x {image.shape[1]} pixels")
         return Image.fromarray(image)
     try:
-        return Image.open(io.BytesIO(image)).convert("RGB")
+        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(image)))
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        return picture.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise ValueError("no picture that Pillow can read") from error
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"no picture that Pillow can read: {error}") from error
 
@@ -54,10 +64,15 @@ def plain(picture: Image.Image, size: int, rng: np.random.Generator) -> View:
 
 
 def crop_flip(picture: Image.Image, size: int, rng: np.random.Generator) -> View:
-    """A random crop of 50 to 100 % of the area and a side ratio of 3/4 to 4/3, mirrored half of the time."""
+    """A random crop of 50 to 100 % of the area, mirrored half of the time.
+
+    Its side ratio is 3/4 to 4/3, or as near to it as a crop of this area can be in a longer picture.
+    """
     width, height = picture.size
-    area = width * height * rng.uniform(0.5, 1.0)
+    share = rng.uniform(0.5, 1.0)
+    area = width * height * share
     ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+    ratio = np.clip(ratio, share * width / height, width / (share * height))
     crop_width = min(width, round(np.sqrt(area * ratio)))
     crop_height = min(height, round(np.sqrt(area / ratio)))
     left, top = rng.integers(0, width - crop_width + 1), rng.integers(0, height - crop_height + 1)

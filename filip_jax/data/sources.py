@@ -8,7 +8,7 @@ from filip_jax.data.folder import Folder
 from filip_jax.data.record import Record
 from filip_jax.data.tfds import Tfds
 from filip_jax.errors import UserError
-from filip_jax.sections import call, choose
+from filip_jax.sections import check, choose
 
 SOURCES = {"emoji_scenes": EmojiScenes, "folder": Folder, "tfds": Tfds}
 
@@ -28,25 +28,16 @@ class Source(Protocol):
     def caption(self, index: int) -> str: ...
 
 
-def first_records(source: Source, count: int) -> list[Record]:
-    """Records 0 to count - 1.
-
-    Raises:
-        UserError: the source has fewer.
-    """
-    if count > len(source):
-        raise UserError(f"examples={count}, but the source has only {len(source)} records")
-    return [source[index] for index in range(count)]
-
-
 def make_source(section: Mapping[str, Any], key: str = "source") -> Source:
     """The source that a config's `source` section describes: its name and its options.
 
     Raises:
         UserError: an unknown name or option, or data that can not be opened.
     """
-    return call(_make, section, key)
-
-
-def _make(*, name: str, **options: Any) -> Source:
-    return call(choose(SOURCES, name, "source.name"), options, f"source ({name})")
+    name, options = dict(section).get("name", ""), {k: v for k, v in section.items() if k != "name"}
+    kind = choose(SOURCES, name, f"{key}.name")
+    check(kind, options, f"{key} ({name})")
+    try:
+        return kind(**options)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error

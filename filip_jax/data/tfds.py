@@ -30,6 +30,8 @@ class Tfds:
             self.data = builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})
         except (OSError, ValueError, NotImplementedError) as error:
             raise UserError(f"tfds: path={path!r}, split={split!r}: {' '.join(str(error).split())}") from error
+        if isinstance(self.features[caption], tfds.features.ClassLabel):
+            self.class_names = list(self.features[caption].names)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -38,8 +40,8 @@ class Tfds:
         features = self.data[index]
         caption = features[self.caption]
         label = None
-        if isinstance(self.features[self.caption], tfds.features.ClassLabel):
-            label, caption = int(caption), self.features[self.caption].int2str(int(caption))
+        if hasattr(self, "class_names"):
+            label, caption = int(caption), self.class_names[int(caption)]
         text = caption.decode("utf-8") if isinstance(caption, bytes) else caption
         return Record(f"{self.path}/{index}", features[self.image], text, label)
 

@@ -3,11 +3,13 @@
 import hashlib
 import io
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import sentencepiece
 from jaxtyping import Bool, Int
 
+from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
 
 PAD, UNKNOWN, BOS, EOS = 0, 1, 2, 3
@@ -54,6 +56,32 @@ class Tokenizer:
         """
         offsets = self.processor.encode_as_offset_mapping(text)["offsets"][: length - 2]
         return [(0, 0), *((start, end) for start, end in offsets), (len(text), len(text))]
+
+
+def make_tokenizer(*, source: Source, path: str, vocab_size: int, captions: int) -> bytes:
+    """The sentencepiece model of a config's `tokenizer` section.
+
+    Args:
+        path: of a model file; if empty, one is trained.
+        vocab_size: the most pieces that training makes.
+        captions: how many of the source's captions, evenly spread over it, training reads.
+
+    Raises:
+        UserError: no such file, or captions that sentencepiece can not train on.
+    """
+    check_tokenizer_section(path, captions)
+    if path:
+        return Path(path).read_bytes()
+    count = min(captions, len(source))
+    return train_tokenizer((source.caption(index * len(source) // count) for index in range(count)), vocab_size)
+
+
+def check_tokenizer_section(path: str, captions: int) -> None:
+    """Raises a UserError for a file that is not there or a number of captions to train on below 1."""
+    if path and not Path(path).is_file():
+        raise UserError(f"tokenizer.path={path!r}: no such file")
+    if captions < 1:
+        raise UserError(f"tokenizer.captions={captions} must be at least 1")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:

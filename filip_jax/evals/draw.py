@@ -1,5 +1,6 @@
 """An alignment as a picture that a person understands at a glance."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,14 +36,15 @@ def draw_alignment(alignment: Alignment, boxes: Sequence[tuple[float, float, flo
     """
     rows = -(-len(alignment.words) // PER_ROW)
     width = max(2 * LARGE + 3 * GAP, PER_ROW * (SMALL + GAP) + GAP)
-    below = LARGE + 3 * LINE + 3 * GAP
+    top = GAP + LINE
+    caption = _caption(alignment, width - 2 * GAP)
+    below = top + LARGE + GAP + LINE * (2 + max((line for line, *_ in caption), default=0)) + GAP
     page = Image.new("RGB", (width, below + rows * (SMALL + LINE + GAP) + LINE), PAPER)
     pen = ImageDraw.Draw(page)
 
-    top = GAP + LINE
     for left, title, picture in (
         (GAP, "picture", _enlarged(alignment.view, LARGE)),
-        (LARGE + 2 * GAP, "each patch in the colour of the word it matches best", _claims(alignment)),
+        (LARGE + 2 * GAP, "each patch in the colour of the word below that it matches best", _claims(alignment)),
     ):
         pen.text((left, GAP), title, INK, _font(16))
         page.paste(picture, (left, top))
@@ -51,7 +53,8 @@ def draw_alignment(alignment: Alignment, boxes: Sequence[tuple[float, float, flo
         edges += [GAP + box[2] * _zoom(alignment), top + box[3] * _zoom(alignment)]
         pen.rectangle(edges, outline=INK, width=4)
         pen.rectangle([edges[0] + 1, edges[1] + 1, edges[2] - 1, edges[3] - 1], outline=PAPER, width=2)
-    _write_caption(pen, alignment, GAP, top + LARGE + GAP, width)
+    for line, x, piece, colour in caption:
+        pen.text((GAP + x, top + LARGE + GAP + line * LINE), piece, colour, _font(22))
 
     pen.text(
         (GAP, below - LINE), "what each word sees: bright patches match it, the best one is framed", INK, _font(16)
@@ -90,21 +93,33 @@ def _spotlight(alignment: Alignment, word: int) -> Image.Image:
     return lit
 
 
-def _write_caption(pen: ImageDraw.ImageDraw, alignment: Alignment, left: int, top: int, width: int) -> None:
-    """The text, each word that some patch chose in its colour, wrapped at the page's width."""
-    font, x, y, position = _font(22), left, top, 0
+def _caption(alignment: Alignment, width: float) -> list[tuple[int, float, str, tuple[int, int, int]]]:
+    """(line, x, piece, colour) of the text up to where the model stopped reading, wrapped at a width.
+
+    Each word that some patch chose has its colour.
+    """
+    font, pieces, position = _font(22), [], 0
     for n, (start, end) in enumerate(alignment.words):
-        for piece, colour in (
-            (alignment.text[position:start], FAINT),
-            (alignment.text[start:end], _colour(alignment, n)),
-        ):
-            length = pen.textlength(piece, font)
-            if x + length > width - GAP and piece.strip():
-                x, y, piece = left, y + LINE, piece.lstrip()
-            pen.text((x, y), piece, colour, font)
-            x += pen.textlength(piece, font)
+        pieces += [(piece, FAINT) for piece in re.findall(r"\s*\S+|\s+", alignment.text[position:start])]
+        pieces.append((alignment.text[start:end], _colour(alignment, n)))
         position = end
-    pen.text((x, y), alignment.text[position:], FAINT, font)
+    pieces += [(piece, FAINT) for piece in re.findall(r"\s*\S+|\s+", alignment.text[position : alignment.read])]
+    if alignment.read < len(alignment.text):
+        pieces.append((" … (not read: longer than the context)", INK))
+    line, x, placed = 0, 0.0, []
+    for piece, colour in pieces:
+        if x and x + font.getlength(piece) > width:
+            line, x, piece = line + 1, 0.0, piece.lstrip()
+        placed.append((line, x, piece, colour))
+        x += font.getlength(piece)
+    return placed
+
+
+def missing_glyphs(text: str) -> str:
+    """The characters of a text that the pages can not show."""
+    font = _font(22)
+    unknown = bytes(font.getmask("\uffff"))
+    return "".join(sorted({c for c in text if not c.isspace() and bytes(font.getmask(c)) == unknown}))
 
 
 def _colour(alignment: Alignment, word: int) -> tuple[int, int, int]:

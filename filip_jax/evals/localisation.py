@@ -4,21 +4,23 @@ from pathlib import Path
 
 import numpy as np
 
-from filip_jax.data.preprocess import box_in_centre_view, centre_view, decode
+from filip_jax.data.preprocess import box_in_centre_view, decode
 from filip_jax.data.record import Record
-from filip_jax.data.sources import Source, first_records
+from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
 from filip_jax.evals.alignment import align
+from filip_jax.evals.records import first_records, views
 from filip_jax.inference import Embedder
 
 
 def evaluate(model: Embedder, source: Source, output: Path, *, examples: int) -> dict:
     """Pointing accuracy: the share of phrases whose best patch has its centre in the phrase's box."""
     records = _with_regions(source, examples)
-    views = [centre_view(decode(record.image), model.image_size) for record in records]
     phrases = [[(region.start, region.end) for region in record.regions] for record in records]
     hits = []
-    for record, alignment in zip(records, align(model, views, [r.caption for r in records], phrases)):
+    for record, alignment in zip(
+        records, align(model, list(views(records, model.image_size)), [r.caption for r in records], phrases)
+    ):
         boxes = {
             (region.start, region.end): box for region, box in zip(record.regions, view_boxes(record, model.image_size))
         }

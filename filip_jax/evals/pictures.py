@@ -5,31 +5,30 @@ from pathlib import Path
 import jax
 from PIL import Image
 
-from filip_jax.data.preprocess import centre_view, decode
-from filip_jax.data.sources import Source, first_records
+from filip_jax.data.sources import Source
 from filip_jax.evals.alignment import align
 from filip_jax.evals.draw import draw_alignment
 from filip_jax.evals.localisation import view_boxes
+from filip_jax.evals.records import first_records, views
 from filip_jax.inference import Embedder
 
 
 def evaluate(model: Embedder, source: Source, output: Path, *, examples: int) -> dict:
-    """Draws the first `examples` pairs as output/<n>_step_<step>.png; gives no numbers.
+    """Draws the first `examples` pairs as output/<n>_step_<step>.png; gives their number.
 
     The bare view of pair n stands beside as <n>.png, its caption as <n>.txt.
     """
     records = first_records(source, examples)
-    views = [centre_view(decode(record.image), model.image_size) for record in records]
-    alignments = align(model, views, [record.caption for record in records])
+    alignments = align(model, list(views(records, model.image_size)), [record.caption for record in records])
     if jax.process_index() != 0:
-        return {}
+        return {"pages": len(records)}
     output.mkdir(parents=True, exist_ok=True)
     for n, (record, alignment) in enumerate(zip(records, alignments)):
         page = draw_alignment(alignment, view_boxes(record, model.image_size))
         page.save(output / f"{n}_step_{model.step:07d}.png")
         Image.fromarray(alignment.view).save(output / f"{n}.png")
         (output / f"{n}.txt").write_text(record.caption + "\n", "utf-8")
-    return {}
+    return {"pages": len(records)}
 
 
 def baselines(source: Source, *, examples: int) -> dict[str, dict]:

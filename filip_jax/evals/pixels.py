@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from filip_jax.data.preprocess import centre_view, decode
 from filip_jax.data.record import Record
+from filip_jax.evals.records import views
 
 SIZE = 48  # pixels of the side to which all pictures are brought
 NAME = "pixel neighbour"
@@ -18,4 +18,4 @@ def pixel_distances(records: Sequence[Record], references: Sequence[Record]) -> 
 
 
 def _pixels(records: Sequence[Record]) -> np.ndarray:
-    return np.stack([centre_view(decode(r.image), SIZE).reshape(-1) / np.float32(255) for r in records])
+    return np.stack([view.reshape(-1) / np.float32(255) for view in views(records, SIZE)])

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from filip_jax.data.preprocess import decode
-from filip_jax.data.sources import Source, first_records, make_source
+from filip_jax.data.sources import Source, make_source
 from filip_jax.evals import pixels
+from filip_jax.evals.records import encode_images, first_records
 from filip_jax.evals.similarity import ranks, similarity_matrices
 from filip_jax.inference import Embedder
 from filip_jax.losses import similarity_loss
@@ -21,7 +21,7 @@ def evaluate(model: Embedder, source: Source, output: Path, *, examples: int, ne
         examples: how many pairs of the source, from the first.
     """
     records = first_records(source, examples)
-    images = model.encode_image([np.asarray(decode(record.image)) for record in records])
+    images = encode_images(model, records)
     texts, mask = model.encode_text([record.caption for record in records])
     image_to_text, text_to_image = similarity_matrices(images, texts, mask)
     loss = similarity_loss(image_to_text, text_to_image, model.logit_scale)

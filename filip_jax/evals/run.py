@@ -1,6 +1,7 @@
 """All evaluations of a config: numbers into evals.json, one table for the eye."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 from filip_jax.data.sources import Source, make_source
 from filip_jax.errors import UserError
 from filip_jax.evals import localisation, pictures, retrieval, zero_shot
-from filip_jax.files import write_atomically
+from filip_jax.evals.records import check_records
+from filip_jax.files import read_json, write_atomically
 from filip_jax.inference import Embedder, Run
-from filip_jax.sections import call, check, choose
+from filip_jax.sections import check, choose
 
 FILE = "evals.json"
 # Each has evaluate(model, source, output, **options) -> numbers and baselines(source, **options) ->
@@ -33,18 +35,27 @@ class Eval:
 
 
 def open_evals(evals: Mapping[str, Mapping[str, Any]]) -> list[Eval]:
-    """Every evaluation of an `evals` section, ready to run.
+    """Every evaluation of an `evals` section, ready to run, its captions looked through.
 
     Raises:
-        UserError: an unknown kind, a source that can not be opened, a wrong option.
+        UserError: an unknown kind, a source that can not be opened, a wrong option, an empty caption.
     """
-    return [call(_open, section, f"evals.{name}", name=name) for name, section in evals.items()]
+    check_evals(evals)
+    return [_open(name, **section) for name, section in evals.items()]
 
 
 def _open(name: str, *, kind: str, source: Mapping[str, Any], **options: Any) -> Eval:
-    module = choose(KINDS, kind, f"evals.{name}.kind")
-    check(module.evaluate, options, f"evals.{name}", ("model", "source", "output"))
-    return Eval(name, module, make_source(source, f"evals.{name}.source"), options)
+    records = make_source(source, f"evals.{name}.source")
+    check_records(records, options.get("examples", len(records)), f"evals.{name}")
+    return Eval(name, KINDS[kind], records, options)
+
+
+def check_evals(evals: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises a UserError if a section has an unknown kind or option; opens no data."""
+    for name, section in evals.items():
+        kind = choose(KINDS, section.get("kind", ""), f"evals.{name}.kind")
+        options = {key: value for key, value in section.items() if key != "kind"}
+        check(kind.evaluate, options, f"evals.{name}", ("model", "output"))
 
 
 def run_evals(model: Embedder, evals: Sequence[Eval], workdir: Path) -> Metrics:
@@ -73,43 +84,70 @@ def evaluate_runs(workdirs: Sequence[Path], step: str, evals: Mapping[str, Mappi
         evals: instead of each run's own.
 
     Raises:
-        UserError: no run, no such checkpoint, or an evaluation that can not be.
+        UserError: no run, no such checkpoint, or an evaluation that can not be. Of several runs those
+            without any checkpoint are left out, with a warning.
     """
-    columns: dict[str, Metrics] = {}
-    baselines: dict[str, Metrics] = {}
-    for workdir in workdirs:
-        run = Run(workdir)
-        wanted = open_evals(run.config["evals"] if evals is None else evals)
-        for number in _steps(run, step):
-            print(f"{workdir} at step {number}: {', '.join(each.name for each in wanted)} ...", flush=True)
-            columns[f"{workdir.name}, step {number}"] = metrics = run_evals(run.load(number), wanted, workdir)
-            record_step(workdir, number, metrics)
-        of_run = run_baselines(wanted)
-        record_baselines(workdir, of_run)
-        baselines |= of_run
-    return table(columns | baselines)
-
-
-def _steps(run: Run, step: str) -> list[int | None]:
-    steps = run.checkpoints.steps()
-    if step == "all" and steps:
-        return steps
-    if step in ("latest", "all"):
-        return steps[-1:] or [run.load().step]
-    if not step.isdigit():
+    if step not in ("latest", "all") and not step.isdigit():
         raise UserError(f"--step={step} is not latest, all or a number")
-    return [int(step)]
+    runs = [Run(workdir) for workdir in workdirs]
+    trained = [run for run in runs if run.checkpoints.steps()] or runs[:1]
+    for run in runs:
+        if run not in trained:
+            warnings.warn(f"{run.workdir} has no checkpoint yet and is left out", stacklevel=2)
+    columns: dict[str, Metrics] = {}
+    baselines: dict[str, dict[str, Metrics]] = {}
+    for name, run in zip(_short_names([run.workdir for run in trained]), trained):
+        wanted = open_evals(run.config["evals"] if evals is None else evals)
+        for number in {"all": run.checkpoints.steps(), "latest": [None]}.get(step) or [int(step)]:
+            model = run.load(number)
+            print(f"{run.workdir} at step {model.step}: {', '.join(each.name for each in wanted)} ...", flush=True)
+            columns[f"{name}, step {model.step}"] = metrics = run_evals(model, wanted, run.workdir)
+            record_step(run.workdir, model.step, metrics)
+        of_run = run_baselines(wanted)
+        record_baselines(run.workdir, of_run)
+        for baseline, metrics in of_run.items():
+            baselines.setdefault(baseline, {})[name] = metrics
+    return table(columns | _merged(baselines))
+
+
+def _short_names(workdirs: Sequence[Path]) -> list[str]:
+    """The last parts of the paths, as many as tell them apart."""
+    parts = [workdir.resolve().parts for workdir in workdirs]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-count:]) for p in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _merged(baselines: Mapping[str, Mapping[str, Metrics]]) -> dict[str, Metrics]:
+    """One column per baseline; one per run and baseline where runs disagree on a number."""
+    columns: dict[str, Metrics] = {}
+    for baseline, of_runs in baselines.items():
+        merged = {metric: value for metrics in of_runs.values() for metric, value in metrics.items()}
+        agree = all(merged[metric] == value for metrics in of_runs.values() for metric, value in metrics.items())
+        columns |= {baseline: merged} if agree else {f"{baseline} ({name})": m for name, m in of_runs.items()}
+    return columns
 
 
 def read_results(workdir: Path) -> dict[str, Any]:
     """evals.json: {"steps": {"<step>": metrics}, "baselines": {name: metrics}}; empty before the first."""
     file = workdir / FILE
-    return json.loads(file.read_text("utf-8")) if file.exists() else {"steps": {}, "baselines": {}}
+    return {"steps": {}, "baselines": {}} | (read_json(file) if file.exists() else {})
 
 
-def is_recorded(workdir: Path, step: int) -> bool:
-    """Whether evals.json has this step."""
-    return str(step) in read_results(workdir)["steps"]
+def is_recorded(workdir: Path, step: int, evals: Sequence[Eval]) -> bool:
+    """Whether evals.json has a number of each of these evaluations at this step."""
+    names = {metric.split("/")[0] for metric in read_results(workdir)["steps"].get(str(step), {})}
+    return all(each.name in names for each in evals)
+
+
+def forget_after(workdir: Path, step: int) -> None:
+    """Removes the steps beyond this one, to which a run goes back, from evals.json."""
+    results = read_results(workdir)
+    kept = {number: metrics for number, metrics in results["steps"].items() if int(number) <= step}
+    if kept != results["steps"]:
+        _write(workdir, results | {"steps": kept})
 
 
 def record_step(workdir: Path, step: int, metrics: Metrics) -> None:
@@ -120,8 +158,11 @@ def record_step(workdir: Path, step: int, metrics: Metrics) -> None:
 
 
 def record_baselines(workdir: Path, baselines: dict[str, Metrics]) -> None:
-    """Sets the baselines in evals.json."""
-    _write(workdir, read_results(workdir) | {"baselines": baselines})
+    """Adds numbers of baselines to evals.json."""
+    results = read_results(workdir)
+    for name, metrics in baselines.items():
+        results["baselines"][name] = results["baselines"].get(name, {}) | metrics
+    _write(workdir, results)
 
 
 def _write(workdir: Path, results: dict[str, Any]) -> None:

@@ -30,8 +30,8 @@ def similarity_matrices(
 
 
 def ranks(scores: Float[np.ndarray, "n m"], true: np.ndarray) -> np.ndarray:
-    """The rank, from 1, of the true column in each row; ties count against it, so a constant never wins."""
-    return (scores >= scores[np.arange(len(scores)), true][:, None]).sum(axis=1)
+    """The rank, from 1, of the true column in each row; ties and NaN count against it."""
+    return (~(scores < scores[np.arange(len(scores)), true][:, None])).sum(axis=1)
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:

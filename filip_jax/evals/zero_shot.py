@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from filip_jax.data.preprocess import decode
-from filip_jax.data.sources import Source, first_records, make_source
+from filip_jax.data.sources import Source, make_source
 from filip_jax.errors import UserError
 from filip_jax.evals import pixels
+from filip_jax.evals.records import encode_images, first_records
 from filip_jax.evals.similarity import ranks, similarity_matrices, wilson
 from filip_jax.inference import Embedder
 
@@ -33,7 +33,7 @@ def evaluate(
         bounds _low and _high of its 95 % interval.
     """
     records = _labelled(source)
-    images = model.encode_image([np.asarray(decode(record.image)) for record in records])
+    images = encode_images(model, records)
     image_to_text, text_to_image = class_similarities(model, images, source.class_names, prompts)
     labels = np.array([record.label for record in records])
     return {

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float
 
-from filip_jax.losses.similarity import Array, token_similarity
+from filip_jax.losses.similarity import Array, check_tokens, token_similarity
 from filip_jax.mesh import context_batch_axes
 
 
@@ -36,10 +36,15 @@ def filip_loss(
         logit_scale: the multiplier of the similarities (1 / temperature), not its logarithm.
 
     Raises:
-        ValueError: the batch is not divisible by the devices of these axes; a call inside a
+        ValueError: shapes that are no batch of pairs; the batch is not divisible by the devices of these axes; a call inside a
             shard_map; a mesh with Explicit axes.
     """
     axes = context_batch_axes()
+    check_tokens(image_tokens, text_tokens, text_mask)
+    if len(image_tokens) != len(text_tokens) or len(image_tokens) == 0:
+        raise ValueError(f"{len(image_tokens)} images and {len(text_tokens)} texts are not a batch of pairs")
+    if jnp.ndim(logit_scale):
+        raise ValueError(f"logit_scale must be a scalar, but has shape {jnp.shape(logit_scale)}")
     if not axes:
         return similarity_loss(*token_similarity(image_tokens, text_tokens, text_mask), logit_scale)
     shape = jax.sharding.get_abstract_mesh().shape
@@ -57,7 +62,7 @@ def clip_loss(
 ) -> Float[jax.Array, ""]:
     """CLIP's loss (Radford et al. 2021, figure 3): `filip_loss` with one token per side.
 
-    Takes, returns and raises what `filip_loss` does.
+    The embeddings are L2-normalised by the caller; logit_scale, result and errors are `filip_loss`'s.
     """
     mask = jnp.ones((len(text_embedding), 1), bool)
     return filip_loss(image_embedding[:, None], text_embedding[:, None], mask, logit_scale)

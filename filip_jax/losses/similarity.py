@@ -26,9 +26,13 @@ def token_similarity(
         text_mask: True for the tokens that take part. A text without any has similarity 0 both
             ways and no gradient.
 
+    Raises:
+        ValueError: tokens of different dimensions, or a mask that is not boolean [j, t].
+
     Returns:
         (image_to_text, text_to_image): s_I and s_T in float32, both indexed image, text.
     """
+    check_tokens(image_tokens, text_tokens, text_mask)
     s = jnp.einsum("ipd,jtd->ijpt", image_tokens, text_tokens, preferred_element_type=jnp.float32)
     best_text = jnp.max(s, axis=3, where=text_mask[None, :, None, :], initial=-jnp.inf)
     best_image = jnp.max(s, axis=2)
@@ -36,3 +40,12 @@ def token_similarity(
     image_to_text = jnp.where(length > 0, best_text.mean(axis=2), 0.0)
     text_to_image = jnp.where(text_mask, best_image, 0.0).sum(axis=2) / jnp.maximum(length, 1)
     return image_to_text, text_to_image
+
+
+def check_tokens(image_tokens: Array, text_tokens: Array, text_mask: Array) -> None:
+    """Raises a ValueError unless these are tokens of one dimension and the mask of the texts'."""
+    shapes = f"image_tokens {image_tokens.shape}, text_tokens {text_tokens.shape}, text_mask {text_mask.shape}"
+    if image_tokens.ndim != 3 or text_tokens.ndim != 3 or image_tokens.shape[2] != text_tokens.shape[2]:
+        raise ValueError(f"tokens must be [i, p, d] and [j, t, d] with the same d, but are {shapes}")
+    if text_mask.shape != text_tokens.shape[:2] or text_mask.dtype != bool:
+        raise ValueError(f"text_mask must be boolean [j, t], but is {text_mask.dtype}: {shapes}")

@@ -8,11 +8,11 @@ import jax
 from flax import nnx
 
 from filip_jax.errors import UserError
-from filip_jax.models.dual_encoder import DualEncoder
+from filip_jax.models.dual_encoder import POOLINGS, DualEncoder
 from filip_jax.paths import flatten
 from filip_jax.sections import call
 
-__all__ = ["Model", "make_model"]
+__all__ = ["POOLINGS", "Model", "make_model"]
 
 
 @dataclass(frozen=True)

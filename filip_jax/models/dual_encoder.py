@@ -57,6 +57,8 @@ class DualEncoder(nnx.Module):
             raise UserError(f"model.dtype={dtype!r} is not one of {', '.join(DTYPES)}")
         if not class_token and (pooling == "global" or cls_in_similarity):
             raise UserError("model.class_token=False, but global pooling and cls_in_similarity need the class token")
+        if not logit_scale_init > 0:
+            raise UserError(f"model.logit_scale_init={logit_scale_init} must be above 0")
         self.pooling, self.class_token = pooling, class_token
         self.cls_in_similarity = cls_in_similarity
         self.bos_in_similarity, self.eos_in_similarity = bos_in_similarity, eos_in_similarity

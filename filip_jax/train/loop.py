@@ -6,7 +6,8 @@ on from the newest checkpoint with every step logged once and no evaluation miss
 """
 
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,15 @@ import jax
 
 from filip_jax import __version__
 from filip_jax.checkpoint import CheckpointWriter, abstract
-from filip_jax.config import save_config
+from filip_jax.config import check_same_run, save_config
 from filip_jax.data.pipeline import batches
 from filip_jax.data.sources import Source, make_source
-from filip_jax.data.tokenizer import Tokenizer, train_tokenizer
+from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
 from filip_jax.errors import UserError
-from filip_jax.evals.run import is_recorded, open_evals, record_step, run_evals, table
+from filip_jax.evals.run import Eval, forget_after, is_recorded, open_evals, record_step, run_evals, table
 from filip_jax.files import write_atomically
 from filip_jax.inference import TOKENIZER, Embedder, check_tokenizer, read_tokenizer
-from filip_jax.mesh import barrier, global_batch, replicated
+from filip_jax.mesh import global_batch, of_first_process, on_first_process, replicated
 from filip_jax.sections import call
 from filip_jax.train.metrics import MetricWriter, StepLog, say
 from filip_jax.train.setup import Setup, make_setup
@@ -37,24 +38,35 @@ def train(workdir: Path, config: Mapping[str, Any]) -> None:
     """
     setup = call(make_setup, config, "(top level)")
     source = make_source(setup.source)
+    evals = open_evals(setup.evals) if setup.eval_every_steps else []
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file")
+    if setup.batch_size > len(source):
+        warnings.warn(f"batch_size={setup.batch_size}, but the source has only {len(source)} records", stacklevel=2)
     workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = call(CheckpointWriter, setup.checkpoint, "checkpoint", workdir=workdir)
     started = bool(checkpoints.steps())
-    if jax.process_index() == 0:
-        save_config(workdir, config, started=started)
+    if started:
+        check_same_run(workdir, config)
     tokenizer = _prepare_tokenizer(workdir, setup, source, started=started)
-    Trainer(workdir, setup, source, tokenizer, checkpoints).run()
-    say(f"done: {workdir} holds config.json, metrics.jsonl, tensorboard/, checkpoints/, evals.json and pictures/")
+    on_first_process(lambda: save_config(workdir, config))
+    Trainer(workdir, setup, source, evals, tokenizer, checkpoints).run()
+    say(f"done: {workdir} holds {', '.join(sorted(file.name for file in workdir.iterdir()))}")
 
 
 class Trainer:
     """A run in progress: its state, its step and what watches them."""
 
     def __init__(
-        self, workdir: Path, setup: Setup, source: Source, tokenizer: Tokenizer, checkpoints: CheckpointWriter
+        self,
+        workdir: Path,
+        setup: Setup,
+        source: Source,
+        evals: Sequence[Eval],
+        tokenizer: Tokenizer,
+        checkpoints: CheckpointWriter,
     ):
-        self.workdir, self.setup, self.checkpoints = workdir, setup, checkpoints
-        self.evals = open_evals(setup.evals) if setup.eval_every_steps else []
+        self.workdir, self.setup, self.evals, self.checkpoints = workdir, setup, evals, checkpoints
         self.meta = {"tokenizer_sha256": tokenizer.sha256, "filip_jax_version": __version__}
         image_size, text_length = setup.data["image_size"], setup.data["text_length"]
         self.embedder = Embedder(
@@ -66,7 +78,9 @@ class Trainer:
             seed=setup.seed, start=self.samples_seen,
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
-        self.writer = MetricWriter(workdir, step=self.step, evaluated=is_recorded(workdir, self.step))
+        on_first_process(lambda: forget_after(workdir, self.step))
+        self.evaluated_step = self.step if of_first_process(is_recorded(workdir, self.step, evals)) else None
+        self.writer = MetricWriter(workdir, step=self.step, evaluated=self.evaluated_step is not None)
         self.log = StepLog(
             self.writer, batch_size=setup.batch_size, total_steps=setup.total_steps,
             every_steps=setup.log_every_steps, step=self.step,
@@ -90,6 +104,7 @@ class Trainer:
         try:
             self._run()
         finally:
+            self.rows.close()
             self.writer.close()
             self.checkpoints.close()
 
@@ -102,7 +117,8 @@ class Trainer:
             if self.step == self.setup.total_steps:
                 break
             batch, waited, truncated = self._next_batch()
-            train_step = train_step or self._compile(batch)
+            if train_step is None:
+                train_step, waited = self._compile(batch), 0.0
             self.state, metrics = train_step(self.state, batch)
             self.step, self.samples_seen = self.step + 1, self.samples_seen + self.setup.batch_size
             self.log.push(self.step, metrics, waited, truncated)
@@ -136,7 +152,7 @@ class Trainer:
     def _evaluation_is_due(self) -> bool:
         every, last = self.setup.eval_every_steps, self.step == self.setup.total_steps
         due = every and self.step and (self.step % every == 0 or last)
-        return bool(due) and not is_recorded(self.workdir, self.step)
+        return bool(due) and self.step != self.evaluated_step
 
     def _evaluate(self) -> None:
         self.log.flush()
@@ -144,9 +160,8 @@ class Trainer:
         parameters = self.state.get("ema", self.state["params"])
         metrics = run_evals(self.embedder.with_parameters(parameters, self.step), self.evals, self.workdir)
         self.writer.write(self.step, metrics)
-        if jax.process_index() == 0:
-            record_step(self.workdir, self.step, metrics)
-        barrier("evaluation")
+        on_first_process(lambda: record_step(self.workdir, self.step, metrics))
+        self.evaluated_step = self.step
         say(table({f"step {self.step}": metrics}))
         self.log.restart_clock(self.step)
 
@@ -157,21 +172,16 @@ def _prepare_tokenizer(workdir: Path, setup: Setup, source: Source, *, started: 
     Raises:
         UserError: no such file, or more ids than the model's vocabulary.
     """
-    if jax.process_index() == 0 and not started:
-        write_atomically(workdir / TOKENIZER, call(_make_tokenizer, setup.tokenizer, "tokenizer", source=source))
-    barrier("tokenizer")
+
+    def make():
+        if not setup.tokenizer["path"]:
+            say(f"training a tokenizer of at most {setup.tokenizer['vocab_size']} pieces")
+        write_atomically(workdir / TOKENIZER, make_tokenizer(source=source, **setup.tokenizer))
+
+    if not started:
+        on_first_process(make)
     tokenizer = read_tokenizer(workdir)
     rows = setup.shapes["params"]["text"]["token_embedding"].shape[0]
     if tokenizer.vocab_size > rows:
         raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids, but model.text.vocab_size={rows}")
     return tokenizer
-
-
-def _make_tokenizer(*, source: Source, path: str, vocab_size: int, captions: int) -> bytes:
-    if path:
-        if not Path(path).is_file():
-            raise UserError(f"tokenizer.path={path!r}: no such file")
-        return Path(path).read_bytes()
-    count = min(captions, len(source))
-    say(f"training a tokenizer of at most {vocab_size} pieces on {count} captions")
-    return train_tokenizer((source.caption(index) for index in range(count)), vocab_size)

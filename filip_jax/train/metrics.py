@@ -3,6 +3,7 @@
 import json
 import math
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,15 @@ def _lines(file: Path) -> list[dict]:
     """The whole lines of the file; a last one torn by a kill is none."""
     if not file.exists():
         return []
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    lines, damaged = [], 0
+    for line in file.read_bytes().splitlines(keepends=True):
+        try:
+            lines += [json.loads(line)] if line.endswith(b"\n") else []
+        except ValueError:
+            damaged += 1
+    if damaged:
+        warnings.warn(f"{file}: {damaged} damaged lines are left out", stacklevel=2)
+    return lines
 
 
 def _stands(line: dict, step: int, evaluated: bool) -> bool:
@@ -79,11 +88,12 @@ class StepLog:
         self.writer, self.batch_size = writer, batch_size
         self.total_steps, self.every_steps = total_steps, every_steps
         self.pending: tuple[int, Mapping[str, Any], float, int] | None = None
+        self.logged, self.truncated = step, 0
         self.restart_clock(step)
 
     def restart_clock(self, step: int) -> None:
         """Rates count from here: after a pause that is no training."""
-        self.since, self.waited, self.truncated, self.started = step, 0.0, 0, time.perf_counter()
+        self.since, self.waited, self.started = step, 0.0, time.perf_counter()
 
     def push(self, step: int, metrics: Mapping[str, Any], waited: float, truncated: int) -> None:
         """A step that was just dispatched; finishes the one before.
@@ -100,21 +110,23 @@ class StepLog:
         """Waits for the step dispatched last and logs it if it is due.
 
         Raises:
-            UserError: its loss is not finite.
+            UserError: its loss, gradient or parameters are not finite.
         """
         if self.pending is None:
             return
         (step, metrics, waited, truncated), self.pending = self.pending, None
         self.waited, self.truncated = self.waited + waited, self.truncated + truncated
-        loss = float(metrics["train/loss"])
-        if not math.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss} at step {step}: lower optimizer.peak_learning_rate or look at the data"
-            )
+        for name in ("loss", "grad_norm", "param_norm"):
+            if not math.isfinite(metrics[f"train/{name}"]):
+                raise UserError(
+                    f"train/{name} is {metrics[f'train/{name}']} at step {step}: look at the data, or start in a new "
+                    "workdir with a lower optimizer.peak_learning_rate; the step is not saved"
+                )
         if step % self.every_steps == 0 or step == self.total_steps:
             numbers = {name: float(value) for name, value in metrics.items()} | self._rates(step)
             self.writer.write(step, numbers)
             say(self._line(step, numbers))
+            self.logged, self.truncated = step, 0
             self.restart_clock(step)
 
     def _rates(self, step: int) -> dict[str, float]:
@@ -124,7 +136,9 @@ class StepLog:
             "train/batch_time": seconds / steps,
             "train/data_time": self.waited / steps,
             "train/samples_seen": step * self.batch_size,
-            "train/text_truncated_fraction": self.truncated * jax.process_count() / (steps * self.batch_size),
+            "train/text_truncated_fraction": self.truncated
+            * jax.process_count()
+            / ((step - self.logged) * self.batch_size),
         }
 
     def _line(self, step: int, numbers: Mapping[str, float]) -> str:

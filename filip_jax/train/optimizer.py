@@ -42,11 +42,11 @@ class Optimizer:
 
 def make_optimizer(
     parameters: Mapping[str, Any],
+    total_steps: int,
     *,
     name: str,
     peak_learning_rate: float,
     warmup_steps: int,
-    total_steps: int,
     weight_decay: float,
     b1: float,
     b2: float,
@@ -66,10 +66,17 @@ def make_optimizer(
             `paths.match_rules`; together they must cover every parameter.
 
     Raises:
-        UserError: an unknown name, rules that miss a parameter or match none, warm-up beyond the end.
+        UserError: an unknown name, rules that miss a parameter or match none, warm-up beyond the end,
+            a number out of range.
     """
     if not 0 <= warmup_steps < total_steps:
         raise UserError(f"optimizer.warmup_steps={warmup_steps} must be at least 0 and below total_steps={total_steps}")
+    floors = dict(peak_learning_rate=peak_learning_rate, weight_decay=weight_decay, eps=eps, clip_norm=clip_norm)
+    for key, value in floors.items():
+        if not 0 <= value < float("inf"):
+            raise UserError(f"optimizer.{key}={value} must be at least 0 and finite")
+    if not (0 <= b1 < 1 and 0 <= b2 < 1):
+        raise UserError(f"optimizer.b1={b1} and optimizer.b2={b2} must be at least 0 and below 1")
     names = list(paths.flatten(parameters))
     decay = paths.match_rules(decay_rules, names, "optimizer.decay_rules")
     learning_rate = paths.match_rules(learning_rate_rules, names, "optimizer.learning_rate_rules")

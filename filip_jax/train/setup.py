@@ -7,8 +7,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from filip_jax.data.pipeline import batches
+from filip_jax.checkpoint import CheckpointWriter
+from filip_jax.data.pipeline import batches, check_numbers
+from filip_jax.data.tokenizer import check_tokenizer_section, make_tokenizer
 from filip_jax.errors import UserError
+from filip_jax.evals.run import check_evals
 from filip_jax.mesh import check_batch_size, make_mesh
 from filip_jax.models import Model, make_model
 from filip_jax.sections import call, check, choose
@@ -74,15 +77,16 @@ def make_setup(
     Raises:
         UserError: anything in the config that can not be, named by its key.
     """
+    _check_numbers(seed, total_steps, log_every_steps, eval_every_steps, ema_decay)
     devices = call(make_mesh, mesh, "mesh")
     check_batch_size(batch_size, devices)
-    if total_steps < 1 or log_every_steps < 1 or eval_every_steps < 0 or not 0 <= ema_decay < 1:
-        raise UserError(
-            f"total_steps={total_steps} and log_every_steps={log_every_steps} must be at least 1, "
-            f"eval_every_steps={eval_every_steps} at least 0, ema_decay={ema_decay} in [0, 1)"
-        )
     given = ("source", "tokenizer", "batch_size", "seed", "start", "process_index", "process_count")
     check(batches, data, "data", given)
+    check_numbers(data["workers"], data["threads"], data["text_length"])
+    check(make_tokenizer, tokenizer, "tokenizer", ("source",))
+    check_tokenizer_section(tokenizer["path"], tokenizer["captions"])
+    check(CheckpointWriter, checkpoint, "checkpoint", ("workdir",))
+    check_evals(evals)
     network = make_model(**model)
     sizes = {"image_size": model["image"]["image_size"], "text_length": model["text"]["length"]}
     for key, size in sizes.items():
@@ -90,7 +94,7 @@ def make_setup(
             raise UserError(f"data.{key}={data[key]}, but the model is built for {size}")
     objective = call(_objective, loss, "loss")
     parameters = jax.eval_shape(network.init, jax.random.key(seed))
-    moves = call(make_optimizer, optimizer, "optimizer", parameters=parameters)
+    moves = call(make_optimizer, optimizer, "optimizer", parameters=parameters, total_steps=total_steps)
     init = make_init(network, moves, ema_decay)
     shapes = jax.eval_shape(init, jax.random.key(seed))
     return Setup(
@@ -112,6 +116,16 @@ def make_setup(
         eval_every_steps=eval_every_steps,
         evals=evals,
     )
+
+
+def _check_numbers(seed, total_steps, log_every_steps, eval_every_steps, ema_decay):
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed={seed} must be at least 0 and below 2^32")
+    if total_steps < 1 or log_every_steps < 1 or eval_every_steps < 0 or not 0 <= ema_decay < 1:
+        raise UserError(
+            f"total_steps={total_steps} and log_every_steps={log_every_steps} must be at least 1, "
+            f"eval_every_steps={eval_every_steps} at least 0, ema_decay={ema_decay} in [0, 1)"
+        )
 
 
 def _objective(*, name: str) -> Callable[..., jax.Array]:
