@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests: makes .venv if needed, installs, runs pytest; run it from anywhere. Arguments go to pytest.
+# The tests: makes .venv if needed, installs, runs pytest in two processes; run it from anywhere. Arguments go to pytest.
 #
 #   bash launch/test.sh                      all
 #   bash launch/test.sh -m smoke             one short path through everything
@@ -9,4 +9,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 install demo,test
 cd "$root"
-exec "$VENV/bin/python" -m pytest "$@"
+exec "$VENV/bin/python" -m pytest --numprocesses=2 --dist=loadfile "$@"

@@ -31,7 +31,7 @@ COMMANDS = [line.split("  #")[0].strip() for block in blocks("bash") for line in
 
 def scripts(*arguments, runs, venv=sys.prefix):
     """A launch script, started from another folder as a newcomer might."""
-    environment = os.environ | {"RUNS": str(runs), "VENV": str(venv), "XLA_FLAGS": ""}
+    environment = os.environ | {"RUNS": str(runs), "VENV": str(venv), "XLA_FLAGS": "", "PYTHON": ""}
     command = ["bash", str(ROOT / arguments[0]), *arguments[1:]]
     return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
 
