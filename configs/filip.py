@@ -9,7 +9,7 @@ base is ViT-B/32, large is ViT-L/14. The paper trained them on 340 million pairs
 
 Where this differs from the paper: random crops and flips instead of AutoAugment and
 back-translation, a sentencepiece vocabulary trained on your captions instead of CLIP's, gradients
-clipped to norm 1, no token selection.
+clipped to norm 1.
 """
 
 from ml_collections import ConfigDict
@@ -35,6 +35,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         seed=0,
         batch_size=batch_size,  # global: any number of hosts and chips that divides it
         total_steps=total_steps,
+        microbatches=1,
         mesh=dict(replica=1, data=-1),  # parameters sharded over data, copied over replica
         source=dict(name="folder", path=""),
         data=dict(image_size=image_size, text_length=text_length, augment="crop_flip", workers=8, threads=2),
@@ -51,10 +52,19 @@ def get_config(variant: str = "base") -> ConfigDict:
             activation="quick_gelu",
             scan=True,
             remat=True,
-            image=dict(image_size=image_size, patch_size=sizes["patch_size"], **tower(*sizes["image"])),
-            text=dict(vocab_size=vocab_size, length=text_length, **tower(*sizes["text"])),
+            image=dict(image_size=image_size, patch_size=sizes["patch_size"], patch_dropout=0.0, **tower(*sizes["image"])),
+            text=dict(vocab_size=vocab_size, length=text_length, length_groups=8, **tower(*sizes["text"])),
         ),
-        loss=dict(name="contrastive"),
+        loss=dict(
+            name="contrastive",
+            keep_tokens=0.25,  # the paper's; 1.0 is the exact loss
+            selection="batch",
+            label_smoothing=0.0,
+            dtype="bfloat16",  # of the tokens between devices; the paper: float16
+            implementation="auto",
+            exchange="auto",
+            indices="auto",
+        ),
         optimizer=dict(
             name="lamb",
             peak_learning_rate=(batch_size.to_float() / 512) ** 0.5 * sizes["learning_rate"],  # the paper's square-root rule

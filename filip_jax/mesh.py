@@ -59,14 +59,18 @@ def make_mesh(replica: int = 1, data: int = -1) -> Mesh:
     return jax.make_mesh(tuple(sizes.values()), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises a UserError unless the global batch splits evenly over the devices and processes."""
-    if batch_size < 1 or batch_size % mesh.size:
-        below = batch_size // mesh.size * mesh.size
-        legal = " or ".join(str(n) for n in (below, below + mesh.size) if n > 0)
+def check_batch_size(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
+    """Raises a UserError unless the global batch splits evenly over the devices and each share into microbatches."""
+    if microbatches < 1:
+        raise UserError(f"microbatches={microbatches} must be at least 1")
+    shares = mesh.size * microbatches
+    if batch_size < 1 or batch_size % shares:
+        below = batch_size // shares * shares
+        legal = " or ".join(str(n) for n in (below, below + shares) if n > 0)
+        pieces = f" times microbatches={microbatches}" if microbatches > 1 else ""
         raise UserError(
             f"batch_size={batch_size} is not divisible by the {mesh.size} devices of the mesh "
-            f"{dict(mesh.shape)}; nearest: {legal}"
+            f"{dict(mesh.shape)}{pieces}; nearest: {legal}"
         )
 
 
@@ -146,3 +150,9 @@ def context_batch_axes() -> tuple[str, ...]:
     if AxisType.Explicit in mesh.axis_types:
         raise ValueError("filip_jax needs a mesh of Auto axes: jax.make_mesh(..., axis_types=(AxisType.Auto,) * n)")
     return tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
+
+
+def batch_devices() -> int:
+    """Over how many devices the mesh in context splits a batch."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape[axis] for axis in context_batch_axes())

@@ -4,9 +4,11 @@
 #   bash launch/test.sh                      all
 #   bash launch/test.sh -m smoke             one short path through everything
 #   bash launch/test.sh tests/test_losses.py
+#
+# EXTRAS=demo,test,plan installs libtpu (half a gigabyte), too: then kernels are compiled for TPUs.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
-install demo,test
+install "${EXTRAS:-demo,test}"
 cd "$root"
 exec "$VENV/bin/python" -m pytest --numprocesses=2 --dist=loadfile "$@"

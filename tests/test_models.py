@@ -1,11 +1,13 @@
 """The towers: which tokens take part, what sees what, and that scan and remat change nothing."""
 
+import contextlib
 import copy
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import make_devices_mesh
 from flax import nnx
 
 from filip_jax import paths
@@ -18,8 +20,8 @@ from filip_jax.models.image_encoder import patches
 CONFIG = dict(
     embed_dim=8, pooling="tokens", dtype="float32", class_token=True, cls_in_similarity=False, bos_in_similarity=True,
     eos_in_similarity=True, logit_scale_init=1 / 0.07, activation="quick_gelu", scan=True, remat=False,
-    image=dict(image_size=12, patch_size=4, width=16, depth=2, heads=2),
-    text=dict(vocab_size=30, length=6, width=16, depth=2, heads=2),
+    image=dict(image_size=12, patch_size=4, patch_dropout=0.0, width=16, depth=2, heads=2),
+    text=dict(vocab_size=30, length=6, length_groups=1, width=16, depth=2, heads=2),
 )  # fmt: skip
 IDS = jnp.array([[2, 7, 8, 9, 10, 3], [2, 5, 3, 0, 0, 0], [2, 3, 0, 0, 0, 0]])
 IMAGES = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3), dtype=np.uint8))
@@ -150,9 +152,69 @@ def test_layers_are_stacked_and_initialised_apart():
         (dict(image__heads=3), "width=16 does not split into heads=3"),
         (dict(embed_dim=0), "model.embed_dim=0 must be at least 1"),
         (dict(embed_dmi=3), "config section model: got an unexpected keyword argument 'embed_dmi'"),
-        (dict(text__widht=3), "config section model.text: .*widht.*; its keys are vocab_size, length, width"),
+        (
+            dict(text__widht=3),
+            "config section model.text: .*widht.*; its keys are vocab_size, length, length_groups, width",
+        ),
     ],
 )
 def test_a_model_that_can_not_be_is_refused_by_its_key(changes, message):
     with pytest.raises(UserError, match=message):
         make_model(**config(**changes))
+
+
+@pytest.mark.parametrize("mesh", [None, (2, 4)])
+def test_length_groups_change_no_result(mesh):
+    """Texts of every length, in groups that no longer hold the longest ones."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 41, (32, 1))
+    ids = jnp.asarray(rng.integers(4, 30, (32, 40)) * (np.arange(40) < lengths), jnp.int32)
+    results = []
+    for groups in (1, 4):
+        model = make_model(**config(text__length=40, text__length_groups=groups))
+        parameters = jax.jit(model.init)(jax.random.key(0))
+
+        def total(parameters):
+            tokens, mask = model.encode_text(parameters, ids)
+            return (tokens * mask[..., None] * jnp.arange(8)).sum() + (tokens[3, 1] ** 3).sum(), tokens * mask[
+                ..., None
+            ]
+
+        with jax.set_mesh(make_devices_mesh(*mesh)) if mesh else contextlib.nullcontext():
+            results.append(jax.jit(jax.value_and_grad(total, has_aux=True))(parameters))
+    (expected, gradients), (ours, our_gradients) = results
+    np.testing.assert_allclose(ours[1], expected[1], atol=1e-5)
+    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(gradients))
+    for mine, exact in zip(jax.tree.leaves(our_gradients), jax.tree.leaves(gradients)):
+        np.testing.assert_allclose(mine, exact, atol=1e-5 * largest)
+
+
+def test_short_texts_are_encoded_short():
+    """The compiled program decides by length: a batch of short texts costs less than one of long texts."""
+    model = make_model(**config(text__length=64, text__length_groups=2, scan=False))
+    parameters = jax.jit(model.init)(jax.random.key(0))
+    short = jnp.asarray(np.tile([2, 5, 3] + [0] * 61, (8, 1)), jnp.int32)
+    tokens, mask = jax.jit(model.encode_text)(parameters, short)
+    dense = make_model(**config(text__length=64, scan=False)).encode_text(parameters, short)[0]
+    np.testing.assert_allclose(tokens[:, :3], dense[:, :3], atol=1e-6)
+    assert not np.asarray(tokens[:, 16:]).any() and np.asarray(dense[:, 16:]).any()
+
+
+def test_patch_dropout_keeps_the_patches_of_least_noise():
+    model, parameters = built(image__patch_dropout=0.5, cls_in_similarity=True)
+    full, _ = built(cls_in_similarity=True)
+    noise = jax.random.uniform(jax.random.key(1), (3, 9))
+    tokens = model.encode_image(parameters, IMAGES, noise=noise)
+    assert model.noise_size == 9 and full.noise_size == 0 and tokens.shape == (3, 1 + 4, 8)  # round(4.5) is 4
+    assert np.array_equal(model.encode_image(parameters, IMAGES), full.encode_image(parameters, IMAGES))
+    kept = np.sort(np.argsort(noise, axis=1)[:, :4], axis=1)
+    other = np.asarray(IMAGES).copy()
+    for b in range(3):
+        for patch in set(range(9)) - set(kept[b].tolist()):
+            row, column = divmod(patch, 3)
+            other[b, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = (
+                255 - other[b, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+            )
+    assert np.array_equal(tokens, model.encode_image(parameters, jnp.asarray(other), noise=noise))
+    with pytest.raises(UserError, match="model.image.patch_dropout=1.0 must be"):
+        make_model(**config(image__patch_dropout=1.0))

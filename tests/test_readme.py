@@ -112,6 +112,9 @@ def test_commands(command, demo, pairs, tmp_path, monkeypatch, capsys):
         urls = (each.read_text("direct_url.json") for each in distributions(name="filip_jax"))
         made = json.loads(next(filter(None, urls)))  # this very environment was made so
         assert words == ["pip", "install", "-e", "."] and made["dir_info"] == {"editable": True}
+    elif words[0] == "python":
+        done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and "| xla " in done.stdout, done.stderr
     elif words[1] == "train":
         built(words[2:])
     else:

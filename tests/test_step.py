@@ -1,6 +1,7 @@
 """The training step on meshes: born sharded, equal to one device, frozen towers, EMA, the clamp."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,7 @@ def batches(config):
         }
 
 
-def run(config, mesh, ema_decay=0.0, steps=STEPS):
+def run(config, mesh, ema_decay=0.0, steps=STEPS, **options):
     """(losses, the first state, the last state) of some steps on a mesh."""
     model = make_model(**config["model"])
     optimizer = make_optimizer(
@@ -40,7 +41,8 @@ def run(config, mesh, ema_decay=0.0, steps=STEPS):
     )
     init = make_init(model, optimizer, ema_decay)
     shardings = state_shardings(mesh, jax.eval_shape(init, jax.random.key(0)), optimizer)
-    train_step = make_train_step(model, LOSSES["contrastive"], optimizer, ema_decay)
+    loss = partial(LOSSES["contrastive"], **options)
+    train_step = make_train_step(model, loss, optimizer, ema_decay, seed=0, microbatches=config["microbatches"])
     losses = []
     with jax.set_mesh(mesh):
         first = state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
@@ -131,3 +133,41 @@ def test_meshes_and_batches_that_do_not_fit_are_refused():
         make_mesh(replica=-1, data=-1)
     with pytest.raises(UserError, match="batch_size=130 is not divisible by the 8 devices .*; nearest: 128 or 136"):
         check_batch_size(130, make_mesh(1, 8))
+
+
+@pytest.mark.parametrize(
+    "replica, data, microbatches, options",
+    [
+        (1, 1, 4, {}),
+        (2, 4, 2, {"exchange": "ring", "indices": "recompute"}),
+    ],
+)
+def test_microbatches_give_the_gradients_of_the_whole_batch(config, one_device, replica, data, microbatches, options):
+    """Of SGD, whose step is the gradient; with remat, dropped patches, length groups and every exchange."""
+    config = small(
+        config,
+        **{
+            "model.image.width": 64, "model.text.width": 64, "model.remat": True, "model.image.patch_dropout": 0.5,
+            "optimizer.name": "adamw", "optimizer.eps": 1.0, "optimizer.peak_learning_rate": 1.0,
+        },
+    )  # fmt: skip
+    whole = run(config, make_devices_mesh(1, 1), steps=1)
+    pieces = config | {"microbatches": microbatches}
+    pieces["model"]["text"]["length_groups"] = 2
+    ours = run(pieces, make_devices_mesh(replica, data), steps=1, **options)
+    assert ours[0] == pytest.approx(whole[0], rel=1e-5)
+    mine, expected = (paths.flatten(result[2]["opt_state"][1].mu) for result in (ours, whole))
+    worst = max(float(jnp.abs(leaf).max()) for leaf in expected.values())
+    for path, leaf in expected.items():
+        np.testing.assert_allclose(mine[path], leaf, atol=1e-5 * worst, err_msg=path)
+
+
+def test_microbatches_that_do_not_fit_are_refused():
+    mesh = make_devices_mesh(2, 4)
+    check_batch_size(64, mesh, 4)
+    with pytest.raises(
+        UserError, match="batch_size=80 is not divisible by the 8 devices .* times microbatches=4; nearest: 64 or 96"
+    ):
+        check_batch_size(80, mesh, 4)
+    with pytest.raises(UserError, match="microbatches=0"):
+        check_batch_size(80, mesh, 0)

@@ -1,20 +1,33 @@
 """The contrastive loss over the global batch: two softmax cross-entropies on late-interaction similarities.
 
-`filip_loss` is one function everywhere. Without a mesh it is the definition. Under a mesh each
-device keeps its images, gathers all texts (the smaller side) and owns the rows of its images; the
-softmax over images is completed across devices from one number per text.
+`filip_loss` is one function everywhere. Under a mesh each device keeps its images, meets the texts of
+all devices (the smaller side) and owns the rows of its images; the softmax over images is completed
+across devices from one number per text.
 """
 
-import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from filip_jax.losses.similarity import Array, check_tokens, token_similarity
-from filip_jax.mesh import context_batch_axes
+from filip_jax.errors import UserError
+from filip_jax.losses.exchange import EXCHANGES, IMPLEMENTATIONS, INDICES, all_similarities, make_plan
+from filip_jax.losses.selection import SELECTIONS, select_tokens
+from filip_jax.losses.similarity import Array, check_tokens
+from filip_jax.losses.targets import GROUP_RULES, contrastive
+from filip_jax.mesh import batch_devices, context_batch_axes
+
+DTYPES = ("float32", "bfloat16")
+CHOICES = {
+    "dtype": DTYPES,
+    "group_rule": GROUP_RULES,
+    "selection": SELECTIONS,
+    "implementation": IMPLEMENTATIONS,
+    "exchange": EXCHANGES,
+    "indices": INDICES,
+}
 
 
 def filip_loss(
@@ -22,6 +35,17 @@ def filip_loss(
     text_tokens: Float[Array, "b t d"],
     text_mask: Bool[Array, "b t"],
     logit_scale: Float[Array, ""] | float | int,
+    *,
+    group_ids: Int[Array, " b"] | None = None,
+    row_mask: Bool[Array, " b"] | None = None,
+    group_rule: str = "positives",
+    label_smoothing: float = 0.0,
+    keep_tokens: float = 1.0,
+    selection: str = "batch",
+    dtype: str | None = None,
+    implementation: str = "auto",
+    exchange: str = "auto",
+    indices: str = "auto",
 ) -> Float[jax.Array, ""]:
     """FILIP's loss of a global batch of pairs (section 3.1, equations 1 and 2), float32.
 
@@ -34,42 +58,81 @@ def filip_loss(
         text_tokens: L2-normalised by the caller.
         text_mask: True for the tokens that take part.
         logit_scale: the multiplier of the similarities (1 / temperature), not its logarithm.
+        group_ids: pairs with the same id show the same; see group_rule.
+        row_mask: False for pairs that only fill up the batch; the loss is that of the others.
+        group_rule: "positives": all of a group are right answers, with equal probability;
+            "ignore": the others of the group are no wrong answers, they do not count at all.
+        label_smoothing: the probability that is spread evenly over all answers.
+        keep_tokens: how many tokens of each image and text take part: a fraction of them up to 1, a
+            number above. The paper kept 0.25 (section 3.1).
+        selection: which, see `select_tokens`: "batch", the paper's, or "pair", DeCLIP's.
+        dtype: of the tokens where they travel and are multiplied; sums, maxima and the softmax are
+            float32. None keeps the tokens' own.
+        implementation: "reference" is the plain definition, "xla" works in blocks, "pallas" does so in a
+            kernel (TPU; elsewhere it is interpreted or refused); "auto" is the kernel on TPUs, else "xla".
+        exchange: "gather" brings all texts to every device at once, "ring" one device's after the
+            other; "auto" gathers up to 1 GiB of texts and their gradients per device.
+        indices: for the backward pass "save" keeps the best tokens of all pairs, (p + t) bytes a pair,
+            "recompute" finds them again, for a third more time; "auto" saves up to 1 GiB per device.
+
+    Where float32 tokens are equally good, the first takes the gradient; of bfloat16 tokens any of those
+    whose similarities agree to 14 bits of mantissa or more, see tiles.py.
 
     Raises:
-        ValueError: shapes that are no batch of pairs; the batch is not divisible by the devices of these axes; a call inside a
-            shard_map; a mesh with Explicit axes.
+        ValueError: shapes that are no batch of pairs; the batch is not divisible by the devices of
+            these axes; a call inside a shard_map; a mesh with Explicit axes; an option that does not exist.
     """
     axes = context_batch_axes()
+    _check_pairs(image_tokens, text_tokens, text_mask, logit_scale)
+    devices = batch_devices()
+    if len(image_tokens) % devices:
+        shape = jax.sharding.get_abstract_mesh().shape
+        sizes = " x ".join(f"{axis}={shape[axis]}" for axis in axes)
+        raise ValueError(f"a batch of {len(image_tokens)} pairs is not divisible by {devices} devices ({sizes})")
+    choices = {
+        "group_rule": group_rule,
+        "selection": selection,
+        "implementation": implementation,
+        "exchange": exchange,
+        "indices": indices,
+    }
+    for key, value in (choices | {"dtype": dtype or DTYPES[0]}).items():
+        if value not in CHOICES[key]:
+            raise UserError(f"{key}={value!r} is not one of {', '.join(CHOICES[key])}")
+    if not (keep_tokens > 0 and 0 <= label_smoothing < 1):
+        raise UserError(f"keep_tokens={keep_tokens} must be above 0, label_smoothing={label_smoothing} in [0, 1)")
+    return _filip_loss(
+        image_tokens, text_tokens, text_mask, logit_scale, group_ids, row_mask,
+        axes=axes, devices=devices, dtype=dtype, keep_tokens=keep_tokens, label_smoothing=label_smoothing, **choices,
+    )  # fmt: skip
+
+
+def _check_pairs(image_tokens, text_tokens, text_mask, logit_scale):
     check_tokens(image_tokens, text_tokens, text_mask)
     if len(image_tokens) != len(text_tokens) or len(image_tokens) == 0:
         raise ValueError(f"{len(image_tokens)} images and {len(text_tokens)} texts are not a batch of pairs")
     if jnp.ndim(logit_scale):
         raise ValueError(f"logit_scale must be a scalar, but has shape {jnp.shape(logit_scale)}")
-    if not axes:
-        return similarity_loss(*token_similarity(image_tokens, text_tokens, text_mask), logit_scale)
-    shape = jax.sharding.get_abstract_mesh().shape
-    devices = math.prod(shape[axis] for axis in axes)
-    if len(image_tokens) % devices:
-        sizes = " x ".join(f"{axis}={shape[axis]}" for axis in axes)
-        raise ValueError(f"a batch of {len(image_tokens)} pairs is not divisible by {devices} devices ({sizes})")
-    return _sharded(image_tokens, text_tokens, text_mask, logit_scale, axes)
 
 
 def clip_loss(
     image_embedding: Float[Array, "b d"],
     text_embedding: Float[Array, "b d"],
     logit_scale: Float[Array, ""] | float | int,
+    **options,
 ) -> Float[jax.Array, ""]:
     """CLIP's loss (Radford et al. 2021, figure 3): `filip_loss` with one token per side.
 
-    The embeddings are L2-normalised by the caller; logit_scale, result and errors are `filip_loss`'s.
+    The embeddings are L2-normalised by the caller; logit_scale, options, result and errors are `filip_loss`'s.
     """
     mask = jnp.ones((len(text_embedding), 1), bool)
-    return filip_loss(image_embedding[:, None], text_embedding[:, None], mask, logit_scale)
+    return filip_loss(image_embedding[:, None], text_embedding[:, None], mask, logit_scale, **options)
 
 
 def similarity_loss(
-    image_to_text: Float[Array, "b b"], text_to_image: Float[Array, "b b"], logit_scale: Float[Array, ""] | float | int
+    image_to_text: Float[Array, "b b"],
+    text_to_image: Float[Array, "b b"],
+    logit_scale: Float[Array, ""] | float | int,
 ) -> Float[jax.Array, ""]:
     """Equations 1 and 2 on the two similarity matrices of one batch, both indexed image, text."""
     over_texts = jax.nn.log_softmax(logit_scale * image_to_text, axis=1)
@@ -77,23 +140,29 @@ def similarity_loss(
     return -(jnp.diagonal(over_texts).mean() + jnp.diagonal(over_images).mean()) / 2
 
 
-@partial(jax.jit, static_argnames="axes")
-def _sharded(image_tokens, text_tokens, text_mask, logit_scale, axes):
-    def of_local_images(image_tokens, text_tokens, text_mask, logit_scale):
-        local = len(image_tokens)
-        gather = partial(jax.lax.all_gather, axis_name=axes, tiled=True)
-        image_to_text, text_to_image = token_similarity(image_tokens, gather(text_tokens), gather(text_mask))
-        over_texts, over_images = logit_scale * image_to_text, logit_scale * text_to_image
+@partial(
+    jax.jit,
+    static_argnames=(
+        *("axes", "devices", "dtype", "keep_tokens", "selection", "group_rule", "label_smoothing"),
+        *("implementation", "exchange", "indices"),
+    ),
+)
+def _filip_loss(
+    image_tokens, text_tokens, text_mask, logit_scale, group_ids, row_mask, *,
+    axes, devices, dtype, keep_tokens, selection, group_rule, label_smoothing, **plan,
+):  # fmt: skip
+    def of_local_images(image_tokens, text_tokens, text_mask, logit_scale, group_ids, row_mask):
+        images, texts = (x if dtype is None else x.astype(dtype) for x in (image_tokens, text_tokens))
+        images, texts, mask = select_tokens(images, texts, text_mask, keep_tokens, selection)
+        similarities = all_similarities(images, texts, mask, make_plan(axes, devices, images, texts, **plan))
+        targets = dict(axes=axes, group_rule=group_rule, label_smoothing=label_smoothing)
+        return contrastive(*similarities, logit_scale, group_ids, row_mask, **targets)
 
-        first = jax.lax.axis_index(axes) * local
-        own = partial(jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=local, axis=1)
-        matched = jnp.diagonal(own(over_texts)) + jnp.diagonal(own(over_images))
-        log_sum_texts = jax.nn.logsumexp(over_texts, axis=1)
-        peak = jax.lax.pmax(jax.lax.stop_gradient(over_images.max(axis=0)), axes)
-        log_sum_images = peak + jnp.log(jax.lax.psum(jnp.exp(over_images - peak).sum(axis=0), axes))
-        return (jax.lax.pmean((log_sum_texts - matched).mean(), axes) + log_sum_images.mean()) / 2
-
+    arrays = (image_tokens, text_tokens, text_mask, jnp.asarray(logit_scale, jnp.float32), group_ids, row_mask)
+    if not axes:
+        return of_local_images(*arrays)
     split = PartitionSpec(axes)
-    in_specs = (split, split, split, PartitionSpec())
-    run = jax.shard_map(of_local_images, in_specs=in_specs, out_specs=PartitionSpec(), axis_names=set(axes))
-    return run(image_tokens, text_tokens, text_mask, jnp.asarray(logit_scale, jnp.float32))
+    in_specs = (split, split, split, PartitionSpec(), split, split)
+    return jax.shard_map(
+        of_local_images, in_specs=in_specs, out_specs=PartitionSpec(), axis_names=set(axes), check_vma=False
+    )(*arrays)

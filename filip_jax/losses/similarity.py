@@ -26,6 +26,8 @@ def token_similarity(
         text_mask: True for the tokens that take part. A text without any has similarity 0 both
             ways and no gradient.
 
+    Where several tokens are equally good, the first of them takes the gradient.
+
     Raises:
         ValueError: tokens of different dimensions, or a mask that is not boolean [j, t].
 
@@ -34,12 +36,16 @@ def token_similarity(
     """
     check_tokens(image_tokens, text_tokens, text_mask)
     s = jnp.einsum("ipd,jtd->ijpt", image_tokens, text_tokens, preferred_element_type=jnp.float32)
-    best_text = jnp.max(s, axis=3, where=text_mask[None, :, None, :], initial=-jnp.inf)
-    best_image = jnp.max(s, axis=2)
+    best_text = _first_max(jnp.where(text_mask[None, :, None, :], s, -jnp.inf), 3)
+    best_image = _first_max(s, 2)
     length = text_mask.sum(axis=1)
     image_to_text = jnp.where(length > 0, best_text.mean(axis=2), 0.0)
     text_to_image = jnp.where(text_mask, best_image, 0.0).sum(axis=2) / jnp.maximum(length, 1)
     return image_to_text, text_to_image
+
+
+def _first_max(x, axis):
+    return jnp.take_along_axis(x, jnp.argmax(x, axis, keepdims=True), axis).squeeze(axis)
 
 
 def check_tokens(image_tokens: Array, text_tokens: Array, text_mask: Array) -> None:

@@ -21,15 +21,18 @@ class Model:
 
     Attributes:
         init: key -> parameters, nested dicts of float32 arrays.
-        encode_image: (parameters, images uint8 [b, h, w, 3], pooling=None) -> tokens [b, p, d].
+        encode_image: (parameters, images uint8 [b, h, w, 3], pooling=None, noise=None) -> tokens [b, p, d].
         encode_text: (parameters, ids [b, t], pooling=None) -> (tokens [b, k, d], mask [b, k]).
         pooling: "tokens" or "global": what the encoders give when asked for no other.
+        noise_size: numbers per image in `noise` [b, noise_size], which chooses the patches that are
+            dropped; 0 for a model that drops none.
     """
 
     init: Callable[..., dict[str, Any]]
     encode_image: Callable[..., jax.Array]
     encode_text: Callable[..., tuple[jax.Array, jax.Array]]
     pooling: str
+    noise_size: int
 
 
 def make_model(**config) -> Model:
@@ -51,10 +54,12 @@ def make_model(**config) -> Model:
     def init(key):
         return nnx.to_pure_dict(nnx.state(build(key)))
 
-    def encode_image(parameters, images, pooling=None):
-        return nnx.merge(graphdef, parameters).encode_image(images, pooling)
+    def encode_image(parameters, images, pooling=None, noise=None):
+        return nnx.merge(graphdef, parameters).encode_image(images, pooling, noise)
 
     def encode_text(parameters, ids, pooling=None):
         return nnx.merge(graphdef, parameters).encode_text(ids, pooling)
 
-    return Model(init, encode_image, encode_text, config["pooling"])
+    image = config["image"]
+    noise_size = (image["image_size"] // image["patch_size"]) ** 2 if image["patch_dropout"] else 0
+    return Model(init, encode_image, encode_text, config["pooling"], noise_size)

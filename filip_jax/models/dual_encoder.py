@@ -9,10 +9,9 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from filip_jax.errors import UserError
 from filip_jax.models.image_encoder import ImageEncoder
-from filip_jax.models.text_encoder import TextEncoder
+from filip_jax.models.text_encoder import PAD_ID, TextEncoder
 from filip_jax.sections import call
 
-PAD_ID = 0  # of every tokenizer; real tokens are above it
 POOLINGS = ("tokens", "global")
 DTYPES = ("float32", "bfloat16")
 
@@ -70,10 +69,16 @@ class DualEncoder(nnx.Module):
         self.logit_scale = nnx.Param(jnp.array(math.log(logit_scale_init), jnp.float32))
 
     def encode_image(
-        self, images: UInt8[jax.Array, "b h w 3"], pooling: str | None = None
+        self,
+        images: UInt8[jax.Array, "b h w 3"],
+        pooling: str | None = None,
+        noise: Float[jax.Array, "b patches"] | None = None,
     ) -> Float[jax.Array, "b p d"]:
-        """Image tokens of the pooling given, else the model's own: patches row by row, or one token."""
-        return self.project_image(self.image(images), pooling or self.pooling)
+        """Image tokens of the pooling given, else the model's own: patches row by row, or one token.
+
+        With noise, as in training, the model's share of patches is dropped, see `ImageEncoder`.
+        """
+        return self.project_image(self.image(images, noise), pooling or self.pooling)
 
     def encode_text(
         self, ids: Int[jax.Array, "b t"], pooling: str | None = None

@@ -20,6 +20,8 @@ class ImageEncoder(nnx.Module):
         image_size: pixels of the square input.
         patch_size: pixels of the square patches; must divide image_size.
         class_token: whether a learned token joins the patches, as token 0 of the output.
+        patch_dropout: share of the patches that training leaves out, anew in each step and image
+            (FLIP, arXiv 2212.00794); the tower and the loss see the others only.
     """
 
     def __init__(
@@ -27,6 +29,7 @@ class ImageEncoder(nnx.Module):
         *,
         image_size: int,
         patch_size: int,
+        patch_dropout: float,
         width: int,
         depth: int,
         heads: int,
@@ -39,8 +42,12 @@ class ImageEncoder(nnx.Module):
     ):
         if image_size % patch_size:
             raise UserError(f"model.image.patch_size={patch_size} does not divide image_size={image_size}")
+        if not 0 <= patch_dropout < 1:
+            raise UserError(f"model.image.patch_dropout={patch_dropout} must be at least 0 and below 1")
         self.patch_size, self.dtype = patch_size, dtype
-        count = (image_size // patch_size) ** 2 + class_token
+        count = (image_size // patch_size) ** 2
+        self.kept_patches = max(1, round(count * (1 - patch_dropout)))
+        count += class_token
         normal = nnx.initializers.normal(width**-0.5)
         self.patch_embedding = nnx.Linear(3 * patch_size**2, width, use_bias=False, dtype=dtype, rngs=rngs)
         self.class_token = nnx.Param(normal(rngs.params(), (width,))) if class_token else None
@@ -52,15 +59,26 @@ class ImageEncoder(nnx.Module):
         )  # fmt: skip
         self.post_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
 
-    def __call__(self, images: UInt8[jax.Array, "b h w 3"]) -> Float[jax.Array, "b n width"]:
-        """Tokens in the order class token (if any), patches row by row; normalised by `post_norm`."""
+    def __call__(
+        self, images: UInt8[jax.Array, "b h w 3"], noise: Float[jax.Array, "b patches"] | None = None
+    ) -> Float[jax.Array, "b n width"]:
+        """Tokens in the order class token (if any), patches row by row; normalised by `post_norm`.
+
+        With noise, independent random numbers, the patches with the smallest are kept.
+        """
         pixels = (images / 255.0 - jnp.array(PIXEL_MEAN)) / jnp.array(PIXEL_STD)
-        x = self.patch_embedding(patches(pixels.astype(self.dtype), self.patch_size))
+        x = patches(pixels.astype(self.dtype), self.patch_size)
+        position = self.position[...].astype(self.dtype)
+        token, position = position[: len(position) - x.shape[1]], position[len(position) - x.shape[1] :]
+        if noise is None:
+            x = self.patch_embedding(x) + position
+        else:
+            kept = jnp.sort(jnp.argsort(noise, axis=1)[:, : self.kept_patches], axis=1)
+            x = self.patch_embedding(jnp.take_along_axis(x, kept[..., None], axis=1)) + position[kept]
         if self.class_token is not None:
-            token = jnp.broadcast_to(self.class_token[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
+            token = jnp.broadcast_to(token + self.class_token[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
             x = jnp.concatenate([token, x], axis=1)
-        x = self.pre_norm(x + self.position[...].astype(x.dtype))
-        return self.post_norm(self.transformer(x))
+        return self.post_norm(self.transformer(self.pre_norm(x)))
 
 
 def patches(pixels: Float[jax.Array, "b h w 3"], size: int) -> Float[jax.Array, "b n features"]:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from filip_jax.checkpoint import CheckpointWriter
@@ -53,6 +55,7 @@ def make_setup(
     seed: int,
     batch_size: int,
     total_steps: int,
+    microbatches: int,
     mesh: Mapping[str, Any],
     source: Mapping[str, Any],
     data: Mapping[str, Any],
@@ -71,6 +74,8 @@ def make_setup(
     Args:
         batch_size: pairs of one step, over all devices of all processes.
         total_steps: steps of the whole run; the schedule ends there.
+        microbatches: pieces in which the towers see each device's share of the batch: less memory for
+            one more forward pass, the same gradients.
         ema_decay: of the moving average of the parameters that evaluations use; 0 keeps none.
         log_every_steps, eval_every_steps: periods; 0 never evaluates.
 
@@ -79,7 +84,7 @@ def make_setup(
     """
     _check_numbers(seed, total_steps, log_every_steps, eval_every_steps, ema_decay)
     devices = call(make_mesh, mesh, "mesh")
-    check_batch_size(batch_size, devices)
+    check_batch_size(batch_size, devices, microbatches)
     given = ("source", "tokenizer", "batch_size", "seed", "start", "process_index", "process_count")
     check(batches, data, "data", given)
     check_numbers(data["workers"], data["threads"], data["text_length"])
@@ -92,7 +97,7 @@ def make_setup(
     for key, size in sizes.items():
         if data[key] != size:
             raise UserError(f"data.{key}={data[key]}, but the model is built for {size}")
-    objective = call(_objective, loss, "loss")
+    objective = _make_loss(**loss)
     parameters = jax.eval_shape(network.init, jax.random.key(seed))
     moves = call(make_optimizer, optimizer, "optimizer", parameters=parameters, total_steps=total_steps)
     init = make_init(network, moves, ema_decay)
@@ -102,7 +107,7 @@ def make_setup(
         model=network,
         optimizer=moves,
         init=init,
-        train_step=make_train_step(network, objective, moves, ema_decay),
+        train_step=make_train_step(network, objective, moves, ema_decay, seed, microbatches),
         shapes=shapes,
         shardings=state_shardings(devices, shapes, moves),
         seed=seed,
@@ -128,5 +133,14 @@ def _check_numbers(seed, total_steps, log_every_steps, eval_every_steps, ema_dec
         )
 
 
-def _objective(*, name: str) -> Callable[..., jax.Array]:
-    return choose(LOSSES, name, "loss.name")
+def _make_loss(name: str = "", **options: Any) -> Callable[..., jax.Array]:
+    """The loss with its options, tried on abstract tokens so that a wrong one shows before anything is compiled."""
+    function = choose(LOSSES, name, "loss.name")
+    given = ("image_tokens", "text_tokens", "text_mask", "logit_scale", "group_ids", "row_mask")
+    check(function, options, "loss", given)
+    tokens, mask = jax.ShapeDtypeStruct((2, 2, 8), jnp.float32), jax.ShapeDtypeStruct((2, 2), jnp.bool)
+    try:
+        jax.eval_shape(partial(function, **options), tokens, tokens, mask, 1.0)
+    except UserError as error:
+        raise UserError(f"loss.{error}") from error
+    return partial(function, **options)

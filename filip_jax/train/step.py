@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from filip_jax import paths
 from filip_jax.losses import filip_loss
-from filip_jax.mesh import parameter_shardings, replicated
+from filip_jax.mesh import batch_devices, constrain_batch, parameter_shardings, replicated
 from filip_jax.models import Model
 from filip_jax.train.optimizer import Optimizer
 
@@ -53,22 +53,38 @@ def state_shardings(mesh: Mesh, state: State, optimizer: Optimizer) -> State:
 
 
 def make_train_step(
-    model: Model, loss: Callable[..., jax.Array], optimizer: Optimizer, ema_decay: float
+    model: Model,
+    loss: Callable[..., jax.Array],
+    optimizer: Optimizer,
+    ema_decay: float,
+    seed: int = 0,
+    microbatches: int = 1,
 ) -> Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
     """The function (state, batch) -> (next state, metrics of this step); run it under `jax.set_mesh`.
 
     The batch holds `image` uint8 [b, h, w, 3] and `ids` int [b, t], row k of one with row k of the other.
+
+    Args:
+        seed: of what is drawn anew in each step and for each sample: the patches that are dropped.
+        microbatches: the towers see the batch in so many pieces, the loss sees it whole, see `in_pieces`.
     """
 
+    def encode(parameters, batch):
+        image_tokens = model.encode_image(parameters, batch["image"], noise=batch.get("noise"))
+        return image_tokens, *model.encode_text(parameters, batch["ids"])
+
     def train_step(state, batch):
+        if model.noise_size:
+            key = jax.random.fold_in(jax.random.key(seed), state["step"])
+            noise = jax.random.uniform(key, (len(batch["ids"]), model.noise_size))
+            batch = batch | {"noise": constrain_batch(noise)}
         trainable, frozen = optimizer.split(state["params"])
         trainable = paths.unflatten(trainable)
 
         def loss_of(trainable):
             parameters = paths.unflatten(paths.flatten(trainable) | frozen)
-            image_tokens = model.encode_image(parameters, batch["image"])
-            text_tokens, text_mask = model.encode_text(parameters, batch["ids"])
-            return loss(image_tokens, text_tokens, text_mask, jnp.exp(parameters["logit_scale"]))
+            tokens_and_mask = in_pieces(encode, microbatches)(parameters, batch)
+            return loss(*tokens_and_mask, jnp.exp(parameters["logit_scale"]))
 
         value, gradient = jax.value_and_grad(loss_of)(trainable)
         updates, opt_state = optimizer.transform.update(gradient, state["opt_state"], trainable)
@@ -88,3 +104,30 @@ def make_train_step(
         return following, metrics
 
     return train_step
+
+
+def in_pieces(encode: Callable[..., Any], pieces: int) -> Callable[..., Any]:
+    """encode(parameters, batch) over pieces of the batch, one after the other, with exact gradients.
+
+    Only what `encode` returns is kept: the backward pass encodes each piece again, so that its
+    activations exist one piece at a time (gradient caching, Gao et al. 2021, arXiv 2101.06983).
+    Each device's rows are cut, none moves to another device.
+    """
+    if pieces == 1:
+        return encode
+
+    def cut(x):
+        parts = x.reshape(batch_devices(), pieces, -1, *x.shape[1:]).swapaxes(0, 1)
+        return parts.reshape(pieces, -1, *x.shape[1:])
+
+    def join(x):
+        parts = x.reshape(pieces, batch_devices(), -1, *x.shape[2:]).swapaxes(0, 1)
+        return constrain_batch(parts.reshape(-1, *x.shape[2:]))
+
+    def encode_all(parameters, batch):
+        def one(piece):
+            return encode(parameters, jax.tree.map(constrain_batch, piece))
+
+        return jax.tree.map(join, jax.lax.map(jax.checkpoint(one, prevent_cse=False), jax.tree.map(cut, batch)))
+
+    return encode_all

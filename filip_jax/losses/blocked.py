@@ -1,0 +1,160 @@
+"""All pairs of some images with some texts, in blocks of texts: no pair's token-token matrix is stored.
+
+Texts come sorted by length; a block is as long as its longest text, in steps of LENGTHS, so pads cost
+next to nothing. What happens inside a block stands in tiles.py, and in a kernel per accelerator.
+
+Letters as in similarity.py; here images and texts are all of one device's: i images, j texts.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, UInt
+
+from filip_jax.losses import pallas_tpu, tiles
+
+EIGHT = 8
+LENGTHS = (8, 16, 24, 32, 48, 64)  # and the whole length; each is compiled
+TILE_BYTES = {"cpu": 2**20, "gpu": 2**24, "tpu": 2**24}  # of a float32 tile: what stays near the cores
+
+Best = tuple[UInt[jax.Array, "j p i"], UInt[jax.Array, "j t i"]]
+
+
+def forward(
+    images: Float[jax.Array, "p i d"],
+    texts: Float[jax.Array, "j t d"],
+    mask: Bool[jax.Array, "j t"],
+    implementation: str = "xla",
+) -> tuple[Float[jax.Array, "j i"], Float[jax.Array, "j i"], Best]:
+    """Both similarities of all pairs, and the indices of the best tokens.
+
+    Args:
+        implementation: "xla", "pallas" for the accelerator's kernel, or "auto" for the kernel where it
+            is the faster one: on TPUs.
+
+    Returns:
+        image_to_text, text_to_image: see `token_similarity`, here text first.
+        best: for each text and image, the best text token of each image token [j, p, i] and the best
+            image token of each text token [j, t, i].
+    """
+    maxima = {"cpu": tiles.maxima, "gpu": tiles.maxima, "tpu": tiles.maxima}
+    fits = len(images) <= pallas_tpu.MOST_TOKENS and EIGHT <= texts.shape[1] <= pallas_tpu.MOST_TOKENS
+    if implementation == "pallas" or (implementation == "auto" and fits):
+        maxima["tpu"] = pallas_tpu.maxima
+    if implementation == "pallas":
+        maxima["cpu"] = pallas_tpu.interpreted
+    return _on_each_platform(_forward, maxima, images, texts, mask)
+
+
+def backward(
+    images: Float[jax.Array, "p i d"],
+    texts: Float[jax.Array, "j t d"],
+    mask: Bool[jax.Array, "j t"],
+    best: Best,
+    image_to_text: Float[jax.Array, "j i"],
+    text_to_image: Float[jax.Array, "j i"],
+) -> tuple[Float[jax.Array, "p i d"], Float[jax.Array, "j t d"]]:
+    """Gradients of images and texts, float32, from those of the similarities: two matrix products per block."""
+    spread = {"cpu": tiles.spread, "gpu": tiles.spread, "tpu": tiles.spread_at_once}
+    return _on_each_platform(_backward, spread, images, texts, mask, best, image_to_text, text_to_image)
+
+
+def highest(
+    images: Float[jax.Array, "p i d"], texts: Float[jax.Array, "j t d"], mask: Bool[jax.Array, "j t"]
+) -> tuple[Float[jax.Array, "p i"], Float[jax.Array, "j t"]]:
+    """Of every token its best similarity with any token of any sample of the other side."""
+    return _on_each_platform(_highest, dict.fromkeys(TILE_BYTES), images, texts, mask)
+
+
+def by_length(
+    texts: Float[jax.Array, "j t d"], mask: Bool[jax.Array, "j t"]
+) -> tuple[Float[jax.Array, "j long d"], Bool[jax.Array, "j long"], Int[jax.Array, " j"]]:
+    """Texts and mask sorted by length, as every function here likes them, and which text each was.
+
+    Texts of more than eight tokens are padded to a multiple of eight, in which accelerators count.
+    """
+    t = mask.shape[1]
+    long = -(-t // EIGHT) * EIGHT if t > EIGHT else t
+    order = jnp.argsort(_lengths(mask))
+    return _pad(texts[order], long), _pad(mask[order], long), order
+
+
+def _on_each_platform(function, inner, *arrays):
+    def on(platform):
+        return partial(function, inner[platform], TILE_BYTES[platform])
+
+    return jax.lax.platform_dependent(
+        *arrays, cpu=on("cpu"), tpu=on("tpu"), cuda=on("gpu"), rocm=on("gpu"), default=on("cpu")
+    )
+
+
+def _forward(maxima, tile_bytes, images, texts, mask):
+    p, i, _ = images.shape
+    longest = texts.shape[1]
+
+    def block(n, carry, arrays):
+        texts, mask = (x[:, :n] for x in arrays)
+        of_images, of_texts, best_text, best_image = maxima(images, texts, mask)
+        length = mask.sum(axis=1)[:, None]
+        image_to_text = jnp.where(length > 0, of_images / p, 0.0)
+        text_to_image = jnp.where(length > 0, of_texts / jnp.maximum(length, 1), 0.0)
+        best_text = best_text.astype(tiles.index_dtype(longest))
+        return carry, (image_to_text, text_to_image, best_text, _pad(best_image, longest))
+
+    _, (*similarities, best_text, best_image) = _over_blocks(block, None, (texts, mask), i, tile_bytes)
+    return *similarities, (best_text, best_image)
+
+
+def _backward(spread, tile_bytes, images, texts, mask, best, image_to_text, text_to_image):
+    p, i, d = images.shape
+    length = mask.sum(axis=1)[:, None]
+    of_chosen = jnp.where(length > 0, image_to_text / p, 0.0)
+    of_choosers = text_to_image / jnp.maximum(length, 1)
+
+    def block(n, to_images, arrays):
+        texts, mask, best_image = (x[:, :n] for x in arrays[:3])
+        to_images, to_texts = spread(to_images, images, texts, mask, best_image, *arrays[3:])
+        return to_images, _pad(to_texts, arrays[0].shape[1])
+
+    arrays = (texts, mask, best[1], best[0], of_chosen, of_choosers)
+    return _over_blocks(block, jnp.zeros((p, i, d)), arrays, i, tile_bytes)
+
+
+def _highest(_, tile_bytes, images, texts, mask):
+    p, i, _ = images.shape
+
+    def block(n, of_images, arrays):
+        of_images, of_texts = tiles.highest(of_images, images, *(x[:, :n] for x in arrays))
+        return of_images, _pad(of_texts, arrays[0].shape[1])
+
+    return _over_blocks(block, jnp.full((p, i), -jnp.inf), (texts, mask), i, tile_bytes)
+
+
+def _over_blocks(function, carry, arrays, i, tile_bytes):
+    """Scans function(n, carry, arrays of some texts) -> (carry, outputs); n tokens hold these texts whole."""
+    j, t = arrays[1].shape
+    most = min(max(tile_bytes // (4 * t * i), 1), j)
+    size = next(n for n in range(most, 0, -1) if j % n == 0)
+    if size < most / 2:  # rather some texts of nothing than small tiles
+        size = -(-j // -(-j // most))
+    blocks = -(-j // size)
+    arrays = jax.tree.map(lambda x: _pad(x, blocks * size, axis=0).reshape(blocks, size, *x.shape[1:]), arrays)
+    lengths = [n for n in LENGTHS if n < t] + [t]
+    which = jnp.searchsorted(jnp.array(lengths), _lengths(arrays[1]).max(axis=1))
+
+    def step(carry, block):
+        return jax.lax.switch(block[0], [partial(function, n) for n in lengths], carry, block[1])
+
+    carry, outputs = jax.lax.scan(step, carry, (which, arrays))
+    return carry, jax.tree.map(lambda x: x.reshape(blocks * size, *x.shape[2:])[:j], outputs)
+
+
+def _lengths(mask):
+    """Tokens up to the last that takes part."""
+    return jnp.where(mask, jnp.arange(1, mask.shape[-1] + 1), 0).max(axis=-1)
+
+
+def _pad(x, length, axis=1):
+    """Zeros up to this length."""
+    return jnp.pad(x, [(0, length - x.shape[n] if n == axis else 0) for n in range(x.ndim)])

@@ -1,0 +1,112 @@
+"""The maxima of a block of texts as a TPU kernel: the tile never leaves the core's own memory.
+
+Like tiles.py with packed indices. A program holds all tokens of some images and meets TEXTS texts:
+per image token one matrix product with some of the texts, the maximum over their tokens, and the
+running maximum over image tokens.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Bool, Float
+
+from filip_jax.losses.tiles import LOW, Maxima, dot, index_dtype, pack, unpack
+
+MOST_TOKENS = 2**8  # of a side: their indices are 8 bits
+LANES = 128  # images in a register
+MOST_LANES = 512
+TEXTS = 32  # of a program: a whole tile of their 8-bit indices
+ROWS = 96  # a matrix product's least, so that loading the image tokens into the unit pays
+IMAGE_BYTES = 2**24  # of a program's image tokens
+
+
+def maxima(
+    images: Float[jax.Array, "p i d"],
+    texts: Float[jax.Array, "j t d"],
+    mask: Bool[jax.Array, "j t"],
+    interpret: bool = False,
+) -> Maxima:
+    """`tiles.maxima`; up to 256 tokens a side, similarities as for bfloat16 there."""
+    p, i, d = images.shape
+    j, t, _ = texts.shape
+    lanes = _lanes(i, p * d * images.dtype.itemsize)
+    wide, long, many = (-(-n // m) * m for n, m in ((i, lanes), (t, 8), (j, TEXTS)))
+    images = jnp.pad(images, ((0, 0), (0, wide - i), (0, 0)))
+    rows = jnp.pad(texts, ((0, many - j), (0, long - t), (0, 0))).reshape(many * long, d)
+    real = jnp.pad(mask, ((0, many - j), (0, long - t))).reshape(many * long, 1).astype(jnp.float32)
+
+    def by_text(length):
+        return pl.BlockSpec((length, lanes), lambda i, j: (j, i))
+
+    of_images, of_texts, best_text, best_image = pl.pallas_call(
+        partial(_kernel, long=long, p=p),
+        grid=(wide // lanes, many // TEXTS),
+        in_specs=[
+            pl.BlockSpec((p, lanes, d), lambda i, j: (0, i, 0)),
+            pl.BlockSpec((TEXTS * long, d), lambda i, j: (j, 0)),
+            pl.BlockSpec((TEXTS * long, 1), lambda i, j: (j, 0)),
+        ],
+        out_specs=[
+            by_text(TEXTS),
+            by_text(TEXTS),
+            pl.BlockSpec((p, TEXTS, lanes), lambda i, j: (0, j, i)),
+            by_text(TEXTS * long),
+        ],
+        out_shape=[
+            jax.ShapeDtypeStruct((many, wide), jnp.float32),
+            jax.ShapeDtypeStruct((many, wide), jnp.float32),
+            jax.ShapeDtypeStruct((p, many, wide), jnp.uint8),
+            jax.ShapeDtypeStruct((many * long, wide), jnp.uint8),
+        ],
+        scratch_shapes=[pltpu.VMEM((TEXTS * long, lanes), jnp.float32), pltpu.VMEM((TEXTS, lanes), jnp.float32)],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=4 * IMAGE_BYTES
+        ),
+        interpret=pltpu.InterpretParams() if interpret else False,
+    )(images, rows, real)
+    best_text, best_image = best_text.swapaxes(0, 1)[:j, :, :i], best_image.reshape(many, long, wide)[:j, :t, :i]
+    best = (best.astype(index_dtype(n)) for best, n in ((best_text, t), (best_image, p)))
+    return of_images[:j, :i], of_texts[:j, :i], *best
+
+
+def _lanes(images, bytes_each):
+    """Images of a program: all if they fit, else as many registers full as fit and divide them best."""
+    most = min(max(IMAGE_BYTES // bytes_each // LANES, 1), MOST_LANES // LANES)
+    if images <= most * LANES:
+        return images
+    return LANES * min(range(1, most + 1), key=lambda n: (-images % (n * LANES), -n))
+
+
+def interpreted(images, texts, mask):
+    """The kernel without its chip, for tests."""
+    return maxima(images, texts, mask, interpret=True)
+
+
+def _kernel(images, rows, real, of_images, of_texts, best_text, best_image, running, row, *, long, p):
+    """The outputs of `maxima`; running [TEXTS * long, lanes] and row [TEXTS, lanes] hold packed maxima."""
+    lanes = images.shape[1]
+    together = next(n for n in (1, 2, 4, 8) if n * long >= ROWS or n == 8)
+    groups = [(first, pl.ds(first * long, together * long)) for first in range(0, TEXTS, together)]
+    position = jax.lax.broadcasted_iota(jnp.int32, (together, long, lanes), 1).reshape(together * long, lanes)
+    running[...] = jnp.full(running.shape, -jnp.inf, jnp.float32)
+    of_images[...] = jnp.zeros(of_images.shape, jnp.float32)
+
+    @pl.loop(0, p)
+    def of_image_token(k):
+        image = images[k]
+        for first, here in groups:
+            tile = dot(rows[here, :], image, 1, 1)
+            running[here, :] = jnp.maximum(running[here, :], pack(tile, k, p))
+            packed = pack(jnp.where(real[here, :] > 0, tile, LOW), position, long)
+            row[pl.ds(first, together), :] = packed.reshape(together, long, lanes).max(axis=1)
+        best, chosen = unpack(row[...], long)
+        of_images[...] += best
+        best_text[k] = chosen.astype(jnp.uint8)
+
+    for first, here in groups:
+        peak, chosen = unpack(running[here, :], p)
+        best_image[here, :] = chosen.astype(jnp.uint8)
+        of_texts[pl.ds(first, together), :] = (peak * real[here, :]).reshape(together, long, lanes).sum(axis=1)

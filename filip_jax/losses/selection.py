@@ -1,0 +1,61 @@
+"""Which tokens take part in the loss, chosen on each device before any of them travels."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Bool, Float
+
+from filip_jax.losses import blocked
+
+SELECTIONS = ("batch", "pair")
+
+
+def select_tokens(
+    image_tokens: Float[jax.Array, "b p d"],
+    text_tokens: Float[jax.Array, "b t d"],
+    text_mask: Bool[jax.Array, "b t"],
+    keep_tokens: float,
+    selection: str,
+) -> tuple[Float[jax.Array, "b kp d"], Float[jax.Array, "b kt d"], Bool[jax.Array, "b kt"]]:
+    """The tokens of each image and text that score highest, in their own order; no gradient passes the choice.
+
+    Args:
+        keep_tokens: a fraction of p and of t, rounded down, up to 1; above, a number of tokens.
+        selection: a token's score. "batch": its best similarity with any token of the other side's
+            samples on this device (FILIP section 3.1; 0.25 of the tokens). "pair": its summed
+            similarity with the tokens of its own partner (DeCLIP's code; 16 tokens).
+
+    Returns:
+        Tokens and text mask; a text with fewer tokens than are kept keeps all and some masked ones.
+    """
+    p, t = image_tokens.shape[1], text_tokens.shape[1]
+    if (_count(p, keep_tokens), _count(t, keep_tokens)) == (p, t):
+        return image_tokens, text_tokens, text_mask
+    score = {"batch": _best_in_batch, "pair": _sum_in_pair}[selection]
+    of_images, of_texts = score(*jax.lax.stop_gradient((image_tokens, text_tokens)), text_mask)
+    chosen_patches = _highest(of_images, keep_tokens)
+    chosen_words = _highest(jnp.where(text_mask, of_texts, -jnp.inf), keep_tokens)
+    return (
+        jnp.take_along_axis(image_tokens, chosen_patches[..., None], axis=1),
+        jnp.take_along_axis(text_tokens, chosen_words[..., None], axis=1),
+        jnp.take_along_axis(text_mask, chosen_words, axis=1),
+    )
+
+
+def _best_in_batch(image_tokens, text_tokens, text_mask):
+    texts, mask, order = blocked.by_length(text_tokens, text_mask)
+    of_images, of_texts = blocked.highest(image_tokens.transpose(1, 0, 2), texts, mask)
+    return of_images.T, of_texts[jnp.argsort(order), : text_mask.shape[1]]
+
+
+def _sum_in_pair(image_tokens, text_tokens, text_mask):
+    texts = jnp.where(text_mask[..., None], text_tokens, 0).astype(jnp.float32).sum(axis=1)
+    images = image_tokens.astype(jnp.float32).sum(axis=1)
+    return jnp.einsum("bpd,bd->bp", image_tokens, texts), jnp.einsum("btd,bd->bt", text_tokens, images)
+
+
+def _count(tokens, keep):
+    return max(1, int(tokens * keep)) if keep <= 1 else min(tokens, int(keep))
+
+
+def _highest(scores, keep):
+    return jnp.sort(jax.lax.top_k(scores, _count(scores.shape[1], keep))[1], axis=1)
