@@ -264,6 +264,11 @@ def test_the_loss_on_kernels_equals_the_definition(mesh):
         assert np.linalg.norm(mine - exact) < 0.02 * np.linalg.norm(exact)
 
 
+def test_a_kernel_that_can_not_be_is_refused():
+    with pytest.raises(UserError, match="up to 256 tokens a side, but this is cpu with 300; take auto or xla"):
+        filip_loss(*pairs(0, 2, 300, 3, 4), 1.0, implementation="pallas")
+
+
 @given(count=st.integers(1, 512), seed=st.integers(0, 2**16))
 def test_packing_keeps_the_index_and_the_value_to_its_bits(count, seed):
     rng = np.random.default_rng(seed)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, UInt
 
+from filip_jax.errors import UserError
 from filip_jax.losses import pallas_tpu, tiles
 
 EIGHT = 8
@@ -33,17 +34,25 @@ def forward(
         implementation: "xla", "pallas" for the accelerator's kernel, or "auto" for the kernel where it
             is the faster one: on TPUs.
 
+    Raises:
+        UserError: "pallas" where there is no kernel.
+
     Returns:
         image_to_text, text_to_image: see `token_similarity`, here text first.
         best: for each text and image, the best text token of each image token [j, p, i] and the best
             image token of each text token [j, t, i].
     """
     maxima = {"cpu": tiles.maxima, "gpu": tiles.maxima, "tpu": tiles.maxima}
-    fits = len(images) <= pallas_tpu.MOST_TOKENS and EIGHT <= texts.shape[1] <= pallas_tpu.MOST_TOKENS
-    if implementation == "pallas" or (implementation == "auto" and fits):
-        maxima["tpu"] = pallas_tpu.maxima
+    most = max(len(images), texts.shape[1])
     if implementation == "pallas":
-        maxima["cpu"] = pallas_tpu.interpreted
+        if most > pallas_tpu.MOST_TOKENS or jax.default_backend() == "gpu":
+            raise UserError(
+                f"implementation='pallas': the kernel is for TPUs and up to {pallas_tpu.MOST_TOKENS} tokens a side, "
+                f"but this is {jax.default_backend()} with {most}; take auto or xla"
+            )
+        maxima |= {"cpu": pallas_tpu.interpreted, "tpu": pallas_tpu.maxima}
+    elif implementation == "auto" and most <= pallas_tpu.MOST_TOKENS and texts.shape[1] >= EIGHT:
+        maxima["tpu"] = pallas_tpu.maxima
     return _on_each_platform(_forward, maxima, images, texts, mask)
 
 

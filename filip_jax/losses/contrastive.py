@@ -69,7 +69,7 @@ def filip_loss(
         dtype: of the tokens where they travel and are multiplied; sums, maxima and the softmax are
             float32. None keeps the tokens' own.
         implementation: "reference" is the plain definition, "xla" works in blocks, "pallas" does so in a
-            kernel (TPU; elsewhere it is interpreted or refused); "auto" is the kernel on TPUs, else "xla".
+            kernel (for TPUs; interpreted on CPUs, refused on GPUs); "auto" is the kernel on TPUs, else "xla".
         exchange: "gather" brings all texts to every device at once, "ring" one device's after the
             other; "auto" gathers up to 1 GiB of texts and their gradients per device.
         indices: for the backward pass "save" keeps the best tokens of all pairs, (p + t) bytes a pair,
