@@ -163,13 +163,6 @@ def test_a_finished_run_started_again_only_says_so(finished, config):
     assert (finished[0] / "metrics.jsonl").read_text() == before
 
 
-@pytest.mark.parametrize("mesh", [dict(replica=2, data=-1)])
-def test_eight_devices_train_what_one_does(finished, config, tmp_path, mesh):
-    train(tmp_path / "run", config | {"mesh": mesh, "eval_every_steps": 0})
-    expected = [loss for _, loss in logged(finished[0])]
-    assert [loss for _, loss in logged(tmp_path / "run")] == pytest.approx(expected, rel=1e-4)
-
-
 def test_two_processes_train_what_one_does_and_anyone_resumes(finished, config, tmp_path):
     workdir = tmp_path / "run"
     cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
