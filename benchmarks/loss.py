@@ -26,7 +26,7 @@ from datetime import date
 from importlib.metadata import version
 
 FORMS = ("xla", "reference", "torch")  # the first is what ratios are of; also auto, pallas
-# Per chip: bfloat16 matrix operations of a cycle, clock. From the vendors' peak numbers.
+# Of a chip: bfloat16 matrix operations a second at the peak, and cycles a second.
 CHIPS = {"v4": (275e12, 1.05e9), "v5e": (197e12, 1.5e9), "v5p": (459e12, 1.75e9), "v6e": (918e12, 1.75e9)}
 
 

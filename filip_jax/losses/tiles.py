@@ -5,7 +5,7 @@ the texts, feeds both maxima: over text tokens inside the tile, over image token
 Images stand last, so each maximum is elementwise or over an axis in front of it, on every platform.
 
 Ties: of float32 tokens that are equally good the first is the best. Of bfloat16 tokens the similarity
-is rounded to 16 bits of mantissa to make room for the index (`pack`), and any of those that then are
+is cut to 14 bits of mantissa or more to make room for the index (`pack`), and any of those that then are
 equal is the best; that is far below what rounding the tokens did.
 """
 
