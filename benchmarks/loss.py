@@ -4,6 +4,8 @@
     python benchmarks/loss.py --lengths=10-25              captions of 10 to 25 real tokens of the 77
     python benchmarks/loss.py --batch=4096 --dtype=bfloat16 --forms=pallas,xla,torch     on a GPU
     python benchmarks/loss.py --topology=v5e:4x4 --batch=320     compiled for TPUs that are not here
+    python benchmarks/loss.py --topology=h200:8 --batch=4096 --forms=pallas --dtype=bfloat16      ... or GPUs
+    python benchmarks/loss.py --batch=4096 --dtype=bfloat16 --largest     doubles the batch while it fits
 
 Each form runs in a process of its own. The peers are the plain definition under jit and, if PyTorch is
 installed, two matrix products with two maxima, as public PyTorch code computes FILIP's loss (on a GPU
@@ -26,8 +28,6 @@ from datetime import date
 from importlib.metadata import version
 
 FORMS = ("xla", "reference", "torch")  # the first is what ratios are of; also auto, pallas
-# Of a chip: bfloat16 matrix operations a second at the peak, and cycles a second.
-CHIPS = {"v4": (275e12, 1.05e9), "v5e": (197e12, 1.5e9), "v5p": (459e12, 1.75e9), "v6e": (918e12, 1.75e9)}
 
 
 def parse():
@@ -43,6 +43,7 @@ def parse():
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--topology", help="v5e:4x4, v5p:2x2x2 ...")
     parser.add_argument("--exchange", default="auto")
+    parser.add_argument("--largest", action="store_true", help="the largest batch that each form can hold")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -165,15 +166,26 @@ def useful_flops(a):
     return 3 * 2 * a.batch * a.patches * int(mask.sum()) * a.dim
 
 
+def in_own_process(form, *options):
+    """What `measure` printed, or None and a line why not."""
+    done = subprocess.run([sys.executable, *sys.argv, f"--only={form}", *options], capture_output=True, text=True)
+    if done.returncode:
+        print(f"{form}{''.join(options)}: {(done.stderr.strip().splitlines() or ['killed'])[-1][:200]}")
+        return None
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def largest(a):
+    for form in a.forms.split(","):
+        batch = a.batch
+        while in_own_process(form, f"--batch={batch}", "--repeat=1"):
+            batch *= 2
+        print(f"{form}: largest batch {batch // 2 if batch > a.batch else 'below ' + str(batch)}", flush=True)
+
+
 def compare(a):
     forms = a.forms.split(",")
-    results = {}
-    for form in forms:
-        done = subprocess.run([sys.executable, *sys.argv, f"--only={form}"], capture_output=True, text=True)
-        if done.returncode:
-            print(f"{form}: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
-        else:
-            results[form] = json.loads(done.stdout.strip().splitlines()[-1])
+    results = {form: result for form in forms if (result := in_own_process(form))}
     if not results:
         sys.exit("no form ran")
     flops, best = useful_flops(a), results[next(iter(results))]
@@ -204,8 +216,10 @@ if __name__ == "__main__":
     if arguments.topology:
         from topology import estimate
 
-        estimate(arguments, CHIPS)
+        estimate(arguments)
     elif arguments.only:
         measure(arguments)
+    elif arguments.largest:
+        largest(arguments)
     else:
         compare(arguments)

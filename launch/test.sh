@@ -5,7 +5,7 @@
 #   bash launch/test.sh -m smoke             one short path through everything
 #   bash launch/test.sh tests/test_losses.py
 #
-# EXTRAS=demo,test,plan installs libtpu (half a gigabyte), too: then kernels are compiled for TPUs.
+# EXTRAS=demo,test,plan installs compilers for TPUs and GPUs (a gigabyte), too: then kernels are compiled for both.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 

@@ -1,15 +1,18 @@
-"""The benchmarks run, small; and programs for TPUs compile where libtpu is installed."""
+"""The benchmarks run, small; programs for TPUs and GPUs compile where their compilers are installed."""
 
 import re
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import pytest
 from conftest import ROOT
 
+from filip_jax.losses import pallas_gpu
 
-def benchmark(*arguments):
-    command = [sys.executable, "benchmarks/loss.py", *arguments]
+
+def benchmark(*arguments, script="loss.py"):
+    command = [sys.executable, f"benchmarks/{script}", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -24,11 +27,30 @@ def test_the_loss_beside_the_definition():
     assert "benchmarks/loss.py" in output and "jax" in output
 
 
-@pytest.mark.parametrize("topology", ["v5e:2x2"])
-def test_the_loss_compiles_for_tpus(topology):
+def test_the_loss_compiles_for_tpus():
     pytest.importorskip("libtpu")
-    output = benchmark(f"--topology={topology}", "--batch=128", "--text_length=16", "--forms=auto", "--dtype=bfloat16")
+    output = benchmark("--topology=v5e:2x2", "--batch=128", "--text_length=16", "--forms=auto", "--dtype=bfloat16")
     assert "4 chips, global batch 512, 49 x 16 x 256 bfloat16" in output
     rows = re.findall(r"^\| +(\d+) \| +([\d.]+) \| +([\d.]+) \|", output, re.MULTILINE)
     assert [int(length) for length, *_ in rows] == [8, 16]
     assert all(0 < float(ideal) < float(estimated) for _, ideal, estimated in rows)
+
+
+def test_the_kernels_compile_for_gpus():
+    pytest.importorskip("jax_cuda13_plugin")
+    if refused := pallas_gpu.why_not(49, 77, 256, jnp.dtype(jnp.bfloat16)):
+        pytest.skip(refused)
+    output = benchmark("--topology=h200:2", "--batch=128", "--text_length=40", "--forms=pallas", "--dtype=bfloat16")
+    assert "2 chips, global batch 256, 49 x 40 x 256 bfloat16" in output
+    assert "calls of our kernels in the program: 5" in output  # 8, 16, 24, 32 and 40 tokens
+
+
+def test_a_step_beside_clips():
+    small = [
+        f"--config.model.{tower}.{key}" for tower in ("image", "text") for key in ("width=32", "depth=1", "heads=2")
+    ]
+    smaller = ["--config.data.image_size=64", "--config.data.text_length=8", "--config.tokenizer.vocab_size=99"]
+    output = benchmark("--batch=8", "--repeat=1", *small, *smaller, script="step.py")
+    rows = re.findall(r"^\| (CLIP|FILIP 25 %|FILIP exact) +\| +([\d.]+) \|", output, re.MULTILINE)
+    assert [name for name, _ in rows] == ["CLIP", "FILIP 25 %", "FILIP exact"]
+    assert "measured" in output and all(float(ms) > 0 for _, ms in rows)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from filip_jax.errors import UserError
-from filip_jax.losses import blocked, filip_loss, pallas_tpu, tiles, token_similarity
+from filip_jax.losses import blocked, filip_loss, token_similarity
 from filip_jax.losses.selection import select_tokens
 
 FORMS = list(itertools.product(("gather", "ring"), ("save", "recompute")))
@@ -227,67 +227,6 @@ def test_memory_is_flat_in_the_number_of_devices():
     of_gather = growth("gather", "recompute")[1]
     assert of_gather - of_ring == pytest.approx(2 * texts, rel=0.02)  # the texts and their gradients
     assert indices <= growth("gather", "save")[1] - of_gather <= indices + 2 * scores
-
-
-def check_maxima(maxima, images, texts, mask, tolerance):
-    """Sums equal the definition's, and the tokens named are as good as the best."""
-    of_images, of_texts, best_text, best_image = maxima(images.swapaxes(0, 1), texts, mask)
-    s = np.einsum("ipd,jtd->jpti", *(np.asarray(x, np.float64) for x in (images, texts)))
-    real = np.where(np.asarray(mask)[:, None, :, None], s, -np.inf)
-    some = np.asarray(mask).any(axis=1)
-    best, peak = real.max(axis=2), s.max(axis=1)
-    np.testing.assert_allclose(of_images[some], best.sum(axis=1)[some], atol=tolerance * best.shape[1])
-    expected = np.where(np.asarray(mask)[:, :, None], peak, 0).sum(axis=1)
-    np.testing.assert_allclose(of_texts[some], expected[some], atol=tolerance * peak.shape[1])
-    named = np.take_along_axis(real, np.asarray(best_text, int)[:, :, None], axis=2)[:, :, 0]
-    np.testing.assert_allclose(named[some], best[some], atol=tolerance)
-    named = np.take_along_axis(s, np.asarray(best_image, int)[:, None], axis=1)[:, 0]
-    np.testing.assert_allclose(named, peak, atol=tolerance)
-
-
-@pytest.mark.parametrize("maxima", [tiles.maxima, pallas_tpu.interpreted], ids=["xla", "tpu"])
-@pytest.mark.parametrize("shape", [(3, 5, 9, 16), (6, 2, 24, 8), (40, 3, 8, 8), (2, 200, 40, 16)])
-def test_packed_maxima_and_the_tpu_kernel_equal_the_definition(maxima, shape):
-    images, texts, mask = pairs(8, *shape)
-    images, texts = images.astype(jnp.bfloat16), texts.astype(jnp.bfloat16)
-    check_maxima(maxima, images, texts, mask, tolerance=2**-14)
-
-
-@pytest.mark.parametrize("mesh", [None, (1, 2)])
-def test_the_loss_on_kernels_equals_the_definition(mesh):
-    images, texts, mask = pairs(9, 8, 5, 11, 16)
-    images, texts = (x.astype(jnp.bfloat16).astype(jnp.float32) for x in (images, texts))
-    expected = run(images, texts, mask, implementation="reference")
-    ours = run(images, texts, mask, mesh=mesh, implementation="pallas", dtype="bfloat16", exchange="ring")
-    assert float(ours[0]) == pytest.approx(float(expected[0]), rel=1e-3)
-    for mine, exact in zip(ours[1][:2], expected[1][:2]):
-        assert np.linalg.norm(mine - exact) < 0.02 * np.linalg.norm(exact)
-
-
-def test_a_kernel_that_can_not_be_is_refused():
-    with pytest.raises(UserError, match="up to 256 tokens a side, but this is cpu with 300; take auto or xla"):
-        filip_loss(*pairs(0, 2, 300, 3, 4), 1.0, implementation="pallas")
-
-
-@given(count=st.integers(1, 512), seed=st.integers(0, 2**16))
-def test_packing_keeps_the_index_and_the_value_to_its_bits(count, seed):
-    rng = np.random.default_rng(seed)
-    values, indices = jnp.asarray(rng.normal(size=50), jnp.float32), jnp.asarray(rng.integers(0, count, 50), jnp.int32)
-    kept, found = tiles.unpack(tiles.pack(values, indices, count), count)
-    np.testing.assert_array_equal(found, indices)
-    np.testing.assert_allclose(kept, values, rtol=2.0 ** -(23 - (count - 1).bit_length()))
-
-
-@pytest.mark.parametrize("shape", [(4, 5, 9, 8), (3, 300, 10, 4), (6, 1, 1, 3)])
-def test_both_ways_to_spread_a_gradient_are_one(shape):
-    b, p, t, d = shape
-    images, texts, mask = pairs(10, *shape)
-    _, _, best_text, best_image = tiles.maxima(images.swapaxes(0, 1), texts, mask)
-    weights = jax.random.normal(jax.random.key(0), (2, b, b))
-    start = jax.random.normal(jax.random.key(1), (p, b, d))
-    arguments = (start, images.swapaxes(0, 1), texts, mask, best_image, best_text, *weights)
-    for mine, expected in zip(tiles.spread_at_once(*arguments), tiles.spread(*arguments)):
-        np.testing.assert_allclose(mine, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(

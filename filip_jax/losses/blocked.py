@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, UInt
 
 from filip_jax.errors import UserError
-from filip_jax.losses import pallas_tpu, tiles
+from filip_jax.losses import pallas_gpu, pallas_gpu_spread, pallas_tpu, tiles
 
 EIGHT = 8
 LENGTHS = (8, 16, 24, 32, 48, 64)  # and the whole length; each is compiled
 TILE_BYTES = {"cpu": 2**20, "gpu": 2**24, "tpu": 2**24}  # of a float32 tile: what stays near the cores
+GPU_KERNEL_BYTES = 2**30  # of its tile, which is never stored: enough programs for all multiprocessors, many times
 
 Best = tuple[UInt[jax.Array, "j p i"], UInt[jax.Array, "j t i"]]
 
@@ -31,8 +32,8 @@ def forward(
     """Both similarities of all pairs, and the indices of the best tokens.
 
     Args:
-        implementation: "xla", "pallas" for the accelerator's kernel, or "auto" for the kernel where it
-            is the faster one: on TPUs.
+        implementation: "xla", "pallas" for the accelerator's kernel (on CPUs the TPU's, interpreted), or
+            "auto" for the kernel where it is known to be the faster one: on TPUs.
 
     Raises:
         UserError: "pallas" where there is no kernel.
@@ -42,18 +43,20 @@ def forward(
         best: for each text and image, the best text token of each image token [j, p, i] and the best
             image token of each text token [j, t, i].
     """
-    maxima = {"cpu": tiles.maxima, "gpu": tiles.maxima, "tpu": tiles.maxima}
-    most = max(len(images), texts.shape[1])
+    (p, _, d), t = images.shape, texts.shape[1]
+    of_tpu, of_gpu = pallas_tpu.why_not(p, t), pallas_gpu.why_not(p, t, d, images.dtype)
+    maxima, tile_bytes = dict.fromkeys(TILE_BYTES, tiles.maxima), dict(TILE_BYTES)
     if implementation == "pallas":
-        if most > pallas_tpu.MOST_TOKENS or jax.default_backend() == "gpu":
-            raise UserError(
-                f"implementation='pallas': the kernel is for TPUs and up to {pallas_tpu.MOST_TOKENS} tokens a side, "
-                f"but this is {jax.default_backend()} with {most}; take auto or xla"
-            )
-        maxima |= {"cpu": pallas_tpu.interpreted, "tpu": pallas_tpu.maxima}
-    elif implementation == "auto" and most <= pallas_tpu.MOST_TOKENS and texts.shape[1] >= EIGHT:
-        maxima["tpu"] = pallas_tpu.maxima
-    return _on_each_platform(_forward, maxima, images, texts, mask)
+        here = jax.default_backend()
+        refused = of_gpu if here == "gpu" else of_tpu
+        if refused:
+            raise UserError(f"implementation='pallas' on {here}: {refused}; take auto or xla")
+        maxima["cpu"] = pallas_tpu.interpreted
+        if not of_gpu:
+            maxima["gpu"], tile_bytes["gpu"] = pallas_gpu.maxima, GPU_KERNEL_BYTES
+    if implementation == "pallas" or (implementation == "auto" and t >= EIGHT):
+        maxima["tpu"] = tiles.maxima if of_tpu else pallas_tpu.maxima
+    return _on_each_platform(_forward, maxima, tile_bytes, images, texts, mask)
 
 
 def backward(
@@ -63,17 +66,22 @@ def backward(
     best: Best,
     image_to_text: Float[jax.Array, "j i"],
     text_to_image: Float[jax.Array, "j i"],
+    implementation: str = "xla",
 ) -> tuple[Float[jax.Array, "p i d"], Float[jax.Array, "j t d"]]:
     """Gradients of images and texts, float32, from those of the similarities: two matrix products per block."""
+    (p, _, d), t = images.shape, texts.shape[1]
     spread = {"cpu": tiles.spread, "gpu": tiles.spread, "tpu": tiles.spread_at_once}
-    return _on_each_platform(_backward, spread, images, texts, mask, best, image_to_text, text_to_image)
+    tile_bytes = dict(TILE_BYTES)
+    if implementation == "pallas" and not pallas_gpu.why_not(p, t, d, images.dtype):
+        spread["gpu"], tile_bytes["gpu"] = pallas_gpu_spread.spread, GPU_KERNEL_BYTES
+    return _on_each_platform(_backward, spread, tile_bytes, images, texts, mask, best, image_to_text, text_to_image)
 
 
 def highest(
     images: Float[jax.Array, "p i d"], texts: Float[jax.Array, "j t d"], mask: Bool[jax.Array, "j t"]
 ) -> tuple[Float[jax.Array, "p i"], Float[jax.Array, "j t"]]:
     """Of every token its best similarity with any token of any sample of the other side."""
-    return _on_each_platform(_highest, dict.fromkeys(TILE_BYTES), images, texts, mask)
+    return _on_each_platform(_highest, dict.fromkeys(TILE_BYTES), TILE_BYTES, images, texts, mask)
 
 
 def by_length(
@@ -89,9 +97,9 @@ def by_length(
     return _pad(texts[order], long), _pad(mask[order], long), order
 
 
-def _on_each_platform(function, inner, *arrays):
+def _on_each_platform(function, inner, tile_bytes, *arrays):
     def on(platform):
-        return partial(function, inner[platform], TILE_BYTES[platform])
+        return partial(function, inner[platform], tile_bytes[platform])
 
     return jax.lax.platform_dependent(
         *arrays, cpu=on("cpu"), tpu=on("tpu"), cuda=on("gpu"), rocm=on("gpu"), default=on("cpu")

@@ -120,7 +120,9 @@ def _backward(plan, residuals, cotangents):
         texts, mask, order = shard
         if best is None:
             best = blocked.forward(images, texts, mask, plan.implementation)[2]
-        more, to_texts = blocked.backward(images, texts, mask, best, *(x[order] for x in cotangents))
+        more, to_texts = blocked.backward(
+            images, texts, mask, best, *(x[order] for x in cotangents), plan.implementation
+        )
         return to_images + more, to_texts
 
     to_images = jnp.zeros(images.shape, jnp.float32)

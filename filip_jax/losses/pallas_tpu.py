@@ -23,11 +23,17 @@ ROWS = 96  # a matrix product's least, so that loading the image tokens into the
 IMAGE_BYTES = 2**24  # of a program's image tokens
 
 
+def why_not(p: int, t: int) -> str:
+    """Why the kernel can not compare so many tokens; empty if it can."""
+    most = max(p, t)
+    return f"its kernel takes up to {MOST_TOKENS} tokens a side, but these are {most}" if most > MOST_TOKENS else ""
+
+
 def maxima(
     images: Float[jax.Array, "p i d"],
     texts: Float[jax.Array, "j t d"],
     mask: Bool[jax.Array, "j t"],
-    interpret: bool = False,
+    interpret: bool | pltpu.InterpretParams = False,
 ) -> Maxima:
     """`tiles.maxima`; up to 256 tokens a side, similarities as for bfloat16 there."""
     p, i, d = images.shape
@@ -65,7 +71,7 @@ def maxima(
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=4 * IMAGE_BYTES
         ),
-        interpret=pltpu.InterpretParams() if interpret else False,
+        interpret=interpret,
     )(images, rows, real)
     best_text, best_image = best_text.swapaxes(0, 1)[:j, :, :i], best_image.reshape(many, long, wide)[:j, :t, :i]
     best = (best.astype(index_dtype(n)) for best, n in ((best_text, t), (best_image, p)))
@@ -83,6 +89,11 @@ def _lanes(images, bytes_each):
 def interpreted(images, texts, mask):
     """The kernel without its chip, for tests."""
     return maxima(images, texts, mask, interpret=True)
+
+
+def simulated(images, texts, mask):
+    """The same with the chip's memory and its copies simulated; slower, and only where nothing else runs."""
+    return maxima(images, texts, mask, interpret=pltpu.InterpretParams())
 
 
 def _kernel(images, rows, real, of_images, of_texts, best_text, best_image, running, row, *, long, p):
