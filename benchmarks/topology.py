@@ -114,12 +114,12 @@ def lengths(longest):
 def cycles(program, branch, of_product):
     """The compiler's estimate of a run, loops counted as often as they run, of conditionals the branch of this number.
 
-    It does not estimate our kernel: `of_product` cycles count for each of its pairs of tokens, twice.
+    It does not estimate our kernels: `of_product` cycles count for each of its pairs of tokens, twice.
     """
 
     def kernel(line):
-        shapes = re.findall(r"u8\[([\d,]+)\]", line)[:2]
-        (patches, _, images), (rows, _) = ([int(n) for n in shape.split(",")] for shape in shapes)
+        indices, maxima = (re.findall(dtype + r"\[([\d,]+)\]", line)[:2] for dtype in ("u8", "f32"))
+        (patches, *_, images), (rows, _) = ([int(n) for n in shape.split(",")] for shape in indices or maxima)
         return 2 * patches * rows * images * of_product
 
     bodies, entry, current = {}, None, None

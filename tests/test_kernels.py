@@ -79,6 +79,18 @@ def test_packing_keeps_the_index_and_the_value_to_its_bits(count, seed):
     np.testing.assert_allclose(kept, values, rtol=2.0 ** -(23 - (count - 1).bit_length()))
 
 
+@pytest.mark.parametrize("highest", [tiles.highest, pallas_tpu.highest_simulated], ids=["xla", "tpu"])
+@pytest.mark.parametrize("shape", [(3, 5, 9, 16), (40, 3, 8, 8), (6, 1, 1, 3), (140, 2, 8, 8)])
+def test_the_highest_similarities_are_the_definitions(highest, shape):
+    images, texts, mask = pairs(11, *shape)
+    start = jax.random.uniform(jax.random.key(0), (shape[1], shape[0]))
+    of_images, of_texts = highest(start, images.swapaxes(0, 1), texts, mask)
+    s = np.einsum("ipd,jtd->ijpt", images, texts)
+    best = np.where(np.asarray(mask)[None, :, None], s, -np.inf).max(axis=(1, 3)).T
+    np.testing.assert_allclose(of_images, np.maximum(best, start), atol=1e-6)
+    np.testing.assert_allclose(of_texts, s.max(axis=(0, 2)), atol=1e-6)
+
+
 def check_spread(spread, dtype, shape, tolerance):
     images, texts, mask = pairs(10, *shape)
     images, texts = images.swapaxes(0, 1).astype(dtype), texts.astype(dtype)

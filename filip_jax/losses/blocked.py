@@ -78,10 +78,19 @@ def backward(
 
 
 def highest(
-    images: Float[jax.Array, "p i d"], texts: Float[jax.Array, "j t d"], mask: Bool[jax.Array, "j t"]
+    images: Float[jax.Array, "p i d"],
+    texts: Float[jax.Array, "j t d"],
+    mask: Bool[jax.Array, "j t"],
+    implementation: str = "xla",
 ) -> tuple[Float[jax.Array, "p i"], Float[jax.Array, "j t"]]:
-    """Of every token its best similarity with any token of any sample of the other side."""
-    return _on_each_platform(_highest, dict.fromkeys(TILE_BYTES), TILE_BYTES, images, texts, mask)
+    """Of every token its best similarity with any token of any sample of the other side.
+
+    "auto" and "pallas" are a kernel on TPUs, XLA elsewhere.
+    """
+    inner = dict.fromkeys(TILE_BYTES, tiles.highest)
+    if implementation in ("auto", "pallas") and texts.shape[1] >= EIGHT:
+        inner["tpu"] = pallas_tpu.highest
+    return _on_each_platform(_highest, inner, TILE_BYTES, images, texts, mask)
 
 
 def by_length(
@@ -138,11 +147,11 @@ def _backward(spread, tile_bytes, images, texts, mask, best, image_to_text, text
     return _over_blocks(block, jnp.zeros((p, i, d)), arrays, i, tile_bytes)
 
 
-def _highest(_, tile_bytes, images, texts, mask):
+def _highest(highest, tile_bytes, images, texts, mask):
     p, i, _ = images.shape
 
     def block(n, of_images, arrays):
-        of_images, of_texts = tiles.highest(of_images, images, *(x[:, :n] for x in arrays))
+        of_images, of_texts = highest(of_images, images, *(x[:, :n] for x in arrays))
         return of_images, _pad(of_texts, arrays[0].shape[1])
 
     return _over_blocks(block, jnp.full((p, i), -jnp.inf), (texts, mask), i, tile_bytes)
@@ -158,7 +167,7 @@ def _over_blocks(function, carry, arrays, i, tile_bytes):
     blocks = -(-j // size)
     arrays = jax.tree.map(lambda x: _pad(x, blocks * size, axis=0).reshape(blocks, size, *x.shape[1:]), arrays)
     lengths = [n for n in LENGTHS if n < t] + [t]
-    which = jnp.searchsorted(jnp.array(lengths), _lengths(arrays[1]).max(axis=1))
+    which = jnp.searchsorted(jnp.array(lengths), _lengths(arrays[1]).max(axis=1), method="compare_all")
 
     def step(carry, block):
         return jax.lax.switch(block[0], [partial(function, n) for n in lengths], carry, block[1])

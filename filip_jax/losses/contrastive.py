@@ -153,7 +153,7 @@ def _filip_loss(
 ):  # fmt: skip
     def of_local_images(image_tokens, text_tokens, text_mask, logit_scale, group_ids, row_mask):
         images, texts = (x if dtype is None else x.astype(dtype) for x in (image_tokens, text_tokens))
-        images, texts, mask = select_tokens(images, texts, text_mask, keep_tokens, selection)
+        images, texts, mask = select_tokens(images, texts, text_mask, keep_tokens, selection, plan["implementation"])
         similarities = all_similarities(images, texts, mask, make_plan(axes, devices, images, texts, **plan))
         targets = dict(axes=axes, group_rule=group_rule, label_smoothing=label_smoothing)
         return contrastive(*similarities, logit_scale, group_ids, row_mask, **targets)

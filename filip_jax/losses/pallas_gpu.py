@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Bool, Float
 
-from filip_jax.losses.tiles import LOW, Maxima, pack, unpack
+from filip_jax.losses.tiles import LOW, Maxima, pack, unpack, up
 
 MOST_TOKENS = 2**8  # of an image: their indices are 8 bits
 MOST_DIM = 256  # of a token: what a matrix product of the gradient gives at once
@@ -96,11 +96,6 @@ def maxima(
 def interpreted(images, texts, mask):
     """The kernel without its chip, for tests."""
     return maxima(images, texts, mask, interpret=True)
-
-
-def up(n: int, multiple: int) -> int:
-    """The next multiple."""
-    return -(-n // multiple) * multiple
 
 
 def _store(ref, value):

@@ -15,7 +15,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Bool, Float, UInt8
 
-from filip_jax.losses.pallas_gpu import GROUPS, REGISTERS, ROWS, SHARED_BYTES, SWIZZLED, up
+from filip_jax.losses.pallas_gpu import GROUPS, REGISTERS, ROWS, SHARED_BYTES, SWIZZLED
+from filip_jax.losses.tiles import up
 
 DEPTH = 16  # tokens of a step of the matrix product
 MOST_AT_ONCE = 128  # tokens of a sample: more are cut into pieces, of which several fit

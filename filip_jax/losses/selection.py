@@ -1,5 +1,7 @@
 """Which tokens take part in the loss, chosen on each device before any of them travels."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
@@ -15,6 +17,7 @@ def select_tokens(
     text_mask: Bool[jax.Array, "b t"],
     keep_tokens: float,
     selection: str,
+    implementation: str = "xla",
 ) -> tuple[Float[jax.Array, "b kp d"], Float[jax.Array, "b kt d"], Bool[jax.Array, "b kt"]]:
     """The tokens of each image and text that score highest, in their own order; no gradient passes the choice.
 
@@ -23,6 +26,7 @@ def select_tokens(
         selection: a token's score. "batch": its best similarity with any token of the other side's
             samples on this device (FILIP section 3.1; 0.25 of the tokens). "pair": its summed
             similarity with the tokens of its own partner (DeCLIP's code; 16 tokens).
+        implementation: of the scores in the batch, see `blocked.highest`.
 
     Returns:
         Tokens and text mask; a text with fewer tokens than are kept keeps all and some masked ones.
@@ -30,21 +34,18 @@ def select_tokens(
     p, t = image_tokens.shape[1], text_tokens.shape[1]
     if (_count(p, keep_tokens), _count(t, keep_tokens)) == (p, t):
         return image_tokens, text_tokens, text_mask
-    score = {"batch": _best_in_batch, "pair": _sum_in_pair}[selection]
-    of_images, of_texts = score(*jax.lax.stop_gradient((image_tokens, text_tokens)), text_mask)
-    chosen_patches = _highest(of_images, keep_tokens)
-    chosen_words = _highest(jnp.where(text_mask, of_texts, -jnp.inf), keep_tokens)
-    return (
-        jnp.take_along_axis(image_tokens, chosen_patches[..., None], axis=1),
-        jnp.take_along_axis(text_tokens, chosen_words[..., None], axis=1),
-        jnp.take_along_axis(text_mask, chosen_words, axis=1),
-    )
+    tokens = jax.lax.stop_gradient((image_tokens, text_tokens))
+    score = {"batch": partial(_best_in_batch, implementation), "pair": _sum_in_pair}[selection]
+    of_images, of_texts = score(*tokens, text_mask)
+    patches = _highest(of_images, keep_tokens)
+    words = _highest(jnp.where(text_mask, of_texts, -jnp.inf), keep_tokens)
+    return _take(image_tokens, patches), _take(text_tokens, words), (words & text_mask[:, None]).any(axis=2)
 
 
-def _best_in_batch(image_tokens, text_tokens, text_mask):
+def _best_in_batch(implementation, image_tokens, text_tokens, text_mask):
     texts, mask, order = blocked.by_length(text_tokens, text_mask)
-    of_images, of_texts = blocked.highest(image_tokens.transpose(1, 0, 2), texts, mask)
-    return of_images.T, of_texts[jnp.argsort(order), : text_mask.shape[1]]
+    of_images, of_texts = blocked.highest(image_tokens.transpose(1, 0, 2), texts, mask, implementation)
+    return of_images.T, of_texts[jnp.argsort(order)][:, : text_mask.shape[1]]
 
 
 def _sum_in_pair(image_tokens, text_tokens, text_mask):
@@ -58,4 +59,12 @@ def _count(tokens, keep):
 
 
 def _highest(scores, keep):
-    return jnp.sort(jax.lax.top_k(scores, _count(scores.shape[1], keep))[1], axis=1)
+    """Which token is the first, second ... of those kept: bool [b, kept, tokens]."""
+    count = scores.shape[1]
+    chosen = jnp.sort(jax.lax.top_k(scores, _count(count, keep))[1], axis=1)
+    return chosen[..., None] == jnp.arange(count)
+
+
+def _take(tokens, which):
+    """The chosen tokens as a matrix product, exact in any dtype: accelerators gather and scatter rows slowly."""
+    return jnp.einsum("bkn,bnd->bkd", which.astype(tokens.dtype), tokens, precision="highest")

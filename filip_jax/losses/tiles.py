@@ -165,6 +165,11 @@ def highest(
     return of_images, of_texts.reshape(j, t)
 
 
+def up(n: int, multiple: int) -> int:
+    """The next multiple."""
+    return -(-n // multiple) * multiple
+
+
 def dot(x: jax.Array, y: jax.Array, over_x: int, over_y: int) -> jax.Array:
     """The matrix product over these axes, accumulated in float32."""
     return jax.lax.dot_general(x, y, (((over_x,), (over_y,)), ((), ())), preferred_element_type=jnp.float32)
