@@ -79,8 +79,8 @@ def measure(a, overrides):
     mesh = Mesh(np.array(devices).reshape(1, -1), ("replica", "data"), axis_types=(AxisType.Auto,) * 2)
     name, keep_tokens = STEPS[a.only]
     config = load_config(str(CONFIGS / f"{name}.py:base"), overrides)
+    step, state, rows, init = build(config, keep_tokens, mesh, a.batch * len(devices))
     with jax.set_mesh(mesh):
-        step, state, rows, init = build(config, keep_tokens, mesh, a.batch * len(devices))
         compiled = step.lower(state, rows).compile()
         result = {"memory": compiled.memory_analysis().temp_size_in_bytes, "chips": len(devices)}
         if a.topology:
@@ -121,7 +121,7 @@ def compare(a):
         results[name] = json.loads(done.stdout.strip().splitlines()[-1])
     clip = results["CLIP"]
     chips, how = clip["chips"], "estimated by the compiler" if a.topology else "measured"
-    print(f"{date.today()}, {chips} x {clip['chip']}, jax {version('jax')}, python {' '.join(sys.argv)}")
+    print(f"{date.today()}, {chips} chips ({clip['chip']}), jax {version('jax')}, python {' '.join(sys.argv)}")
     print(f"global batch {a.batch * chips}, times are {how}\n")
     print("| step        | ms       | beside CLIP | temporary GiB a chip |")
     print("| ----------- | -------- | ----------- | -------------------- |")

@@ -225,7 +225,7 @@ def test_memory_is_flat_in_the_number_of_devices():
     assert 6 * of_ring < 0.05 * flat and of_ring <= 2 * scores
     assert indices <= growth("ring", "save")[1] - of_ring <= indices + 2 * scores
     of_gather = growth("gather", "recompute")[1]
-    assert of_gather - of_ring == pytest.approx(2 * texts, rel=0.02)  # the texts and their gradients
+    assert 2 * texts <= of_gather - of_ring <= 2 * texts + 3 * scores  # the texts, their gradients, sorted scores
     assert indices <= growth("gather", "save")[1] - of_gather <= indices + 2 * scores
 
 

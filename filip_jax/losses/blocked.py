@@ -28,12 +28,15 @@ def forward(
     texts: Float[jax.Array, "j t d"],
     mask: Bool[jax.Array, "j t"],
     implementation: str = "xla",
+    runs: int = 1,
 ) -> tuple[Float[jax.Array, "j i"], Float[jax.Array, "j i"], Best]:
     """Both similarities of all pairs, and the indices of the best tokens.
 
     Args:
         implementation: "xla", "pallas" for the accelerator's kernel (on CPUs the TPU's, interpreted), or
             "auto" for the kernel where it is known to be the faster one: on TPUs.
+
+        runs: texts are so many lists of one length, each sorted.
 
     Raises:
         UserError: "pallas" where there is no kernel.
@@ -43,38 +46,33 @@ def forward(
         best: for each text and image, the best text token of each image token [j, p, i] and the best
             image token of each text token [j, t, i].
     """
-    (p, _, d), t = images.shape, texts.shape[1]
-    of_tpu, of_gpu = pallas_tpu.why_not(p, t), pallas_gpu.why_not(p, t, d, images.dtype)
-    maxima, tile_bytes = dict.fromkeys(TILE_BYTES, tiles.maxima), dict(TILE_BYTES)
-    if implementation == "pallas":
-        here = jax.default_backend()
-        refused = of_gpu if here == "gpu" else of_tpu
-        if refused:
-            raise UserError(f"implementation='pallas' on {here}: {refused}; take auto or xla")
-        maxima["cpu"] = pallas_tpu.interpreted
-        if not of_gpu:
-            maxima["gpu"], tile_bytes["gpu"] = pallas_gpu.maxima, GPU_KERNEL_BYTES
-    if implementation == "pallas" or (implementation == "auto" and t >= EIGHT):
-        maxima["tpu"] = tiles.maxima if of_tpu else pallas_tpu.maxima
-    return _on_each_platform(_forward, maxima, tile_bytes, images, texts, mask)
+    maxima, tile_bytes = _maxima(implementation, images, texts)
+    return _on_each_platform(partial(_forward, runs), maxima, tile_bytes, images, texts, mask)
 
 
 def backward(
     images: Float[jax.Array, "p i d"],
     texts: Float[jax.Array, "j t d"],
     mask: Bool[jax.Array, "j t"],
-    best: Best,
+    best: Best | None,
     image_to_text: Float[jax.Array, "j i"],
     text_to_image: Float[jax.Array, "j i"],
     implementation: str = "xla",
+    runs: int = 1,
 ) -> tuple[Float[jax.Array, "p i d"], Float[jax.Array, "j t d"]]:
-    """Gradients of images and texts, float32, from those of the similarities: two matrix products per block."""
-    (p, _, d), t = images.shape, texts.shape[1]
+    """Gradients of images and texts, float32, from those of the similarities: two matrix products per block.
+
+    Args:
+        best: from `forward`, or None to find them again block by block, so that they are never stored.
+        implementation, runs: as in `forward`.
+    """
+    maxima, tile_bytes = _maxima(implementation, images, texts)
     spread = {"cpu": tiles.spread, "gpu": tiles.spread, "tpu": tiles.spread_at_once}
-    tile_bytes = dict(TILE_BYTES)
-    if implementation == "pallas" and not pallas_gpu.why_not(p, t, d, images.dtype):
-        spread["gpu"], tile_bytes["gpu"] = pallas_gpu_spread.spread, GPU_KERNEL_BYTES
-    return _on_each_platform(_backward, spread, tile_bytes, images, texts, mask, best, image_to_text, text_to_image)
+    if maxima["gpu"] is pallas_gpu.maxima:
+        spread["gpu"] = pallas_gpu_spread.spread
+    inner = {platform: (maxima[platform], spread[platform]) for platform in spread}
+    arrays = (images, texts, mask, best, image_to_text, text_to_image)
+    return _on_each_platform(partial(_backward, runs), inner, tile_bytes, *arrays)
 
 
 def highest(
@@ -106,6 +104,24 @@ def by_length(
     return _pad(texts[order], long), _pad(mask[order], long), order
 
 
+def _maxima(implementation, images, texts):
+    """What finds the maxima on each platform, and the bytes of its tile."""
+    (p, _, d), t = images.shape, texts.shape[1]
+    of_tpu, of_gpu = pallas_tpu.why_not(p, t), pallas_gpu.why_not(p, t, d, images.dtype)
+    maxima, tile_bytes = dict.fromkeys(TILE_BYTES, tiles.maxima), dict(TILE_BYTES)
+    if implementation == "pallas":
+        here = jax.default_backend()
+        refused = of_gpu if here == "gpu" else of_tpu
+        if refused:
+            raise UserError(f"implementation='pallas' on {here}: {refused}; take auto or xla")
+        maxima["cpu"] = pallas_tpu.interpreted
+        if not of_gpu:
+            maxima["gpu"], tile_bytes["gpu"] = pallas_gpu.maxima, GPU_KERNEL_BYTES
+    if implementation == "pallas" or (implementation == "auto" and t >= EIGHT):
+        maxima["tpu"] = tiles.maxima if of_tpu else pallas_tpu.maxima
+    return maxima, tile_bytes
+
+
 def _on_each_platform(function, inner, tile_bytes, *arrays):
     def on(platform):
         return partial(function, inner[platform], tile_bytes[platform])
@@ -115,7 +131,7 @@ def _on_each_platform(function, inner, tile_bytes, *arrays):
     )
 
 
-def _forward(maxima, tile_bytes, images, texts, mask):
+def _forward(runs, maxima, tile_bytes, images, texts, mask):
     p, i, _ = images.shape
     longest = texts.shape[1]
 
@@ -128,23 +144,26 @@ def _forward(maxima, tile_bytes, images, texts, mask):
         best_text = best_text.astype(tiles.index_dtype(longest))
         return carry, (image_to_text, text_to_image, best_text, _pad(best_image, longest))
 
-    _, (*similarities, best_text, best_image) = _over_blocks(block, None, (texts, mask), i, tile_bytes)
+    _, (*similarities, best_text, best_image) = _over_blocks(block, None, (texts, mask), i, tile_bytes, runs)
     return *similarities, (best_text, best_image)
 
 
-def _backward(spread, tile_bytes, images, texts, mask, best, image_to_text, text_to_image):
+def _backward(runs, inner, tile_bytes, images, texts, mask, best, image_to_text, text_to_image):
     p, i, d = images.shape
     length = mask.sum(axis=1)[:, None]
     of_chosen = jnp.where(length > 0, image_to_text / p, 0.0)
     of_choosers = text_to_image / jnp.maximum(length, 1)
+    maxima, spread = inner
 
     def block(n, to_images, arrays):
-        texts, mask, best_image = (x[:, :n] for x in arrays[:3])
-        to_images, to_texts = spread(to_images, images, texts, mask, best_image, *arrays[3:])
+        texts, mask, *weights, best = arrays
+        texts, mask = texts[:, :n], mask[:, :n]
+        best_text, best_image = maxima(images, texts, mask)[2:] if best is None else (best[0], best[1][:, :n])
+        to_images, to_texts = spread(to_images, images, texts, mask, best_image, best_text, *weights)
         return to_images, _pad(to_texts, arrays[0].shape[1])
 
-    arrays = (texts, mask, best[1], best[0], of_chosen, of_choosers)
-    return _over_blocks(block, jnp.zeros((p, i, d)), arrays, i, tile_bytes)
+    arrays = (texts, mask, of_chosen, of_choosers, best)
+    return _over_blocks(block, jnp.zeros((p, i, d)), arrays, i, tile_bytes, runs)
 
 
 def _highest(highest, tile_bytes, images, texts, mask):
@@ -157,11 +176,11 @@ def _highest(highest, tile_bytes, images, texts, mask):
     return _over_blocks(block, jnp.full((p, i), -jnp.inf), (texts, mask), i, tile_bytes)
 
 
-def _over_blocks(function, carry, arrays, i, tile_bytes):
+def _over_blocks(function, carry, arrays, i, tile_bytes, runs=1):
     """Scans function(n, carry, arrays of some texts) -> (carry, outputs); n tokens hold these texts whole."""
     j, t = arrays[1].shape
-    most = min(max(tile_bytes // (4 * t * i), 1), j)
-    size = next(n for n in range(most, 0, -1) if j % n == 0)
+    most = min(max(tile_bytes // (4 * t * i), 1), j // runs)
+    size = next(n for n in range(most, 0, -1) if j // runs % n == 0)
     if size < most / 2:  # rather some texts of nothing than small tiles
         size = -(-j // -(-j // most))
     blocks = -(-j // size)

@@ -91,54 +91,48 @@ def _forward(image_tokens, text_tokens, text_mask, plan):
     images = image_tokens.transpose(1, 0, 2)
     shard = blocked.by_length(text_tokens, text_mask)
 
-    def compare(carry, shard, _):
+    def compare(shard, runs=1):
         texts, mask, order = shard
-        *similarities, best = blocked.forward(images, texts, mask, plan.implementation)
+        *similarities, best = blocked.forward(images, texts, mask, plan.implementation, runs)
         place = jnp.argsort(order)
-        return carry, ([x[place] for x in similarities], best if plan.indices == "save" else None)
+        return [x[place] for x in similarities], best if plan.indices == "save" else None
 
     if plan.exchange == "gather":
-        shards = gather(jax.tree.map(lambda x: x[None], shard), plan.axes)
-        _, (similarities, best) = jax.lax.scan(lambda c, shard: compare(c, shard, None), None, shards)
+        similarities, best = compare(_gather_shards(shard, plan), plan.devices)
     else:
 
         def step(shard, _):
             following = _pass_on(shard, plan)
-            return following, compare(None, shard, None)[1]
+            return following, compare(shard)
 
         _, (similarities, best) = jax.lax.scan(step, shard, None, length=plan.devices)
-    met = _owners(plan)
-    similarities = tuple(x[met].reshape(-1, x.shape[-1]).T for x in similarities)
-    return similarities, (images, shard, best, text_mask.shape[1])
+        met = _met(plan)
+        similarities = [x[met].reshape(-1, x.shape[-1]) for x in similarities]
+    return tuple(x.T for x in similarities), (images, shard, best, text_mask.shape[1])
 
 
 def _backward(plan, residuals, cotangents):
     images, shard, best, length = residuals
-    cotangents = [x.T.reshape(plan.devices, -1, len(x))[_owners(plan)] for x in cotangents]
+    cotangents = [x.T for x in cotangents]
 
-    def compare(to_images, shard, best, cotangents):
+    def compare(shard, best, cotangents, runs=1):
         texts, mask, order = shard
-        if best is None:
-            best = blocked.forward(images, texts, mask, plan.implementation)[2]
-        more, to_texts = blocked.backward(
-            images, texts, mask, best, *(x[order] for x in cotangents), plan.implementation
-        )
-        return to_images + more, to_texts
+        cotangents = [x[order] for x in cotangents]
+        return blocked.backward(images, texts, mask, best, *cotangents, plan.implementation, runs)
 
-    to_images = jnp.zeros(images.shape, jnp.float32)
     if plan.exchange == "gather":
-        shards = gather(jax.tree.map(lambda x: x[None], shard), plan.axes)
-        to_images, to_texts = jax.lax.scan(lambda c, x: compare(c, *x), to_images, (shards, best, cotangents))
-        to_texts = jax.lax.psum_scatter(to_texts, plan.axes, tiled=True)[0]
+        to_images, to_texts = compare(_gather_shards(shard, plan), best, cotangents, plan.devices)
+        to_texts = jax.lax.psum_scatter(to_texts, plan.axes, tiled=True)
     else:
 
         def step(carry, met):
             shard, to_images, to_texts = carry
             following, arrived = _pass_on((shard, to_texts), plan)  # both travel while this device computes
-            to_images, more = compare(to_images, shard, *met)
-            return (following, to_images, arrived + more), None
+            more, to_texts = compare(shard, *met)
+            return (following, to_images + more, arrived + to_texts), None
 
-        start = (shard, to_images, jnp.zeros(shard[0].shape, jnp.float32))
+        start = (shard, jnp.zeros(images.shape, jnp.float32), jnp.zeros(shard[0].shape, jnp.float32))
+        cotangents = [x.reshape(plan.devices, -1, x.shape[-1])[_met(plan)] for x in cotangents]
         (_, to_images, to_texts), _ = jax.lax.scan(step, start, (best, cotangents))
         to_texts = _pass_on(to_texts, plan)
     to_texts = to_texts[jnp.argsort(shard[2]), :length].astype(shard[0].dtype)
@@ -148,12 +142,17 @@ def _backward(plan, residuals, cotangents):
 _all_similarities.defvjp(_forward, _backward)
 
 
+def _gather_shards(shard, plan):
+    """The texts of all devices, one after the other, each sorted."""
+    texts, mask, order = shard
+    return gather((texts, mask, order + len(order) * jax.lax.axis_index(plan.axes)), plan.axes)
+
+
 def _pass_on(tree, plan):
     neighbours = [(n, (n + 1) % plan.devices) for n in range(plan.devices)]
     return jax.tree.map(lambda x: jax.lax.ppermute(x, plan.axes, neighbours), tree)
 
 
-def _owners(plan):
-    """Whose texts this device meets at each step; of the ring this is also when it meets whose."""
-    steps = jnp.arange(plan.devices)
-    return (jax.lax.axis_index(plan.axes) - steps) % plan.devices if plan.exchange == "ring" else steps
+def _met(plan):
+    """Whose texts this device meets at each step of the ring; this is also when it meets whose."""
+    return (jax.lax.axis_index(plan.axes) - jnp.arange(plan.devices)) % plan.devices
