@@ -80,7 +80,7 @@ def jax_step(a, form):
     product = jax.jit(lambda x: x @ x)
     on_chip = jax.default_backend() != "cpu"
     return (
-        lambda: jax.block_until_ready(step(images, texts))[0],
+        lambda: jax.block_until_ready(step(images, texts)),
         step.memory_analysis().temp_size_in_bytes if on_chip else None,
         lambda: jax.block_until_ready(product(square)),
         2 * len(square) ** 3,
@@ -113,7 +113,7 @@ def torch_step(a):
         value.backward()
         if device == "cuda":
             torch.cuda.synchronize()
-        return value.detach()
+        return value.detach(), (images.grad, texts.grad)
 
     peak = None
     if device == "cuda":
@@ -156,7 +156,9 @@ def extra_memory(function):
 def measure(a):
     step, memory, product, operations, chip = torch_step(a) if a.only == "torch" else jax_step(a, a.only)
     memory = extra_memory(step) if memory is None else memory
-    result = {"seconds": seconds(step, a.repeat), "memory": memory, "loss": float(step()), "chip": chip}
+    result = {"seconds": seconds(step, a.repeat), "memory": memory, "chip": chip}
+    loss, gradients = step()
+    result |= {"loss": float(loss), "gradient": sum(float((x * x).sum()) for x in gradients) ** 0.5}
     result["peak"] = operations / seconds(product, a.repeat)
     print(json.dumps(result))
 
@@ -193,14 +195,14 @@ def compare(a):
     packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "torch") if installed(name))
     print(f"{date.today()}, {best['chip']}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}")
     print(f"python {' '.join(sys.argv)}; matrix product {peak / 1e12:.2f} TFLOP/s\n")
-    print("| form      | ms       | TFLOP/s | of the matrix product | extra MB | time ratio | memory ratio | loss    |")
-    print("| --------- | -------- | ------- | --------------------- | -------- | ---------- | ------------ | ------- |")
+    print("| form      | ms       | TFLOP/s | of the matrix product | extra MB | time ratio | memory ratio | loss    | gradient norm |")
+    print("| --------- | -------- | ------- | --------------------- | -------- | ---------- | ------------ | ------- | ------------- |")
     for form, r in results.items():
         rate = flops / r["seconds"]
         print(
             f"| {form:9} | {1e3 * r['seconds']:8.1f} | {rate / 1e12:7.3f} | {100 * rate / peak:19.0f} % "
             f"| {r['memory'] / 1e6:8.1f} | {r['seconds'] / best['seconds']:10.2f} "
-            f"| {r['memory'] / best['memory']:12.2f} | {r['loss']:.5f} |"
+            f"| {r['memory'] / best['memory']:12.2f} | {r['loss']:.5f} | {r['gradient']:13.6f} |"
         )
 
 

@@ -21,9 +21,9 @@ def benchmark(*arguments, script="loss.py"):
 def test_the_loss_beside_the_definition():
     small = ("--batch=16", "--patches=4", "--text_length=12", "--dim=8", "--lengths=3-9", "--repeat=1")
     output = benchmark(*small, "--forms=xla,reference")
-    rows = re.findall(r"^\| (xla|reference) +\|.* ([\d.]+) \|$", output, re.MULTILINE)
-    assert [form for form, _ in rows] == ["xla", "reference"]
-    assert float(rows[0][1]) == pytest.approx(float(rows[1][1]), rel=1e-5)
+    rows = re.findall(r"^\| (xla|reference) +\|.* ([\d.]+) \| +([\d.]+) \|$", output, re.MULTILINE)
+    assert [form for form, *_ in rows] == ["xla", "reference"]
+    assert [float(x) for x in rows[0][1:]] == pytest.approx([float(x) for x in rows[1][1:]], rel=1e-4)
     assert "benchmarks/loss.py" in output and "jax" in output
 
 

@@ -3,6 +3,7 @@ what the compiled programs need in memory."""
 
 import contextlib
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +85,34 @@ def test_the_reference_is_the_same_under_a_mesh():
     tokens = pairs(1, 16, 9, 21, 8)
     expected = run(*tokens, implementation="reference")
     assert_close(run(*tokens, mesh=(2, 4), implementation="reference"), expected)
+
+
+def nasty(seed, b, p, t, d):
+    """Few different tokens, so that many are equally good; vectors of zeros; any mask, also of nothing."""
+    rng = np.random.default_rng(seed)
+    tokens = np.concatenate([unit(rng.normal(size=(rng.integers(1, 9), d))), np.zeros((1, d))])
+    images, texts = (tokens[rng.integers(len(tokens), size=(b, n))] for n in (p, t))
+    mask = rng.random((b, t)) < rng.random((b, 1))
+    mask[rng.random(b) < 0.2] = False
+    return jnp.asarray(images, jnp.float32), jnp.asarray(texts, jnp.float32), jnp.asarray(mask)
+
+
+@pytest.mark.parametrize("mesh, form", [(None, FORMS[0]), ((1, 4), FORMS[3]), ((2, 2), FORMS[1])])
+def test_nothing_breaks_the_loss(mesh, form):
+    """A hundred batches of nasty tokens at CLIP's largest scale: finite, and the definition's."""
+    options = dict(exchange=form[0], indices=form[1])
+
+    def loss(images, texts, mask, scale, **options):
+        return filip_loss(images, texts, mask, scale, **options)
+
+    gradient = jax.value_and_grad(loss, argnums=(0, 1, 3))
+    expected = jax.jit(partial(gradient, implementation="reference"))
+    batches = [(*nasty(seed, 8, 5, 11, 4), jnp.float32(100.0)) for seed in range(100)]
+    with jax.set_mesh(make_devices_mesh(*mesh)) if mesh else contextlib.nullcontext():
+        ours = jax.jit(partial(gradient, **options))
+        results = [jax.device_get(ours(*batch)) for batch in batches]
+    for batch, result in zip(batches, results):
+        assert_close(result, jax.device_get(expected(*batch)), tolerance=1e-4)
 
 
 def targets(group_ids, row_mask, group_rule, label_smoothing):
