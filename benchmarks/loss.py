@@ -9,7 +9,8 @@
 
 Each form runs in a process of its own. The peers are the plain definition under jit and, if PyTorch is
 installed, two matrix products with two maxima, as public PyTorch code computes FILIP's loss (on a GPU
-under torch.compile). FLOPs are counted once: 3 x 2 x batch^2 x image tokens x real text tokens x dim.
+under torch.compile). FLOPs are counted once: 3 x 2 x batch^2 x image tokens x real text tokens x dim, of all tokens
+also with --keep_tokens. --lengths are of what runs; --topology tells every length.
 Memory is what one step needs beyond what is there before it. With --topology nothing runs: the
 compiler's own estimate of cycles stands beside the matrix units' ideal, for the batch of one chip. A
 kernel's cycles it does not estimate: they count as the ideal of its padded tile (the kernel's inner loop
@@ -21,13 +22,15 @@ import ctypes
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
 from datetime import date
 from importlib.metadata import version
 
-FORMS = ("xla", "reference", "torch")  # the first is what ratios are of; also auto, pallas
+FORMS = "xla,reference,torch"  # the first is what ratios are of
+ALL_FORMS = ("auto", "xla", "pallas", "reference", "torch")
 
 
 def parse():
@@ -37,15 +40,27 @@ def parse():
     parser.add_argument("--text_length", type=int, default=77)
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--lengths", default="full", help="real tokens of a text: full, or FROM-TO")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="float32, with --topology bfloat16")
     parser.add_argument("--keep_tokens", type=float, default=1.0)
-    parser.add_argument("--forms", default=",".join(FORMS), help="of xla, pallas, auto, reference, torch")
+    parser.add_argument("--forms", help=f"of {', '.join(ALL_FORMS)}; {FORMS}, with --topology one: auto")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--topology", help="v5e:4x4, v5p:2x2x2 ...")
-    parser.add_argument("--exchange", default="auto")
+    parser.add_argument("--exchange", default="auto", choices=("auto", "gather", "ring"))
+    parser.add_argument("--indices", default="auto", choices=("auto", "save", "recompute"))
     parser.add_argument("--largest", action="store_true", help="the largest batch that each form can hold")
     parser.add_argument("--only", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    a = parser.parse_args()
+    a.dtype = a.dtype or ("bfloat16" if a.topology else "float32")
+    a.forms = (a.forms or ("auto" if a.topology else FORMS)).split(",")
+    a.lengths = (a.text_length,) * 2 if a.lengths == "full" else tuple(map(int, re.findall(r"\d+", a.lengths)))
+    wrong = {
+        "forms": not set(a.forms) <= set(ALL_FORMS[:-1] if a.topology else ALL_FORMS) or (a.topology and a.forms[1:]),
+        "lengths": len(a.lengths) != 2 or not 0 < a.lengths[0] <= a.lengths[1] <= a.text_length,
+        "keep_tokens": not a.keep_tokens > 0 or (a.keep_tokens != 1 and "torch" in a.forms),
+    } | {key: getattr(a, key) < 1 for key in ("batch", "patches", "text_length", "dim", "repeat")}
+    for key in [key for key, is_wrong in wrong.items() if is_wrong]:
+        parser.error(f"--{key}={getattr(a, key)} can not be, see --help")
+    return a
 
 
 def tokens(a):
@@ -58,7 +73,7 @@ def tokens(a):
         x = rng.standard_normal(shape, np.float32)
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
-    low, high = (a.text_length,) * 2 if a.lengths == "full" else map(int, a.lengths.split("-"))
+    low, high = a.lengths
     mask = np.arange(a.text_length) < rng.integers(low, high + 1, (a.batch, 1))
     return unit(a.batch, a.patches, a.dim), unit(a.batch, a.text_length, a.dim), mask
 
@@ -73,15 +88,15 @@ def jax_step(a, form):
     images, texts = images.astype(a.dtype), texts.astype(a.dtype)
 
     def loss(images, texts):
-        return filip_loss(images, texts, mask, 14.0, implementation=form, keep_tokens=a.keep_tokens)
+        return filip_loss(images, texts, mask, 14.0, implementation=form, keep_tokens=a.keep_tokens, indices=a.indices)
 
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(images, texts).compile()
     square = jnp.ones((8192 if jax.default_backend() == "gpu" else 2048,) * 2, a.dtype)
     product = jax.jit(lambda x: x @ x)
-    on_chip = jax.default_backend() != "cpu"
+    on_chip, memory = jax.default_backend() != "cpu", step.memory_analysis()
     return (
         lambda: jax.block_until_ready(step(images, texts)),
-        step.memory_analysis().temp_size_in_bytes if on_chip else None,
+        memory.temp_size_in_bytes + memory.output_size_in_bytes if on_chip else None,
         lambda: jax.block_until_ready(product(square)),
         2 * len(square) ** 3,
         jax.devices()[0].device_kind,
@@ -122,8 +137,14 @@ def torch_step(a):
         before = torch.cuda.memory_allocated()
         step()
         peak = torch.cuda.max_memory_allocated() - before
-    square = torch.ones((2048, 2048), dtype=getattr(torch, a.dtype), device=device)
-    return step, peak, lambda: square @ square, 2 * 2048**3, device
+    square = torch.ones((8192 if device == "cuda" else 2048,) * 2, dtype=getattr(torch, a.dtype), device=device)
+
+    def product():
+        square @ square
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return step, peak, product, 2 * len(square) ** 3, torch.cuda.get_device_name() if device == "cuda" else device
 
 
 def seconds(function, repeat):
@@ -172,22 +193,30 @@ def in_own_process(form, *options):
     """What `measure` printed, or None and a line why not."""
     done = subprocess.run([sys.executable, *sys.argv, f"--only={form}", *options], capture_output=True, text=True)
     if done.returncode:
-        print(f"{form}{''.join(options)}: {(done.stderr.strip().splitlines() or ['killed'])[-1][:200]}")
+        print(f"{form} {' '.join(options)}: {reason(done.stderr)}")
         return None
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def reason(stderr):
+    """The line of a failed process that says why."""
+    lines = stderr.strip().splitlines() or ["killed"]
+    line = next((line for line in reversed(lines) if re.match(r"[\w.]+(Error|Exception)\b", line)), lines[-1])
+    return re.sub(r"^filip_jax[\w.]+: ", "", line)[:300]
+
+
 def largest(a):
-    for form in a.forms.split(","):
+    for form in a.forms:
         batch = a.batch
-        while in_own_process(form, f"--batch={batch}", "--repeat=1"):
+        while result := in_own_process(form, f"--batch={batch}", "--repeat=1"):
+            if result["chip"] == "cpu":
+                sys.exit("--largest is for accelerators: a CPU's memory is everyone's")
             batch *= 2
         print(f"{form}: largest batch {batch // 2 if batch > a.batch else 'below ' + str(batch)}", flush=True)
 
 
 def compare(a):
-    forms = a.forms.split(",")
-    results = {form: result for form in forms if (result := in_own_process(form))}
+    results = {form: result for form in a.forms if (result := in_own_process(form))}
     if not results:
         sys.exit("no form ran")
     flops, best = useful_flops(a), results[next(iter(results))]
@@ -195,8 +224,12 @@ def compare(a):
     packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "torch") if installed(name))
     print(f"{date.today()}, {best['chip']}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}")
     print(f"python {' '.join(sys.argv)}; matrix product {peak / 1e12:.2f} TFLOP/s\n")
-    print("| form      | ms       | TFLOP/s | of the matrix product | extra MB | time ratio | memory ratio | loss    | gradient norm |")
-    print("| --------- | -------- | ------- | --------------------- | -------- | ---------- | ------------ | ------- | ------------- |")
+    print(
+        "| form      | ms       | TFLOP/s | of the matrix product | extra MB | time ratio | memory ratio | loss    | gradient norm |"
+    )
+    print(
+        "| --------- | -------- | ------- | --------------------- | -------- | ---------- | ------------ | ------- | ------------- |"
+    )
     for form, r in results.items():
         rate = flops / r["seconds"]
         print(

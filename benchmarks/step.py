@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import topology
+from loss import reason
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 STEPS = {"CLIP": ("clip", 1.0), "FILIP 25 %": ("filip", 0.25), "FILIP exact": ("filip", 1.0)}
@@ -117,7 +118,7 @@ def compare(a):
     for name in STEPS:
         done = subprocess.run([sys.executable, *sys.argv, f"--only={name}"], capture_output=True, text=True)
         if done.returncode:
-            sys.exit(f"{name}: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
+            sys.exit(f"{name}: {reason(done.stderr)}")
         results[name] = json.loads(done.stdout.strip().splitlines()[-1])
     clip = results["CLIP"]
     chips, how = clip["chips"], "estimated by the compiler" if a.topology else "measured"

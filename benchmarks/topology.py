@@ -36,8 +36,13 @@ def topology_devices(topology):
     kind, _, count = topology.partition(":")
     if kind not in CHIPS and kind not in GPUS:
         sys.exit(f"--topology={topology}: the chip is not one of {', '.join([*CHIPS, *GPUS])}")
-    if kind in CHIPS:
-        return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    if kind in CHIPS and re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+", count):
+        try:
+            return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+        except Exception as error:  # of many types
+            sys.exit(f"--topology={topology}: {' '.join(str(error).split())[:300]}")
+    if kind in CHIPS or not re.fullmatch(r"([1-9]\d*)?", count):
+        sys.exit(f"--topology={topology}: write it as v5e:4x4, v5p:2x2x2 or h200:8")
     numbers = " ".join(f"{key}: {value}" for key, value in GPUS[kind].items())
     libraries = "dnn_version_info { major: 9 minor: 10 }"
     config = f'{HOPPER} {numbers} }} platform_name: "CUDA" {libraries} device_description_str: "NVIDIA {kind.upper()}"'
@@ -77,8 +82,9 @@ def estimate(a):
             mask,
             14.0,
             exchange=a.exchange,
+            indices=a.indices,
             keep_tokens=a.keep_tokens,
-            implementation=a.forms.split(",")[0],
+            implementation=a.forms[0],
         )
 
     with jax.set_mesh(mesh):
@@ -88,7 +94,9 @@ def estimate(a):
     print(
         f"{a.topology}: {len(devices)} chips, global batch {batch}, {a.patches} x {a.text_length} x {a.dim} {a.dtype}"
     )
-    print(f"keep_tokens {a.keep_tokens}; the ideal is of all tokens, forward and backward, at the matrix units' peak")
+    print(
+        f"{a.forms[0]}, keep_tokens {a.keep_tokens}; the ideal is of all tokens, forward and backward, at the matrix units' peak"
+    )
     print(f"temporary memory {memory.temp_size_in_bytes / 2**30:.2f} GiB a chip")
     if kind in GPUS:
         calls = program.count('custom_call_target="mosaic_gpu')

@@ -3,6 +3,7 @@
 Below the commands there are no configs, only functions with keyword arguments (see sections.py).
 """
 
+import difflib
 import importlib.util
 import json
 import re
@@ -32,12 +33,13 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     path, _, variant = file.partition(":")
     config = _get_config(Path(path), variant)
+    _check_keys(config, overrides)
     values, argv = flags.FlagValues(), ["filip", *overrides]
     try:
         config_flags.DEFINE_config_dict("config", config, lock_config=True, flag_values=values, sys_argv=argv)
         unread = values(argv)[1:]
     except (AttributeError, KeyError) as error:
-        raise UserError(f"unknown config key in {' '.join(overrides)}: {_hint(error, config)}") from error
+        raise UserError(f"unknown config key in {' '.join(overrides)}: {error}") from error
     except (TypeError, ValueError, flags.Error) as error:
         raise UserError(f"wrong config value: {error}") from error
     if unread:
@@ -74,10 +76,16 @@ def _mistakes_of(path: Path):
         raise UserError(f"--config={place}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
-def _hint(error: Exception, config: ConfigDict) -> str:
-    """ml_collections' nearest match, or all keys where nothing is near."""
-    near = re.search(r'Did you mean "[^"]*" instead of "[^"]*"\?', str(error))
-    return near[0] if near else f"the keys are {', '.join(config)}, and those below them"
+def _check_keys(config: ConfigDict, overrides: Sequence[str]) -> None:
+    for override in overrides:
+        key, section = re.split(r"[=\[]", override.removeprefix("--config."))[0], config
+        for name in key.split(".") if override.startswith("--config.") else ():
+            if not isinstance(section, ConfigDict) or name not in section:
+                near = difflib.get_close_matches(name, section) if isinstance(section, ConfigDict) else []
+                keys = near or (list(section) if isinstance(section, ConfigDict) else [])
+                legal = f"did you mean {' or '.join(keys)}?" if near else f"there are {', '.join(keys) or 'none below'}"
+                raise UserError(f"unknown config key {key}: no {name}; {legal}")
+            section = section[name]
 
 
 def check_same_run(workdir: Path, config: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import environment  # before anything imports JAX
 
 import copy
+import os
 import socket
 from pathlib import Path
 
@@ -18,6 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent
 MESHES = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 4), (8, 1)]
 
 jax.config.update("jax_default_matmul_precision", "highest")
+assert jax.device_count() == 8  # JAX has read its flags: the processes that tests start compile as users' do
+os.environ["XLA_FLAGS"] = environment.EIGHT
 settings.register_profile("ours", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("ours")
 

@@ -1,11 +1,12 @@
-"""Imported before JAX: eight CPU devices in every test process, and one cache of compiled programs."""
+"""Imported before JAX: eight CPU devices in every test process, quick compilation, one cache of compiled programs."""
 
 import atexit
 import os
 import shutil
 import tempfile
 
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+EIGHT = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{EIGHT} --xla_backend_optimization_level=0"  # tests compile longer than they compute
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Programs that several tests, or the processes they start, compile alike are compiled once.
 compiled = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="filip_jax_compiled_")

@@ -27,6 +27,24 @@ def test_the_loss_beside_the_definition():
     assert "benchmarks/loss.py" in output and "jax" in output
 
 
+def test_a_form_that_can_not_run_is_named():
+    output = benchmark("--largest", "--batch=8", "--forms=pallas")
+    assert "implementation='pallas' on cpu: its kernels multiply bfloat16" in output
+    assert output.splitlines()[-1] == "pallas: largest batch below 8"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["--topology=v5e:3x3", "--topology=v9:1", "--topology=h200:0", "--forms=foo", "--lengths=25-10", "--repeat=0"],
+)
+def test_what_can_not_be_measured_is_said_in_one_line(wrong):
+    if "v5e" in wrong:
+        pytest.importorskip("libtpu")
+    done = subprocess.run([sys.executable, "benchmarks/loss.py", wrong], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0 and wrong.split("=")[0] in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
 def test_the_loss_compiles_for_tpus():
     pytest.importorskip("libtpu")
     output = benchmark("--topology=v5e:2x2", "--batch=128", "--text_length=16", "--forms=auto", "--dtype=bfloat16")
@@ -42,7 +60,7 @@ def test_the_kernels_compile_for_gpus():
         pytest.skip(refused)
     output = benchmark("--topology=h200:2", "--batch=128", "--text_length=40", "--forms=pallas", "--dtype=bfloat16")
     assert "2 chips, global batch 256, 49 x 40 x 256 bfloat16" in output
-    assert "calls of our kernels in the program: 5" in output  # 8, 16, 24, 32 and 40 tokens
+    assert "calls of our kernels in the program: 15" in output  # 8, 16, 24, 32, 40 tokens; three kernels
 
 
 def test_a_step_beside_clips():

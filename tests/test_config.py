@@ -74,9 +74,11 @@ DEMO = str(ROOT / "configs/demo.py")
 @pytest.mark.parametrize(
     "file, overrides, message",
     [
-        (DEMO, ["--config.batchsize=3"], 'Did you mean "batch_size" instead of "batchsize"?'),
-        (DEMO, ["--config.model.image.dept=3"], 'Did you mean "depth" instead of "dept"?'),
-        (DEMO, ["--config.xyz=3"], "unknown config key in --config.xyz=3: the keys are batch_size, checkpoint, "),
+        (DEMO, ["--config.batchsize=3"], "unknown config key batchsize: no batchsize; did you mean batch_size?"),
+        (DEMO, ["--config.model.image.dept=3"], "unknown config key model.image.dept: no dept; did you mean depth?"),
+        (DEMO, ["--config.xyz=3"], "unknown config key xyz: no xyz; there are batch_size, checkpoint, data, "),
+        (DEMO, ["--config.loss.foo=3"], "unknown config key loss.foo: no foo; there are dtype, exchange, "),
+        (DEMO, ["--config.seed.foo=3"], "unknown config key seed.foo: no foo; there are none below"),
         (DEMO, ["--config.batch_size=1.5"], "--config.batch_size=1.5: invalid literal for int()"),
         (DEMO, ["--config.optimizer.peak_learning_rate=abc"], "could not convert string to float: 'abc'"),
         (DEMO, ["--config.model.scan=7"], "Non-boolean argument to boolean flag"),

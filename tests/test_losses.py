@@ -176,7 +176,7 @@ def test_the_sharded_form_moves_texts_once_and_never_images():
     with jax.set_mesh(make_devices_mesh(1, 8)):
         text = jax.jit(filip_loss).lower(single(images), single(texts), jnp.asarray(mask), single(1.0)).as_text()
     gathered = re.findall(r"stablehlo\.all_gather.*-> (tensor<[^>]*>)", text)
-    assert sorted(gathered) == ["tensor<8x2x6x7xf32>", "tensor<8x2x6xi1>", "tensor<8x2xi32>"]  # texts, mask, order
+    assert sorted(gathered) == ["tensor<16x6x7xf32>", "tensor<16x6xi1>", "tensor<16xi32>"]  # texts, mask, order
 
 
 def test_clip_loss_is_filip_loss_with_one_token():
@@ -198,9 +198,12 @@ def test_clip_loss_is_filip_loss_with_one_token():
     [
         (lambda i, t, m, s: (i[:8], t, m, s), "8 images and 16 texts are not a batch of pairs"),
         (lambda i, t, m, s: (i[:0], t[:0], m[:0], s), "0 images and 0 texts"),
+        (lambda i, t, m, s: (i[:, :0], t, m, s), "images and texts must have tokens"),
+        (lambda i, t, m, s: (i.astype(int), t, m, s), "tokens must be floating point, but are int"),
+        (lambda i, t, m, s: (i, t, m.astype(int), s), "text_mask must be boolean, but is int"),
         (lambda i, t, m, s: (i[..., :3], t, m, s), "the same d"),
-        (lambda i, t, m, s: (i, t, m[:, :1], s), r"text_mask must be boolean \[j, t\]"),
-        (lambda i, t, m, s: (i, t, m[:1], s), r"text_mask must be boolean \[j, t\]"),
+        (lambda i, t, m, s: (i, t, m[:, :1], s), r"text_mask must be \[j, t\]"),
+        (lambda i, t, m, s: (i, t, m[:1], s), r"text_mask must be \[j, t\]"),
         (lambda i, t, m, s: (i, t, m.astype(np.int32), s), "but is int32"),
         (lambda i, t, m, s: (i, t, m, np.full(2, s)), "logit_scale must be a scalar"),
     ],

@@ -83,10 +83,11 @@ def highest(
 ) -> tuple[Float[jax.Array, "p i"], Float[jax.Array, "j t"]]:
     """Of every token its best similarity with any token of any sample of the other side.
 
-    "auto" and "pallas" are a kernel on TPUs, XLA elsewhere.
+    "auto" and "pallas" are a kernel on TPUs for bfloat16, XLA elsewhere.
     """
     inner = dict.fromkeys(TILE_BYTES, tiles.highest)
-    if implementation in ("auto", "pallas") and texts.shape[1] >= EIGHT:
+    (p, _, d), t = images.shape, texts.shape[1]
+    if implementation != "xla" and t >= EIGHT and not pallas_tpu.why_not(p, t, d, images.dtype):
         inner["tpu"] = pallas_tpu.highest
     return _on_each_platform(_highest, inner, TILE_BYTES, images, texts, mask)
 
@@ -107,7 +108,7 @@ def by_length(
 def _maxima(implementation, images, texts):
     """What finds the maxima on each platform, and the bytes of its tile."""
     (p, _, d), t = images.shape, texts.shape[1]
-    of_tpu, of_gpu = pallas_tpu.why_not(p, t), pallas_gpu.why_not(p, t, d, images.dtype)
+    of_tpu, of_gpu = pallas_tpu.why_not(p, t, d, images.dtype), pallas_gpu.why_not(p, t, d, images.dtype)
     maxima, tile_bytes = dict.fromkeys(TILE_BYTES, tiles.maxima), dict(TILE_BYTES)
     if implementation == "pallas":
         here = jax.default_backend()
@@ -163,7 +164,7 @@ def _backward(runs, inner, tile_bytes, images, texts, mask, best, image_to_text,
         return to_images, _pad(to_texts, arrays[0].shape[1])
 
     arrays = (texts, mask, of_chosen, of_choosers, best)
-    return _over_blocks(block, jnp.zeros((p, i, d)), arrays, i, tile_bytes, runs)
+    return _over_blocks(block, jnp.zeros((p, i, d), jnp.float32), arrays, i, tile_bytes, runs)
 
 
 def _highest(highest, tile_bytes, images, texts, mask):
@@ -173,7 +174,7 @@ def _highest(highest, tile_bytes, images, texts, mask):
         of_images, of_texts = highest(of_images, images, *(x[:, :n] for x in arrays))
         return of_images, _pad(of_texts, arrays[0].shape[1])
 
-    return _over_blocks(block, jnp.full((p, i), -jnp.inf), (texts, mask), i, tile_bytes)
+    return _over_blocks(block, jnp.full((p, i), -jnp.inf, jnp.float32), (texts, mask), i, tile_bytes)
 
 
 def _over_blocks(function, carry, arrays, i, tile_bytes, runs=1):

@@ -9,6 +9,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int
 
@@ -64,26 +65,31 @@ def filip_loss(
             "ignore": the others of the group are no wrong answers, they do not count at all.
         label_smoothing: the probability that is spread evenly over all answers.
         keep_tokens: how many tokens of each image and text take part: a fraction of them up to 1, a
-            number above. The paper kept 0.25 (section 3.1).
+            number above. The paper kept 0.25 (section 3.1). Less than all is another loss than the exact
+            one, and by the rule "batch" it depends on how many devices share the batch.
         selection: which, see `select_tokens`: "batch", the paper's, or "pair", DeCLIP's.
         dtype: of the tokens where they travel and are multiplied; sums, maxima and the softmax are
             float32. None keeps the tokens' own.
-        implementation: "reference" is the plain definition, "xla" works in blocks, "pallas" does so in a
-            kernel (for TPUs; interpreted on CPUs, refused on GPUs); "auto" is the kernel on TPUs, else "xla".
+        implementation: "reference" is the plain definition, "xla" works in blocks, "pallas" does so in
+            kernels for bfloat16 (on TPUs and Hopper GPUs; on CPUs interpreted); "auto" is "pallas" on
+            TPUs for bfloat16, else "xla".
         exchange: "gather" brings all texts to every device at once, "ring" one device's after the
             other; "auto" gathers up to 1 GiB of texts and their gradients per device.
         indices: for the backward pass "save" keeps the best tokens of all pairs, (p + t) bytes a pair,
-            "recompute" finds them again, for a third more time; "auto" saves up to 1 GiB per device.
+            "recompute" finds them again, one more of three products; "auto" saves up to 1 GiB per device.
 
     Where float32 tokens are equally good, the first takes the gradient; of bfloat16 tokens any of those
     whose similarities agree to 14 bits of mantissa or more, see tiles.py.
 
+    Tokens must be finite, pads too. There is a first derivative only.
+
     Raises:
-        ValueError: shapes that are no batch of pairs; the batch is not divisible by the devices of
+        ValueError: shapes or types that are no batch of pairs; the batch is not divisible by the devices of
             these axes; a call inside a shard_map; a mesh with Explicit axes; an option that does not exist.
     """
     axes = context_batch_axes()
     _check_pairs(image_tokens, text_tokens, text_mask, logit_scale)
+    _check_rows(len(image_tokens), group_ids, row_mask)
     devices = batch_devices()
     if len(image_tokens) % devices:
         shape = jax.sharding.get_abstract_mesh().shape
@@ -96,11 +102,13 @@ def filip_loss(
         "exchange": exchange,
         "indices": indices,
     }
-    for key, value in (choices | {"dtype": dtype or DTYPES[0]}).items():
+    for key, value in (choices | {"dtype": DTYPES[0] if dtype is None else dtype}).items():
         if value not in CHOICES[key]:
             raise UserError(f"{key}={value!r} is not one of {', '.join(CHOICES[key])}")
-    if not (keep_tokens > 0 and 0 <= label_smoothing < 1):
-        raise UserError(f"keep_tokens={keep_tokens} must be above 0, label_smoothing={label_smoothing} in [0, 1)")
+    if not 0 < keep_tokens < float("inf"):
+        raise UserError(f"keep_tokens={keep_tokens} must be above 0 and finite")
+    if not 0 <= label_smoothing < 1:
+        raise UserError(f"label_smoothing={label_smoothing} must be at least 0 and below 1")
     return _filip_loss(
         image_tokens, text_tokens, text_mask, logit_scale, group_ids, row_mask,
         axes=axes, devices=devices, dtype=dtype, keep_tokens=keep_tokens, label_smoothing=label_smoothing, **choices,
@@ -113,6 +121,14 @@ def _check_pairs(image_tokens, text_tokens, text_mask, logit_scale):
         raise ValueError(f"{len(image_tokens)} images and {len(text_tokens)} texts are not a batch of pairs")
     if jnp.ndim(logit_scale):
         raise ValueError(f"logit_scale must be a scalar, but has shape {jnp.shape(logit_scale)}")
+
+
+def _check_rows(batch, group_ids, row_mask):
+    for name, x, kind, said in (("group_ids", group_ids, jnp.integer, "int"), ("row_mask", row_mask, jnp.bool, "bool")):
+        if x is not None and (jnp.shape(x) != (batch,) or not jnp.issubdtype(jnp.result_type(x), kind)):
+            raise ValueError(f"{name} must be {said} [{batch}], but is {jnp.result_type(x)} {jnp.shape(x)}")
+    if isinstance(group_ids, np.ndarray) and group_ids.max() > (most := jnp.iinfo(jnp.result_type(group_ids)).max):
+        raise ValueError(f"group_ids go up to {group_ids.max()}, but JAX's integers to {most} here: number them anew")
 
 
 def clip_loss(
@@ -140,6 +156,12 @@ def similarity_loss(
     return -(jnp.diagonal(over_texts).mean() + jnp.diagonal(over_images).mean()) / 2
 
 
+def _fill(x, row_mask):
+    """Rows that do not count become copies of one that does, so that whatever they held changes nothing."""
+    copied = jnp.where(row_mask.any(), x[jnp.argmax(row_mask)], jnp.zeros_like(x[0]))
+    return jnp.where(row_mask.reshape(-1, *[1] * (x.ndim - 1)), x, copied)
+
+
 @partial(
     jax.jit,
     static_argnames=(
@@ -152,8 +174,11 @@ def _filip_loss(
     axes, devices, dtype, keep_tokens, selection, group_rule, label_smoothing, **plan,
 ):  # fmt: skip
     def of_local_images(image_tokens, text_tokens, text_mask, logit_scale, group_ids, row_mask):
-        images, texts = (x if dtype is None else x.astype(dtype) for x in (image_tokens, text_tokens))
-        images, texts, mask = select_tokens(images, texts, text_mask, keep_tokens, selection, plan["implementation"])
+        common = jnp.result_type(image_tokens, text_tokens) if dtype is None else dtype
+        images, texts, mask = image_tokens.astype(common), text_tokens.astype(common), text_mask
+        if row_mask is not None:
+            images, texts, mask = (_fill(x, row_mask) for x in (images, texts, mask))
+        images, texts, mask = select_tokens(images, texts, mask, keep_tokens, selection, plan["implementation"])
         similarities = all_similarities(images, texts, mask, make_plan(axes, devices, images, texts, **plan))
         targets = dict(axes=axes, group_rule=group_rule, label_smoothing=label_smoothing)
         return contrastive(*similarities, logit_scale, group_ids, row_mask, **targets)

@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Bool, Float
 
-from filip_jax.losses.tiles import LOW, Maxima, pack, unpack, up
+from filip_jax.losses.tiles import LIFT, LOW, Maxima, pack, unpack, up
 
 MOST_TOKENS = 2**8  # of an image: their indices are 8 bits
 MOST_DIM = 256  # of a token: what a matrix product of the gradient gives at once
@@ -31,7 +31,7 @@ def why_not(p: int, t: int, d: int, dtype: jnp.dtype) -> str:
     if not hasattr(plgpu, "InterpretGPUParams"):
         return f"its kernel for GPUs needs JAX 0.11 or newer, but this is {jax.__version__}"
     if dtype != jnp.bfloat16:
-        return f"its kernel for GPUs multiplies bfloat16 (loss.dtype), but these tokens are {dtype}"
+        return f"its kernels multiply bfloat16 (loss.dtype), but these tokens are {dtype}"
     if p > MOST_TOKENS or t > COLUMNS or d > MOST_DIM:
         return (
             f"its kernel for GPUs takes up to {MOST_TOKENS} image tokens and {COLUMNS} text tokens of dimension up to "
@@ -154,7 +154,7 @@ def _compare(tile_of, text_real, write, p, long, together):
 
     def of_image_token(k, carry):
         running, sums = carry
-        tile = tile_of(k)
+        tile = tile_of(k) + LIFT
         running = jnp.maximum(running, pack(tile, k, p))
         packed = pack(tile + (takes_part() - 1.0) * -LOW, position, columns)  # read anew: registers are full
         found = [unpack(x.max(axis=1), columns) for x in _of_each_text(packed, long)]

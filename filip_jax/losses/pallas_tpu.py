@@ -13,20 +13,28 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Bool, Float
 
-from filip_jax.losses.tiles import LOW, Maxima, dot, index_dtype, pack, unpack, up
+from filip_jax.losses.tiles import LIFT, LOW, Maxima, dot, index_dtype, pack, unpack, up
 
 MOST_TOKENS = 2**8  # of a side: their indices are 8 bits
 LANES, SUBLANES = 128, 8  # of a register: images and text tokens
 MOST_LANES = 512
 TEXTS = 32  # of a program: a whole tile of their 8-bit indices
 ROWS = 96  # a matrix product's least, so that loading the image tokens into the unit pays
-IMAGE_BYTES = 2**24  # of a program's image tokens
+IMAGE_BYTES = 2**24  # of a program's image tokens, if LANES of them are no more
+MOST_BYTES = 48 * 2**20  # of all that a program holds
 
 
-def why_not(p: int, t: int) -> str:
-    """Why the kernel can not compare so many tokens; empty if it can."""
-    most = max(p, t)
-    return f"its kernel takes up to {MOST_TOKENS} tokens a side, but these are {most}" if most > MOST_TOKENS else ""
+def why_not(p: int, t: int, d: int, dtype: jnp.dtype) -> str:
+    """Why the kernel can not compare such tokens; empty if it can."""
+    if dtype != jnp.bfloat16:
+        return f"its kernels multiply bfloat16 (loss.dtype), but these tokens are {dtype}"
+    if max(p, t) > MOST_TOKENS:
+        return f"its kernel takes up to {MOST_TOKENS} tokens a side, but these are {p} and {t}"
+    rows = TEXTS * up(t, SUBLANES)
+    needed = 4 * _most_lanes(2 * p * d) * (p * d + rows) + 4 * rows * (d + LANES)  # what is copied, twice
+    if needed > MOST_BYTES:
+        return f"its kernel has room for {MOST_BYTES} bytes, but {p} and {t} tokens of dimension {d} need {needed}"
+    return ""
 
 
 def maxima(
@@ -35,7 +43,7 @@ def maxima(
     mask: Bool[jax.Array, "j t"],
     interpret: bool | pltpu.InterpretParams = False,
 ) -> Maxima:
-    """`tiles.maxima`; up to 256 tokens a side, similarities as for bfloat16 there."""
+    """`tiles.maxima` of bfloat16 tokens, up to 256 a side."""
     (p, i, d), (j, t, _) = images.shape, texts.shape
     images, rows, real, lanes = _padded(images, texts, mask)
     wide, many, long = images.shape[1], up(j, TEXTS), up(t, SUBLANES)
@@ -125,10 +133,10 @@ def _parameters(*dimension_semantics):
 
 def _lanes(images, bytes_each):
     """Images of a program: all if they fit, else as many registers full as fit and divide them best."""
-    most = min(max(IMAGE_BYTES // bytes_each // LANES, 1), MOST_LANES // LANES)
-    if images <= most * LANES:
+    most = _most_lanes(bytes_each)
+    if images <= most:
         return images
-    return LANES * min(range(1, most + 1), key=lambda n: (-images % (n * LANES), -n))
+    return LANES * min(range(1, most // LANES + 1), key=lambda n: (-images % (n * LANES), -n))
 
 
 def interpreted(images, texts, mask):
@@ -158,7 +166,7 @@ def _kernel(images, rows, real, of_images, of_texts, best_text, best_image, runn
     def of_image_token(k):
         image = images[k]
         for first, here in groups:
-            tile = dot(rows[here, :], image, 1, 1)
+            tile = dot(rows[here, :], image, 1, 1) + LIFT
             running[here, :] = jnp.maximum(running[here, :], pack(tile, k, p))
             packed = pack(jnp.where(real[here, :] > 0, tile, LOW), position, long)
             row[pl.ds(first, together), :] = packed.reshape(together, long, lanes).max(axis=1)
@@ -195,6 +203,10 @@ def _highest_kernel(images, rows, real, of_images, of_texts, running, *, long, p
     narrow = of_texts.shape[1]
     parts = [running[:, start : start + narrow] for start in range(0, lanes, narrow)]
     of_texts[...] = reduce(jnp.maximum, parts)
+
+
+def _most_lanes(bytes_each):
+    return LANES * min(max(IMAGE_BYTES // bytes_each // LANES, 1), MOST_LANES // LANES)
 
 
 def _groups(long):

@@ -55,7 +55,7 @@ def _sum_in_pair(image_tokens, text_tokens, text_mask):
 
 
 def _count(tokens, keep):
-    return max(1, int(tokens * keep)) if keep <= 1 else min(tokens, int(keep))
+    return max(1, int(tokens * keep + 1e-6)) if keep <= 1 else min(tokens, int(keep))  # 0.29 of 100 are 29
 
 
 def _highest(scores, keep):

@@ -53,5 +53,11 @@ def check_tokens(image_tokens: Array, text_tokens: Array, text_mask: Array) -> N
     shapes = f"image_tokens {image_tokens.shape}, text_tokens {text_tokens.shape}, text_mask {text_mask.shape}"
     if image_tokens.ndim != 3 or text_tokens.ndim != 3 or image_tokens.shape[2] != text_tokens.shape[2]:
         raise ValueError(f"tokens must be [i, p, d] and [j, t, d] with the same d, but are {shapes}")
-    if text_mask.shape != text_tokens.shape[:2] or text_mask.dtype != bool:
-        raise ValueError(f"text_mask must be boolean [j, t], but is {text_mask.dtype}: {shapes}")
+    if not image_tokens.shape[1] or not text_tokens.shape[1]:
+        raise ValueError(f"images and texts must have tokens, but are {shapes}")
+    if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in (image_tokens, text_tokens)):
+        raise ValueError(f"tokens must be floating point, but are {image_tokens.dtype} and {text_tokens.dtype}")
+    if text_mask.shape != text_tokens.shape[:2]:
+        raise ValueError(f"text_mask must be [j, t], but the shapes are {shapes}")
+    if text_mask.dtype != bool:
+        raise ValueError(f"text_mask must be boolean, but is {text_mask.dtype}")

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, UInt
 
 MOST_PACKED = 2**9  # tokens whose index leaves 14 bits of mantissa
 LOW = -1e9  # finite, so that its bits can hold an index
+LIFT = 2.0**-100  # added to what is packed: an index in a zero would be a denormal number, which chips flush
 Maxima = tuple[Float[jax.Array, "j i"], Float[jax.Array, "j i"], UInt[jax.Array, "j p i"], UInt[jax.Array, "j t i"]]
 
 
@@ -39,9 +40,9 @@ def maxima(images: Float[jax.Array, "p i d"], texts: Float[jax.Array, "j t d"], 
         best, chosen, running = step(k, tile, allowed, position, running)
         return total + best, best_text.at[:, k].set(chosen.astype(best_text.dtype)), running
 
-    lowest = jnp.full((j, t, i), -jnp.inf)
+    lowest = jnp.full((j, t, i), -jnp.inf, jnp.float32)
     running = (lowest, jnp.zeros((j, t, i), index_dtype(p))) if exact else lowest
-    start = jnp.zeros((j, i)), jnp.zeros((j, p, i), index_dtype(t)), running
+    start = jnp.zeros((j, i), jnp.float32), jnp.zeros((j, p, i), index_dtype(t)), running
     total, best_text, running = jax.lax.fori_loop(0, p, of_image_token, start)
     peak, best_image = running if exact else unpack(running, p)
     return total, jnp.where(allowed, peak, 0.0).sum(axis=1), best_text, best_image.astype(index_dtype(p))
@@ -58,7 +59,7 @@ def _exact_step(k, tile, allowed, position, running):
 
 def _packed_step(p):
     def step(k, tile, allowed, position, running):
-        t = tile.shape[1]
+        t, tile = tile.shape[1], tile + LIFT
         best, chosen = unpack(pack(jnp.where(allowed, tile, LOW), position, t).max(axis=1), t)
         return best, chosen, jnp.maximum(running, pack(tile, k, p))
 
@@ -66,7 +67,7 @@ def _packed_step(p):
 
 
 def pack(x: jax.Array, index: jax.Array, count: int) -> jax.Array:
-    """float32 whose lowest bits are an index below `count`: one maximum finds the value and where it was."""
+    """float32 but no zero, whose lowest bits are an index below `count`: a maximum finds the value and where it was."""
     bits = jax.lax.bitcast_convert_type(x, jnp.int32) & _high(count)
     return jax.lax.bitcast_convert_type(bits | index, jnp.float32)
 
@@ -117,7 +118,7 @@ def spread(
         weights = weights.astype(texts.dtype).reshape(j * t, i)
         return to_images.at[k].add(dot(weights, rows, 0, 0)), to_texts + dot(weights, images[k], 1, 0)
 
-    to_images, to_texts = jax.lax.fori_loop(0, p, of_image_token, (to_images, jnp.zeros((j * t, d))))
+    to_images, to_texts = jax.lax.fori_loop(0, p, of_image_token, (to_images, jnp.zeros((j * t, d), jnp.float32)))
     return to_images, to_texts.reshape(j, t, d)
 
 
@@ -160,7 +161,7 @@ def highest(
         best = jnp.where(mask.reshape(j * t, 1), tile, -jnp.inf).max(axis=0)
         return of_images.at[k].max(best), jnp.maximum(of_texts, tile.max(axis=1))
 
-    start = of_images, jnp.full(j * t, -jnp.inf)
+    start = of_images, jnp.full(j * t, -jnp.inf, jnp.float32)
     of_images, of_texts = jax.lax.fori_loop(0, len(images), of_image_token, start)
     return of_images, of_texts.reshape(j, t)
 

@@ -97,8 +97,8 @@ def make_setup(
     for key, size in sizes.items():
         if data[key] != size:
             raise UserError(f"data.{key}={data[key]}, but the model is built for {size}")
-    objective = _make_loss(**loss)
     parameters = jax.eval_shape(network.init, jax.random.key(seed))
+    objective = _make_loss(jax.eval_shape(partial(_tokens, network, **sizes), parameters), **loss)
     moves = call(make_optimizer, optimizer, "optimizer", parameters=parameters, total_steps=total_steps)
     init = make_init(network, moves, ema_decay)
     shapes = jax.eval_shape(init, jax.random.key(seed))
@@ -133,14 +133,20 @@ def _check_numbers(seed, total_steps, log_every_steps, eval_every_steps, ema_dec
         )
 
 
-def _make_loss(name: str = "", **options: Any) -> Callable[..., jax.Array]:
-    """The loss with its options, tried on abstract tokens so that a wrong one shows before anything is compiled."""
+def _tokens(network, parameters, image_size, text_length):
+    """What a pair of images and texts becomes in training."""
+    noise = jnp.zeros((2, network.noise_size)) if network.noise_size else None
+    images = network.encode_image(parameters, jnp.zeros((2, image_size, image_size, 3), jnp.uint8), noise=noise)
+    return images, *network.encode_text(parameters, jnp.ones((2, text_length), jnp.int32))
+
+
+def _make_loss(tokens, name: str = "", **options: Any) -> Callable[..., jax.Array]:
+    """The loss with its options, tried on the model's tokens so that a wrong one shows before anything is compiled."""
     function = choose(LOSSES, name, "loss.name")
     given = ("image_tokens", "text_tokens", "text_mask", "logit_scale", "group_ids", "row_mask")
     check(function, options, "loss", given)
-    tokens, mask = jax.ShapeDtypeStruct((2, 2, 8), jnp.float32), jax.ShapeDtypeStruct((2, 2), jnp.bool)
     try:
-        jax.eval_shape(partial(function, **options), tokens, tokens, mask, 1.0)
+        jax.eval_shape(partial(function, **options), *tokens, 1.0)
     except UserError as error:
         raise UserError(f"loss.{error}") from error
     return partial(function, **options)
