@@ -57,7 +57,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         ),
         loss=dict(
             name="contrastive",
-            keep_tokens=0.25,  # the paper's; 1.0 is the exact loss
+            keep_tokens=0.25,  # the paper's, chosen on each device; 1.0 is the exact loss
             selection="batch",
             label_smoothing=0.0,
             dtype="bfloat16",  # of the tokens between devices; the paper: float16

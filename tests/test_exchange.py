@@ -264,7 +264,7 @@ def test_bfloat16_tokens_lose_what_rounding_them_loses():
     assert float(ours[0]) == pytest.approx(exact, rel=1e-5)
     for mine, expected in zip(ours[1][:2], gradients):
         deviation = np.linalg.norm(np.asarray(mine, np.float64) - expected) / np.linalg.norm(expected)
-        assert deviation < 0.01, deviation
+        assert deviation < 0.003, deviation  # 8 bits of the result itself
 
 
 def oracle(images, texts, mask, scale):

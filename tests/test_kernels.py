@@ -67,6 +67,11 @@ def test_of_equally_good_tokens_one_that_takes_part_is_named(maxima):
         check_maxima(maxima, images.astype(jnp.bfloat16), texts.astype(jnp.bfloat16), mask, tolerance=2**-7)
 
 
+def test_more_tokens_than_an_index_has_room_for_are_compared_exactly():
+    images, texts, mask = pairs(12, 2, 600, 3, 8)
+    check_maxima(tiles.maxima, images.astype(jnp.bfloat16), texts.astype(jnp.bfloat16), mask, tolerance=1e-6)
+
+
 @pytest.mark.parametrize("mesh", [None, (1, 2)])
 def test_the_loss_on_kernels_equals_the_definition(mesh):
     images, texts, mask = pairs(9, 8, 5, 11, 16)

@@ -162,6 +162,27 @@ def test_microbatches_give_the_gradients_of_the_whole_batch(config, one_device, 
         np.testing.assert_allclose(mine[path], leaf, atol=1e-5 * worst, err_msg=path)
 
 
+def test_microbatches_keep_no_activations():
+    """What a deep encoder holds for the backward pass exists for one piece at a time."""
+
+    def encode(weights, batch):
+        for weight in weights:
+            batch = jnp.tanh(batch @ weight)
+        return batch[:, :1]
+
+    def bytes_of(pieces):
+        def loss(weights, batch):
+            return step.in_pieces(encode, pieces)(weights, batch).sum()
+
+        weights, batch = (
+            [jax.ShapeDtypeStruct((64, 64), jnp.float32)] * 8,
+            jax.ShapeDtypeStruct((4096, 64), jnp.float32),
+        )
+        return jax.jit(jax.grad(loss)).lower(weights, batch).compile().memory_analysis().temp_size_in_bytes
+
+    assert bytes_of(8) < bytes_of(1) / 3
+
+
 def test_microbatches_that_do_not_fit_are_refused():
     mesh = make_devices_mesh(2, 4)
     check_batch_size(64, mesh, 4)
