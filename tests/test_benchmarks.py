@@ -1,5 +1,6 @@
 """The benchmarks run, small; programs for TPUs and GPUs compile where their compilers are installed."""
 
+import os
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from filip_jax.losses import pallas_gpu
 
 def benchmark(*arguments, script="loss.py"):
     command = [sys.executable, f"benchmarks/{script}", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -100,7 +100,7 @@ def test_a_long_text_is_cut_counted_and_said(run, capsys):
 
 
 MISTAKES = {
-    "unknown key": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.batchsize=3"], 'Did you mean "batch_size"'),
+    "unknown key": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.batchsize=3"], 'did you mean batch_size?'),
     "wrong type": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.batch_size=many"], "invalid literal for int"),
     "no config": (["train", "--config=nowhere.py", "--workdir=RUN/x"], "--config=nowhere.py: no such Python file"),
     "indivisible": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.batch_size=130"], "130 is not divisible by the 8 devices"),
