@@ -12,7 +12,7 @@ from PIL import Image
 
 from filip_jax.data.pipeline import batches
 from filip_jax.data.preprocess import AUGMENTATIONS, box_in_centre_view, centre_view, crop_flip, decode
-from filip_jax.data.record import Record
+from filip_jax.data.record import BadRecord, Caption, Record
 from filip_jax.data.sources import make_source
 from filip_jax.data.tokenizer import BOS, EOS, PAD, Tokenizer, train_tokenizer
 from filip_jax.errors import UserError
@@ -23,8 +23,11 @@ CAPTIONS = ["a red apple", "a dog to the left of a cat", "a big house, a tree an
 class Numbered:
     """A source whose record n is a picture of the number n with the caption "number n"."""
 
+    seen = identity = "numbers"
+
     def __init__(self, size):
         self.size = size
+        self.shard_sizes = np.array([size])
 
     def __len__(self):
         return self.size
@@ -32,10 +35,10 @@ class Numbered:
     def __getitem__(self, index):
         image = np.full((20, 24, 3), index, np.uint8)
         image[index % 20] = 255
-        return Record(str(index), image, self.caption(index))
+        return Record(str(index), image, self.captions(index))
 
-    def caption(self, index):
-        return f"number {index}"
+    def captions(self, index):
+        return (Caption(f"number {index}"),)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +92,7 @@ def test_every_epoch_is_a_new_order_of_every_record(tokenizer):
 def test_a_record_that_is_no_picture_is_named(tokenizer):
     class Broken(Numbered):
         def __getitem__(self, index):
-            return Record(f"shard/{index}", b"no picture", "a caption")
+            return Record(f"shard/{index}", b"no picture", (Caption("a caption"),))
 
     options = dict(image_size=16, text_length=8, augment="none", seed=0, workers=0, threads=0, start=0)
     rows = batches(Broken(3), tokenizer, batch_size=2, process_index=0, process_count=1, **options)
@@ -209,8 +212,8 @@ def test_a_folder_of_pairs(tmp_path):
         with pytest.raises(UserError, match=message):
             make_source(dict(name="folder", path=str(path)))
     (tmp_path / "b.txt").write_bytes("café".encode("latin-1"))
-    with pytest.raises(UserError, match="b.txt is not UTF-8"):
-        source.caption(0)
+    with pytest.raises(BadRecord, match="not UTF-8"):
+        source[0]
     (tmp_path / "b.txt").unlink(), (tmp_path / "sub/a.txt").unlink()
     with pytest.raises(UserError, match="3 images .* none with a .txt"):
         make_source(dict(name="folder", path=str(tmp_path)))
@@ -250,7 +253,7 @@ def test_tensorflow_datasets_without_tensorflow(tmp_path):
     assert sorted(r.caption for r in records) == [f"picture {n}" for n in range(5)]
     for record in records:
         assert np.asarray(decode(record.image))[0, 0, 0] == int(record.caption[-1])
-    labelled = make_source(dict(name="tfds", path=path, split="train[:2]", caption="label"))
+    labelled = make_source(dict(name="tfds", path=path, split="train[:2]", caption_keys=("label",)))
     assert labelled.class_names == ["cat", "dog"]
     assert [r.caption for r in (labelled[0], labelled[1])] == [
         ("cat", "dog")[r.label] for r in (labelled[0], labelled[1])
@@ -258,7 +261,7 @@ def test_tensorflow_datasets_without_tensorflow(tmp_path):
     for options, message in (
         (dict(path=str(tmp_path), split="train"), "dataset_info.json"),
         (dict(path=path, split="valid"), "Unknown split 'valid'"),
-        (dict(path=path, split="train", caption="text"), "no feature 'text'; it has"),
+        (dict(path=path, split="train", caption_keys=("text",)), "no feature 'text'; it has"),
     ):
         with pytest.raises(UserError, match=message):
             make_source(dict(name="tfds", **options))
@@ -267,5 +270,5 @@ def test_tensorflow_datasets_without_tensorflow(tmp_path):
 def test_an_unknown_source_or_option_is_refused():
     with pytest.raises(UserError, match="source.name='webdata' is not one of emoji_scenes, folder, tfds"):
         make_source(dict(name="webdata", path="x"))
-    with pytest.raises(UserError, match=r"config section source \(folder\): .*; its keys are path"):
+    with pytest.raises(UserError, match=r"config section source \(folder\): .*; its keys are path, caption_keys"):
         make_source(dict(name="folder", paht="x"))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from filip_jax.data.record import Record, Region
+from filip_jax.data.record import Caption, Record, Region
 from filip_jax.errors import UserError
 from filip_jax.evals import localisation, pixels, retrieval, similarity, zero_shot
 from filip_jax.evals.alignment import Alignment, align, content_words
@@ -80,12 +80,13 @@ class Scenes:
     """Pictures of two words at known places, captioned by them."""
 
     class_names = ["cat", "dog", "sun", "tree", "house"]
+    shard_sizes, identity, seen = np.array([10]), "scenes", "scenes"
 
     def __len__(self):
         return 10
 
-    def caption(self, index):
-        return self[index].caption
+    def captions(self, index):
+        return self[index].captions
 
     def __getitem__(self, index):
         pairs = [(a, b) for a in range(5) for b in range(a + 1, 5)]
@@ -96,7 +97,8 @@ class Scenes:
         boxes = [((index % 4) % 3 * 4, (index % 4) // 3 * 4), ((8 - index % 4) % 3 * 4, (8 - index % 4) // 3 * 4)]
         spans = [(0, len(first)), (len(first) + 1, len(caption))]
         regions = tuple(Region(*span, (x, y, x + 4, y + 4)) for span, (x, y) in zip(spans, boxes))
-        return Record(str(index), picture(*numbers), caption, pairs[index][0], regions)
+        captions = (Caption(caption),)
+        return Record(str(index), picture(*numbers), captions, label=pairs[index][0], regions=regions)
 
 
 def test_blocks_equal_the_whole(monkeypatch):
@@ -175,7 +177,7 @@ def test_zero_shot_accuracy_by_both_rules():
 
     class Unlabelled(Scenes):
         def __getitem__(self, index):
-            return Record("0", picture(*range(9)), "a caption")
+            return Record("0", picture(*range(9)), (Caption("a caption"),))
 
     with pytest.raises(UserError, match="labelled images"):
         zero_shot.evaluate(Oracle(), Unlabelled(), Path(), prompts=("{}",))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from filip_jax.data.emoji_art import DESIGNS, concept_name, load_concepts, sprite
-from filip_jax.data.record import Record, Region
+from filip_jax.data.record import Caption, Record, Region
 from filip_jax.errors import UserError
 
 UNSEEN_CONCEPTS = 10  # never trained on in either design
@@ -68,6 +68,9 @@ class EmojiScenes:
             )
         self.scenes = len(self.cells) if scenes == -1 else scenes
         self.distinct = self._distinct() if split == "val" else None
+        self.shard_sizes = np.array([self.scenes])
+        self.identity = f"{split} {seed} {scenes}"
+        self.seen = "scenes"
 
     def __len__(self) -> int:
         return self.scenes
@@ -75,8 +78,8 @@ class EmojiScenes:
     def __getitem__(self, index: int) -> Record:
         return self._scene(index if self.distinct is None else self.distinct[index])
 
-    def caption(self, index: int) -> str:
-        return self[index].caption
+    def captions(self, index: int) -> tuple[Caption, ...]:
+        return self[index].captions
 
     def _distinct(self) -> list[int]:
         """The first scenes of the stream whose captions differ in more than the order of their words."""
@@ -101,7 +104,8 @@ class EmojiScenes:
             background, label = str(rng.choice(list(BACKGROUNDS))), None
         caption, regions = _describe(rng, things, self.class_names, background)
         image = _draw(rng, things, self.characters, BACKGROUNDS[background], vary=not self.single)
-        return Record(f"{self.split}/{self.seed}/{index}", image, caption, label, regions)
+        key = f"{self.split}/{self.seed}/{index}"
+        return Record(key, image, (Caption(caption),), label=label, regions=regions)
 
 
 def split_cells(characters: list[str]) -> dict[str, list[tuple[int, str]]]:

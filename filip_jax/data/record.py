@@ -1,13 +1,31 @@
-"""What every data source yields: one image with its caption."""
+"""What every data source yields: one image with its texts."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 
+class BadRecord(Exception):
+    """A record that can not be used, and why; training puts another in its place and names it."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One text of an image.
+
+    Attributes:
+        origin: where it comes from: a column, a member's suffix, a field, a side file's name for it.
+        weight: how often it is drawn, beside the image's other texts.
+    """
+
+    text: str
+    origin: str = "caption"
+    weight: float = 1.0
+
+
 @dataclass(frozen=True)
 class Region:
-    """A phrase of the caption and where the thing it names stands in the image.
+    """A phrase of the first caption and where the thing it names stands in the image.
 
     Attributes:
         start, end: the phrase is caption[start:end].
@@ -21,18 +39,25 @@ class Region:
 
 @dataclass(frozen=True)
 class Record:
-    """One pair.
+    """One image with its texts.
 
     Attributes:
-        key: names the record for people, unique in its source.
+        key: the record's own name, unique in its source as far as the data's maker saw to it.
         image: encoded bytes (JPEG, PNG, WebP …) or decoded uint8 [h, w, 3].
-        caption: the text.
+        captions: at least one; evaluations take the first.
+        shard: the file that the record lies in, for people.
         label: index into the source's `class_names`, if it has them.
         regions: phrases with their boxes, where the source knows them.
     """
 
     key: str
     image: bytes | np.ndarray
-    caption: str
+    captions: tuple[Caption, ...]
+    shard: str = ""
     label: int | None = None
     regions: tuple[Region, ...] = ()
+
+    @property
+    def caption(self) -> str:
+        """The first of the texts."""
+        return self.captions[0].text

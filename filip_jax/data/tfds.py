@@ -1,8 +1,11 @@
 """TensorFlow Datasets as a source: prepared data read through ArrayRecord; TensorFlow is never imported."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import tensorflow_datasets as tfds
 
-from filip_jax.data.record import Record
+from filip_jax.data.record import Caption, Record
 from filip_jax.errors import UserError
 
 
@@ -13,37 +16,49 @@ class Tfds:
         path: the folder of the prepared version, which holds dataset_info.json.
         split: "train", "test[:1000]" …
         image: name of the image feature.
-        caption: name of a text or class-label feature; a label's name becomes the caption.
+        caption_keys: names of features of text, of sequences of texts, or of a class label, whose name
+            becomes the caption.
 
     Raises:
         UserError: no prepared data there, or no such split or feature.
     """
 
-    def __init__(self, *, path: str, split: str, image: str = "image", caption: str = "caption"):
-        self.path, self.image, self.caption = path, image, caption
+    def __init__(self, *, path: str, split: str, image: str = "image", caption_keys: Sequence[str] = ("caption",)):
+        self.path, self.image, self.caption_keys = path, image, tuple(caption_keys)
         try:
             builder = tfds.builder_from_directory(path)
             self.features = builder.info.features
-            missing = [name for name in (image, caption) if name not in self.features]
+            missing = [name for name in (image, *caption_keys) if name not in self.features]
             if missing:
                 raise UserError(f"tfds: {path!r} has no feature {missing[0]!r}; it has {', '.join(self.features)}")
             self.data = builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})
         except (OSError, ValueError, NotImplementedError) as error:
             raise UserError(f"tfds: path={path!r}, split={split!r}: {' '.join(str(error).split())}") from error
-        if isinstance(self.features[caption], tfds.features.ClassLabel):
-            self.class_names = list(self.features[caption].names)
+        labels = [name for name in caption_keys if isinstance(self.features[name], tfds.features.ClassLabel)]
+        self.label = labels[0] if labels else None
+        if self.label:
+            self.class_names = list(self.features[self.label].names)
+        self.shard_sizes = np.array([len(self.data)])
+        self.identity = f"{builder.info.full_name} {split}"
+        self.seen = f"features {', '.join(self.features)}"
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, index: int) -> Record:
         features = self.data[index]
-        caption = features[self.caption]
-        label = None
-        if hasattr(self, "class_names"):
-            label, caption = int(caption), self.class_names[int(caption)]
-        text = caption.decode("utf-8") if isinstance(caption, bytes) else caption
-        return Record(f"{self.path}/{index}", features[self.image], text, label)
+        label = int(features[self.label]) if self.label else None
+        return Record(str(index), features[self.image], self._captions(features), shard=self.path, label=label)
 
-    def caption(self, index: int) -> str:
-        return self[index].caption
+    def captions(self, index: int) -> tuple[Caption, ...]:
+        return self._captions(self.data[index])
+
+    def _captions(self, features) -> tuple[Caption, ...]:
+        found = []
+        for key in self.caption_keys:
+            if key == self.label:
+                found += [Caption(self.class_names[int(features[key])], key)]
+            else:
+                texts = [features[key]] if isinstance(features[key], bytes | str) else features[key]
+                found += [Caption(t.decode("utf-8", "replace") if isinstance(t, bytes) else t, key) for t in texts]
+        return tuple(found)

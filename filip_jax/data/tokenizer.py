@@ -73,7 +73,9 @@ def make_tokenizer(*, source: Source, path: str, vocab_size: int, captions: int)
     if path:
         return Path(path).read_bytes()
     count = min(captions, len(source))
-    return train_tokenizer((source.caption(index * len(source) // count) for index in range(count)), vocab_size)
+    return train_tokenizer(
+        (source.captions(index * len(source) // count)[0].text for index in range(count)), vocab_size
+    )
 
 
 def check_tokenizer_section(path: str, captions: int) -> None:

@@ -17,7 +17,7 @@ def check_records(source: Source, examples: int, key: str) -> None:
     if examples < 1 or examples > len(source):
         raise UserError(f"{key}.examples={examples}, but the source has {len(source)} records")
     for index in range(examples):
-        if not source.caption(index).strip():
+        if not source.captions(index)[0].text.strip():
             raise UserError(f"{key}: record {source[index].key} has an empty caption")
 
 
