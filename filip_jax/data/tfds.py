@@ -50,6 +50,9 @@ class Tfds:
         label = int(features[self.label]) if self.label else None
         return Record(str(index), features[self.image], self._captions(features), shard=self.path, label=label)
 
+    def where(self, index: int) -> tuple[str, str]:
+        return self.path, str(index)
+
     def captions(self, index: int) -> tuple[Caption, ...]:
         return self._captions(self.data[index])
 
