@@ -5,6 +5,7 @@ The side file is JSON lines or parquet with the columns key, origin and caption,
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -67,12 +68,14 @@ class SideCaptions:
         """Writes the texts as Arrow batches, the sorted hashes of their keys, and which row each has."""
         Path(self.stem).parent.mkdir(parents=True, exist_ok=True)
         hashes, origins = [], set()
-        with pa.OSFile(f"{self.stem}.arrow", "wb") as file, pa.ipc.new_file(file, SCHEMA) as out:
+        beside = f"{self.stem}.{os.getpid()}.tmp"
+        with pa.OSFile(beside, "wb") as file, pa.ipc.new_file(file, SCHEMA) as out:
             for batch in _batches(path):
                 out.write_batch(batch)
                 keys, of_batch = batch.column(0).to_pylist(), batch.column(1).unique().to_pylist()
                 hashes.append(np.array([_hash(key) for key in keys], np.uint64))
                 origins |= set(of_batch)
+        os.replace(beside, f"{self.stem}.arrow")
         found = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
         order = np.argsort(found, kind="stable")
         np.save(f"{self.stem}.rows.npy", order)
@@ -146,6 +149,7 @@ _EXAMPLE = '{"key": "000012", "origin": "german", "caption": "ein Hund"}'
 def _checked(row: tuple, place: str) -> tuple[str, str, str]:
     if not all(isinstance(field, str) for field in row):
         raise UserError(f"{place}: {', '.join(COLUMNS)} must be texts, as in {_EXAMPLE}")
-    if len(row[2].encode("utf-8", "replace")) > CAPTION_BYTES:
+    row = tuple(field.encode("utf-8", "replace").decode("utf-8") for field in row)  # no lone surrogates
+    if len(row[2]) > CAPTION_BYTES:
         raise UserError(f"{place}: a caption of more than {CAPTION_BYTES} bytes")
     return row

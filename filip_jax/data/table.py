@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -44,15 +45,16 @@ class Table:
         self.image, self.caption_keys, self.key = image, tuple(caption_keys), key
         self.files = [file for file, _ in found]
         self.folders = [images or storage.folder_of(file) for file in self.files]
-        versions = [storage.version(file) for file in self.files]
-        self.identity = hashlib.sha256("\n".join(versions + [image, key, *caption_keys]).encode()).hexdigest()
+        options = [self.image, self.key, *self.caption_keys]
+        place = "\n".join([*(f"{file} {storage.version(file)}" for file in self.files), *options])
         folder = index or storage.join(storage.common_folder(self.files), ".filip_index")
         if storage.is_remote(folder):
             raise UserError(f"path={path!r}: set `index` to a local folder, from which rows are read")
-        self.stem = storage.join(folder, f"table.{self.identity[:16]}")
+        self.stem = storage.join(folder, f"table.{hashlib.sha256(place.encode()).hexdigest()[:16]}")
         if not storage.exists(f"{self.stem}.json"):
             self._make()
         facts = json.loads(storage.read(f"{self.stem}.json"))
+        self.identity = facts["identity"]
         self.shard_sizes = np.array(facts["sizes"], np.int64)
         self.ends = np.cumsum(self.shard_sizes)
         self.seen = f"{len(found)} lists with the columns {', '.join(facts['columns'])}"
@@ -113,20 +115,28 @@ class Table:
         texts = [(f"text {n}", pa.list_(pa.string())) for n in range(len(self.caption_keys))]
         schema = pa.schema([("problem", pa.string()), ("key", pa.string()), ("image", pa.string()), *texts])
         Path(self.stem).parent.mkdir(parents=True, exist_ok=True)
-        sizes, columns, waiting = [], set(), []
-        with pa.OSFile(f"{self.stem}.arrow", "wb") as file, pa.ipc.new_file(file, schema) as out:
+        sizes, columns, waiting, digest = (
+            [],
+            set(),
+            [],
+            hashlib.sha256(f"{self.image} {self.key} {self.caption_keys}".encode()),
+        )
+        beside = f"{self.stem}.{os.getpid()}.tmp"
+        with pa.OSFile(beside, "wb") as file, pa.ipc.new_file(file, schema) as out:
             for path in self.files:
                 count = 0
                 for count, fields in enumerate(_rows(path), 1):
                     columns |= set(fields or ())
                     waiting.append(self._columns(fields))
+                    digest.update(repr(waiting[-1]).encode("utf-8", "surrogatepass"))
                     if len(waiting) == ROWS:
                         out.write_batch(pa.record_batch([*map(list, zip(*waiting))], schema=schema))
                         waiting = []
                 sizes.append(count)
             if waiting:
                 out.write_batch(pa.record_batch([*map(list, zip(*waiting))], schema=schema))
-        facts = {"sizes": sizes, "columns": sorted(map(str, columns))}
+        os.replace(beside, f"{self.stem}.arrow")
+        facts = {"sizes": sizes, "columns": sorted(map(str, columns)), "identity": digest.hexdigest()}
         storage.write(f"{self.stem}.json", json.dumps(facts).encode())
 
     def _columns(self, fields: dict | None) -> tuple:
@@ -136,16 +146,22 @@ class Table:
         image, key = fields.get(self.image), fields.get(self.key) if self.key else ""
         texts = [_texts(fields.get(name)) for name in self.caption_keys]
         problem = "" if isinstance(image, str) and image else f"no {self.image}"
-        return (problem, "" if key is None else str(key), image if isinstance(image, str) else "", *texts)
+        return (
+            problem,
+            _clean("" if key is None else str(key)),
+            _clean(image) if isinstance(image, str) else "",
+            *texts,
+        )
 
 
 def _texts(value) -> list[str]:
     values = value if isinstance(value, list) else [value]
-    return [text.strip() for text in values if isinstance(text, str) and len(text) <= CAPTION_BYTES and _valid(text)]
+    return [_clean(text.strip()) for text in values if isinstance(text, str) and len(text) <= CAPTION_BYTES]
 
 
-def _valid(text: str) -> bool:
-    return not any(0xD800 <= ord(character) < 0xE000 for character in text)
+def _clean(text: str) -> str:
+    """Without lone surrogates, which JSON can bring."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _rows(path: str) -> Iterator[dict | None]:

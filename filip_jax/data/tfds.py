@@ -24,6 +24,8 @@ class Tfds:
     """
 
     def __init__(self, *, path: str, split: str, image: str = "image", caption_keys: Sequence[str] = ("caption",)):
+        if path.startswith("s3://"):
+            raise UserError(f"tfds: path={path!r}: the reader of TensorFlow Datasets knows no s3://; copy the data")
         self.path, self.image, self.caption_keys = path, image, tuple(caption_keys)
         try:
             builder = tfds.builder_from_directory(path)

@@ -135,7 +135,7 @@ class WebDataset:
 
     def _check(self, kinds: Counter) -> None:
         members = {"json" if key.startswith("json.") else key for key in self.caption_keys}
-        if not members & set(kinds):
+        if members and not members & set(kinds):
             raise UserError(
                 f"path={self.root!r}: no sample has an image and one of caption_keys={self.caption_keys}; {self.seen}"
             )
