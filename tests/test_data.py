@@ -22,7 +22,7 @@ CAPTIONS = ["a red apple", "a dog to the left of a cat", "a big house, a tree an
 
 PLAIN = dict(min_area=1.0, flip=False, colour_jitter=0.0, auto_augment=False)
 VARIED = dict(min_area=0.5, flip=True, colour_jitter=0.0, auto_augment=False)
-ARRAYS = ("image", "ids", "truncated", "part")
+ARRAYS = ("image", "ids", "truncated", "part", "index")
 OPTIONS = dict(
     image_size=16, text_length=8, augment=VARIED, shuffle="global", block_size=4, max_bad_fraction=0.0,
     seed=0, workers=0, threads=0, start=0,

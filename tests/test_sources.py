@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import tarfile
+import zlib
 
 import numpy as np
 import pytest
@@ -106,7 +107,8 @@ def link(name, kind, target="/etc/passwd"):
 
 
 def test_tars_full_of_traps(tmp_path):
-    png_of_30000 = picture(1)[:16] + (30_000).to_bytes(4, "big") * 2 + picture(1)[24:]
+    header = b"IHDR" + (30_000).to_bytes(4, "big") * 2 + picture(1)[24:29]
+    png_of_30000 = picture(1)[:12] + header + zlib.crc32(header).to_bytes(4, "big") + picture(1)[33:]
     tar(tmp_path / "00000.tar", [
         *members([0]),
         ("000000001.png", b"no picture"), ("000000001.txt", b"broken image"),
@@ -147,7 +149,7 @@ def test_tars_full_of_traps(tmp_path):
     (long,) = good
     assert len(long) == 200 and good[long][1] == ["a long name"]
     assert set(bad) == {"000000001", "000000009", "000000010", "000000011"}
-    assert "30000" in bad["000000009"] and "2000000 bytes" in bad["000000010"] and "UTF-8" in bad["000000011"]
+    assert "30000 x 30000" in bad["000000009"] and "2000000 bytes" in bad["000000010"] and "UTF-8" in bad["000000011"]
     for problem in ("no image (3)", "duplicate (2)", "not a file (3)", "empty (2)", "damaged or empty", "cut off (1)"):
         assert problem in source.seen, source.seen
 

@@ -42,7 +42,7 @@ class Bad:
 
 
 class Samples:
-    """The global stream, by number: {image, ids, truncated, part, bad}.
+    """The global stream, by number: {image, ids, truncated, part, index, bad}.
 
     A record that can not be used is replaced by another of its part, drawn by the sample's number;
     `bad` names each that was tried before.
@@ -76,7 +76,8 @@ class Samples:
     def _row(self, visit: Visit, rng: np.random.Generator) -> Batch:
         caption, image = _draw(self.sources[visit.part], visit.index, self.image_size, rng, self.augment)
         ids, truncated = self.tokenizer.encode([caption], self.text_length)
-        return {"image": image, "ids": ids[0], "truncated": truncated[0], "part": np.int32(visit.part)}
+        place = {"part": np.int32(visit.part), "index": np.int64(visit.index)}
+        return {"image": image, "ids": ids[0], "truncated": truncated[0], **place}
 
 
 def _draw(source: Source, index: int, size: int, rng: np.random.Generator, augment: Mapping[str, Any]):
@@ -198,8 +199,8 @@ def batches(
 ) -> Iterator[Batch]:
     """Endless batches of this process's rows.
 
-    {image uint8 [rows, size, size, 3], ids int32 [rows, length], truncated bool [rows], part int32 [rows],
-    bad: the records that were replaced}
+    {image uint8 [rows, size, size, 3], ids int32 [rows, length], truncated bool [rows], part int32 and
+    index int64 [rows]: which record of which part, bad: the records that were replaced}
 
     Args:
         batch_size: of the global batch; `rows` is its share of one process.

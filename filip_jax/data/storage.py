@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from io import IOBase
 
 import fsspec
 
@@ -116,7 +116,7 @@ def read(path: str, offset: int = 0, size: int | None = None) -> bytes:
         OSError: the file can not be read.
     """
     if is_remote(path):
-        return _system(path).cat_file(path, offset, None if size is None else offset + size)
+        return _system(path).cat_file(path, start=offset, end=None if size is None else offset + size)
     handle = _open(path)
     return os.pread(handle.descriptor, os.fstat(handle.descriptor).st_size if size is None else size, offset)
 
@@ -136,7 +136,7 @@ def read_listed(folder: str, name: str, most: int) -> bytes:
         raise BadRecord(f"no such file: {path}") from error
 
 
-def open_stream(path: str) -> BinaryIO:
+def open_stream(path: str) -> IOBase:
     """The file for reading from its beginning to its end; seeking is possible."""
     if is_remote(path):
         return _system(path).open(path, "rb", block_size=8 << 20, cache_type="readahead")
