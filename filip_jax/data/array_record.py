@@ -11,10 +11,11 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from array_record.python.array_record_module import ArrayRecordReader
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
 from filip_jax.data import storage
@@ -170,3 +171,19 @@ def _count(path: str) -> int:
         return reader.num_records()
     finally:
         reader.close()
+
+
+class RecordWriter:
+    """Writes records of ours into a file, each readable by itself; a context manager."""
+
+    def __init__(self, path: Path):
+        self.writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+
+    def write(self, record: Record) -> None:
+        self.writer.write(encode_record(record))
+
+    def __enter__(self) -> "RecordWriter":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.writer.close()
