@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from filip_jax.data.pipeline import batches
-from filip_jax.data.preprocess import AUGMENTATIONS, box_in_centre_view, centre_view, crop_flip, decode
+from filip_jax.data.decode import decode
 from filip_jax.data.record import BadRecord, Caption, Record
 from filip_jax.data.sources import make_source
 from filip_jax.data.tokenizer import BOS, EOS, PAD, Tokenizer, train_tokenizer
@@ -134,69 +134,6 @@ def test_training_a_tokenizer_is_reproducible_and_few_captions_give_few_pieces()
         train_tokenizer(CAPTIONS, 20)
     with pytest.raises(UserError, match="no sentencepiece model"):
         Tokenizer(b"nonsense")
-
-
-@given(width=st.integers(1, 90), height=st.integers(1, 90), size=st.integers(1, 64))
-def test_the_centre_view_is_square_and_boxes_follow_it(width, height, size):
-    view = centre_view(Image.new("RGB", (width, height), (10, 20, 30)), size)
-    assert view.shape == (size, size, 3) and (view == (10, 20, 30)).all()
-    left, top, right, bottom = box_in_centre_view((0, 0, width, height), (width, height), size)
-    assert left <= 0.5 and top <= 0.5 and right >= size - 0.5 and bottom >= size - 0.5
-
-
-def test_a_box_stays_on_its_thing():
-    picture = np.zeros((60, 100, 3), np.uint8)
-    picture[20:40, 50:70] = 255
-    view = centre_view(Image.fromarray(picture), 30)
-    left, top, right, bottom = (round(edge) for edge in box_in_centre_view((50, 20, 70, 40), (100, 60), 30))
-    inside = np.zeros((30, 30), bool)
-    inside[top:bottom, left:right] = True
-    assert view[inside].mean() > 200 and view[~inside].mean() < 10
-
-
-@pytest.mark.parametrize("augment", AUGMENTATIONS)
-def test_augmentations_are_functions_of_the_generator(augment):
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
-    views = [AUGMENTATIONS[augment](picture, 16, np.random.default_rng(seed)) for seed in (1, 1, 2)]
-    assert views[0].shape == (16, 16, 3) and views[0].dtype == np.uint8
-    assert np.array_equal(views[0], views[1])
-    assert np.array_equal(views[0], views[2]) == (augment == "none")
-
-
-@given(width=st.integers(40, 400), height=st.integers(40, 400), seed=st.integers(0, 2**16))
-def test_a_crop_keeps_half_of_the_area_of_any_picture(width, height, seed):
-    boxes, resize = [], Image.Image.resize
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            Image.Image, "resize", lambda self, *given, box: boxes.append(box) or resize(self, *given, box=box)
-        )
-        crop_flip(Image.new("RGB", (width, height)), 16, np.random.default_rng(seed))
-    (left, top, right, bottom) = boxes[0]
-    assert 0 <= left < right <= width and 0 <= top < bottom <= height
-    assert 0.48 <= (right - left) * (bottom - top) / (width * height) <= 1
-    ratio = (right - left) / (bottom - top)
-    assert 0.7 < ratio < 1.4 or right - left == width or bottom - top == height
-
-
-def test_decoding_undoes_rotation_and_lays_transparency_on_white():
-    picture = Image.new("RGB", (20, 10), "red")
-    exif = picture.getexif()
-    exif[0x0112] = 6  # turned by a quarter
-    turned, clear = io.BytesIO(), io.BytesIO()
-    picture.save(turned, "png", exif=exif)
-    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(clear, "png")
-    assert decode(turned.getvalue()).size == (10, 20)
-    assert np.asarray(decode(clear.getvalue())).min() == 255
-
-
-def test_decoding_takes_what_pillow_takes():
-    array = np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8)
-    assert np.array_equal(np.asarray(decode(png(array))), array)
-    for mode in ("L", "P", "RGBA", "CMYK"):
-        assert decode(png(array, mode, "JPEG" if mode == "CMYK" else "PNG")).mode == "RGB"
-    for broken in (b"", b"text", png(array)[:40]):
-        with pytest.raises(ValueError, match="no picture"):
-            decode(broken)
 
 
 def test_a_folder_of_pairs(tmp_path):

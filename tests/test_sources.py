@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairs import WRITERS, key, members, picture, tar, texts, write_array_record, write_jsonl, write_webdataset
 
-from filip_jax.data.preprocess import decode
+from filip_jax.data.decode import decode
 from filip_jax.data.record import BadRecord, Caption
 from filip_jax.data.sources import Source, fingerprint, make_source
 from filip_jax.errors import UserError
@@ -149,8 +149,8 @@ def test_tars_full_of_traps(tmp_path):
     (long,) = good
     assert len(long) == 200 and good[long][1] == ["a long name"]
     assert set(bad) == {"000000001", "000000009", "000000010", "000000011"}
-    assert "30000 x 30000" in bad["000000009"] and "2000000 bytes" in bad["000000010"] and "UTF-8" in bad["000000011"]
-    for problem in ("no image (3)", "duplicate (2)", "not a file (3)", "empty (2)", "damaged or empty", "cut off (1)"):
+    assert "pixels" in bad["000000009"] and "2000000 bytes" in bad["000000010"] and "UTF-8" in bad["000000011"]
+    for problem in ("no image (2)", "duplicate (2)", "not a file (3)", "empty (2)", "damaged or empty", "cut off (1)"):
         assert problem in source.seen, source.seen
 
 

@@ -17,6 +17,7 @@ ROOMS = [
     {"checkpoint"},
     {"inference"},
     {"evals"},
+    {"tools"},
     {"train"},
     {"cli"},
 ]  # fmt: skip
@@ -31,6 +32,7 @@ DOORS = {
     "optax": {"train/optimizer.py", "train/step.py"},
     "pyarrow": {"data/kept.py", "data/parquet.py", "data/side_captions.py", "data/table.py"},
     "orbax": {"checkpoint.py"},
+    "simplejpeg": {"data/decode.py"},
     "sentencepiece": {"data/tokenizer.py"},
     "tensorboardX": {"train/metrics.py"},
     "tensorflow_datasets": {"data/array_record.py", "data/tfds.py"},

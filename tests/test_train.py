@@ -252,7 +252,7 @@ def test_evaluations_use_the_average_where_the_run_has_one(config, tmp_path):
 
 def test_the_paper_config_trains_on_a_folder(demo_config, tmp_path):
     """configs/filip.py and clip.py with small towers: LAMB, bfloat16, scan, remat, crops and flips."""
-    from filip_jax.data.preprocess import decode
+    from filip_jax.data.decode import decode
     from filip_jax.data.sources import make_source
 
     scenes = make_source(demo_config["source"])

@@ -105,13 +105,13 @@ def _cpu_seconds() -> float:
     return own.ru_utime + own.ru_stime + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def advice(
-    stages: Mapping[str, float], rate: float, single: float, cores: float, data: Mapping[str, Any]
-) -> str:
+def advice(stages: Mapping[str, float], rate: float, single: float, cores: float, data: Mapping[str, Any]) -> str:
     """The one change that promises most."""
     share = {name: seconds / sum(stages.values()) for name, seconds in stages.items()}
     if share["read"] > 0.5:
-        where = "data.shuffle=block reads neighbours together" if data["shuffle"] == "global" else "copy the data nearer"
+        where = (
+            "data.shuffle=block reads neighbours together" if data["shuffle"] == "global" else "copy the data nearer"
+        )
         return f"reading takes {share['read']:.0%}: {where}; `filip data convert` makes one read of each record"
     if cores < 0.7 * os.cpu_count():
         return f"{os.cpu_count() - cores:.1f} cores are idle: try more data.workers (now {data['workers']})"

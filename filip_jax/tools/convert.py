@@ -69,7 +69,9 @@ def convert(
     left = [number for number in range(total) if not _facts(output, number).exists()]
     progress = Progress("converting shards", total, total - len(left))
     context = multiprocessing.get_context("spawn")  # the parent may hold threads that a fork would break
-    with ProcessPoolExecutor(min(workers, max(len(left), 1)), context, _start, (dict(section), str(output), plan)) as pool:
+    with ProcessPoolExecutor(
+        min(workers, max(len(left), 1)), context, _start, (dict(section), str(output), plan)
+    ) as pool:
         for done in as_completed([pool.submit(_convert_shard, number) for number in left]):
             done.result()
             progress.advance()
