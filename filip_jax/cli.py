@@ -1,4 +1,4 @@
-"""The command `filip`: train, eval, align."""
+"""The command `filip`: train, eval, align, data."""
 
 import argparse
 import glob
@@ -7,12 +7,14 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from filip_jax.cli_data import add_data_commands
 from filip_jax.errors import UserError
 
 DESCRIPTION = "FILIP: fine-grained contrastive language-image pre-training in JAX."
 EPILOG = """examples:
   filip train --config=configs/demo.py --workdir=runs/demo
   filip eval --workdir=runs/demo --step=latest
+  filip data inspect webdataset path=/data/cc3m --output=cc3m.png
   filip align --workdir=runs/demo --image=dog.png --text="a dog on a white background" --output=dog_aligned.png
 
 `filip COMMAND --help` explains each. Mistakes end with one line and exit code 2."""
@@ -45,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0, 130 if interrupted, or 2 for a mistake, said in one line."""
     arguments, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else list(argv))
     try:
-        if arguments.command != "train" and not (arguments.command == "eval" and arguments.config) and rest:
+        if rest and not (arguments.command in ("train", "eval", "data") and arguments.config):
             raise UserError(f"unknown argument {rest[0]!r}; see filip {arguments.command} --help")
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
@@ -82,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command("eval", _eval, EVAL)
     evaluate.add_argument("--step", default="latest", help="latest, all, or a number (default: latest)")
     evaluate.add_argument("--config", metavar="FILE.py[:variant]", help="evaluations other than the run's own")
+
+    add_data_commands(commands)
 
     align = command("align", _align, ALIGN)
     align.add_argument("--step", default="latest", help="latest or a number (default: latest)")

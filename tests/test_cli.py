@@ -113,7 +113,7 @@ MISTAKES = {
     "stray argument": (["eval", "--workdir=RUN/run", "--config.seed=1"], "unknown argument '--config.seed=1'"),
     "no evals": (["eval", "--workdir=RUN/run", "--config=RUN/empty.py"], "has no section `evals`"),
     "no image": (["align", "--workdir=RUN/run", "--image=RUN/none.png", "--text=x", "--output=RUN/p.png"], "none.png: no such file"),
-    "image is text": (["align", "--workdir=RUN/run", "--image=RUN/no_picture.jpg", "--text=x", "--output=RUN/p.png"], "no picture that Pillow can read"),
+    "image is text": (["align", "--workdir=RUN/run", "--image=RUN/no_picture.jpg", "--text=x", "--output=RUN/p.png"], "no picture that can be read"),
     "empty text": (["align", "--workdir=RUN/run", "--image=RUN/picture.jpg", "--text= ", "--output=RUN/p.png"], "--text is empty"),
     "workdir is a file": (["train", f"--config={DEMO}", "--workdir=RUN/picture.jpg"], "picture.jpg is a file"),
     "output is nowhere": (["align", "--workdir=RUN/run", "--image=RUN/picture.jpg", "--text=x", "--output=RUN/picture.jpg/p.png"], "picture.jpg"),

@@ -14,11 +14,13 @@ ROOMS = [
     {"files", "paths", "progress", "sections"},
     {"config", "mesh"},
     {"losses"}, {"models"}, {"data"},
+    {"cleaning"},
     {"checkpoint"},
     {"inference"},
     {"evals"},
     {"tools"},
     {"train"},
+    {"cli_data"},
     {"cli"},
 ]  # fmt: skip
 STRANGERS = [("losses", "models"), ("losses", "data"), ("models", "data")]  # neither imports the other

@@ -184,7 +184,7 @@ def test_two_processes_train_what_one_does_and_anyone_resumes(finished, config, 
     assert_same_losses(workdir, finished[0])
     assert "step 12/12" in outputs[0] and "step 12/12" not in outputs[1]
     tokens = [load_model(run).encode_text(["a dog"])[0] for run in (workdir, finished[0])]
-    np.testing.assert_allclose(*tokens, atol=1e-3)
+    np.testing.assert_allclose(*tokens, atol=1e-2)
     shutil.rmtree(workdir / "checkpoints/12")
     train(workdir, config | {"eval_every_steps": 0})  # from step 8, by one process of eight devices
     assert_same_losses(workdir, finished[0])

@@ -7,11 +7,12 @@ sample's key. index.json lists the shards and what the rows look like.
 
 import hashlib
 import json
+import multiprocessing
 import re
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -108,14 +109,14 @@ def _short(key: str) -> bytes:
     return data if len(data) <= KEY_BYTES else data[: KEY_BYTES - 32] + hashlib.md5(data).hexdigest().encode()
 
 
-def read_index(shards: Sequence[tuple[str, int]], root: str, folder: str, workers: int = 8) -> list[Shard]:
+def read_index(shards: Sequence[tuple[str, int]], root: str, folder: str, processes: int = 0) -> list[Shard]:
     """The index of these tars; what is missing or of another size is made and written first.
 
     Args:
         shards: (path, bytes) of each tar.
         root: the folder that all paths lie in.
         folder: where the index lies.
-        workers: tars that are read at once.
+        processes: that read tars; 0 reads them in threads of this one.
 
     Raises:
         UserError: the index can not be written there.
@@ -126,7 +127,7 @@ def read_index(shards: Sequence[tuple[str, int]], root: str, folder: str, worker
     new = [(path, size) for path, size in shards if getattr(known.get(names[path]), "size", None) != size]
     if new:
         progress = Progress("indexing tars", len(new))
-        with ThreadPoolExecutor(workers) as pool:
+        with _pool(processes) as pool:
             made = [pool.submit(_make, path, names[path], size, folder) for path, size in new]
             for count, done in enumerate(as_completed(made)):
                 shard = done.result()
@@ -136,6 +137,12 @@ def read_index(shards: Sequence[tuple[str, int]], root: str, folder: str, worker
                     _store(folder, known)  # what is done is done, whatever comes
         _store(folder, known)
     return [known[names[path]] for path, _ in shards]
+
+
+def _pool(processes: int) -> Executor:
+    if processes == 0:
+        return ThreadPoolExecutor(8)
+    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))  # threads would not survive a fork
 
 
 def table_path(folder: str, shard: Shard) -> str:

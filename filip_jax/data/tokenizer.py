@@ -43,7 +43,7 @@ class Tokenizer:
         """Ids of each text, and which texts were longer and lost the pieces before their EOS."""
         ids = np.full((len(texts), length), PAD, np.int32)
         truncated = np.zeros(len(texts), bool)
-        for row, pieces in enumerate(self.processor.encode(list(texts))):
+        for row, pieces in enumerate(map(self.processor.encode, texts)):  # a list would start threads
             truncated[row] = len(pieces) > length - 2
             pieces = [BOS, *pieces[: length - 2], EOS]
             ids[row, : len(pieces)] = pieces

@@ -29,17 +29,18 @@ class WebDataset:
         caption_keys: members ("txt", "de.txt") or fields of the JSON member ("json.caption"); each
             holds a text, a JSON field may hold a list of them.
         index: folder of the index; "" is the folder .filip_index beside the tars.
+        processes: that make the index; 0 makes it in this one.
 
     Raises:
         UserError: no tars, missing ones, an index that can not be written, or no sample with a caption.
     """
 
-    def __init__(self, *, path: str, caption_keys: Sequence[str] = ("txt",), index: str = ""):
+    def __init__(self, *, path: str, caption_keys: Sequence[str] = ("txt",), index: str = "", processes: int = 0):
         found = storage.find(path, (".tar",), "path")
         self.root = storage.common_folder([file for file, _ in found])
         self.index = index or storage.join(self.root, ".filip_index")
         self.caption_keys = tuple(caption_keys)
-        self.shards = read_index(found, self.root, self.index)
+        self.shards = read_index(found, self.root, self.index, processes)
         self.shard_sizes = np.array([shard.rows for shard in self.shards], np.int64)
         self.ends = np.cumsum(self.shard_sizes)
         self.identity = _identity(self.shards)

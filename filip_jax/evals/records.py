@@ -7,7 +7,7 @@ from jaxtyping import Float, UInt8
 
 from filip_jax.data.decode import decode
 from filip_jax.data.preprocess import centre_view
-from filip_jax.data.record import Record
+from filip_jax.data.record import BadRecord, Record
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
 from filip_jax.inference import Embedder
@@ -18,13 +18,27 @@ def check_records(source: Source, examples: int, key: str) -> None:
     if examples < 1 or examples > len(source):
         raise UserError(f"{key}.examples={examples}, but the source has {len(source)} records")
     for index in range(examples):
-        if not source.captions(index)[0].text.strip():
-            raise UserError(f"{key}: record {source[index].key} has an empty caption")
+        try:
+            captions = source.captions(index)
+        except BadRecord as error:
+            raise UserError(f"{key}: record {' '.join(source.where(index))}: {error}") from error
+        if not captions or not captions[0].text.strip():
+            raise UserError(f"{key}: record {' '.join(source.where(index))} has an empty caption")
 
 
 def first_records(source: Source, count: int) -> list[Record]:
-    """Records 0 to count - 1, images still encoded."""
-    return [source[index] for index in range(count)]
+    """Records 0 to count - 1, images still encoded.
+
+    Raises:
+        UserError: one that can not be read; an evaluation replaces none.
+    """
+    records = []
+    for index in range(count):
+        try:
+            records.append(source[index])
+        except BadRecord as error:
+            raise UserError(f"record {' '.join(source.where(index))}: {error}") from error
+    return records
 
 
 def views(records: Sequence[Record], size: int) -> Iterator[UInt8[np.ndarray, "size size 3"]]:

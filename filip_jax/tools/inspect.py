@@ -57,10 +57,9 @@ def inspect(source: Source, *, records: int, image_size: int, augment: Mapping[s
     for name, part in parts_of(source).items():
         found = look(part, records)
         lines += ["", f"{name}: {len(part)} records, {found.records} looked at", *_lines(found)]
-    wanted = COLUMNS * ROWS
-    for n in range(wanted * 4):
-        if len(views) < wanted and n * len(source) // (wanted * 4) < len(source):
-            views += _view(source, n, wanted * 4, image_size, augment)
+    for n in range(4 * COLUMNS * ROWS):  # some may be bad
+        if len(views) < COLUMNS * ROWS:
+            views += _view(source, n, 4 * COLUMNS * ROWS, image_size, augment)
     if views:
         output.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(views).save(output)

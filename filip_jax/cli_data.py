@@ -1,0 +1,223 @@
+"""The command `filip data`: index, inspect, convert, filter, tokenizer, bench."""
+
+import argparse
+import ast
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filip_jax.errors import UserError
+
+DATA = """Work on data before a run.
+
+The data is named by a source and its options, or by a config's section `source`:
+
+  filip data inspect webdataset path=/data/cc3m caption_keys=txt,de.txt
+  filip data inspect --config=configs/filip.py --config.source.path=/data/pairs
+
+Sources: webdataset (tars of img2dataset), parquet, array_record, jsonl, csv, folder, tfds, emoji_scenes."""
+
+INDEX = """Make the index of a source that needs one, and say what it holds.
+
+Training makes it by itself; for many tars it is made here with several processes (processes=16)."""
+
+INSPECT = """Look at a source: counts, sizes, caption lengths, languages, and a contact sheet of views.
+
+With --config the views are those of training, augmentation included; else those of evaluation."""
+
+CONVERT = """Write a source as ArrayRecord, resized if you like; started again, it goes on.
+
+Every usable record is written in the source's order. The folder also receives convert.json and, for
+each shard with records that could not be used, their names and the reasons."""
+
+FILTER = """Clean a source as FILIP cleaned its data: what is kept goes into a folder, the data stays as it is.
+
+Train on what is left with the option keep=FOLDER of the source."""
+
+TOKENIZER = """Train a sentencepiece tokenizer on a source's captions; train with --config.tokenizer.path=FILE."""
+
+BENCH = """Time the input pipeline of a config alone: images/s, where the time goes, and what to change."""
+
+
+def add_data_commands(commands) -> None:
+    """Adds `data` and what stands below it to the command line's parsers."""
+    raw = argparse.RawDescriptionHelpFormatter
+    data = commands.add_parser(
+        "data", help="look at data, convert, clean, time it", description=DATA, formatter_class=raw
+    )
+    below = data.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable, text: str, function: Callable | None = None, output: str = "") -> None:
+        added = below.add_parser(
+            name, help=text.split("\n", 1)[0].rstrip(":."), description=text, formatter_class=raw, allow_abbrev=False
+        )
+        added.set_defaults(run=run)
+        added.add_argument("source", nargs="*", metavar="SOURCE key=value", help="a source and its options")
+        added.add_argument("--config", metavar="FILE.py[:variant]", help="and --config.key=value behind it")
+        if output:
+            added.add_argument("--output", required=True, metavar=output)
+        for option, default in _options(function).items() if function else ():
+            _add_option(added, option, default)
+
+    command("index", _index, INDEX)
+    command("inspect", _inspect, INSPECT, _inspect_options, "FILE.png")
+    command("convert", _convert, CONVERT, _convert_options, "FOLDER")
+    command("filter", _filter, FILTER, _filter_options, "FOLDER")
+    command("tokenizer", _tokenizer, TOKENIZER, _tokenizer_options, "FILE.model")
+    command("bench", _bench, BENCH, _bench_options)
+
+
+def _inspect_options(*, records: int = 1000) -> None: ...
+
+
+def _convert_options(*, short_side: int = 0, records_per_shard: int = 10_000, workers: int = 1) -> None: ...
+
+
+def _filter_options(
+    *, min_side: int = 200, max_aspect: float = 3.0, languages: tuple = ("en",), language_probability: float = 0.12,
+    meaningless: bool = True, max_repeats: int = 10, sensitive_words: str = "", person_names: bool = True,
+    dry_run: bool = False, first: int = 0, spread: int = 0, workers: int = 1,
+) -> None: ...  # fmt: skip
+
+
+def _tokenizer_options(*, vocab_size: int = 49_408, captions: int = 200_000) -> None: ...
+
+
+def _bench_options(*, samples: int = 2000) -> None: ...
+
+
+def _options(function: Callable) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+
+
+def _add_option(parser: argparse.ArgumentParser, name: str, default: Any) -> None:
+    if isinstance(default, bool):
+        parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=default)
+    elif isinstance(default, tuple):
+        parser.add_argument(f"--{name}", type=_words, default=default, help=f"(default: {','.join(default)})")
+    else:
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"(default: {default})")
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in text.split(",") if word)
+
+
+def _chosen(arguments, function: Callable) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in _options(function)}
+
+
+def source_section(words: Sequence[str]) -> dict[str, Any]:
+    """The section of "NAME key=value …"; values are Python literals or words.
+
+    Raises:
+        UserError: a word without "=".
+    """
+    section: dict[str, Any] = {"name": words[0]}
+    for word in words[1:]:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(f"{word!r} is not key=value; a source reads: webdataset path=/data/cc3m")
+        section[name] = _words(value) if name == "caption_keys" and not value.startswith("(") else _literal(value)
+    return section
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _config(arguments, overrides: Sequence[str]) -> Mapping[str, Any]:
+    """The config, with its `source` as the words say if there are any; without --config only that."""
+    if not arguments.source and not arguments.config:
+        raise UserError("name a source, as in: webdataset path=/data/cc3m, or a --config")
+    config: dict[str, Any] = {}
+    if arguments.config:
+        from filip_jax.config import load_config
+
+        config = load_config(arguments.config, overrides)
+    elif overrides:
+        raise UserError(f"unknown argument {overrides[0]!r}; see filip data {arguments.data_command} --help")
+    return config | ({"source": source_section(arguments.source)} if arguments.source else {})
+
+
+def _index(arguments, overrides) -> None:
+    from filip_jax.data.sources import make_source
+
+    source = make_source(_config(arguments, overrides)["source"])
+    print(f"{len(source)} records in {len(source.shard_sizes)} shards; {source.seen}")
+
+
+def _inspect(arguments, overrides) -> None:
+    from filip_jax.data.sources import make_source
+    from filip_jax.tools.inspect import inspect as look_at
+
+    if not arguments.output.endswith(".png"):
+        raise UserError(f"--output={arguments.output}: the contact sheet is a PNG; name it so")
+    config = _config(arguments, overrides)
+    augment = dict(min_area=1.0, flip=False, colour_jitter=0.0, auto_augment=False)
+    data = config.get("data", {"image_size": 224, "augment": augment})
+    views = {"image_size": data["image_size"], "augment": data["augment"]}
+    print(
+        look_at(
+            make_source(config["source"]),
+            output=Path(arguments.output),
+            **views,
+            **_chosen(arguments, _inspect_options),
+        )
+    )
+
+
+def _convert(arguments, overrides) -> None:
+    from filip_jax.tools.convert import convert
+
+    source = _config(arguments, overrides)["source"]
+    done = convert(source, Path(arguments.output), **_chosen(arguments, _convert_options))
+    bad = ", ".join(f"{count} {reason}" for reason, count in done["bad"].items()) or "none"
+    print(f"wrote {done['records']} records, {done['bytes'] / 1e9:.2f} GB, to {arguments.output}; left out: {bad}")
+    print(f"{done['repeated_images']} images are copies of others, byte by byte")
+    print(f"train on it with: source.name=array_record source.path={arguments.output}")
+
+
+def _filter(arguments, overrides) -> None:
+    from filip_jax.cleaning.filter import filter_source
+    from filip_jax.cleaning.report import table
+    from filip_jax.data.sources import make_source
+
+    source = make_source(_config(arguments, overrides)["source"])
+    report = filter_source(source, Path(arguments.output), **_chosen(arguments, _filter_options))
+    print(table(report))
+
+
+def _tokenizer(arguments, overrides) -> None:
+    from filip_jax.data.sources import make_source
+    from filip_jax.data.tokenizer import save_tokenizer
+
+    source = make_source(_config(arguments, overrides)["source"])
+    print(save_tokenizer(source, Path(arguments.output), **_chosen(arguments, _tokenizer_options)))
+
+
+def _bench(arguments, overrides) -> None:
+    from filip_jax.data.sources import make_source
+    from filip_jax.tools.bench import bench
+
+    if not arguments.config:
+        raise UserError("bench times a config's pipeline: give --config, and the source behind it if it is another")
+    config = _config(arguments, overrides)
+    source = make_source(config["source"])
+    print("preparing the tokenizer ...", file=sys.stderr)
+    tokenizer = bench_tokenizer(source, config)
+    options = dict(data=config["data"], batch_size=min(config["batch_size"], 256), seed=config["seed"])
+    print(bench(source, tokenizer, **options, **_chosen(arguments, _bench_options)))
+
+
+def bench_tokenizer(source, config: Mapping[str, Any]):
+    """The config's tokenizer; one that has to be trained is a small one."""
+    from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
+
+    section = config["tokenizer"] | {"captions": 2000, "vocab_size": min(config["tokenizer"]["vocab_size"], 4000)}
+    return Tokenizer(make_tokenizer(source=source, **section))
