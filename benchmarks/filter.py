@@ -74,6 +74,9 @@ class Lines:
         row = self._row(index)
         return row["width"], row["height"]
 
+    def where(self, index: int) -> tuple[str, str]:
+        return self.identity, str(index)
+
     def __getitem__(self, index: int) -> Record:
         raise NotImplementedError
 

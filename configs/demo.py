@@ -37,7 +37,16 @@ def get_config(variant: str = "filip") -> ConfigDict:
         microbatches=1,
         mesh=dict(replica=1, data=-1),
         source=emoji("train", scenes=1_000_000),
-        data=dict(image_size=image_size, text_length=text_length, augment="none", workers=0, threads=1),
+        data=dict(
+            image_size=image_size,
+            text_length=text_length,
+            augment=dict(min_area=1.0, flip=False, colour_jitter=0.0, auto_augment=False),  # the scenes vary enough
+            shuffle="global",
+            block_size=65_536,
+            max_bad_fraction=0.0,
+            workers=0,
+            threads=1,
+        ),
         tokenizer=dict(path="", vocab_size=vocab_size, captions=10_000),
         model=dict(
             embed_dim=64,

@@ -38,7 +38,16 @@ def get_config(variant: str = "base") -> ConfigDict:
         microbatches=1,
         mesh=dict(replica=1, data=-1),  # parameters sharded over data, copied over replica
         source=dict(name="folder", path=""),
-        data=dict(image_size=image_size, text_length=text_length, augment="crop_flip", workers=8, threads=2),
+        data=dict(
+            image_size=image_size,
+            text_length=text_length,
+            augment=dict(min_area=0.5, flip=True, colour_jitter=0.0, auto_augment=True),
+            shuffle="global",  # "block" reads neighbours together: for parquet, buckets and slow disks
+            block_size=65_536,
+            max_bad_fraction=0.1,  # of a source's records that can not be read, above which the run ends
+            workers=8,
+            threads=2,
+        ),
         tokenizer=dict(path="", vocab_size=vocab_size, captions=200_000),
         model=dict(
             embed_dim=256,

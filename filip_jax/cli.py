@@ -124,7 +124,8 @@ def _eval(arguments, overrides) -> None:
 
 
 def _align(arguments, _) -> None:
-    from filip_jax.data.preprocess import centre_view, decode
+    from filip_jax.data.decode import decode
+    from filip_jax.data.preprocess import centre_view
     from filip_jax.evals.alignment import align
     from filip_jax.evals.draw import draw_alignment, missing_glyphs
     from filip_jax.inference import load_model

@@ -22,7 +22,7 @@ from filip_jax.files import read_json, write_atomically
 FILE = "config.json"
 # What may change between two starts of one run without changing what it computes.
 FREE_SECTIONS = ("checkpoint", "evals", "eval_every_steps", "log_every_steps", "mesh")
-FREE_DATA_KEYS = ("workers", "threads")
+FREE_DATA_KEYS = ("workers", "threads", "max_bad_fraction")
 
 
 def load_config(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:

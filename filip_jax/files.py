@@ -9,9 +9,9 @@ from filip_jax.errors import UserError
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
-    """Writes beside the file, then renames over it."""
+    """Writes beside the file, then renames over it; of several processes the last one wins."""
     data = content.encode("utf-8") if isinstance(content, str) else content
-    beside = file.with_name(f"{file.name}.tmp")
+    beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
     with beside.open("wb") as handle:
         handle.write(data)
         handle.flush()

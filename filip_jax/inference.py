@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float, Shaped
 
 from filip_jax.checkpoint import Checkpoints, abstract
 from filip_jax.config import read_config
-from filip_jax.data.preprocess import centre_view, decode
+from filip_jax.data.decode import decode
+from filip_jax.data.preprocess import centre_view
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
 from filip_jax.losses.similarity import Array

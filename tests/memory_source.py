@@ -30,6 +30,9 @@ class Memory:
             raise BadRecord("no such record")
         return tuple(Caption(text, f"origin{n}") for n, text in enumerate(self.texts[index]))
 
+    def where(self, index: int) -> tuple[str, str]:
+        return "memory", str(index)
+
     def __getitem__(self, index: int) -> Record:
         size = self.sizes[index]
         image = np.zeros((size[1], size[0], 3), np.uint8) if size else b"no picture"

@@ -1,5 +1,6 @@
 """Cleaning: each rule beside its definition, the labelled texts, and a run that nothing interrupts for good."""
 
+import io
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from conftest import ROOT
 from hypothesis import example, given
 from hypothesis import strategies as st
 from memory_source import Deadly, Interrupted, Memory
+from pairs import write_jsonl, write_parquet, write_webdataset
 from PIL import Image
 
 from filip_jax.cleaning import filter as filter_module
@@ -31,7 +33,9 @@ from filip_jax.cleaning.repeats import count_repeats, repeats_of, write_hashes
 from filip_jax.cleaning.report import Tally, table
 from filip_jax.cleaning.rules import normalised, shape_reason, text_hash
 from filip_jax.cleaning.words import SensitiveWords
+from filip_jax.data.decode import image_size
 from filip_jax.data.folder import Folder
+from filip_jax.data.sources import make_source
 from filip_jax.errors import UserError
 
 labelled = runpy.run_path(str(ROOT / "benchmarks/filter.py"))["labelled"]
@@ -364,12 +368,12 @@ if __name__ == "__main__":
 def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path, uninterrupted):
     script, output = tmp_path / "killed.py", tmp_path / "out"
     script.write_text(KILLED)
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
     run = subprocess.Popen(
         [sys.executable, script, output], env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.PIPE
     )
     try:
-        wait_for(lambda: len(list(output.glob("work/*.json"))) > 3)
+        wait_for(lambda: run.poll() is not None or len(list(output.glob("work/0*.json"))) > 3)
         workers = [int(n) for n in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
     finally:
         run.send_signal(signal.SIGKILL)
@@ -392,9 +396,10 @@ def wait_for(condition):
 
 def test_workers_change_nothing(tmp_path, monkeypatch, uninterrupted, capsys):
     monkeypatch.setattr(filter_module, "PIECE", 30)
+    monkeypatch.setattr("filip_jax.progress.PERIOD", 0.0)
     report = filter_source(Memory(MANY), tmp_path, max_repeats=8, workers=2)
     assert result(tmp_path) == uninterrupted
-    assert "pass 2 of 2 (rules): 400 of 400 records" in capsys.readouterr().err
+    assert "pass 2 of 2 (rules): 400/400 (100%)" in capsys.readouterr().err
     for rule in report["dropped_by"]:
         assert f"| {rule} " in table(report)
 
@@ -417,7 +422,7 @@ def test_other_rules_or_data_are_refused(tmp_path, nasty):
             (Memory(MANY), {"min_side": 250}, "begun with min_side=200, not 250"),
             (Memory(MANY), {"max_repeats": 0}, "begun with max_repeats=10, not 0"),
             (Memory(MANY), {"sensitive_words": str(other)}, "begun with sensitive_words="),
-            (Memory(MANY, identity="other"), {}, "begun with source='memory', not 'other'"),
+            (Memory(MANY, identity="other"), {}, "begun with identity='memory', not 'other'"),
             (Memory(MANY[:-1]), {}, "begun with source_records=400, not 399"),
         ]:
             with pytest.raises(UserError, match=message):
@@ -458,19 +463,44 @@ def test_a_folder_of_pictures(tmp_path):
     assert {e["text"] for e in report["dropped_by"]["min_side"]["examples"]} == {"199 x 300"}
 
 
-def test_where_the_size_comes_from(tmp_path):
-    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
-    png = (tmp_path / "a.png").read_bytes()
+def test_where_the_size_comes_from():
+    def encoded(**options):
+        file = io.BytesIO()
+        Image.new("RGB", (30, 20)).save(file, "JPEG", **options)
+        return file.getvalue()
+
     source = Memory([["a dog"]], [(7, 5)])
     assert picture_size(source, 0) == (7, 5)
-    source.image_head = lambda index: b"too short"
-    assert picture_size(source, 0) == (7, 5)
-    source.image_head = lambda index: png[:64]
+    source.image_head = lambda index: encoded()[:-20]
     assert picture_size(source, 0) == (30, 20)
     source.image_size = lambda index: None
     assert picture_size(source, 0) == (30, 20)
     source.image_size = lambda index: (9, 8)
     assert picture_size(source, 0) == (9, 8)
+
+
+def test_a_size_behind_a_large_profile(tmp_path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", icc_profile=bytes(200_000))
+    (tmp_path / "a.txt").write_text("a dog")
+    source = Folder(path=str(tmp_path))
+    with pytest.raises(ValueError):
+        image_size(source.image_head(0))
+    assert picture_size(source, 0) == (30, 20)
+
+
+@pytest.mark.parametrize("write", [write_webdataset, write_parquet, write_jsonl])
+def test_a_source_reads_what_the_filter_left(tmp_path, write):
+    (tmp_path / "data").mkdir()
+    section = write(tmp_path / "data", [range(3), range(3, 7)])
+    words = tmp_path / "words.txt"
+    words.write_text("picture 2\npicture 5\nBild 4\nBild 5")
+    rules = OFF | {"min_side": 0, "meaningless": False, "max_repeats": 0, "sensitive_words": str(words)}
+    filter_source(make_source(section), tmp_path / "out", **rules, workers=0)
+    left = make_source(section | {"keep": str(tmp_path / "out")})
+    assert [tuple(c.text for c in left.captions(n)) for n in range(len(left))] == [
+        ("picture 0", "Bild 0"), ("picture 1", "Bild 1"), ("Bild 2",), ("picture 3", "Bild 3"), ("picture 4",),
+        ("picture 6", "Bild 6"),
+    ]  # fmt: skip
 
 
 @given(st.lists(st.sampled_from(["language", "repeated", "min_side"]), min_size=1, max_size=60), st.integers(1, 60))

@@ -163,6 +163,12 @@ def test_a_finished_run_started_again_only_says_so(finished, config):
     assert (finished[0] / "metrics.jsonl").read_text() == before
 
 
+def assert_same_losses(a, b):
+    """Of runs whose sums were rounded in other orders: Adam makes ever more of the last digits."""
+    losses, expected = ([loss for _, loss in logged(run)] for run in (a, b))
+    assert losses[:6] == pytest.approx(expected[:6], rel=1e-5) and losses == pytest.approx(expected, rel=1e-3)
+
+
 def test_two_processes_train_what_one_does_and_anyone_resumes(finished, config, tmp_path):
     workdir = tmp_path / "run"
     cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
@@ -175,14 +181,13 @@ def test_two_processes_train_what_one_does_and_anyone_resumes(finished, config, 
     ]  # fmt: skip
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    expected = [loss for _, loss in logged(finished[0])]
-    assert [loss for _, loss in logged(workdir)] == pytest.approx(expected, rel=1e-4)
+    assert_same_losses(workdir, finished[0])
     assert "step 12/12" in outputs[0] and "step 12/12" not in outputs[1]
     tokens = [load_model(run).encode_text(["a dog"])[0] for run in (workdir, finished[0])]
     np.testing.assert_allclose(*tokens, atol=1e-3)
     shutil.rmtree(workdir / "checkpoints/12")
     train(workdir, config | {"eval_every_steps": 0})  # from step 8, by one process of eight devices
-    assert [loss for _, loss in logged(workdir)] == pytest.approx(expected, rel=1e-4)
+    assert_same_losses(workdir, finished[0])
 
 
 def test_a_mistake_on_one_process_stops_all_of_them_at_once(config, tmp_path):
@@ -247,7 +252,7 @@ def test_evaluations_use_the_average_where_the_run_has_one(config, tmp_path):
 
 def test_the_paper_config_trains_on_a_folder(demo_config, tmp_path):
     """configs/filip.py and clip.py with small towers: LAMB, bfloat16, scan, remat, crops and flips."""
-    from filip_jax.data.preprocess import decode
+    from filip_jax.data.decode import decode
     from filip_jax.data.sources import make_source
 
     scenes = make_source(demo_config["source"])

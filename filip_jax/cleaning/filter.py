@@ -15,11 +15,12 @@ import pyarrow as pa
 from filip_jax.cleaning.judge import Judge
 from filip_jax.cleaning.pieces import CAPTIONS, PIECE, Work, piece_bounds, run
 from filip_jax.cleaning.repeats import count_repeats, write_array
-from filip_jax.cleaning.report import Progress, Tally, summary
+from filip_jax.cleaning.report import Tally, summary
 from filip_jax.cleaning.rules import Rules
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
 from filip_jax.files import read_json, write_atomically
+from filip_jax.progress import Progress
 
 REPORT, DRY_REPORT, KEPT, TEXTS = "report.json", "dry_run.json", "kept.npy", "captions.arrow"
 
@@ -93,7 +94,7 @@ def filter_source(
     _check(source, dry_run, first, spread, workers)
     Judge(rules)  # mistakes in the rules show before any work
     plan = {
-        "source": source.identity,
+        "identity": source.identity,
         "source_records": len(source),
         "rules": rules.described(),
         "models": _models(rules),
@@ -104,7 +105,7 @@ def filter_source(
         with tempfile.TemporaryDirectory(dir=output, prefix="dry_run_") as folder:
             bounds = piece_bounds(np.array([records]) if first or spread else source.shard_sizes, PIECE)
             work = Work(source, rules, Path(folder), records, records if first else len(source), bounds)
-            report = plan | {"dry_run": True} | summary(_passes(work, workers))
+            report = plan | {"dry_run": True} | summary(_passes(work, workers), source)
         write_atomically(output / DRY_REPORT, json.dumps(report, indent=1))
         return report
     if (output / REPORT).is_file():
@@ -119,7 +120,7 @@ def filter_source(
     write_atomically(begun, json.dumps(plan))
     tally = _passes(work, workers)
     _join(work, output, tally.totals["kept_records"])
-    report = plan | {"dry_run": False} | summary(tally)
+    report = plan | {"dry_run": False} | summary(tally, source)
     write_atomically(output / REPORT, json.dumps(report, indent=1))
     shutil.rmtree(work.folder)
     return report
@@ -173,7 +174,7 @@ def _pass(work: Work, step: str, ending: str, what: str, workers: int) -> None:
     todo = [piece for piece in pieces if not work.file(piece, ending).is_file()]
     progress = Progress(what, work.records, work.records - sum(map(work.size, todo)))
     for piece in run(work, step, todo, workers):
-        progress.add(work.size(piece))
+        progress.advance(work.size(piece))
 
 
 def _join(work: Work, output: Path, kept: int) -> None:

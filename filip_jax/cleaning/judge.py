@@ -1,21 +1,27 @@
 """What the rules make of one record: kept, kept with other texts, or dropped, and by which rule."""
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
 from filip_jax.cleaning.languages import Languages
 from filip_jax.cleaning.meaningless import meaningless
 from filip_jax.cleaning.names import Names
 from filip_jax.cleaning.rules import Rules, shape_reason, text_hash
 from filip_jax.cleaning.words import SensitiveWords
+from filip_jax.data.decode import decode, image_size
 from filip_jax.data.record import BadRecord, Caption
 from filip_jax.data.sources import Source
 
-UNREADABLE, REPEATED, SENSITIVE, LANGUAGE, NAMED = "unreadable", "repeated", "sensitive", "language", "person_names"
+UNREADABLE, BARE, REPEATED, SENSITIVE, LANGUAGE, NAMED = (
+    "unreadable",
+    "no caption",
+    "repeated",
+    "sensitive",
+    "language",
+    "person_names",
+)
 SHAPES = ("min_side", "max_aspect")
 
 
@@ -77,7 +83,7 @@ class Judge:
             else:
                 kept.append(caption)
         if not captions:
-            return Verdict(UNREADABLE, hits=[(UNREADABLE, "no caption")])
+            return Verdict(BARE, hits=[(BARE, "")])
         if not kept:
             verdict.reason = reasons[0]
             return verdict
@@ -122,7 +128,7 @@ class Judge:
 
 
 def picture_size(source: Source, index: int) -> tuple[int, int]:
-    """Width and height in pixels, from metadata or from the head of the file where the source gives them.
+    """Width and height in pixels: from metadata, or from the head of the file, or else from the whole file.
 
     Raises:
         BadRecord: the source can not read the record.
@@ -132,16 +138,8 @@ def picture_size(source: Source, index: int) -> tuple[int, int]:
         return size
     if hasattr(source, "image_head"):
         try:
-            return _header_size(source.image_head(index))
-        except ValueError:  # a header may be longer than the head, behind a large preview
+            return image_size(source.image_head(index))
+        except ValueError:  # the size may stand behind a large preview or colour profile
             pass
     image = source[index].image
-    return image.shape[1::-1] if isinstance(image, np.ndarray) else _header_size(image)
-
-
-def _header_size(data: bytes) -> tuple[int, int]:
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return picture.size
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"no picture that Pillow can read: {error}") from error
+    return image.shape[1::-1] if isinstance(image, np.ndarray) else decode(image).size

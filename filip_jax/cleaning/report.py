@@ -1,12 +1,11 @@
-"""Counts and examples of what each rule did, and how far a run is."""
+"""Counts and examples of what each rule did."""
 
-import sys
-import time
 from bisect import insort
 from collections import Counter
 from typing import Any
 
-from filip_jax.cleaning.judge import LANGUAGE, NAMED, REPEATED, SENSITIVE, SHAPES, UNREADABLE, Verdict
+from filip_jax.cleaning.judge import BARE, LANGUAGE, NAMED, REPEATED, SENSITIVE, SHAPES, UNREADABLE, Verdict
+from filip_jax.data.sources import Source
 
 EXAMPLES, LONGEST = 5, 200  # of each rule; characters of each
 SCATTER, BITS = 0x9E3779B97F4A7C15, (1 << 64) - 1  # an odd multiplier puts the indices into a fixed random order
@@ -39,7 +38,7 @@ class Tally:
         for rule, text in verdict.hits:
             self.captions[rule] += 1
             self._example(rule, [index * SCATTER & BITS, index, text[:LONGEST]])
-        if verdict.reason == UNREADABLE or verdict.reason in SHAPES:  # the record takes its other captions along
+        if verdict.reason in (UNREADABLE, BARE, *SHAPES):  # the record takes its other captions along
             self.captions[verdict.reason] += verdict.captions - len(verdict.hits)
         if any(rule == NAMED for rule, _ in verdict.hits):
             self.records[NAMED] += 1
@@ -64,35 +63,31 @@ class Tally:
             del chosen[EXAMPLES:]
 
 
-def summary(tally: Tally) -> dict[str, Any]:
+def summary(tally: Tally, source: Source) -> dict[str, Any]:
     """The part of report.json that holds counts: totals, languages, and each rule with examples.
 
     A rule has `records` and `captions` that it dropped, which add up to all that was dropped;
     "person_names" has what it changed.
     """
-    rules = sorted({*tally.records, *tally.captions}, key=_place)
+
+    def hit(rule: str) -> dict[str, Any]:
+        examples = [
+            dict(zip(("index", "shard", "key", "text"), (index, *source.where(index), text)))
+            for _, index, text in tally.examples.get(rule, [])
+        ]
+        return {"records": tally.records[rule], "captions": tally.captions[rule], "examples": examples}
+
+    rules = sorted({*tally.records, *tally.captions} - {NAMED}, key=_place)
     return {
         **{name: tally.totals[name] for name in TOTALS},
         "languages": dict(tally.languages.most_common()),
-        "dropped_by": {
-            rule: {
-                "records": tally.records[rule],
-                "captions": tally.captions[rule],
-                "examples": [{"index": index, "text": text} for _, index, text in tally.examples.get(rule, [])],
-            }
-            for rule in rules
-            if rule != NAMED
-        },
-        "person_names": {
-            "records": tally.records[NAMED],
-            "captions": tally.captions[NAMED],
-            "examples": [{"index": index, "text": text} for _, index, text in tally.examples.get(NAMED, [])],
-        },
+        "dropped_by": {rule: hit(rule) for rule in rules},
+        "person_names": hit(NAMED),
     }
 
 
 TOTALS = ("records", "captions", "kept_records", "kept_captions", "changed_records")
-_ORDER = (UNREADABLE, "meaningless", REPEATED, SENSITIVE, LANGUAGE, *SHAPES, NAMED)
+_ORDER = (UNREADABLE, BARE, "meaningless", REPEATED, SENSITIVE, LANGUAGE, *SHAPES, NAMED)
 
 
 def _place(rule: str) -> tuple[int, str]:
@@ -123,29 +118,3 @@ def table(report: dict[str, Any]) -> str:
 def _short(text: str) -> str:
     text = " ".join(text.split()).replace("|", "/")
     return text if len(text) <= 60 else text[:59] + "…"
-
-
-class Progress:
-    """One line on stderr that says how far a pass is and when it ends."""
-
-    def __init__(self, what: str, total: int, done: int):
-        self.what, self.total, self.before, self.done = what, total, done, done
-        self.start = time.monotonic()
-        self.shown = 0.0
-
-    def add(self, count: int) -> None:
-        """`count` more records are done."""
-        self.done += count
-        now = time.monotonic()
-        terminal = sys.stderr.isatty()
-        if self.done < self.total and now - self.shown < (0.5 if terminal else 30):
-            return
-        self.shown = now
-        rate = (self.done - self.before) / max(now - self.start, 1e-9)
-        minutes, seconds = divmod(round((self.total - self.done) / max(rate, 1e-9)), 60)
-        line = (
-            f"{self.what}: {self.done:,} of {self.total:,} records, {rate:,.0f}/s, "
-            f"{minutes // 60} h {minutes % 60:02} min {seconds:02} s left"
-        )
-        end = "\n" if not terminal or self.done == self.total else ""
-        print(f"\r{line}\x1b[K" if terminal else line, end=end, file=sys.stderr, flush=True)

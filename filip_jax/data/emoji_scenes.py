@@ -81,6 +81,9 @@ class EmojiScenes:
     def captions(self, index: int) -> tuple[Caption, ...]:
         return self[index].captions
 
+    def where(self, index: int) -> tuple[str, str]:
+        return "", f"{self.split}/{self.seed}/{index}"
+
     def _distinct(self) -> list[int]:
         """The first scenes of the stream whose captions differ in more than the order of their words."""
         found: dict[tuple[str, ...], int] = {}

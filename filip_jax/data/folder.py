@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from filip_jax.data.record import BadRecord, Caption, Record
+from filip_jax.data import storage
+from filip_jax.data.record import HEAD_BYTES, BadRecord, Caption, Record
 from filip_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -50,6 +51,13 @@ class Folder:
     def __getitem__(self, index: int) -> Record:
         name = self.images[index]
         return Record(name, (self.root / name).read_bytes(), self.captions(index), shard=str(self.root))
+
+    def where(self, index: int) -> tuple[str, str]:
+        return str(self.root), self.images[index]
+
+    def image_head(self, index: int) -> bytes:
+        """The first bytes of the encoded image."""
+        return storage.read(str(self.root / self.images[index]), 0, HEAD_BYTES)
 
     def captions(self, index: int) -> tuple[Caption, ...]:
         image = self.root / self.images[index]

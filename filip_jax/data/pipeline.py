@@ -1,52 +1,125 @@
-"""Grain: source -> shuffle -> decode, augment, tokenise -> this process's rows of each global batch.
+"""Grain: order -> record -> caption, view, tokens -> this process's rows of each global batch.
 
 Sample n of a run is a pure function of (seed, n): hosts, workers and threads only decide who makes
 it. Every per-sample step therefore comes first, on the one global stream; the cut into processes
 comes last, in contiguous blocks of the global batch.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
-from filip_jax.data.preprocess import AUGMENTATIONS, decode
+from filip_jax.data.joined import Mixture
+from filip_jax.data.order import Order, Part, Visit
+from filip_jax.data.preprocess import check_augment, training_view
+from filip_jax.data.record import BadRecord, Caption
 from filip_jax.data.sources import Source
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
-from filip_jax.sections import choose
+from filip_jax.sections import call
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]
+ENDLESS = 2**62
+SUBSTITUTES = 32  # that are tried for one sample
+TRIED = 64  # records that are looked at before a run
+SINGLE = "source"  # the name of the part if there is no mixture
 
 
-class _Prepare(grain.transforms.RandomMap):
-    """A record as the arrays of one row; the generator's state depends on (seed, n) only."""
+@dataclass(frozen=True)
+class Bad:
+    """A record that could not be used, and why."""
 
-    def __init__(self, tokenizer: Tokenizer, image_size: int, text_length: int, augment: str):
-        self.tokenizer, self.text_length = tokenizer, text_length
-        self.image_size, self.augment = image_size, choose(AUGMENTATIONS, augment, "data.augment")
+    part: str
+    shard: str
+    key: str
+    reason: str
 
-    def random_map(self, record, rng: np.random.Generator):
-        try:
-            picture = decode(record.image)
-        except ValueError as error:
-            raise UserError(f"record {record.key}: {error}") from error
-        ids, truncated = self.tokenizer.encode([record.caption], self.text_length)
-        image = self.augment(picture, self.image_size, rng)
-        return {"image": image, "ids": ids[0], "truncated": truncated[0]}
+
+class Samples:
+    """The global stream, by number: {image, ids, truncated, part, index, bad}.
+
+    A record that can not be used is replaced by another of its part, drawn by the sample's number;
+    `bad` names each that was tried before.
+    """
+
+    def __init__(
+        self, parts: Mapping[str, Source], order: Order, tokenizer: Tokenizer, *, image_size: int, text_length: int,
+        augment: Mapping[str, Any], seed: int,
+    ):  # fmt: skip
+        self.names, self.sources, self.order = list(parts), list(parts.values()), order
+        self.tokenizer, self.image_size, self.text_length, self.augment = tokenizer, image_size, text_length, augment
+        self.key = int.from_bytes(hashlib.blake2b(f"samples {seed}".encode(), digest_size=8).digest(), "little")
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def __getitem__(self, n: int) -> Batch:
+        bad: list[Bad] = []
+        for attempt in range(SUBSTITUTES + 1):
+            visit = self.order.substitute(n, attempt) if attempt else self.order.visit(n)
+            rng = np.random.Generator(np.random.Philox(key=[self.key, n], counter=[0, 0, 0, attempt]))
+            try:
+                return self._row(visit, rng) | {"bad": tuple(bad)}
+            except BadRecord as error:
+                bad.append(Bad(self.names[visit.part], *self.sources[visit.part].where(visit.index), str(error)))
+        raise UserError(
+            f"sample {n}: {len(bad)} records in a row of {bad[0].part} can not be used; "
+            f"the last is {bad[-1].key} of {bad[-1].shard}: {bad[-1].reason}"
+        )
+
+    def _row(self, visit: Visit, rng: np.random.Generator) -> Batch:
+        caption, image = _draw(self.sources[visit.part], visit.index, self.image_size, rng, self.augment)
+        ids, truncated = self.tokenizer.encode([caption], self.text_length)
+        place = {"part": np.int32(visit.part), "index": np.int64(visit.index)}
+        return {"image": image, "ids": ids[0], "truncated": truncated[0], **place}
+
+
+def _draw(source: Source, index: int, size: int, rng: np.random.Generator, augment: Mapping[str, Any]):
+    """A caption and a view of a record; BadRecord if it can not be used."""
+    record = source[index]
+    caption = draw_caption(record.captions, rng)
+    try:
+        return caption, training_view(record.image, size, rng, **augment)
+    except ValueError as error:
+        raise BadRecord(str(error)) from error
+
+
+def draw_caption(captions: Sequence[Caption], rng: np.random.Generator) -> str:
+    """One of the texts that say something, by weight.
+
+    Raises:
+        BadRecord: there is none.
+    """
+    said = [caption for caption in captions if caption.text.strip() and _is_unicode(caption.text)]
+    if not said:
+        raise BadRecord("no caption")
+    if len(said) == 1:
+        return said[0].text
+    ends = np.cumsum([caption.weight for caption in said])
+    return said[int(np.searchsorted(ends, rng.random() * ends[-1], side="right"))].text
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether the text has no lone surrogates, as JSON may bring them."""
+    return text.isascii() or not any(0xD800 <= ord(character) < 0xE000 for character in text)
 
 
 class _ProcessRows(grain.MapDataset):
     """Of each global batch the rows of one process: its block, so row order ignores the process count."""
 
-    def __init__(self, parent: grain.MapDataset, batch_size: int, process_index: int, process_count: int):
+    def __init__(self, parent: grain.MapDataset, batch_size: int, start: int, process_index: int, process_count: int):
         super().__init__(parent)
         self._batch_size, self._rows = batch_size, batch_size // process_count
-        self._first = process_index * self._rows
+        self._first = start + process_index * self._rows
 
     def __len__(self) -> int:
-        return len(self._parent) // self._batch_size * self._rows
+        return ENDLESS // self._batch_size * self._rows
 
     def __getitem__(self, index):
         if isinstance(index, slice):
@@ -55,13 +128,55 @@ class _ProcessRows(grain.MapDataset):
         return self._parent[step * self._batch_size + self._first + row]
 
 
-def check_numbers(workers: int, threads: int, text_length: int) -> None:
+def _stack(rows: Sequence[Batch]) -> Batch:
+    arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0] if name != "bad"}
+    return arrays | {"bad": tuple(bad for row in rows for bad in row["bad"])}
+
+
+def parts_of(source: Source) -> dict[str, Source]:
+    """The sources of a mixture by name, or the one."""
+    return source.parts if isinstance(source, Mixture) else {SINGLE: source}
+
+
+def make_order(source: Source, *, seed: int, shuffle: str, block_size: int) -> Order:
+    """The order of a run over a source."""
+    weights = source.weights if isinstance(source, Mixture) else {SINGLE: 1.0}
+    parts = [Part(name, part.shard_sizes, weights[name]) for name, part in parts_of(source).items()]
+    return Order(parts, seed=seed, shuffle=shuffle, block_size=block_size)
+
+
+def check_numbers(*, workers: int, threads: int, text_length: int, max_bad_fraction: float, **others: Any) -> None:
     """Raises a UserError for numbers of the `data` section that can not be."""
     if workers < 0 or threads < 0 or text_length < 3:
         raise UserError(
             f"data.workers={workers} and data.threads={threads} must be at least 0, "
             f"data.text_length={text_length} at least 3: BOS, a token, EOS"
         )
+    if not 0 <= max_bad_fraction <= 1:
+        raise UserError(f"data.max_bad_fraction={max_bad_fraction} must be in [0, 1]")
+    call(check_augment, others["augment"], "data.augment")
+
+
+def check_usable(source: Source, image_size: int, augment: Mapping[str, Any]) -> None:
+    """Looks at some records of each part, evenly spread over it.
+
+    Raises:
+        UserError: none of them can be used; it says why, and what the data holds.
+    """
+    for name, part in parts_of(source).items():
+        count = min(TRIED, len(part))
+        reasons: Counter[str] = Counter()
+        for index in (n * len(part) // count for n in range(count)):
+            try:
+                _draw(part, index, image_size, np.random.default_rng(0), augment)
+                break
+            except BadRecord as error:
+                reasons[str(error)] += 1
+        else:
+            why = "; ".join(f"{reason} ({times})" for reason, times in reasons.most_common(3))
+            raise UserError(
+                f"{name}: none of {count} records looked at can be used: {why or 'empty'}. It is {part.seen}"
+            )
 
 
 def batches(
@@ -71,7 +186,10 @@ def batches(
     batch_size: int,
     image_size: int,
     text_length: int,
-    augment: str,
+    augment: Mapping[str, Any],
+    shuffle: str,
+    block_size: int,
+    max_bad_fraction: float,
     seed: int,
     workers: int,
     threads: int,
@@ -79,12 +197,17 @@ def batches(
     process_index: int,
     process_count: int,
 ) -> Iterator[Batch]:
-    """Endless batches {image uint8 [rows, size, size, 3], ids int32 [rows, length], truncated bool [rows]}.
+    """Endless batches of this process's rows.
+
+    {image uint8 [rows, size, size, 3], ids int32 [rows, length], truncated bool [rows], part int32 and
+    index int64 [rows]: which record of which part, bad: the records that were replaced}
 
     Args:
         batch_size: of the global batch; `rows` is its share of one process.
-        augment: one of `AUGMENTATIONS`.
-        seed: of the order, which is a new permutation in every epoch, and of the augmentation.
+        augment: arguments of `training_view`.
+        shuffle, block_size: see `Order`.
+        max_bad_fraction: of a part's records that can not be used, above which a run ends (the trainer counts).
+        seed: of the order, of which caption is drawn, and of the augmentation.
         workers: processes that prepare batches; 0 prepares in threads of this process.
         threads: that prepare batches, per worker.
         start: how many samples of the global stream the run has consumed.
@@ -92,17 +215,21 @@ def batches(
     Raises:
         UserError: the batch does not split over the processes, an empty source, a number out of range.
     """
-    check_numbers(workers, threads, text_length)
+    check_numbers(
+        workers=workers, threads=threads, text_length=text_length, max_bad_fraction=max_bad_fraction, augment=augment
+    )
     if batch_size % process_count:
         raise UserError(f"batch_size={batch_size} is not divisible by {process_count} processes")
     if len(source) == 0:
         raise UserError("the data source is empty")
-    stream = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    stream = stream.random_map(_Prepare(tokenizer, image_size, text_length, augment))
-    rows = _ProcessRows(stream, batch_size, process_index, process_count)
-    whole = rows.batch(batch_size // process_count, drop_remainder=True)[start // batch_size :]
-    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    dataset = whole.to_iter_dataset(reading)
+    order = make_order(source, seed=seed, shuffle=shuffle, block_size=block_size)
+    samples = Samples(
+        parts_of(source), order, tokenizer,
+        image_size=image_size, text_length=text_length, augment=augment, seed=seed,
+    )  # fmt: skip
+    rows = _ProcessRows(grain.MapDataset.source(samples), batch_size, start, process_index, process_count)
+    whole = rows.batch(batch_size // process_count, drop_remainder=True, batch_fn=_stack)
+    dataset = whole.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     if workers:
         flags.FLAGS.mark_as_parsed()  # Grain's worker processes insist on it
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))

@@ -1,87 +1,100 @@
-"""From stored pictures to the square uint8 views that the image tower sees (Pillow only)."""
-
-import io
-from collections.abc import Callable
+"""From stored pictures to the square uint8 views that the image tower sees."""
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageEnhance
+
+from filip_jax.data.auto_augment import imagenet_policy
+from filip_jax.data.decode import Box, decode, decode_region
+from filip_jax.errors import UserError
 
 View = UInt8[np.ndarray, "size size 3"]
-
-
-def decode(image: bytes | np.ndarray) -> Image.Image:
-    """An RGB picture from encoded bytes or from decoded uint8 [h, w, 3].
-
-    A camera's rotation is undone, transparency is laid on white.
-
-    Raises:
-        ValueError: the bytes are no picture that Pillow can read, or there is not a pixel.
-    """
-    if isinstance(image, np.ndarray):
-        if 0 in image.shape:
-            raise ValueError(f"a picture of {image.shape[0]} x {image.shape[1]} pixels")
-        return Image.fromarray(image)
-    try:
-        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(image)))
-        if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        return picture.convert("RGB")
-    except UnidentifiedImageError as error:
-        raise ValueError("no picture that Pillow can read") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"no picture that Pillow can read: {error}") from error
+MIRROR = Image.Transpose.FLIP_LEFT_RIGHT
 
 
 def centre_view(picture: Image.Image, size: int) -> View:
     """CLIP's evaluation view: the shorter side scaled to `size` (bicubic), the centre cut out."""
-    scale, left, top = _centre(picture.size, size)
+    shape, left, top = _centre(picture.size, size)
     if picture.size != (size, size):
-        width, height = (max(size, round(side * scale)) for side in picture.size)
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-        picture = picture.crop((left, top, left + size, top + size))
+        picture = picture.resize(shape, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
     return np.asarray(picture)
 
 
-def box_in_centre_view(
-    box: tuple[float, float, float, float], shape: tuple[int, int], size: int
-) -> tuple[float, float, float, float]:
-    """A box (left, top, right, bottom) of a picture of `shape` (width, height), in pixels of its centre view."""
-    scale, left, top = _centre(shape, size)
-    return tuple(edge * scale - offset for edge, offset in zip(box, (left, top, left, top)))
+def box_in_centre_view(box: Box, shape: tuple[int, int], size: int) -> Box:
+    """A box of a picture of `shape` (width, height), in pixels of its centre view."""
+    (width, height), left, top = _centre(shape, size)
+    x, y = width / shape[0], height / shape[1]
+    return (box[0] * x - left, box[1] * y - top, box[2] * x - left, box[3] * y - top)
 
 
-def _centre(shape: tuple[int, int], size: int) -> tuple[float, int, int]:
-    scale = size / min(shape)
-    width, height = (max(size, round(side * scale)) for side in shape)
-    return scale, (width - size) // 2, (height - size) // 2
+def _centre(shape: tuple[int, int], size: int) -> tuple[tuple[int, int], int, int]:
+    """The scaled shape, and where the centre starts in it: rounded as torchvision does, which CLIP uses."""
+    width, height = (size if side == min(shape) else int(size * side / min(shape)) for side in shape)
+    return (width, height), round((width - size) / 2), round((height - size) / 2)
 
 
-def plain(picture: Image.Image, size: int, rng: np.random.Generator) -> View:
-    """No augmentation: the evaluation view."""
-    return centre_view(picture, size)
+def training_view(
+    image: bytes | np.ndarray,
+    size: int,
+    rng: np.random.Generator,
+    *,
+    min_area: float,
+    flip: bool,
+    colour_jitter: float,
+    auto_augment: bool,
+) -> View:
+    """A view as training sees it, a function of the generator's state.
+
+    Args:
+        image: encoded, or uint8 [h, w, 3].
+        size: pixels of a side.
+        min_area: of the random crop, as a share of the picture; 1 crops nothing: the evaluation view.
+        flip: whether half of the views are mirrored.
+        colour_jitter: brightness, contrast and saturation each change by a factor of 1 +- this.
+        auto_augment: whether a sub-policy of AutoAugment for ImageNet follows (FILIP, section 4.1).
+
+    Raises:
+        ValueError: the image can not be read.
+    """
+    if min_area == 1:
+        view = Image.fromarray(centre_view(decode(image), size))
+    else:
+        view = decode_region(image, size, lambda width, height: random_box(width, height, min_area, rng))
+    if flip and rng.random() < 0.5:
+        view = view.transpose(MIRROR)
+    if colour_jitter:
+        view = _jitter(view, colour_jitter, rng)
+    if auto_augment:
+        view = imagenet_policy(view, rng)
+    return np.asarray(view)
 
 
-def crop_flip(picture: Image.Image, size: int, rng: np.random.Generator) -> View:
-    """A random crop of 50 to 100 % of the area, mirrored half of the time.
+def check_augment(*, min_area: float, flip: bool, colour_jitter: float, auto_augment: bool) -> None:
+    """Raises a UserError for an augmentation that can not be."""
+    if not 0 < min_area <= 1:
+        raise UserError(f"data.augment.min_area={min_area} must be above 0 and at most 1")
+    if not 0 <= colour_jitter <= 1:
+        raise UserError(f"data.augment.colour_jitter={colour_jitter} must be in [0, 1]")
+
+
+def random_box(width: int, height: int, min_area: float, rng: np.random.Generator) -> Box:
+    """A random crop of min_area to all of the area, in whole pixels.
 
     Its side ratio is 3/4 to 4/3, or as near to it as a crop of this area can be in a longer picture.
     """
-    width, height = picture.size
-    share = rng.uniform(0.5, 1.0)
+    share = rng.uniform(min_area, 1.0)
     area = width * height * share
     ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
     ratio = np.clip(ratio, share * width / height, width / (share * height))
-    crop_width = min(width, round(np.sqrt(area * ratio)))
-    crop_height = min(height, round(np.sqrt(area / ratio)))
-    left, top = rng.integers(0, width - crop_width + 1), rng.integers(0, height - crop_height + 1)
-    box = (int(left), int(top), int(left + crop_width), int(top + crop_height))
-    view = np.asarray(picture.resize((size, size), Image.Resampling.BICUBIC, box=box))
-    return view[:, ::-1] if rng.random() < 0.5 else view
+    crop_width = max(1, min(width, round(np.sqrt(area * ratio))))
+    crop_height = max(1, min(height, round(np.sqrt(area / ratio))))
+    left, top = int(rng.integers(0, width - crop_width + 1)), int(rng.integers(0, height - crop_height + 1))
+    return (left, top, left + crop_width, top + crop_height)
 
 
-AUGMENTATIONS: dict[str, Callable[[Image.Image, int, np.random.Generator], View]] = {
-    "none": plain,
-    "crop_flip": crop_flip,
-}
+def _jitter(view: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    """Torchvision's colour jitter without its hue, in random order."""
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    for n in rng.permutation(3):
+        view = enhancers[n](view).enhance(rng.uniform(1 - strength, 1 + strength))
+    return view

@@ -4,6 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+CAPTION_BYTES = 1 << 16  # of one text; a longer one is no caption
+METADATA_BYTES = 1 << 20  # of one JSON file beside an image
+IMAGE_BYTES = 1 << 26  # of one encoded image
+HEAD_BYTES = 1 << 16  # of an encoded image, enough to know its size
+
 
 class BadRecord(Exception):
     """A record that can not be used, and why; training puts another in its place and names it."""

@@ -1,28 +1,45 @@
 """The data sources by name. A new one is a file beside this and a line here."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from filip_jax.data.array_record import ArrayRecord
 from filip_jax.data.emoji_scenes import EmojiScenes
 from filip_jax.data.folder import Folder
+from filip_jax.data.joined import Joined, Mixture
+from filip_jax.data.kept import Kept
+from filip_jax.data.parquet import Parquet
 from filip_jax.data.record import Caption, Record
+from filip_jax.data.side_captions import SideCaptions
+from filip_jax.data.table import Table
 from filip_jax.data.tfds import Tfds
+from filip_jax.data.webdataset import WebDataset
 from filip_jax.errors import UserError
 from filip_jax.sections import check, choose
 
-SOURCES = {"emoji_scenes": EmojiScenes, "folder": Folder, "tfds": Tfds}
+SOURCES = {
+    "emoji_scenes": EmojiScenes,
+    "folder": Folder,
+    "webdataset": WebDataset,
+    "array_record": ArrayRecord,
+    "parquet": Parquet,
+    "jsonl": Table,
+    "csv": Table,
+    "tfds": Tfds,
+}
 
 
 @runtime_checkable
 class Source(Protocol):
     """Random access to records; pure: the same index always gives the same record.
 
-    Where a record can not be read, `[index]` and `captions` raise BadRecord. `captions` spares the
-    image where that is cheaper. A source of labelled images has `class_names`, too; one of encoded
-    images may have `image_head(index)`, their first bytes.
+    Where a record can not be read, `[index]` and `captions` raise BadRecord; `where` still gives its
+    shard and key. `captions` spares the image where that is cheaper, and may be empty. A source of
+    labelled images has `class_names`, too; one of encoded images may have `image_head(index)`, their
+    first bytes.
 
     Attributes:
         shard_sizes: records of each piece that is best read together, in order; sums to the length.
@@ -40,22 +57,70 @@ class Source(Protocol):
 
     def captions(self, index: int) -> tuple[Caption, ...]: ...
 
+    def where(self, index: int) -> tuple[str, str]: ...
+
 
 def make_source(section: Mapping[str, Any], key: str = "source") -> Source:
     """The source that a config's `source` section describes: its name and its options.
 
+    Options of every source:
+        caption_keys: where texts come from, names or pairs (name, weight): fields of the source, or
+            origins of the side file. One is drawn per visit, by weight.
+        side_captions: a file of more captions, see side_captions.py.
+        keep: a folder that `filip data filter` wrote.
+    The name "mixture" has as its options named sections, each with a `weight` if it likes.
+
     Raises:
         UserError: an unknown name or option, or data that can not be opened.
     """
-    name, options = dict(section).get("name", ""), {k: v for k, v in section.items() if k != "name"}
-    kind = choose(SOURCES, name, f"{key}.name")
-    check(kind, options, f"{key} ({name})")
+    section = dict(section)
+    name = section.pop("name", "")
+    if name == "mixture":
+        return _make_mixture(section, key)
+    kind = choose(SOURCES | {"mixture": Mixture}, name, f"{key}.name")
     try:
-        return kind(**options)
+        return _make(kind, section, f"{key} ({name})")
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
 
 
+def _make_mixture(parts: Mapping[str, Any], key: str) -> Mixture:
+    if not parts or not all(isinstance(part, Mapping) for part in parts.values()):
+        raise UserError(
+            f"{key}: a mixture's options are sections, one for each source; it has {', '.join(parts) or 'none'}"
+        )
+    weights = {name: part["weight"] for name, part in parts.items() if "weight" in part}
+    sections = {name: {k: v for k, v in part.items() if k != "weight"} for name, part in parts.items()}
+    if any(section.get("name") == "mixture" for section in sections.values()):
+        raise UserError(f"{key}: a mixture of mixtures")
+    return Mixture({name: make_source(section, f"{key}.{name}") for name, section in sections.items()}, weights)
+
+
+def _make(kind: Callable[..., Source], section: dict[str, Any], key: str) -> Source:
+    side_captions, keep = section.pop("side_captions", ""), section.pop("keep", "")
+    weights = _weights(section["caption_keys"]) if "caption_keys" in section else None
+    side = SideCaptions(side_captions, section.get("index", "")) if side_captions else None
+    if weights is not None:
+        section["caption_keys"] = tuple(name for name in weights if side is None or name not in side.origins)
+    check(kind, section, key)
+    source = kind(**section)
+    if weights is None and side is None and not keep:
+        return source
+    return Joined(source, weights=weights, side=side, kept=Kept(keep, source.identity) if keep else None)
+
+
+def _weights(caption_keys: Sequence[Any]) -> dict[str, float]:
+    """{name: weight} of a config's caption_keys."""
+    pairs = [(key, 1.0) if isinstance(key, str) else tuple(key) for key in caption_keys]
+    if isinstance(caption_keys, str) or not pairs or not all(map(_is_pair, pairs)):
+        raise UserError(f"caption_keys={caption_keys!r} is not a list of names or pairs (name, weight above 0)")
+    return {name: float(weight) for name, weight in pairs}
+
+
+def _is_pair(pair: tuple) -> bool:
+    return len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], int | float) and pair[1] > 0
+
+
 def fingerprint(source: Source) -> str:
     """A hash of what the source is; a run refuses to go on with other data."""
-    return hashlib.sha256(f"{source.identity} {len(source)}".encode()).hexdigest()
+    return hashlib.sha256(f"{source.identity} {len(source)}".encode("utf-8", "surrogateescape")).hexdigest()

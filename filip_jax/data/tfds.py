@@ -24,6 +24,8 @@ class Tfds:
     """
 
     def __init__(self, *, path: str, split: str, image: str = "image", caption_keys: Sequence[str] = ("caption",)):
+        if path.startswith("s3://"):
+            raise UserError(f"tfds: path={path!r}: the reader of TensorFlow Datasets knows no s3://; copy the data")
         self.path, self.image, self.caption_keys = path, image, tuple(caption_keys)
         try:
             builder = tfds.builder_from_directory(path)
@@ -49,6 +51,9 @@ class Tfds:
         features = self.data[index]
         label = int(features[self.label]) if self.label else None
         return Record(str(index), features[self.image], self._captions(features), shard=self.path, label=label)
+
+    def where(self, index: int) -> tuple[str, str]:
+        return self.path, str(index)
 
     def captions(self, index: int) -> tuple[Caption, ...]:
         return self._captions(self.data[index])

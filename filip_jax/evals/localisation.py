@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from filip_jax.data.preprocess import box_in_centre_view, decode
+from filip_jax.data.decode import decode
+from filip_jax.data.preprocess import box_in_centre_view
 from filip_jax.data.record import Record
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError

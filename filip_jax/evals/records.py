@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from filip_jax.data.preprocess import centre_view, decode
+from filip_jax.data.decode import decode
+from filip_jax.data.preprocess import centre_view
 from filip_jax.data.record import Record
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError

@@ -16,8 +16,8 @@ import jax
 from filip_jax import __version__
 from filip_jax.checkpoint import CheckpointWriter, abstract
 from filip_jax.config import check_same_run, save_config
-from filip_jax.data.pipeline import batches
-from filip_jax.data.sources import Source, make_source
+from filip_jax.data.pipeline import batches, check_usable, parts_of
+from filip_jax.data.sources import Source, fingerprint, make_source
 from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
 from filip_jax.errors import UserError
 from filip_jax.evals.run import Eval, forget_after, is_recorded, open_evals, record_step, run_evals, table
@@ -25,6 +25,7 @@ from filip_jax.files import write_atomically
 from filip_jax.inference import TOKENIZER, Embedder, check_tokenizer, read_tokenizer
 from filip_jax.mesh import global_batch, of_first_process, on_first_process, replicated
 from filip_jax.sections import call
+from filip_jax.train.input_log import InputLog
 from filip_jax.train.metrics import MetricWriter, StepLog, say
 from filip_jax.train.setup import Setup, make_setup
 from filip_jax.train.step import State
@@ -37,7 +38,7 @@ def train(workdir: Path, config: Mapping[str, Any]) -> None:
         UserError: a config, data or checkpoint that can not be, or a loss that is not finite.
     """
     setup = call(make_setup, config, "(top level)")
-    source = make_source(setup.source)
+    source = _open_source(setup)
     evals = open_evals(setup.evals) if setup.eval_every_steps else []
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file")
@@ -67,7 +68,9 @@ class Trainer:
         checkpoints: CheckpointWriter,
     ):
         self.workdir, self.setup, self.evals, self.checkpoints = workdir, setup, evals, checkpoints
-        self.meta = {"tokenizer_sha256": tokenizer.sha256, "filip_jax_version": __version__}
+        self.meta = {
+            "tokenizer_sha256": tokenizer.sha256, "data_sha256": fingerprint(source), "filip_jax_version": __version__,
+        }  # fmt: skip
         image_size, text_length = setup.data["image_size"], setup.data["text_length"]
         self.embedder = Embedder(
             setup.model, tokenizer, image_size=image_size, text_length=text_length, mesh=setup.mesh
@@ -81,8 +84,10 @@ class Trainer:
         on_first_process(lambda: forget_after(workdir, self.step))
         self.evaluated_step = self.step if of_first_process(is_recorded(workdir, self.step, evals)) else None
         self.writer = MetricWriter(workdir, step=self.step, evaluated=self.evaluated_step is not None)
+        bad = setup.data["max_bad_fraction"]
+        self.input = InputLog(workdir, parts=list(parts_of(source)), max_bad_fraction=bad)
         self.log = StepLog(
-            self.writer, batch_size=setup.batch_size, total_steps=setup.total_steps,
+            self.writer, self.input, batch_size=setup.batch_size, total_steps=setup.total_steps,
             every_steps=setup.log_every_steps, step=self.step,
         )  # fmt: skip
 
@@ -93,6 +98,11 @@ class Trainer:
             say(f"{self.workdir}: resuming at step {steps[-1]} of {setup.total_steps}")
             meta = self.checkpoints.meta(steps[-1])
             check_tokenizer(tokenizer, meta, self.workdir)
+            if meta["data_sha256"] != self.meta["data_sha256"]:
+                raise UserError(
+                    f"the data of {self.workdir} is not what the run began with: its files, their sizes or their "
+                    "number of records changed; bring them back or start in a new --workdir"
+                )
             state = self.checkpoints.restore(steps[-1], abstract(setup.shapes, setup.shardings))
             return state, steps[-1], meta["samples_seen"]
         say(f"{self.workdir}: starting on {jax.device_count()} {jax.devices()[0].device_kind} devices")
@@ -116,22 +126,22 @@ class Trainer:
                 self._evaluate()
             if self.step == self.setup.total_steps:
                 break
-            batch, waited, truncated = self._next_batch()
+            batch, waited = self._next_batch()
             if train_step is None:
                 train_step, waited = self._compile(batch), 0.0
             self.state, metrics = train_step(self.state, batch)
             self.step, self.samples_seen = self.step + 1, self.samples_seen + self.setup.batch_size
-            self.log.push(self.step, metrics, waited, truncated)
+            self.log.push(self.step, metrics, waited)
             if self.step % self.checkpoints.every_steps == 0 or self.step == self.setup.total_steps:
                 self._save()
 
-    def _next_batch(self) -> tuple[dict[str, jax.Array], float, int]:
-        """The next global batch, the seconds it was waited for, and how many of its texts were cut here."""
+    def _next_batch(self) -> tuple[dict[str, jax.Array], float]:
+        """The next global batch, under way to the devices, and the seconds that they waited for it."""
         started = time.perf_counter()
         rows = next(self.rows)
-        waited = time.perf_counter() - started
-        batch = global_batch(self.setup.mesh, {"image": rows["image"], "ids": rows["ids"]})
-        return batch, waited, int(rows["truncated"].sum())
+        waited = time.perf_counter() - started if self.log.is_idle() else 0.0
+        self.input.add(rows)
+        return global_batch(self.setup.mesh, {"image": rows["image"], "ids": rows["ids"]}), waited
 
     def _compile(self, batch: dict[str, jax.Array]):
         setup, started = self.setup, time.perf_counter()
@@ -164,6 +174,19 @@ class Trainer:
         self.evaluated_step = self.step
         say(table({f"step {self.step}": metrics}))
         self.log.restart_clock(self.step)
+
+
+def _open_source(setup: Setup) -> Source:
+    """The run's source, some of its records tried; process 0 goes first, since it may have to index the data."""
+
+    opened = []
+
+    def open_and_try():
+        opened.append(make_source(setup.source))
+        check_usable(opened[0], setup.data["image_size"], setup.data["augment"])
+
+    on_first_process(open_and_try)
+    return opened[0] if opened else make_source(setup.source)
 
 
 def _prepare_tokenizer(workdir: Path, setup: Setup, source: Source, *, started: bool) -> Tokenizer:

@@ -13,9 +13,15 @@ from tensorboardX import SummaryWriter
 
 from filip_jax.errors import UserError
 from filip_jax.files import write_atomically
+from filip_jax.train.input_log import InputLog
 
 FILE = "metrics.jsonl"
 FOLDER = "tensorboard"
+WAITING = 0.05  # of the time that devices wait for data, above which something should be done
+ADVICE = (
+    "  the devices wait for data {:.0%} of the time: try more --config.data.workers; "
+    "`filip data bench` says where the input's time goes"
+)
 
 
 def say(line: str) -> None:
@@ -84,27 +90,31 @@ class StepLog:
         step: the step that the run starts from.
     """
 
-    def __init__(self, writer: MetricWriter, *, batch_size: int, total_steps: int, every_steps: int, step: int):
-        self.writer, self.batch_size = writer, batch_size
+    def __init__(
+        self, writer: MetricWriter, input_log: InputLog, *, batch_size: int, total_steps: int, every_steps: int, step: int
+    ):  # fmt: skip
+        self.writer, self.input, self.batch_size = writer, input_log, batch_size
         self.total_steps, self.every_steps = total_steps, every_steps
-        self.pending: tuple[int, Mapping[str, Any], float, int] | None = None
-        self.logged, self.truncated = step, 0
+        self.pending: tuple[int, Mapping[str, Any], float] | None = None
         self.restart_clock(step)
 
     def restart_clock(self, step: int) -> None:
         """Rates count from here: after a pause that is no training."""
         self.since, self.waited, self.started = step, 0.0, time.perf_counter()
 
-    def push(self, step: int, metrics: Mapping[str, Any], waited: float, truncated: int) -> None:
+    def push(self, step: int, metrics: Mapping[str, Any], waited: float) -> None:
         """A step that was just dispatched; finishes the one before.
 
         Args:
             metrics: scalars on the devices.
-            waited: seconds until its batch was there.
-            truncated: how many of this process's texts lost their end.
+            waited: seconds that the devices waited for its batch.
         """
         self.flush()
-        self.pending = (step, metrics, waited, truncated)
+        self.pending = (step, metrics, waited)
+
+    def is_idle(self) -> bool:
+        """Whether the devices have finished the step dispatched last."""
+        return self.pending is None or all(value.is_ready() for value in self.pending[1].values())
 
     def flush(self) -> None:
         """Waits for the step dispatched last and logs it if it is due.
@@ -114,8 +124,8 @@ class StepLog:
         """
         if self.pending is None:
             return
-        (step, metrics, waited, truncated), self.pending = self.pending, None
-        self.waited, self.truncated = self.waited + waited, self.truncated + truncated
+        (step, metrics, waited), self.pending = self.pending, None
+        self.waited += waited
         for name in ("loss", "grad_norm", "param_norm"):
             if not math.isfinite(metrics[f"train/{name}"]):
                 raise UserError(
@@ -126,7 +136,9 @@ class StepLog:
             numbers = {name: float(value) for name, value in metrics.items()} | self._rates(step)
             self.writer.write(step, numbers)
             say(self._line(step, numbers))
-            self.logged, self.truncated = step, 0
+            if step > self.every_steps and numbers["time/data_wait_frac"] > WAITING:
+                say(ADVICE.format(numbers["time/data_wait_frac"]))
+            self.input.restart_window()
             self.restart_clock(step)
 
     def _rates(self, step: int) -> dict[str, float]:
@@ -134,22 +146,20 @@ class StepLog:
         return {
             "train/samples_per_second": steps * self.batch_size / seconds,
             "train/batch_time": seconds / steps,
-            "train/data_time": self.waited / steps,
             "train/samples_seen": step * self.batch_size,
-            "train/text_truncated_fraction": self.truncated
-            * jax.process_count()
-            / ((step - self.logged) * self.batch_size),
-        }
+            "time/data_wait_frac": self.waited / seconds,
+        } | self.input.fractions()
 
     def _line(self, step: int, numbers: Mapping[str, float]) -> str:
         left = round((self.total_steps - step) * numbers["train/batch_time"])
-        waiting = 100 * numbers["train/data_time"] / numbers["train/batch_time"]
-        cut = numbers["train/text_truncated_fraction"]
+        cut, bad = numbers["data/text_truncated_frac"], numbers["data/bad_frac"]
         return (
             f"step {step}/{self.total_steps} ({100 * step // self.total_steps}%)"
             f"  loss {numbers['train/loss']:.4f}  lr {numbers['train/lr']:.2e}"
             f"  logit_scale {numbers['train/logit_scale']:.1f}"
-            f"  {numbers['train/samples_per_second']:.0f} samples/s  data wait {waiting:.0f}%"
+            f"  {numbers['train/samples_per_second']:.0f} samples/s"
+            f"  data wait {100 * numbers['time/data_wait_frac']:.0f}%"
             + (f"  texts cut {100 * cut:.1f}%" if cut else "")
+            + (f"  bad records {100 * bad:.1f}%" if bad else "")
             + f"  ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
         )

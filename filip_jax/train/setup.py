@@ -87,7 +87,7 @@ def make_setup(
     check_batch_size(batch_size, devices, microbatches)
     given = ("source", "tokenizer", "batch_size", "seed", "start", "process_index", "process_count")
     check(batches, data, "data", given)
-    check_numbers(data["workers"], data["threads"], data["text_length"])
+    check_numbers(**data)
     check(make_tokenizer, tokenizer, "tokenizer", ("source",))
     check_tokenizer_section(tokenizer["path"], tokenizer["captions"])
     check(CheckpointWriter, checkpoint, "checkpoint", ("workdir",))

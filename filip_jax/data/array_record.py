@@ -1,0 +1,189 @@
+"""ArrayRecord files: those that `filip data convert` writes, and tf.train.Examples of other tools.
+
+A record of ours is MAGIC, the length of a JSON text as 4 bytes (little endian), the text, and the
+encoded image. The text is {"key", "shard", "captions": [[origin, text], …], "crc32": of the image}.
+"""
+
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
+
+from filip_jax.data import storage
+from filip_jax.data.record import CAPTION_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
+from filip_jax.errors import UserError
+
+MAGIC = b"filip1\r\n"
+SUFFIXES = (".array_record", ".arrayrecord")
+
+
+@dataclass(frozen=True)
+class _File:
+    """A whole file, in the words of the reader, which need not count its records again."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
+class ArrayRecord:
+    """The records of ArrayRecord files.
+
+    Args:
+        path: a folder, a pattern or braces: "/data/cc3m", "/data/cc3m-{00000..00063}-of-00064.array_record".
+        caption_keys: origins, or features of an Example; empty takes all texts of our own records.
+        image: the feature of an Example that holds the encoded image.
+
+    Raises:
+        UserError: no such files, or a bucket that the reader of ArrayRecord can not reach.
+    """
+
+    def __init__(self, *, path: str, caption_keys: Sequence[str] = (), image: str = "image"):
+        if path.startswith("s3://"):
+            raise UserError(
+                f"path={path!r}: the reader of ArrayRecord knows no s3://; copy the files, or read tars there"
+            )
+        found = storage.find(path, SUFFIXES, "path")
+        try:
+            with ThreadPoolExecutor(32) as pool:
+                sizes = list(pool.map(_count, [file for file, _ in found]))
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise UserError(f"path={path!r} can not be read as ArrayRecord: {' '.join(str(error).split())}") from error
+        self.caption_keys, self.image = tuple(caption_keys), image
+        self.files = [file for file, _ in found]
+        self.shard_sizes = np.array(sizes, np.int64)
+        self.ends = np.cumsum(self.shard_sizes)
+        instructions = [_File(file, 0, size, size) for file, size in zip(self.files, sizes)]
+        self.data = ArrayRecordDataSource(instructions)
+        lines = "\n".join(f"{storage.name_of(file)} {bytes_} {size}" for (file, bytes_), size in zip(found, sizes))
+        self.identity = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+        self.seen = self._look()
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> Record:
+        key, captions, image = self._parse(index)
+        if len(image) > IMAGE_BYTES:
+            raise BadRecord(f"an image of {len(image)} bytes; at most {IMAGE_BYTES} are read")
+        return Record(key, image, captions, shard=self._file(index))
+
+    def where(self, index: int) -> tuple[str, str]:
+        try:
+            return self._file(index), self._parse(index)[0]
+        except BadRecord:
+            return self._file(index), str(index)
+
+    def captions(self, index: int) -> tuple[Caption, ...]:
+        return self._parse(index)[1]
+
+    def image_head(self, index: int) -> bytes:
+        """The first bytes of the encoded image."""
+        return self._parse(index)[2]
+
+    def _file(self, index: int) -> str:
+        return storage.name_of(self.files[int(np.searchsorted(self.ends, index, side="right"))])
+
+    def _parse(self, index: int) -> tuple[str, tuple[Caption, ...], bytes]:
+        data = self.data[index]
+        if data.startswith(MAGIC):
+            key, captions, image = decode_record(data)
+            wanted = [caption for caption in captions if caption.origin in (self.caption_keys or (caption.origin,))]
+            return key, tuple(wanted), image
+        return str(index), *self._example(data)
+
+    def _example(self, data: bytes) -> tuple[tuple[Caption, ...], bytes]:
+        features = _features(data)
+        images = features.get(self.image, [])
+        if not images:
+            raise BadRecord(f"no feature {self.image!r}; it has {', '.join(features) or 'none'}")
+        found = [
+            (key, text) for key in self.caption_keys for text in features.get(key, []) if len(text) <= CAPTION_BYTES
+        ]
+        return tuple(Caption(text.decode("utf-8", "replace").strip(), key) for key, text in found), images[0]
+
+    def _look(self) -> str:
+        """What the first record is."""
+        if not len(self):
+            return "no records"
+        data = self.data[0]
+        if data.startswith(MAGIC):
+            return f"records with captions of {', '.join(c.origin for c in decode_record(data)[1])}"
+        try:
+            return f"Examples with the features {', '.join(_features(data))}"
+        except BadRecord:
+            return "records of an unknown kind"
+
+
+def encode_record(record: Record) -> bytes:
+    """A record of ours; its image must be encoded."""
+    head = {
+        "key": record.key,
+        "shard": record.shard,
+        "captions": [[caption.origin, caption.text] for caption in record.captions],
+        "crc32": zlib.crc32(record.image),
+    }
+    text = json.dumps(head, ensure_ascii=False).encode("utf-8", "replace")
+    return MAGIC + struct.pack("<I", len(text)) + text + record.image
+
+
+def decode_record(data: bytes) -> tuple[str, tuple[Caption, ...], bytes]:
+    """(key, captions, image) of a record of ours.
+
+    Raises:
+        BadRecord: it is damaged.
+    """
+    try:
+        (length,) = struct.unpack_from("<I", data, len(MAGIC))
+        start = len(MAGIC) + 4
+        head, image = json.loads(data[start : start + length]), data[start + length :]
+        captions = tuple(Caption(text, origin) for origin, text in head["captions"])
+        key, crc32 = head["key"], head["crc32"]
+    except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise BadRecord(f"the record is damaged: {error}") from error
+    if zlib.crc32(image) != crc32:
+        raise BadRecord("the image's checksum is wrong")
+    return key, captions, image
+
+
+def _features(data: bytes) -> dict[str, list[bytes]]:
+    """The features of a serialised tf.train.Example that hold bytes."""
+    try:
+        features = tf_example.Example.FromString(data).features.feature
+    except ValueError as error:  # protobuf's DecodeError
+        raise BadRecord("neither a record of filip_jax nor a tf.train.Example") from error
+    return {name: list(feature.bytes_list.value) for name, feature in sorted(features.items())}
+
+
+def _count(path: str) -> int:
+    reader = ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
+    try:
+        return reader.num_records()
+    finally:
+        reader.close()
+
+
+class RecordWriter:
+    """Writes records of ours into a file, each readable by itself; a context manager."""
+
+    def __init__(self, path: Path):
+        self.writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+
+    def write(self, record: Record) -> None:
+        self.writer.write(encode_record(record))
+
+    def __enter__(self) -> "RecordWriter":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.writer.close()

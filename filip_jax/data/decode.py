@@ -1,0 +1,159 @@
+"""From encoded bytes to RGB pictures. Whatever the bytes are, only ValueError leaves this file.
+
+What is decided: a camera's rotation is undone; transparency is laid on white; CMYK becomes RGB; 16 bits
+become 8; of an animation the first frame is taken; a truncated file, one of more than PIXELS pixels or
+IMAGE_BYTES bytes, one of floating point numbers and one of another format than FORMATS can not be read.
+"""
+
+import io
+import math
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageOps
+
+from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES
+
+PIXELS = 89_478_485  # of one picture, Pillow's own limit
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow's other readers are not needed, some are risky
+ORIENTATION = 0x0112  # the EXIF tag
+JPEG = b"\xff\xd8\xff"
+SWAPPED = (5, 6, 7, 8)  # orientations that lay the picture on its side
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged EXIF and the like: counted as bad or harmless
+
+
+def image_size(head: bytes) -> tuple[int, int]:
+    """Width and height as shown, from the first HEAD_BYTES of a file; no pixel is decoded.
+
+    Raises:
+        ValueError: no picture, or one of too many pixels.
+    """
+    head = head[:HEAD_BYTES]
+    return _plain_jpeg_size(head) or _webp_size(head) or _guarded(lambda: _shown_size(_open(head)))
+
+
+def decode(image: bytes | np.ndarray) -> Image.Image:
+    """An RGB picture from encoded bytes or from decoded uint8 [h, w, 3].
+
+    Raises:
+        ValueError: it can not be read, or there is not a pixel.
+    """
+    if isinstance(image, np.ndarray):
+        if 0 in image.shape:
+            raise ValueError(f"a picture of {image.shape[0]} x {image.shape[1]} pixels")
+        return Image.fromarray(image)
+    return _guarded(lambda: _rgb(ImageOps.exif_transpose(_open(image))))
+
+
+def decode_region(image: bytes | np.ndarray, size: int, choose: Callable[[int, int], Box]) -> Image.Image:
+    """The part of a picture that choose(width, height) names, scaled to size x size; antialiased.
+
+    JPEG is decoded at the fewest eighths of its size, four at most, that still have so many pixels; bytes
+    that need more care go through `decode`. Shrinking uses Pillow's Hamming filter, which costs two thirds of the
+    bicubic one and differs from it by some 40 dB; enlarging is bicubic.
+
+    Raises:
+        ValueError: it can not be read.
+    """
+    shape = _plain_jpeg_size(image) if isinstance(image, bytes) else None
+    box = None
+    if shape:
+        box = choose(*shape)
+        pixels = _scaled_jpeg(image, size, shape, box)
+        if pixels is not None:
+            x, y = pixels.shape[1] / shape[0], pixels.shape[0] / shape[1]
+            box = (box[0] * x, box[1] * y, min(box[2] * x, pixels.shape[1]), min(box[3] * y, pixels.shape[0]))
+            return _resize(Image.fromarray(pixels), size, box)
+    picture = decode(image)
+    return _resize(picture, size, box or choose(*picture.size))
+
+
+def _scaled_jpeg(image: bytes, size: int, shape: tuple[int, int], box: Box) -> np.ndarray | None:
+    """The pixels, so few that the box still has `size` a side; None if libjpeg-turbo finds anything wrong."""
+    least = [math.ceil(size * side / (end - start)) for side, start, end in zip(shape, box[:2], box[2:])]
+    try:
+        return simplejpeg.decode_jpeg(image, min_width=least[0], min_height=least[1], min_factor=2.0)
+    except ValueError:
+        return None
+
+
+def _resize(picture: Image.Image, size: int, box: Box) -> Image.Image:
+    shrinks = min(box[2] - box[0], box[3] - box[1]) >= size
+    return picture.resize((size, size), Image.Resampling.HAMMING if shrinks else Image.Resampling.BICUBIC, box=box)
+
+
+def _plain_jpeg_size(image: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG that libjpeg-turbo alone decodes rightly; None for all else."""
+    if not image.startswith(JPEG) or len(image) > IMAGE_BYTES:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(image, strict=False)
+    except Exception:  # Pillow may still make something of it
+        return None
+    if colours not in ("RGB", "YCbCr", "Gray") or not 0 < width * height <= PIXELS:
+        return None
+    if image.find(b"Exif\0\0", 0, HEAD_BYTES) >= 0 and _guarded(lambda: _orientation(_open(image))) != 1:
+        return None
+    return width, height
+
+
+def _open(image: bytes) -> Image.Image:
+    if len(image) > IMAGE_BYTES:
+        raise ValueError(f"{len(image)} bytes; at most {IMAGE_BYTES} are read")
+    picture = Image.open(io.BytesIO(image), formats=FORMATS)
+    if picture.width * picture.height > PIXELS:
+        raise ValueError(f"{picture.width} x {picture.height} pixels; at most {PIXELS} are read")
+    return picture
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        return picture.getexif().get(ORIENTATION, 1)
+    except Exception:  # EXIF that is damaged turns nothing
+        return 1
+
+
+def _shown_size(picture: Image.Image) -> tuple[int, int]:
+    swapped = picture.format != "TIFF" and _orientation(picture) in SWAPPED  # Pillow turns TIFF by itself
+    return picture.size[::-1] if swapped else picture.size
+
+
+def _webp_size(head: bytes) -> tuple[int, int] | None:
+    """Width and height of a WebP without EXIF, which Pillow only opens whole (container specification, 2.5-2.7)."""
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP" or len(head) < 30:
+        return None
+    kind, bits = head[12:16], int.from_bytes(head[21:25], "little")
+    if kind == b"VP8X" and not head[20] & 0x08:
+        return int.from_bytes(head[24:27], "little") + 1, int.from_bytes(head[27:30], "little") + 1
+    if kind == b"VP8L" and head[20] == 0x2F:
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 " and head[23:26] == b"\x9d\x01\x2a":
+        return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
+    return None
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode == "F":
+        raise ValueError("floating point pixels")
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        picture = Image.fromarray(np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def _guarded(read: Callable):
+    """What `read` gives; all that decoders of foreign bytes may raise becomes a ValueError of one line."""
+    try:
+        return read()
+    except Image.UnidentifiedImageError as error:
+        raise ValueError("no picture that can be read") from error
+    except Exception as error:
+        raise ValueError(f"no picture that can be read: {' '.join(str(error).split())[:200]}") from error

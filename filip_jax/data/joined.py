@@ -1,0 +1,110 @@
+"""A source as a run sees it: records left out, texts from elsewhere joined, origins weighted."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+
+import numpy as np
+
+from filip_jax.data.kept import Kept
+from filip_jax.data.record import Caption, Record
+from filip_jax.data.side_captions import SideCaptions
+
+
+class Joined:
+    """A source with the options that all sources share.
+
+    Args:
+        source: of any kind.
+        weights: how often a text of each origin is drawn, beside the others that a record has; origins
+            that are not named are left out. None takes all origins alike.
+        side: texts by key.
+        kept: the records that a filter left.
+    """
+
+    def __init__(self, source, *, weights: Mapping[str, float] | None, side: SideCaptions | None, kept: Kept | None):
+        self.source, self.weights, self.side, self.kept = source, weights, side, kept
+        self.shard_sizes, self.seen = source.shard_sizes, source.seen
+        self.identity = source.identity
+        if kept is not None:
+            bounds = np.searchsorted(kept.indices, np.concatenate([[0], np.cumsum(source.shard_sizes)]))
+            self.shard_sizes, self.identity = np.diff(bounds), kept.identity
+        if side is not None:
+            self.identity += f" {side.identity}"
+            self.seen += f"; the side file holds {', '.join(side.origins)}"
+        if hasattr(source, "class_names"):
+            self.class_names = source.class_names
+        if hasattr(source, "image_head"):
+            self.image_head = self._image_head
+
+    def __len__(self) -> int:
+        return len(self.source if self.kept is None else self.kept)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.source[self._index(index)]
+        return dataclasses.replace(record, captions=self._join(index, record.key, record.captions))
+
+    def where(self, index: int) -> tuple[str, str]:
+        return self.source.where(self._index(index))
+
+    def captions(self, index: int) -> tuple[Caption, ...]:
+        there = self._index(index)
+        key = self.source.where(there)[1] if self.side else ""
+        return self._join(index, key, self.source.captions(there))
+
+    def _image_head(self, index: int) -> bytes:
+        return self.source.image_head(self._index(index))
+
+    def _index(self, index: int) -> int:
+        return index if self.kept is None else int(self.kept.indices[index])
+
+    def _join(self, index: int, key: str, captions: tuple[Caption, ...]) -> tuple[Caption, ...]:
+        if self.kept is not None:
+            captions = self.kept.replaced(self._index(index)) or captions
+        if self.side is not None:
+            captions += self.side.of(key)
+        if self.weights is None:
+            return captions
+        captions = tuple(caption for caption in captions if caption.origin in self.weights)
+        of_origin = Counter(caption.origin for caption in captions)
+        return tuple(
+            dataclasses.replace(caption, weight=self.weights[caption.origin] / of_origin[caption.origin])
+            for caption in captions
+        )
+
+
+class Mixture:
+    """Several sources, dealt out to the samples of a run by weight; as a list, one after the other.
+
+    Args:
+        parts: by name, which seeds each part's order.
+        weights: shares of the samples; all records count alike where a part has none.
+    """
+
+    def __init__(self, parts: Mapping[str, Joined], weights: Mapping[str, float]):
+        self.parts = dict(parts)
+        self.weights = {name: float(weights.get(name, len(part))) for name, part in parts.items()}
+        self.shard_sizes = np.concatenate([part.shard_sizes for part in parts.values()])
+        self.identity = "\n".join(f"{name} {part.identity}" for name, part in parts.items())
+        self.seen = "; ".join(f"{name}: {part.seen}" for name, part in parts.items())
+        self.ends = np.cumsum([len(part) for part in parts.values()])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> Record:
+        part, index = self._part(index)
+        return part[index]
+
+    def where(self, index: int) -> tuple[str, str]:
+        part, index = self._part(index)
+        return part.where(index)
+
+    def captions(self, index: int) -> tuple[Caption, ...]:
+        part, index = self._part(index)
+        return part.captions(index)
+
+    def _part(self, index: int):
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        part = list(self.parts.values())[number]
+        return part, index - int(self.ends[number]) + len(part)

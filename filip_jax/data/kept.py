@@ -1,0 +1,56 @@
+"""What `filip data filter` left of a source: which records, and their changed texts."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from filip_jax.data.record import Caption
+from filip_jax.errors import UserError
+from filip_jax.files import read_json
+
+
+class Kept:
+    """The filter's output, mapped into memory.
+
+    Args:
+        folder: holds kept.npy (ascending indices), captions.arrow (index, origin, text) and report.json.
+        identity: of the source; another one was filtered if it differs.
+
+    Raises:
+        UserError: no such output, or one of other data.
+    """
+
+    def __init__(self, folder: str, identity: str):
+        self.folder = folder
+        if not (Path(folder) / "kept.npy").is_file():
+            raise UserError(f"keep={folder!r}: the folder holds no kept.npy; `filip data filter` makes it")
+        report = read_json(Path(folder) / "report.json")
+        if report.get("identity") != identity:
+            raise UserError(f"keep={folder!r} was made of other data: filter again")
+        self.identity = f"{identity} {json.dumps(report.get('rules'), sort_keys=True)}"
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @cached_property
+    def indices(self) -> np.ndarray:
+        """Of the records that are left, in the source."""
+        return np.load(Path(self.folder) / "kept.npy", mmap_mode="r")
+
+    @cached_property
+    def _table(self) -> tuple[np.ndarray, pa.Table]:
+        table = pa.ipc.open_file(pa.memory_map(str(Path(self.folder) / "captions.arrow"))).read_all()
+        return table.column("index").to_numpy(), table
+
+    def replaced(self, index: int) -> tuple[Caption, ...]:
+        """The texts of record `index` of the source if they changed, else none."""
+        indices, table = self._table
+        first, last = np.searchsorted(indices, index, side="left"), np.searchsorted(indices, index, side="right")
+        rows = table.slice(first, last - first).to_pylist() if last > first else []
+        return tuple(Caption(row["text"], row["origin"]) for row in rows)
+
+    def __getstate__(self):
+        return {"folder": self.folder, "identity": self.identity}

@@ -1,0 +1,137 @@
+"""Parquet files with images, or the paths of images, in a column.
+
+Parquet is read a row group at a time, so an order that jumps between groups reads far more than it
+needs: train with data.shuffle=block, or convert once with `filip data convert`.
+"""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from filip_jax.data import storage
+from filip_jax.data.record import CAPTION_BYTES, HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
+from filip_jax.errors import UserError
+
+KEPT = 1 << 29  # bytes of row groups that a process keeps
+
+
+class Parquet:
+    """The rows of parquet files; a row group is a shard.
+
+    Args:
+        path: a folder, a pattern or braces.
+        image: the column of encoded images, of structs with bytes or path (as Hugging Face writes
+            them), or of paths from the folder `images`; local, gs:// or s3://.
+        caption_keys: columns of texts or lists of texts.
+        key: the column that names a row; "" counts the rows of a file.
+        images: the folder that paths start from; "" is the file's own.
+
+    Raises:
+        UserError: no such files or column, or files that are no parquet.
+    """
+
+    def __init__(
+        self, *, path: str, image: str = "image", caption_keys: Sequence[str] = ("caption",), key: str = "",
+        images: str = "",
+    ):  # fmt: skip
+        found = storage.find(path, (".parquet",), "path")
+        self.files = [file for file, _ in found]
+        self.image, self.caption_keys, self.key, self.images = image, tuple(caption_keys), key, images
+        try:
+            with ThreadPoolExecutor(32) as pool:
+                groups, schemas = zip(*pool.map(_footer, self.files))
+        except pa.ArrowInvalid as error:
+            raise UserError(f"path={path!r} can not be read as parquet: {error}") from error
+        self.shard_sizes = np.concatenate([np.array(sizes, np.int64) for sizes in groups])
+        self.ends = np.cumsum(self.shard_sizes)
+        self.groups = [(file, group) for file, sizes in enumerate(groups) for group in range(len(sizes))]
+        self.seen = f"{len(found)} files with the columns {', '.join(schemas[0])}"
+        for name in (image, *caption_keys, *([key] if key else [])):
+            if name not in schemas[0]:
+                raise UserError(f"path={path!r}: there is no column {name!r}; {self.seen}")
+        lines = [f"{storage.name_of(file)} {size} {list(rows)}" for (file, size), rows in zip(found, groups)]
+        self.identity = hashlib.sha256("\n".join([*lines, image, key]).encode("utf-8", "surrogateescape")).hexdigest()
+        self.__setstate__({})
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, index: int) -> Record:
+        data = self._image(index, IMAGE_BYTES + 1)
+        if len(data) > IMAGE_BYTES:
+            raise BadRecord(f"an image of more than {IMAGE_BYTES} bytes")
+        shard, key = self.where(index)
+        return Record(key, data, self.captions(index), shard=shard)
+
+    def where(self, index: int) -> tuple[str, str]:
+        group, row = self._place(index)
+        file, number = self.groups[group]
+        name = storage.name_of(self.files[file])
+        if self.key:
+            return name, str(self._column(group, self.key)[row].as_py())
+        first = int(self.ends[group - number - 1]) if group > number else 0
+        return name, str(index - first)
+
+    def captions(self, index: int) -> tuple[Caption, ...]:
+        group, row = self._place(index)
+        found = []
+        for key in self.caption_keys:
+            value = self._column(group, key)[row].as_py()
+            texts = value if isinstance(value, list) else [value]
+            found += [Caption(t.strip(), key) for t in texts if isinstance(t, str) and len(t) <= CAPTION_BYTES]
+        return tuple(found)
+
+    def image_head(self, index: int) -> bytes:
+        """The first bytes of the encoded image."""
+        return self._image(index, HEAD_BYTES)
+
+    def _image(self, index: int, most: int) -> bytes:
+        group, row = self._place(index)
+        value = self._column(group, self.image)[row].as_py()
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if isinstance(value, bytes):
+            return value[:most]
+        if not isinstance(value, str) or not value:
+            raise BadRecord(f"no {self.image}")
+        return storage.read_listed(self.images or storage.folder_of(self.files[self.groups[group][0]]), value, most)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        group = int(np.searchsorted(self.ends, index, side="right"))
+        return group, index - int(self.ends[group] - self.shard_sizes[group])
+
+    def _column(self, group: int, name: str) -> pa.ChunkedArray:
+        """A column of a row group; the latest ones are kept."""
+        with self._lock:
+            if (group, name) in self._columns:
+                self._columns.move_to_end((group, name))
+                return self._columns[group, name]
+            file, number = self.groups[group]
+            with storage.open_stream(self.files[file]) as stream:
+                column = pq.ParquetFile(stream).read_row_group(number, [name]).column(name)
+            self._columns[group, name] = column
+            self._bytes += column.nbytes
+            while self._bytes > KEPT and len(self._columns) > 1:
+                _, dropped = self._columns.popitem(last=False)
+                self._bytes -= dropped.nbytes
+            return column
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name not in ("_columns", "_lock", "_bytes")}
+
+    def __setstate__(self, state):
+        vars(self).update(state, _columns=OrderedDict(), _lock=threading.Lock(), _bytes=0)
+
+
+def _footer(path: str) -> tuple[list[int], list[str]]:
+    """(rows of each row group, columns) of a file."""
+    with storage.open_stream(path) as stream:
+        file = pq.ParquetFile(stream)
+        meta = file.metadata
+        return [meta.row_group(n).num_rows for n in range(meta.num_row_groups)], file.schema_arrow.names

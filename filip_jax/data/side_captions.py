@@ -1,0 +1,155 @@
+"""Captions made elsewhere, joined to records by key: translations, synthetic and long captions.
+
+The side file is JSON lines or parquet with the columns key, origin and caption, one row per text.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from filip_jax.data import storage
+from filip_jax.data.record import CAPTION_BYTES, Caption
+from filip_jax.errors import UserError
+
+COLUMNS = ("key", "origin", "caption")
+SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
+ROWS = 1 << 16  # of a batch
+
+
+class SideCaptions:
+    """The texts of a side file by key.
+
+    The first time the file is read once; what is then written beside it (or into `index`) is mapped
+    into memory, not loaded.
+
+    Args:
+        path: FILE.jsonl or FILE.parquet.
+        index: folder for the index; "" is the folder .filip_index beside the file. Local.
+
+    Attributes:
+        origins: of the file's texts.
+
+    Raises:
+        UserError: no such file, or a line that has not the three texts.
+    """
+
+    def __init__(self, path: str, index: str = ""):
+        ((path, _),) = storage.find(path, (".jsonl", ".parquet"), "side_captions")
+        folder = index or storage.join(storage.folder_of(path), ".filip_index")
+        if storage.is_remote(folder):
+            raise UserError(f"side_captions={path!r}: set `index` to a local folder, from which texts are read")
+        name = hashlib.sha256(f"{path} {storage.version(path)}".encode()).hexdigest()[:16]
+        self.stem = storage.join(folder, f"captions.{name}")
+        if not storage.exists(f"{self.stem}.json"):
+            self._make(path)
+        self.origins = tuple(json.loads(storage.read(f"{self.stem}.json"))["origins"])
+        self.identity = name
+
+    def of(self, key: str) -> tuple[Caption, ...]:
+        """The texts of a record, in the order of the file."""
+        first = np.searchsorted(self._hashes, _hash(key), side="left")
+        last = np.searchsorted(self._hashes, _hash(key), side="right")
+        found = []
+        for row in sorted(self._rows[first:last].tolist()):
+            batch, place = divmod(row, ROWS)
+            columns = [column.chunk(batch)[place].as_py() for column in self._table.columns]
+            if columns[0] == key:
+                found.append(Caption(columns[2], columns[1]))
+        return tuple(found)
+
+    def _make(self, path: str) -> None:
+        """Writes the texts as Arrow batches, the sorted hashes of their keys, and which row each has."""
+        Path(self.stem).parent.mkdir(parents=True, exist_ok=True)
+        hashes, origins = [], set()
+        beside = f"{self.stem}.{os.getpid()}.tmp"
+        with pa.OSFile(beside, "wb") as file, pa.ipc.new_file(file, SCHEMA) as out:
+            for batch in _batches(path):
+                out.write_batch(batch)
+                keys, of_batch = batch.column(0).to_pylist(), batch.column(1).unique().to_pylist()
+                hashes.append(np.array([_hash(key) for key in keys], np.uint64))
+                origins |= set(of_batch)
+        os.replace(beside, f"{self.stem}.arrow")
+        found = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
+        order = np.argsort(found, kind="stable")
+        np.save(f"{self.stem}.rows.npy", order)
+        np.save(f"{self.stem}.hashes.npy", found[order])
+        storage.write(f"{self.stem}.json", json.dumps({"origins": sorted(origins)}).encode())
+
+    @cached_property
+    def _hashes(self) -> np.ndarray:
+        return np.load(f"{self.stem}.hashes.npy", mmap_mode="r")
+
+    @cached_property
+    def _rows(self) -> np.ndarray:
+        return np.load(f"{self.stem}.rows.npy", mmap_mode="r")
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        return pa.ipc.open_file(pa.memory_map(f"{self.stem}.arrow")).read_all()
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+
+def _hash(key: str) -> np.uint64:
+    return np.frombuffer(hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=8).digest(), np.uint64)[0]
+
+
+def _batches(path: str) -> Iterator[pa.RecordBatch]:
+    """Rows of the file, ROWS at a time: only the last batch is shorter."""
+    rows: list[tuple[str, str, str]] = []
+    for row in _lines(path) if path.endswith(".jsonl") else _parquet_rows(path):
+        rows.append(row)
+        if len(rows) == ROWS:
+            yield _batch(rows)
+            rows = []
+    if rows:
+        yield _batch(rows)
+
+
+def _batch(rows: list[tuple[str, str, str]]) -> pa.RecordBatch:
+    return pa.record_batch([pa.array(column) for column in zip(*rows)], schema=SCHEMA)
+
+
+def _lines(path: str) -> Iterator[tuple[str, str, str]]:
+    with storage.open_stream(path) as stream:
+        for number, line in enumerate(stream, 1):
+            try:
+                fields = json.loads(line)
+                row = tuple(fields[name] for name in COLUMNS)
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{path}, line {number}: {error!r}; a line is {_EXAMPLE}") from error
+            yield _checked(row, f"{path}, line {number}")
+
+
+def _parquet_rows(path: str) -> Iterator[tuple[str, str, str]]:
+    with storage.open_stream(path) as stream:
+        try:
+            file = pq.ParquetFile(stream)
+            missing = set(COLUMNS) - set(file.schema_arrow.names)
+            if missing:
+                raise UserError(f"{path} has no column {sorted(missing)[0]}; it needs {', '.join(COLUMNS)}")
+            for batch in file.iter_batches(ROWS, columns=list(COLUMNS)):
+                for row in zip(*(batch.column(name).to_pylist() for name in COLUMNS)):
+                    yield _checked(row, path)
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{path} is no parquet file: {error}") from error
+
+
+_EXAMPLE = '{"key": "000012", "origin": "german", "caption": "ein Hund"}'
+
+
+def _checked(row: tuple, place: str) -> tuple[str, str, str]:
+    if not all(isinstance(field, str) for field in row):
+        raise UserError(f"{place}: {', '.join(COLUMNS)} must be texts, as in {_EXAMPLE}")
+    row = tuple(field.encode("utf-8", "replace").decode("utf-8") for field in row)  # no lone surrogates
+    if len(row[2]) > CAPTION_BYTES:
+        raise UserError(f"{place}: a caption of more than {CAPTION_BYTES} bytes")
+    return row

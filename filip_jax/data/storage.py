@@ -1,0 +1,211 @@
+"""Files on disks and in buckets: lists, byte ranges, whole files. The one door of fsspec.
+
+A path is local, gs://… or s3://…; credentials and endpoints are those of gcsfs and s3fs, from their
+own environment variables and files.
+"""
+
+import glob
+import itertools
+import os
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from io import IOBase
+
+import fsspec
+
+from filip_jax.data.record import BadRecord
+from filip_jax.errors import UserError
+from filip_jax.files import write_atomically
+
+DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}  # scheme: the package that reads it, and the extra of the scheme's name
+OPEN_FILES = 256
+
+
+def is_remote(path: str) -> bool:
+    """Whether the path is a URL."""
+    return "://" in path
+
+
+def join(folder: str, name: str) -> str:
+    """The path of `name` in `folder`; an absolute name stands for itself."""
+    if is_remote(name) or os.path.isabs(name):
+        return name
+    return f"{folder.rstrip('/')}/{name}" if is_remote(folder) else os.path.join(folder, name)
+
+
+def folder_of(path: str) -> str:
+    """What the path's last name lies in."""
+    return path.rpartition("/")[0] if is_remote(path) else os.path.dirname(path) or "."
+
+
+def name_of(path: str) -> str:
+    """The last name of the path."""
+    return path.rsplit("/", 1)[-1]
+
+
+def common_folder(paths: Sequence[str]) -> str:
+    """The deepest folder that all files lie in."""
+    scheme, found, _ = paths[0].rpartition("://")
+    return scheme + found + os.path.commonpath([folder_of(path).removeprefix(scheme + found) for path in paths])
+
+
+def find(path: str, suffixes: tuple[str, ...], key: str) -> list[tuple[str, int]]:
+    """(path, bytes) of all files that `path` names, sorted.
+
+    Args:
+        path: a file, a folder, a pattern with * ? [] or braces: "cc3m/{00000..00331}.tar".
+        suffixes: endings of the files that count in a folder.
+        key: the config key of the path, for messages.
+
+    Raises:
+        UserError: nothing there; names from braces that are not there.
+    """
+    found: dict[str, int] = {}
+    missing = []
+    for pattern in expand_braces(path):
+        here = _list(pattern, suffixes)
+        missing += [] if here else [pattern]
+        found |= here
+    if not found:
+        raise UserError(f"{key}={path!r}: there is no such file, nor a folder with {' or '.join(suffixes)} in it")
+    if missing:
+        some = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
+        raise UserError(f"{key}={path!r}: {len(missing)} of {len(missing) + len(found)} files are missing: {some}")
+    return sorted(found.items())
+
+
+def expand_braces(path: str) -> list[str]:
+    """The paths that {a,b} and {000..127} stand for, as in a shell."""
+    braces = re.search(r"\{([^{}]*)\}", path)
+    if not braces:
+        return [path]
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
+    if span:
+        width = len(span[1]) if span[1].startswith("0") else 0
+        choices = [f"{number:0{width}d}" for number in range(int(span[1]), int(span[2]) + 1)]
+    else:
+        choices = braces[1].split(",")
+    rest = expand_braces(path[braces.end() :])
+    return [path[: braces.start()] + a + b for a, b in itertools.product(choices, rest)]
+
+
+def _list(pattern: str, suffixes: tuple[str, ...]) -> dict[str, int]:
+    if not is_remote(pattern):
+        if os.path.isdir(pattern):
+            names = (os.path.join(root, name) for root, _, files in os.walk(pattern) for name in files)
+            return {name: os.path.getsize(name) for name in names if name.endswith(suffixes)}
+        names = glob.glob(pattern) if glob.has_magic(pattern) else [pattern]
+        return {name: os.path.getsize(name) for name in names if os.path.isfile(name)}
+    system, scheme = _system(pattern), pattern.split("://")[0]
+    if glob.has_magic(pattern):
+        infos = system.glob(pattern, detail=True)
+    else:
+        infos = system.find(pattern, detail=True)
+        folder = list(infos) != [system._strip_protocol(pattern)]
+        infos = {name: info for name, info in infos.items() if not folder or name.endswith(suffixes)}
+    return {f"{scheme}://{name}": info["size"] for name, info in infos.items() if info["type"] == "file"}
+
+
+def read(path: str, offset: int = 0, size: int | None = None) -> bytes:
+    """`size` bytes from `offset` on, fewer where the file ends before; all of them if size is None.
+
+    Raises:
+        OSError: the file can not be read.
+    """
+    if is_remote(path):
+        return _system(path).cat_file(path, start=offset, end=None if size is None else offset + size)
+    handle = _open(path)
+    return os.pread(handle.descriptor, os.fstat(handle.descriptor).st_size if size is None else size, offset)
+
+
+def read_listed(folder: str, name: str, most: int) -> bytes:
+    """The first bytes of a file that a list names.
+
+    Raises:
+        BadRecord: it is not there, or lies on the web, from which nothing is downloaded.
+    """
+    path = join(folder, name)
+    if is_remote(path) and path.split("://")[0] not in DRIVERS:
+        raise BadRecord(f"{path}: images are not downloaded from the web")
+    try:
+        return read(path, 0, most)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise BadRecord(f"no such file: {path}") from error
+
+
+def open_stream(path: str) -> IOBase:
+    """The file for reading from its beginning to its end; seeking is possible."""
+    if is_remote(path):
+        return _system(path).open(path, "rb", block_size=8 << 20, cache_type="readahead")
+    return open(path, "rb")
+
+
+def version(path: str) -> str:
+    """A text that differs when the file does: its size and time, or what the bucket says."""
+    if is_remote(path):
+        return str(_system(path).checksum(path))
+    status = os.stat(path)
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file."""
+    return _system(path).isfile(path) if is_remote(path) else os.path.isfile(path)
+
+
+def write(path: str, data: bytes) -> None:
+    """Writes the file, whole or not at all, and the folders above it.
+
+    Raises:
+        OSError: it can not be written.
+    """
+    if is_remote(path):
+        _system(path).pipe_file(path, data)
+    else:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(path), data)
+        with _lock:
+            _handles.pop(path, None)  # of the file that was there before
+
+
+def _system(path: str) -> fsspec.AbstractFileSystem:
+    scheme = path.split("://")[0]
+    if scheme not in DRIVERS:
+        raise UserError(f"{path}: paths are local, {' or '.join(f'{name}://' for name in DRIVERS)}")
+    try:
+        return fsspec.filesystem(scheme)
+    except ImportError as error:
+        raise UserError(
+            f"{path}: the package {DRIVERS[scheme]} is missing: pip install 'filip_jax[{scheme}]'"
+        ) from error
+
+
+class _Handle:
+    """A descriptor that closes when its last user lets it go."""
+
+    def __init__(self, path: str):
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self):
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+_handles: OrderedDict[str, _Handle] = OrderedDict()
+_lock = threading.Lock()
+
+
+def _open(path: str) -> _Handle:
+    with _lock:
+        if path in _handles:
+            _handles.move_to_end(path)
+            return _handles[path]
+    handle = _Handle(path)
+    with _lock:
+        _handles[path] = handle
+        while len(_handles) > OPEN_FILES:
+            _handles.popitem(last=False)
+    return handle

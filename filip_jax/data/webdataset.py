@@ -1,0 +1,183 @@
+"""Tar shards as img2dataset and WebDataset make them, read in place and in any order."""
+
+import hashlib
+import json
+import re
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from threading import Lock
+
+import numpy as np
+
+from filip_jax.data import storage
+from filip_jax.data.record import CAPTION_BYTES, HEAD_BYTES, IMAGE_BYTES, METADATA_BYTES, BadRecord, Caption, Record
+from filip_jax.data.tar_index import IMAGES, Shard, read_index, table_path
+from filip_jax.errors import UserError
+
+TABLES = 1 << 27  # bytes of tables from buckets that a process keeps
+
+
+class WebDataset:
+    """The samples of tars that have an image: members of one key, as 000012.jpg, 000012.txt, 000012.json.
+
+    The first time, every tar is read once to note where its members stand; what lies in `index` then
+    makes any record one read away.
+
+    Args:
+        path: a folder, a pattern or braces: "/data/cc3m", "gs://bucket/cc3m/{00000..00331}.tar".
+        caption_keys: members ("txt", "de.txt") or fields of the JSON member ("json.caption"); each
+            holds a text, a JSON field may hold a list of them.
+        index: folder of the index; "" is the folder .filip_index beside the tars.
+
+    Raises:
+        UserError: no tars, missing ones, an index that can not be written, or no sample with a caption.
+    """
+
+    def __init__(self, *, path: str, caption_keys: Sequence[str] = ("txt",), index: str = ""):
+        found = storage.find(path, (".tar",), "path")
+        self.root = storage.common_folder([file for file, _ in found])
+        self.index = index or storage.join(self.root, ".filip_index")
+        self.caption_keys = tuple(caption_keys)
+        self.shards = read_index(found, self.root, self.index)
+        self.shard_sizes = np.array([shard.rows for shard in self.shards], np.int64)
+        self.ends = np.cumsum(self.shard_sizes)
+        self.identity = _identity(self.shards)
+        kinds, problems = _sum(dict(shard.kinds) for shard in self.shards), _sum(s.problems for s in self.shards)
+        self.seen = f"{len(found)} tars hold {_listed(kinds) or 'nothing'}" + (
+            f"; left out: {_listed(problems)}" if problems else ""
+        )
+        self._check(kinds)
+        self._warn_of_gaps()
+        self._tables: OrderedDict[str, bytes] = OrderedDict()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, index: int) -> Record:
+        shard, members, key = self._row(index)
+        image = self._member(shard, members, self._image_kind(members), IMAGE_BYTES)
+        return Record(key, image, self._captions(shard, members), shard=shard.name)
+
+    def where(self, index: int) -> tuple[str, str]:
+        shard, _, key = self._row(index)
+        return shard.name, key
+
+    def captions(self, index: int) -> tuple[Caption, ...]:
+        shard, members, _ = self._row(index)
+        return self._captions(shard, members)
+
+    def image_head(self, index: int) -> bytes:
+        """The first bytes of the encoded image."""
+        shard, members, _ = self._row(index)
+        offset, size = members[self._image_kind(members)]
+        return storage.read(storage.join(self.root, shard.name), offset, min(size, HEAD_BYTES))
+
+    def _row(self, index: int) -> tuple[Shard, dict[str, tuple[int, int]], str]:
+        """(shard, {kind: (offset, size)}, key) of a record."""
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        shard, row = self.shards[number], index - int(self.ends[number] - self.shard_sizes[number])
+        width = shard.row_type.itemsize
+        data = self._read_table(table_path(self.index, shard), row * width, width)
+        if len(data) != width:
+            raise UserError(f"the index of {shard.name} in {self.index} is damaged: remove it, it is then made again")
+        (found,) = np.frombuffer(data, shard.row_type)
+        places = zip(shard.kinds, found["members"].tolist())
+        members = {kind: (offset * 512, size) for (kind, _), (offset, size) in places if size}
+        return shard, members, found["key"].decode("utf-8", "replace")
+
+    def _read_table(self, path: str, offset: int, size: int) -> bytes:
+        """From disks the one row; from buckets the whole table, which is kept for a while."""
+        if not storage.is_remote(path):
+            return storage.read(path, offset, size)
+        table = self._tables.get(path)
+        if table is None:
+            table = storage.read(path)
+            with self._lock:
+                self._tables[path] = table
+                while sum(map(len, self._tables.values())) > TABLES and len(self._tables) > 1:
+                    self._tables.popitem(last=False)
+        return table[offset : offset + size]
+
+    def _image_kind(self, members) -> str:
+        return next(kind for kind in IMAGES if kind in members)
+
+    def _member(self, shard: Shard, members, kind: str, most: int) -> bytes:
+        offset, size = members[kind]
+        if size > most:
+            raise BadRecord(f"{kind} of {size} bytes; at most {most} are read")
+        return storage.read(storage.join(self.root, shard.name), offset, size)
+
+    def _captions(self, shard: Shard, members) -> tuple[Caption, ...]:
+        found, fields = [], None
+        for key in self.caption_keys:
+            if key.startswith("json."):
+                if fields is None:
+                    fields = self._json(shard, members)
+                found += [Caption(text, key) for text in _texts(fields, key)]
+            elif key in members:
+                text = self._member(shard, members, key, CAPTION_BYTES)
+                try:
+                    found.append(Caption(text.decode("utf-8").strip(), key))
+                except UnicodeDecodeError as error:
+                    raise BadRecord(f"{key} is not UTF-8: {error}") from error
+        return tuple(found)
+
+    def _json(self, shard: Shard, members) -> dict:
+        if "json" not in members:
+            return {}
+        try:
+            fields = json.loads(self._member(shard, members, "json", METADATA_BYTES))
+        except (ValueError, RecursionError) as error:
+            raise BadRecord(f"json can not be read: {error}") from error
+        return fields if isinstance(fields, dict) else {}
+
+    def _check(self, kinds: Counter) -> None:
+        members = {"json" if key.startswith("json.") else key for key in self.caption_keys}
+        if members and not members & set(kinds):
+            raise UserError(
+                f"path={self.root!r}: no sample has an image and one of caption_keys={self.caption_keys}; {self.seen}"
+            )
+
+    def _warn_of_gaps(self) -> None:
+        numbers = [int(found[1]) for shard in self.shards if (found := re.search(r"(\d+)\.tar$", shard.name))]
+        if len(set(numbers)) == len(numbers) == len(self.shards):
+            gaps = sorted(set(range(min(numbers), max(numbers))) - set(numbers))[:1000]
+            if gaps:
+                warnings.warn(
+                    f"{self.root}: {len(gaps)} shard numbers are missing: {', '.join(map(str, gaps[:5]))} …",
+                    stacklevel=3,
+                )
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name not in ("_tables", "_lock")}
+
+    def __setstate__(self, state):
+        vars(self).update(state, _tables=OrderedDict(), _lock=Lock())
+
+
+def _texts(fields: dict, key: str) -> list[str]:
+    """The texts of a JSON field: "json.a.b" is fields["a"]["b"], a string or a list of strings."""
+    value = fields
+    for name in key.split(".")[1:]:
+        value = value.get(name) if isinstance(value, dict) else None
+    values = value if isinstance(value, list) else [value]
+    return [
+        text.strip()
+        for text in values
+        if isinstance(text, str) and len(text.encode("utf-8", "replace")) <= CAPTION_BYTES
+    ]
+
+
+def _identity(shards: Sequence[Shard]) -> str:
+    lines = "\n".join(f"{shard.name} {shard.size} {shard.rows}" for shard in shards)
+    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _sum(counts) -> Counter:
+    return sum((Counter(each) for each in counts), Counter())
+
+
+def _listed(counts: Counter) -> str:
+    return ", ".join(f"{kind} ({count})" for kind, count in counts.most_common(12))

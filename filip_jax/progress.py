@@ -1,0 +1,33 @@
+"""One line of progress, with the time that is left, for work that takes long."""
+
+import sys
+import time
+
+PERIOD = 5.0  # seconds between lines
+
+
+class Progress:
+    """Prints to stderr how far the work is, every few seconds and at the end.
+
+    Args:
+        what: the work, as in "indexing shards".
+        total: how much there is to do.
+        done: how much was done before.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0):
+        self.what, self.total, self.done, self.first = what, total, done, done
+        self.started = self.said = time.monotonic()
+
+    def advance(self, count: int = 1) -> None:
+        """`count` more are done."""
+        self.done += count
+        now = time.monotonic()
+        if now - self.said >= PERIOD or (self.done == self.total and self.said > self.started):
+            self.said = now
+            rate = (self.done - self.first) / max(now - self.started, 1e-9)
+            left = round((self.total - self.done) / max(rate, 1e-9))
+            clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+            percent = 100 * self.done // max(self.total, 1)
+            line = f"{self.what}: {self.done}/{self.total} ({percent}%)  {rate:.0f}/s  ETA {clock}"
+            print(line, file=sys.stderr, flush=True)

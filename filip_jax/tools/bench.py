@@ -1,0 +1,124 @@
+"""The input pipeline alone: how fast it is, where its time goes, and what to change."""
+
+import itertools
+import os
+import resource
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from filip_jax.data.pipeline import batches, draw_caption, make_order, parts_of
+from filip_jax.data.preprocess import training_view
+from filip_jax.data.record import BadRecord
+from filip_jax.data.sources import Source
+from filip_jax.data.tokenizer import Tokenizer
+from filip_jax.sections import call
+
+STAGES = ("read", "decode and augment", "tokenise", "batch")
+
+
+def bench(
+    source: Source, tokenizer: Tokenizer, *, data: Mapping[str, Any], batch_size: int, seed: int, samples: int
+) -> str:
+    """A report for people: seconds by stage on one core, then the whole pipeline as configured.
+
+    Args:
+        data: a config's section.
+        samples: how many are timed, in each of both parts.
+    """
+    stages, bad = time_stages(source, tokenizer, data, seed, samples)
+    total = sum(stages.values())
+    lines = [f"{samples} samples one after the other, on one core ({bad} could not be used):"]
+    lines += [f"  {name:20}{1e6 * stages[name] / samples:8.0f} us  {stages[name] / total:4.0%}" for name in STAGES]
+    lines += [f"  {'all':20}{1e6 * total / samples:8.0f} us  {samples / total:.0f} images/s"]
+    rate, cores = time_pipeline(source, tokenizer, data, batch_size, seed, samples)
+    workers, threads = data["workers"], data["threads"]
+    lines += [
+        f"the pipeline with workers={workers}, threads={threads}: {rate:.0f} images/s "
+        f"on {cores:.1f} busy cores of {os.cpu_count()}: {rate / max(cores, 0.01):.0f} images/s/core"
+    ]
+    return "\n".join(lines + [f"advice: {advice(stages, rate, samples / total, cores, data)}"])
+
+
+def time_stages(
+    source: Source, tokenizer: Tokenizer, data: Mapping[str, Any], seed: int, samples: int
+) -> tuple[dict[str, float], int]:
+    """(seconds by stage, records that could not be used) over samples in the run's order."""
+    order = make_order(source, seed=seed, shuffle=data["shuffle"], block_size=data["block_size"])
+    sources, seconds, rows, bad = list(parts_of(source).values()), dict.fromkeys(STAGES, 0.0), [], 0
+    for n in range(samples):
+        visit, rng = order.visit(n), np.random.default_rng(n)
+        clock = [time.perf_counter()]
+        try:
+            record = sources[visit.part][visit.index]
+            clock.append(time.perf_counter())
+            view = training_view(record.image, data["image_size"], rng, **data["augment"])
+            clock.append(time.perf_counter())
+            rows.append((view, tokenizer.encode([draw_caption(record.captions, rng)], data["text_length"])[0]))
+            clock.append(time.perf_counter())
+        except (BadRecord, ValueError):
+            bad += 1
+        for name, start, end in zip(STAGES, clock, clock[1:]):
+            seconds[name] += end - start
+        if len(rows) == 64 or n == samples - 1:
+            started = time.perf_counter()
+            [np.stack(column) for column in zip(*rows)]
+            seconds["batch"] += time.perf_counter() - started
+            rows = []
+    return seconds, bad
+
+
+def time_pipeline(
+    source: Source, tokenizer: Tokenizer, data: Mapping[str, Any], batch_size: int, seed: int, samples: int
+) -> tuple[float, float]:
+    """(images/s, cores that were busy) of the pipeline, after its first batches."""
+    stream = call(
+        batches, data, "data", source=source, tokenizer=tokenizer, batch_size=batch_size, seed=seed, start=0,
+        process_index=0, process_count=1,
+    )  # fmt: skip
+    warm = 2 + 2 * data["workers"]
+    for _ in itertools.islice(stream, warm):
+        pass
+    count = max(4, samples // batch_size)
+    started, busy = time.perf_counter(), _cpu_seconds()
+    for _ in itertools.islice(stream, count):
+        pass
+    seconds = time.perf_counter() - started
+    stream.close()
+    return count * batch_size / seconds, (_cpu_seconds() - busy) / seconds
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of its workers that run."""
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    ticks = 0
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == os.getpid():
+            ticks += int(fields[11]) + int(fields[12])
+    return own.ru_utime + own.ru_stime + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def advice(stages: Mapping[str, float], rate: float, single: float, cores: float, data: Mapping[str, Any]) -> str:
+    """The one change that promises most."""
+    share = {name: seconds / sum(stages.values()) for name, seconds in stages.items()}
+    if share["read"] > 0.5:
+        where = (
+            "data.shuffle=block reads neighbours together" if data["shuffle"] == "global" else "copy the data nearer"
+        )
+        return f"reading takes {share['read']:.0%}: {where}; `filip data convert` makes one read of each record"
+    if cores < 0.7 * os.cpu_count():
+        return f"{os.cpu_count() - cores:.1f} cores are idle: try more data.workers (now {data['workers']})"
+    if share["decode and augment"] > 0.5:
+        return (
+            f"all cores are busy, decoding and augmenting take {share['decode and augment']:.0%}: "
+            f"`filip data convert short_side={round(data['image_size'] * 1.15)}` stores smaller images; "
+            "data.augment.auto_augment=False costs less"
+        )
+    return "all cores are busy, and no stage stands out"

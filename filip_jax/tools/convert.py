@@ -1,0 +1,164 @@
+"""Any source as ArrayRecord shards: one file to read a record from, images of one size, each with a checksum."""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from filip_jax.data.array_record import RecordWriter
+from filip_jax.data.decode import decode, image_size
+from filip_jax.data.record import BadRecord, Record
+from filip_jax.data.sources import make_source
+from filip_jax.errors import UserError
+from filip_jax.files import read_json, write_atomically
+from filip_jax.progress import Progress
+
+PLAN, BAD = "convert.json", "bad.jsonl"
+QUALITY = 92
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What became of one shard: records written, records left out by reason, hashes of the images."""
+
+    number: int
+    records: int
+    bad: dict[str, int]
+
+
+def convert(
+    section: Mapping[str, Any], output: Path, *, short_side: int, records_per_shard: int, workers: int
+) -> dict[str, Any]:
+    """Writes all usable records of a source as 00000.array_record …, in its order; goes on where it was stopped.
+
+    Args:
+        section: of a config's source.
+        output: the folder; it also receives convert.json, what was asked for, and bad.jsonl, the
+            records that were left out, by shard.
+        short_side: pixels to which larger images are scaled and encoded as JPEG; 0 keeps them as they are.
+        records_per_shard: records of the source that go into one file.
+        workers: processes.
+
+    Returns:
+        {records, bad: {reason: count}, repeated_images, bytes}.
+
+    Raises:
+        UserError: a number out of range, or an output that was begun with other data or options.
+    """
+    if short_side < 0 or records_per_shard < 1 or workers < 1:
+        raise UserError(
+            f"short_side={short_side} must be at least 0, records_per_shard={records_per_shard} and workers={workers} at least 1"
+        )
+    source = make_source(section)
+    plan = {
+        "identity": source.identity, "length": len(source), "short_side": short_side, "records_per_shard": records_per_shard,
+    }  # fmt: skip
+    output.mkdir(parents=True, exist_ok=True)
+    _check_plan(output, plan)
+    total = -(-len(source) // records_per_shard)
+    left = [number for number in range(total) if not _facts(output, number).exists()]
+    progress = Progress("converting shards", total, total - len(left))
+    context = multiprocessing.get_context("spawn")  # the parent may hold threads that a fork would break
+    with ProcessPoolExecutor(
+        min(workers, max(len(left), 1)), context, _start, (dict(section), str(output), plan)
+    ) as pool:
+        for done in as_completed([pool.submit(_convert_shard, number) for number in left]):
+            done.result()
+            progress.advance()
+    return _summary(output, total)
+
+
+def _check_plan(output: Path, plan: dict[str, Any]) -> None:
+    file = output / PLAN
+    if file.exists():
+        begun = read_json(file)
+        changed = [name for name in plan if begun.get(name) != plan[name]]
+        if changed:
+            raise UserError(
+                f"{output} was begun with another {changed[0]} ({begun.get(changed[0])!r}, now {plan[changed[0]]!r}): "
+                "give the old options or another output"
+            )
+    elif any(output.iterdir()):
+        raise UserError(f"{output} is not empty and holds no {PLAN}: give an empty or a new folder")
+    else:
+        write_atomically(file, json.dumps(plan, indent=2) + "\n")
+
+
+_job: dict[str, Any] = {}  # of a worker process
+
+
+def _start(section: dict[str, Any], output: str, plan: dict[str, Any]) -> None:
+    _job.update(source=make_source(section), output=Path(output), plan=plan)
+
+
+def _convert_shard(number: int) -> None:
+    source, output, plan = _job["source"], _job["output"], _job["plan"]
+    first = number * plan["records_per_shard"]
+    count, bad, hashes, reasons = 0, [], [], Counter()
+    beside = output / f"{number:05d}.array_record.{os.getpid()}.tmp"
+    with RecordWriter(beside) as writer:
+        for index in range(first, min(first + plan["records_per_shard"], len(source))):
+            try:
+                record = source[index]
+                hashes.append(hashlib.blake2b(_bytes(record), digest_size=8).digest())
+                writer.write(_resized(record, plan["short_side"]))
+                count += 1
+            except (BadRecord, ValueError) as error:
+                shard, key = source.where(index)
+                reasons[_reason(str(error))] += 1
+                bad.append(json.dumps({"shard": shard, "key": key, "reason": str(error)}) + "\n")
+    os.replace(beside, output / f"{number:05d}.array_record")
+    if bad:
+        write_atomically(output / f"{number:05d}.{BAD}", "".join(bad))
+    write_atomically(output / f"{number:05d}.hashes", b"".join(hashes))
+    write_atomically(_facts(output, number), json.dumps(asdict(Shard(number, count, dict(reasons)))))
+
+
+def _bytes(record: Record) -> bytes:
+    if not isinstance(record.image, bytes):
+        raise UserError("convert needs a source of encoded images; this one draws them")
+    return record.image
+
+
+def _resized(record: Record, short_side: int) -> Record:
+    """The record with its image at most so large; one that can not be decoded raises ValueError."""
+    if not short_side or min(image_size(record.image)) <= short_side:
+        decode(record.image)
+        return record
+    picture = decode(record.image)
+    scale = short_side / min(picture.size)
+    picture = picture.resize(tuple(max(1, round(side * scale)) for side in picture.size), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=QUALITY)
+    return replace(record, image=file.getvalue())
+
+
+def _reason(text: str) -> str:
+    return text.split(":")[0][:60]
+
+
+def _facts(output: Path, number: int) -> Path:
+    return output / f"{number:05d}.json"
+
+
+def _summary(output: Path, total: int) -> dict[str, Any]:
+    facts = [Shard(**read_json(_facts(output, number))) for number in range(total)]
+    hashes = np.concatenate([np.fromfile(output / f"{number:05d}.hashes", "<u8") for number in range(total)] or [[]])
+    size = sum((output / f"{number:05d}.array_record").stat().st_size for number in range(total))
+    bad = sum((Counter(shard.bad) for shard in facts), Counter())
+    return {
+        "records": sum(shard.records for shard in facts),
+        "bad": dict(bad.most_common()),
+        "repeated_images": len(hashes) - len(np.unique(hashes)),
+        "bytes": size,
+    }

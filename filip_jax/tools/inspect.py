@@ -1,0 +1,161 @@
+"""What is in a source: numbers for a table, and pictures as the model will see them."""
+
+import io
+import textwrap
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from filip_jax.data.decode import decode, image_size
+from filip_jax.data.pipeline import draw_caption, parts_of
+from filip_jax.data.preprocess import training_view
+from filip_jax.data.record import BadRecord, Record
+from filip_jax.data.sources import Source
+from filip_jax.progress import Progress
+
+COLUMNS, ROWS = 6, 4  # of the contact sheet
+SIDE, GAP, LINE, LINES = 200, 12, 15, 4  # pixels; lines of a caption
+QUANTILES = (0, 5, 50, 95, 100)
+
+
+@dataclass
+class Findings:
+    """Of the records looked at.
+
+    Attributes:
+        bad: reason -> records.
+        formats: of the encoded images.
+        sides: (shorter, longer) in pixels.
+        sizes: bytes of encoded images.
+        origins: captions by where they come from; words of each.
+    """
+
+    records: int = 0
+    bad: Counter = field(default_factory=Counter)
+    formats: Counter = field(default_factory=Counter)
+    sides: list[tuple[int, int]] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    origins: dict[str, list[str]] = field(default_factory=dict)
+
+
+def inspect(source: Source, *, records: int, image_size: int, augment: Mapping[str, Any], output: Path) -> str:
+    """Looks at records evenly spread over a source; a report for people.
+
+    Args:
+        records: how many.
+        image_size, augment: of the views; see `training_view`.
+        output: the PNG of a contact sheet, written if any record can be used.
+    """
+    lines = [f"{len(source)} records in {len(source.shard_sizes)} shards; {source.seen}"]
+    views: list[tuple[np.ndarray, str]] = []
+    for name, part in parts_of(source).items():
+        found = look(part, records)
+        lines += ["", f"{name}: {len(part)} records, {found.records} looked at", *_lines(found)]
+    wanted = COLUMNS * ROWS
+    for n in range(wanted * 4):
+        if len(views) < wanted and n * len(source) // (wanted * 4) < len(source):
+            views += _view(source, n, wanted * 4, image_size, augment)
+    if views:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        contact_sheet(views).save(output)
+        lines += ["", f"wrote {output}: {len(views)} records as the model sees them in training"]
+    return "\n".join(lines)
+
+
+def look(source: Source, records: int) -> Findings:
+    """Reads and measures records, evenly spread."""
+    found, count = Findings(), min(records, len(source))
+    progress = Progress("looking at records", count)
+    for index in (n * len(source) // count for n in range(count)):
+        found.records += 1
+        try:
+            _measure(source[index], found)
+        except (BadRecord, ValueError) as error:
+            found.bad[str(error)[:80]] += 1
+        progress.advance()
+    return found
+
+
+def _measure(record: Record, found: Findings) -> None:
+    for caption in record.captions:
+        found.origins.setdefault(caption.origin, []).append(caption.text)
+    if isinstance(record.image, bytes):
+        width, height = image_size(record.image)
+        found.sizes.append(len(record.image))
+        with warnings.catch_warnings(), Image.open(io.BytesIO(record.image)) as picture:
+            found.formats[picture.format] += 1
+    else:
+        height, width = record.image.shape[:2]
+        found.formats["drawn"] += 1
+    found.sides.append((min(width, height), max(width, height)))
+    decode(record.image)
+    draw_caption(record.captions, np.random.default_rng(0))
+
+
+def _lines(found: Findings) -> list[str]:
+    header = f"  {'':24}" + "".join(f"{name:>9}" for name in ("min", "5 %", "median", "95 %", "max"))
+    lines = [header]
+    if found.sides:
+        lines += [_quantiles("shorter side, pixels", [side for side, _ in found.sides])]
+        lines += [_quantiles("longer / shorter side", [longer / shorter for shorter, longer in found.sides])]
+    if found.sizes:
+        lines += [_quantiles("image, kilobytes", np.array(found.sizes) / 1000)]
+    for origin, texts in found.origins.items():
+        lines += [_quantiles(f"{origin}, characters", [len(text) for text in texts])]
+        lines += [_quantiles(f"{origin}, words", [len(text.split()) for text in texts])]
+    lines += [f"  formats: {_shares(found.formats)}"] if found.formats else []
+    for origin, texts in found.origins.items():
+        repeated = len(texts) - len({" ".join(text.lower().split()) for text in texts})
+        lines += [f"  {origin}: {len(texts)} texts, {repeated} of them repeated{_languages(texts)}"]
+    for reason, count in found.bad.most_common(8):
+        lines += [f"  can not be used: {count}  {reason}"]
+    return lines
+
+
+def _quantiles(name: str, values) -> str:
+    cells = (f"{value:9.1f}" if value % 1 else f"{value:9.0f}" for value in np.percentile(values, QUANTILES))
+    return f"  {name[:24]:24}" + "".join(cells)
+
+
+def _shares(counts: Counter) -> str:
+    return ", ".join(f"{name} {count / counts.total():.0%}" for name, count in counts.most_common(8))
+
+
+def _languages(texts: list[str]) -> str:
+    """The shares of languages, if the package that knows them is installed."""
+    from filip_jax.cleaning.languages import name_languages
+
+    names = name_languages(texts)
+    return (
+        "; languages: pip install 'filip_jax[clean]' to see them" if names is None else f"; {_shares(Counter(names))}"
+    )
+
+
+def _view(source: Source, n: int, of: int, size: int, augment: Mapping[str, Any]) -> list[tuple[np.ndarray, str]]:
+    rng = np.random.default_rng(n)
+    try:
+        record = source[n * len(source) // of]
+        return [(training_view(record.image, size, rng, **augment), draw_caption(record.captions, rng))]
+    except (BadRecord, ValueError):
+        return []
+
+
+def contact_sheet(views: list[tuple[np.ndarray, str]]) -> Image.Image:
+    """Views with their captions, as one picture."""
+    cell = SIDE + GAP
+    below = LINES * LINE + GAP
+    rows = -(-len(views) // COLUMNS)
+    sheet = Image.new("RGB", (COLUMNS * cell + GAP, rows * (cell + below) + GAP), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    for n, (view, caption) in enumerate(views):
+        left, top = GAP + n % COLUMNS * cell, GAP + n // COLUMNS * (cell + below)
+        sheet.paste(Image.fromarray(view).resize((SIDE, SIDE), Image.Resampling.BICUBIC), (left, top))
+        for line, text in enumerate(textwrap.wrap(caption, 32)[:LINES]):
+            pen.text((left, top + SIDE + 3 + line * LINE), text, "black", font)
+    return sheet

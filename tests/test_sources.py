@@ -1,0 +1,329 @@
+"""Every kind of data: the same pairs in, the same records out; broken data met, counted, never executed."""
+
+import json
+import pickle
+import shutil
+import tarfile
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pairs import WRITERS, key, members, picture, tar, texts, write_array_record, write_jsonl, write_webdataset
+
+from filip_jax.data.decode import decode
+from filip_jax.data.record import BadRecord, Caption
+from filip_jax.data.sources import Source, fingerprint, make_source
+from filip_jax.errors import UserError
+
+SHARDS = [range(0, 5), range(5, 6), range(6, 10)]
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+def test_every_reader_gives_the_same_pairs(write, tmp_path):
+    source = make_source(write(tmp_path, SHARDS))
+    assert isinstance(source, Source) and len(source) == 10 == sum(source.shard_sizes)
+    for of in (source, make_source(write(tmp_path, SHARDS)), pickle.loads(pickle.dumps(source))):
+        for n in np.random.default_rng(0).permutation(10).tolist():
+            record = of[n]
+            assert np.asarray(decode(record.image))[0, 0].tolist() == [n] * 3
+            assert {caption.origin: caption.text for caption in record.captions} == texts(n)
+            assert of.captions(n) == record.captions and of.where(n) == (record.shard, record.key)
+            assert record.image.startswith(of.image_head(n)[:50])
+    assert fingerprint(make_source(write(tmp_path, SHARDS))) == fingerprint(source)
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+def test_other_data_is_another_fingerprint(write, tmp_path):
+    before = fingerprint(make_source(write(tmp_path, SHARDS)))
+    assert fingerprint(make_source(write(tmp_path, [range(0, 5), range(5, 7), range(7, 12)]))) != before
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+def test_a_wrong_place_or_caption_is_refused(write, tmp_path):
+    section = write(tmp_path, SHARDS)
+    for change in ({"path": str(tmp_path / "nowhere")}, {"paht": "x"}, {"caption_keys": "txt"}):
+        with pytest.raises(UserError, match="path|caption_keys"):
+            make_source(section | change)
+    if section["name"] != "array_record":
+        with pytest.raises(UserError, match="nonsense"):
+            make_source(section | {"caption_keys": ("nonsense",)})
+
+
+def test_a_json_member_may_hold_captions(tmp_path):
+    section = write_webdataset(tmp_path, SHARDS)
+    one = make_source(section | {"caption_keys": ("json.caption", "json.other.long", "json.other.missing")})
+    assert [caption.text for caption in one[7].captions] == ["picture 7", "a 7", "b 7"]
+
+
+def test_the_index_is_made_once_and_again_for_what_is_new(tmp_path, monkeypatch):
+    section = write_webdataset(tmp_path, SHARDS)
+    make_source(section)
+    opened, real = [], tarfile.open
+    monkeypatch.setattr(tarfile, "open", lambda *given, **named: opened.append(named) or real(*given, **named))
+    make_source(section)
+    assert not opened
+    tar(tmp_path / "00003.tar", members(range(10, 12)))
+    opened.clear()
+    assert len(make_source(section)) == 12 and len(opened) == 1
+    (tmp_path / "00001.tar").unlink()
+    with pytest.warns(UserWarning, match="1 shard numbers are missing: 1"):
+        gap = make_source(section)
+    assert len(gap) == 11 and gap[5].key == key(6)
+    with pytest.raises(UserError, match=r"1 of 4 files are missing: .*00001.tar"):
+        make_source(section | {"path": str(tmp_path / "{00000..00003}.tar")})
+
+
+def test_an_index_elsewhere_and_a_damaged_one(tmp_path):
+    (tmp_path / "data").mkdir()
+    section = write_webdataset(tmp_path / "data", SHARDS) | {"index": str(tmp_path / "index")}
+    make_source(section)
+    assert not (tmp_path / "data/.filip_index").exists()
+    tables = [file for file in (tmp_path / "index").iterdir() if file.name != "index.json"]
+    tables[0].write_bytes(b"")
+    with pytest.raises(UserError, match="is damaged: remove it"):
+        [make_source(section)[n] for n in range(10)]
+    (tmp_path / "index/index.json").write_text("{")
+    with pytest.raises(UserError, match="index.json is damaged"):
+        make_source(section)
+    shutil.rmtree(tmp_path / "index")
+    (tmp_path / "index").write_text("a file")
+    with pytest.raises(UserError, match="set `index` to a folder of your own"):
+        make_source(section)
+
+
+class Bomb:
+    """Unpickled, it would say so."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was executed",))
+
+
+def link(name, kind, target="/etc/passwd"):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info, None
+
+
+def test_tars_full_of_traps(tmp_path):
+    header = b"IHDR" + (30_000).to_bytes(4, "big") * 2 + picture(1)[24:29]
+    png_of_30000 = picture(1)[:12] + header + zlib.crc32(header).to_bytes(4, "big") + picture(1)[33:]
+    tar(tmp_path / "00000.tar", [
+        *members([0]),
+        ("000000001.png", b"no picture"), ("000000001.txt", b"broken image"),
+        ("000000002.png", picture(2)),  # no caption
+        ("000000003.txt", b"no image"),
+        ("000000000.png", picture(99)), ("000000000.txt", b"a key again"),
+        ("000000004.pkl", pickle.dumps(Bomb())), ("000000004.pyd", pickle.dumps(Bomb())),
+        ("../../000000005.png", picture(5)), ("../../000000005.txt", b"dots"),
+        ("/etc/000000006.png", picture(6)), ("/etc/000000006.txt", b"absolute"),
+        link("000000007.png", tarfile.SYMTYPE), link("000000007.txt", tarfile.LNKTYPE),
+        link("000000008.png", tarfile.CHRTYPE), link("folder", tarfile.DIRTYPE),
+        ("000000009.png", png_of_30000), ("000000009.txt", b"a very large header"),
+        ("000000010.png", picture(10)), ("000000010.txt", b"x" * 2_000_000),
+        ("000000011.png", picture(11)), ("000000011.txt", b"caf\xe9"),
+        ("000000012.png", b""), ("000000012.txt", b""),
+        ("000000013.PNG", picture(13)), ("000000013.txt", b"capitals"),
+        ("k" * 300 + ".png", picture(14)), ("k" * 300 + ".txt", b"a long name"),
+    ])  # fmt: skip
+    (tmp_path / "00001.tar").write_bytes(b"")
+    (tmp_path / "00002.tar").write_bytes(b"nonsense " * 1000)
+    tar(tmp_path / "00003.tar", members([20, 21, 22]))
+    whole = (tmp_path / "00003.tar").read_bytes()
+    (tmp_path / "00003.tar").write_bytes(whole[: whole.index(b"000000022.png") + 530])
+    source = make_source(dict(name="webdataset", path=str(tmp_path)))
+    good, bad = {}, {}
+    for n in range(len(source)):
+        try:
+            record = source[n]
+            decode(record.image)
+            good[record.key] = (record.image, [caption.text for caption in record.captions])
+        except (BadRecord, ValueError) as error:
+            bad[source.where(n)[1]] = str(error)
+    assert good.pop("000000000") == (picture(0), ["picture 0"])
+    assert good.pop("../../000000005")[1] == ["dots"] and good.pop("/etc/000000006")[1] == ["absolute"]
+    assert good.pop("000000002")[1] == [] and good.pop("000000013") == (picture(13), ["capitals"])
+    assert good.pop(key(20))[1] == ["picture 20"] and good.pop(key(21))[1] == ["picture 21"]
+    assert len(good) == 1, list(good)
+    (long,) = good
+    assert len(long) == 200 and good[long][1] == ["a long name"]
+    assert set(bad) == {"000000001", "000000009", "000000010", "000000011"}
+    assert "pixels" in bad["000000009"] and "2000000 bytes" in bad["000000010"] and "UTF-8" in bad["000000011"]
+    for problem in ("no image (2)", "duplicate (2)", "not a file (3)", "empty (2)", "damaged or empty", "cut off (1)"):
+        assert problem in source.seen, source.seen
+
+
+@settings(max_examples=60)
+@given(place=st.integers(0, 9_000), noise=st.binary(min_size=1, max_size=600), cut=st.integers(0, 12_000))
+def test_whatever_is_wrong_with_a_tar_nothing_crashes(tmp_path_factory, place, noise, cut):
+    folder = tmp_path_factory.mktemp("tars")
+    tar(folder / "0.tar", members([0]))
+    tar(folder / "1.tar", members([1, 2, 3]))
+    data = bytearray((folder / "1.tar").read_bytes())
+    data[place : place + len(noise)] = noise
+    (folder / "1.tar").write_bytes(data[: len(data) - cut])
+    source = make_source(dict(name="webdataset", path=str(folder)))
+    for n in range(len(source)):
+        try:
+            decode(source[n].image)
+        except (BadRecord, ValueError):
+            pass
+    assert source[0].image == picture(0)
+
+
+def test_tars_without_the_captions_that_are_wanted_say_what_they_hold(tmp_path):
+    tar(tmp_path / "0.tar", [("1.png", picture(1)), ("1.cls", b"3"), ("2.txt", b"no image")])
+    with pytest.raises(
+        UserError, match=r"caption_keys=\('txt',\); 1 tars hold png \(1\), cls \(1\); left out: no image \(1\)"
+    ):
+        make_source(dict(name="webdataset", path=str(tmp_path)))
+
+
+def test_lists_with_broken_rows(tmp_path):
+    (tmp_path / "a.png").write_bytes(picture(1))
+    rows = [
+        json.dumps({"image": "a.png", "caption": ["one", "two", 3, None]}), "nonsense", '{"caption": "no image"}',
+        '{"image": "missing.png", "caption": "x"}', '{"image": "https://example.org/a.png", "caption": "x"}',
+        '{"image": "a.png", "caption": "' + "x" * 2_000_000 + '"}', "[1]", '{"image": 3, "caption": "x"}',
+        '{"image": ".", "caption": "a folder"}', "[" * 100_000, '{"image": "\\ud800", "caption": "\\ud800"}',
+    ]  # fmt: skip
+    (tmp_path / "list.jsonl").write_text("\n".join(rows))
+    source = make_source(dict(name="jsonl", path=str(tmp_path)))
+    assert len(source) == len(rows) and [caption.text for caption in source[0].captions] == ["one", "two"]
+    for n, message in enumerate(
+        [
+            "",
+            "can not be read",
+            "no image",
+            "no such file",
+            "not downloaded",
+            "read",
+            "read",
+            "no image",
+            "no such file",
+            "read",
+        ]
+    ):
+        if message:
+            with pytest.raises(BadRecord, match=message):
+                source[n]
+    assert source.where(1) == ("list.jsonl", "row 2") and source.where(3) == ("list.jsonl", "missing.png")
+
+
+def test_records_of_ours_notice_damage(tmp_path):
+    section = write_array_record(tmp_path, [range(2)])
+    source = make_source(section)
+    data = source.data[0]
+    from filip_jax.data.array_record import decode_record
+
+    for damaged in (data[:-3] + b"xyz", data[:10], data[:13] + b"{" + data[14:]):
+        with pytest.raises(BadRecord, match="checksum|damaged"):
+            decode_record(damaged)
+    with pytest.raises(UserError, match="can not be read as ArrayRecord"):
+        (tmp_path / "x.array_record").write_bytes(b"x" * 200_000)
+        make_source(section)
+
+
+@pytest.mark.parametrize("name", ["array_record", "tfds"])
+def test_what_the_readers_of_others_can_not_reach(name):
+    options = {"split": "train"} if name == "tfds" else {}
+    with pytest.raises(UserError, match="s3://"):
+        make_source(dict(name=name, path="s3://bucket/data", **options))
+
+
+def side_file(path, rows):
+    path.write_text("".join(json.dumps(dict(zip(("key", "origin", "caption"), row))) + "\n" for row in rows))
+    return str(path)
+
+
+def test_captions_from_a_side_file_join_by_key(tmp_path):
+    (tmp_path / "data").mkdir()
+    section = write_webdataset(tmp_path / "data", SHARDS)
+    rows = [(key(n), origin, f"{origin} {n}") for n in (7, 3, 7, 99) for origin in ("long", "fr")]
+    section |= {"side_captions": side_file(tmp_path / "side.jsonl", rows), "index": str(tmp_path / "index")}
+    source = make_source(section | {"caption_keys": ("txt", ("long", 0.5), ("fr", 2))})
+    expected = (
+        Caption("picture 7", "txt", 1.0), Caption("long 7", "long", 0.25), Caption("fr 7", "fr", 1.0),
+        Caption("long 7", "long", 0.25), Caption("fr 7", "fr", 1.0),
+    )  # fmt: skip
+    for of in (source, pickle.loads(pickle.dumps(source))):
+        assert of[7].captions == expected == of.captions(7) and len(of[3].captions) == 3 and len(of[4].captions) == 1
+    only = make_source(section | {"caption_keys": ("long",)})
+    assert [caption.text for caption in only[3].captions] == ["long 3"] and only[0].captions == ()
+    assert fingerprint(only) != fingerprint(make_source(section | {"side_captions": ""}))
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(dict(zip(("key", "origin", "caption"), map(list, zip(*rows))))), tmp_path / "side.parquet")
+    same = make_source(
+        section | {"side_captions": str(tmp_path / "side.parquet"), "caption_keys": ("txt", ("long", 0.5), ("fr", 2))}
+    )
+    assert same[7].captions == expected
+
+
+def test_a_side_file_that_is_none(tmp_path):
+    (tmp_path / "data").mkdir()
+    section = write_jsonl(tmp_path / "data", SHARDS)
+    for rows, message in (
+        ([("1", "fr")], "line 1"),
+        ([("1", "fr", 3)], "must be texts"),
+        ([("1", "fr", "x" * 70_000)], "more than"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_source(section | {"side_captions": side_file(tmp_path / "side.jsonl", rows)})
+    with pytest.raises(UserError, match="side_captions=.*there is no such file"):
+        make_source(section | {"side_captions": str(tmp_path / "none.jsonl")})
+
+
+def test_a_mixture_is_one_source_after_the_other(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    a, b = write_webdataset(tmp_path / "a", SHARDS), write_jsonl(tmp_path / "b", [range(20, 23)])
+    source = make_source(dict(name="mixture", a=a | {"weight": 3.0}, b=b))
+    assert len(source) == 13 and [source[n].key for n in (0, 9, 10, 12)] == [key(n) for n in (0, 9, 20, 22)]
+    assert source.captions(11) == source[11].captions and source.where(11)[1] == key(21)
+    assert source.weights == {"a": 3.0, "b": 3.0} and pickle.loads(pickle.dumps(source))[12].key == key(22)
+    for section, message in (
+        (dict(name="mixture"), "it has none"),
+        (dict(name="mixture", a=dict(name="mixture", b=b)), "a mixture of"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_source(section)
+    with pytest.raises(UserError, match=r"source.b.name='x' is not one of"):
+        make_source(dict(name="mixture", a=a, b=dict(name="x")))
+
+
+def kept(folder, source, indices, changed=()):
+    """What a filter writes."""
+    import pyarrow as pa
+
+    folder.mkdir()
+    np.save(folder / "kept.npy", np.array(indices, np.int64))
+    table = pa.table(dict(zip(("index", "origin", "text"), [list(column) for column in zip(*changed)] or [[], [], []])))
+    schema = pa.schema([("index", pa.int64()), ("origin", pa.string()), ("text", pa.string())])
+    with pa.OSFile(str(folder / "captions.arrow"), "wb") as file, pa.ipc.new_file(file, schema) as out:
+        out.write_table(table.cast(schema))
+    (folder / "report.json").write_text(json.dumps({"identity": source.identity, "rules": {}}))
+    return str(folder)
+
+
+def test_what_a_filter_left(tmp_path):
+    (tmp_path / "data").mkdir()
+    section = write_webdataset(tmp_path / "data", SHARDS)
+    plain = make_source(dict(section))
+    keep = kept(
+        tmp_path / "kept", plain.source, [0, 4, 5, 9], [(4, "txt", "new"), (4, "de.txt", "neu"), (9, "txt", "last")]
+    )
+    source = make_source(section | {"keep": keep})
+    assert len(source) == 4 and source.shard_sizes.tolist() == [2, 1, 1]
+    assert [source[n].key for n in range(4)] == [key(n) for n in (0, 4, 5, 9)]
+    assert [[caption.text for caption in source.captions(n)] for n in range(4)] == [
+        ["picture 0", "Bild 0"], ["new", "neu"], ["picture 5", "Bild 5"], ["last"],
+    ]  # fmt: skip
+    assert fingerprint(source) != fingerprint(plain) and pickle.loads(pickle.dumps(source))[3].key == key(9)
+    tar(tmp_path / "data/00003.tar", members([10]))
+    with pytest.raises(UserError, match="made of other data"):
+        make_source(section | {"keep": keep})
+    with pytest.raises(UserError, match="holds no kept.npy"):
+        make_source(section | {"keep": str(tmp_path)})

@@ -1,0 +1,156 @@
+"""Paths on disks and in buckets; the buckets are emulated on this machine."""
+
+import os
+import socket
+
+import fsspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pairs import key, texts, write_jsonl, write_parquet, write_webdataset
+
+from filip_jax.data import storage
+from filip_jax.data.record import BadRecord
+from filip_jax.data.sources import fingerprint, make_source
+from filip_jax.errors import UserError
+
+SHARDS = [range(0, 5), range(5, 9)]
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """A bucket on moto's server."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    secrets = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (secrets | {"AWS_DEFAULT_REGION": "us-east-1"}).items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3").mkdir("bucket")
+        yield "s3://bucket"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def gs():
+    """A bucket on gcp-storage-emulator's server."""
+    from gcp_storage_emulator.server import create_server
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # which asks for credentials
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+        yield "gs://bucket"
+    server.stop()
+
+
+@pytest.fixture(params=["s3", "gs"])
+def bucket(request):
+    return request.getfixturevalue(request.param)
+
+
+def upload(folder, url):
+    for file in folder.rglob("*"):
+        if file.is_file():
+            storage.write(f"{url}/{file.relative_to(folder)}", file.read_bytes())
+
+
+@pytest.mark.filterwarnings("ignore::Warning")
+def test_files_in_buckets(bucket):
+    data = os.urandom(3000)
+    for name in ("a/1.tar", "a/2.tar", "a/3.txt"):
+        storage.write(f"{bucket}/{name}", data)
+    assert storage.find(f"{bucket}/a", (".tar",), "path") == [(f"{bucket}/a/{n}.tar", 3000) for n in (1, 2)]
+    assert storage.find(f"{bucket}/a/*.txt", (), "path") == [(f"{bucket}/a/3.txt", 3000)]
+    assert storage.find(f"{bucket}/a/{{2,1}}.tar", (), "path") == [(f"{bucket}/a/{n}.tar", 3000) for n in (1, 2)]
+    with pytest.raises(UserError, match="1 of 3 files are missing: .*a/4.tar"):
+        storage.find(f"{bucket}/a/{{1,2,4}}.tar", (), "path")
+    with pytest.raises(UserError, match="there is no such file"):
+        storage.find(f"{bucket}/b", (".tar",), "path")
+    assert storage.read(f"{bucket}/a/1.tar") == data and storage.read(f"{bucket}/a/1.tar", 100, 50) == data[100:150]
+    assert storage.exists(f"{bucket}/a/1.tar") and not storage.exists(f"{bucket}/a/9.tar")
+    with storage.open_stream(f"{bucket}/a/1.tar") as stream:
+        stream.seek(2000)
+        assert stream.read(10) == data[2000:2010]
+    before = storage.version(f"{bucket}/a/3.txt")
+    storage.write(f"{bucket}/a/3.txt", b"other")
+    assert storage.version(f"{bucket}/a/3.txt") != before
+
+
+@pytest.mark.filterwarnings("ignore::Warning")
+@pytest.mark.parametrize("write", [write_webdataset, write_parquet, write_jsonl], ids=lambda write: write.__name__)
+def test_sources_in_buckets(write, bucket, tmp_path):
+    (tmp_path / "data").mkdir()
+    section = write(tmp_path / "data", SHARDS)
+    upload(tmp_path / "data", f"{bucket}/{write.__name__}")
+    far = section | {"path": f"{bucket}/{write.__name__}"}
+    if section["name"] == "jsonl":
+        with pytest.raises(UserError, match="set `index` to a local folder"):
+            make_source(far)
+        far |= {"index": str(tmp_path / "index")}
+    near, source = make_source(section), make_source(far)
+    assert [source[n] for n in (8, 0, 4)] == [near[n] for n in (8, 0, 4)]
+    assert source.captions(6)[0].text == texts(6)["txt"] and source.where(6)[1] == key(6)
+    assert source.image_head(2) == near.image_head(2)
+    if section["name"] != "jsonl":
+        assert fingerprint(make_source(far)) == fingerprint(source)
+    if section["name"] == "webdataset":
+        assert storage.exists(f"{bucket}/{write.__name__}/.filip_index/index.json")
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    def missing(scheme):
+        raise ImportError(scheme)
+
+    monkeypatch.setattr(fsspec, "filesystem", missing)
+    with pytest.raises(UserError, match=r"the package gcsfs is missing: pip install 'filip_jax\[gs\]'"):
+        storage.exists("gs://bucket/x")
+    with pytest.raises(UserError, match="https://example.org/x: paths are local, gs:// or s3://"):
+        storage.exists("https://example.org/x")
+
+
+@given(first=st.integers(0, 20), count=st.integers(1, 12), width=st.integers(1, 5))
+def test_braces_are_a_shells(first, count, width):
+    last = first + count - 1
+    padded = f"{first:0{width}d}"
+    names = storage.expand_braces(f"a{{{padded}..{last}}}.{{x,y}}")
+    fill = len(padded) if padded.startswith("0") else 0
+    assert names == [f"a{number:0{fill}d}.{end}" for number in range(first, last + 1) for end in "xy"]
+
+
+def test_many_files_are_read_with_few_descriptors(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "OPEN_FILES", 8)
+    for n in range(50):
+        (tmp_path / str(n)).write_bytes(bytes([n]) * 20)
+    before = len(os.listdir("/proc/self/fd"))
+    for n in [*range(50), *range(50)]:
+        assert storage.read(str(tmp_path / str(n)), 5, 3) == bytes([n]) * 3
+    assert len(os.listdir("/proc/self/fd")) <= before + 8
+    storage.write(str(tmp_path / "3"), b"new")
+    assert storage.read(str(tmp_path / "3")) == b"new"
+
+
+def test_what_a_list_names_must_be_there_and_not_on_the_web(tmp_path):
+    for name in ("none.png", ".", "http://example.org/x.png"):
+        with pytest.raises(BadRecord, match="no such file|not downloaded"):
+            storage.read_listed(str(tmp_path), name, 10)
+
+
+@pytest.mark.parametrize(
+    "paths, folder",
+    [
+        (["/a/b/1.tar", "/a/bc/1.tar"], "/a"),
+        (["/a/b/1.tar"], "/a/b"),
+        (["gs://x/a/1.tar", "gs://x/b/c/2.tar"], "gs://x"),
+        (["a.tar", "./b.tar"], "."),
+    ],
+)
+def test_the_folder_that_files_share(paths, folder):
+    assert os.path.normpath(storage.common_folder(paths)) == os.path.normpath(folder)
