@@ -5,7 +5,8 @@
 Speed: one process cleans --records rows of JSON lines (url, caption, width, height), texts drawn from
 tests/golden/alt_texts.tsv and varied; once by the rules that need no model, then with each model alone.
 Both passes are in it, reading, parsing and writing, too. A last row reads the sizes from the heads of JPEG
-files instead of the metadata.
+files instead of the metadata. A second table has the rules that need no model over data as people keep
+them: texts and sizes out of tars, parquet and ArrayRecord of small JPEG files, in the page cache.
 
 Truth: the labelled texts of tests/golden/alt_texts.tsv, on which the rules and the threshold were chosen,
 and alt_texts_held_out.tsv, on which nothing was. A line is a language and a text, names of persons in {}.
@@ -19,6 +20,7 @@ import random
 import re
 import resource
 import sys
+import tarfile
 import tempfile
 import time
 from datetime import date
@@ -27,12 +29,17 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from filip_jax.cleaning.filter import filter_source
 from filip_jax.cleaning.languages import Languages
 from filip_jax.cleaning.names import Names
+from filip_jax.data.array_record import encode_record
 from filip_jax.data.record import Caption, Record
+from filip_jax.data.sources import make_source
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests/golden"
 OFF = {"min_side": 0, "max_aspect": 0.0, "languages": (), "meaningless": False, "max_repeats": 0, "person_names": False}
@@ -81,22 +88,22 @@ class Lines:
         raise NotImplementedError
 
 
+def jpeg(width: int, height: int) -> bytes:
+    buffer = BytesIO()
+    Image.effect_noise((width, height), 20).save(buffer, "JPEG", quality=50)
+    return buffer.getvalue()
+
+
 class Pictures(Lines):
     """The same, but the size stands in the head of a JPEG file only."""
 
-    def __init__(self, path: Path):
-        super().__init__(path)
-        self.heads = []
-        for side in (150, 300, 500, 700):
-            buffer = BytesIO()
-            Image.effect_noise((side, 400), 50).save(buffer, "JPEG")
-            self.heads.append(buffer.getvalue()[:65536])
+    heads = [jpeg(side, 400) for side in (150, 300, 400, 450)]
 
     def image_size(self, index: int) -> None:
         return None
 
     def image_head(self, index: int) -> bytes:
-        return self.heads[index % len(self.heads)]
+        return self.heads[index % len(self.heads)][:65536]
 
 
 def main():
@@ -110,6 +117,8 @@ def main():
     print(f"{date.today()}, cpu, one process, Python {sys.version.split()[0]}, {packages}")
     print(f"python {' '.join(['benchmarks/filter.py', *sys.argv[1:]])}\n")
     speed(arguments.records, arguments.repeat)
+    kinds(arguments.records // 10 or 1, arguments.repeat)
+    print(f"\nlargest resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB\n")
     truth()
 
 
@@ -128,7 +137,51 @@ def speed(records: int, repeat: int) -> None:
             print(
                 f"| {name:<22} | {seconds / records * 1e6:>11.1f} | {records / seconds * 60 / 1e6:>24.2f} |", flush=True
             )
-    print(f"\nlargest resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB\n")
+
+
+def kinds(records: int, repeat: int) -> None:
+    print("\n| source, no model | µs a record | million records a minute |")
+    print("| ---------------- | ----------- | ------------------------ |")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_rows(root / "rows.jsonl", records)
+        rows = list(map(json.loads, (root / "rows.jsonl").open(encoding="utf-8")))
+        pairs = [(f"{n:09d}", Pictures.heads[n % 4], row["caption"]) for n, row in enumerate(rows)]
+        for name, write in KINDS.items():
+            (root / name).mkdir()
+            write(root / name, pairs)
+            captions = {"caption_keys": ("txt",)} if name != "array_record" else {}
+            source = make_source({"name": name, "path": str(root / name), **captions})
+            seconds = min(timed(source, root / f"out_{name}_{n}", OFF | PLAIN) for n in range(repeat))
+            print(
+                f"| {name:<16} | {seconds / records * 1e6:>11.1f} | {records / seconds * 60 / 1e6:>24.2f} |", flush=True
+            )
+
+
+def write_tars(folder: Path, pairs: list[tuple[str, bytes, str]]) -> None:
+    for start in range(0, len(pairs), 10_000):
+        with tarfile.open(folder / f"{start // 10_000:05d}.tar", "w") as tar:
+            for key, image, text in pairs[start : start + 10_000]:
+                for name, data in ((f"{key}.jpg", image), (f"{key}.txt", text.encode())):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    tar.addfile(member, BytesIO(data))
+
+
+def write_parquet(folder: Path, pairs: list[tuple[str, bytes, str]]) -> None:
+    keys, images, texts = zip(*pairs)
+    table = pa.table({"key": keys, "image": images, "txt": texts})
+    pq.write_table(table, folder / "00000.parquet", row_group_size=1000)
+
+
+def write_array_record(folder: Path, pairs: list[tuple[str, bytes, str]]) -> None:
+    writer = ArrayRecordWriter(str(folder / "00000.array_record"), "group_size:1")
+    for key, image, text in pairs:
+        writer.write(encode_record(Record(key, image, (Caption(text, "txt"),))))
+    writer.close()
+
+
+KINDS = {"webdataset": write_tars, "parquet": write_parquet, "array_record": write_array_record}
 
 
 def timed(source, output: Path, rules: dict) -> float:

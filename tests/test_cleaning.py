@@ -24,7 +24,7 @@ from PIL import Image
 
 from filip_jax.cleaning import filter as filter_module
 from filip_jax.cleaning.filter import filter_source
-from filip_jax.cleaning.judge import picture_size
+from filip_jax.cleaning.judge import Verdict, picture_size
 from filip_jax.cleaning.languages import Languages
 from filip_jax.cleaning.meaningless import meaningless
 from filip_jax.cleaning.names import PERSON, Names
@@ -104,6 +104,7 @@ def test_shapes(width, height, min_side, max_aspect):
 
 
 @given(st.text(), st.lists(st.sampled_from([" ", "\t", "\n", "  "]), min_size=2, max_size=2))
+@example("Straße", [" ", "\n"])
 def test_texts_are_equal_whatever_their_case_and_space(text, space):
     other = space[0] + text.replace(" ", space[1]).casefold() + space[1]
     assert normalised(text) == normalised(other) and text_hash(text) == text_hash(other)
@@ -505,8 +506,6 @@ def test_a_source_reads_what_the_filter_left(tmp_path, write):
 
 @given(st.lists(st.sampled_from(["language", "repeated", "min_side"]), min_size=1, max_size=60), st.integers(1, 60))
 def test_the_examples_do_not_depend_on_the_pieces(rules, cut):
-    from filip_jax.cleaning.judge import Verdict
-
     whole, parts = Tally(), [Tally(), Tally()]
     for index, rule in enumerate(rules):
         verdict = Verdict(reason=rule, captions=1, hits=[(rule, f"text {index}")])
@@ -516,6 +515,15 @@ def test_the_examples_do_not_depend_on_the_pieces(rules, cut):
     for part in parts:
         merged.merge(Tally(json.loads(json.dumps(part.described()))))
     assert merged.described() == whole.described()
+
+
+def test_the_examples_come_from_everywhere():
+    tally = Tally()
+    for index in range(1000):
+        tally.add(index, Verdict(reason="language", captions=1, hits=[("language", f"text {index % 500}")]))
+    indices = [index for _, index, _ in tally.examples["language"]]
+    texts = {text for _, _, text in tally.examples["language"]}
+    assert len(indices) == len(texts) == 5 and min(indices) < 500 < max(indices)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ class Languages:
 
     def judge(self, text: str) -> tuple[bool, str]:
         """Whether the text is in a wanted language, and the code of its likeliest one."""
-        text = " ".join(text[:READ].replace("_", " ").split())
+        text = " ".join(text[:READ].replace("_", " ").replace(",", " ").split())
         if text.isascii():
             labels, probabilities = self.predict(text, k=5)
         elif code := _by_script(text):

@@ -11,7 +11,7 @@ from filip_jax.files import write_atomically
 
 Hashes = UInt64[np.ndarray, " n"]
 Distinct = UInt64[np.ndarray, " m"]
-PART = 1 << 24  # hashes that are counted at once, 16 bytes each
+PART = 1 << 22  # hashes that are counted at once, about 70 bytes each
 
 
 def write_hashes(file: Path, hashes: Iterable[int]) -> None:
