@@ -73,3 +73,13 @@ def test_a_step_beside_clips():
     rows = re.findall(r"^\| (CLIP|FILIP 25 %|FILIP exact) +\| +([\d.]+) \|", output, re.MULTILINE)
     assert [name for name, _ in rows] == ["CLIP", "FILIP 25 %", "FILIP exact"]
     assert "measured" in output and all(float(ms) > 0 for _, ms in rows)
+
+
+def test_the_cleaning_rules():
+    output = benchmark("--records=300", "--repeat=1", script="filter.py")
+    speeds = re.findall(r"^\| (all|sizes from JPEG heads) +\| +([\d.]+) \| +([\d.]+) \|$", output, re.MULTILINE)
+    assert [name for name, *_ in speeds] == ["all", "sizes from JPEG heads"]
+    scores = re.findall(
+        r"^\| (en kept at 0.12|names), alt_texts\w* +\| +\d+ \| +([\d.]+) \| +([\d.]+) \|", output, re.MULTILINE
+    )
+    assert len(scores) == 4 and all(0.5 < float(x) <= 1 for _, *pair in scores for x in pair)

@@ -1,15 +1,15 @@
 """Emoji as pictures and names, from packages that pip installs: the extra `filip_jax[demo]`."""
 
-import importlib
 import io
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
 
-from filip_jax.errors import UserError
+from filip_jax.extras import extra_module
 
 RENDERED = 96  # pixels of the side at which the vector art is drawn once, before it is scaled down
 
@@ -57,10 +57,5 @@ def _openmoji(character: str) -> Path:
 DESIGNS = {"twemoji": _twemoji, "openmoji": _openmoji}
 
 
-def _extra(module: str):
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise UserError(
-            f"the emoji scenes need the package {module!r}, which is not installed: pip install -e '.[demo]' in a clone of filip_jax"
-        ) from error
+def _extra(module: str) -> ModuleType:
+    return extra_module(module, "demo", "the emoji scenes need")

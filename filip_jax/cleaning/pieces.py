@@ -1,0 +1,169 @@
+"""The work on one piece of a source, in this process or in workers; each result file is whole or absent."""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from filip_jax.cleaning.judge import Judge
+from filip_jax.cleaning.repeats import repeats_of, write_array, write_hashes
+from filip_jax.cleaning.report import Tally
+from filip_jax.cleaning.rules import Rules, text_hash
+from filip_jax.data.record import BadRecord
+from filip_jax.data.sources import Source
+from filip_jax.errors import UserError
+from filip_jax.files import write_atomically
+
+PIECE = 10_000  # records at most
+CAPTIONS = pa.schema([("index", pa.int64()), ("origin", pa.string()), ("text", pa.string())])
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done, as every worker knows it.
+
+    Attributes:
+        folder: of the results.
+        records: how many of the source's records are looked at, evenly spread over its first `within`.
+        bounds: piece n is the records bounds[n] to bounds[n + 1] of these.
+    """
+
+    source: Source
+    rules: Rules
+    folder: Path
+    records: int
+    within: int
+    bounds: tuple[int, ...]
+
+    def indices(self, piece: int) -> Iterator[int]:
+        """The piece's records by their index in the source."""
+        return (n * self.within // self.records for n in range(self.bounds[piece], self.bounds[piece + 1]))
+
+    def size(self, piece: int) -> int:
+        """How many records the piece has."""
+        return self.bounds[piece + 1] - self.bounds[piece]
+
+    def file(self, piece: int, ending: str) -> Path:
+        """One of the piece's result files."""
+        return self.folder / f"{piece:08}.{ending}"
+
+
+def piece_bounds(shard_sizes: np.ndarray, piece: int) -> tuple[int, ...]:
+    """Where pieces of at most `piece` records begin and end: small shards together, large ones in parts."""
+    bounds, end = [0], 0
+    for size in shard_sizes.tolist():
+        if end > bounds[-1] and end + size - bounds[-1] > piece:
+            bounds.append(end)
+        end += size
+        while end - bounds[-1] > piece:
+            bounds.append(bounds[-1] + piece)
+    return tuple(bounds if end == bounds[-1] else [*bounds, end])
+
+
+class Worker:
+    """A process's share of the work; rules that need models load them once."""
+
+    def __init__(self, work: Work):
+        self.work, self.judge, self.repeats = work, None, None
+
+    def count(self, piece: int) -> int:
+        """First pass: the hashes of the piece's texts, file.hashes.npy."""
+        hashes = []
+        for index in self.work.indices(piece):
+            try:
+                hashes += [text_hash(caption.text) for caption in self.work.source.captions(index)]
+            except BadRecord:
+                pass  # the second pass counts it
+        write_hashes(self.work.file(piece, "hashes.npy"), hashes)
+        return piece
+
+    def clean(self, piece: int) -> int:
+        """Second pass: the indices kept, the texts changed, and last, as the sign of completion, the counts."""
+        work = self.work
+        if self.judge is None:
+            self.judge = Judge(work.rules)
+            if work.rules.max_repeats:
+                self.repeats = np.load(work.folder / "repeats.npy", mmap_mode="r")
+        repeats = repeats_of(work.file(piece, "hashes.npy"), *self.repeats) if work.rules.max_repeats else {}
+        tally, kept, rows = Tally(), [], []
+        for index in work.indices(piece):
+            verdict = self.judge.record(work.source, index, repeats)
+            tally.add(index, verdict)
+            if not verdict.reason:
+                kept.append(index)
+            if verdict.changed:
+                rows += [(index, caption.origin, caption.text) for caption in verdict.kept]
+        write_array(work.file(piece, "kept.npy"), np.array(kept, np.int64))
+        write_atomically(work.file(piece, "captions.arrow"), _arrow(rows))
+        write_atomically(work.file(piece, "json"), json.dumps(tally.described()))
+        return piece
+
+
+def _arrow(rows: list[tuple[int, str, str]]) -> bytes:
+    columns = list(zip(*rows)) or [[], [], []]
+    texts = [[text.encode("utf-8", "replace").decode("utf-8") for text in column] for column in columns[1:]]
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, CAPTIONS) as writer:
+        writer.write_table(pa.table([columns[0], *texts], schema=CAPTIONS))
+    return sink.getvalue().to_pybytes()
+
+
+def run(work: Work, step: str, pieces: list[int], workers: int) -> Iterator[int]:
+    """Runs Worker.count or Worker.clean over pieces and yields each when it is done.
+
+    Args:
+        workers: processes; 0 works in this one.
+
+    Raises:
+        UserError: a worker was killed.
+    """
+    if workers == 0:
+        yield from map(getattr(Worker(work), step), pieces)
+        return
+    context = multiprocessing.get_context("spawn")  # JAX, if it is loaded, does not survive a fork
+    pool = ProcessPoolExecutor(min(workers, len(pieces) or 1), context, _begin, (work, step))
+    try:
+        todo, waiting = iter(pieces), set()
+        while True:
+            waiting |= {pool.submit(_one, piece) for piece in islice(todo, 2 * workers - len(waiting))}
+            if not waiting:
+                return
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "filter: a worker process was killed, perhaps for want of memory; the same command goes on where it stopped"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_do: Callable[[int], int]
+
+
+def _begin(work: Work, step: str) -> None:
+    """Prepares a worker process."""
+    global _do
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _do = getattr(Worker(work), step)
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _one(piece: int) -> int:
+    return _do(piece)
