@@ -1,6 +1,6 @@
 r"""The input pipeline beside its peers: images a second and core, from the same tars, with the same augmentation.
 
-    pip install -e . scikit-image scikit-learn                # photographs
+    pip install -e ".[bench]"                                 # photographs
     pip install open_clip_torch webdataset                    # the peer, if wanted; it brings PyTorch
     python benchmarks/input.py                                # photographs of several sizes, one table
     python benchmarks/input.py --memory=100000                # whether this process's memory stays flat
@@ -9,7 +9,7 @@ Each form reads a tar of photographs, decodes, crops at random (90 to 100 % of t
 default), tokenises and stacks batches, in one process with one thread; time is the process's own, the least
 of several rounds. Ours gives uint8, which accelerators normalise; open_clip gives normalised float32.
 
-  ours        tars read in random order through their index, JPEG decoded at eighths, Hamming filter
+  ours        tars read in random order through their index, JPEG decoded at 1/2, 1/4 or 1/8 where that is enough
   open_clip   webdataset's stream of the tar, its transform and its tokenizer
   grain       Grain with Pillow: whole decoding, antialiased bicubic, our tokenizer
 """
@@ -21,10 +21,12 @@ import os
 import platform
 import random
 import resource
+import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,9 +43,8 @@ CAPTION = "a photograph of {}, taken on a sunny day from not very far away, numb
 
 
 def photographs() -> list[tuple[str, Image.Image]]:
-    """(what it shows, picture) from scikit-image and scikit-learn."""
+    """(what it shows, picture) from scikit-image."""
     import skimage.data
-    from sklearn.datasets import load_sample_images
 
     folder = Path(skimage.data.__file__).parent
     names = (
@@ -55,11 +56,7 @@ def photographs() -> list[tuple[str, Image.Image]]:
         "retina.jpg",
         "motorcycle_left.png",
     )
-    found = [(name.split(".")[0].replace("_", " "), Image.open(folder / name).convert("RGB")) for name in names]
-    return found + [
-        ("china", Image.fromarray(p)) if n == 0 else ("a flower", Image.fromarray(p))
-        for n, p in enumerate(load_sample_images().images)
-    ]
+    return [(name.split(".")[0].replace("_", " "), Image.open(folder / name).convert("RGB")) for name in names]
 
 
 def jpeg(picture: Image.Image, side: int) -> bytes:
@@ -99,9 +96,10 @@ def ours(path: Path) -> Iterator:
 
 
 def tokenizer():
-    from filip_jax.data.tokenizer import Tokenizer, train_tokenizer
+    from filip_jax.data.tokenizer import Tokenizer
+    from filip_jax.data.sentence_pieces import train_sentence_pieces
 
-    return Tokenizer(train_tokenizer([CAPTION.format(name, n) for n, (name, _) in enumerate(photographs())], 1000))
+    return Tokenizer(train_sentence_pieces([CAPTION.format(name, n) for n, (name, _) in enumerate(photographs())], 1000))
 
 
 def grain_with_pillow(path: Path) -> Iterator:
@@ -165,7 +163,7 @@ def seconds_per_image(make: Callable[[Path], Iterator], path: Path, batches: int
 
 def psnr(side: int, crops: int = 4) -> tuple[float, float]:
     """(of all pixels together, of the worst picture), our views against whole decoding and Pillow's bicubic filter."""
-    from filip_jax.data.decode import decode, decode_region
+    from filip_jax.data.decode import decode, decode_region, divisor_of, whole_pixels
     from filip_jax.data.preprocess import random_box
 
     rng, errors = np.random.default_rng(0), []
@@ -173,7 +171,8 @@ def psnr(side: int, crops: int = 4) -> tuple[float, float]:
         image = jpeg(picture, side)
         for _ in range(crops):
             box = random_box(*decode(image).size, 0.5, rng)
-            slow = decode(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box)
+            exact = whole_pixels(box, divisor_of(box, SIZE))
+            slow = decode(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=exact)
             fast = decode_region(image, SIZE, lambda width, height: box)
             errors.append(np.mean((np.asarray(slow).astype(float) - np.asarray(fast)) ** 2))
     return tuple(10 * np.log10(255**2 / error) for error in (np.mean(errors), max(errors)))
@@ -227,8 +226,9 @@ def main() -> None:
     if unknown:
         parser.error(f"--forms: {unknown.pop()} is not one of {', '.join(FORMS)}")
     random.seed(0)
-    packages = ", ".join(f"{name} {version(name)}" for name in ("Pillow", "simplejpeg", "grain"))
-    print(f"Python {platform.python_version()}, {packages}; {os.cpu_count()} cores, one used\n")
+    packages = ", ".join(f"{name} {version(name)}" for name in ("Pillow", "simplejpeg", "opencv-python-headless", "grain"))
+    print(f"{date.today()}, Python {platform.python_version()}, {packages}; {os.cpu_count()} cores, one used")
+    print(f"python {' '.join(['benchmarks/input.py', *sys.argv[1:]])}\n")
     with tempfile.TemporaryDirectory() as folder:
         print(memory(Path(folder), arguments.memory) if arguments.memory else table(Path(folder), arguments))
 

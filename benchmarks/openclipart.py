@@ -1,7 +1,7 @@
 """The cleaning rules on a real noisy corpus: Open Clip Art, 7,458 drawings with titles and keywords.
 
     apt-get download openclipart-svg
-    python benchmarks/openclipart.py --deb=openclipart-svg_*.deb --folder=data/openclipart
+    python benchmarks/openclipart.py openclipart-svg_*.deb --folder=data/openclipart
 
 The drawings are in the public domain; Debian ships them in one package of 25 MB (apt-get, dpkg-deb).
 Each becomes a PNG of its own size, large ones scaled so that their shorter side is 256, with its title
@@ -33,7 +33,7 @@ LI = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}li"
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--deb", required=True, help="the package openclipart-svg as a file")
+    parser.add_argument("deb", help="the package openclipart-svg as a file")
     parser.add_argument("--folder", type=Path, required=True, help="where the pictures and texts go")
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()

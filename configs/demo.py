@@ -47,7 +47,7 @@ def get_config(variant: str = "filip") -> ConfigDict:
             workers=0,
             threads=1,
         ),
-        tokenizer=dict(path="", vocab_size=vocab_size, captions=10_000),
+        tokenizer=dict(name="sentencepiece", path="", vocab_size=vocab_size, captions=10_000),
         model=dict(
             embed_dim=64,
             pooling="global" if variant == "clip" else "tokens",

@@ -48,7 +48,7 @@ def get_config(variant: str = "base") -> ConfigDict:
             workers=8,
             threads=2,
         ),
-        tokenizer=dict(path="", vocab_size=vocab_size, captions=200_000),
+        tokenizer=dict(name="sentencepiece", path="", vocab_size=vocab_size, captions=200_000),
         model=dict(
             embed_dim=256,
             pooling="tokens",

@@ -195,7 +195,7 @@ def _filter(arguments, overrides) -> None:
 
 def _tokenizer(arguments, overrides) -> None:
     from filip_jax.data.sources import make_source
-    from filip_jax.data.tokenizer import save_tokenizer
+    from filip_jax.tools.tokenizer import save_tokenizer
 
     source = make_source(_config(arguments, overrides)["source"])
     print(save_tokenizer(source, Path(arguments.output), **_chosen(arguments, _tokenizer_options)))
@@ -211,7 +211,7 @@ def _bench(arguments, overrides) -> None:
     source = make_source(config["source"])
     print("preparing the tokenizer ...", file=sys.stderr)
     tokenizer = bench_tokenizer(source, config)
-    options = dict(data=config["data"], batch_size=min(config["batch_size"], 256), seed=config["seed"])
+    options = dict(data=config["data"], batch_size=min(config["batch_size"], 64), seed=config["seed"])
     print(bench(source, tokenizer, **options, **_chosen(arguments, _bench_options)))
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -83,3 +84,41 @@ def test_the_cleaning_rules():
         r"^\| (en kept at 0.12|names), alt_texts\w* +\| +\d+ \| +([\d.]+) \| +([\d.]+) \|", output, re.MULTILINE
     )
     assert len(scores) == 4 and all(0.5 < float(x) <= 1 for _, *pair in scores for x in pair)
+
+
+def test_the_input_beside_its_peers():
+    output = benchmark("--sides=300", "--forms=ours,grain", "--batches=1", "--rounds=1", script="input.py")
+    rows = {form: cells for form, cells in re.findall(r"^\| 300 \| (\w+) \| (.*) \|$", output, re.MULTILINE)}
+    assert float(re.search(r"([\d.]+) dB", rows["ours"])[1]) > 35
+    assert re.fullmatch(r"\d+ \| \d+ \| [\d.]+x \|", rows["grain"].strip())
+
+
+def test_the_inputs_memory():
+    output = benchmark("--memory=640", script="input.py")
+    assert len(re.findall(r"^\d+: \d+ MB$", output, re.MULTILINE)) > 5
+
+
+def test_many_shards():
+    output = benchmark("--shards=3", "--records=5", "--reads=20", script="shards.py")
+    assert "15 in 3 shards" in output and len(re.findall(r"\d/s +\|$", output, re.MULTILINE)) == 6
+
+
+@pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="no dpkg-deb")
+def test_cleaning_a_package_of_drawings(tmp_path):
+    drawings = tmp_path / "package/usr/share/openclipart/svg"
+    drawings.mkdir(parents=True), (tmp_path / "package/DEBIAN").mkdir()
+    (tmp_path / "package/DEBIAN/control").write_text(
+        "Package: drawings\nVersion: 1\nArchitecture: all\nMaintainer: a <a@b.c>\nDescription: drawings\n"
+    )
+    for name, title in (("a", "a red balloon over the sea"), ("b", "untitled"), ("broken", "")):
+        (drawings / f"{name}.svg").write_text(DRAWING.format(title=title) if title else "<svg")
+    subprocess.run(["dpkg-deb", "--build", tmp_path / "package", tmp_path / "drawings.deb"], check=True, capture_output=True)
+    output = benchmark(str(tmp_path / "drawings.deb"), f"--folder={tmp_path / 'out'}", "--workers=1", script="openclipart.py")
+    assert "3 drawings, 1 of them unusable" in output
+    assert re.search(r"\| meaningless: placeholder +\| +1 \|", output) and re.search(r"\| kept +\| +1 \|", output)
+
+
+DRAWING = """<svg xmlns="http://www.w3.org/2000/svg" width="300" height="220"><metadata>
+<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" xmlns="http://web.resource.org/cc/"
+xmlns:dc="http://purl.org/dc/elements/1.1/"><Work><dc:title>{title}</dc:title></Work></rdf:RDF></metadata>
+<rect width="200" height="100" fill="red"/></svg>"""

@@ -14,7 +14,8 @@ from filip_jax.data.pipeline import batches
 from filip_jax.data.decode import decode
 from filip_jax.data.record import BadRecord, Caption, Record
 from filip_jax.data.sources import make_source
-from filip_jax.data.tokenizer import BOS, EOS, PAD, Tokenizer, train_tokenizer
+from filip_jax.data.sentence_pieces import BOS, EOS, PAD, train_sentence_pieces
+from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
 
 CAPTIONS = ["a red apple", "a dog to the left of a cat", "a big house, a tree and a dog", "ein Hund", "苹果"] * 5
@@ -55,7 +56,7 @@ class Numbered:
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer(train_tokenizer([f"number {n}" for n in range(100)] + CAPTIONS, 400))
+    return Tokenizer(train_sentence_pieces([f"number {n}" for n in range(100)] + CAPTIONS, 400))
 
 
 def png(array, mode="RGB", format="PNG"):
@@ -95,7 +96,7 @@ def test_the_stream_does_not_depend_on_worker_processes(tokenizer):
 
 def test_every_epoch_is_a_new_order_of_every_record(tokenizer):
     ids = np.concatenate([batch["ids"] for batch in stream(tokenizer, 21, augment=PLAIN, batch_size=4)])
-    texts = [tokenizer.processor.decode([int(i) for i in row if i > EOS]) for row in ids]
+    texts = [tokenizer.pieces.processor.decode([int(i) for i in row if i > EOS]) for row in ids]
     epochs = [texts[n : n + 21] for n in range(0, 84, 21)]
     assert all(sorted(epoch) == sorted(f"number {n}" for n in range(21)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
@@ -118,7 +119,7 @@ def test_any_text_survives_and_its_spans_stay_inside(text):
     assert all(0 <= start <= end <= len(text) for start, end in spans)
 
 
-MODEL = train_tokenizer(CAPTIONS, 400)
+MODEL = train_sentence_pieces(CAPTIONS, 400)
 
 
 def test_spans_name_the_characters_of_each_piece():
@@ -128,10 +129,10 @@ def test_spans_name_the_characters_of_each_piece():
 
 
 def test_training_a_tokenizer_is_reproducible_and_few_captions_give_few_pieces():
-    assert train_tokenizer(CAPTIONS, 400) == MODEL
-    assert Tokenizer(train_tokenizer(CAPTIONS, 10_000)).vocab_size < 1000
+    assert train_sentence_pieces(CAPTIONS, 400) == MODEL
+    assert Tokenizer(train_sentence_pieces(CAPTIONS, 10_000)).vocab_size < 1000
     with pytest.raises(UserError, match="tokenizer.vocab_size=20"):
-        train_tokenizer(CAPTIONS, 20)
+        train_sentence_pieces(CAPTIONS, 20)
     with pytest.raises(UserError, match="no sentencepiece model"):
         Tokenizer(b"nonsense")
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from filip_jax.data import decode as decoding
 from filip_jax.data.auto_augment import OPERATIONS, POLICY, imagenet_policy
-from filip_jax.data.decode import FORMATS, PIXELS, decode, decode_region, image_size
+from filip_jax.data.decode import FORMATS, PIXELS, decode, decode_region, divisor_of, image_size, whole_pixels
 from filip_jax.data.preprocess import box_in_centre_view, centre_view, check_augment, random_box, training_view
 from filip_jax.errors import UserError
 
@@ -221,18 +221,40 @@ def test_a_crop_lies_inside_and_keeps_its_share(width, height, min_area, seed):
         assert 0.7 < ratio < 1.4 or right - left == width or bottom - top == height
 
 
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
 @pytest.mark.parametrize("side", [256, 384, 512, 800, 1500])
-def test_fast_views_are_near_the_slow_ones(side):
-    """At least 35 dB from full decoding and Pillow's antialiased bicubic filter."""
+def test_fast_views_are_near_the_slow_ones(side, format):
+    """At least 38 dB from full decoding and Pillow's antialiased bicubic filter."""
     errors = []
     for seed in range(6):
         picture = photo(side * 4 // 3, side, seed)
-        image, rng = encoded(picture, "JPEG", quality=90), np.random.default_rng(seed)
-        box = random_box(*picture.size, 0.5, rng)
-        slow = decode(image).resize((224, 224), Image.Resampling.BICUBIC, box=box)
+        image, rng = encoded(picture, format, quality=90), np.random.default_rng(seed)
+        box = random_box(*picture.size, 0.3, rng)
+        exact = whole_pixels(box, divisor_of(box, 224) if format == "JPEG" else 1)
+        slow = decode(image).resize((224, 224), Image.Resampling.BICUBIC, box=exact)
         fast = decode_region(image, 224, lambda width, height: box)
         errors.append(np.mean((np.asarray(slow).astype(float) - np.asarray(fast)) ** 2))
-    assert 10 * np.log10(255**2 / np.mean(errors)) > 35
+    assert 10 * np.log10(255**2 / np.mean(errors)) > 38
+
+
+@pytest.mark.parametrize("width, height", [(900, 300), (300, 900), (1000, 224), (224, 224), (100, 500), (60, 40)])
+def test_views_of_any_shape_are_near_the_slow_ones(width, height):
+    image = encoded(photo(width, height), "PNG")
+    slow = decode(image).resize((224, 224), Image.Resampling.BICUBIC)
+    fast = decode_region(image, 224, lambda width, height: (0, 0, width, height))
+    assert np.mean((np.asarray(slow).astype(float) - fast) ** 2) < 255**2 / 10**3.8  # 38 dB
+
+
+@given(
+    width=st.integers(1, 3000), height=st.integers(1, 3000), size=st.integers(1, 500), seed=st.integers(0, 99)
+)
+def test_a_box_moves_by_less_than_a_pixel_of_the_view(width, height, size, seed):
+    box = random_box(width, height, 0.05, np.random.default_rng(seed))
+    divisor = divisor_of(box, size)
+    moved = whole_pixels(box, divisor)
+    scale = min(box[2] - box[0], box[3] - box[1]) / size
+    assert 0 <= min(np.subtract(box, moved)) and max(np.subtract(box, moved)) < divisor <= max(scale, 1)
+    assert moved[0] < moved[2] and moved[1] < moved[3] and (divisor > 1 or moved == box)
 
 
 def test_large_jpegs_are_decoded_small(monkeypatch):
@@ -245,7 +267,8 @@ def test_large_jpegs_are_decoded_small(monkeypatch):
     image = encoded(photo(1600, 1200), "JPEG")
     for box, expected in (
         ((0, 0, 1600, 1200), (300, 400)),
-        ((0, 0, 800, 600), (450, 600)),
+        ((0, 0, 800, 600), (600, 800)),
+        ((0, 0, 900, 900), (300, 400)),
         ((0, 0, 400, 300), (1200, 1600)),
     ):
         decode_region(image, 224, lambda width, height: box)

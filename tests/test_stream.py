@@ -13,7 +13,8 @@ from pairs import key, members, picture, tar, write_jsonl, write_webdataset
 from filip_jax.data.pipeline import batches, check_usable, draw_caption, make_order, parts_of
 from filip_jax.data.record import BadRecord, Caption
 from filip_jax.data.sources import make_source
-from filip_jax.data.tokenizer import Tokenizer, train_tokenizer
+from filip_jax.data.sentence_pieces import train_sentence_pieces
+from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
 from filip_jax.train.input_log import InputLog
 
@@ -24,7 +25,7 @@ ARRAYS = ("image", "ids", "truncated", "part", "index")
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer(train_tokenizer([f"picture {n} Bild {n}" for n in range(100)] * 3, 300))
+    return Tokenizer(train_sentence_pieces([f"picture {n} Bild {n}" for n in range(100)] * 3, 300))
 
 
 @pytest.fixture(scope="module")

@@ -289,9 +289,9 @@ def test_another_tokenizer_or_config_does_not_go_on(finished, config, tmp_path):
     shutil.copytree(finished[0], workdir)
     with pytest.raises(UserError, match="holds a run of another config .*seed: 0 -> 1.*another --workdir"):
         train(workdir, config | {"seed": 1})
-    from filip_jax.data.tokenizer import train_tokenizer
+    from filip_jax.data.sentence_pieces import train_sentence_pieces
 
-    (workdir / "tokenizer.model").write_bytes(train_tokenizer(["other words"] * 9, 300))
+    (workdir / "tokenizer.model").write_bytes(train_sentence_pieces(["other words"] * 9, 300))
     for attempt in (lambda: train(workdir, config), lambda: load_model(workdir)):
         with pytest.raises(UserError, match="is not the tokenizer of this checkpoint"):
             attempt()

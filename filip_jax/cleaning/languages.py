@@ -58,6 +58,15 @@ class Languages:
         return found >= self.probability, codes[0] if codes else "unknown"
 
 
+def name_languages(texts: Sequence[str]) -> list[str] | None:
+    """The likeliest language of each text; None if the extra `clean` is not installed."""
+    try:
+        languages = Languages((), 1.0)
+    except UserError:
+        return None
+    return [languages.judge(text)[1] for text in texts]
+
+
 def _by_script(text: str) -> str:
     """The language to whose script most of the text's letters belong, if it is one of `SCRIPTS`, or ""."""
     letters = sum(map(str.isalpha, text))

@@ -9,7 +9,6 @@ from filip_jax.data.decode import Box, decode, decode_region
 from filip_jax.errors import UserError
 
 View = UInt8[np.ndarray, "size size 3"]
-MIRROR = Image.Transpose.FLIP_LEFT_RIGHT
 
 
 def centre_view(picture: Image.Image, size: int) -> View:
@@ -57,16 +56,16 @@ def training_view(
         ValueError: the image can not be read.
     """
     if min_area == 1:
-        view = Image.fromarray(centre_view(decode(image), size))
+        view = centre_view(decode(image), size)
     else:
         view = decode_region(image, size, lambda width, height: random_box(width, height, min_area, rng))
     if flip and rng.random() < 0.5:
-        view = view.transpose(MIRROR)
+        view = view[:, ::-1]
     if colour_jitter:
-        view = _jitter(view, colour_jitter, rng)
+        view = np.asarray(_jitter(Image.fromarray(view), colour_jitter, rng))
     if auto_augment:
-        view = imagenet_policy(view, rng)
-    return np.asarray(view)
+        view = np.asarray(imagenet_policy(Image.fromarray(view), rng))
+    return view
 
 
 def check_augment(*, min_area: float, flip: bool, colour_jitter: float, auto_augment: bool) -> None:

@@ -1,51 +1,49 @@
-"""Text to token ids by sentencepiece: [BOS] pieces [EOS], padded with zeros."""
+"""Text to token ids: [BOS] pieces [EOS], padded with zeros."""
 
 import hashlib
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import sentencepiece
 from jaxtyping import Bool, Int
 
+from filip_jax.data.record import BadRecord
+from filip_jax.data.sentence_pieces import PAD, SentencePieces, train_sentence_pieces
 from filip_jax.data.sources import Source
+from filip_jax.data.vocabularies import Vocabulary, read_vocabulary
 from filip_jax.errors import UserError
+from filip_jax.progress import Progress
 
-PAD, UNKNOWN, BOS, EOS = 0, 1, 2, 3
+NAMES = ("sentencepiece", "clip", "bert")
 
 
 class Tokenizer:
-    """A sentencepiece model; lower-cases and normalises as the model says.
+    """A vocabulary and how texts are cut into its pieces.
 
     Args:
-        model: the bytes of a sentencepiece .model file with pad, unknown, BOS and EOS ids 0 to 3.
+        model: the bytes of a sentencepiece .model file, or the JSON of `read_vocabulary`.
 
     Attributes:
         sha256: hash of `model`; a run refuses to go on with another tokenizer.
         vocab_size: number of ids.
+
+    Raises:
+        UserError: it is neither.
     """
 
     def __init__(self, model: bytes):
-        try:
-            self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError as error:
-            raise UserError(f"the tokenizer is no sentencepiece model: {error}") from error
-        p = self.processor
-        ids = (p.pad_id(), p.unk_id(), p.bos_id(), p.eos_id())
-        if ids != (PAD, UNKNOWN, BOS, EOS):
-            raise UserError(f"the tokenizer's ids of pad, unknown, BOS, EOS are {ids}; they must be 0, 1, 2, 3")
+        self.pieces = Vocabulary(model) if model.startswith(b"{") else SentencePieces(model)
         self.model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
-        self.vocab_size = p.vocab_size()
+        self.vocab_size = self.pieces.size
 
     def encode(self, texts: Sequence[str], length: int) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
         """Ids of each text, and which texts were longer and lost the pieces before their EOS."""
         ids = np.full((len(texts), length), PAD, np.int32)
         truncated = np.zeros(len(texts), bool)
-        for row, pieces in enumerate(map(self.processor.encode, texts)):  # a list would start threads
+        for row, pieces in enumerate(map(self.pieces.ids, texts)):
             truncated[row] = len(pieces) > length - 2
-            pieces = [BOS, *pieces[: length - 2], EOS]
+            pieces = [self.pieces.bos, *pieces[: length - 2], self.pieces.eos]
             ids[row, : len(pieces)] = pieces
         return ids, truncated
 
@@ -54,65 +52,48 @@ class Tokenizer:
 
         BOS and EOS stand for none: (0, 0) and (len(text), len(text)).
         """
-        offsets = self.processor.encode_as_offset_mapping(text)["offsets"][: length - 2]
-        return [(0, 0), *((start, end) for start, end in offsets), (len(text), len(text))]
+        return [(0, 0), *self.pieces.offsets(text)[: length - 2], (len(text), len(text))]
 
 
-def make_tokenizer(*, source: Source, path: str, vocab_size: int, captions: int) -> bytes:
-    """The sentencepiece model of a config's `tokenizer` section.
+def make_tokenizer(*, source: Source, name: str, path: str, vocab_size: int, captions: int) -> bytes:
+    """The tokenizer of a config's `tokenizer` section, as `Tokenizer` takes it.
 
     Args:
-        path: of a model file; if empty, one is trained.
+        name: "sentencepiece", "clip" (49,408 byte pairs) or "bert" (word pieces; Wukong's, with the
+            Chinese vocabulary).
+        path: of its file. If empty, a sentencepiece model is trained, and the others are looked for in
+            installed packages.
         vocab_size: the most pieces that training makes.
-        captions: how many of the source's captions, evenly spread over it, training reads.
+        captions: of how many of the source's records, evenly spread over it, training reads all texts.
 
     Raises:
         UserError: no such file, or captions that sentencepiece can not train on.
     """
-    check_tokenizer_section(path, captions)
+    check_tokenizer_section(name, path, captions)
+    if name != "sentencepiece":
+        return read_vocabulary(name, path)
     if path:
         return Path(path).read_bytes()
-    count = min(captions, len(source))
-    return train_tokenizer(
-        (source.captions(index * len(source) // count)[0].text for index in range(count)), vocab_size
-    )
+    return train_sentence_pieces(spread_captions(source, captions), vocab_size)
 
 
-def check_tokenizer_section(path: str, captions: int) -> None:
-    """Raises a UserError for a file that is not there or a number of captions to train on below 1."""
+def check_tokenizer_section(name: str, path: str, captions: int) -> None:
+    """Raises a UserError for an unknown name, a file that is not there or a number of captions below 1."""
+    if name not in NAMES:
+        raise UserError(f"tokenizer.name={name!r} is not one of {', '.join(NAMES)}")
     if path and not Path(path).is_file():
         raise UserError(f"tokenizer.path={path!r}: no such file")
     if captions < 1:
         raise UserError(f"tokenizer.captions={captions} must be at least 1")
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
-    """A BPE model with byte fallback, lower-casing and NFKC, as bytes; the same texts give the same bytes.
-
-    `vocab_size` is the most it may have: few texts give fewer pieces.
-
-    Raises:
-        UserError: sentencepiece can not train on these texts.
-    """
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            hard_vocab_limit=False,
-            byte_fallback=True,
-            normalization_rule_name="nmt_nfkc_cf",
-            pad_id=PAD,
-            unk_id=UNKNOWN,
-            bos_id=BOS,
-            eos_id=EOS,
-            num_threads=1,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise UserError(
-            f"tokenizer.vocab_size={vocab_size}: sentencepiece can not train on these captions: {error}"
-        ) from error
-    return model.getvalue()
+def spread_captions(source: Source, records: int) -> Iterator[str]:
+    """All texts of so many records, evenly spread over the source; what can not be read is left out."""
+    count = min(records, len(source))
+    progress = Progress("reading captions", count)
+    for index in (n * len(source) // count for n in range(count)):
+        try:
+            yield from (caption.text for caption in source.captions(index) if caption.text.strip())
+        except BadRecord:
+            pass  # training names it when it is met
+        progress.advance()

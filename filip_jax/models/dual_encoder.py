@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from filip_jax.errors import UserError
 from filip_jax.models.image_encoder import ImageEncoder
-from filip_jax.models.text_encoder import PAD_ID, TextEncoder
+from filip_jax.models.text_encoder import TextEncoder, text_lengths
 from filip_jax.sections import call
 
 POOLINGS = ("tokens", "global")
@@ -98,12 +98,11 @@ class DualEncoder(nnx.Module):
         self, x: Float[jax.Array, "b t width"], ids: Int[jax.Array, "b t"], pooling: str
     ) -> tuple[Float[jax.Array, "b k d"], Bool[jax.Array, "b k"]]:
         """The text tower's tokens in the shared space, and which take part."""
-        mask = ids != PAD_ID
-        last = mask.sum(axis=1, keepdims=True) - 1
+        position, last = jnp.arange(ids.shape[1]), text_lengths(ids)[:, None] - 1
         if pooling == "global":
             x = jnp.take_along_axis(x, jnp.maximum(last, 0)[..., None], axis=1)
             return l2_normalise(self.text_projection(x)), jnp.ones((len(x), 1), bool)
-        position = jnp.arange(ids.shape[1])
+        mask = position <= last
         if not self.bos_in_similarity:
             mask &= position != 0
         if not self.eos_in_similarity:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from filip_jax.mesh import batch_devices, constrain_batch
 from filip_jax.models.transformer import Transformer
 
-PAD_ID = 0  # of every tokenizer; real tokens are above it
+PAD_ID = 0  # of every tokenizer, behind the last token; CLIP also has a real token 0, never the last
 LENGTHS = (16, 24, 32, 48)  # and the whole length; each is compiled
 
 
@@ -58,6 +58,11 @@ class TextEncoder(nnx.Module):
         return self.post_norm(self.transformer(x.astype(self.dtype)))
 
 
+def text_lengths(ids: Int[jax.Array, "*shape t"]) -> Int[jax.Array, "*shape"]:
+    """Tokens of each text, its pads not counted."""
+    return jnp.max(jnp.where(ids != PAD_ID, jnp.arange(1, ids.shape[-1] + 1), 0), axis=-1)
+
+
 def in_length_groups(
     encode: Callable[[jax.Array], jax.Array], ids: Int[jax.Array, "b t"], groups: int
 ) -> Float[jax.Array, "b t width"]:
@@ -77,14 +82,14 @@ def in_length_groups(
         return jnp.pad(tokens, ((0, 0), (0, t - n), (0, 0)))
 
     def group(_, ids):
-        longest = (ids != PAD_ID).sum(axis=-1).max()
+        longest = text_lengths(ids).max()
         flat = constrain_batch(ids.reshape(-1, t))
         branches = [partial(cut, n) for n in lengths]
         tokens = jax.lax.switch(jnp.searchsorted(jnp.array(lengths), longest), branches, flat)
         return None, tokens.reshape(*ids.shape, -1)
 
     ids = ids.reshape(devices, -1, t)
-    order = jnp.argsort((ids != PAD_ID).sum(axis=-1), axis=1)
+    order = jnp.argsort(text_lengths(ids), axis=1)
     sorted_ids = jnp.take_along_axis(ids, order[..., None], axis=1)
     grouped = sorted_ids.reshape(devices, groups, -1, t).swapaxes(0, 1)
     _, tokens = jax.lax.scan(jax.checkpoint(group, prevent_cse=False), None, grouped)

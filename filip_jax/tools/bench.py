@@ -1,10 +1,9 @@
 """The input pipeline alone: how fast it is, where its time goes, and what to change."""
 
-import itertools
 import os
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,11 +32,12 @@ def bench(
     lines = [f"{samples} samples one after the other, on one core ({bad} could not be used):"]
     lines += [f"  {name:20}{1e6 * stages[name] / samples:8.0f} us  {stages[name] / total:4.0%}" for name in STAGES]
     lines += [f"  {'all':20}{1e6 * total / samples:8.0f} us  {samples / total:.0f} images/s"]
-    rate, cores = time_pipeline(source, tokenizer, data, batch_size, seed, samples)
+    least_wait = 0.1 * batch_size * total / samples / os.cpu_count()
+    rate, cores = time_pipeline(source, tokenizer, data, batch_size, seed, samples, least_wait)
     workers, threads = data["workers"], data["threads"]
     lines += [
         f"the pipeline with workers={workers}, threads={threads}: {rate:.0f} images/s "
-        f"on {cores:.1f} busy cores of {os.cpu_count()}: {rate / max(cores, 0.01):.0f} images/s/core"
+        f"on {cores:.1f} busy cores of {os.cpu_count()}, {rate / max(cores, 0.01):.0f} images/s/core"
     ]
     return "\n".join(lines + [f"advice: {advice(stages, rate, samples / total, cores, data)}"])
 
@@ -71,23 +71,36 @@ def time_stages(
 
 
 def time_pipeline(
-    source: Source, tokenizer: Tokenizer, data: Mapping[str, Any], batch_size: int, seed: int, samples: int
-) -> tuple[float, float]:
-    """(images/s, cores that were busy) of the pipeline, after its first batches."""
+    source: Source, tokenizer: Tokenizer, data: Mapping[str, Any], batch_size: int, seed: int, samples: int,
+    least_wait: float,
+) -> tuple[float, float]:  # fmt: skip
+    """(images/s, cores that were busy) of the pipeline, when what it had prepared before is used up.
+
+    That is so when each worker's last two batches came only after `least_wait` seconds.
+    """
     stream = call(
         batches, data, "data", source=source, tokenizer=tokenizer, batch_size=batch_size, seed=seed, start=0,
         process_index=0, process_count=1,
     )  # fmt: skip
-    warm = 2 + 2 * data["workers"]
-    for _ in itertools.islice(stream, warm):
-        pass
-    count = max(4, samples // batch_size)
+    in_a_row, waits = 2 * max(data["workers"], 2), 0
+    for _ in range(20 * in_a_row):
+        waits = waits + 1 if _waited(stream) > least_wait else 0
+        if waits == in_a_row:
+            break
+    count = max(4, -(-samples // batch_size))
     started, busy = time.perf_counter(), _cpu_seconds()
-    for _ in itertools.islice(stream, count):
-        pass
-    seconds = time.perf_counter() - started
+    for _ in range(count):
+        _waited(stream)
+    seconds, busy = time.perf_counter() - started, _cpu_seconds() - busy
     stream.close()
-    return count * batch_size / seconds, (_cpu_seconds() - busy) / seconds
+    return count * batch_size / seconds, busy / seconds
+
+
+def _waited(stream: Iterator[Any]) -> float:
+    """Seconds until the next batch was there."""
+    started = time.perf_counter()
+    next(stream)  # bound to no name, so that its memory is free at once
+    return time.perf_counter() - started
 
 
 def _cpu_seconds() -> float:
@@ -118,7 +131,7 @@ def advice(stages: Mapping[str, float], rate: float, single: float, cores: float
     if share["decode and augment"] > 0.5:
         return (
             f"all cores are busy, decoding and augmenting take {share['decode and augment']:.0%}: "
-            f"`filip data convert short_side={round(data['image_size'] * 1.15)}` stores smaller images; "
+            f"`filip data convert --short_side={round(data['image_size'] * 1.15)}` stores smaller images; "
             "data.augment.auto_augment=False costs less"
         )
     return "all cores are busy, and no stage stands out"

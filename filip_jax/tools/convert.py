@@ -113,6 +113,8 @@ def _convert_shard(number: int) -> None:
                 hashes.append(hashlib.blake2b(_bytes(record), digest_size=8).digest())
                 writer.write(_resized(record, plan["short_side"]))
                 count += 1
+            except UserError:
+                raise
             except (BadRecord, ValueError) as error:
                 shard, key = source.where(index)
                 reasons[_reason(str(error))] += 1

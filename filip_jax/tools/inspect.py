@@ -17,6 +17,7 @@ from filip_jax.data.pipeline import draw_caption, parts_of
 from filip_jax.data.preprocess import training_view
 from filip_jax.data.record import BadRecord, Record
 from filip_jax.data.sources import Source
+from filip_jax.errors import UserError
 from filip_jax.progress import Progress
 
 COLUMNS, ROWS = 6, 4  # of the contact sheet
@@ -51,7 +52,12 @@ def inspect(source: Source, *, records: int, image_size: int, augment: Mapping[s
         records: how many.
         image_size, augment: of the views; see `training_view`.
         output: the PNG of a contact sheet, written if any record can be used.
+
+    Raises:
+        UserError: no records are asked for.
     """
+    if records < 1:
+        raise UserError(f"records={records} must be at least 1")
     lines = [f"{len(source)} records in {len(source.shard_sizes)} shards; {source.seen}"]
     views: list[tuple[np.ndarray, str]] = []
     for name, part in parts_of(source).items():
@@ -63,7 +69,7 @@ def inspect(source: Source, *, records: int, image_size: int, augment: Mapping[s
     if views:
         output.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(views).save(output)
-        lines += ["", f"wrote {output}: {len(views)} records as the model sees them in training"]
+        lines += ["", f"wrote {output}: {len(views)} records as the model sees them"]
     return "\n".join(lines)
 
 
@@ -118,8 +124,8 @@ def _lines(found: Findings) -> list[str]:
 
 
 def _quantiles(name: str, values) -> str:
-    cells = (f"{value:9.1f}" if value % 1 else f"{value:9.0f}" for value in np.percentile(values, QUANTILES))
-    return f"  {name[:24]:24}" + "".join(cells)
+    digits = 0 if all(value % 1 == 0 for value in values) else 2
+    return f"  {name[:24]:24}" + "".join(f"{value:9.{digits}f}" for value in np.percentile(values, QUANTILES))
 
 
 def _shares(counts: Counter) -> str:

@@ -197,7 +197,7 @@ def _prepare_tokenizer(workdir: Path, setup: Setup, source: Source, *, started: 
     """
 
     def make():
-        if not setup.tokenizer["path"]:
+        if setup.tokenizer["name"] == "sentencepiece" and not setup.tokenizer["path"]:
             say(f"training a tokenizer of at most {setup.tokenizer['vocab_size']} pieces")
         write_atomically(workdir / TOKENIZER, make_tokenizer(source=source, **setup.tokenizer))
 

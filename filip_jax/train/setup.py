@@ -89,7 +89,7 @@ def make_setup(
     check(batches, data, "data", given)
     check_numbers(**data)
     check(make_tokenizer, tokenizer, "tokenizer", ("source",))
-    check_tokenizer_section(tokenizer["path"], tokenizer["captions"])
+    check_tokenizer_section(tokenizer["name"], tokenizer["path"], tokenizer["captions"])
     check(CheckpointWriter, checkpoint, "checkpoint", ("workdir",))
     check_evals(evals)
     network = make_model(**model)

