@@ -31,13 +31,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from filip_jax.cleaning.filter import filter_source
 from filip_jax.cleaning.languages import Languages
 from filip_jax.cleaning.names import Names
-from filip_jax.data.array_record import encode_record
+from filip_jax.data.array_record import RecordWriter
 from filip_jax.data.record import Caption, Record
 from filip_jax.data.sources import make_source
 
@@ -175,10 +174,9 @@ def write_parquet(folder: Path, pairs: list[tuple[str, bytes, str]]) -> None:
 
 
 def write_array_record(folder: Path, pairs: list[tuple[str, bytes, str]]) -> None:
-    writer = ArrayRecordWriter(str(folder / "00000.array_record"), "group_size:1")
-    for key, image, text in pairs:
-        writer.write(encode_record(Record(key, image, (Caption(text, "txt"),))))
-    writer.close()
+    with RecordWriter(folder / "00000.array_record") as writer:
+        for key, image, text in pairs:
+            writer.write(Record(key, image, (Caption(text, "txt"),)))
 
 
 KINDS = {"webdataset": write_tars, "parquet": write_parquet, "array_record": write_array_record}

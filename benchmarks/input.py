@@ -99,7 +99,9 @@ def tokenizer():
     from filip_jax.data.tokenizer import Tokenizer
     from filip_jax.data.sentence_pieces import train_sentence_pieces
 
-    return Tokenizer(train_sentence_pieces([CAPTION.format(name, n) for n, (name, _) in enumerate(photographs())], 1000))
+    return Tokenizer(
+        train_sentence_pieces([CAPTION.format(name, n) for n, (name, _) in enumerate(photographs())], 1000)
+    )
 
 
 def grain_with_pillow(path: Path) -> Iterator:
@@ -226,7 +228,9 @@ def main() -> None:
     if unknown:
         parser.error(f"--forms: {unknown.pop()} is not one of {', '.join(FORMS)}")
     random.seed(0)
-    packages = ", ".join(f"{name} {version(name)}" for name in ("Pillow", "simplejpeg", "opencv-python-headless", "grain"))
+    packages = ", ".join(
+        f"{name} {version(name)}" for name in ("Pillow", "simplejpeg", "opencv-python-headless", "grain")
+    )
     print(f"{date.today()}, Python {platform.python_version()}, {packages}; {os.cpu_count()} cores, one used")
     print(f"python {' '.join(['benchmarks/input.py', *sys.argv[1:]])}\n")
     with tempfile.TemporaryDirectory() as folder:

@@ -88,7 +88,10 @@ def measure(folder: Path, reads: int) -> None:
         row(f"{shuffle}: key and shard of a record", f"{rate:,.0f}/s")
         _, rate = timed(source.__getitem__, indices)
         row(f"{shuffle}: image and caption of a record", f"{rate:,.0f}/s")
-    row("memory at the end, most", f"{resident():.0f} MiB, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+    row(
+        "memory at the end, most",
+        f"{resident():.0f} MiB, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB",
+    )
 
 
 def timed(call, arguments) -> tuple[list, float]:

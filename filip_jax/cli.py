@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from filip_jax.cli_data import add_data_commands
+from filip_jax.cli_data import add_data_commands, source_section
 from filip_jax.errors import UserError
 
 DESCRIPTION = "FILIP: fine-grained contrastive language-image pre-training in JAX."
@@ -23,7 +23,8 @@ TRAIN = """Train a run, or go on with it: started again with the same workdir it
 
 The config is a Python file whose get_config(variant) gives an ml_collections ConfigDict. Any value
 can be changed behind it: --config.batch_size=1024 --config.model.image.depth=6. Unknown keys and
-wrong types are refused before anything is compiled. The workdir receives
+wrong types are refused before anything is compiled. The data is the config's section `source`, or named
+here: --source webdataset path=/data/cc3m caption_keys=txt,de.txt. The workdir receives
 
   config.json      the config as it was resolved; evaluations read the model from here
   tokenizer.model  the sentencepiece model of the run
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = command("train", _train, TRAIN)
     train.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="and --config.key=value behind it")
+    train.add_argument("--source", nargs="+", metavar="WORD", help="in place of the config's: NAME key=value …")
     train.add_argument("--distributed", action="store_true", help="one process of several, see README")
 
     evaluate = command("eval", _eval, EVAL)
@@ -104,6 +106,8 @@ def _train(arguments, overrides) -> None:
     from filip_jax.config import load_config
 
     config = load_config(arguments.config, overrides)
+    if arguments.source:
+        config["source"] = source_section(arguments.source)
     if arguments.distributed:
         from filip_jax.mesh import join_processes
 

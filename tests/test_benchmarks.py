@@ -112,8 +112,12 @@ def test_cleaning_a_package_of_drawings(tmp_path):
     )
     for name, title in (("a", "a red balloon over the sea"), ("b", "untitled"), ("broken", "")):
         (drawings / f"{name}.svg").write_text(DRAWING.format(title=title) if title else "<svg")
-    subprocess.run(["dpkg-deb", "--build", tmp_path / "package", tmp_path / "drawings.deb"], check=True, capture_output=True)
-    output = benchmark(str(tmp_path / "drawings.deb"), f"--folder={tmp_path / 'out'}", "--workers=1", script="openclipart.py")
+    subprocess.run(
+        ["dpkg-deb", "--build", tmp_path / "package", tmp_path / "drawings.deb"], check=True, capture_output=True
+    )
+    output = benchmark(
+        str(tmp_path / "drawings.deb"), f"--folder={tmp_path / 'out'}", "--workers=1", script="openclipart.py"
+    )
     assert "3 drawings, 1 of them unusable" in output
     assert re.search(r"\| meaningless: placeholder +\| +1 \|", output) and re.search(r"\| kept +\| +1 \|", output)
 

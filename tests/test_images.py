@@ -245,9 +245,7 @@ def test_views_of_any_shape_are_near_the_slow_ones(width, height):
     assert np.mean((np.asarray(slow).astype(float) - fast) ** 2) < 255**2 / 10**3.8  # 38 dB
 
 
-@given(
-    width=st.integers(1, 3000), height=st.integers(1, 3000), size=st.integers(1, 500), seed=st.integers(0, 99)
-)
+@given(width=st.integers(1, 3000), height=st.integers(1, 3000), size=st.integers(1, 500), seed=st.integers(0, 99))
 def test_a_box_moves_by_less_than_a_pixel_of_the_view(width, height, size, seed):
     box = random_box(width, height, 0.05, np.random.default_rng(seed))
     divisor = divisor_of(box, size)

@@ -61,7 +61,9 @@ def test_inspect_counts_measures_and_draws(pairs, tmp_path, capsys):
     assert "can not be used: 2  no caption" in output and "can not be used: 1  no picture that can be read" in output
     image = np.asarray(Image.open(sheet))
     assert image.shape == (4 * 284 + 12, 6 * 212 + 12, 3)
-    assert (image[20:200, 20:200] == image[20, 20]).all() and len(np.unique(image)) > 15  # views of one colour, and text
+    assert (image[20:200, 20:200] == image[20, 20]).all() and len(
+        np.unique(image)
+    ) > 15  # views of one colour, and text
 
 
 def test_inspect_shows_what_training_sees(pairs, tmp_path, capsys):
@@ -106,7 +108,9 @@ def test_convert_killed_and_started_again_ends_as_if_it_had_not_been(tmp_path):
     section = write_webdataset(tmp_path / "data", [range(0, 200)])
     options = "--records_per_shard=5 --workers=1".split()
     command = [sys.executable, "-m", "filip_jax", "data", "convert", "webdataset", f"path={section['path']}", *options]
-    process = subprocess.Popen([*command, f"--output={tmp_path}/killed"], start_new_session=True, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, f"--output={tmp_path}/killed"], start_new_session=True, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 60
     while len(list((tmp_path / "killed").glob("*.array_record"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -156,7 +160,12 @@ def test_bench_says_where_the_time_goes(pairs, capsys):
 
 @pytest.mark.parametrize(
     "read, decoding, cores, said",
-    [(9, 1, 1, "data.shuffle=block"), (1, 9, 0, "try more data.workers"), (1, 9, 99, "--short_side=258"), (4, 5, 99, "no stage")],
+    [
+        (9, 1, 1, "data.shuffle=block"),
+        (1, 9, 0, "try more data.workers"),
+        (1, 9, 99, "--short_side=258"),
+        (4, 5, 99, "no stage"),
+    ],
 )
 def test_advice_is_the_change_that_promises_most(read, decoding, cores, said):
     stages = {"read": read, "decode and augment": decoding, "tokenise": 2, "batch": 1}
@@ -171,8 +180,14 @@ def test_advice_is_the_change_that_promises_most(read, decoding, cores, said):
         (["index", "tars", "path=x"], "source.name='tars' is not one of emoji_scenes, folder, webdataset"),
         (["index", "folder", "path=nowhere"], "path='nowhere' is not a folder"),
         (["index", "folder", "path=.", "--nonsense=1"], "unknown argument '--nonsense=1'"),
-        (["inspect", "emoji_scenes", "split=val", "seed=0", "scenes=4", "--output=a.jpg"], "the contact sheet is a PNG"),
-        (["inspect", "emoji_scenes", "split=val", "seed=0", "scenes=4", "--output=a.png", "--records=0"], "records=0 must be at least 1"),
+        (
+            ["inspect", "emoji_scenes", "split=val", "seed=0", "scenes=4", "--output=a.jpg"],
+            "the contact sheet is a PNG",
+        ),
+        (
+            ["inspect", "emoji_scenes", "split=val", "seed=0", "scenes=4", "--output=a.png", "--records=0"],
+            "records=0 must be at least 1",
+        ),
         (["convert", "emoji_scenes", "split=val", "seed=0", "scenes=4", "--output=OUT"], "one draws them"),
         (["convert", "emoji_scenes", "split=val", "seed=0", "scenes=4", "--output=OUT", "--workers=0"], "workers=0"),
         (["filter", "emoji_scenes", "split=val", "seed=0", "scenes=4", "--output=OUT", "--min_side=-1"], "min_side=-1"),

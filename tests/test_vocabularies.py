@@ -94,7 +94,9 @@ def test_clip_repairs_texts_and_cuts_them(clip):
 
 
 @with_public
-@pytest.mark.parametrize("text", ["A red Apple's core", "cafÃ©, a dog", "Tom &amp; Jerry run", "İstanbul by night 🌃!", ""])
+@pytest.mark.parametrize(
+    "text", ["A red Apple's core", "cafÃ©, a dog", "Tom &amp; Jerry run", "İstanbul by night 🌃!", ""]
+)
 def test_spans_name_the_characters_of_each_token(clip, text):
     ids, _ = clip.encode([text], 77)
     spans = clip.spans(text, 77)
@@ -174,7 +176,10 @@ def test_training_reads_all_texts_of_all_origins_and_steps_over_bad_records(tmp_
     tokenizer = Tokenizer((tmp_path / "new/words.model").read_bytes())
     assert f"{tokenizer.vocab_size} pieces from 98 texts" in report and "--config.tokenizer.path=" in report
     assert max(len(tokenizer.pieces.ids(text)) for text in ("a dog number", "Hund Nummer")) <= 4
-    for output, captions, message in ((tmp_path / "a.txt", 5, "end in .model"), (tmp_path / "a.model", 0, "captions=0")):
+    for output, captions, message in (
+        (tmp_path / "a.txt", 5, "end in .model"),
+        (tmp_path / "a.model", 0, "captions=0"),
+    ):
         with pytest.raises(UserError, match=message):
             save_tokenizer(source, output, vocab_size=400, captions=captions)
 

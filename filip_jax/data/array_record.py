@@ -8,6 +8,7 @@ import hashlib
 import json
 import struct
 import zlib
+from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from filip_jax.data.record import CAPTION_BYTES, IMAGE_BYTES, BadRecord, Caption
 from filip_jax.errors import UserError
 
 MAGIC = b"filip1\r\n"
+READER = "readahead_buffer_size:0,max_parallelism:0"
+AHEAD = 256  # records …
+AHEAD_BYTES = 1 << 24  # … and bytes, about
 SUFFIXES = (".array_record", ".arrayrecord")
 
 
@@ -62,18 +66,26 @@ class ArrayRecord:
         self.caption_keys, self.image = tuple(caption_keys), image
         self.files = [file for file, _ in found]
         self.shard_sizes = np.array(sizes, np.int64)
-        self.ends = np.cumsum(self.shard_sizes)
+        self.ends = np.cumsum(self.shard_sizes).tolist()
         instructions = [_File(file, 0, size, size) for file, size in zip(self.files, sizes)]
+        self._many = min(AHEAD, 1 + AHEAD_BYTES * self.ends[-1] // (1 + sum(size for _, size in found)))
         self.data = ArrayRecordDataSource(instructions)
         lines = "\n".join(f"{storage.name_of(file)} {bytes_} {size}" for (file, bytes_), size in zip(found, sizes))
         self.identity = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+        self.__setstate__({})
         self.seen = self._look()
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return self.ends[-1]
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name not in ("_ahead", "_latest")}
+
+    def __setstate__(self, state):
+        vars(self).update(state, _ahead=(-1, ()), _latest=(-1, None))
 
     def __getitem__(self, index: int) -> Record:
-        key, captions, image = self._parse(index)
+        key, captions, image = self._parse(index, check=True)
         if len(image) > IMAGE_BYTES:
             raise BadRecord(f"an image of {len(image)} bytes; at most {IMAGE_BYTES} are read")
         return Record(key, image, captions, shard=self._file(index))
@@ -92,15 +104,39 @@ class ArrayRecord:
         return self._parse(index)[2]
 
     def _file(self, index: int) -> str:
-        return storage.name_of(self.files[int(np.searchsorted(self.ends, index, side="right"))])
+        return storage.name_of(self.files[bisect_right(self.ends, index)])
 
-    def _parse(self, index: int) -> tuple[str, tuple[Caption, ...], bytes]:
-        data = self.data[index]
-        if data.startswith(MAGIC):
-            key, captions, image = decode_record(data)
-            wanted = [caption for caption in captions if caption.origin in (self.caption_keys or (caption.origin,))]
-            return key, tuple(wanted), image
-        return str(index), *self._example(data)
+    def _read(self, index: int) -> bytes:
+        """A record. Whoever reads one after the other, as cleaning and converting do, gets AHEAD of them at once."""
+        first, block = self._ahead
+        if first <= index < first + len(block):
+            return block[index - first]
+        if index == first + len(block):
+            file = bisect_right(self.ends, index)
+            start = index - self.ends[file] + int(self.shard_sizes[file])
+            reader = ArrayRecordReader(self.files[file], READER)
+            block = reader.read(start, min(start + self._many, int(self.shard_sizes[file])))
+            reader.close()
+        else:
+            block = (self.data[index],)
+        self._ahead = index, block
+        return block[0]
+
+    def _parse(self, index: int, check: bool = False) -> tuple[str, tuple[Caption, ...], bytes]:
+        latest, found = self._latest
+        if latest != index or check:
+            found = self._decode(index, check)
+            self._latest = index, found
+        return found
+
+    def _decode(self, index: int, check: bool) -> tuple[str, tuple[Caption, ...], bytes]:
+        data = self._read(index)
+        if not data.startswith(MAGIC):
+            return str(index), *self._example(data)
+        key, captions, image = decode_record(data, check)
+        if self.caption_keys:
+            captions = tuple(caption for caption in captions if caption.origin in self.caption_keys)
+        return key, captions, image
 
     def _example(self, data: bytes) -> tuple[tuple[Caption, ...], bytes]:
         features = _features(data)
@@ -116,7 +152,7 @@ class ArrayRecord:
         """What the first record is."""
         if not len(self):
             return "no records"
-        data = self.data[0]
+        data = self._read(0)
         if data.startswith(MAGIC):
             return f"records with captions of {', '.join(c.origin for c in decode_record(data)[1])}"
         try:
@@ -137,8 +173,8 @@ def encode_record(record: Record) -> bytes:
     return MAGIC + struct.pack("<I", len(text)) + text + record.image
 
 
-def decode_record(data: bytes) -> tuple[str, tuple[Caption, ...], bytes]:
-    """(key, captions, image) of a record of ours.
+def decode_record(data: bytes, check: bool = True) -> tuple[str, tuple[Caption, ...], bytes]:
+    """(key, captions, image) of a record of ours; the image's checksum is compared if asked.
 
     Raises:
         BadRecord: it is damaged.
@@ -146,12 +182,12 @@ def decode_record(data: bytes) -> tuple[str, tuple[Caption, ...], bytes]:
     try:
         (length,) = struct.unpack_from("<I", data, len(MAGIC))
         start = len(MAGIC) + 4
-        head, image = json.loads(data[start : start + length]), data[start + length :]
+        head, image = json.loads(data[start : start + length].decode()), data[start + length :]
         captions = tuple(Caption(text, origin) for origin, text in head["captions"])
         key, crc32 = head["key"], head["crc32"]
     except (struct.error, ValueError, KeyError, TypeError) as error:
         raise BadRecord(f"the record is damaged: {error}") from error
-    if zlib.crc32(image) != crc32:
+    if check and zlib.crc32(image) != crc32:
         raise BadRecord("the image's checksum is wrong")
     return key, captions, image
 
@@ -166,7 +202,7 @@ def _features(data: bytes) -> dict[str, list[bytes]]:
 
 
 def _count(path: str) -> int:
-    reader = ArrayRecordReader(path, "readahead_buffer_size:0,max_parallelism:0")
+    reader = ArrayRecordReader(path, READER)
     try:
         return reader.num_records()
     finally:

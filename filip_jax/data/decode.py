@@ -36,7 +36,10 @@ def image_size(head: bytes) -> tuple[int, int]:
         ValueError: no picture, or one of too many pixels.
     """
     head = head[:HEAD_BYTES]
-    return _plain_jpeg_size(head) or _webp_size(head) or _guarded(lambda: _shown_size(_open(head)))
+    jpeg = _jpeg_size(head)
+    if jpeg and not jpeg[2] and 0 < jpeg[0] * jpeg[1] <= PIXELS:
+        return jpeg[:2]
+    return _webp_size(head) or _guarded(lambda: _shown_size(_open(head)))
 
 
 def decode(image: bytes | np.ndarray) -> Image.Image:
@@ -108,9 +111,26 @@ def _plain_jpeg_size(image: bytes) -> tuple[int, int] | None:
         return None
     if colours not in ("RGB", "YCbCr", "Gray") or not 0 < width * height <= PIXELS:
         return None
-    if image.find(b"Exif\0\0", 0, HEAD_BYTES) >= 0 and _guarded(lambda: _orientation(_open(image))) != 1:
+    size = _jpeg_size(image)
+    if size is None or size[2] and _guarded(lambda: _orientation(_open(image))) != 1:
         return None
     return width, height
+
+
+def _jpeg_size(image: bytes) -> tuple[int, int, bool] | None:
+    """Width, height and whether there is EXIF, by the file's segments (ITU-T T.81, B.2); None where they are not plain."""
+    at, size, exif = 2, None, False
+    while image[:3] == JPEG and image[at : at + 1] == b"\xff" and at + 9 <= len(image):
+        marker, length = image[at + 1], int.from_bytes(image[at + 2 : at + 4])
+        if marker == 0xDA and size:  # the scan begins
+            return *size, exif
+        if 0xC0 <= marker <= 0xC2 and size is None:
+            size = int.from_bytes(image[at + 7 : at + 9]), int.from_bytes(image[at + 5 : at + 7])
+        elif marker < 0xC4 or 0xD0 <= marker <= 0xDA:
+            return None
+        exif |= marker == 0xE1 and image[at + 4 : at + 10] == b"Exif\0\0"
+        at += 2 + max(length, 2)
+    return None
 
 
 def _open(image: bytes) -> Image.Image:

@@ -66,6 +66,8 @@ class Joined:
         if self.weights is None:
             return captions
         captions = tuple(caption for caption in captions if caption.origin in self.weights)
+        if len(captions) == 1:
+            return captions  # one is drawn, whatever its weight
         of_origin = Counter(caption.origin for caption in captions)
         return tuple(
             dataclasses.replace(caption, weight=self.weights[caption.origin] / of_origin[caption.origin])

@@ -6,6 +6,7 @@ needs: train with data.shuffle=block, or convert once with `filip data convert`.
 
 import hashlib
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +50,7 @@ class Parquet:
         except pa.ArrowInvalid as error:
             raise UserError(f"path={path!r} can not be read as parquet: {error}") from error
         self.shard_sizes = np.concatenate([np.array(sizes, np.int64) for sizes in groups])
-        self.ends = np.cumsum(self.shard_sizes)
+        self.ends = np.cumsum(self.shard_sizes).tolist()
         self.groups = [(file, group) for file, sizes in enumerate(groups) for group in range(len(sizes))]
         self.seen = f"{len(found)} files with the columns {', '.join(schemas[0])}"
         for name in (image, *caption_keys, *([key] if key else [])):
@@ -60,7 +61,7 @@ class Parquet:
         self.__setstate__({})
 
     def __len__(self) -> int:
-        return int(self.ends[-1]) if len(self.ends) else 0
+        return self.ends[-1] if self.ends else 0
 
     def __getitem__(self, index: int) -> Record:
         data = self._image(index, IMAGE_BYTES + 1)
@@ -75,7 +76,7 @@ class Parquet:
         name = storage.name_of(self.files[file])
         if self.key:
             return name, str(self._column(group, self.key)[row].as_py())
-        first = int(self.ends[group - number - 1]) if group > number else 0
+        first = self.ends[group - number - 1] if group > number else 0
         return name, str(index - first)
 
     def captions(self, index: int) -> tuple[Caption, ...]:
@@ -103,8 +104,8 @@ class Parquet:
         return storage.read_listed(self.images or storage.folder_of(self.files[self.groups[group][0]]), value, most)
 
     def _place(self, index: int) -> tuple[int, int]:
-        group = int(np.searchsorted(self.ends, index, side="right"))
-        return group, index - int(self.ends[group] - self.shard_sizes[group])
+        group = bisect_right(self.ends, index)
+        return group, index - self.ends[group] + int(self.shard_sizes[group])
 
     def _column(self, group: int, name: str) -> pa.ChunkedArray:
         """A column of a row group; the latest ones are kept."""

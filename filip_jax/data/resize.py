@@ -32,7 +32,9 @@ def resize(pixels: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "
         return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
     if max(scales) > 1:
         (x_taps, x_sigma), (y_taps, y_sigma) = map(_blur, scales)
-        pixels = cv2.GaussianBlur(pixels, (x_taps, y_taps), sigmaX=x_sigma, sigmaY=y_sigma, borderType=cv2.BORDER_REPLICATE)
+        pixels = cv2.GaussianBlur(
+            pixels, (x_taps, y_taps), sigmaX=x_sigma, sigmaY=y_sigma, borderType=cv2.BORDER_REPLICATE
+        )
     return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_CUBIC)
 
 

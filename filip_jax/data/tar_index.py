@@ -9,11 +9,13 @@ import hashlib
 import json
 import multiprocessing
 import re
+import struct
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,16 @@ class Shard:
     def row_type(self) -> np.dtype:
         """Of one row of the shard's table."""
         return np.dtype([("members", "<u4", (len(self.kinds), 2)), ("key", f"S{self.key_bytes}")])
+
+    @property
+    def layout(self) -> struct.Struct:
+        """Of the same row: offset and size of each kind, then the key."""
+        return _layout(len(self.kinds), self.key_bytes)
+
+
+@lru_cache
+def _layout(kinds: int, key_bytes: int) -> struct.Struct:
+    return struct.Struct(f"<{2 * kinds}I{key_bytes}s")
 
 
 def index_shard(path: str, name: str, size: int) -> tuple[Shard, bytes]:

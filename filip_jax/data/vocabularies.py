@@ -18,7 +18,9 @@ from filip_jax.extras import extra_module
 
 EXTRA = "tokenizers"
 FILE_BYTES = 1 << 24  # of a vocabulary's file, unpacked
-MERGES = 49_408 - 2 * 256 - 2  # of CLIP's list, which goes on behind them; bytes, bytes that end a word, BOS and EOS are no merges
+MERGES = (
+    49_408 - 2 * 256 - 2
+)  # of CLIP's list, which goes on behind them; bytes, bytes that end a word, BOS and EOS are no merges
 # Case does not matter for the endings, as "ſ" is an "s" to the public tokenizer.
 CLIP_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 # Where installed packages keep the files.

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import warnings
+from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from threading import Lock
@@ -15,6 +16,7 @@ from filip_jax.data.record import CAPTION_BYTES, HEAD_BYTES, IMAGE_BYTES, METADA
 from filip_jax.data.tar_index import IMAGES, Shard, read_index, table_path
 from filip_jax.errors import UserError
 
+LOCAL = ("_tables", "_lock", "_paths", "_latest")  # attributes that each process has of its own
 TABLES = 1 << 27  # bytes of tables from buckets that a process keeps
 
 
@@ -42,7 +44,7 @@ class WebDataset:
         self.caption_keys = tuple(caption_keys)
         self.shards = read_index(found, self.root, self.index, processes)
         self.shard_sizes = np.array([shard.rows for shard in self.shards], np.int64)
-        self.ends = np.cumsum(self.shard_sizes)
+        self.ends = np.cumsum(self.shard_sizes).tolist()
         self.identity = _identity(self.shards)
         kinds, problems = _sum(dict(shard.kinds) for shard in self.shards), _sum(s.problems for s in self.shards)
         self.seen = f"{len(found)} tars hold {_listed(kinds) or 'nothing'}" + (
@@ -50,11 +52,10 @@ class WebDataset:
         )
         self._check(kinds)
         self._warn_of_gaps()
-        self._tables: OrderedDict[str, bytes] = OrderedDict()
-        self._lock = Lock()
+        self.__setstate__({})
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return self.ends[-1]
 
     def __getitem__(self, index: int) -> Record:
         shard, members, key = self._row(index)
@@ -73,20 +74,37 @@ class WebDataset:
         """The first bytes of the encoded image."""
         shard, members, _ = self._row(index)
         offset, size = members[self._image_kind(members)]
-        return storage.read(storage.join(self.root, shard.name), offset, min(size, HEAD_BYTES))
+        return storage.read(self._tar(shard), offset, min(size, HEAD_BYTES))
 
     def _row(self, index: int) -> tuple[Shard, dict[str, tuple[int, int]], str]:
-        """(shard, {kind: (offset, size)}, key) of a record."""
-        number = int(np.searchsorted(self.ends, index, side="right"))
-        shard, row = self.shards[number], index - int(self.ends[number] - self.shard_sizes[number])
-        width = shard.row_type.itemsize
-        data = self._read_table(table_path(self.index, shard), row * width, width)
-        if len(data) != width:
+        """(shard, {kind: (offset, size)}, key) of a record; the latest one is kept."""
+        latest, found = self._latest
+        if latest != index:
+            found = self._find(index)
+            self._latest = index, found
+        return found
+
+    def _find(self, index: int) -> tuple[Shard, dict[str, tuple[int, int]], str]:
+        number = bisect_right(self.ends, index)
+        shard, row = self.shards[number], index - self.ends[number] + self.shards[number].rows
+        layout = shard.layout
+        data = self._read_table(self._table(shard), row * layout.size, layout.size)
+        if len(data) != layout.size:
             raise UserError(f"the index of {shard.name} in {self.index} is damaged: remove it, it is then made again")
-        (found,) = np.frombuffer(data, shard.row_type)
-        places = zip(shard.kinds, found["members"].tolist())
-        members = {kind: (offset * 512, size) for (kind, _), (offset, size) in places if size}
-        return shard, members, found["key"].decode("utf-8", "replace")
+        *numbers, key = layout.unpack(data)
+        places = zip(shard.kinds, numbers[::2], numbers[1::2])
+        members = {kind: (offset * 512, size) for (kind, _), offset, size in places if size}
+        return shard, members, key.rstrip(b"\0").decode("utf-8", "replace")
+
+    def _tar(self, shard: Shard) -> str:
+        path = self._paths.get(shard.name)
+        if path is None:
+            path = self._paths[shard.name] = storage.join(self.root, shard.name), table_path(self.index, shard)
+        return path[0]
+
+    def _table(self, shard: Shard) -> str:
+        self._tar(shard)
+        return self._paths[shard.name][1]
 
     def _read_table(self, path: str, offset: int, size: int) -> bytes:
         """From disks the one row; from buckets the whole table, which is kept for a while."""
@@ -108,7 +126,7 @@ class WebDataset:
         offset, size = members[kind]
         if size > most:
             raise BadRecord(f"{kind} of {size} bytes; at most {most} are read")
-        return storage.read(storage.join(self.root, shard.name), offset, size)
+        return storage.read(self._tar(shard), offset, size)
 
     def _captions(self, shard: Shard, members) -> tuple[Caption, ...]:
         found, fields = [], None
@@ -152,10 +170,10 @@ class WebDataset:
                 )
 
     def __getstate__(self):
-        return {name: value for name, value in vars(self).items() if name not in ("_tables", "_lock")}
+        return {name: value for name, value in vars(self).items() if name not in LOCAL}
 
     def __setstate__(self, state):
-        vars(self).update(state, _tables=OrderedDict(), _lock=Lock())
+        vars(self).update(state, _tables=OrderedDict(), _lock=Lock(), _paths={}, _latest=(-1, None))
 
 
 def _texts(fields: dict, key: str) -> list[str]:
