@@ -7,9 +7,10 @@ base is ViT-B/32, large is ViT-L/14. The paper trained them on 340 million pairs
 128 cards in about 9 days, large on 192 cards in about 24 days. total_steps follows batch_size;
 --config.total_steps=N sets it. Zero-shot ImageNet of the paper's models: 77.1 % (large).
 
-Where this differs from the paper: random crops and flips instead of AutoAugment and
-back-translation, a sentencepiece vocabulary trained on your captions instead of CLIP's, gradients
-clipped to norm 1.
+Images have AutoAugment, as in the paper. Where this differs from it: random crops and flips come
+first (the paper does not say); back-translated texts are yours to bring (side_captions, README); a
+sentencepiece vocabulary is trained on your captions, --config.tokenizer.name=clip takes the paper's;
+gradients are clipped to norm 1.
 """
 
 from ml_collections import ConfigDict

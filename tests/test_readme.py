@@ -1,5 +1,6 @@
 """Every command block of README is exercised: run on the quick demo where it is short, else built abstractly."""
 
+import itertools
 import json
 import os
 import re
@@ -12,13 +13,15 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 from conftest import ROOT
+from pairs import write_webdataset
 
 from filip_jax.cli import main
+from filip_jax.cli_data import source_section
 from filip_jax.config import load_config
-from filip_jax.data.sources import make_source
+from filip_jax.data.sources import SOURCES, make_source
 from filip_jax.evals.run import open_evals
 from filip_jax.losses import pallas_gpu
-from filip_jax.sections import call
+from filip_jax.sections import call, check
 from filip_jax.train.setup import make_setup
 
 README = (ROOT / "README.md").read_text()
@@ -59,6 +62,19 @@ def pairs(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def tars(tmp_path_factory):
+    """Tars of 24 pictures with two captions each, and what README makes of them."""
+    folder = tmp_path_factory.mktemp("tars")
+    numbers = [range(0, 12), range(12, 24)]
+    (folder / "tars").mkdir()
+    write_webdataset(folder / "tars", numbers)
+    section = ["webdataset", f"path={folder}/tars"]
+    assert main(["data", "convert", *section, f"--output={folder}/tars_256", "--short_side=256"]) == 0
+    assert main(["data", "filter", *section, f"--output={folder}/clean", "--min_side=0"]) == 0
+    return folder
+
+
 def test_the_quick_demo_trains_evaluates_draws_and_closes_with_a_table(demo):
     output, workdir = (demo / "output.txt").read_text(), demo / "quick/filip"
     steps = [
@@ -95,10 +111,20 @@ def built(arguments):
     config = next(a.removeprefix("--config=") for a in arguments if a.startswith("--config="))
     assert any(a.startswith("--workdir=") for a in arguments)
     resolved = load_config(str(ROOT / config), [a for a in arguments if a.startswith("--config.")])
+    if "--source" in arguments:
+        words = arguments[arguments.index("--source") + 1 :]
+        resolved["source"] = source_section(list(itertools.takewhile(lambda word: not word.startswith("--"), words)))
     setup = call(make_setup, resolved, config)
     make_source(setup.source)
     if setup.eval_every_steps:
         open_evals(setup.evals)
+
+
+SMALL = {  # options that make a benchmark short
+    "benchmarks/input.py": ["--sides=300", "--forms=ours,grain", "--batches=1", "--rounds=1"],
+    "benchmarks/shards.py": ["--shards=2", "--records=3", "--reads=5"],
+    "benchmarks/filter.py": ["--records=50", "--repeat=1"],
+}
 
 
 def check_benchmark(words):
@@ -109,20 +135,35 @@ def check_benchmark(words):
             pytest.skip(refused)
     if any(word.startswith("--dtype=bfloat16") for word in words):
         words = [word for word in words if word != "--largest"] + ["--batch=4", "--dim=16", "--repeat=1"]
+    words = [word.replace("=100000", "=640") for word in words] + SMALL.get(words[0], [])
     environment = os.environ | {"XLA_FLAGS": ""}
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and ("| xla " in done.stdout or "calls of our kernels" in done.stdout), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^\| (xla|300|open|all) |calls of our kernels|^\d+: \d+ MB$", done.stdout, re.MULTILINE), (
+        done.stdout
+    )
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("bash launch/demo.sh")])
-def test_commands(command, demo, pairs, tmp_path, monkeypatch, capsys):
+def test_commands(command, demo, pairs, tars, tmp_path, monkeypatch, capsys):
     words = shlex.split(
         command.replace("PAIRS", str(pairs)).replace("runs/demo", f"{demo}/quick").replace("runs/", f"{tmp_path}/")
     )
+    words = [word.replace("TARS", f"{tars}/tars") for word in words]
     words = words[next(n for n, word in enumerate(words) if "=" not in word) :]
     if words[0] == "bash":
         done = scripts(words[1], "--collect-only", "-q", "tests/test_losses.py", runs=tmp_path)
         assert done.returncode == 0 and "test_sharded_equals_the_definition" in done.stdout, done.stderr
+    elif words[:2] == ["filip", "data"]:
+        words = [word.replace(f"path={tmp_path}/tars_256", f"path={tars}/tars_256") for word in words]
+        small = [
+            "--config.data.image_size=32",
+            "--config.data.workers=0",
+            "--config.tokenizer.vocab_size=300",
+            "--samples=9",
+        ]
+        assert main(words[1:] + (small if words[2] == "bench" else [])) == 0
+        assert re.search("wrote|images/s|records", capsys.readouterr().out)
     elif words[0] == "pip":
         urls = (each.read_text("direct_url.json") for each in distributions(name="filip_jax"))
         made = json.loads(next(filter(None, urls)))  # this very environment was made so
@@ -130,7 +171,7 @@ def test_commands(command, demo, pairs, tmp_path, monkeypatch, capsys):
     elif words[0] == "python":
         check_benchmark(words[1:])
     elif words[1] == "train":
-        built(words[2:])
+        built([word.replace(f"keep={tmp_path}/clean", f"keep={tars}/clean") for word in words[2:]])
     else:
         monkeypatch.chdir(ROOT)
         assert words[0] == "filip" and main(words[1:]) == 0
@@ -146,7 +187,11 @@ def test_python_blocks(number, demo, monkeypatch, capsys):
     if "image_to_text" in names:
         assert names["image_to_text"].shape == names["text_to_image"].shape == (1, 2) and capsys.readouterr().out
     elif "get_config" in names:
-        assert names["get_config"]().to_dict()["source"]["name"] == "tfds"
+        source = names["get_config"]().to_dict()["source"]
+        assert source.pop("name") == "mixture"
+        for section in source.values():  # the paths are not there: nothing but the options can be checked
+            options = {k: v for k, v in section.items() if k not in ("name", "weight", "side_captions", "caption_keys")}
+            check(SOURCES[section["name"]], options | {"caption_keys": ("txt",)}, "source")
     else:
         assert names["sharded"].shape == () and len(names["gradient"].shape) == 3
 
