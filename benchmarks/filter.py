@@ -56,8 +56,17 @@ RUNS = {
 }
 
 
+def jpeg(width: int, height: int) -> bytes:
+    buffer = BytesIO()
+    Image.effect_noise((width, height), 20).save(buffer, "JPEG", quality=50)
+    return buffer.getvalue()
+
+
+HEADS = [jpeg(side, 400) for side in (150, 300, 400, 450)]
+
+
 class Lines:
-    """JSON lines by their offsets, with the sizes as img2dataset writes them."""
+    """JSON lines by their offsets, with the heads of a few JPEGs."""
 
     seen = "JSON lines"
 
@@ -76,33 +85,14 @@ class Lines:
     def captions(self, index: int) -> tuple[Caption, ...]:
         return (Caption(self._row(index)["caption"]),)
 
-    def image_size(self, index: int) -> tuple[int, int] | None:
-        row = self._row(index)
-        return row["width"], row["height"]
+    def image_head(self, index: int) -> bytes:
+        return HEADS[index % len(HEADS)]
 
     def where(self, index: int) -> tuple[str, str]:
         return self.identity, str(index)
 
     def __getitem__(self, index: int) -> Record:
         raise NotImplementedError
-
-
-def jpeg(width: int, height: int) -> bytes:
-    buffer = BytesIO()
-    Image.effect_noise((width, height), 20).save(buffer, "JPEG", quality=50)
-    return buffer.getvalue()
-
-
-class Pictures(Lines):
-    """The same, but the size stands in the head of a JPEG file only."""
-
-    heads = [jpeg(side, 400) for side in (150, 300, 400, 450)]
-
-    def image_size(self, index: int) -> None:
-        return None
-
-    def image_head(self, index: int) -> bytes:
-        return self.heads[index % len(self.heads)][:65536]
 
 
 def main():
@@ -129,7 +119,6 @@ def speed(records: int, repeat: int) -> None:
         write_rows(rows, records)
         words.write_text("\n".join(f"word{n} of{n}" if n % 4 == 0 else f"word{n}" for n in range(10_000)))
         runs = [(name, Lines(rows), rules) for name, rules in RUNS.items()]
-        runs.append(("sizes from JPEG heads", Pictures(rows), RUNS["size, aspect"]))
         for name, source, rules in runs:
             rules = OFF | rules | ({"sensitive_words": str(words)} if "sensitive_words" in rules else {})
             seconds = min(timed(source, Path(folder) / f"out_{name}_{n}", rules) for n in range(repeat))
@@ -145,7 +134,7 @@ def kinds(records: int, repeat: int) -> None:
         root = Path(folder)
         write_rows(root / "rows.jsonl", records)
         rows = list(map(json.loads, (root / "rows.jsonl").open(encoding="utf-8")))
-        pairs = [(f"{n:09d}", Pictures.heads[n % 4], row["caption"]) for n, row in enumerate(rows)]
+        pairs = [(f"{n:09d}", HEADS[n % 4], row["caption"]) for n, row in enumerate(rows)]
         for name, write in KINDS.items():
             (root / name).mkdir()
             write(root / name, pairs)

@@ -41,14 +41,14 @@ def write_tar(path: Path, records: int) -> None:
 
 def make(folder: Path, shards: int, records: int) -> None:
     """The tars and their index, as `filip data index` would leave them."""
-    from filip_jax.data import tar_index
+    from filip_jax.data import storage, tar_index
 
     index = folder / ".filip_index"
     index.mkdir(parents=True)
     first = folder / "00000.tar"
     write_tar(first, records)
-    size = first.stat().st_size
-    shard, table = tar_index.index_shard(str(first), first.name, size)
+    (found,) = storage.find(str(first), (".tar",), "path")
+    shard, table = tar_index.index_shard(found, first.name)
     known = {}
     for n in range(shards):
         name = f"{n:05d}.tar"

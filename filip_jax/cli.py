@@ -48,8 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0, 130 if interrupted, or 2 for a mistake, said in one line."""
     arguments, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else list(argv))
     try:
+        if arguments.command == "data":  # options of the source may stand behind others
+            arguments.source += [word for word in rest if "=" in word and not word.startswith("-")]
+            rest = [word for word in rest if word not in arguments.source]
         if rest and not (arguments.command in ("train", "eval", "data") and arguments.config):
-            raise UserError(f"unknown argument {rest[0]!r}; see filip {arguments.command} --help")
+            command = " ".join(filter(None, (arguments.command, getattr(arguments, "data_command", ""))))
+            raise UserError(f"unknown argument {rest[0]!r}; see filip {command} --help")
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = _show_warning

@@ -17,7 +17,9 @@ The data is named by a source and its options, or by a config's section `source`
   filip data inspect webdataset path=/data/cc3m caption_keys=txt,de.txt
   filip data inspect --config=configs/filip.py --config.source.path=/data/pairs
 
-Sources: webdataset (tars of img2dataset), parquet, array_record, jsonl, csv, folder, tfds, emoji_scenes."""
+Sources: webdataset (tars of img2dataset), parquet, array_record, jsonl, csv, folder, tfds, emoji_scenes,
+and in configs mixture. Options of all: caption_keys, side_captions, keep; README and the docstrings of
+filip_jax/data say more. A wrong option is answered with the right ones."""
 
 INDEX = """Make the index of a source that needs one, and say what it holds.
 
@@ -29,7 +31,7 @@ With --config the views are those of training, augmentation included; else those
 
 CONVERT = """Write a source as ArrayRecord, resized if you like; started again, it goes on.
 
-Every usable record is written in the source's order. The folder also receives convert.json and, for
+Every record whose image can be read is written, in the source's order. The folder also receives convert.json and, for
 each shard with records that could not be used, their names and the reasons."""
 
 FILTER = """Clean a source as FILIP cleaned its data: what is kept goes into a folder, the data stays as it is.
@@ -39,6 +41,28 @@ Train on what is left with the option keep=FOLDER of the source."""
 TOKENIZER = """Train a sentencepiece tokenizer on a source's captions; train with --config.tokenizer.path=FILE."""
 
 BENCH = """Time the input pipeline of a config alone: images/s, where the time goes, and what to change."""
+
+
+HELP = {
+    "records": "how many are looked at, evenly spread",
+    "short_side": "pixels to which larger images are scaled; 0 keeps them",
+    "records_per_shard": "that go into one file",
+    "workers": "processes",
+    "min_side": "pixels of the shorter side; 0: no such rule",
+    "max_aspect": "the most that the longer side is of the shorter; 0: no such rule",
+    "languages": "to keep, ISO 639-1, with commas; empty: no such rule",
+    "language_probability": "above which a text is of these languages",
+    "meaningless": "drop file names, dates, addresses, placeholders",
+    "max_repeats": "of one text, above which it is dropped; 0: no such rule",
+    "sensitive_words": "file of words and phrases, one a line; a text with one is dropped",
+    "person_names": "replace them by <person>",
+    "dry_run": "count and report only",
+    "first": "a dry run looks at so many of the first records; 0: all",
+    "spread": "a dry run looks at so many, evenly spread; 0: all",
+    "vocab_size": "the most pieces",
+    "captions": "records whose texts are read, evenly spread",
+    "samples": "that are timed",
+}
 
 
 def add_data_commands(commands) -> None:
@@ -94,11 +118,13 @@ def _options(function: Callable) -> dict[str, Any]:
 
 def _add_option(parser: argparse.ArgumentParser, name: str, default: Any) -> None:
     if isinstance(default, bool):
-        parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=default)
+        parser.add_argument(f"--{name}", action=argparse.BooleanOptionalAction, default=default, help=HELP[name])
     elif isinstance(default, tuple):
-        parser.add_argument(f"--{name}", type=_words, default=default, help=f"(default: {','.join(default)})")
+        parser.add_argument(
+            f"--{name}", type=_words, default=default, help=f"{HELP[name]} (default: {','.join(default)})"
+        )
     else:
-        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"(default: {default})")
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"{HELP[name]} (default: {default})")
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -110,17 +136,22 @@ def _chosen(arguments, function: Callable) -> dict[str, Any]:
 
 
 def source_section(words: Sequence[str]) -> dict[str, Any]:
-    """The section of "NAME key=value …"; values are Python literals or words.
+    """The section of "NAME key=value …"; values are texts where the source takes texts, else Python literals.
 
     Raises:
         UserError: a word without "=".
     """
+    from filip_jax.data.sources import SOURCES
+
     section: dict[str, Any] = {"name": words[0]}
+    parameters = inspect.signature(SOURCES.get(words[0], source_section)).parameters.items()
+    texts = {"side_captions", "keep", *(name for name, parameter in parameters if parameter.annotation is str)}
     for word in words[1:]:
         name, equals, value = word.partition("=")
         if not equals:
             raise UserError(f"{word!r} is not key=value; a source reads: webdataset path=/data/cc3m")
-        section[name] = _words(value) if name == "caption_keys" and not value.startswith("(") else _literal(value)
+        section[name] = _words(value) if name == "caption_keys" and value[:1] not in ("(", "[") else _literal(value)
+        section[name] = value if name in texts else section[name]
     return section
 
 
@@ -180,7 +211,7 @@ def _convert(arguments, overrides) -> None:
     bad = ", ".join(f"{count} {reason}" for reason, count in done["bad"].items()) or "none"
     print(f"wrote {done['records']} records, {done['bytes'] / 1e9:.2f} GB, to {arguments.output}; left out: {bad}")
     print(f"{done['repeated_images']} images are copies of others, byte by byte")
-    print(f"train on it with: source.name=array_record source.path={arguments.output}")
+    print(f"train on it with: --source array_record path={arguments.output}")
 
 
 def _filter(arguments, overrides) -> None:

@@ -84,7 +84,8 @@ def _check_keys(config: ConfigDict, overrides: Sequence[str]) -> None:
                 near = difflib.get_close_matches(name, section) if isinstance(section, ConfigDict) else []
                 keys = near or (list(section) if isinstance(section, ConfigDict) else [])
                 legal = f"did you mean {' or '.join(keys)}?" if near else f"there are {', '.join(keys) or 'none below'}"
-                raise UserError(f"unknown config key {key}: no {name}; {legal}")
+                other = "; --source NAME key=value … names other data" if key.startswith("source.") else ""
+                raise UserError(f"unknown config key {key}: no {name}; {legal}{other}")
             section = section[name]
 
 

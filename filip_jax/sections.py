@@ -7,10 +7,12 @@ from typing import Any, TypeVar
 from filip_jax.errors import UserError
 
 T = TypeVar("T")
+PLAIN = {str: str, bool: bool, int: int, float: (int, float)}  # annotations that are checked, and what may be given
+SAID = {str: "a text", bool: "True or False", int: "a whole number", float: "a number"}
 
 
 def check(function: Callable[..., Any], section: Mapping[str, Any], key: str, given: Iterable[str] = ()) -> None:
-    """Raises a UserError if the section lacks a parameter of the function or has one too many.
+    """Raises a UserError if the section lacks a parameter of the function, has one too many or one of another type.
 
     Args:
         key: where the section stands in the config, for the message.
@@ -26,6 +28,10 @@ def check(function: Callable[..., Any], section: Mapping[str, Any], key: str, gi
         hidden = given | {"self"} | {name for name, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD}
         legal = ", ".join(name for name in signature.parameters if name not in hidden)
         raise UserError(f"config section {key}: {error}; its keys are {legal}") from error
+    for name, value in section.items():
+        kind = signature.parameters[name].annotation if name in signature.parameters else None
+        if kind in PLAIN and not isinstance(value, PLAIN[kind]) or (isinstance(value, bool) and kind in (int, float)):
+            raise UserError(f"config section {key}: {name}={value!r} is not {SAID[kind]}")
 
 
 def call(function: Callable[..., T], section: Mapping[str, Any], key: str, **given: Any) -> T:

@@ -12,7 +12,16 @@ from PIL import Image
 
 from filip_jax.data import decode as decoding
 from filip_jax.data.auto_augment import OPERATIONS, POLICY, imagenet_policy
-from filip_jax.data.decode import FORMATS, PIXELS, decode, decode_region, divisor_of, image_size, whole_pixels
+from filip_jax.data.decode import (
+    FORMATS,
+    PIXELS,
+    decode,
+    decode_region,
+    divisor_of,
+    image_format,
+    image_size,
+    whole_pixels,
+)
 from filip_jax.data.preprocess import box_in_centre_view, centre_view, check_augment, random_box, training_view
 from filip_jax.errors import UserError
 
@@ -354,3 +363,32 @@ def test_what_is_no_augmentation(change):
     check_augment(**PLAIN)
     with pytest.raises(UserError, match=f"data.augment.{next(iter(change))}="):
         check_augment(**PLAIN | change)
+
+
+def test_only_the_formats_that_are_named_are_read():
+    for format in ("PPM", "ICO", "TGA"):
+        for read in (decode, image_size):
+            with pytest.raises(ValueError, match="no picture that can be read"):
+                read(encoded(photo(20, 20), format))
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_sizes_beyond_the_cap_or_of_nothing_are_no_sizes(format, monkeypatch):
+    image = encoded(photo(60, 50), format)
+    assert image_size(image) == (60, 50) and image_format(image) == format
+    monkeypatch.setattr(decoding, "PIXELS", 2999)
+    for read in (
+        image_size,
+        decode,
+        lambda image: decode_region(image, 8, lambda width, height: (0, 0, width, height)),
+    ):
+        with pytest.raises(ValueError, match="pixels"):
+            read(image)
+
+
+def test_a_webp_of_nothing_or_too_much():
+    head = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\x3f\x42\x0f" * 2 + b"\0" * 8
+    with pytest.raises(ValueError, match="1000000 x 1000000 pixels"):
+        image_size(head)
+    with pytest.raises(ValueError, match="0 x 20 pixels"):
+        image_size(b"RIFF\0\0\0\0WEBPVP8 \0\0\0\0\0\0\0\x9d\x01\x2a\0\0\x14\0")

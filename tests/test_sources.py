@@ -2,7 +2,9 @@
 
 import json
 import pickle
+import os
 import shutil
+import sys
 import tarfile
 import zlib
 
@@ -12,6 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairs import WRITERS, key, members, picture, tar, texts, write_array_record, write_jsonl, write_webdataset
 
+from filip_jax.cleaning.filter import filter_source
+from filip_jax.data import array_record, side_captions, storage, table, tar_index
+from filip_jax.data import record as records
 from filip_jax.data.decode import decode
 from filip_jax.data.record import BadRecord, Caption
 from filip_jax.data.sources import Source, fingerprint, make_source
@@ -80,11 +85,16 @@ def test_an_index_elsewhere_and_a_damaged_one(tmp_path):
     section = write_webdataset(tmp_path / "data", SHARDS) | {"index": str(tmp_path / "index")}
     make_source(section)
     assert not (tmp_path / "data/.filip_index").exists()
-    tables = [file for file in (tmp_path / "index").iterdir() if file.name != "index.json"]
-    tables[0].write_bytes(b"")
-    with pytest.raises(UserError, match="is damaged: remove it"):
-        [make_source(section)[n] for n in range(10)]
-    (tmp_path / "index/index.json").write_text("{")
+    (own,) = (tmp_path / "index").iterdir()
+    first, second, _ = sorted(file for file in own.iterdir() if file.name != "index.json")
+    opened = make_source(section)
+    first.write_bytes(b""), second.unlink()
+    for index, message in ((0, "is damaged: remove it"), (5, "is damaged: remove it")):
+        with pytest.raises(UserError, match=message):
+            storage._handles.clear()
+            opened[index]
+    assert [make_source(section)[n].key for n in range(10)] == [key(n) for n in range(10)]  # they are made again
+    (own / "index.json").write_text("{")
     with pytest.raises(UserError, match="index.json is damaged"):
         make_source(section)
     shutil.rmtree(tmp_path / "index")
@@ -175,7 +185,7 @@ def test_whatever_is_wrong_with_a_tar_nothing_crashes(tmp_path_factory, place, n
 def test_tars_without_the_captions_that_are_wanted_say_what_they_hold(tmp_path):
     tar(tmp_path / "0.tar", [("1.png", picture(1)), ("1.cls", b"3"), ("2.txt", b"no image")])
     with pytest.raises(
-        UserError, match=r"caption_keys=\('txt',\); 1 tars hold png \(1\), cls \(1\); left out: no image \(1\)"
+        UserError, match=r"caption_keys='txt'; 1 tars hold png \(1\), cls \(1\); left out: no image \(1\)"
     ):
         make_source(dict(name="webdataset", path=str(tmp_path)))
 
@@ -214,7 +224,7 @@ def test_lists_with_broken_rows(tmp_path):
 def test_records_of_ours_notice_damage(tmp_path):
     section = write_array_record(tmp_path, [range(2)])
     source = make_source(section)
-    data = source.data[0]
+    data = source._read(0)
     from filip_jax.data.array_record import decode_record
 
     for damaged in (data[:-3] + b"xyz", data[:10], data[:13] + b"{" + data[14:]):
@@ -280,13 +290,15 @@ def test_a_mixture_is_one_source_after_the_other(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
     a, b = write_webdataset(tmp_path / "a", SHARDS), write_jsonl(tmp_path / "b", [range(20, 23)])
-    source = make_source(dict(name="mixture", a=a | {"weight": 3.0}, b=b))
+    source = make_source(dict(name="mixture", a=a, b=b))
     assert len(source) == 13 and [source[n].key for n in (0, 9, 10, 12)] == [key(n) for n in (0, 9, 20, 22)]
     assert source.captions(11) == source[11].captions and source.where(11)[1] == key(21)
-    assert source.weights == {"a": 3.0, "b": 3.0} and pickle.loads(pickle.dumps(source))[12].key == key(22)
+    assert source.weights == {"a": 10.0, "b": 3.0} and pickle.loads(pickle.dumps(source))[12].key == key(22)
     for section, message in (
         (dict(name="mixture"), "it has none"),
         (dict(name="mixture", a=dict(name="mixture", b=b)), "a mixture of"),
+        (dict(name="mixture", a=a | {"weight": 3.0}, b=b), "source.b.weight=None: give each part"),
+        (dict(name="mixture", a=a | {"weight": "much"}, b=b | {"weight": 1}), "source.a.weight='much'"),
     ):
         with pytest.raises(UserError, match=message):
             make_source(section)
@@ -327,3 +339,292 @@ def test_what_a_filter_left(tmp_path):
         make_source(section | {"keep": keep})
     with pytest.raises(UserError, match="holds no kept.npy"):
         make_source(section | {"keep": str(tmp_path)})
+    (tmp_path / "data/00003.tar").unlink()
+    with pytest.raises(UserError, match="with other caption_keys or side_captions"):
+        make_source(section | {"keep": keep, "caption_keys": ("txt",)})
+    report = json.loads((tmp_path / "kept/report.json").read_text())
+    (tmp_path / "kept/report.json").write_text(json.dumps(report | {"rules": {"min_side": 1}}))
+    assert fingerprint(make_source(section | {"keep": keep})) != fingerprint(source)
+    (tmp_path / "kept/report.json").unlink()
+    with pytest.raises(UserError, match="holds no report.json"):
+        make_source(section | {"keep": keep})
+
+
+def test_a_tar_written_anew_at_the_same_size_is_indexed_anew(tmp_path):
+    tar(tmp_path / "0.tar", [("1.png", picture(1)), ("1.txt", b"one")])
+    section = dict(name="webdataset", path=str(tmp_path))
+    before, size = fingerprint(make_source(section)), (tmp_path / "0.tar").stat().st_size
+    tar(tmp_path / "0.tar", [("22.txt", b"another"), ("22.png", picture(2))])
+    assert (tmp_path / "0.tar").stat().st_size == size
+    source = make_source(section)
+    assert (source[0].key, source[0].image, source[0].caption) == ("22", picture(2), "another")
+    assert fingerprint(source) != before
+    os.utime(tmp_path / "0.tar")
+    assert fingerprint(make_source(section)) == fingerprint(source)  # the same data, whatever its time
+
+
+def test_two_data_sets_share_a_folder_of_indices(tmp_path):
+    sections = []
+    for name, numbers in (("a", range(5)), ("b", range(10, 50))):
+        (tmp_path / name / "tars").mkdir(parents=True)
+        section = write_webdataset(tmp_path / name / "tars", [numbers])
+        sections.append(section | {"index": str(tmp_path / "index")})
+    a, b = map(make_source, sections)
+    assert [a[n].key for n in range(5)] == [key(n) for n in range(5)]
+    assert [b[n].key for n in range(40)] == [key(n) for n in range(10, 50)]
+    mixture = dict(name="mixture", a=sections[0], b=sections[1])
+    before = fingerprint(make_source(mixture))
+    tar(tmp_path / "b/tars/00000.tar", members(range(60, 100)))
+    assert fingerprint(make_source(mixture)) != before and a[0].key == key(0)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("size", [-512, -1024, 1 << 33])
+def test_headers_that_lead_back_or_too_far(tmp_path, size):
+    tar(tmp_path / "0.tar", members([0]))
+    good = tarfile.TarInfo("5.png")
+    good.size = size
+    header = bytearray(good.tobuf(tarfile.GNU_FORMAT))
+    for place in (0, 512 + 512):
+        data = bytearray((tmp_path / "0.tar").read_bytes())
+        data[place : place + 512] = header
+        (tmp_path / "1.tar").write_bytes(data)
+        source = make_source(dict(name="webdataset", path=str(tmp_path)))
+        assert source[0].image == picture(0) and ("damaged" in source.seen or "cut off" in source.seen)
+
+
+def test_members_beyond_what_an_index_holds_and_rare_kinds_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar_index, "KINDS", 2)
+    samples, problems = {}, tar_index.Counter()
+    for offset, size in ((512 << 32, 10), (512, 1 << 32)):
+        info = tarfile.TarInfo("1.png")
+        info.size, info.offset_data = size, offset
+        tar_index._add(info, 1 << 60, samples, problems)
+    assert not samples and list(problems.values()) == [2]
+    tar(tmp_path / "0.tar", [("1.png", picture(1)), ("1.txt", b"a"), ("1.cls", b"3")])
+    source = make_source(dict(name="webdataset", path=str(tmp_path), caption_keys=("cls",)))
+    assert "of kinds beyond 2 (1)" in source.seen
+
+
+def test_shard_names_that_are_no_running_numbers_cost_nothing(tmp_path):
+    for name in ("0.tar", "20240101120000.tar"):
+        tar(tmp_path / name, members([0]))
+    assert len(make_source(dict(name="webdataset", path=str(tmp_path)))) == 2
+
+
+def test_a_damaged_record_spoils_only_itself(tmp_path):
+    writer = array_record.RecordWriter(tmp_path / "0.array_record")
+    images = [np.random.default_rng(n).bytes(20_000) for n in range(20)]
+    with writer:
+        for n, image in enumerate(images):
+            writer.write(records.Record(str(n), image, (Caption("a"),)))
+    data = bytearray((tmp_path / "0.array_record").read_bytes())
+    place = data.index(images[9][:50]) + 10_000
+    data[place : place + 4] = b"????"
+    (tmp_path / "0.array_record").write_bytes(data)
+
+    def unreadable(order):
+        source, bad = make_source(dict(name="array_record", path=str(tmp_path))), set()
+        for n in order:
+            try:
+                assert source[n].image == images[n]
+            except BadRecord:
+                bad.add(n)
+        return bad
+
+    assert unreadable(range(20)) == unreadable(range(19, -1, -1)) == {9}
+
+
+def test_heads_of_records_that_are_none(tmp_path):
+    def encoded(head, image=b"x"):
+        return array_record.MAGIC + len(head).to_bytes(4, "little") + head + image
+
+    crc = zlib.crc32(b"x")
+    wrong = [b"[" * 100_000, b"[]", b'{"key": 1, "captions": [], "crc32": %d}' % crc]
+    wrong += [b'{"key": "k", "captions": [["a", 5]], "crc32": %d}' % crc, b"\xff"]
+    for head in wrong:
+        with pytest.raises(BadRecord, match="damaged"):
+            array_record.decode_record(encoded(head))
+    writer = array_record.ArrayRecordWriter(str(tmp_path / "0.array_record"), "group_size:1")
+    for data in (b"neither", encoded(b'{"key": "k", "captions": [["a", "t"]], "crc32": 1}')):
+        writer.write(data)
+    writer.close()
+    source = make_source(dict(name="array_record", path=str(tmp_path)))
+    assert source.seen == "records of an unknown kind" and source.captions(1)[0].text == "t"
+    for index, message in ((0, "neither"), (1, "checksum")):
+        with pytest.raises(BadRecord, match=message):
+            source[index]
+    assert source.where(0)[1] == "0"
+
+
+def test_of_our_records_the_captions_that_are_wanted(tmp_path):
+    section = write_array_record(tmp_path, SHARDS)
+    source = make_source(section | {"caption_keys": ("de.txt",)})
+    assert [caption.text for caption in source[3].captions] == ["Bild 3"] == [c.text for c in source.captions(3)]
+    with pytest.warns(UserWarning, match="none of the first 10 records has captions of 'nope'; .* txt, de.txt"):
+        make_source(section | {"caption_keys": ("txt", "nope")})
+
+
+def test_few_readers_of_array_record_stay_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(array_record, "READERS", 3)
+    source = make_source(write_array_record(tmp_path, [[n] for n in range(20)]))
+    for n in np.random.default_rng(0).permutation(20).tolist():
+        assert source[n].key == key(n) and len(source._readers) <= 3
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+def test_images_beyond_the_cap_are_bad(write, tmp_path, monkeypatch):
+    source = make_source(write(tmp_path, SHARDS))
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith("filip_jax.data.") and hasattr(module, "IMAGE_BYTES"):
+            monkeypatch.setattr(module, "IMAGE_BYTES", 40)
+    with pytest.raises(BadRecord, match="bytes"):
+        source[0]
+
+
+def test_rows_beyond_the_first_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "ROWS", 4)
+    monkeypatch.setattr(side_captions, "ROWS", 3)
+    (tmp_path / "data").mkdir()
+    section = write_jsonl(tmp_path / "data", SHARDS)
+    rows = [(key(n), "fr", f"fr {n}") for n in range(9, -1, -1)]
+    monkeypatch.setattr(side_captions, "_hash", lambda key: np.uint64(int(key) % 2))  # all keys collide
+    side = {"side_captions": side_file(tmp_path / "side.jsonl", rows), "caption_keys": ("txt", "de.txt", "fr")}
+    source = make_source(section | side)
+    for n in range(10):
+        assert [caption.text for caption in source[n].captions] == [*texts(n).values(), f"fr {n}"]
+
+
+def test_what_is_filtered_with_a_side_file_is_kept_as_it_was_left(tmp_path):
+    (tmp_path / "data").mkdir()
+    rows = [(key(n), "fr", "bad words" if n == 3 else f"texte {n}") for n in range(10)]
+    section = write_webdataset(tmp_path / "data", SHARDS) | {"caption_keys": ("txt", "fr")}
+    section |= {"side_captions": side_file(tmp_path / "side.jsonl", rows), "index": str(tmp_path / "index")}
+    words = tmp_path / "words.txt"
+    words.write_text("bad\npicture 5")
+    rules = dict(min_side=0, max_aspect=0, languages=(), max_repeats=0, person_names=False, meaningless=False)
+    filter_source(make_source(section), tmp_path / "out", **rules, sensitive_words=str(words), workers=0)
+    kept = make_source(section | {"keep": str(tmp_path / "out")})
+    found = {kept[n].key: [caption.text for caption in kept[n].captions] for n in range(len(kept))}
+    assert found.pop(key(3)) == ["picture 3"] and found.pop(key(5)) == ["texte 5"]
+    assert found == {key(n): [f"picture {n}", f"texte {n}"] for n in range(10) if n not in (3, 5)}
+    for source, message in (
+        (kept, "the data was filtered"),
+        (make_source(dict(name="mixture", a=section)), "a mixture"),
+    ):
+        with pytest.raises(UserError, match=message):
+            filter_source(source, tmp_path / "again", **rules)
+
+
+def test_a_side_file_of_strangers_is_noticed(tmp_path):
+    (tmp_path / "data").mkdir()
+    section = write_webdataset(tmp_path / "data", SHARDS) | {"index": str(tmp_path / "index")}
+    with pytest.warns(UserWarning, match="no text for any of 10 records .* 'x.jpg', the data's '000000000'"):
+        make_source(section | {"side_captions": side_file(tmp_path / "side.jsonl", [("x.jpg", "fr", "texte")])})
+    (tmp_path / "two").mkdir()
+    for name in "ab":
+        side_file(tmp_path / f"two/{name}.jsonl", [("x", "fr", "y")])
+    with pytest.raises(UserError, match="names 2 files; give one"):
+        make_source(section | {"side_captions": str(tmp_path / "two")})
+
+
+def test_a_folder_with_captions_from_elsewhere_and_names_that_are_no_files(tmp_path):
+    (tmp_path / "data").mkdir()
+    for n in range(3):
+        (tmp_path / f"data/{n}.png").write_bytes(picture(n))
+    (tmp_path / "data/dir.png").mkdir()
+    (tmp_path / "data/broken.png").symlink_to("nowhere.png")
+    rows = [(f"{n}.png", "syn", f"text {n}") for n in range(3)]
+    side = {"side_captions": side_file(tmp_path / "side.jsonl", rows), "caption_keys": ("syn",)}
+    source = make_source(dict(name="folder", path=str(tmp_path / "data"), **side))
+    assert [source[n].caption for n in range(len(source))] == ["text 0", "text 1", "text 2"]
+    (tmp_path / "data/0.txt").write_text("x" * 70_000)
+    (tmp_path / "data/1.txt").write_text("fine")
+    with pytest.warns(UserWarning, match="1 of 3 images"):
+        plain = make_source(dict(name="folder", path=str(tmp_path / "data")))
+    with pytest.raises(BadRecord, match="more than"):
+        plain[0]
+    (tmp_path / "data/1.png").unlink(), storage._handles.clear()
+    with pytest.raises(BadRecord, match="no such file"):
+        plain[1]
+    with pytest.raises(UserError, match="no image .* has a .de.txt"):
+        make_source(dict(name="folder", path=str(tmp_path / "data"), caption_keys=("txt", "de.txt")))
+
+
+@pytest.mark.parametrize("image", ["a\0b.png", "x" * 300, "x" * 5000, "a.png/b.png", "../.."])
+def test_paths_that_can_not_be_are_bad_records(tmp_path, image):
+    (tmp_path / "a.png").write_bytes(picture(1))
+    (tmp_path / "list.jsonl").write_text(json.dumps({"image": image, "caption": "x"}))
+    source = make_source(dict(name="jsonl", path=str(tmp_path)))
+    for read in (lambda: source[0], lambda: source.image_head(0)):
+        with pytest.raises(BadRecord, match="no such file"):
+            read()
+
+
+def test_damaged_parquet_is_a_bad_record_and_other_columns_are_refused(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    images = [np.random.default_rng(n).bytes(5000) for n in range(4)]
+    columns = {"image": images, "caption": ["a"] * 4}
+    pq.write_table(pa.table(columns), tmp_path / "0.parquet", row_group_size=1, compression="snappy")
+    data = bytearray((tmp_path / "0.parquet").read_bytes())
+    place = data.index(images[2][:40]) - 30
+    data[place : place + 25] = b"?" * 25
+    (tmp_path / "0.parquet").write_bytes(data)
+    source = make_source(dict(name="parquet", path=str(tmp_path)))
+    bad = {}
+    for n in range(4):
+        try:
+            assert source[n].image == images[n]
+        except BadRecord as error:
+            bad[n] = str(error)
+    assert bad and bad.keys() <= {1, 2} and all("is damaged" in reason for reason in bad.values())
+    assert [source.where(n) for n in (0, 3)] == [("0.parquet", "0"), ("0.parquet", "3")]
+    pq.write_table(pa.table({"image": images, "text": ["a"] * 4}), tmp_path / "1.parquet")
+    with pytest.raises(UserError, match="1.parquet has no column 'caption'; it has image, text"):
+        make_source(dict(name="parquet", path=str(tmp_path)))
+
+
+def test_lists_as_spreadsheets_write_them(tmp_path):
+    (tmp_path / "a.png").write_bytes(picture(1))
+    (tmp_path / "list.csv").write_bytes("\ufeffimage,caption\r\na.png,café\r\n".encode())
+    assert make_source(dict(name="csv", path=str(tmp_path)))[0].caption == "café"
+    (tmp_path / "list.csv").write_text("image,caption\n")
+    with pytest.raises(UserError, match="1 lists without a row"):
+        make_source(dict(name="csv", path=str(tmp_path)))
+    rows = [
+        json.dumps({"image": "a.png", "caption": "a"}),
+        "",
+        "x" * (2 << 20),
+        " ",
+        '{"image": "a.png", "caption": "b"}',
+    ]
+    (tmp_path / "list.jsonl").write_text("\n".join(rows) + "\n\n")
+    (tmp_path / "list.csv").unlink()
+    source = make_source(dict(name="jsonl", path=str(tmp_path)))
+    assert len(source) == 3 and source[2].caption == "b"
+    with pytest.raises(BadRecord, match="can not be read"):
+        source[1]
+
+
+@pytest.mark.parametrize(
+    "section, message",
+    [
+        (dict(name="webdataset", path=5), "path=5 is not a text"),
+        (dict(name="webdataset", path="TARS", processes="abc"), "processes='abc' is not a whole number"),
+        (dict(name="webdataset", path="TARS", processes=-1), "processes=-1 must be at least 0"),
+        (dict(name="webdataset", path="TARS", side_captions=5), "side_captions=5 is not a path"),
+        (dict(name="webdataset", path="TARS", keep=5), "keep=5 is not a path"),
+        (dict(name="webdataset", path="TARS", caption_keys=(1, 2)), r"caption_keys=\(1, 2\) is not a list"),
+        (dict(name="webdataset", path="TARS", caption_keys=("txt", "nope")), "caption_keys='nope'"),
+        (
+            dict(name="webdataset", path="TARS", nope=1),
+            "its keys are path, .*, and of every source side_captions, keep",
+        ),
+    ],
+)
+def test_options_that_can_not_be(section, message, tmp_path):
+    write_webdataset(tmp_path, SHARDS)
+    with pytest.raises(UserError, match=message):
+        make_source({name: str(tmp_path) if value == "TARS" else value for name, value in section.items()})

@@ -67,9 +67,10 @@ def test_files_in_buckets(bucket):
     data = os.urandom(3000)
     for name in ("a/1.tar", "a/2.tar", "a/3.txt"):
         storage.write(f"{bucket}/{name}", data)
-    assert storage.find(f"{bucket}/a", (".tar",), "path") == [(f"{bucket}/a/{n}.tar", 3000) for n in (1, 2)]
-    assert storage.find(f"{bucket}/a/*.txt", (), "path") == [(f"{bucket}/a/3.txt", 3000)]
-    assert storage.find(f"{bucket}/a/{{2,1}}.tar", (), "path") == [(f"{bucket}/a/{n}.tar", 3000) for n in (1, 2)]
+    tars = [(f"{bucket}/a/{n}.tar", 3000) for n in (1, 2)]
+    assert [file[:2] for file in storage.find(f"{bucket}/a", (".tar",), "path")] == tars
+    assert [file[:2] for file in storage.find(f"{bucket}/a/*.txt", (), "path")] == [(f"{bucket}/a/3.txt", 3000)]
+    assert [file[:2] for file in storage.find(f"{bucket}/a/{{2,1}}.tar", (), "path")] == tars
     with pytest.raises(UserError, match="1 of 3 files are missing: .*a/4.tar"):
         storage.find(f"{bucket}/a/{{1,2,4}}.tar", (), "path")
     with pytest.raises(UserError, match="there is no such file"):
@@ -79,9 +80,10 @@ def test_files_in_buckets(bucket):
     with storage.open_stream(f"{bucket}/a/1.tar") as stream:
         stream.seek(2000)
         assert stream.read(10) == data[2000:2010]
-    before = storage.version(f"{bucket}/a/3.txt")
-    storage.write(f"{bucket}/a/3.txt", b"other")
-    assert storage.version(f"{bucket}/a/3.txt") != before
+    before = storage.find(f"{bucket}/a/3.txt", (), "path")
+    storage.write(f"{bucket}/a/3.txt", data[::-1])
+    (after,) = storage.find(f"{bucket}/a/3.txt", (), "path")
+    assert after.size == before[0].size and after.stamp != before[0].stamp
 
 
 @pytest.mark.filterwarnings("ignore::Warning")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pairs import key, members, picture, tar, write_jsonl, write_webdataset
 
-from filip_jax.data.pipeline import batches, check_usable, draw_caption, make_order, parts_of
+from filip_jax.data.pipeline import Samples, batches, check_usable, draw_caption, make_order, parts_of
 from filip_jax.data.record import BadRecord, Caption
 from filip_jax.data.sources import make_source
 from filip_jax.data.sentence_pieces import train_sentence_pieces
@@ -196,3 +196,24 @@ def test_no_text_is_no_caption():
 
 def test_keys_are_where_the_index_says(messy):
     assert messy.parts["a"].where(7) == ("00001.tar", key(7)) and next(members([7]))[0].startswith(key(7))
+
+
+def test_views_and_captions_depend_on_the_seed_and_the_attempt(messy, tokenizer):
+    one, two = run(messy, tokenizer, 1, batch_size=64), run(messy, tokenizer, 1, batch_size=64, seed=2)
+
+    def looks(stream):
+        places = zip(stream[0]["part"].tolist(), stream[0]["index"].tolist())
+        return {
+            place: (image.tobytes(), tuple(ids))
+            for place, image, ids in zip(places, stream[0]["image"], stream[0]["ids"].tolist())
+        }
+
+    one, two = looks(one), looks(two)
+    both = one.keys() & two.keys()
+    assert len(both) > 10 and any(one[place][1] != two[place][1] for place in both)
+    order = make_order(messy, seed=1, shuffle="global", block_size=5)
+    samples = Samples({}, order, tokenizer, image_size=8, text_length=6, augment={}, seed=3)
+    drawn = {samples.generator(n, attempt).random() for n in (0, 1, 2**60) for attempt in range(3)}
+    other = Samples({}, order, tokenizer, image_size=8, text_length=6, augment={}, seed=4).generator(0, 0).random()
+    assert len(drawn | {other}) == 10
+    assert samples.generator(2**60, 1).random() != samples.generator(2**60 + 1, 1).random()

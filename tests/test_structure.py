@@ -11,7 +11,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module imports only from rooms above its own in this list, or from its own room.
 ROOMS = [
     {"errors"},
-    {"extras", "files", "paths", "progress", "sections"},
+    {"extras", "files", "paths", "progress", "sections", "workers"},
     {"config", "mesh"},
     {"losses"}, {"models"}, {"data"},
     {"cleaning"},

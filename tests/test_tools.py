@@ -1,5 +1,6 @@
 """`filip data`: what its commands print and leave, from the command line, and their mistakes."""
 
+import inspect
 import json
 import os
 import re
@@ -15,6 +16,8 @@ from pairs import key, picture, tar, write_jsonl, write_webdataset
 from PIL import Image
 from test_images import encoded, photo
 
+from filip_jax import cli_data
+from filip_jax.cleaning.filter import filter_source
 from filip_jax.cli import main
 from filip_jax.data.decode import decode
 from filip_jax.data.sources import make_source
@@ -193,6 +196,14 @@ def test_advice_is_the_change_that_promises_most(read, decoding, cores, said):
         (["filter", "emoji_scenes", "split=val", "seed=0", "scenes=4", "--output=OUT", "--min_side=-1"], "min_side=-1"),
         (["tokenizer", "emoji_scenes", "split=val", "seed=0", "scenes=4", "--output=a.txt"], "end in .model"),
         (["bench", "emoji_scenes", "split=val", "seed=0", "scenes=4"], "bench times a config's pipeline"),
+        (["bench", f"--config={ROOT}/configs/demo.py", "--samples=0"], "samples=0 must be at least 1"),
+        (["index", "emoji_scenes", "split=val", "seed=abc", "scenes=4"], "seed='abc' is not a whole number"),
+        (["inspect", "folder", "nonsense", "--output=a.png"], "'nonsense' is not key=value"),
+        (["inspect", "folder", "--output=a.png", "nonsense"], "unknown argument 'nonsense'; see filip data inspect"),
+        (
+            ["tokenizer", "emoji_scenes", "split=val", "seed=0", "scenes=9", "--output=a.model", "--vocab_size=-1"],
+            "vocab_size=-1 must",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(words, message, tmp_path, capsys, monkeypatch):
@@ -215,3 +226,85 @@ def test_an_output_of_something_else_is_not_touched(tmp_path):
     with pytest.raises(UserError, match="is not empty and holds no convert.json"):
         convert(section, tmp_path / "out", short_side=0, records_per_shard=5, workers=1)
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["precious.txt"]
+
+
+def test_options_are_those_of_the_functions():
+    parameters = inspect.signature(filter_source).parameters.values()
+    expected = {each.name: each.default for each in parameters if each.default is not each.empty}
+    assert cli_data._options(cli_data._filter_options) == expected
+    options = [getattr(cli_data, name) for name in vars(cli_data) if name.endswith("_options") and name != "_options"]
+    assert {name for each in options for name in cli_data._options(each)} == set(cli_data.HELP)
+
+
+def test_sources_on_the_command_line():
+    assert cli_data.source_section(["webdataset", "path=2024", "processes=3", "caption_keys=txt,de.txt"]) == dict(
+        name="webdataset", path="2024", processes=3, caption_keys=("txt", "de.txt")
+    )
+    section = cli_data.source_section(["csv", "image=5", 'caption_keys=[("a", 2.0), "b"]', "keep=7"])
+    assert section == dict(name="csv", image="5", caption_keys=[("a", 2.0), "b"], keep="7")
+
+
+def test_options_of_the_source_may_stand_behind_others(pairs, tmp_path, capsys):
+    code, output, _ = data(capsys, "inspect", "webdataset", pairs, f"--output={tmp_path}/a.png", "caption_keys=de.txt")
+    assert code == 0 and "de.txt, words" in output and "  txt, words" not in output
+
+
+def test_another_choice_of_captions_is_another_conversion_and_another_cleaning(pairs, tmp_path, capsys):
+    for command in (["convert"], ["filter", "--languages=", "--no-person_names", "--min_side=0"]):
+        words = [*command, "webdataset", pairs, f"--output={tmp_path}/{command[0]}"]
+        assert data(capsys, *words, "caption_keys=txt,de.txt")[0] == 0
+        code, _, errors = data(capsys, *words, "caption_keys=txt")
+        assert code == 2 and "was begun with" in errors
+
+
+def test_an_interruption_ends_a_conversion_at_once(tmp_path):
+    (tmp_path / "data").mkdir()
+    section = write_webdataset(tmp_path / "data", [range(0, 256)])
+    command = [sys.executable, "-m", "filip_jax", "data", "convert", "webdataset", f"path={section['path']}"]
+    options = [f"--output={tmp_path}/out", "--records_per_shard=1", "--workers=2"]
+    process = subprocess.Popen([*command, *options], start_new_session=True, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "out").glob("*.array_record"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130 and "Traceback" not in errors
+    assert len(list((tmp_path / "out").glob("*.array_record"))) < 150
+
+
+def test_a_shard_that_was_lost_is_converted_again(pairs, tmp_path, capsys):
+    words = ["convert", "webdataset", pairs, f"--output={tmp_path}/out", "--records_per_shard=7"]
+    assert data(capsys, *words)[0] == 0
+    (tmp_path / "out/00001.array_record").unlink()
+    (tmp_path / "out/00001.array_record.99.tmp").write_bytes(b"of one that was killed")
+    code, output, _ = data(capsys, *words)
+    assert code == 0 and "wrote 23 records" in output and (tmp_path / "out/00001.array_record").is_file()
+    assert not list((tmp_path / "out").glob("*.tmp"))
+
+
+def test_pictures_with_large_profiles_and_torn_ones(tmp_path, capsys):
+    profile = {"icc_profile": bytes(70_000)}
+    webp = encoded(photo(60, 50), "WEBP")
+    tar(tmp_path / "0.tar", [
+        ("1.jpg", encoded(photo(600, 500), "JPEG", **profile)), ("1.txt", b"a"), ("2.webp", webp[:200]), ("2.txt", b"b"),
+    ])  # fmt: skip
+    source = f"path={tmp_path}"
+    code, output, _ = data(capsys, "convert", "webdataset", source, f"--output={tmp_path}/out", "--short_side=300")
+    assert code == 0 and "wrote 1 records" in output and "left out: 1 no picture that can be read" in output
+    code, output, _ = data(capsys, "inspect", "webdataset", source, f"--output={tmp_path}/a.png")
+    assert code == 0 and "can not be used: 1  no picture" in output
+
+
+def test_a_missing_package_is_no_bad_record(tmp_path, capsys, monkeypatch):
+    def missing(*_):
+        raise ImportError("gs")
+
+    monkeypatch.setattr("fsspec.filesystem", missing)
+    (tmp_path / "list.jsonl").write_text('{"image": "gs://bucket/a.png", "caption": "a dog"}')
+    off = ["--languages=", "--no-person_names"]
+    for command in (
+        ["filter", *off, "--workers=0", f"--output={tmp_path}/f"],
+        ["inspect", f"--output={tmp_path}/a.png"],
+    ):
+        code, _, errors = data(capsys, *command, "jsonl", f"path={tmp_path}")
+        assert code == 2 and "the package gcsfs is missing" in errors

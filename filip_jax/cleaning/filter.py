@@ -17,12 +17,14 @@ from filip_jax.cleaning.pieces import CAPTIONS, PIECE, Work, piece_bounds, run
 from filip_jax.cleaning.repeats import count_repeats, write_array
 from filip_jax.cleaning.report import Tally, summary
 from filip_jax.cleaning.rules import Rules
+from filip_jax.data.joined import Mixture
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
 from filip_jax.files import read_json, write_atomically
 from filip_jax.progress import Progress
 
 REPORT, DRY_REPORT, KEPT, TEXTS = "report.json", "dry_run.json", "kept.npy", "captions.arrow"
+BATCH = 1 << 20  # rows of captions.arrow that are searched together
 
 
 def filter_source(
@@ -129,6 +131,10 @@ def filter_source(
 def _check(source: Source, dry_run: bool, first: int, spread: int, workers: int) -> None:
     if len(source) == 0:
         raise UserError("filter: the source has no records")
+    if isinstance(source, Mixture):
+        raise UserError("filter: a mixture; filter its sources one by one, each has its own `keep`")
+    if getattr(source, "kept", None) is not None:
+        raise UserError(f"filter: keep={source.kept.folder!r}: the data was filtered; filter all of it, with all rules")
     if workers < 0:
         raise UserError(f"filter: workers={workers} must be at least 0")
     if first < 0 or spread < 0 or (first and spread):
@@ -191,9 +197,13 @@ def _join(work: Work, output: Path, kept: int) -> None:
     del indices
     _publish(output / KEPT)
     with pa.OSFile(str(output / f"{TEXTS}.tmp"), "wb") as sink, pa.ipc.new_file(sink, CAPTIONS) as writer:
+        waiting: list[pa.Table] = []  # few large batches are searched faster than many small ones
         for piece in pieces:
-            with pa.memory_map(str(work.file(piece, TEXTS))) as file:
-                writer.write_table(pa.ipc.open_file(file).read_all())
+            with pa.OSFile(str(work.file(piece, TEXTS))) as file:
+                waiting.append(pa.ipc.open_file(file).read_all())
+            if sum(table.num_rows for table in waiting) >= BATCH or piece == pieces[-1]:
+                writer.write_table(pa.concat_tables(waiting).combine_chunks())
+                waiting = []
     _publish(output / TEXTS)
 
 

@@ -13,6 +13,7 @@ from filip_jax.cleaning.words import SensitiveWords
 from filip_jax.data.decode import decode, image_size
 from filip_jax.data.record import BadRecord, Caption
 from filip_jax.data.sources import Source
+from filip_jax.errors import UserError
 
 UNREADABLE, BARE, REPEATED, SENSITIVE, LANGUAGE, NAMED = (
     "unreadable",
@@ -114,6 +115,8 @@ class Judge:
         """The rule that the picture breaks, with its size, if it breaks one."""
         try:
             width, height = picture_size(source, index)
+        except UserError:
+            raise
         except (BadRecord, ValueError) as error:
             return UNREADABLE, str(error)
         reason = shape_reason(width, height, self.rules.min_side, self.rules.max_aspect)
@@ -128,14 +131,12 @@ class Judge:
 
 
 def picture_size(source: Source, index: int) -> tuple[int, int]:
-    """Width and height in pixels: from metadata, or from the head of the file, or else from the whole file.
+    """Width and height in pixels: from the head of the file, or else from the whole file.
 
     Raises:
         BadRecord: the source can not read the record.
         ValueError: no picture that can be read.
     """
-    if hasattr(source, "image_size") and (size := source.image_size(index)):
-        return size
     if hasattr(source, "image_head"):
         try:
             return image_size(source.image_head(index))

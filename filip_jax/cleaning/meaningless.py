@@ -6,7 +6,7 @@ the whole text, so a sentence that holds a file name or a date stays. Words are 
 
 import re
 
-LONGEST = 120  # characters; every pattern is of short texts
+LONGEST = 120  # characters; every pattern is of short texts, and takes exponential time on some long ones
 
 _MEDIA = r"(?:jpe?g|png|gif|webp|bmp|tiff?|svg|ico|heic|avif|raw|cr2|nef|dng|psd|eps|ai|pdf|mp4|mov|avi|webm|html?|php|aspx?)"
 _CAMERA = (

@@ -49,7 +49,8 @@ _SMALL = set(
 )  # small in titles, too
 # A word with the sign of an initial, or what stands between words and ends a name.
 _TOKEN = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*\.?|\S")
-_CANDIDATE = re.compile(r"[^\W\d_a-z][\w.'’-]* (?:[^\W\d_]|[a-z]+ [^\W\d_a-z])")
+# Words are looked at from their beginning only: else a long one takes the square of its length.
+_CANDIDATE = re.compile(r"(?<![\w.'’-])[^\W\d_a-z][\w.'’-]* (?:[^\W\d_]|[a-z]+ [^\W\d_a-z])")
 
 
 class Names:

@@ -1,15 +1,8 @@
 """The work on one piece of a source, in this process or in workers; each result file is whole or absent."""
 
 import json
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +14,8 @@ from filip_jax.cleaning.report import Tally
 from filip_jax.cleaning.rules import Rules, text_hash
 from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import Source
-from filip_jax.errors import UserError
 from filip_jax.files import write_atomically
+from filip_jax.workers import run as run_workers
 
 PIECE = 10_000  # records at most
 CAPTIONS = pa.schema([("index", pa.int64()), ("origin", pa.string()), ("text", pa.string())])
@@ -119,51 +112,9 @@ def _arrow(rows: list[tuple[int, str, str]]) -> bytes:
 
 
 def run(work: Work, step: str, pieces: list[int], workers: int) -> Iterator[int]:
-    """Runs Worker.count or Worker.clean over pieces and yields each when it is done.
-
-    Args:
-        workers: processes; 0 works in this one.
-
-    Raises:
-        UserError: a worker was killed.
-    """
-    if workers == 0:
-        yield from map(getattr(Worker(work), step), pieces)
-        return
-    context = multiprocessing.get_context("spawn")  # JAX, if it is loaded, does not survive a fork
-    pool = ProcessPoolExecutor(min(workers, len(pieces) or 1), context, _begin, (work, step))
-    try:
-        todo, waiting = iter(pieces), set()
-        while True:
-            waiting |= {pool.submit(_one, piece) for piece in islice(todo, 2 * workers - len(waiting))}
-            if not waiting:
-                return
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "filter: a worker process was killed, perhaps for want of memory; the same command goes on where it stopped"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    """Runs Worker.count or Worker.clean over pieces and yields each when it is done; see `workers.run`."""
+    yield from run_workers(_worker, (work, step), pieces, workers)
 
 
-_do: Callable[[int], int]
-
-
-def _begin(work: Work, step: str) -> None:
-    """Prepares a worker process."""
-    global _do
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _do = getattr(Worker(work), step)
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _one(piece: int) -> int:
-    return _do(piece)
+def _worker(work: Work, step: str) -> Callable[[int], int]:
+    return getattr(Worker(work), step)

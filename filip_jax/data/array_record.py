@@ -6,17 +6,20 @@ encoded image. The text is {"key", "shard", "captions": [[origin, text], …], "
 
 import hashlib
 import json
+import os
 import struct
+import warnings
 import zlib
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
 from filip_jax.data import storage
@@ -26,18 +29,11 @@ from filip_jax.errors import UserError
 MAGIC = b"filip1\r\n"
 READER = "readahead_buffer_size:0,max_parallelism:0"
 AHEAD = 256  # records …
+READERS = 64
+LOOKED_AT = 64  # records
+LOCAL = ("_ahead", "_latest", "_readers", "_lock")  # attributes that each process has of its own
 AHEAD_BYTES = 1 << 24  # … and bytes, about
 SUFFIXES = (".array_record", ".arrayrecord")
-
-
-@dataclass(frozen=True)
-class _File:
-    """A whole file, in the words of the reader, which need not count its records again."""
-
-    filename: str
-    skip: int
-    take: int
-    examples_in_shard: int
 
 
 class ArrayRecord:
@@ -60,29 +56,29 @@ class ArrayRecord:
         found = storage.find(path, SUFFIXES, "path")
         try:
             with ThreadPoolExecutor(32) as pool:
-                sizes = list(pool.map(_count, [file for file, _ in found]))
+                sizes = list(pool.map(_count, [file.path for file in found]))
         except (RuntimeError, ValueError, IndexError) as error:
-            raise UserError(f"path={path!r} can not be read as ArrayRecord: {' '.join(str(error).split())}") from error
+            raise UserError(f"path={path!r} can not be read as ArrayRecord: {_one_line(error)}") from error
         self.caption_keys, self.image = tuple(caption_keys), image
-        self.files = [file for file, _ in found]
+        self.files = [file.path for file in found]
         self.shard_sizes = np.array(sizes, np.int64)
         self.ends = np.cumsum(self.shard_sizes).tolist()
-        instructions = [_File(file, 0, size, size) for file, size in zip(self.files, sizes)]
-        self._many = min(AHEAD, 1 + AHEAD_BYTES * self.ends[-1] // (1 + sum(size for _, size in found)))
-        self.data = ArrayRecordDataSource(instructions)
-        lines = "\n".join(f"{storage.name_of(file)} {bytes_} {size}" for (file, bytes_), size in zip(found, sizes))
-        self.identity = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+        self._many = min(AHEAD, 1 + AHEAD_BYTES * self.ends[-1] // (1 + sum(file.size for file in found)))
+        lines = [f"{storage.name_of(file.path)} {file.size} {size}" for file, size in zip(found, sizes)]
+        text = "\n".join([*lines, image, *self.caption_keys])
+        self.identity = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
         self.__setstate__({})
         self.seen = self._look()
+        self._warn_of_strangers()
 
     def __len__(self) -> int:
         return self.ends[-1]
 
     def __getstate__(self):
-        return {name: value for name, value in vars(self).items() if name not in ("_ahead", "_latest")}
+        return {name: value for name, value in vars(self).items() if name not in LOCAL}
 
     def __setstate__(self, state):
-        vars(self).update(state, _ahead=(-1, ()), _latest=(-1, None))
+        vars(self).update(state, _ahead=(-1, ()), _latest=(-1, None), _readers=OrderedDict(), _lock=Lock())
 
     def __getitem__(self, index: int) -> Record:
         key, captions, image = self._parse(index, check=True)
@@ -107,20 +103,36 @@ class ArrayRecord:
         return storage.name_of(self.files[bisect_right(self.ends, index)])
 
     def _read(self, index: int) -> bytes:
-        """A record. Whoever reads one after the other, as cleaning and converting do, gets AHEAD of them at once."""
+        """A record. Whoever reads one after the other, as cleaning and converting do, gets many at once."""
         first, block = self._ahead
         if first <= index < first + len(block):
             return block[index - first]
-        if index == first + len(block):
-            file = bisect_right(self.ends, index)
-            start = index - self.ends[file] + int(self.shard_sizes[file])
-            reader = ArrayRecordReader(self.files[file], READER)
-            block = reader.read(start, min(start + self._many, int(self.shard_sizes[file])))
-            reader.close()
-        else:
-            block = (self.data[index],)
+        file = bisect_right(self.ends, index)
+        start = index - self.ends[file] + int(self.shard_sizes[file])
+        many = self._many if index == first + len(block) else 1
+        try:
+            block = self._reader(file).read(start, min(start + many, int(self.shard_sizes[file])))
+        except (RuntimeError, IndexError):  # a damaged record spoils only itself
+            block = self._read_one(file, start)
         self._ahead = index, block
         return block[0]
+
+    def _read_one(self, file: int, start: int) -> Sequence[bytes]:
+        try:
+            return self._reader(file).read(start, start + 1)
+        except (RuntimeError, IndexError) as error:
+            raise BadRecord(f"the record is damaged: {_one_line(error)}") from error
+
+    def _reader(self, file: int) -> ArrayRecordReader:
+        """The reader of a file; READERS of them stay open."""
+        with self._lock:
+            if file in self._readers:
+                self._readers.move_to_end(file)
+            else:
+                self._readers[file] = ArrayRecordReader(self.files[file], READER)
+            while len(self._readers) > READERS:
+                self._readers.popitem(last=False)  # closes when its last user lets it go
+            return self._readers[file]
 
     def _parse(self, index: int, check: bool = False) -> tuple[str, tuple[Caption, ...], bytes]:
         latest, found = self._latest
@@ -148,14 +160,28 @@ class ArrayRecord:
         ]
         return tuple(Caption(text.decode("utf-8", "replace").strip(), key) for key, text in found), images[0]
 
+    def _warn_of_strangers(self) -> None:
+        """A text may be rare, so a name that the first records do not know is no error."""
+        count = min(LOOKED_AT, len(self))
+        met = set()
+        for index in range(count):
+            try:
+                met |= {caption.origin for caption in self.captions(index)}
+            except BadRecord:
+                continue
+        for name in set(self.caption_keys) - met:
+            warnings.warn(
+                f"array_record: none of the first {count} records has captions of {name!r}; {self.seen}", stacklevel=4
+            )
+
     def _look(self) -> str:
         """What the first record is."""
         if not len(self):
             return "no records"
-        data = self._read(0)
-        if data.startswith(MAGIC):
-            return f"records with captions of {', '.join(c.origin for c in decode_record(data)[1])}"
         try:
+            data = self._read(0)
+            if data.startswith(MAGIC):
+                return f"records with captions of {', '.join(c.origin for c in decode_record(data)[1])}"
             return f"Examples with the features {', '.join(_features(data))}"
         except BadRecord:
             return "records of an unknown kind"
@@ -185,7 +211,9 @@ def decode_record(data: bytes, check: bool = True) -> tuple[str, tuple[Caption, 
         head, image = json.loads(data[start : start + length].decode()), data[start + length :]
         captions = tuple(Caption(text, origin) for origin, text in head["captions"])
         key, crc32 = head["key"], head["crc32"]
-    except (struct.error, ValueError, KeyError, TypeError) as error:
+        if not all(isinstance(text, str) for text in (key, *(t for c in captions for t in (c.text, c.origin)))):
+            raise TypeError("its key, origins and captions must be texts")
+    except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
         raise BadRecord(f"the record is damaged: {error}") from error
     if check and zlib.crc32(image) != crc32:
         raise BadRecord("the image's checksum is wrong")
@@ -196,9 +224,13 @@ def _features(data: bytes) -> dict[str, list[bytes]]:
     """The features of a serialised tf.train.Example that hold bytes."""
     try:
         features = tf_example.Example.FromString(data).features.feature
-    except ValueError as error:  # protobuf's DecodeError
+    except DecodeError as error:
         raise BadRecord("neither a record of filip_jax nor a tf.train.Example") from error
     return {name: list(feature.bytes_list.value) for name, feature in sorted(features.items())}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _count(path: str) -> int:
@@ -213,7 +245,7 @@ class RecordWriter:
     """Writes records of ours into a file, each readable by itself; a context manager."""
 
     def __init__(self, path: Path):
-        self.writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+        self.path, self.writer = path, ArrayRecordWriter(str(path), "group_size:1,uncompressed")
 
     def write(self, record: Record) -> None:
         self.writer.write(encode_record(record))
@@ -223,3 +255,5 @@ class RecordWriter:
 
     def __exit__(self, *error) -> None:
         self.writer.close()
+        with self.path.open("rb+") as file:
+            os.fsync(file.fileno())

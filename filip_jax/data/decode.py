@@ -37,9 +37,19 @@ def image_size(head: bytes) -> tuple[int, int]:
     """
     head = head[:HEAD_BYTES]
     jpeg = _jpeg_size(head)
-    if jpeg and not jpeg[2] and 0 < jpeg[0] * jpeg[1] <= PIXELS:
-        return jpeg[:2]
-    return _webp_size(head) or _guarded(lambda: _shown_size(_open(head)))
+    size = jpeg[:2] if jpeg and not jpeg[2] else _webp_size(head) or _guarded(lambda: _shown_size(_open(head)))
+    if not 0 < size[0] * size[1] <= PIXELS:
+        raise ValueError(f"{size[0]} x {size[1]} pixels; 1 to {PIXELS} are read")
+    return size
+
+
+def image_format(image: bytes) -> str:
+    """One of FORMATS.
+
+    Raises:
+        ValueError: no picture.
+    """
+    return _guarded(lambda: _open(image).format)
 
 
 def decode(image: bytes | np.ndarray) -> Image.Image:
@@ -172,7 +182,7 @@ def _rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "F":
         raise ValueError("floating point pixels")
     if picture.mode == "I" or picture.mode.startswith("I;16"):
-        picture = Image.fromarray(np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255).astype(np.uint8))
+        picture = Image.fromarray(np.clip(np.asarray(picture) >> 8, 0, 255).astype(np.uint8))
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)

@@ -1,14 +1,19 @@
 """A source as a run sees it: records left out, texts from elsewhere joined, origins weighted."""
 
 import dataclasses
+import warnings
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from filip_jax.data.kept import Kept
 from filip_jax.data.record import Caption, Record
 from filip_jax.data.side_captions import SideCaptions
+from filip_jax.errors import UserError
+
+LOOKED_AT = 256  # records
 
 
 class Joined:
@@ -26,16 +31,28 @@ class Joined:
         self.source, self.weights, self.side, self.kept = source, weights, side, kept
         self.shard_sizes, self.seen = source.shard_sizes, source.seen
         self.identity = source.identity
-        if kept is not None:
-            bounds = np.searchsorted(kept.indices, np.concatenate([[0], np.cumsum(source.shard_sizes)]))
-            self.shard_sizes, self.identity = np.diff(bounds), kept.identity
         if side is not None:
-            self.identity += f" {side.identity}"
+            self.identity += f" {side.identity} {' '.join(weights or side.origins)}"
             self.seen += f"; the side file holds {', '.join(side.origins)}"
+            self._warn_of_strangers()
+        if kept is not None:
+            kept.check(self.identity)
+            bounds = np.searchsorted(kept.indices, np.concatenate([[0], np.cumsum(source.shard_sizes)]))
+            self.shard_sizes, self.identity = np.diff(bounds), f"{self.identity} {kept.identity}"
         if hasattr(source, "class_names"):
             self.class_names = source.class_names
         if hasattr(source, "image_head"):
             self.image_head = self._image_head
+
+    def _warn_of_strangers(self) -> None:
+        count = min(LOOKED_AT, len(self.source))
+        keys = [self.source.where(n * len(self.source) // count)[1] for n in range(count)]
+        if keys and not any(map(self.side.of, keys)):
+            warnings.warn(
+                f"the side file has no text for any of {count} records looked at: its keys read {self.side.some_key!r}, "
+                f"the data's {keys[0]!r}",
+                stacklevel=4,
+            )
 
     def __len__(self) -> int:
         return len(self.source if self.kept is None else self.kept)
@@ -59,9 +76,10 @@ class Joined:
         return index if self.kept is None else int(self.kept.indices[index])
 
     def _join(self, index: int, key: str, captions: tuple[Caption, ...]) -> tuple[Caption, ...]:
-        if self.kept is not None:
-            captions = self.kept.replaced(self._index(index)) or captions
-        if self.side is not None:
+        replaced = self.kept.replaced(self._index(index)) if self.kept is not None else ()
+        if replaced:
+            captions = replaced
+        elif self.side is not None:
             captions += self.side.of(key)
         if self.weights is None:
             return captions
@@ -80,11 +98,20 @@ class Mixture:
 
     Args:
         parts: by name, which seeds each part's order.
-        weights: shares of the samples; all records count alike where a part has none.
+        weights: shares of the samples, of all parts or of none; without them all records count alike.
+
+    Raises:
+        UserError: weights of some parts only, or one that is no number.
     """
 
-    def __init__(self, parts: Mapping[str, Joined], weights: Mapping[str, float]):
+    def __init__(self, parts: Mapping[str, Joined], weights: Mapping[str, Any]):
         self.parts = dict(parts)
+        for name, part in parts.items():
+            weight = weights.get(name)
+            if weights and (isinstance(weight, bool) or not isinstance(weight, int | float)):
+                raise UserError(
+                    f"source.{name}.weight={weight!r}: give each part of a mixture a number, or none of them"
+                )
         self.weights = {name: float(weights.get(name, len(part))) for name, part in parts.items()}
         self.shard_sizes = np.concatenate([part.shard_sizes for part in parts.values()])
         self.identity = "\n".join(f"{name} {part.identity}" for name, part in parts.items())

@@ -13,24 +13,33 @@ from filip_jax.files import read_json
 
 
 class Kept:
-    """The filter's output, mapped into memory.
+    """The filter's output; indices and texts are mapped into memory.
 
     Args:
         folder: holds kept.npy (ascending indices), captions.arrow (index, origin, text) and report.json.
-        identity: of the source; another one was filtered if it differs.
+
+    Attributes:
+        identity: of the rules and the models that judged.
 
     Raises:
-        UserError: no such output, or one of other data.
+        UserError: no such output.
     """
 
-    def __init__(self, folder: str, identity: str):
+    def __init__(self, folder: str):
         self.folder = folder
-        if not (Path(folder) / "kept.npy").is_file():
-            raise UserError(f"keep={folder!r}: the folder holds no kept.npy; `filip data filter` makes it")
+        for name in ("kept.npy", "captions.arrow", "report.json"):
+            if not (Path(folder) / name).is_file():
+                raise UserError(f"keep={folder!r}: the folder holds no {name}; `filip data filter` makes it")
         report = read_json(Path(folder) / "report.json")
-        if report.get("identity") != identity:
-            raise UserError(f"keep={folder!r} was made of other data: filter again")
-        self.identity = f"{identity} {json.dumps(report.get('rules'), sort_keys=True)}"
+        self.of = report.get("identity")
+        self.identity = json.dumps([report.get("rules"), report.get("models")], sort_keys=True)
+
+    def check(self, identity: str) -> None:
+        """Raises a UserError unless this data, with these captions, was filtered."""
+        if self.of != identity:
+            raise UserError(
+                f"keep={self.folder!r} was made of other data, or with other caption_keys or side_captions: filter again"
+            )
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -53,4 +62,4 @@ class Kept:
         return tuple(Caption(row["text"], row["origin"]) for row in rows)
 
     def __getstate__(self):
-        return {"folder": self.folder, "identity": self.identity}
+        return {"folder": self.folder, "identity": self.identity, "of": self.of}

@@ -89,7 +89,7 @@ class Order:
         return Visit(part, position // size, drawn % size)
 
     def _deal(self, n: int) -> tuple[int, int]:
-        """(part, how many samples that part has had): of any first n samples each has its share, to within one."""
+        """(part, how many samples that part has had): of any first n samples each has its share, to within the number of parts."""
         for part, share in enumerate(self.shares):
             taken = n * share.numerator // share.denominator
             if (n + 1) * share.numerator // share.denominator > taken:

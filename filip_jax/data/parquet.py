@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip_jax.data import storage
-from filip_jax.data.record import CAPTION_BYTES, HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
+from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record, is_caption
 from filip_jax.errors import UserError
 
 KEPT = 1 << 29  # bytes of row groups that a process keeps
@@ -42,7 +42,7 @@ class Parquet:
         images: str = "",
     ):  # fmt: skip
         found = storage.find(path, (".parquet",), "path")
-        self.files = [file for file, _ in found]
+        self.files = [file.path for file in found]
         self.image, self.caption_keys, self.key, self.images = image, tuple(caption_keys), key, images
         try:
             with ThreadPoolExecutor(32) as pool:
@@ -53,11 +53,13 @@ class Parquet:
         self.ends = np.cumsum(self.shard_sizes).tolist()
         self.groups = [(file, group) for file, sizes in enumerate(groups) for group in range(len(sizes))]
         self.seen = f"{len(found)} files with the columns {', '.join(schemas[0])}"
-        for name in (image, *caption_keys, *([key] if key else [])):
-            if name not in schemas[0]:
-                raise UserError(f"path={path!r}: there is no column {name!r}; {self.seen}")
-        lines = [f"{storage.name_of(file)} {size} {list(rows)}" for (file, size), rows in zip(found, groups)]
-        self.identity = hashlib.sha256("\n".join([*lines, image, key]).encode("utf-8", "surrogateescape")).hexdigest()
+        for file, schema in zip(self.files, schemas):
+            for name in (image, *caption_keys, *([key] if key else [])):
+                if name not in schema:
+                    raise UserError(f"{file} has no column {name!r}; it has {', '.join(schema)}")
+        lines = [f"{storage.name_of(file.path)} {file.size} {list(rows)}" for file, rows in zip(found, groups)]
+        text = "\n".join([*lines, image, key, *self.caption_keys])
+        self.identity = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
         self.__setstate__({})
 
     def __len__(self) -> int:
@@ -85,7 +87,7 @@ class Parquet:
         for key in self.caption_keys:
             value = self._column(group, key)[row].as_py()
             texts = value if isinstance(value, list) else [value]
-            found += [Caption(t.strip(), key) for t in texts if isinstance(t, str) and len(t) <= CAPTION_BYTES]
+            found += [Caption(t.strip(), key) for t in texts if is_caption(t)]
         return tuple(found)
 
     def image_head(self, index: int) -> bytes:
@@ -114,14 +116,24 @@ class Parquet:
                 self._columns.move_to_end((group, name))
                 return self._columns[group, name]
             file, number = self.groups[group]
-            with storage.open_stream(self.files[file]) as stream:
-                column = pq.ParquetFile(stream).read_row_group(number, [name]).column(name)
+            column = self._read(self.files[file], number, name)
             self._columns[group, name] = column
             self._bytes += column.nbytes
             while self._bytes > KEPT and len(self._columns) > 1:
                 _, dropped = self._columns.popitem(last=False)
                 self._bytes -= dropped.nbytes
             return column
+
+    @staticmethod
+    def _read(path: str, number: int, name: str) -> pa.ChunkedArray:
+        try:
+            with storage.open_stream(path) as stream:
+                return pq.ParquetFile(stream).read_row_group(number, [name]).column(name)
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and (error.errno or storage.is_remote(path)):
+                raise  # the disk or the bucket fails; damage has no number
+            said = " ".join(str(error).split())[:200]
+            raise BadRecord(f"column {name} of row group {number} is damaged: {said}") from error
 
     def __getstate__(self):
         return {name: value for name, value in vars(self).items() if name not in ("_columns", "_lock", "_bytes")}

@@ -63,15 +63,19 @@ class Samples:
         bad: list[Bad] = []
         for attempt in range(SUBSTITUTES + 1):
             visit = self.order.substitute(n, attempt) if attempt else self.order.visit(n)
-            rng = np.random.Generator(np.random.Philox(key=[self.key, n], counter=[0, 0, 0, attempt]))
             try:
-                return self._row(visit, rng) | {"bad": tuple(bad)}
+                return self._row(visit, self.generator(n, attempt)) | {"bad": tuple(bad)}
             except BadRecord as error:
                 bad.append(Bad(self.names[visit.part], *self.sources[visit.part].where(visit.index), str(error)))
         raise UserError(
             f"sample {n}: {len(bad)} records in a row of {bad[0].part} can not be used; "
             f"the last is {bad[-1].key} of {bad[-1].shard}: {bad[-1].reason}"
         )
+
+    def generator(self, n: int, attempt: int) -> np.random.Generator:
+        """Of sample n's caption and view, when `attempt` records could not be used."""
+        key = np.array([self.key, n], np.uint64)
+        return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, attempt]))
 
     def _row(self, visit: Visit, rng: np.random.Generator) -> Batch:
         caption, image = _draw(self.sources[visit.part], visit.index, self.image_size, rng, self.augment)

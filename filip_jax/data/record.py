@@ -1,6 +1,7 @@
 """What every data source yields: one image with its texts."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -8,6 +9,13 @@ CAPTION_BYTES = 1 << 16  # of one text; a longer one is no caption
 METADATA_BYTES = 1 << 20  # of one JSON file beside an image
 IMAGE_BYTES = 1 << 26  # of one encoded image
 HEAD_BYTES = 1 << 16  # of an encoded image, enough to know its size
+
+
+def is_caption(text: Any) -> bool:
+    """Whether this is a text that is no longer than CAPTION_BYTES in UTF-8."""
+    return isinstance(text, str) and (
+        4 * len(text) <= CAPTION_BYTES or len(text.encode("utf-8", "replace")) <= CAPTION_BYTES
+    )
 
 
 class BadRecord(Exception):

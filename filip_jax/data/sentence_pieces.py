@@ -8,6 +8,7 @@ import sentencepiece
 from filip_jax.errors import UserError
 
 PAD, UNKNOWN, BOS, EOS = 0, 1, 2, 3
+SMALLEST = 270  # vocabulary
 
 
 class SentencePieces:
@@ -50,6 +51,8 @@ def train_sentence_pieces(texts: Iterable[str], vocab_size: int) -> bytes:
     Raises:
         UserError: sentencepiece can not train on these texts.
     """
+    if vocab_size < SMALLEST:
+        raise UserError(f"tokenizer.vocab_size={vocab_size} must be at least {SMALLEST}: 256 bytes, 4 signs, pieces")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

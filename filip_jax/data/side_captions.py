@@ -8,14 +8,13 @@ import json
 import os
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip_jax.data import storage
-from filip_jax.data.record import CAPTION_BYTES, Caption
+from filip_jax.data.record import CAPTION_BYTES, METADATA_BYTES, Caption, is_caption
 from filip_jax.errors import UserError
 
 COLUMNS = ("key", "origin", "caption")
@@ -41,16 +40,23 @@ class SideCaptions:
     """
 
     def __init__(self, path: str, index: str = ""):
-        ((path, _),) = storage.find(path, (".jsonl", ".parquet"), "side_captions")
+        found = storage.find(path, (".jsonl", ".parquet"), "side_captions")
+        if len(found) != 1:
+            raise UserError(f"side_captions={path!r} names {len(found)} files; give one")
+        path = found[0].path
         folder = index or storage.join(storage.folder_of(path), ".filip_index")
-        if storage.is_remote(folder):
-            raise UserError(f"side_captions={path!r}: set `index` to a local folder, from which texts are read")
-        name = hashlib.sha256(f"{path} {storage.version(path)}".encode()).hexdigest()[:16]
+        name = hashlib.sha256(" ".join(map(str, found[0])).encode("utf-8", "surrogateescape")).hexdigest()[:16]
         self.stem = storage.join(folder, f"captions.{name}")
         if not storage.exists(f"{self.stem}.json"):
+            storage.local_folder(folder, f"side_captions={path!r}")
             self._make(path)
-        self.origins = tuple(json.loads(storage.read(f"{self.stem}.json"))["origins"])
-        self.identity = name
+        facts = json.loads(storage.read(f"{self.stem}.json"))
+        self.origins, self.identity = tuple(facts["origins"]), facts["sha256"]
+
+    @property
+    def some_key(self) -> str:
+        """One of the keys, for messages."""
+        return self._table.column(0)[0].as_py() if self._table.num_rows else ""
 
     def of(self, key: str) -> tuple[Caption, ...]:
         """The texts of a record, in the order of the file."""
@@ -66,12 +72,12 @@ class SideCaptions:
 
     def _make(self, path: str) -> None:
         """Writes the texts as Arrow batches, the sorted hashes of their keys, and which row each has."""
-        Path(self.stem).parent.mkdir(parents=True, exist_ok=True)
-        hashes, origins = [], set()
+        hashes, origins, digest = [], set(), hashlib.sha256()
         beside = f"{self.stem}.{os.getpid()}.tmp"
         with pa.OSFile(beside, "wb") as file, pa.ipc.new_file(file, SCHEMA) as out:
             for batch in _batches(path):
                 out.write_batch(batch)
+                digest.update(repr(batch.to_pydict()).encode())
                 keys, of_batch = batch.column(0).to_pylist(), batch.column(1).unique().to_pylist()
                 hashes.append(np.array([_hash(key) for key in keys], np.uint64))
                 origins |= set(of_batch)
@@ -80,7 +86,9 @@ class SideCaptions:
         order = np.argsort(found, kind="stable")
         np.save(f"{self.stem}.rows.npy", order)
         np.save(f"{self.stem}.hashes.npy", found[order])
-        storage.write(f"{self.stem}.json", json.dumps({"origins": sorted(origins)}).encode())
+        storage.write(
+            f"{self.stem}.json", json.dumps({"origins": sorted(origins), "sha256": digest.hexdigest()}).encode()
+        )
 
     @cached_property
     def _hashes(self) -> np.ndarray:
@@ -120,11 +128,11 @@ def _batch(rows: list[tuple[str, str, str]]) -> pa.RecordBatch:
 
 def _lines(path: str) -> Iterator[tuple[str, str, str]]:
     with storage.open_stream(path) as stream:
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(storage.lines(stream, METADATA_BYTES), 1):
             try:
-                fields = json.loads(line)
+                fields = json.loads(line or "null")
                 row = tuple(fields[name] for name in COLUMNS)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise UserError(f"{path}, line {number}: {error!r}; a line is {_EXAMPLE}") from error
             yield _checked(row, f"{path}, line {number}")
 
@@ -150,6 +158,6 @@ def _checked(row: tuple, place: str) -> tuple[str, str, str]:
     if not all(isinstance(field, str) for field in row):
         raise UserError(f"{place}: {', '.join(COLUMNS)} must be texts, as in {_EXAMPLE}")
     row = tuple(field.encode("utf-8", "replace").decode("utf-8") for field in row)  # no lone surrogates
-    if len(row[2]) > CAPTION_BYTES:
+    if not is_caption(row[2]):
         raise UserError(f"{place}: a caption of more than {CAPTION_BYTES} bytes")
     return row

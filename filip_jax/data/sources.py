@@ -97,28 +97,45 @@ def _make_mixture(parts: Mapping[str, Any], key: str) -> Mixture:
 
 
 def _make(kind: Callable[..., Source], section: dict[str, Any], key: str) -> Source:
-    side_captions, keep = section.pop("side_captions", ""), section.pop("keep", "")
+    side_captions, keep = (_text(section, name) for name in ("side_captions", "keep"))
     weights = _weights(section["caption_keys"]) if "caption_keys" in section else None
     side = SideCaptions(side_captions, section.get("index", "")) if side_captions else None
     if weights is not None:
         section["caption_keys"] = tuple(name for name in weights if side is None or name not in side.origins)
-    check(kind, section, key)
+    try:
+        check(kind, section, key)
+    except UserError as error:
+        raise UserError(f"{error}, and of every source side_captions, keep") from error
     source = kind(**section)
     if weights is None and side is None and not keep:
         return source
-    return Joined(source, weights=weights, side=side, kept=Kept(keep, source.identity) if keep else None)
+    return Joined(source, weights=weights, side=side, kept=Kept(keep) if keep else None)
+
+
+def _text(section: dict[str, Any], name: str) -> str:
+    value = section.pop(name, "")
+    if not isinstance(value, str):
+        raise UserError(f"{name}={value!r} is not a path")
+    return value
 
 
 def _weights(caption_keys: Sequence[Any]) -> dict[str, float]:
     """{name: weight} of a config's caption_keys."""
-    pairs = [(key, 1.0) if isinstance(key, str) else tuple(key) for key in caption_keys]
-    if isinstance(caption_keys, str) or not pairs or not all(map(_is_pair, pairs)):
+    keys = caption_keys if isinstance(caption_keys, Sequence) and not isinstance(caption_keys, str) else ()
+    pairs = [(key, 1.0) if isinstance(key, str) else key for key in keys]
+    if not pairs or not all(map(_is_pair, pairs)):
         raise UserError(f"caption_keys={caption_keys!r} is not a list of names or pairs (name, weight above 0)")
     return {name: float(weight) for name, weight in pairs}
 
 
-def _is_pair(pair: tuple) -> bool:
-    return len(pair) == 2 and isinstance(pair[0], str) and isinstance(pair[1], int | float) and pair[1] > 0
+def _is_pair(pair: Any) -> bool:
+    return (
+        isinstance(pair, Sequence)
+        and len(pair) == 2
+        and isinstance(pair[0], str)
+        and isinstance(pair[1], int | float)
+        and pair[1] > 0
+    )
 
 
 def fingerprint(source: Source) -> str:

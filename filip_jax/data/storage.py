@@ -4,15 +4,19 @@ A path is local, gs://… or s3://…; credentials and endpoints are those of gc
 own environment variables and files.
 """
 
+import errno
 import glob
+import io
 import itertools
+import logging
 import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from io import IOBase
+from typing import Any, NamedTuple
 
 import fsspec
 
@@ -22,6 +26,8 @@ from filip_jax.files import write_atomically
 
 DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}  # scheme: the package that reads it, and the extra of the scheme's name
 OPEN_FILES = 256
+SMALL = 1 << 20  # bytes
+ABSENT = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
 
 
 def is_remote(path: str) -> bool:
@@ -52,8 +58,16 @@ def common_folder(paths: Sequence[str]) -> str:
     return scheme + found + os.path.commonpath([folder_of(path).removeprefix(scheme + found) for path in paths])
 
 
-def find(path: str, suffixes: tuple[str, ...], key: str) -> list[tuple[str, int]]:
-    """(path, bytes) of all files that `path` names, sorted.
+class Found(NamedTuple):
+    """A file: its path, its bytes, and a text that differs when it was written anew."""
+
+    path: str
+    size: int
+    stamp: str
+
+
+def find(path: str, suffixes: tuple[str, ...], key: str) -> list[Found]:
+    """All files that `path` names, sorted.
 
     Args:
         path: a file, a folder, a pattern with * ? [] or braces: "cc3m/{00000..00331}.tar".
@@ -63,18 +77,18 @@ def find(path: str, suffixes: tuple[str, ...], key: str) -> list[tuple[str, int]
     Raises:
         UserError: nothing there; names from braces that are not there.
     """
-    found: dict[str, int] = {}
+    found: dict[str, Found] = {}
     missing = []
     for pattern in expand_braces(path):
         here = _list(pattern, suffixes)
         missing += [] if here else [pattern]
-        found |= here
+        found |= {file.path: file for file in here}
     if not found:
         raise UserError(f"{key}={path!r}: there is no such file, nor a folder with {' or '.join(suffixes)} in it")
     if missing:
         some = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         raise UserError(f"{key}={path!r}: {len(missing)} of {len(missing) + len(found)} files are missing: {some}")
-    return sorted(found.items())
+    return sorted(found.values())
 
 
 def expand_braces(path: str) -> list[str]:
@@ -92,21 +106,46 @@ def expand_braces(path: str) -> list[str]:
     return [path[: braces.start()] + a + b for a, b in itertools.product(choices, rest)]
 
 
-def _list(pattern: str, suffixes: tuple[str, ...]) -> dict[str, int]:
+def _list(pattern: str, suffixes: tuple[str, ...]) -> list[Found]:
     if not is_remote(pattern):
         if os.path.isdir(pattern):
             names = (os.path.join(root, name) for root, _, files in os.walk(pattern) for name in files)
-            return {name: os.path.getsize(name) for name in names if name.endswith(suffixes)}
+            return [_local(name) for name in names if name.endswith(suffixes) and os.path.isfile(name)]
         names = glob.glob(pattern) if glob.has_magic(pattern) else [pattern]
-        return {name: os.path.getsize(name) for name in names if os.path.isfile(name)}
+        return [_local(name) for name in names if os.path.isfile(name)]
     system, scheme = _system(pattern), pattern.split("://")[0]
-    if glob.has_magic(pattern):
-        infos = system.glob(pattern, detail=True)
-    else:
-        infos = system.find(pattern, detail=True)
-        folder = list(infos) != [system._strip_protocol(pattern)]
-        infos = {name: info for name, info in infos.items() if not folder or name.endswith(suffixes)}
-    return {f"{scheme}://{name}": info["size"] for name, info in infos.items() if info["type"] == "file"}
+    with _reaching(pattern):
+        if glob.has_magic(pattern):
+            infos = system.glob(pattern, detail=True)
+        else:
+            infos = system.find(pattern, detail=True)
+            folder = list(infos) != [system._strip_protocol(pattern)]
+            infos = {name: info for name, info in infos.items() if not folder or name.endswith(suffixes)}
+    files = [(name, info) for name, info in infos.items() if info["type"] == "file"]
+    return [Found(f"{scheme}://{name}", info["size"], _stamp(info)) for name, info in files]
+
+
+def _local(path: str) -> Found:
+    status = os.stat(path)
+    return Found(path, status.st_size, str(status.st_mtime_ns))
+
+
+def _stamp(info: Mapping[str, Any]) -> str:
+    """What a bucket says of a file's content, or of its time."""
+    names = ("ETag", "etag", "md5Hash", "crc32c", "generation", "LastModified", "updated", "mtime")
+    return next((str(info[name]) for name in names if info.get(name)), "")
+
+
+@contextmanager
+def _reaching(path: str):
+    """Errors of the drivers' own kinds, such as missing credentials, become OSErrors of one line."""
+    try:
+        yield
+    except (OSError, UserError, ImportError):
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        raise OSError(f"{path} can not be reached: {type(error).__name__}: {said}") from error
 
 
 def read(path: str, offset: int = 0, size: int | None = None) -> bytes:
@@ -116,44 +155,82 @@ def read(path: str, offset: int = 0, size: int | None = None) -> bytes:
         OSError: the file can not be read.
     """
     if is_remote(path):
-        return _system(path).cat_file(path, start=offset, end=None if size is None else offset + size)
+        with _reaching(path):
+            return _system(path).cat_file(path, start=offset, end=None if size is None else offset + size)
     handle = _open(path)
-    return os.pread(handle.descriptor, os.fstat(handle.descriptor).st_size if size is None else size, offset)
+    if size is None or size > SMALL:  # no more memory than there are bytes
+        rest = os.fstat(handle.descriptor).st_size - offset
+        size = max(0, rest if size is None else min(size, rest))
+    return os.pread(handle.descriptor, size, offset)
+
+
+def local_folder(folder: str, key: str) -> None:
+    """Makes a folder for an index that is mapped into memory.
+
+    Raises:
+        UserError: it lies in a bucket or can not be made.
+    """
+    if is_remote(folder):
+        raise UserError(f"{key}: set `index` to a local folder, from which texts are read")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, "it may not be written", folder)
+    except OSError as error:
+        raise UserError(f"{key}: the index can not be written: {error}; set `index` to a folder of your own") from error
 
 
 def read_listed(folder: str, name: str, most: int) -> bytes:
     """The first bytes of a file that a list names.
 
     Raises:
-        BadRecord: it is not there, or lies on the web, from which nothing is downloaded.
+        BadRecord: it is not there, can not be named or may not be read, or lies on the web, from which
+            nothing is downloaded.
+        OSError: the disk or the bucket fails.
     """
     path = join(folder, name)
     if is_remote(path) and path.split("://")[0] not in DRIVERS:
         raise BadRecord(f"{path}: images are not downloaded from the web")
     try:
         return read(path, 0, most)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise BadRecord(f"no such file: {path}") from error
+    except UserError:
+        raise
+    except ValueError as error:  # a NUL in the name
+        raise BadRecord(f"no such file: {path!r}") from error
+    except OSError as error:
+        if error.errno not in ABSENT and not isinstance(error, FileNotFoundError):
+            raise
+        raise BadRecord(f"no such file: {path[:300]}") from error
 
 
-def open_stream(path: str) -> IOBase:
+def open_stream(path: str) -> io.IOBase:
     """The file for reading from its beginning to its end; seeking is possible."""
     if is_remote(path):
-        return _system(path).open(path, "rb", block_size=8 << 20, cache_type="readahead")
+        with _reaching(path):
+            return _system(path).open(path, "rb", block_size=8 << 20, cache_type="readahead")
     return open(path, "rb")
 
 
-def version(path: str) -> str:
-    """A text that differs when the file does: its size and time, or what the bucket says."""
-    if is_remote(path):
-        return str(_system(path).checksum(path))
-    status = os.stat(path)
-    return f"{status.st_size} {status.st_mtime_ns}"
+def lines(stream: io.IOBase, most: int) -> Iterator[bytes]:
+    """The lines of a file, blank ones left out; b"" for one of more than `most` bytes, which is never held whole."""
+    if not hasattr(stream, "peek"):  # fsspec's files read whole lines only
+        stream = io.BufferedReader(stream, 1 << 20)
+    while line := stream.readline(most + 1):
+        if len(line) <= most or line.endswith(b"\n"):
+            if line.strip():
+                yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = stream.readline(most + 1)
+        yield b""
 
 
 def exists(path: str) -> bool:
     """Whether there is such a file."""
-    return _system(path).isfile(path) if is_remote(path) else os.path.isfile(path)
+    if not is_remote(path):
+        return os.path.isfile(path)
+    with _reaching(path):
+        return _system(path).isfile(path)
 
 
 def write(path: str, data: bytes) -> None:
@@ -163,7 +240,8 @@ def write(path: str, data: bytes) -> None:
         OSError: it can not be written.
     """
     if is_remote(path):
-        _system(path).pipe_file(path, data)
+        with _reaching(path):
+            _system(path).pipe_file(path, data)
     else:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(path), data)
@@ -175,8 +253,10 @@ def _system(path: str) -> fsspec.AbstractFileSystem:
     scheme = path.split("://")[0]
     if scheme not in DRIVERS:
         raise UserError(f"{path}: paths are local, {' or '.join(f'{name}://' for name in DRIVERS)}")
+    logging.getLogger(DRIVERS[scheme]).setLevel(logging.CRITICAL)  # what it logs is raised, too
     try:
-        return fsspec.filesystem(scheme)
+        with _reaching(path):
+            return fsspec.filesystem(scheme)
     except ImportError as error:
         raise UserError(
             f"{path}: the package {DRIVERS[scheme]} is missing: pip install 'filip_jax[{scheme}]'"

@@ -7,13 +7,12 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from filip_jax.data import storage
-from filip_jax.data.record import CAPTION_BYTES, HEAD_BYTES, IMAGE_BYTES, METADATA_BYTES, BadRecord, Caption, Record
+from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, METADATA_BYTES, BadRecord, Caption, Record, is_caption
 from filip_jax.errors import UserError
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")
@@ -43,15 +42,14 @@ class Table:
     ):  # fmt: skip
         found = storage.find(path, SUFFIXES, "path")
         self.image, self.caption_keys, self.key = image, tuple(caption_keys), key
-        self.files = [file for file, _ in found]
+        self.files = [file.path for file in found]
         self.folders = [images or storage.folder_of(file) for file in self.files]
         options = [self.image, self.key, *self.caption_keys]
-        place = "\n".join([*(f"{file} {storage.version(file)}" for file in self.files), *options])
+        place = "\n".join([*(f"{file.path} {file.size} {file.stamp}" for file in found), *options])
         folder = index or storage.join(storage.common_folder(self.files), ".filip_index")
-        if storage.is_remote(folder):
-            raise UserError(f"path={path!r}: set `index` to a local folder, from which rows are read")
         self.stem = storage.join(folder, f"table.{hashlib.sha256(place.encode()).hexdigest()[:16]}")
         if not storage.exists(f"{self.stem}.json"):
+            storage.local_folder(folder, f"path={path!r}")
             self._make()
         facts = json.loads(storage.read(f"{self.stem}.json"))
         self.identity = facts["identity"]
@@ -59,7 +57,9 @@ class Table:
         self.ends = np.cumsum(self.shard_sizes)
         self.seen = f"{len(found)} lists with the columns {', '.join(facts['columns'])}"
         missing = {image, *caption_keys, *([key] if key else [])} - set(facts["columns"])
-        if image in missing or missing >= set(caption_keys) > set() or key in missing:
+        if not len(self):
+            raise UserError(f"path={path!r}: {len(found)} lists without a row")
+        if missing:
             raise UserError(f"path={path!r}: there is no column {sorted(missing)[0]!r}; {self.seen}")
 
     def __len__(self) -> int:
@@ -114,7 +114,6 @@ class Table:
     def _make(self) -> None:
         texts = [(f"text {n}", pa.list_(pa.string())) for n in range(len(self.caption_keys))]
         schema = pa.schema([("problem", pa.string()), ("key", pa.string()), ("image", pa.string()), *texts])
-        Path(self.stem).parent.mkdir(parents=True, exist_ok=True)
         sizes, columns, waiting, digest = (
             [],
             set(),
@@ -156,7 +155,7 @@ class Table:
 
 def _texts(value) -> list[str]:
     values = value if isinstance(value, list) else [value]
-    return [_clean(text.strip()) for text in values if isinstance(text, str) and len(text) <= CAPTION_BYTES]
+    return [_clean(text.strip()) for text in values if is_caption(text)]
 
 
 def _clean(text: str) -> str:
@@ -171,9 +170,9 @@ def _rows(path: str) -> Iterator[dict | None]:
 
 def _json_rows(path: str) -> Iterator[dict | None]:
     with storage.open_stream(path) as stream:
-        for line in stream:
+        for line in storage.lines(stream, METADATA_BYTES):
             try:
-                fields = json.loads(line) if len(line) <= METADATA_BYTES else None
+                fields = json.loads(line) if line else None
             except (ValueError, RecursionError):
                 fields = None
             yield fields if isinstance(fields, dict) else None
@@ -183,7 +182,7 @@ def _csv_rows(path: str) -> Iterator[dict | None]:
     csv.field_size_limit(METADATA_BYTES)
     delimiter = "\t" if path.endswith(".tsv") else ","
     with storage.open_stream(path) as stream:
-        lines = io.TextIOWrapper(stream, "utf-8", errors="replace", newline="")
+        lines = io.TextIOWrapper(stream, "utf-8-sig", errors="replace", newline="")
         rows = csv.DictReader(lines, delimiter=delimiter)
         while True:
             try:

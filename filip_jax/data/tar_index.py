@@ -8,6 +8,7 @@ sample's key. index.json lists the shards and what the rows look like.
 import hashlib
 import json
 import multiprocessing
+import os
 import re
 import struct
 import tarfile
@@ -21,10 +22,11 @@ from typing import Any
 import numpy as np
 
 from filip_jax.data import storage
+from filip_jax.data.storage import Found
 from filip_jax.errors import UserError
 from filip_jax.progress import Progress
 
-VERSION = 1
+VERSION = 2
 FILE = "index.json"
 KINDS = 64  # most kinds of members that a shard's index holds
 KEY_BYTES = 200
@@ -37,29 +39,32 @@ class Shard:
 
     Attributes:
         name: of the tar, below the data's folder.
-        size: of the tar in bytes; another size is another tar.
+        size, stamp: of the tar: its bytes, and its time or what the bucket says; others are another tar's.
         rows: the samples that have an image, in the order of the tar.
         kinds: of members, in the order of a row's columns, each with how many samples have it.
         key_bytes: width of a row's key.
         problems: counts of what was left out: "no image", "duplicate", "cut off", "not a file" …
+        digest: of the table.
     """
 
     name: str
     size: int
+    stamp: str
     rows: int
     kinds: tuple[tuple[str, int], ...]
     key_bytes: int
     problems: dict[str, int]
-
-    @property
-    def row_type(self) -> np.dtype:
-        """Of one row of the shard's table."""
-        return np.dtype([("members", "<u4", (len(self.kinds), 2)), ("key", f"S{self.key_bytes}")])
+    digest: str
 
     @property
     def layout(self) -> struct.Struct:
-        """Of the same row: offset and size of each kind, then the key."""
+        """Of one row of the shard's table: offset and size of each kind, then the key."""
         return _layout(len(self.kinds), self.key_bytes)
+
+
+def row_type(kinds: int, key_bytes: int) -> np.dtype:
+    """The same for numpy."""
+    return np.dtype([("members", "<u4", (kinds, 2)), ("key", f"S{key_bytes}")])
 
 
 @lru_cache
@@ -67,7 +72,7 @@ def _layout(kinds: int, key_bytes: int) -> struct.Struct:
     return struct.Struct(f"<{2 * kinds}I{key_bytes}s")
 
 
-def index_shard(path: str, name: str, size: int) -> tuple[Shard, bytes]:
+def index_shard(file: Found, name: str) -> tuple[Shard, bytes]:
     """The index of one tar: what index.json says of it, and its table.
 
     A tar that is damaged is read as far as it goes. Links, devices and folders are no members; a
@@ -75,25 +80,35 @@ def index_shard(path: str, name: str, size: int) -> tuple[Shard, bytes]:
     """
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     problems: Counter[str] = Counter()
-    with storage.open_stream(path) as stream:
+    with storage.open_stream(file.path) as stream:
         try:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
+                last = -1
                 for member in tar:
                     tar.members = []  # tarfile would keep all of them
-                    _add(member, size, samples, problems)
+                    if member.size < 0 or member.offset <= last:
+                        raise tarfile.ReadError("a header that leads back")
+                    last = member.offset
+                    _add(member, file.size, samples, problems)
         except (tarfile.TarError, ValueError, OverflowError, EOFError):
             problems["damaged or empty from some point on"] += 1
     whole = {key: members for key, members in samples.items() if any(kind in IMAGES for kind in members)}
     problems["no image"] += len(samples) - len(whole)
     counts = Counter(kind for members in whole.values() for kind in members)
-    kinds = sorted(counts.items(), key=lambda item: (item[0] not in IMAGES, -item[1], item[0]))[:KINDS]
+    kinds = sorted(counts.items(), key=lambda item: (item[0] not in IMAGES, -item[1], item[0]))
+    problems[f"of kinds beyond {KINDS}"] += sum(count for _, count in kinds[KINDS:])
+    del kinds[KINDS:]
     keys = [_short(key) for key in whole]
-    shard = Shard(name, size, len(whole), tuple(kinds), max(map(len, keys), default=1), dict(+problems))
-    table = np.zeros(len(whole), shard.row_type)
+    key_bytes = max(map(len, keys), default=1)
+    table = np.zeros(len(whole), row_type(len(kinds), key_bytes))
     table["key"] = keys
     for column, (kind, _) in enumerate(kinds):
         table["members"][:, column] = [members.get(kind, (0, 0)) for members in whole.values()]
-    return shard, table.tobytes()
+    data = table.tobytes()
+    shard = Shard(
+        name, file.size, file.stamp, len(whole), tuple(kinds), key_bytes, dict(+problems), hashlib.md5(data).hexdigest()
+    )
+    return shard, data
 
 
 def _add(member: tarfile.TarInfo, size: int, samples: dict, problems: Counter) -> None:
@@ -103,8 +118,10 @@ def _add(member: tarfile.TarInfo, size: int, samples: dict, problems: Counter) -
         problems["not a file"] += not member.isdir()
     elif not stem or not kind:
         problems["a name without key or ending"] += 1
-    elif member.offset_data + member.size > size or member.size >= 1 << 32:
+    elif member.offset_data + member.size > size:
         problems["cut off"] += 1
+    elif member.size >= 1 << 32 or member.offset_data // 512 >= 1 << 32:
+        problems["beyond what an index holds: 4 GiB, or 2 TiB into the tar"] += 1
     elif member.size == 0:
         problems["empty"] += 1
     else:
@@ -121,26 +138,27 @@ def _short(key: str) -> bytes:
     return data if len(data) <= KEY_BYTES else data[: KEY_BYTES - 32] + hashlib.md5(data).hexdigest().encode()
 
 
-def read_index(shards: Sequence[tuple[str, int]], root: str, folder: str, processes: int = 0) -> list[Shard]:
-    """The index of these tars; what is missing or of another size is made and written first.
+def read_index(shards: Sequence[Found], root: str, folder: str, processes: int = 0) -> list[Shard]:
+    """The index of these tars; what is missing, damaged or of another tar is made and written first.
 
     Args:
-        shards: (path, bytes) of each tar.
         root: the folder that all paths lie in.
         folder: where the index lies.
         processes: that read tars; 0 reads them in threads of this one.
 
     Raises:
-        UserError: the index can not be written there.
+        UserError: the index can not be written there, or `processes` is negative.
         OSError: a tar can not be read.
     """
+    if processes < 0:
+        raise UserError(f"processes={processes} must be at least 0")
     known = {shard.name: shard for shard in _stored(folder)}
-    names = {path: path.removeprefix(root).lstrip("/") for path, _ in shards}
-    new = [(path, size) for path, size in shards if getattr(known.get(names[path]), "size", None) != size]
+    names = {file.path: file.path.removeprefix(root).lstrip("/") for file in shards}
+    new = [file for file in shards if not _is_of(known.get(names[file.path]), file, folder)]
     if new:
         progress = Progress("indexing tars", len(new))
         with _pool(processes) as pool:
-            made = [pool.submit(_make, path, names[path], size, folder) for path, size in new]
+            made = [pool.submit(_make, file, names[file.path], folder) for file in new]
             for count, done in enumerate(as_completed(made)):
                 shard = done.result()
                 known[shard.name] = shard
@@ -148,7 +166,18 @@ def read_index(shards: Sequence[tuple[str, int]], root: str, folder: str, proces
                 if count % 1000 == 999:
                     _store(folder, known)  # what is done is done, whatever comes
         _store(folder, known)
-    return [known[names[path]] for path, _ in shards]
+    return [known[names[file.path]] for file in shards]
+
+
+def _is_of(shard: Shard | None, file: Found, folder: str) -> bool:
+    """Whether the index is this file's, and its table whole; in a bucket a table is only looked at when it is read."""
+    if shard is None or (shard.size, shard.stamp) != (file.size, file.stamp):
+        return False
+    path = table_path(folder, shard)
+    try:
+        return storage.is_remote(path) or os.path.getsize(path) == shard.rows * shard.layout.size
+    except OSError:
+        return False
 
 
 def _pool(processes: int) -> Executor:
@@ -166,8 +195,8 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
 
-def _make(path: str, name: str, size: int, folder: str) -> Shard:
-    shard, table = index_shard(path, name, size)
+def _make(file: Found, name: str, folder: str) -> Shard:
+    shard, table = index_shard(file, name)
     _write(table_path(folder, shard), table)
     return shard
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
-from filip_jax.data.record import Caption, Record
+from filip_jax.data.record import Caption, Record, is_caption
 from filip_jax.errors import UserError
 
 
@@ -41,7 +41,7 @@ class Tfds:
         if self.label:
             self.class_names = list(self.features[self.label].names)
         self.shard_sizes = np.array([len(self.data)])
-        self.identity = f"{builder.info.full_name} {split}"
+        self.identity = f"{builder.info.full_name} {split} {image} {' '.join(caption_keys)}"
         self.seen = f"features {', '.join(self.features)}"
 
     def __len__(self) -> int:
@@ -65,5 +65,6 @@ class Tfds:
                 found += [Caption(self.class_names[int(features[key])], key)]
             else:
                 texts = [features[key]] if isinstance(features[key], bytes | str) else features[key]
-                found += [Caption(t.decode("utf-8", "replace") if isinstance(t, bytes) else t, key) for t in texts]
+                decoded = (t.decode("utf-8", "replace") if isinstance(t, bytes) else t for t in texts)
+                found += [Caption(t, key) for t in decoded if is_caption(t)]
         return tuple(found)

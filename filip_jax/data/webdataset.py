@@ -12,7 +12,16 @@ from threading import Lock
 import numpy as np
 
 from filip_jax.data import storage
-from filip_jax.data.record import CAPTION_BYTES, HEAD_BYTES, IMAGE_BYTES, METADATA_BYTES, BadRecord, Caption, Record
+from filip_jax.data.record import (
+    CAPTION_BYTES,
+    HEAD_BYTES,
+    IMAGE_BYTES,
+    METADATA_BYTES,
+    BadRecord,
+    Caption,
+    Record,
+    is_caption,
+)
 from filip_jax.data.tar_index import IMAGES, Shard, read_index, table_path
 from filip_jax.errors import UserError
 
@@ -30,7 +39,8 @@ class WebDataset:
         path: a folder, a pattern or braces: "/data/cc3m", "gs://bucket/cc3m/{00000..00331}.tar".
         caption_keys: members ("txt", "de.txt") or fields of the JSON member ("json.caption"); each
             holds a text, a JSON field may hold a list of them.
-        index: folder of the index; "" is the folder .filip_index beside the tars.
+        index: folder of indices, each in a folder of its own; "" is the folder .filip_index beside the tars.
+            For tars in a bucket name a local one: then a record is one request.
         processes: that make the index; 0 makes it in this one.
 
     Raises:
@@ -39,13 +49,14 @@ class WebDataset:
 
     def __init__(self, *, path: str, caption_keys: Sequence[str] = ("txt",), index: str = "", processes: int = 0):
         found = storage.find(path, (".tar",), "path")
-        self.root = storage.common_folder([file for file, _ in found])
-        self.index = index or storage.join(self.root, ".filip_index")
+        self.root = storage.common_folder([file.path for file in found])
+        own = f"{storage.name_of(self.root)}.{hashlib.sha256(_bytes(self.root)).hexdigest()[:8]}"
+        self.index = storage.join(index, own) if index else storage.join(self.root, ".filip_index")
         self.caption_keys = tuple(caption_keys)
         self.shards = read_index(found, self.root, self.index, processes)
         self.shard_sizes = np.array([shard.rows for shard in self.shards], np.int64)
         self.ends = np.cumsum(self.shard_sizes).tolist()
-        self.identity = _identity(self.shards)
+        self.identity = _identity(self.shards, self.caption_keys)
         kinds, problems = _sum(dict(shard.kinds) for shard in self.shards), _sum(s.problems for s in self.shards)
         self.seen = f"{len(found)} tars hold {_listed(kinds) or 'nothing'}" + (
             f"; left out: {_listed(problems)}" if problems else ""
@@ -88,7 +99,10 @@ class WebDataset:
         number = bisect_right(self.ends, index)
         shard, row = self.shards[number], index - self.ends[number] + self.shards[number].rows
         layout = shard.layout
-        data = self._read_table(self._table(shard), row * layout.size, layout.size)
+        try:
+            data = self._read_table(self._table(shard), row * layout.size, layout.size)
+        except FileNotFoundError:
+            data = b""
         if len(data) != layout.size:
             raise UserError(f"the index of {shard.name} in {self.index} is damaged: remove it, it is then made again")
         *numbers, key = layout.unpack(data)
@@ -153,21 +167,18 @@ class WebDataset:
         return fields if isinstance(fields, dict) else {}
 
     def _check(self, kinds: Counter) -> None:
-        members = {"json" if key.startswith("json.") else key for key in self.caption_keys}
-        if members and not members & set(kinds):
-            raise UserError(
-                f"path={self.root!r}: no sample has an image and one of caption_keys={self.caption_keys}; {self.seen}"
-            )
+        missing = [key for key in self.caption_keys if ("json" if key.startswith("json.") else key) not in kinds]
+        if missing:
+            raise UserError(f"path={self.root!r}: no sample has an image and caption_keys={missing[0]!r}; {self.seen}")
 
     def _warn_of_gaps(self) -> None:
         numbers = [int(found[1]) for shard in self.shards if (found := re.search(r"(\d+)\.tar$", shard.name))]
-        if len(set(numbers)) == len(numbers) == len(self.shards):
-            gaps = sorted(set(range(min(numbers), max(numbers))) - set(numbers))[:1000]
-            if gaps:
-                warnings.warn(
-                    f"{self.root}: {len(gaps)} shard numbers are missing: {', '.join(map(str, gaps[:5]))} …",
-                    stacklevel=3,
-                )
+        if len(set(numbers)) != len(self.shards) or not numbers or max(numbers) - min(numbers) >= 2 * len(numbers):
+            return  # they are no running numbers
+        gaps = sorted(set(range(min(numbers), max(numbers))) - set(numbers))
+        if gaps:
+            some = ", ".join(map(str, gaps[:5])) + (" …" if len(gaps) > 5 else "")
+            warnings.warn(f"{self.root}: {len(gaps)} shard numbers are missing: {some}", stacklevel=3)
 
     def __getstate__(self):
         return {name: value for name, value in vars(self).items() if name not in LOCAL}
@@ -182,16 +193,16 @@ def _texts(fields: dict, key: str) -> list[str]:
     for name in key.split(".")[1:]:
         value = value.get(name) if isinstance(value, dict) else None
     values = value if isinstance(value, list) else [value]
-    return [
-        text.strip()
-        for text in values
-        if isinstance(text, str) and len(text.encode("utf-8", "replace")) <= CAPTION_BYTES
-    ]
+    return [text.strip() for text in values if is_caption(text)]
 
 
-def _identity(shards: Sequence[Shard]) -> str:
-    lines = "\n".join(f"{shard.name} {shard.size} {shard.rows}" for shard in shards)
-    return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+def _identity(shards: Sequence[Shard], caption_keys: Sequence[str]) -> str:
+    lines = [f"{shard.name} {shard.size} {shard.rows} {shard.digest}" for shard in shards]
+    return hashlib.sha256(_bytes("\n".join([*lines, *caption_keys]))).hexdigest()
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _sum(counts) -> Counter:

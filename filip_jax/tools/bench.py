@@ -13,6 +13,7 @@ from filip_jax.data.preprocess import training_view
 from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import Source
 from filip_jax.data.tokenizer import Tokenizer
+from filip_jax.errors import UserError
 from filip_jax.sections import call
 
 STAGES = ("read", "decode and augment", "tokenise", "batch")
@@ -26,7 +27,12 @@ def bench(
     Args:
         data: a config's section.
         samples: how many are timed, in each of both parts.
+
+    Raises:
+        UserError: no samples are asked for.
     """
+    if samples < 1:
+        raise UserError(f"samples={samples} must be at least 1")
     stages, bad = time_stages(source, tokenizer, data, seed, samples)
     total = sum(stages.values())
     lines = [f"{samples} samples one after the other, on one core ({bad} could not be used):"]
@@ -58,6 +64,8 @@ def time_stages(
             clock.append(time.perf_counter())
             rows.append((view, tokenizer.encode([draw_caption(record.captions, rng)], data["text_length"])[0]))
             clock.append(time.perf_counter())
+        except UserError:
+            raise
         except (BadRecord, ValueError):
             bad += 1
         for name, start, end in zip(STAGES, clock, clock[1:]):

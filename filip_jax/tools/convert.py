@@ -3,12 +3,11 @@
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 from collections import Counter
-from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ import numpy as np
 from PIL import Image
 
 from filip_jax.data.array_record import RecordWriter
-from filip_jax.data.decode import decode, image_size
+from filip_jax.data.decode import decode
 from filip_jax.data.record import BadRecord, Record
-from filip_jax.data.sources import make_source
+from filip_jax.data.sources import Source, make_source
 from filip_jax.errors import UserError
 from filip_jax.files import read_json, write_atomically
 from filip_jax.progress import Progress
+from filip_jax.workers import run
 
 PLAN, BAD = "convert.json", "bad.jsonl"
 QUALITY = 92
@@ -39,12 +39,12 @@ class Shard:
 def convert(
     section: Mapping[str, Any], output: Path, *, short_side: int, records_per_shard: int, workers: int
 ) -> dict[str, Any]:
-    """Writes all usable records of a source as 00000.array_record …, in its order; goes on where it was stopped.
+    """Writes all records of a source whose image can be read as 00000.array_record …, in its order; goes on where it was stopped.
 
     Args:
         section: of a config's source.
-        output: the folder; it also receives convert.json, what was asked for, and bad.jsonl, the
-            records that were left out, by shard.
+        output: the folder; it also receives convert.json, what was asked for, and for
+            each shard with records that were left out NNNNN.bad.jsonl, which names them.
         short_side: pixels to which larger images are scaled and encoded as JPEG; 0 keeps them as they are.
         records_per_shard: records of the source that go into one file.
         workers: processes.
@@ -66,15 +66,12 @@ def convert(
     output.mkdir(parents=True, exist_ok=True)
     _check_plan(output, plan)
     total = -(-len(source) // records_per_shard)
-    left = [number for number in range(total) if not _facts(output, number).exists()]
+    for rest in output.glob("[0-9]*.tmp"):  # of one that was killed
+        rest.unlink()
+    left = [number for number in range(total) if not _is_done(output, number)]
     progress = Progress("converting shards", total, total - len(left))
-    context = multiprocessing.get_context("spawn")  # the parent may hold threads that a fork would break
-    with ProcessPoolExecutor(
-        min(workers, max(len(left), 1)), context, _start, (dict(section), str(output), plan)
-    ) as pool:
-        for done in as_completed([pool.submit(_convert_shard, number) for number in left]):
-            done.result()
-            progress.advance()
+    for _ in run(_converter, (dict(section), output, plan), left, workers):
+        progress.advance()
     return _summary(output, total)
 
 
@@ -94,15 +91,11 @@ def _check_plan(output: Path, plan: dict[str, Any]) -> None:
         write_atomically(file, json.dumps(plan, indent=2) + "\n")
 
 
-_job: dict[str, Any] = {}  # of a worker process
+def _converter(section: dict[str, Any], output: Path, plan: dict[str, Any]) -> Callable[[int], None]:
+    return partial(_convert_shard, make_source(section), output, plan)
 
 
-def _start(section: dict[str, Any], output: str, plan: dict[str, Any]) -> None:
-    _job.update(source=make_source(section), output=Path(output), plan=plan)
-
-
-def _convert_shard(number: int) -> None:
-    source, output, plan = _job["source"], _job["output"], _job["plan"]
+def _convert_shard(source: Source, output: Path, plan: dict[str, Any], number: int) -> None:
     first = number * plan["records_per_shard"]
     count, bad, hashes, reasons = 0, [], [], Counter()
     beside = output / f"{number:05d}.array_record.{os.getpid()}.tmp"
@@ -133,11 +126,10 @@ def _bytes(record: Record) -> bytes:
 
 
 def _resized(record: Record, short_side: int) -> Record:
-    """The record with its image at most so large; one that can not be decoded raises ValueError."""
-    if not short_side or min(image_size(record.image)) <= short_side:
-        decode(record.image)
-        return record
+    """The record with its image at most so large; one that can not be decoded raises ValueError, whatever its size."""
     picture = decode(record.image)
+    if not short_side or min(picture.size) <= short_side:
+        return record
     scale = short_side / min(picture.size)
     picture = picture.resize(tuple(max(1, round(side * scale)) for side in picture.size), Image.Resampling.BICUBIC)
     file = io.BytesIO()
@@ -147,6 +139,10 @@ def _resized(record: Record, short_side: int) -> Record:
 
 def _reason(text: str) -> str:
     return text.split(":")[0][:60]
+
+
+def _is_done(output: Path, number: int) -> bool:
+    return _facts(output, number).exists() and (output / f"{number:05d}.array_record").exists()
 
 
 def _facts(output: Path, number: int) -> Path:

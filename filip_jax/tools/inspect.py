@@ -1,8 +1,6 @@
 """What is in a source: numbers for a table, and pictures as the model will see them."""
 
-import io
 import textwrap
-import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from filip_jax.data.decode import decode, image_size
+from filip_jax.data.decode import decode, image_format
 from filip_jax.data.pipeline import draw_caption, parts_of
 from filip_jax.data.preprocess import training_view
 from filip_jax.data.record import BadRecord, Record
@@ -63,7 +61,7 @@ def inspect(source: Source, *, records: int, image_size: int, augment: Mapping[s
     for name, part in parts_of(source).items():
         found = look(part, records)
         lines += ["", f"{name}: {len(part)} records, {found.records} looked at", *_lines(found)]
-    for n in range(4 * COLUMNS * ROWS):  # some may be bad
+    for n in range(4 * COLUMNS * ROWS if len(source) else 0):  # some may be bad
         if len(views) < COLUMNS * ROWS:
             views += _view(source, n, 4 * COLUMNS * ROWS, image_size, augment)
     if views:
@@ -81,6 +79,8 @@ def look(source: Source, records: int) -> Findings:
         found.records += 1
         try:
             _measure(source[index], found)
+        except UserError:
+            raise
         except (BadRecord, ValueError) as error:
             found.bad[str(error)[:80]] += 1
         progress.advance()
@@ -90,16 +90,13 @@ def look(source: Source, records: int) -> Findings:
 def _measure(record: Record, found: Findings) -> None:
     for caption in record.captions:
         found.origins.setdefault(caption.origin, []).append(caption.text)
+    picture = decode(record.image)
+    found.sides.append((min(picture.size), max(picture.size)))
     if isinstance(record.image, bytes):
-        width, height = image_size(record.image)
         found.sizes.append(len(record.image))
-        with warnings.catch_warnings(), Image.open(io.BytesIO(record.image)) as picture:
-            found.formats[picture.format] += 1
+        found.formats[image_format(record.image)] += 1
     else:
-        height, width = record.image.shape[:2]
         found.formats["drawn"] += 1
-    found.sides.append((min(width, height), max(width, height)))
-    decode(record.image)
     draw_caption(record.captions, np.random.default_rng(0))
 
 
@@ -147,6 +144,8 @@ def _view(source: Source, n: int, of: int, size: int, augment: Mapping[str, Any]
     try:
         record = source[n * len(source) // of]
         return [(training_view(record.image, size, rng, **augment), draw_caption(record.captions, rng))]
+    except UserError:
+        raise
     except (BadRecord, ValueError):
         return []
 

@@ -77,8 +77,10 @@ class InputLog:
         self.named |= set(new)
         if lines:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("a", encoding="utf-8") as file:
-                file.writelines(lines)
+            with self.file.open("a+b") as file:
+                if file.tell() and self.file.read_bytes()[-1:] != b"\n":  # a line that a kill tore
+                    lines.insert(0, "\n")
+                file.write("".join(lines).encode())
 
 
 def _named(file: Path) -> set[tuple[str, str, str]]:

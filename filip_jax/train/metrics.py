@@ -95,7 +95,7 @@ class StepLog:
     ):  # fmt: skip
         self.writer, self.input, self.batch_size = writer, input_log, batch_size
         self.total_steps, self.every_steps = total_steps, every_steps
-        self.pending: tuple[int, Mapping[str, Any], float] | None = None
+        self.pending: tuple[int, Mapping[str, Any]] | None = None
         self.restart_clock(step)
 
     def restart_clock(self, step: int) -> None:
@@ -109,8 +109,9 @@ class StepLog:
             metrics: scalars on the devices.
             waited: seconds that the devices waited for its batch.
         """
+        self.waited += waited  # before the window ends that the wait was part of
         self.flush()
-        self.pending = (step, metrics, waited)
+        self.pending = (step, metrics)
 
     def is_idle(self) -> bool:
         """Whether the devices have finished the step dispatched last."""
@@ -124,8 +125,7 @@ class StepLog:
         """
         if self.pending is None:
             return
-        (step, metrics, waited), self.pending = self.pending, None
-        self.waited += waited
+        (step, metrics), self.pending = self.pending, None
         for name in ("loss", "grad_norm", "param_norm"):
             if not math.isfinite(metrics[f"train/{name}"]):
                 raise UserError(
