@@ -259,7 +259,7 @@ def _system(path: str) -> fsspec.AbstractFileSystem:
             return fsspec.filesystem(scheme)
     except ImportError as error:
         raise UserError(
-            f"{path}: the package {DRIVERS[scheme]} is missing: pip install 'filip_jax[{scheme}]'"
+            f"{path}: the package {DRIVERS[scheme]} is missing: pip install -e '.[{scheme}]' in a clone of filip_jax"
         ) from error
 
 

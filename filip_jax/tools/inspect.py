@@ -134,9 +134,7 @@ def _languages(texts: list[str]) -> str:
     from filip_jax.cleaning.languages import name_languages
 
     names = name_languages(texts)
-    return (
-        "; languages: pip install 'filip_jax[clean]' to see them" if names is None else f"; {_shares(Counter(names))}"
-    )
+    return "; languages: pip install -e '.[clean]' to see them" if names is None else f"; {_shares(Counter(names))}"
 
 
 def _view(source: Source, n: int, of: int, size: int, augment: Mapping[str, Any]) -> list[tuple[np.ndarray, str]]:
