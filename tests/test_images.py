@@ -230,6 +230,7 @@ def test_a_crop_lies_inside_and_keeps_its_share(width, height, min_area, seed):
         assert 0.7 < ratio < 1.4 or right - left == width or bottom - top == height
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
 @pytest.mark.parametrize("side", [256, 384, 512, 800, 1500])
 def test_fast_views_are_near_the_slow_ones(side, format):

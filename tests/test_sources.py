@@ -25,6 +25,7 @@ from filip_jax.errors import UserError
 SHARDS = [range(0, 5), range(5, 6), range(6, 10)]
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
 def test_every_reader_gives_the_same_pairs(write, tmp_path):
     source = make_source(write(tmp_path, SHARDS))
@@ -116,6 +117,7 @@ def link(name, kind, target="/etc/passwd"):
     return info, None
 
 
+@pytest.mark.smoke
 def test_tars_full_of_traps(tmp_path):
     header = b"IHDR" + (30_000).to_bytes(4, "big") * 2 + picture(1)[24:29]
     png_of_30000 = picture(1)[:12] + header + zlib.crc32(header).to_bytes(4, "big") + picture(1)[33:]

@@ -86,6 +86,7 @@ def test_files_in_buckets(bucket):
     assert after.size == before[0].size and after.stamp != before[0].stamp
 
 
+@pytest.mark.smoke
 @pytest.mark.filterwarnings("ignore::Warning")
 @pytest.mark.parametrize("write", [write_webdataset, write_parquet, write_jsonl], ids=lambda write: write.__name__)
 def test_sources_in_buckets(write, bucket, tmp_path):

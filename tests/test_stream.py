@@ -86,6 +86,7 @@ def test_killed_anywhere_and_resumed_on_other_hosts_the_stream_goes_on(messy, to
     assert same(pieces, whole[:step])
 
 
+@pytest.mark.smoke
 def test_workers_and_hosts_make_the_same_stream(messy, tokenizer):
     assert same(run(messy, tokenizer, 6), run(messy, tokenizer, 6, hosts=2, workers=2))
 

@@ -53,6 +53,7 @@ def test_index_says_what_the_tars_hold(pairs, tmp_path, capsys):
     assert "txt (23)" in output and "png (23)" in output and (tmp_path / "data/.filip_index/index.json").is_file()
 
 
+@pytest.mark.smoke
 def test_inspect_counts_measures_and_draws(pairs, tmp_path, capsys):
     sheet = tmp_path / "new/sheet.png"
     code, output, _ = data(capsys, "inspect", "webdataset", pairs, "caption_keys=txt,de.txt", f"--output={sheet}")
@@ -80,6 +81,7 @@ def test_inspect_shows_what_training_sees(pairs, tmp_path, capsys):
     assert sheets[0].shape == sheets[1].shape and (sheets[0] != sheets[1]).any()
 
 
+@pytest.mark.smoke
 def test_convert_writes_every_usable_record_and_names_the_others(pairs, tmp_path, capsys):
     output = tmp_path / "out"
     words = ["convert", "webdataset", pairs, "caption_keys=txt,de.txt", f"--output={output}", "--short_side=300"]
@@ -129,6 +131,7 @@ def test_convert_killed_and_started_again_ends_as_if_it_had_not_been(tmp_path):
         assert file.read_bytes() == (tmp_path / "killed" / file.name).read_bytes()
 
 
+@pytest.mark.smoke
 def test_filter_then_train_on_what_is_left(tmp_path, capsys):
     write_jsonl(tmp_path, [range(12)])
     captions = ["the best photo of the day"] * 3 + [f"a dog named {n} in a garden" for n in range(8)] + ["IMG_12.jpg"]

@@ -68,6 +68,7 @@ def _lines(file):
     return [line.split("\t")[-1] for line in file.read_text("utf-8").splitlines() if line.strip()]
 
 
+@pytest.mark.smoke
 @with_public
 def test_clips_ids_are_the_public_ones_on_a_corpus(clip, public):
     texts = [text for text in corpus() if clip.pieces.clean(text) == " ".join(text.split()).lower()]
