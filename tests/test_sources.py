@@ -583,6 +583,9 @@ def test_damaged_parquet_is_a_bad_record_and_other_columns_are_refused(tmp_path)
             bad[n] = str(error)
     assert bad and bad.keys() <= {1, 2} and all("is damaged" in reason for reason in bad.values())
     assert [source.where(n) for n in (0, 3)] == [("0.parquet", "0"), ("0.parquet", "3")]
+    pq.write_table(pa.table(columns), tmp_path / "1.parquet", row_group_size=3)
+    two = make_source(dict(name="parquet", path=str(tmp_path)))
+    assert [two.where(n) for n in (3, 4, 7)] == [("0.parquet", "3"), ("1.parquet", "0"), ("1.parquet", "3")]
     pq.write_table(pa.table({"image": images, "text": ["a"] * 4}), tmp_path / "1.parquet")
     with pytest.raises(UserError, match="1.parquet has no column 'caption'; it has image, text"):
         make_source(dict(name="parquet", path=str(tmp_path)))

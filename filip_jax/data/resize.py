@@ -22,8 +22,8 @@ cv2.setNumThreads(1)  # who works in parallel is data.workers' choice
 def resize(pixels: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """The picture as size x size pixels, antialiased."""
     height, width = pixels.shape[:2]
-    whole = min(height, width) // size
-    if whole > 1:  # of JPEG, only beyond eighths
+    whole = min(height, width) // size // 2
+    if whole > 1:  # of JPEG, only far beyond eighths
         pixels = cv2.resize(pixels, (width // whole, height // whole), interpolation=cv2.INTER_AREA)
     scales = pixels.shape[1] / size, pixels.shape[0] / size
     if max(scales) >= TAPS[-1][0]:
