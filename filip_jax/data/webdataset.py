@@ -44,7 +44,7 @@ class WebDataset:
         processes: that make the index; 0 makes it in this one.
 
     Raises:
-        UserError: no tars, missing ones, an index that can not be written, or no sample with a caption.
+        UserError: no tars, missing ones, an index that can not be written, or a caption key that no sample has.
     """
 
     def __init__(self, *, path: str, caption_keys: Sequence[str] = ("txt",), index: str = "", processes: int = 0):

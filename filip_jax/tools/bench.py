@@ -45,7 +45,7 @@ def bench(
         f"the pipeline with workers={workers}, threads={threads}: {rate:.0f} images/s "
         f"on {cores:.1f} busy cores of {os.cpu_count()}, {rate / max(cores, 0.01):.0f} images/s/core"
     ]
-    return "\n".join(lines + [f"advice: {advice(stages, rate, samples / total, cores, data)}"])
+    return "\n".join(lines + [f"advice: {advice(stages, cores, data)}"])
 
 
 def time_stages(
@@ -126,7 +126,7 @@ def _cpu_seconds() -> float:
     return own.ru_utime + own.ru_stime + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def advice(stages: Mapping[str, float], rate: float, single: float, cores: float, data: Mapping[str, Any]) -> str:
+def advice(stages: Mapping[str, float], cores: float, data: Mapping[str, Any]) -> str:
     """The one change that promises most."""
     share = {name: seconds / sum(stages.values()) for name, seconds in stages.items()}
     if share["read"] > 0.5:
