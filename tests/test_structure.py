@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = [
     {"errors"},
     {"extras", "files", "paths", "progress", "sections", "workers"},
-    {"config", "mesh"},
+    {"config", "mesh", "cluster"},
     {"losses"}, {"models"}, {"data"},
     {"cleaning"},
     {"checkpoint"},
@@ -34,7 +34,7 @@ DOORS = {
     "ml_collections": {"config.py"},
     "optax": {"train/optimizer.py", "train/step.py"},
     "pyarrow": {"cleaning/filter.py", "cleaning/pieces.py", "data/kept.py", "data/parquet.py", "data/side_captions.py", "data/table.py"},
-    "orbax": {"checkpoint.py"},
+    "orbax": {"checkpoint/reader.py", "checkpoint/writer.py"},
     "simplejpeg": {"data/decode.py"},
     "sentencepiece": {"data/sentence_pieces.py"},
     "tensorboardX": {"train/metrics.py"},

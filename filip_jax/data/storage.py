@@ -14,7 +14,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -247,6 +247,17 @@ def write(path: str, data: bytes) -> None:
         write_atomically(Path(path), data)
         with _lock:
             _handles.pop(path, None)  # of the file that was there before
+
+
+def listed(pattern: str) -> list[str]:
+    """The files that a pattern with * matches."""
+    return [file.path for file in _list(pattern, ())]
+
+
+def remove_remote(path: str) -> None:
+    """Removes an object of a bucket, if it is there."""
+    with _reaching(path), suppress(FileNotFoundError):
+        _system(path).rm_file(path)
 
 
 def _system(path: str) -> fsspec.AbstractFileSystem:
