@@ -44,6 +44,7 @@ def write_manifest(folder: str, content: Mapping[str, Any], state_folder: str) -
         hashes = list(pool.map(lambda file: _sha256(file.path), found))
     files = {name: {"size": f.size, "sha256": sha} for name, f, sha in zip(names, found, hashes)}
     manifest = {"format": FORMAT, "state": state_folder, **content, "files": files}
+    manifest["sha256"] = _sha256_of(manifest)
     storage.write(storage.join(folder, FILE), (json.dumps(manifest, indent=1) + "\n").encode())
     return manifest
 
@@ -60,14 +61,15 @@ def read_manifest(folder: str) -> Manifest:
         data = stream.read(MOST_BYTES)
     try:
         manifest = json.loads(data)
-        sound = manifest["format"] == FORMAT and all(
+        sha = manifest.pop("sha256")
+        sound = manifest["format"] == FORMAT and sha == _sha256_of(manifest) and all(
             isinstance(manifest[key], kind)
             for key, kind in (("state", str), ("step", int), ("files", dict), ("tree", dict), ("meta", dict))
         )
         names = [*manifest["files"], manifest["state"]]
         sound = sound and all(isinstance(each["size"], int) and each["sha256"] for each in manifest["files"].values())
         sound = sound and all(isinstance(each["shape"], list) and each["dtype"] for each in manifest["tree"].values())
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         sound = False
     if not sound or any(name.startswith("/") or ".." in name.split("/") for name in names):
         raise UserError(f"{path} is damaged: it is not the manifest of a checkpoint")
@@ -98,6 +100,10 @@ def _damage_of(folder: str, name: str, entry: Mapping[str, Any]) -> str:
     if size != entry["size"]:
         return f"{path} has {size} bytes instead of {entry['size']}"
     return "" if sha == entry["sha256"] else f"{path} has another content than was written (SHA-256)"
+
+
+def _sha256_of(manifest: Manifest) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: str) -> str:

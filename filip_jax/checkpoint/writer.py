@@ -1,6 +1,7 @@
 """Saving checkpoints beside the training: Orbax writes the state, the manifest makes it count."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -119,9 +120,11 @@ class CheckpointWriter(Checkpoints):
             folder = storage.folder_of(claim)
             try:
                 name = json.loads(folders.read_whole(claim))["state"]
+                if not re.fullmatch(r"state(_\d+)?", name):
+                    continue  # nothing that we wrote
                 whole = storage.exists(storage.join(folder, FILE)) and self.manifest(int(storage.name_of(folder)))
             except (ValueError, KeyError, TypeError):
-                continue  # nothing that we wrote
+                continue
             if not whole or whole["state"] != name:
                 left = (name, f"{name}.orbax-checkpoint-tmp*")
                 folders.remove([path for pattern in left for path in folders.matches(folder, pattern, deep=True)])

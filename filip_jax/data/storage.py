@@ -1,7 +1,6 @@
 """Files on disks and in buckets: lists, byte ranges, whole files. The one door of fsspec.
 
-A path is local, gs://… or s3://…; credentials and endpoints are those of gcsfs and s3fs, from their
-own environment variables and files.
+A path is local, gs://… or s3://…; credentials and endpoints are those that gcsfs and s3fs find.
 """
 
 import errno
@@ -24,9 +23,8 @@ from filip_jax.data.record import BadRecord
 from filip_jax.errors import UserError
 from filip_jax.files import write_atomically
 
-DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}  # scheme: the package that reads it, and the extra of the scheme's name
-OPEN_FILES = 256
-SMALL = 1 << 20  # bytes
+DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}  # scheme: the package that reads it; the extra is named as the scheme
+OPEN_FILES, SMALL = 256, 1 << 20  # descriptors, bytes
 ABSENT = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
 
 
@@ -49,7 +47,7 @@ def folder_of(path: str) -> str:
 
 def name_of(path: str) -> str:
     """The last name of the path."""
-    return path.rsplit("/", 1)[-1]
+    return path.rpartition("/")[2]
 
 
 def common_folder(paths: Sequence[str]) -> str:

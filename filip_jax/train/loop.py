@@ -65,9 +65,7 @@ def _train(workdir: Path, config: Mapping[str, Any], watch: Watch) -> None:
     pulse = Pulse(watch, setup.processes["heartbeat_seconds"])
     try:
         say(preflight(config))
-        service.together(lambda: prepare_workdir(workdir))
-        cache = CompileCache(workdir / "compiled", setup.compile_cache)
-        trainer = Trainer(workdir, setup, config, watch, cache)
+        trainer = Trainer(workdir, setup, config, watch)
         trainer.run()
         with watch.phase("end"):
             service.gather("done")  # what the first process wrote last is there for all
@@ -86,14 +84,14 @@ def _train(workdir: Path, config: Mapping[str, Any], watch: Watch) -> None:
 class Trainer:
     """A run in progress: its state, its step and what watches them."""
 
-    def __init__(
-        self, workdir: Path, setup: Setup, config: Mapping[str, Any], watch: Watch, cache: CompileCache
-    ):  # fmt: skip
-        self.workdir, self.setup, self.config, self.watch, self.cache = workdir, setup, config, watch, cache
+    def __init__(self, workdir: Path, setup: Setup, config: Mapping[str, Any], watch: Watch):
+        self.workdir, self.setup, self.config, self.watch = workdir, setup, config, watch
         source = open_source(setup)
         if setup.batch_size > len(source):
             warnings.warn(f"batch_size={setup.batch_size}, but the source has {len(source)} records", stacklevel=2)
         self.evals: Sequence[Eval] = open_evals(setup.evals) if setup.eval_every_steps else []
+        service.together(lambda: prepare_workdir(workdir))
+        self.cache = CompileCache(workdir / "compiled", setup.compile_cache)
         self.checkpoints = call(CheckpointWriter, setup.checkpoint, "checkpoint", workdir=workdir)
         with watch.phase("restore"):
             newest = newest_sound(self.checkpoints)

@@ -127,22 +127,11 @@ def make_setup(
         train_step=make_train_step(network, objective, moves, ema_decay, seed, microbatches, guards["spike_sigmas"]),
         shapes=shapes,
         shardings=state_shardings(devices, shapes, moves),
-        seed=seed,
-        batch_size=batch_size,
-        total_steps=total_steps,
-        source=source,
-        data=data,
-        tokenizer=tokenizer,
-        checkpoint=checkpoint,
-        processes=processes,
-        guards=guards,
-        compile_cache=compile_cache,
-        log_every_steps=log_every_steps,
-        log_keys=log_keys,
-        eval_every_steps=eval_every_steps,
-        evals_fatal=evals_fatal,
-        evals=evals,
-    )
+        seed=seed, batch_size=batch_size, total_steps=total_steps, source=source, data=data, tokenizer=tokenizer,
+        checkpoint=checkpoint, processes=processes, guards=guards, compile_cache=compile_cache,
+        log_every_steps=log_every_steps, log_keys=log_keys,
+        eval_every_steps=eval_every_steps, evals_fatal=evals_fatal, evals=evals,
+    )  # fmt: skip
 
 
 def _check_numbers(seed, total_steps, log_every_steps, eval_every_steps, ema_decay):
