@@ -19,6 +19,7 @@ from filip_jax.cluster import service
 from filip_jax.cluster.watch import check_signals
 from filip_jax.errors import UserError
 
+JAX_IS_LATER = 2  # times: it ends processes without naming the one that is gone, see pulse.py
 SAME = ("python", "jax", "jaxlib", "numpy", "filip_jax", "config")  # what all processes must have alike
 
 
@@ -57,7 +58,7 @@ def join_processes(heartbeat_seconds: int, start_seconds: int) -> None:
     given = {"num_processes": int(count), "process_id": int(index)} if count and index else {}
     try:
         jax.distributed.initialize(
-            **given, initialization_timeout=start_seconds, heartbeat_timeout_seconds=heartbeat_seconds
+            **given, initialization_timeout=start_seconds, heartbeat_timeout_seconds=JAX_IS_LATER * heartbeat_seconds
         )
     except (ValueError, RuntimeError) as error:
         first = " ".join(str(error).split())[:300]

@@ -12,8 +12,9 @@ from filip_jax.cluster import service
 from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch
 
 BEAT = 1.0  # seconds between signs of life
-SILENT = 0.7  # of the heartbeat limit: before JAX ends the process without a word
-FAREWELL = 3.0  # seconds that process 0, whose end ends the others, waits for them to end by themselves
+UNHEARD = ("start", "end")  # phases in which silence means nothing
+FAREWELL = {PREEMPTED: 3.0}  # seconds that process 0, whose end ends the others, waits for them to end by themselves
+HASTE = 1.5  # the same where something went wrong
 
 
 class Pulse:
@@ -22,15 +23,15 @@ class Pulse:
     With one process it does nothing.
 
     Args:
-        heartbeat_seconds: without a sign of life after which JAX ends a run; this is a little quicker,
-            and says who.
+        heartbeat_seconds: without a sign of life after which a process counts as dead. In the phase
+            `start` only JAX's own heartbeat counts, since a tokenizer in training lets no thread run.
     """
 
     def __init__(self, watch: Watch, heartbeat_seconds: float):
-        self.watch, self.limit = watch, SILENT * heartbeat_seconds
+        self.watch, self.limit = watch, heartbeat_seconds - 4 * BEAT
         self.me, self.count = jax.process_index(), jax.process_count()
         self.seen: dict[int, tuple[Any, float]] = {}  # process: its last beat, and when it came
-        self.answered, self.closed = time.monotonic(), False
+        self.answered, self.closed, self.deaf = time.monotonic(), False, False
         if self.count > 1:
             watch.laggards, watch.look = self.laggards, self.check_service
             watch.on_leave.append(self.farewell)
@@ -76,7 +77,7 @@ class Pulse:
             if process not in self.seen or self.seen[process][0] != beat:
                 self.seen[process] = beat, now
         for process, (beat, when) in self.seen.items():
-            if process != self.me and now - when > self.limit and beat[1] != "end":
+            if process != self.me and now - when > self.limit and beat[1] not in UNHEARD:
                 self._silent(process, beat, now - when)
 
     def _silent(self, process: int, beat: Any, seconds: float) -> None:
@@ -89,12 +90,13 @@ class Pulse:
 
     def check_service(self) -> None:
         """Ends this process when process 0 does not answer; called by the watch, since the pulse itself hangs then."""
-        if (seconds := time.monotonic() - self.answered) > self.limit:
+        if (seconds := time.monotonic() - self.answered) > self.limit and self.watch.now()[0] not in UNHEARD:
             _, phase, step, _, host = self.seen.get(0, ((0, "start", 0, 0, "?"), 0.0))[0]
             line = (
                 f"filip: process 0 ({host}), which the others meet at, has not answered for {seconds:.0f} s; "
                 f"it was in phase {phase} at step {step}; exit {HUNG}"
             )
+            self.deaf = True
             self.watch.leave(HUNG, line)
 
     def laggards(self) -> str:
@@ -110,7 +112,7 @@ class Pulse:
 
     def farewell(self, code: int, line: str) -> None:
         """Before this process ends by itself: the others end alike, and process 0 waits for them."""
-        if self.count == 1:
+        if self.count == 1 or self.deaf:
             return
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             if code == PREEMPTED:
@@ -119,4 +121,4 @@ class Pulse:
                 service.put("verdict", [code, line])
             service.put(f"left/{self.me}", True)
             if self.me == 0:
-                service.wait_for_all("left", FAREWELL)
+                service.wait_for_all("left", FAREWELL.get(code, HASTE))
