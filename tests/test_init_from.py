@@ -275,6 +275,18 @@ def test_another_image_size_and_a_shorter_text_take_what_they_can(small_demo, tm
         assert_equal(paths.unflatten(taken), paths.unflatten(same))
 
 
+def test_positions_that_are_split_here_come_from_a_number_that_does_not_split(small_demo, tmp_path):
+    long = {"model.text.length": 512, "data.text_length": 512}
+    parameters = numbers(setup_of(small_demo, **long).shapes["params"], 1)
+    rows = np.random.default_rng(0).normal(size=(515, 32)).astype(np.float32)
+    parameters["text"]["position"] = jnp.asarray(rows)
+    write(tmp_path / "run", params=parameters)
+    here = setup_of(small_demo, tmp_path / "run", **long)
+    position = filled(here, born(here))["params"]["text"]["position"]
+    assert position.sharding == here.shardings["params"]["text"]["position"] and not position.is_fully_replicated
+    np.testing.assert_array_equal(position, rows[:512])
+
+
 def test_a_constant_field_stays_constant_at_any_size():
     for old, new in ((7, 14), (14, 7), (6, 4), (1, 3), (3, 1)):
         resized = resize_positions(jnp.full((old * old, 3), 0.7), new * new, False)
