@@ -32,6 +32,7 @@ from filip_jax.sections import call
 from filip_jax.train.evaluation import EvalGuard
 from filip_jax.train.feed import Feed
 from filip_jax.train.goodput import CompileCache, Goodput
+from filip_jax.train.init_from import Donor, open_donor
 from filip_jax.train.input_log import InputLog, forget_keys_after
 from filip_jax.train.metrics import MetricWriter, StepLog, say
 from filip_jax.train.setup import Setup, make_setup
@@ -97,6 +98,7 @@ class Trainer:
             newest = newest_sound(self.checkpoints)
         if newest is not None:
             check_same_run(workdir, config)
+        donor = None if newest is not None else open_donor(setup.init_from, setup.shapes["params"])
         tokenizer = prepare_tokenizer(workdir, setup, source, started=newest is not None)
         service.on_first_process(lambda: save_config(workdir, config))
         self.meta = {
@@ -105,7 +107,7 @@ class Trainer:
         sizes = {name: setup.data[name] for name in ("image_size", "text_length")}
         self.embedder = Embedder(setup.model, tokenizer, **sizes, mesh=setup.mesh)
         self.eval_guard = EvalGuard(workdir, watch, setup.evals_fatal)
-        self.state, self.step, meta = self._start(newest, tokenizer)
+        self.state, self.step, meta = self._start(newest, tokenizer, donor)
         self.samples_seen, self.saved_step, watch.step = meta.get("samples_seen", 0), self.step, self.step
         self._open_logs(source, meta)
         rows = call(
@@ -115,13 +117,20 @@ class Trainer:
         )  # fmt: skip
         self.feed = Feed(rows)
 
-    def _start(self, newest: int | None, tokenizer: Tokenizer) -> tuple[State, int, dict[str, Any]]:
+    def _start(
+        self, newest: int | None, tokenizer: Tokenizer, donor: Donor | None
+    ) -> tuple[State, int, dict[str, Any]]:  # fmt: skip
         """(state, step, meta): of the newest checkpoint on this mesh, or a state that is born sharded."""
         setup = self.setup
         if newest is None:
             say(f"{self.workdir}: starting on {jax.device_count()} {jax.devices()[0].device_kind} devices")
+            if donor:
+                with self.watch.phase("restore"):
+                    donor.check(tokenizer.sha256)
             with self.watch.phase("compile"), jax.set_mesh(setup.mesh):
-                return jax.jit(setup.init, out_shardings=setup.shardings)(jax.random.key(setup.seed)), 0, {}
+                state = jax.jit(setup.init, out_shardings=setup.shardings)(jax.random.key(setup.seed))
+            with self.watch.phase("restore"):
+                return (donor.fill(state) if donor else state), 0, {}
         meta, started = self.checkpoints.meta(newest), time.monotonic()
         check_tokenizer(tokenizer, meta, self.workdir)
         if meta["data_sha256"] != self.meta["data_sha256"]:

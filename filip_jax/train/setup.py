@@ -19,6 +19,7 @@ from filip_jax.mesh import check_batch_size, make_mesh
 from filip_jax.models import Model, make_model
 from filip_jax.sections import call, check, choose
 from filip_jax.train.guards import check_guards
+from filip_jax.train.init_from import origins_of
 from filip_jax.train.optimizer import Optimizer, make_optimizer
 from filip_jax.train.step import LOSSES, State, make_init, make_train_step, state_shardings
 
@@ -46,6 +47,7 @@ class Setup:
     source: Mapping[str, Any]
     data: Mapping[str, Any]
     tokenizer: Mapping[str, Any]
+    init_from: Mapping[str, Any]
     checkpoint: Mapping[str, Any]
     processes: Mapping[str, Any]
     guards: Mapping[str, Any]
@@ -71,6 +73,7 @@ def make_setup(
     loss: Mapping[str, Any],
     optimizer: Mapping[str, Any],
     ema_decay: float,
+    init_from: Mapping[str, Any],
     checkpoint: Mapping[str, Any],
     processes: Mapping[str, Any],
     guards: Mapping[str, Any],
@@ -116,6 +119,7 @@ def make_setup(
             raise UserError(f"data.{key}={data[key]}, but the model is built for {size}")
     parameters = jax.eval_shape(network.init, jax.random.key(seed))
     objective = _make_loss(jax.eval_shape(partial(_tokens, network, **sizes), parameters), **loss)
+    call(origins_of, init_from, "init_from", parameters=parameters)
     moves = call(make_optimizer, optimizer, "optimizer", parameters=parameters, total_steps=total_steps)
     init = make_init(network, moves, ema_decay)
     shapes = jax.eval_shape(init, jax.random.key(seed))
@@ -128,8 +132,8 @@ def make_setup(
         shapes=shapes,
         shardings=state_shardings(devices, shapes, moves),
         seed=seed, batch_size=batch_size, total_steps=total_steps, source=source, data=data, tokenizer=tokenizer,
-        checkpoint=checkpoint, processes=processes, guards=guards, compile_cache=compile_cache,
-        log_every_steps=log_every_steps, log_keys=log_keys,
+        init_from=init_from, checkpoint=checkpoint, processes=processes, guards=guards,
+        compile_cache=compile_cache, log_every_steps=log_every_steps, log_keys=log_keys,
         eval_every_steps=eval_every_steps, evals_fatal=evals_fatal, evals=evals,
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 from filip_jax.checkpoint import CheckpointWriter
+from filip_jax.checkpoint.shared import find_damage
 from filip_jax.cluster import service
 from filip_jax.data.pipeline import check_usable
 from filip_jax.data.sources import Source, make_source
@@ -82,9 +83,7 @@ def newest_sound(checkpoints: CheckpointWriter) -> int | None:
     steps, damaged = service.of_first_process(checkpoints.steps()), []
     for step in reversed(steps):
         started = time.monotonic()
-        mine: list[str] = []
-        service.together(lambda: mine.append(checkpoints.damage(step, jax.process_index(), jax.process_count())))
-        if not (found := next(filter(None, service.gather(mine[0])), "")):
+        if not (found := find_damage(checkpoints, step)):
             say(f"checkpoint {step} is as it was written ({time.monotonic() - started:.1f} s to verify)")
             break
         damaged.append((step, found))
