@@ -12,6 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = [
     {"errors"},
     {"extras", "files", "paths", "progress", "sections", "workers"},
+    {"storage"},
     {"config", "mesh"},
     {"losses"}, {"models"}, {"data"},
     {"cleaning"},
@@ -28,7 +29,7 @@ DOORS = {
     "array_record": {"data/array_record.py"},
     "absl": {"config.py", "data/pipeline.py"},
     "cv2": {"data/resize.py"},
-    "fsspec": {"data/storage.py"},
+    "fsspec": {"storage.py"},
     "flax": {"models/__init__.py", "models/dual_encoder.py", "models/image_encoder.py", "models/text_encoder.py", "models/transformer.py"},
     "grain": {"data/pipeline.py"},
     "ml_collections": {"config.py"},
