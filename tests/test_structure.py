@@ -14,6 +14,7 @@ ROOMS = [
     {"extras", "files", "paths", "progress", "sections", "workers"},
     {"storage"},
     {"buckets", "config", "mesh"},
+    {"workdir"},
     {"losses"}, {"models"}, {"data"},
     {"cleaning"},
     {"checkpoint"},
