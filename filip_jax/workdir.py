@@ -1,6 +1,7 @@
 """The folder of a run, wherever it lies: on a disk, or in a bucket with a mirror on the disk for its small files."""
 
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -54,12 +55,9 @@ class Workdir:
             self._download(lambda name: True)
 
     def push(self, *, now: bool = False) -> None:
-        """Uploads in the background what changed; returns at once, and does nothing where that was done just before.
+        """Uploads in the background what changed, unless that began less than EVERY_SECONDS ago and not `now`.
 
         Where the bucket fails there is one warning, and the next push tries again.
-
-        Args:
-            now: do not wait until the last push is EVERY_SECONDS ago.
         """
         due = self.is_remote and (now or time.monotonic() - self.pushed >= EVERY_SECONDS)
         if due and not self.thread.is_alive():
@@ -78,22 +76,13 @@ class Workdir:
                 self._upload()
 
     def share(self) -> None:
-        """Gives all processes the files that process 0 has written. All processes call this.
-
-        Raises:
-            UserError: process 0 could not upload them.
-            OSError: they can not be read.
-        """
+        """Gives all processes the files that process 0 has written; all call this. Raises as flush() and Workdir do."""
         on_first_process(self.flush)
         if self.is_remote and self.process:
             self._download(lambda name: not self._is_ours(name))
 
     def close(self) -> None:
-        """Uploads what is left and removes the mirror.
-
-        Raises:
-            OSError: something could not be uploaded; names it and the mirror, which stays.
-        """
+        """Uploads what is left and removes the mirror, which stays where that fails. Raises as flush() does."""
         self.flush()
         if self.is_remote:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -106,11 +95,9 @@ class Workdir:
             raise UserError(f"{self.name}: there is no such bucket") from error
         for file in files:
             name = file.path.removeprefix(f"{self.name}/")
-            parts = name.split("/")
-            # A bucket's names are any text: ".." would leave the mirror.
-            if parts[0] == CHECKPOINTS or {"", ".", ".."} & set(parts) or not wanted(name):
-                continue
-            if self.seen.get(name) != file:
+            parts = name.split("/")  # a bucket's names are any text: ".." would leave the mirror
+            small = parts[0] != CHECKPOINTS and not {"", ".", ".."} & set(parts)
+            if small and wanted(name) and self.seen.get(name) != file:
                 storage.write(str(self.folder / name), storage.read(file.path))
                 self.seen[name], self.uploaded[name] = file, _stamp(self.folder / name)
 
@@ -146,10 +133,8 @@ class Workdir:
 
     def _is_ours(self, name: str) -> bool:
         """Whether this process uploads the file."""
-        stem = name.rpartition("/")[2].split(".")[0]
-        of_process = stem.removeprefix("process_")
-        owner = int(of_process) if stem.startswith("process_") and of_process.isdigit() else 0
-        return owner == self.process
+        owner = re.fullmatch(r"(?:.*/)?process_([0-9]+)\.[^/]*", name)
+        return (int(owner[1]) if owner else 0) == self.process
 
 
 def _stamp(file: Path) -> tuple[int, int]:
@@ -159,7 +144,6 @@ def _stamp(file: Path) -> tuple[int, int]:
 
 def _mirror(url: str, process: int) -> Path:
     """A new folder in the user's cache, below the URL's name; two commands on one run do not share it."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    parent = cache / "filip_jax" / url.replace("://", "/")
+    parent = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "filip_jax", url.replace("://", "/"))
     parent.mkdir(parents=True, exist_ok=True)
     return Path(tempfile.mkdtemp(prefix=f"process_{process}_", dir=parent))

@@ -47,6 +47,25 @@ def test_files_in_buckets(bucket):
     assert after.size == before[0].size and after.stamp != before[0].stamp
 
 
+@pytest.mark.filterwarnings("ignore::Warning")
+def test_a_file_that_another_process_writes_is_seen(bucket):
+    folder = f"{bucket}/seen"
+    system = fsspec.filesystem(bucket.split(":")[0])
+    storage.write(f"{folder}/1", b"x")
+    assert len(system.ls(folder)) == 1
+    fsspec.filesystem(bucket.split(":")[0], skip_instance_cache=True).pipe_file(f"{folder}/2", b"x")
+    assert len(system.ls(folder)) == 2 and storage.exists(f"{folder}/2")
+
+
+@pytest.mark.filterwarnings("ignore::Warning")
+def test_all_files_of_a_folder(bucket, tmp_path):
+    for root in (f"{bucket}/all", str(tmp_path / "all")):
+        assert storage.find_all(root) == []
+        for name in ("run/b", "run/a/c", "run2/d"):
+            storage.write(f"{root}/{name}", b"12")
+        assert [file[:2] for file in storage.find_all(f"{root}/run")] == [(f"{root}/run/{n}", 2) for n in ("a/c", "b")]
+
+
 @pytest.mark.smoke
 @pytest.mark.filterwarnings("ignore::Warning")
 @pytest.mark.parametrize("write", [write_webdataset, write_parquet, write_jsonl], ids=lambda write: write.__name__)

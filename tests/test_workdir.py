@@ -60,6 +60,7 @@ def test_a_run_begins_goes_on_elsewhere_and_ends(bucket, cache):
     append(run, "one\n")
     append(run, "bytes", "tensorboard/events.1")
     append(run, "half", "evals.json.12.tmp")
+    append(run, "of another process", "quarantine/process_1.jsonl")
     (run.folder / "latest").symlink_to("metrics.jsonl")
     pushed(run)
     assert held(url) == {"config.json": b"{}", "metrics.jsonl": b"one\n", "tensorboard/events.1": b"bytes"}
