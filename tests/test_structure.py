@@ -43,6 +43,7 @@ DOORS = {
     "tensorflow_datasets": {"data/array_record.py", "data/tfds.py"},
     "tensorflow": set(),
     "torch": set(),
+    "wandb": set(),
 }  # fmt: skip
 
 
