@@ -99,6 +99,7 @@ def get_config(variant: str = "filip") -> ConfigDict:
         compile_cache=True,
         log_every_steps=5 if quick else 10,
         log_keys=False,
+        wandb_project="",
         eval_every_steps=0 if quick else 350,
         evals_fatal=False,
         evals=dict(

@@ -104,6 +104,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         compile_cache=True,
         log_every_steps=50,
         log_keys=False,
+        wandb_project="",
         eval_every_steps=0,  # set it together with evals.val.source.path
         evals_fatal=False,
         evals=dict(val=dict(kind="retrieval", source=dict(name="folder", path=""), examples=1_000)),

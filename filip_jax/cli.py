@@ -141,7 +141,7 @@ def _train(arguments, overrides) -> None:
             _join(config)
         from filip_jax.train.loop import train
 
-        train(Path(arguments.workdir), config, watch)
+        train(arguments.workdir, config, watch)
     finally:
         watch.end()
 
@@ -166,7 +166,7 @@ def _eval(arguments, overrides) -> None:
         if "evals" not in config:
             raise UserError(f"--config={arguments.config} has no section `evals`")
         evals = config["evals"]
-    print(evaluate_runs(matched or [Path(arguments.workdir)], arguments.step, evals))
+    print(evaluate_runs(matched or [arguments.workdir], arguments.step, evals))
 
 
 def _inspect(arguments, _) -> None:

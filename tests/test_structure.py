@@ -12,7 +12,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = [
     {"errors"},
     {"extras", "files", "paths", "progress", "sections", "workers"},
-    {"config", "mesh", "cluster"},
+    {"storage"},
+    {"buckets", "cluster", "config", "folders", "mesh"},
+    {"workdir"},
     {"losses"}, {"models"}, {"data"},
     {"cleaning"},
     {"checkpoint"},
@@ -28,19 +30,20 @@ DOORS = {
     "array_record": {"data/array_record.py"},
     "absl": {"config.py", "data/pipeline.py"},
     "cv2": {"data/resize.py"},
-    "fsspec": {"data/storage.py"},
+    "fsspec": {"storage.py"},
     "flax": {"models/__init__.py", "models/dual_encoder.py", "models/image_encoder.py", "models/text_encoder.py", "models/transformer.py"},
     "grain": {"data/pipeline.py"},
     "ml_collections": {"config.py"},
     "optax": {"train/optimizer.py", "train/step.py"},
     "pyarrow": {"cleaning/filter.py", "cleaning/pieces.py", "data/kept.py", "data/parquet.py", "data/side_captions.py", "data/table.py"},
-    "orbax": {"checkpoint/reader.py", "checkpoint/writer.py"},
+    "orbax": {"buckets.py", "checkpoint/reader.py", "checkpoint/writer.py"},
     "simplejpeg": {"data/decode.py"},
     "sentencepiece": {"data/sentence_pieces.py"},
     "tensorboardX": {"train/metrics.py"},
     "tensorflow_datasets": {"data/array_record.py", "data/tfds.py"},
     "tensorflow": set(),
     "torch": set(),
+    "wandb": set(),
 }  # fmt: skip
 
 

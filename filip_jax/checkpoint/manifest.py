@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from filip_jax.data import storage
+from filip_jax import storage
 from filip_jax.errors import UserError
 
 FILE = "manifest.json"

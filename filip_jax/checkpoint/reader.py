@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from filip_jax.checkpoint.manifest import ASIDE, FILE, Manifest, damage, describe, read_manifest
-from filip_jax.data import folders, storage
+from filip_jax import folders, storage
 from filip_jax.errors import UserError
 
 FOLDER = "checkpoints"
@@ -96,6 +96,9 @@ class Checkpoints:
         """The leaves of `target`, which must be those of the checkpoint, some of its parts left out."""
         import orbax.checkpoint as ocp
 
+        from filip_jax import buckets
+
+        buckets.prepare(self.directory)
         arguments = ocp.checkpoint_utils.construct_restore_args(target)
         item = ocp.args.PyTreeRestore(target, restore_args=arguments, partial_restore=True)
         folder = storage.join(self.folder(step), self.manifest(step)["state"])

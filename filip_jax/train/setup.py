@@ -54,6 +54,7 @@ class Setup:
     compile_cache: bool
     log_every_steps: int
     log_keys: bool
+    wandb_project: str
     eval_every_steps: int
     evals_fatal: bool
     evals: Mapping[str, Any]
@@ -80,6 +81,7 @@ def make_setup(
     compile_cache: bool,
     log_every_steps: int,
     log_keys: bool,
+    wandb_project: str,
     eval_every_steps: int,
     evals_fatal: bool,
     evals: Mapping[str, Any],
@@ -95,6 +97,7 @@ def make_setup(
         compile_cache: whether compiled programs are kept in the workdir for the next start.
         log_every_steps, eval_every_steps: periods; 0 never evaluates.
         log_keys: whether the samples of each step are named in keys/ of the workdir.
+        wandb_project: of Weights & Biases, which gets the metrics, too; "" for none.
         evals_fatal: whether an evaluation's error ends the run; else it is logged as eval/<name>/error.
 
     Raises:
@@ -134,7 +137,7 @@ def make_setup(
         seed=seed, batch_size=batch_size, total_steps=total_steps, source=source, data=data, tokenizer=tokenizer,
         init_from=init_from, checkpoint=checkpoint, processes=processes, guards=guards,
         compile_cache=compile_cache, log_every_steps=log_every_steps, log_keys=log_keys,
-        eval_every_steps=eval_every_steps, evals_fatal=evals_fatal, evals=evals,
+        wandb_project=wandb_project, eval_every_steps=eval_every_steps, evals_fatal=evals_fatal, evals=evals,
     )  # fmt: skip
 
 
