@@ -1,6 +1,8 @@
 """The small things that several test files share."""
 
 import copy
+import hashlib
+import json
 import os
 import socket
 from pathlib import Path
@@ -34,6 +36,13 @@ def make_devices_mesh(replica: int, data: int) -> Mesh:
 def unit(x: np.ndarray) -> np.ndarray:
     """Vectors of length 1."""
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def signed(manifest):
+    """The manifest as text, with the hash of its own content."""
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    own = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps(content | {"sha256": own})
 
 
 def free_port() -> int:
