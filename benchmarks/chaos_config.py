@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.unlock()
     config.batch_size, config.total_steps, config.log_every_steps, config.log_keys = 16, 300, 1, True
     config.checkpoint = dict(every_steps=10, every_minutes=0.0, keep_last=2, keep_every_steps=0)
-    config.processes.heartbeat_seconds, config.processes.hang_seconds = 10, 60.0
+    config.processes.update(heartbeat_seconds=10, hang_seconds=60.0, start_seconds=30)
     config.optimizer.warmup_steps, config.tokenizer.captions, config.model.embed_dim = 10, 500, 16
     config.model.scan = True
     for tower in ("image", "text"):
