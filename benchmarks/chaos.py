@@ -303,7 +303,9 @@ def freezes(folder: Path, options: tuple = (), which: tuple = (1, 0)) -> dict[st
     return results
 
 
-def corruption(folder: Path, whole: Path, restarts: int, random_: random.Random) -> dict[str, object]:
+def corruption(
+    folder: Path, whole: Path, restarts: int, random_: random.Random, options: tuple = ()
+) -> dict[str, object]:
     """Every file of the newest checkpoint flipped, truncated and deleted; some of the cases as real restarts."""
     sys.path.insert(0, str(ROOT))
     from filip_jax.checkpoint import CheckpointWriter
@@ -320,7 +322,7 @@ def corruption(folder: Path, whole: Path, restarts: int, random_: random.Random)
         data = file.read_bytes()
         spoil(file, way, random_)
         writer = CheckpointWriter(workdir, every_steps=1, every_minutes=0.0, keep_last=2, keep_every_steps=0)
-        found = newest_sound(writer) if number not in real else restarted(workdir)
+        found = newest_sound(writer) if number not in real else restarted(workdir, options)
         if data or way == "deleted":
             check(found == before, f"{file.name} {way}: went on from {found}, not from {before}")
             outcome[way] += 1
@@ -329,9 +331,9 @@ def corruption(folder: Path, whole: Path, restarts: int, random_: random.Random)
     return {**{f"files {way}": count for way, count in outcome.items()}, "of these as real restarts": len(real)}
 
 
-def restarted(workdir: Path) -> int:
+def restarted(workdir: Path, options: tuple) -> int:
     """The step that a real start goes on from."""
-    job = Job(workdir, options=())
+    job = Job(workdir, options=options)
     check(job.wait() == [0, 0], f"no restart:\n{job.output()}")
     said = job.output(100_000)
     check(said.count("IS DAMAGED") == 1 or "has no manifest.json" in said, f"nothing said:\n{said[-3000:]}")
@@ -434,7 +436,7 @@ def main() -> int:
         "kills": lambda: kills(folder, whole, arguments.kills, random_, options),
         "stops": lambda: stops(folder, whole, arguments.stops, random_, options),
         "freezes": lambda: freezes(folder, options),
-        "corruption": lambda: corruption(folder, whole, arguments.restarts, random_),
+        "corruption": lambda: corruption(folder, whole, arguments.restarts, random_, options),
         "disks": lambda: disks(folder, options),
     }
     whole = uninterrupted(folder / "whole", options=options)

@@ -139,8 +139,10 @@ def _train(arguments, overrides) -> None:
             config["source"] = source_section(arguments.source)
         if arguments.distributed:
             _join(config, watch)
+        from filip_jax.checkpoint.writer import hide_repeated_errors
         from filip_jax.train.loop import train
 
+        hide_repeated_errors()
         train(arguments.workdir, config, watch)
     finally:
         watch.end()

@@ -1,7 +1,10 @@
 """Saving checkpoints beside the training: Orbax writes the state, the manifest makes it count."""
 
 import json
+import logging
+import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -169,5 +172,15 @@ class CheckpointWriter(Checkpoints):
     def _failed(self, step: int, error: Exception) -> Exception:
         whole = self.steps()
         have = f"the newest whole checkpoint is of step {whole[-1]}" if whole else "there is no whole checkpoint"
-        said = " ".join(str(error).split())[:300]
+        said = " ".join(str(error).split())
+        said = said if len(said) < 400 else f"{said[:200]} … {said[-200:]}"
         return UserError(f"{self.folder(step)} could not be saved: {type(error).__name__}: {said}; {have}")
+
+
+def hide_repeated_errors() -> None:
+    """For a process of its own: Orbax's threads print the errors that they also give back, and that `wait` raises."""
+    orbax = os.path.join(os.sep, "orbax", "checkpoint", "")
+    logging.getLogger("absl").addFilter(lambda record: not (record.exc_info and orbax in record.pathname))
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    unraisable = sys.unraisablehook
+    sys.unraisablehook = lambda found: None if "Event loop is closed" in str(found.exc_value) else unraisable(found)
