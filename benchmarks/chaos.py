@@ -396,7 +396,7 @@ def disks(folder: Path, options: tuple = ()) -> dict[str, object]:
             writer_steps = saved_steps(folder / "small/run")
             check(writer_steps, "nothing was saved before the disk was full")
             shutil.copytree(folder / "small/run", folder / "moved")
-            job = Job(folder / "moved", options=(*options, "--config.total_steps=300"), **one)
+            job = Job(folder / "moved", options=options, **one)
             job.wait_until(lambda: job.entered("step"), "step")
             check(f"resuming at step {writer_steps[-1]}" in job.output(), "the last whole checkpoint is not used")
             job.kill()

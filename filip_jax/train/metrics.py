@@ -40,7 +40,7 @@ class MetricWriter:
         also: writes the same elsewhere: write(step, metrics) and close().
 
     Attributes:
-        dropped: the last of the lines that were removed.
+        dropped: the last of the steps' lines that were removed.
     """
 
     def __init__(self, workdir: Path, *, step: int, evaluated: bool, also: Any = None):
@@ -52,7 +52,8 @@ class MetricWriter:
         file = workdir / FILE
         lines = read_lines(file)
         kept = [line for line in lines if _stands(line, step, evaluated)]
-        self.dropped = next((line for line in reversed(lines) if not _stands(line, step, evaluated)), {})
+        dropped = [line for line in lines if not _stands(line, step, evaluated) and "train/loss" in line]
+        self.dropped = dropped[-1] if dropped else {}
         write_atomically(file, "".join(json.dumps(line) + "\n" for line in kept))
         self.lines = file.open("a", buffering=1, encoding="utf-8")
         self.events = SummaryWriter(str(workdir / FOLDER), purge_step=step + 1, flush_secs=10)

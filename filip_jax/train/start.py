@@ -101,7 +101,7 @@ def newest_sound(checkpoints: CheckpointWriter) -> int | None:
     else:
         step = None
     strange = service.of_first_process(checkpoints.without_manifest())
-    for folder in strange:
+    for folder in strange if jax.process_index() == 0 else ():
         warnings.warn(f"{folder} has no manifest.json: it is no checkpoint, and is left as it is", stacklevel=2)
     if step is None and (damaged or strange):
         said = "; ".join(f"step {number}: {found}" for number, found in damaged)
@@ -110,6 +110,8 @@ def newest_sound(checkpoints: CheckpointWriter) -> int | None:
             "Bring the files back, or remove the folder to begin anew"
         )
     for number, found in damaged:
-        warnings.warn(f"THE CHECKPOINT OF STEP {number} IS DAMAGED: {found}; going on from step {step}", stacklevel=2)
+        said = f"THE CHECKPOINT OF STEP {number} IS DAMAGED: {found}; going on from step {step}"
+        if jax.process_index() == 0:
+            warnings.warn(said, stacklevel=2)
         service.on_first_process(lambda number=number: checkpoints.set_aside(number))
     return step
