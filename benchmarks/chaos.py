@@ -414,7 +414,67 @@ def mounted(folder: Path, size: str) -> bool:
     )
 
 
-PARTS = ("kills", "stops", "freezes", "corruption", "disks")
+def clocks(folder: Path, whole: Path, library: str, options: tuple = ()) -> dict[str, object]:
+    """The clock jumps by a day, ahead and back, by libfaketime. JAX's own heartbeat may take that for a death."""
+    check(library, "install libfaketime and name its library: --libfaketime=…/libfaketime.so.1")
+    workdir, offset = folder / "clock", folder / "offset"
+    offset.write_text("+0d")
+    jumps = {
+        "LD_PRELOAD": library,
+        "FAKETIME_TIMESTAMP_FILE": str(offset),
+        "FAKETIME_NO_CACHE": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+    }
+    outcomes = []
+    for jump, back in (("+1d", "+0d"), ("-1d", "+0d")):
+        job = Job(workdir, options=options, **jumps)
+        job.wait_until(lambda job=job: job.entered("step", 6), "step 6")
+        offset.write_text(jump)
+        codes = job.wait(1800)
+        check(codes != [2, 2] and 1 not in codes, f"{jump}: exit codes {codes}:\n{job.output()}")
+        outcomes.append(f"{jump}: exit {codes[0]}")
+        offset.write_text(back)
+    finish(workdir, options=options)
+    same(workdir, whole)
+    return {"a day ahead, a day back": f"{', '.join(outcomes)}; started again, the run is the same"}
+
+
+def shards(folder: Path) -> dict[str, object]:
+    """The tars of a run are removed, or cut, while it reads them."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from pairs import write_webdataset
+
+    results = {}
+    for way in ("removed", "cut in half"):
+        tars = folder / f"tars_{way.split()[0]}"
+        tars.mkdir()
+        write_webdataset(tars, [range(0, 40), range(40, 80)])
+        more = ("--config.total_steps=400", "--config.eval_every_steps=0", "--source", "webdataset", f"path={tars}")
+        workdir, one = folder / f"shards_{way.split()[0]}", {"processes": 1, "devices": 1, "options": more}
+        job = Job(workdir, **one)
+        job.wait_until(lambda job=job: job.entered("step", 6), "step 6")
+        for file in tars.glob("*.tar"):
+            if way == "removed":
+                file.unlink()
+            else:
+                os.truncate(file, file.stat().st_size // 2)
+        codes = job.wait()  # what is open can still be read
+        again = Job(workdir, **one)
+        ends = [codes, again.wait()]
+        said = [job.output(3000), again.output(3000)]
+        check("Traceback" not in said[0] + said[1], f"{way}:\n{said[0]}\n{said[1]}")
+        check(ends[0] in ([0], [2]) and (ends[0] == [0] or way != "removed"), f"{way}: {ends}\n{said[0]}")
+        check(ends[1] == [2], f"{way}: {ends}\n{said[1]}")
+        results[f"shards {way}"] = f"exit {ends[0][0]}, then 2: {last_line(said[1], folder)}"
+    return results
+
+
+def last_line(said: str, folder: Path) -> str:
+    """The message that a run ended with."""
+    return said.strip().splitlines()[-1].replace(str(folder), "…").removeprefix("filip: error: ")[:110]
+
+
+PARTS = ("kills", "stops", "freezes", "corruption", "disks", "shards", "clocks")
 
 
 def main() -> int:
@@ -425,6 +485,7 @@ def main() -> int:
     parser.add_argument("--stops", type=int, default=10, help="in each phase")
     parser.add_argument("--restarts", type=int, default=9, help="damaged checkpoints that a whole run starts from")
     parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--libfaketime", default="", help="its library, for the clocks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where the runs lie (default: a temporary folder)")
     arguments = parser.parse_args()
@@ -438,6 +499,8 @@ def main() -> int:
         "freezes": lambda: freezes(folder, options),
         "corruption": lambda: corruption(folder, whole, arguments.restarts, random_, options),
         "disks": lambda: disks(folder, options),
+        "shards": lambda: shards(folder),
+        "clocks": lambda: clocks(folder, whole, arguments.libfaketime, options),
     }
     whole = uninterrupted(folder / "whole", options=options)
     print(
