@@ -158,7 +158,7 @@ def source_section(words: Sequence[str]) -> dict[str, Any]:
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # of Python's parser, for what is nested deeply
         return text
 
 

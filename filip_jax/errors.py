@@ -1,4 +1,6 @@
-"""The one exception for mistakes that a user can mend."""
+"""The one exception for mistakes that a user can mend, and what a message may look like."""
+
+LONGEST = 4000  # characters of a message; a value of a megabyte is not shown whole
 
 
 class UserError(ValueError):
@@ -7,3 +9,22 @@ class UserError(ValueError):
     The command line prints the line and exits with code 2; every other exception is a defect of
     filip_jax and keeps its traceback.
     """
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """The text as one line that any terminal can show, whatever a foreign file's names brought into it.
+
+    Line breaks become blanks, control characters and lone surrogates escapes (no file can colour or clear
+    the terminal), and of what is longer than LONGEST the beginning and the end are left.
+    """
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
+    text = " ".join(text.split("\n")) if "\n" in text else text
+    return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
