@@ -224,9 +224,20 @@ def _stored(folder: str) -> list[Shard]:
         content: dict[str, Any] = json.loads(storage.read(file))
         if content["version"] != VERSION:
             return []
-        return [Shard(**entry | {"kinds": tuple(map(tuple, entry["kinds"]))}) for entry in content["shards"]]
-    except (ValueError, KeyError, TypeError) as error:
+        return [_shard(**entry) for entry in content["shards"]]
+    except (ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
         raise UserError(f"{file} is damaged ({error}): remove it, the index is then made again") from error
+
+
+def _shard(*, name: str, size: int, stamp: str, rows: int, kinds: list, key_bytes: int, problems: dict, digest: str):
+    """A stored entry, which may have come with foreign data."""
+    counts = [size, rows, key_bytes, *(count for _, count in kinds), *problems.values()]
+    texts = [name, stamp, digest, *(kind for kind, _ in kinds), *problems]
+    if not all(type(n) is int and n >= 0 for n in counts) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("an entry with wrong types")
+    if len(kinds) > KINDS or key_bytes > KEY_BYTES:
+        raise ValueError("an entry with wrong sizes")
+    return Shard(name, size, stamp, rows, tuple(map(tuple, kinds)), key_bytes, problems, digest)
 
 
 def _store(folder: str, known: dict[str, Shard]) -> None:

@@ -134,7 +134,10 @@ class WebDataset:
         return table[offset : offset + size]
 
     def _image_kind(self, members) -> str:
-        return next(kind for kind in IMAGES if kind in members)
+        for kind in IMAGES:
+            if kind in members:
+                return kind
+        raise BadRecord("no image in the index")
 
     def _member(self, shard: Shard, members, kind: str, most: int) -> bytes:
         offset, size = members[kind]
