@@ -60,6 +60,8 @@ class Images:
     """Files of pictures: whole ones of every kind, damaged ones, and some that were made to do harm."""
 
     def __init__(self, folder: Path):
+        from filip_jax.data import preprocess  # noqa: F401 - the first case shall not wait for it
+
         rng = np.random.default_rng(0)
         self.whole = [file for shape in SHAPES for file in _pictures(rng, *shape)]
         self.bombs = _bombs()
@@ -254,6 +256,8 @@ class Tars:
     """Tars: whole ones, damaged ones, and some that were made to do harm."""
 
     def __init__(self, folder: Path):
+        from filip_jax.data import sources  # noqa: F401 - the first case shall not wait for it
+
         self.folder, self.number, self.canary = folder, 0, folder / "canary"
         self.image = saved(Image.new("RGB", (8, 6), "red"), "PNG")
         self.pickle = pickle.dumps(Canary(str(self.canary)))

@@ -1,5 +1,7 @@
 """The one exception for mistakes that a user can mend, and what a message may look like."""
 
+from filip_jax.redact import redact
+
 LONGEST = 4000  # characters of a message; a value of a megabyte is not shown whole
 
 
@@ -15,11 +17,12 @@ class UserError(ValueError):
 
 
 def one_line(text: str) -> str:
-    """The text as one line that any terminal can show, whatever a foreign file's names brought into it.
+    """The text without secrets as one line that any terminal can show, whatever a foreign file's names brought into it.
 
     Line breaks become blanks, control characters and lone surrogates escapes (no file can colour or clear
     the terminal), and of what is longer than LONGEST the beginning and the end are left.
     """
+    text = redact(text)
     if len(text) > LONGEST:
         text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
     text = " ".join(text.split("\n")) if "\n" in text else text
