@@ -90,9 +90,16 @@ def get_config(variant: str = "filip") -> ConfigDict:
             learning_rate_rules=((r".*", 1.0),),
         ),
         ema_decay=0.0,
-        checkpoint=dict(every_steps=20 if quick else 50, keep_last=2),
+        checkpoint=dict(every_steps=20 if quick else 50, every_minutes=0.0, keep_last=2, keep_every_steps=0),
+        processes=dict(
+            stop_signals=("SIGTERM", "SIGUSR1"), heartbeat_seconds=100, start_seconds=300, hang_seconds=600.0
+        ),
+        guards=dict(max_skipped=10, spike_sigmas=0.0),
+        compile_cache=True,
         log_every_steps=5 if quick else 10,
+        log_keys=False,
         eval_every_steps=0 if quick else 350,
+        evals_fatal=False,
         evals=dict(
             val=dict(
                 kind="retrieval", source=val, examples=256,

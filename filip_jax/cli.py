@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from filip_jax.cli_data import add_data_commands, source_section
-from filip_jax.errors import UserError, one_line
+from filip_jax.cluster.watch import PREEMPTED, Watch
+from filip_jax.errors import Preempted, UserError, one_line
 
 DESCRIPTION = "FILIP: fine-grained contrastive language-image pre-training in JAX."
 EPILOG = """examples:
@@ -45,7 +46,7 @@ patch in the colour of the word it matches best. Below: for each word, its match
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit code: 0, 130 if interrupted, or 2 for a mistake, said in one line."""
+    """Runs a command; returns its exit code: 0, 42 if it was asked to stop and has saved, 130 if interrupted, or 2 for a mistake."""
     arguments, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else list(argv))
     try:
         if arguments.command == "data":  # options of the source may stand behind others
@@ -62,6 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, OSError) as error:  # the disk and the network are the user's too
         print(f"filip: error: {one_line(str(error))}", file=sys.stderr)
         return 2
+    except Preempted as stopped:
+        print(f"filip: {stopped}; exit {PREEMPTED}", file=sys.stderr)
+        return PREEMPTED
     except KeyboardInterrupt:
         on = "; the same command goes on from the newest checkpoint" if arguments.command == "train" else ""
         print(f"filip: interrupted{on}", file=sys.stderr)
@@ -107,18 +111,29 @@ def _show_warning(message, category, filename, lineno, file=None, line=None):
 
 
 def _train(arguments, overrides) -> None:
-    from filip_jax.config import load_config
+    watch = Watch().begin()  # before anything slow is imported: a signal finds it
+    try:
+        from filip_jax.config import load_config
 
-    config = load_config(arguments.config, overrides)
-    if arguments.source:
-        config["source"] = source_section(arguments.source)
-    if arguments.distributed:
-        from filip_jax.mesh import join_processes
+        config = load_config(arguments.config, overrides)
+        if arguments.source:
+            config["source"] = source_section(arguments.source)
+        if arguments.distributed:
+            _join(config)
+        from filip_jax.train.loop import train
 
-        join_processes()
-    from filip_jax.train.loop import train
+        train(Path(arguments.workdir), config, watch)
+    finally:
+        watch.end()
 
-    train(Path(arguments.workdir), config)
+
+def _join(config) -> None:
+    from filip_jax.cluster.join import check_processes, join_processes
+    from filip_jax.sections import call
+
+    section = config.get("processes", {})
+    call(check_processes, section, "processes")
+    join_processes(section["heartbeat_seconds"], section["start_seconds"])
 
 
 def _eval(arguments, overrides) -> None:

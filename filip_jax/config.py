@@ -22,7 +22,10 @@ from filip_jax.redact import redacted
 
 FILE = "config.json"
 # What may change between two starts of one run without changing what it computes.
-FREE_SECTIONS = ("checkpoint", "evals", "eval_every_steps", "log_every_steps", "mesh")
+FREE_SECTIONS = (
+    "checkpoint", "compile_cache", "evals", "evals_fatal", "eval_every_steps", "guards", "log_every_steps", "log_keys",
+    "mesh", "processes",
+)  # fmt: skip
 FREE_DATA_KEYS = ("workers", "threads", "max_bad_fraction")
 
 

@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can mend, and what a message may look like."""
+"""The exceptions for mistakes that a user can mend and for runs that were asked to stop; what messages look like."""
 
 from filip_jax.redact import redact
 
@@ -14,6 +14,10 @@ class UserError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(one_line(message))
+
+
+class Preempted(Exception):
+    """The run was asked to stop, and everything is saved: the command line ends with exit code 42."""
 
 
 def one_line(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,18 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{file} is damaged: it holds {type(content).__name__}, not an object")
     return content
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one on each line; a last one torn by a kill is none, other damaged ones warn."""
+    if not file.exists():
+        return []
+    lines, damaged = [], 0
+    for line in file.read_bytes().splitlines(keepends=True):
+        try:
+            lines += [json.loads(line)] if line.endswith(b"\n") else []
+        except ValueError:
+            damaged += 1
+    if damaged:
+        warnings.warn(f"{file}: {damaged} damaged lines are left out", stacklevel=2)
+    return lines

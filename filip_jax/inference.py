@@ -178,6 +178,7 @@ class Run:
             have = f"; it has steps {', '.join(map(str, steps))}" if steps else " yet"
             raise UserError(f"{self.workdir} has no checkpoint{of_step}{have}")
         step = steps[-1] if step is None else step
+        self.checkpoints.check(step)
         check_tokenizer(self.tokenizer, self.checkpoints.meta(step), self.workdir)
         shapes = jax.eval_shape(self.model.init, jax.random.key(0))
         target = abstract(shapes, jax.tree.map(lambda _: replicated(self.embedder.mesh), shapes))

@@ -1,43 +1,18 @@
 """The device mesh: `replica` x `data`, the batch over both, parameters sharded over `data`."""
 
 import math
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from filip_jax import paths
 from filip_jax.errors import UserError
 
 BATCH_AXES = ("replica", "data")
-MESSAGE_BYTES = 2000
 MIN_SHARDED_SIZE = 2**14  # elements; below it a parameter costs more to gather than to keep whole
-
-
-def join_processes() -> None:
-    """Makes this process one of several that train together.
-
-    The cluster (Slurm, Kubernetes, TPU, Open MPI) tells who and how many they are; without one,
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do.
-
-    Raises:
-        UserError: neither does.
-    """
-    count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
-    try:
-        if count is None or index is None:
-            jax.distributed.initialize()
-        else:
-            jax.distributed.initialize(num_processes=int(count), process_id=int(index))
-    except (ValueError, RuntimeError) as error:
-        raise UserError(
-            f"--distributed: {error}; outside of Slurm, Kubernetes, TPU and Open MPI set "
-            "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
-        ) from error
 
 
 def make_mesh(replica: int = 1, data: int = -1) -> Mesh:
@@ -97,30 +72,6 @@ def parameter_shardings(mesh: Mesh, parameters: Mapping[str, Any]) -> dict[str, 
     )
 
 
-def on_first_process(action: Callable[[], None]) -> None:
-    """Runs an action on process 0 while the others wait; a user's mistake there stops all of them.
-
-    Raises:
-        UserError: the action raised one, or an OSError.
-    """
-    message = ""
-    if jax.process_index() == 0:
-        try:
-            action()
-        except (UserError, OSError) as error:
-            message = str(error)
-    if jax.process_count() > 1:
-        encoded = np.frombuffer(message.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0"), np.uint8)
-        message = bytes(multihost_utils.broadcast_one_to_all(encoded)).rstrip(b"\0").decode(errors="replace")
-    if message:
-        raise UserError(message)
-
-
-def of_first_process(value: bool) -> bool:
-    """What process 0 found, on all of them."""
-    return bool(multihost_utils.broadcast_one_to_all(value)) if jax.process_count() > 1 else value
-
-
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
@@ -129,6 +80,13 @@ def global_batch(mesh: Mesh, local: Mapping[str, np.ndarray]) -> dict[str, jax.A
     """This process's rows of a batch as its part of global arrays split over all devices."""
     sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in local.items()}
+
+
+def batch_shapes(mesh: Mesh, batch_size: int, image_size: int, text_length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `global_batch` gives of a training batch, without its content."""
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    image = jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), np.uint8, sharding=sharding)
+    return {"image": image, "ids": jax.ShapeDtypeStruct((batch_size, text_length), np.int32, sharding=sharding)}
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, exact, onto any mesh, and never into another model."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,12 @@ from filip_jax.errors import UserError
 from filip_jax.models import make_model
 from filip_jax.train.optimizer import make_optimizer
 from filip_jax.train.step import make_init, state_shardings
+
+
+def make_writer(workdir, **options):
+    return CheckpointWriter(
+        workdir, **dict(every_steps=1, every_minutes=0.0, keep_last=2, keep_every_steps=0) | options
+    )
 
 
 def state_on(config, mesh, ema_decay=0.0):
@@ -47,10 +54,10 @@ def config(demo_config):
 def saved(config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     state, shapes, _ = state_on(config, make_devices_mesh(2, 4), ema_decay=0.5)
-    writer = CheckpointWriter(workdir, every_steps=1, keep_last=2)
+    writer = make_writer(workdir)
     for step in (1, 2, 3):
-        writer.save(step, state, {"samples_seen": 16 * step})
-    writer.close()
+        writer.save(step, state, {"samples_seen": 16 * step}, {"seed": 7})
+    writer.wait()
     return workdir, state, shapes
 
 
@@ -84,9 +91,15 @@ def test_parameters_alone(saved):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"model.text.width": 32}, r"text/position is float32 \(20, 64\), the model's is float32 \(20, 32\).* more$"),
-        ({"model.text.depth": 3}, r"text/transformer/blocks/.* is float32 \(2, .*\), the model's is float32 \(3, "),
-        ({"model.class_token": False}, "image/class_token is not of this model"),
+        (
+            {"model.text.width": 32},
+            r"params/text/position is float32 \(20, 64\), this run's is float32 \(20, 32\).* more$",
+        ),
+        (
+            {"model.text.depth": 3},
+            r"params/text/transformer/blocks/.* is float32 \(2, .*\), this run's is float32 \(3, ",
+        ),
+        ({"model.class_token": False}, "params/image/class_token is not of this run"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused_with_the_paths(config, saved, changes, message):
@@ -95,6 +108,130 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_paths(config, saved, 
     here = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), shapes)
     with pytest.raises(UserError, match=message):
         Checkpoints(saved[0]).restore(3, {"params": abstract(shapes, here)})
+
+
+def test_an_optimiser_of_another_run_is_refused_with_the_paths(config, saved):
+    _, shapes, shardings = state_on(config, make_devices_mesh(1, 1), ema_decay=0.0)
+    target = abstract(shapes, shardings)
+    target["opt_state"] = target["opt_state"][:2]
+    with pytest.raises(UserError, match=r"holds another state: opt_state/.* is not of this run"):
+        Checkpoints(saved[0]).restore(3, target)
+
+
+def test_the_manifest_says_what_the_checkpoint_holds(saved):
+    workdir, state, _ = saved
+    manifest = Checkpoints(workdir).manifest(3)
+    assert manifest["step"] == 3 and manifest["config"] == {"seed": 7} and manifest["meta"] == {"samples_seen": 48}
+    position = state["params"]["text"]["position"]
+    assert manifest["tree"]["params/text/position"] == {"shape": list(position.shape), "dtype": "float32"}
+    written = {
+        str(f.relative_to(workdir / "checkpoints/3")) for f in (workdir / "checkpoints/3").rglob("*") if f.is_file()
+    }
+    assert written == {*manifest["files"], "manifest.json"}
+
+
+def ways_to_damage(file):
+    """(name, function) of each way in which a file may be spoilt."""
+    data = file.read_bytes()
+    flipped = bytearray(data)
+    if data:
+        flipped[len(data) // 2] ^= 0x10
+        yield "flipped", lambda: file.write_bytes(flipped)
+        yield "truncated", lambda: file.write_bytes(data[: len(data) // 2])
+    yield "longer", lambda: file.write_bytes(data + b"x")
+    yield "deleted", file.unlink
+
+
+def test_whatever_happens_to_any_file_is_noticed(saved, tmp_path):
+    """Each file in each way: the step is invisible, or found damaged with the file's name."""
+    shutil.copytree(saved[0], tmp_path / "run")
+    checkpoints, folder = Checkpoints(tmp_path / "run"), tmp_path / "run/checkpoints/3"
+    assert checkpoints.damage(3) == "" and all(checkpoints.damage(3, n, 3) == "" for n in range(3))
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        whole = file.read_bytes()
+        for way, spoil in ways_to_damage(file):
+            spoil()
+            if file.name == "manifest.json" and way == "deleted":
+                assert checkpoints.steps() == [2]
+            else:
+                assert str(file) in checkpoints.damage(3), way
+                assert [bool(checkpoints.damage(3, n, 3)) for n in range(3)].count(True) in (1, 3), way
+            file.write_bytes(whole)
+    assert checkpoints.damage(3) == ""
+
+
+def test_nothing_but_what_a_manifest_lists_is_ever_removed(tmp_path):
+    """Foreign files and folders, a copy without manifest, a damaged checkpoint: all stay when old steps go."""
+    state = {"params": {"x": jax.numpy.arange(5.0)}}
+    folder = tmp_path / "checkpoints"
+    foreign = [folder / "2/notes.txt", folder / "2/state/mine", folder / "12/state/d/part", folder / "backup/1/data"]
+    for file in foreign:
+        file.parent.mkdir(parents=True)
+        file.write_text("mine")
+    writer = make_writer(tmp_path, keep_last=1, keep_every_steps=4)
+    writer.clean()
+    for step in (2, 3, 4, 5, 6):
+        writer.save(step, state, {}, {})
+        if step == 5:
+            writer.wait()
+            writer.set_aside(5)
+    writer.wait()
+    assert writer.steps() == [4, 6]
+    assert all(file.read_text() == "mine" for file in foreign) and (folder / "5/state/_METADATA").exists()
+    assert not (folder / "3").exists()
+
+
+def test_the_remains_of_a_kill_are_cleared_away_and_a_damaged_step_is_saved_again(tmp_path):
+    state = {"params": {"x": jax.numpy.arange(5.0)}}
+    writer = make_writer(tmp_path)
+    writer.save(1, state, {}, {})
+    writer.wait()
+    folder = tmp_path / "checkpoints"
+    (folder / "2/state.orbax-checkpoint-tmp/d").mkdir(parents=True)
+    (folder / "2/state.orbax-checkpoint-tmp/d/1").write_text("torn")
+    (folder / "2/saving.json").write_text('{"state": "state"}')
+    shutil.copytree(folder / "1/state", folder / "3/state")  # renamed, but killed before its manifest
+    (folder / "3/saving.json").write_text('{"state": "state"}')
+    (folder / "1/saving.json").write_text('{"state": "state"}')  # killed behind its manifest
+    (folder / "4/other").mkdir(parents=True)
+    (folder / "4/saving.json").write_text("not ours")
+    (folder / "5").mkdir()
+    (folder / "5/saving.json").write_text('{"state": "../1"}')  # nothing that we wrote
+    make_writer(tmp_path).clean()
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "4", "5"] and writer.damage(1) == ""
+    writer.set_aside(1)
+    assert writer.steps() == [] and (folder / "1/state/_METADATA").exists()
+    writer.save(1, state, {"again": 1}, {})
+    writer.wait()
+    assert writer.steps() == [1] and writer.meta(1) == {"again": 1} and writer.damage(1) == ""
+
+
+def test_a_save_that_fails_is_raised_at_the_next_look(tmp_path, monkeypatch):
+    state = {"params": {"x": jax.numpy.arange(5.0)}}
+    writer = make_writer(tmp_path)
+    writer.save(1, state, {}, {})
+    writer.wait()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("filip_jax.checkpoint.writer.write_manifest", full)
+    writer.save(2, state, {}, {})
+    with pytest.raises(
+        UserError, match="2 could not be saved: .*No space left.*; the newest whole checkpoint is of step 1"
+    ):
+        writer.wait()
+    writer.check_saves()  # said once
+    assert Checkpoints(tmp_path).steps() == [1]
+
+
+def test_saves_by_the_clock(tmp_path, monkeypatch):
+    writer = make_writer(tmp_path, every_minutes=0.5)
+    now = writer.since
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    assert not writer.is_due_by_clock()
+    now += 31
+    assert writer.is_due_by_clock() and not make_writer(tmp_path).is_due_by_clock()
 
 
 def test_reading_makes_no_folder(tmp_path):
@@ -106,9 +243,9 @@ SAVE_FOREVER = """
 import sys, jax.numpy as jnp
 from pathlib import Path
 from filip_jax.checkpoint import CheckpointWriter
-writer = CheckpointWriter(Path(sys.argv[1]), every_steps=1, keep_last=3)
+writer = CheckpointWriter(Path(sys.argv[1]), every_steps=1, every_minutes=0.0, keep_last=3, keep_every_steps=0)
 for step in range(1, 10_000):
-    writer.save(step, {"params": {"x": jnp.full((2000, 1000), float(step))}}, {"samples_seen": step})
+    writer.save(step, {"params": {"x": jnp.full((2000, 1000), float(step))}}, {"samples_seen": step}, {})
     print(step, flush=True)
 """
 

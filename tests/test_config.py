@@ -76,7 +76,11 @@ DEMO = str(ROOT / "configs/demo.py")
     [
         (DEMO, ["--config.batchsize=3"], "unknown config key batchsize: no batchsize; did you mean batch_size?"),
         (DEMO, ["--config.model.image.dept=3"], "unknown config key model.image.dept: no dept; did you mean depth?"),
-        (DEMO, ["--config.xyz=3"], "unknown config key xyz: no xyz; there are batch_size, checkpoint, data, "),
+        (
+            DEMO,
+            ["--config.xyz=3"],
+            "unknown config key xyz: no xyz; there are batch_size, checkpoint, compile_cache, data, ",
+        ),
         (DEMO, ["--config.loss.foo=3"], "unknown config key loss.foo: no foo; there are dtype, exchange, "),
         (DEMO, ["--config.seed.foo=3"], "unknown config key seed.foo: no foo; there are none below"),
         (DEMO, ["--config.batch_size=1.5"], "--config.batch_size=1.5: invalid literal for int()"),

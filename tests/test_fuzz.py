@@ -15,12 +15,12 @@ from PIL import Image
 
 from filip_jax.cli_data import source_section
 from filip_jax.config import load_config
+from filip_jax.data.braces import PATHS, expand_braces
 from filip_jax.data.decode import decode, image_size
 from filip_jax.data.pipeline import batches
 from filip_jax.data.preprocess import centre_view
 from filip_jax.data.sentence_pieces import train_sentence_pieces
 from filip_jax.data.sources import make_source
-from filip_jax.data.storage import PATHS, expand_braces
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.data.vocabularies import PLACED, _places
 from filip_jax.errors import UserError

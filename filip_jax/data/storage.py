@@ -1,33 +1,29 @@
 """Files on disks and in buckets: lists, byte ranges, whole files. The one door of fsspec.
 
-A path is local, gs://… or s3://…; credentials and endpoints are those of gcsfs and s3fs, from their
-own environment variables and files.
+A path is local, gs://… or s3://…; credentials and endpoints are those that gcsfs and s3fs find.
 """
 
 import errno
 import glob
 import io
-import itertools
 import logging
 import os
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import fsspec
 
+from filip_jax.data.braces import expand_braces
 from filip_jax.data.record import BadRecord
 from filip_jax.errors import UserError
 from filip_jax.files import write_atomically
 
-DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}  # scheme: the package that reads it, and the extra of the scheme's name
-OPEN_FILES = 256
-SMALL = 1 << 20  # bytes
-PATHS = 1 << 20  # that the braces of one path stand for
+DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}  # scheme: the package that reads it; the extra is named as the scheme
+OPEN_FILES, SMALL = 256, 1 << 20  # descriptors, bytes
 ABSENT = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
 
 
@@ -50,7 +46,7 @@ def folder_of(path: str) -> str:
 
 def name_of(path: str) -> str:
     """The last name of the path."""
-    return path.rsplit("/", 1)[-1]
+    return path.rpartition("/")[2]
 
 
 def common_folder(paths: Sequence[str]) -> str:
@@ -90,27 +86,6 @@ def find(path: str, suffixes: tuple[str, ...], key: str) -> list[Found]:
         some = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         raise UserError(f"{key}={path!r}: {len(missing)} of {len(missing) + len(found)} files are missing: {some}")
     return sorted(found.values())
-
-
-def expand_braces(path: str) -> list[str]:
-    """The paths that {a,b} and {000..127} stand for, as in a shell.
-
-    Raises:
-        UserError: there are more than PATHS.
-    """
-    paths = [""]
-    for n, piece in enumerate(re.split(r"\{([^{}]*)\}", path)):  # every second one stood in braces
-        span = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", piece) if n % 2 else None
-        if span:
-            width = len(span[1]) if span[1].startswith("0") else 0
-            numbers = range(int(span[1]), int(span[2]) + 1)
-            choices = (f"{number:0{width}d}" for number in numbers)
-        else:
-            numbers = choices = piece.split(",") if n % 2 else [piece]
-        if len(paths) * len(numbers) > PATHS:
-            raise UserError(f"{path}: its braces stand for more than {PATHS} paths")
-        paths = [a + b for a, b in itertools.product(paths, choices)]
-    return paths
 
 
 def _list(pattern: str, suffixes: tuple[str, ...]) -> list[Found]:
@@ -254,6 +229,17 @@ def write(path: str, data: bytes) -> None:
         write_atomically(Path(path), data)
         with _lock:
             _handles.pop(path, None)  # of the file that was there before
+
+
+def listed(pattern: str) -> list[str]:
+    """The files that a pattern with * matches."""
+    return [file.path for file in _list(pattern, ())]
+
+
+def remove_remote(path: str) -> None:
+    """Removes an object of a bucket, if it is there."""
+    with _reaching(path), suppress(FileNotFoundError):
+        _system(path).rm_file(path)
 
 
 def _system(path: str) -> fsspec.AbstractFileSystem:

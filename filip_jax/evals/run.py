@@ -2,7 +2,7 @@
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +21,8 @@ FILE = "evals.json"
 # {name: numbers}. A new kind is a file beside this and a line here.
 KINDS = {"retrieval": retrieval, "zero_shot": zero_shot, "localisation": localisation, "pictures": pictures}
 
-Metrics = dict[str, float]
+Metrics = dict[str, Any]  # numbers; texts under eval/<name>/error
+Guard = Callable[[str, Callable[[], Metrics]], Metrics]
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,20 @@ def check_evals(evals: Mapping[str, Mapping[str, Any]]) -> None:
         check(kind.evaluate, options, f"evals.{name}", ("model", "output"))
 
 
-def run_evals(model: Embedder, evals: Sequence[Eval], workdir: Path) -> Metrics:
-    """Every evaluation on one model: {"<name>/<metric>": number}."""
+def run_evals(model: Embedder, evals: Sequence[Eval], workdir: Path, guard: Guard | None = None) -> Metrics:
+    """Every evaluation on one model: {"<name>/<metric>": number}.
+
+    Args:
+        guard: called with each evaluation's name and a function that runs it; gives its metrics.
+    """
     metrics = {}
     for each in evals:
-        result = each.kind.evaluate(model, each.source, workdir / "pictures" / each.name, **each.options)
-        metrics |= {f"{each.name}/{metric}": value for metric, value in result.items()}
+
+        def one(each=each):
+            result = each.kind.evaluate(model, each.source, workdir / "pictures" / each.name, **each.options)
+            return {f"{each.name}/{metric}": value for metric, value in result.items()}
+
+        metrics |= guard(each.name, one) if guard else one()
     return metrics
 
 
@@ -186,7 +195,7 @@ def _cell(metrics: Metrics, row: str) -> str:
     if row not in metrics:
         return ""
     value = metrics[row]
-    if isinstance(value, int):
+    if isinstance(value, (int, str)):
         return str(value)
     if f"{row}_low" in metrics:
         return f"{value:.3f} [{metrics[f'{row}_low']:.3f}, {metrics[f'{row}_high']:.3f}]"

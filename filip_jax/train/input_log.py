@@ -1,6 +1,8 @@
-"""What the input did to a run: texts that were cut, records that were replaced, time that was lost."""
+"""What the input did to a run: texts that were cut, records that were replaced, samples of each step."""
 
 import json
+import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,9 +13,13 @@ import jax
 import numpy as np
 
 from filip_jax.data.pipeline import Bad
+from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
+from filip_jax.files import read_lines, write_atomically
 
 FOLDER = "quarantine"
+SKIPPED = "skipped"  # the samples of steps that the guards skipped
+KEYS = "keys"  # the samples of every step
 ENOUGH = 100  # samples of a part after which its share of bad records counts
 NAMED = 100_000  # bad records that a process names
 
@@ -22,13 +28,16 @@ class InputLog:
     """Counts this process's rows; names bad records in quarantine/process_<n>.jsonl, each once.
 
     Args:
-        parts: names of the mixture's sources.
+        sources: the mixture's sources by name.
         max_bad_fraction: of a part's samples since the start, above which the run ends.
+        keys: whether the samples of each step are named in keys/process_<n>.jsonl.
     """
 
-    def __init__(self, workdir: Path, *, parts: Sequence[str], max_bad_fraction: float):
-        self.parts, self.max_bad_fraction = tuple(parts), max_bad_fraction
-        self.file = workdir / FOLDER / f"process_{jax.process_index()}.jsonl"
+    def __init__(self, workdir: Path, *, sources: Mapping[str, Source], max_bad_fraction: float, keys: bool):
+        self.sources, self.parts, self.max_bad_fraction = sources, tuple(sources), max_bad_fraction
+        name = f"process_{jax.process_index()}.jsonl"
+        self.file, self.skipped_file = workdir / FOLDER / name, workdir / SKIPPED / name
+        self.keys_file = workdir / KEYS / name if keys else None
         self.named = _named(self.file)
         self.samples, self.bad = Counter(), Counter()
         self.restart_window()
@@ -71,16 +80,45 @@ class InputLog:
                 found[f"data/share/{part}"] = self.window_samples[part] / max(samples, 1)
         return found
 
+    def log_keys(self, step: int, rows: Mapping[str, Any]) -> None:
+        """Names this process's samples of a step, if the run keeps them."""
+        if self.keys_file:
+            _append(self.keys_file, [self._samples_of(step, rows)])
+
+    def name_skipped(self, step: int, found: Mapping[str, float], rows: Mapping[str, Any]) -> Path:
+        """Names this process's samples of a step that was skipped; returns the file."""
+        numbers = {name: value if math.isfinite(value) else str(value) for name, value in found.items()}
+        _append(self.skipped_file, [numbers | self._samples_of(step, rows)])
+        return self.skipped_file
+
+    def _samples_of(self, step: int, rows: Mapping[str, Any]) -> dict[str, Any]:
+        places = zip(rows["part"].tolist(), rows["index"].tolist())
+        keys = ["/".join((self.parts[part], *self.sources[self.parts[part]].where(n))) for part, n in places]
+        return {"step": step, "first_row": jax.process_index() * len(keys), "keys": keys}
+
     def _name(self, bad: Sequence[Bad]) -> None:
         new = {(each.part, each.shard, each.key): each for each in bad if len(self.named) < NAMED}
-        lines = [json.dumps(asdict(each)) + "\n" for place, each in new.items() if place not in self.named]
+        lines = [asdict(each) for place, each in new.items() if place not in self.named]
         self.named |= set(new)
         if lines:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            with self.file.open("a+b") as file:
-                if file.tell() and self.file.read_bytes()[-1:] != b"\n":  # a line that a kill tore
-                    lines.insert(0, "\n")
-                file.write("".join(lines).encode())
+            _append(self.file, lines)
+
+
+def _append(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    with file.open("a+b") as stream:
+        if stream.tell():
+            stream.seek(-1, os.SEEK_END)
+            text = text if stream.read(1) == b"\n" else "\n" + text  # a line that a kill tore
+        stream.write(text.encode())
+
+
+def forget_keys_after(workdir: Path, step: int) -> None:
+    """Removes the steps beyond this one, to which a run goes back, from the logs of samples."""
+    for file in (*(workdir / KEYS).glob("*.jsonl"), *(workdir / SKIPPED).glob("*.jsonl")):
+        kept = [line for line in read_lines(file) if line["step"] <= step]
+        write_atomically(file, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _named(file: Path) -> set[tuple[str, str, str]]:

@@ -1,8 +1,8 @@
 """The one trainer.
 
-Its order is a contract: evaluate if due -> take a batch -> step -> log -> save if due. A step's
-metrics are written before its checkpoint, its evaluations after it; so a run killed anywhere goes
-on from the newest checkpoint with every step logged once and no evaluation missed.
+Its order is a contract: evaluate if due -> take a batch -> roll call -> step -> log -> save if due. A
+step's metrics are written before its checkpoint; what is evaluated has been saved. So a run killed
+anywhere goes on from the newest checkpoint with every step logged once and no evaluation missed.
 """
 
 import time
@@ -15,149 +15,245 @@ import jax
 
 from filip_jax import __version__
 from filip_jax.checkpoint import CheckpointWriter, abstract
+from filip_jax.cluster import service
+from filip_jax.cluster.join import preflight
+from filip_jax.cluster.pulse import Pulse
+from filip_jax.cluster.roll_call import roll_call
+from filip_jax.cluster.watch import Watch
 from filip_jax.config import check_same_run, save_config
-from filip_jax.data.pipeline import batches, check_usable, parts_of
-from filip_jax.data.sources import Source, fingerprint, make_source
-from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
-from filip_jax.errors import UserError
+from filip_jax.data.pipeline import batches, parts_of
+from filip_jax.data.sources import Source, fingerprint
+from filip_jax.data.tokenizer import Tokenizer
+from filip_jax.errors import Preempted, UserError
 from filip_jax.evals.run import Eval, forget_after, is_recorded, open_evals, record_step, run_evals, table
-from filip_jax.files import write_atomically
-from filip_jax.inference import TOKENIZER, Embedder, check_tokenizer, read_tokenizer
-from filip_jax.mesh import global_batch, of_first_process, on_first_process, replicated
+from filip_jax.inference import Embedder, check_tokenizer
+from filip_jax.mesh import batch_shapes, global_batch, replicated
 from filip_jax.sections import call
-from filip_jax.train.input_log import InputLog
+from filip_jax.train.evaluation import EvalGuard
+from filip_jax.train.feed import Feed
+from filip_jax.train.goodput import CompileCache, Goodput
+from filip_jax.train.input_log import InputLog, forget_keys_after
 from filip_jax.train.metrics import MetricWriter, StepLog, say
 from filip_jax.train.setup import Setup, make_setup
+from filip_jax.train.start import newest_sound, open_source, prepare_tokenizer, prepare_workdir
 from filip_jax.train.step import State
 
 
-def train(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Trains the run of `workdir` to its last step, from its newest checkpoint if it has one.
+def train(workdir: Path, config: Mapping[str, Any], watch: Watch | None = None) -> None:
+    """Trains the run of `workdir` to its last step, from its newest sound checkpoint if it has one.
+
+    Args:
+        watch: that has begun already; by default one of this call's own.
 
     Raises:
-        UserError: a config, data or checkpoint that can not be, or a loss that is not finite.
+        UserError: a config, data or checkpoint that can not be, or too many steps that had to be skipped.
+        Preempted: a signal asked the run to stop; everything is saved.
     """
+    if watch is not None:
+        return _train(workdir, config, watch)
+    watch = Watch().begin()
+    try:
+        _train(workdir, config, watch)
+    finally:
+        watch.end()
+
+
+def _train(workdir: Path, config: Mapping[str, Any], watch: Watch) -> None:
     setup = call(make_setup, config, "(top level)")
-    source = _open_source(setup)
-    evals = open_evals(setup.evals) if setup.eval_every_steps else []
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file")
-    if setup.batch_size > len(source):
-        warnings.warn(f"batch_size={setup.batch_size}, but the source has only {len(source)} records", stacklevel=2)
-    workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints = call(CheckpointWriter, setup.checkpoint, "checkpoint", workdir=workdir)
-    started = bool(checkpoints.steps())
-    if started:
-        check_same_run(workdir, config)
-    tokenizer = _prepare_tokenizer(workdir, setup, source, started=started)
-    on_first_process(lambda: save_config(workdir, config))
-    Trainer(workdir, setup, source, evals, tokenizer, checkpoints).run()
+    watch.listen(setup.processes["stop_signals"])
+    watch.hang_seconds = setup.processes["hang_seconds"]
+    pulse = Pulse(watch, setup.processes["heartbeat_seconds"])
+    try:
+        say(preflight(config))
+        trainer = Trainer(workdir, setup, config, watch)
+        trainer.run()
+        with watch.phase("end"):
+            service.gather("done")  # what the first process wrote last is there for all
+    except (Preempted, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        known = isinstance(error, (UserError, OSError))
+        pulse.farewell(2 if known else 1, f"filip: error: {error}")
+        raise
+    finally:
+        pulse.close()
+    say(trainer.goodput.table())
     say(f"done: {workdir} holds {', '.join(sorted(file.name for file in workdir.iterdir()))}")
 
 
 class Trainer:
     """A run in progress: its state, its step and what watches them."""
 
-    def __init__(
-        self,
-        workdir: Path,
-        setup: Setup,
-        source: Source,
-        evals: Sequence[Eval],
-        tokenizer: Tokenizer,
-        checkpoints: CheckpointWriter,
-    ):
-        self.workdir, self.setup, self.evals, self.checkpoints = workdir, setup, evals, checkpoints
+    def __init__(self, workdir: Path, setup: Setup, config: Mapping[str, Any], watch: Watch):
+        self.workdir, self.setup, self.config, self.watch = workdir, setup, config, watch
+        source = open_source(setup)
+        if setup.batch_size > len(source):
+            warnings.warn(f"batch_size={setup.batch_size}, but the source has {len(source)} records", stacklevel=2)
+        self.evals: Sequence[Eval] = open_evals(setup.evals) if setup.eval_every_steps else []
+        service.together(lambda: prepare_workdir(workdir))
+        self.cache = CompileCache(workdir / "compiled", setup.compile_cache)
+        self.checkpoints = call(CheckpointWriter, setup.checkpoint, "checkpoint", workdir=workdir)
+        with watch.phase("restore"):
+            newest = newest_sound(self.checkpoints)
+        if newest is not None:
+            check_same_run(workdir, config)
+        tokenizer = prepare_tokenizer(workdir, setup, source, started=newest is not None)
+        service.on_first_process(lambda: save_config(workdir, config))
         self.meta = {
             "tokenizer_sha256": tokenizer.sha256, "data_sha256": fingerprint(source), "filip_jax_version": __version__,
         }  # fmt: skip
-        image_size, text_length = setup.data["image_size"], setup.data["text_length"]
-        self.embedder = Embedder(
-            setup.model, tokenizer, image_size=image_size, text_length=text_length, mesh=setup.mesh
-        )
-        self.state, self.step, self.samples_seen = self._start(tokenizer)
-        self.rows = call(
+        sizes = {name: setup.data[name] for name in ("image_size", "text_length")}
+        self.embedder = Embedder(setup.model, tokenizer, **sizes, mesh=setup.mesh)
+        self.eval_guard = EvalGuard(workdir, watch, setup.evals_fatal)
+        self.state, self.step, meta = self._start(newest, tokenizer)
+        self.samples_seen, self.saved_step, watch.step = meta.get("samples_seen", 0), self.step, self.step
+        self._open_logs(source, meta)
+        rows = call(
             batches, setup.data, "data", source=source, tokenizer=tokenizer, batch_size=setup.batch_size,
             seed=setup.seed, start=self.samples_seen,
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
-        on_first_process(lambda: forget_after(workdir, self.step))
-        self.evaluated_step = self.step if of_first_process(is_recorded(workdir, self.step, evals)) else None
-        self.writer = MetricWriter(workdir, step=self.step, evaluated=self.evaluated_step is not None)
-        bad = setup.data["max_bad_fraction"]
-        self.input = InputLog(workdir, parts=list(parts_of(source)), max_bad_fraction=bad)
-        self.log = StepLog(
-            self.writer, self.input, batch_size=setup.batch_size, total_steps=setup.total_steps,
-            every_steps=setup.log_every_steps, step=self.step,
-        )  # fmt: skip
+        self.feed = Feed(rows)
 
-    def _start(self, tokenizer: Tokenizer) -> tuple[State, int, int]:
-        """(state, step, data position): the newest checkpoint on this mesh, or a state that is born sharded."""
-        setup, steps = self.setup, self.checkpoints.steps()
-        if steps:
-            say(f"{self.workdir}: resuming at step {steps[-1]} of {setup.total_steps}")
-            meta = self.checkpoints.meta(steps[-1])
-            check_tokenizer(tokenizer, meta, self.workdir)
-            if meta["data_sha256"] != self.meta["data_sha256"]:
-                raise UserError(
-                    f"the data of {self.workdir} is not what the run began with: its files, their sizes or their "
-                    "number of records changed; bring them back or start in a new --workdir"
-                )
-            state = self.checkpoints.restore(steps[-1], abstract(setup.shapes, setup.shardings))
-            return state, steps[-1], meta["samples_seen"]
-        say(f"{self.workdir}: starting on {jax.device_count()} {jax.devices()[0].device_kind} devices")
-        with jax.set_mesh(setup.mesh):
-            return jax.jit(setup.init, out_shardings=setup.shardings)(jax.random.key(setup.seed)), 0, 0
+    def _start(self, newest: int | None, tokenizer: Tokenizer) -> tuple[State, int, dict[str, Any]]:
+        """(state, step, meta): of the newest checkpoint on this mesh, or a state that is born sharded."""
+        setup = self.setup
+        if newest is None:
+            say(f"{self.workdir}: starting on {jax.device_count()} {jax.devices()[0].device_kind} devices")
+            with self.watch.phase("compile"), jax.set_mesh(setup.mesh):
+                return jax.jit(setup.init, out_shardings=setup.shardings)(jax.random.key(setup.seed)), 0, {}
+        meta, started = self.checkpoints.meta(newest), time.monotonic()
+        check_tokenizer(tokenizer, meta, self.workdir)
+        if meta["data_sha256"] != self.meta["data_sha256"]:
+            raise UserError(
+                f"the data of {self.workdir} is not what the run began with: its files, their sizes or their "
+                "number of records changed; bring them back or start in a new --workdir"
+            )
+        with self.watch.phase("restore"):
+            state = self.checkpoints.restore(newest, abstract(setup.shapes, setup.shardings))
+        seconds = time.monotonic() - started
+        say(f"{self.workdir}: resuming at step {newest} of {setup.total_steps} ({seconds:.1f} s to restore)")
+        return state, newest, meta
+
+    def _open_logs(self, source: Source, meta: Mapping[str, Any]) -> None:
+        setup, workdir = self.setup, self.workdir
+
+        def go_back():
+            forget_after(workdir, self.step)
+            forget_keys_after(workdir, self.step)
+
+        service.on_first_process(go_back)
+        recorded = service.of_first_process(is_recorded(workdir, self.step, self.evals))
+        self.evaluated_step = self.step if recorded else None
+        self.writer = MetricWriter(workdir, step=self.step, evaluated=recorded)
+        self.goodput = Goodput(self.watch, meta.get("seconds", {}), self.writer.dropped)
+        self.input = InputLog(
+            workdir, sources=parts_of(source), max_bad_fraction=setup.data["max_bad_fraction"], keys=setup.log_keys
+        )
+        self.log = StepLog(
+            self.writer, self.input, self.goodput, batch_size=setup.batch_size, total_steps=setup.total_steps,
+            every_steps=setup.log_every_steps, max_skipped=setup.guards["max_skipped"], step=self.step,
+        )  # fmt: skip
 
     def run(self) -> None:
         """The loop; whatever ends it, what was logged and saved is on disk."""
         try:
             self._run()
         finally:
-            self.rows.close()
-            self.writer.close()
-            self.checkpoints.close()
+            with self.watch.phase("end"):
+                self.feed.close()
+                self.writer.close()
 
     def _run(self) -> None:
         """The order that the module promises."""
-        train_step = None
+        train_step = self._compile() if self.step < self.setup.total_steps else None
         while True:
             if self._evaluation_is_due():
                 self._evaluate()
             if self.step == self.setup.total_steps:
                 break
-            batch, waited = self._next_batch()
-            if train_step is None:
-                train_step, waited = self._compile(batch), 0.0
-            self.state, metrics = train_step(self.state, batch)
+            batch, rows, waited = self._next_batch()
+            with self.watch.phase("step"):
+                self.state, metrics = train_step(self.state, batch)
             self.step, self.samples_seen = self.step + 1, self.samples_seen + self.setup.batch_size
-            self.log.push(self.step, metrics, waited)
-            if self.step % self.checkpoints.every_steps == 0 or self.step == self.setup.total_steps:
+            self.watch.step = self.step
+            self.log.push(self.step, metrics, waited, rows)
+            if self.step % self.setup.checkpoint["every_steps"] == 0 or self.step == self.setup.total_steps:
                 self._save()
+        self._finish_saving()
 
-    def _next_batch(self) -> tuple[dict[str, jax.Array], float]:
-        """The next global batch, under way to the devices, and the seconds that they waited for it."""
+    def _next_batch(self) -> tuple[dict[str, jax.Array], dict[str, Any], float]:
+        """The next global batch, under way to the devices, this process's rows, and the seconds that devices waited.
+
+        Raises:
+            Preempted: the run is asked to stop; it is saved.
+        """
         started = time.perf_counter()
-        rows = next(self.rows)
-        waited = time.perf_counter() - started if self.log.is_idle() else 0.0
-        self.input.add(rows)
-        return global_batch(self.setup.mesh, {"image": rows["image"], "ids": rows["ids"]}), waited
+        with self.watch.phase("data"):
+            decision = roll_call(self.watch, self.step, self._is_ready, self._clock_says_save)
+        waited = time.perf_counter() - started
+        if not self.log.is_idle():
+            self.watch.move(waited, "data", "step")
+            waited = 0.0
+        if decision.stop:
+            self._stop(decision.stop)
+        if decision.save and self.step != self.saved_step:
+            self._save()
+        self.watch.set_unsaved(True)
+        rows = self.feed.take()
+        where = {name: rows[name] for name in ("part", "index")}
+        return global_batch(self.setup.mesh, {"image": rows["image"], "ids": rows["ids"]}), where, waited
 
-    def _compile(self, batch: dict[str, jax.Array]):
-        setup, started = self.setup, time.perf_counter()
+    def _is_ready(self, seconds: float) -> bool:
+        """Whether this process can take the next step; raises what keeps it from ever doing so."""
+        self.checkpoints.check_saves()
+        had = self.feed.item is not None
+        if self.feed.ready(seconds) and not had:
+            self.input.add(self.feed.item)
+        return self.feed.item is not None
+
+    def _clock_says_save(self) -> bool:
+        return self.checkpoints.is_due_by_clock() and self.step != self.saved_step
+
+    def _stop(self, reason: str) -> None:
+        say(f"filip: {reason}: saving step {self.step} and stopping")
+        self._save()
+        self._finish_saving()
+        say(self.goodput.table())
+        raise Preempted(f"{reason}: step {self.step} of {self.setup.total_steps} is saved; the same command goes on")
+
+    def _compile(self):
+        setup, started, spared = self.setup, time.perf_counter(), self.cache.spared
         say("compiling the training step ...")
         outputs = (setup.shardings, replicated(setup.mesh))
-        with jax.set_mesh(setup.mesh):
-            lowered = jax.jit(setup.train_step, donate_argnums=0, out_shardings=outputs).lower(self.state, batch)
+        shapes = batch_shapes(setup.mesh, setup.batch_size, setup.data["image_size"], setup.data["text_length"])
+        with self.watch.phase("compile"), jax.set_mesh(setup.mesh):
+            lowered = jax.jit(setup.train_step, donate_argnums=0, out_shardings=outputs).lower(self.state, shapes)
             compiled = lowered.compile()
-        say(f"compiled in {time.perf_counter() - started:.1f} s")
+        seconds, spared = time.perf_counter() - started, self.cache.spared - spared
+        say(f"compiled in {seconds:.1f} s" + (f"; the compile cache spared {spared:.1f} s" if spared else ""))
+        self.log.note(compile=seconds, compile_spared=spared)
         self.log.restart_clock(self.step)
         return compiled
 
     def _save(self) -> None:
+        """Starts a save, if this step is not saved yet; the time that training stands still for it is logged."""
         self.log.flush()
-        self.checkpoints.save(self.step, self.state, self.meta | {"samples_seen": self.samples_seen})
+        if self.step == self.saved_step:
+            return
+        started = time.perf_counter()
+        with self.watch.phase("save"):
+            meta = self.meta | {"samples_seen": self.samples_seen, "seconds": self.goodput.totals()}
+            self.checkpoints.save(self.step, self.state, meta, self.config)
+        self.saved_step = self.step
+        self.log.note(save_block=time.perf_counter() - started, save_before=self.checkpoints.seconds)
         self.log.restart_clock(self.step)
+
+    def _finish_saving(self) -> None:
+        """Waits until everything is on disk: now a stop would lose nothing."""
+        with self.watch.phase("save"):
+            service.together(self.checkpoints.wait)
+        self.watch.set_unsaved(self.step != self.saved_step)
 
     def _evaluation_is_due(self) -> bool:
         every, last = self.setup.eval_every_steps, self.step == self.setup.total_steps
@@ -165,46 +261,16 @@ class Trainer:
         return bool(due) and self.step != self.evaluated_step
 
     def _evaluate(self) -> None:
-        self.log.flush()
+        self._save()
+        self._finish_saving()
         say(f"step {self.step}: evaluating {', '.join(each.name for each in self.evals)} ...")
         parameters = self.state.get("ema", self.state["params"])
-        metrics = run_evals(self.embedder.with_parameters(parameters, self.step), self.evals, self.workdir)
-        self.writer.write(self.step, metrics)
-        on_first_process(lambda: record_step(self.workdir, self.step, metrics))
+        self.eval_guard.step = self.step
+        with self.watch.phase("evaluation"):
+            model = self.embedder.with_parameters(parameters, self.step)
+            metrics = run_evals(model, self.evals, self.workdir, self.eval_guard)
+            self.writer.write(self.step, metrics)
+            service.on_first_process(lambda: record_step(self.workdir, self.step, metrics))
         self.evaluated_step = self.step
         say(table({f"step {self.step}": metrics}))
         self.log.restart_clock(self.step)
-
-
-def _open_source(setup: Setup) -> Source:
-    """The run's source, some of its records tried; process 0 goes first, since it may have to index the data."""
-
-    opened = []
-
-    def open_and_try():
-        opened.append(make_source(setup.source))
-        check_usable(opened[0], setup.data["image_size"], setup.data["augment"])
-
-    on_first_process(open_and_try)
-    return opened[0] if opened else make_source(setup.source)
-
-
-def _prepare_tokenizer(workdir: Path, setup: Setup, source: Source, *, started: bool) -> Tokenizer:
-    """The tokenizer the run started with, else that of tokenizer.path, else one trained on captions.
-
-    Raises:
-        UserError: no such file, or more ids than the model's vocabulary.
-    """
-
-    def make():
-        if setup.tokenizer["name"] == "sentencepiece" and not setup.tokenizer["path"]:
-            say(f"training a tokenizer of at most {setup.tokenizer['vocab_size']} pieces")
-        write_atomically(workdir / TOKENIZER, make_tokenizer(source=source, **setup.tokenizer))
-
-    if not started:
-        on_first_process(make)
-    tokenizer = read_tokenizer(workdir)
-    rows = setup.shapes["params"]["text"]["token_embedding"].shape[0]
-    if tokenizer.vocab_size > rows:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids, but model.text.vocab_size={rows}")
-    return tokenizer

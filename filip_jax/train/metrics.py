@@ -3,7 +3,6 @@
 import json
 import math
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import jax
 from tensorboardX import SummaryWriter
 
 from filip_jax.errors import UserError
-from filip_jax.files import write_atomically
+from filip_jax.files import read_lines, write_atomically
+from filip_jax.train.goodput import Goodput
 from filip_jax.train.input_log import InputLog
 
 FILE = "metrics.jsonl"
@@ -37,44 +37,37 @@ class MetricWriter:
         workdir: the run's folder.
         step: the step that the run resumes from; lines beyond it are removed.
         evaluated: whether the evaluations of that step are complete.
+
+    Attributes:
+        dropped: the last of the lines that were removed.
     """
 
     def __init__(self, workdir: Path, *, step: int, evaluated: bool):
+        self.dropped: dict[str, Any] = {}
         self.enabled = jax.process_index() == 0
         if not self.enabled:
             return
         file = workdir / FILE
-        kept = [line for line in _lines(file) if _stands(line, step, evaluated)]
+        lines = read_lines(file)
+        kept = [line for line in lines if _stands(line, step, evaluated)]
+        self.dropped = next((line for line in reversed(lines) if not _stands(line, step, evaluated)), {})
         write_atomically(file, "".join(json.dumps(line) + "\n" for line in kept))
         self.lines = file.open("a", buffering=1, encoding="utf-8")
         self.events = SummaryWriter(str(workdir / FOLDER), purge_step=step + 1, flush_secs=10)
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line, handed to the operating system when the call returns."""
+    def write(self, step: int, metrics: Mapping[str, float | str]) -> None:
+        """One line, handed to the operating system when the call returns; texts stand in the file only."""
         if self.enabled:
-            self.lines.write(json.dumps({"step": step, **metrics}) + "\n")
+            said = {k: v if isinstance(v, str) or math.isfinite(v) else str(v) for k, v in metrics.items()}
+            self.lines.write(json.dumps({"step": step, **said}) + "\n")
             for name, value in metrics.items():
-                self.events.add_scalar(name, value, step)
+                if not isinstance(value, str):
+                    self.events.add_scalar(name, value, step)
 
     def close(self) -> None:
         if self.enabled:
             self.lines.close()
             self.events.close()
-
-
-def _lines(file: Path) -> list[dict]:
-    """The whole lines of the file; a last one torn by a kill is none."""
-    if not file.exists():
-        return []
-    lines, damaged = [], 0
-    for line in file.read_bytes().splitlines(keepends=True):
-        try:
-            lines += [json.loads(line)] if line.endswith(b"\n") else []
-        except ValueError:
-            damaged += 1
-    if damaged:
-        warnings.warn(f"{file}: {damaged} damaged lines are left out", stacklevel=2)
-    return lines
 
 
 def _stands(line: dict, step: int, evaluated: bool) -> bool:
@@ -85,33 +78,43 @@ class StepLog:
     """Logs the training steps, one behind: step n is waited for when step n + 1 is under way.
 
     Args:
+        goodput: where the time goes.
         batch_size: of the global batch.
         every_steps: which steps are written and shown.
+        max_skipped: skipped steps in a row that end the run.
         step: the step that the run starts from.
     """
 
     def __init__(
-        self, writer: MetricWriter, input_log: InputLog, *, batch_size: int, total_steps: int, every_steps: int, step: int
+        self, writer: MetricWriter, input_log: InputLog, goodput: Goodput, *,
+        batch_size: int, total_steps: int, every_steps: int, max_skipped: int, step: int,
     ):  # fmt: skip
-        self.writer, self.input, self.batch_size = writer, input_log, batch_size
-        self.total_steps, self.every_steps = total_steps, every_steps
-        self.pending: tuple[int, Mapping[str, Any]] | None = None
+        self.writer, self.input, self.goodput, self.batch_size = writer, input_log, goodput, batch_size
+        self.total_steps, self.every_steps, self.max_skipped = total_steps, every_steps, max_skipped
+        self.pending: tuple[int, Mapping[str, Any], Mapping[str, Any]] | None = None
+        self.notes: dict[str, float] = {}
+        self.was_pinned = False
         self.restart_clock(step)
 
     def restart_clock(self, step: int) -> None:
         """Rates count from here: after a pause that is no training."""
         self.since, self.waited, self.started = step, 0.0, time.perf_counter()
 
-    def push(self, step: int, metrics: Mapping[str, Any], waited: float) -> None:
+    def push(self, step: int, metrics: Mapping[str, Any], waited: float, rows: Mapping[str, Any]) -> None:
         """A step that was just dispatched; finishes the one before.
 
         Args:
             metrics: scalars on the devices.
             waited: seconds that the devices waited for its batch.
+            rows: this process's rows of the batch: part and index.
         """
         self.waited += waited  # before the window ends that the wait was part of
         self.flush()
-        self.pending = (step, metrics)
+        self.pending = (step, metrics, rows)
+
+    def note(self, **numbers: float) -> None:
+        """Numbers for the next line: time/<name>."""
+        self.notes |= {f"time/{name}": value for name, value in numbers.items()}
 
     def is_idle(self) -> bool:
         """Whether the devices have finished the step dispatched last."""
@@ -121,25 +124,43 @@ class StepLog:
         """Waits for the step dispatched last and logs it if it is due.
 
         Raises:
-            UserError: its loss, gradient or parameters are not finite.
+            UserError: too many steps in a row were skipped.
         """
         if self.pending is None:
             return
-        (step, metrics), self.pending = self.pending, None
-        for name in ("loss", "grad_norm", "param_norm"):
-            if not math.isfinite(metrics[f"train/{name}"]):
-                raise UserError(
-                    f"train/{name} is {metrics[f'train/{name}']} at step {step}: look at the data, or start in a new "
-                    "workdir with a lower optimizer.peak_learning_rate; the step is not saved"
-                )
+        (step, metrics, rows), self.pending = self.pending, None
+        with self.goodput.watch.phase("step"):
+            numbers = {name: float(value) for name, value in metrics.items()}
+        self.input.log_keys(step, rows)
+        if in_a_row := int(numbers.pop("train/skipped_in_a_row")):
+            self._skipped(step, in_a_row, numbers, rows)
+        self._say_if_pinned(step, numbers["train/logit_scale_pinned"])
         if step % self.every_steps == 0 or step == self.total_steps:
-            numbers = {name: float(value) for name, value in metrics.items()} | self._rates(step)
+            numbers |= self._rates(step) | self.goodput.metrics() | self.notes
+            self.notes = {}
             self.writer.write(step, numbers)
             say(self._line(step, numbers))
             if step > self.every_steps and numbers["time/data_wait_frac"] > WAITING:
                 say(ADVICE.format(numbers["time/data_wait_frac"]))
             self.input.restart_window()
             self.restart_clock(step)
+
+    def _skipped(self, step: int, in_a_row: int, numbers: Mapping[str, float], rows: Mapping[str, Any]) -> None:
+        found = {name: numbers[f"train/{name}"] for name in ("loss", "grad_norm", "param_norm")}
+        said = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+        file = self.input.name_skipped(step, found, rows)
+        say(f"step {step} is skipped ({said}): nothing but the position in the data moves; {file} names its samples")
+        if in_a_row >= self.max_skipped:
+            raise UserError(
+                f"{in_a_row} steps in a row were skipped, the last is step {step} ({said}): look at the data in {file}, "
+                "start in a new workdir with a lower optimizer.peak_learning_rate, or raise "
+                f"guards.max_skipped={self.max_skipped}; nothing of these steps is saved"
+            )
+
+    def _say_if_pinned(self, step: int, pinned: float) -> None:
+        if pinned and not self.was_pinned:
+            say(f"step {step}: logit_scale is held at its bound")
+        self.was_pinned = bool(pinned)
 
     def _rates(self, step: int) -> dict[str, float]:
         steps, seconds = step - self.since, time.perf_counter() - self.started
@@ -152,7 +173,9 @@ class StepLog:
 
     def _line(self, step: int, numbers: Mapping[str, float]) -> str:
         left = round((self.total_steps - step) * numbers["train/batch_time"])
-        cut, bad = numbers["data/text_truncated_frac"], numbers["data/bad_frac"]
+        cut, bad, skipped = (
+            numbers[name] for name in ("data/text_truncated_frac", "data/bad_frac", "train/skipped_steps")
+        )
         return (
             f"step {step}/{self.total_steps} ({100 * step // self.total_steps}%)"
             f"  loss {numbers['train/loss']:.4f}  lr {numbers['train/lr']:.2e}"
@@ -161,5 +184,6 @@ class StepLog:
             f"  data wait {100 * numbers['time/data_wait_frac']:.0f}%"
             + (f"  texts cut {100 * cut:.1f}%" if cut else "")
             + (f"  bad records {100 * bad:.1f}%" if bad else "")
+            + (f"  skipped {skipped:.0f}" if skipped else "")
             + f"  ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
         )

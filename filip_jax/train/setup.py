@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from filip_jax.checkpoint import CheckpointWriter
+from filip_jax.cluster.join import check_processes
 from filip_jax.data.pipeline import batches, check_numbers
 from filip_jax.data.tokenizer import check_tokenizer_section, make_tokenizer
 from filip_jax.errors import UserError
@@ -17,6 +18,7 @@ from filip_jax.evals.run import check_evals
 from filip_jax.mesh import check_batch_size, make_mesh
 from filip_jax.models import Model, make_model
 from filip_jax.sections import call, check, choose
+from filip_jax.train.guards import check_guards
 from filip_jax.train.optimizer import Optimizer, make_optimizer
 from filip_jax.train.step import LOSSES, State, make_init, make_train_step, state_shardings
 
@@ -45,8 +47,13 @@ class Setup:
     data: Mapping[str, Any]
     tokenizer: Mapping[str, Any]
     checkpoint: Mapping[str, Any]
+    processes: Mapping[str, Any]
+    guards: Mapping[str, Any]
+    compile_cache: bool
     log_every_steps: int
+    log_keys: bool
     eval_every_steps: int
+    evals_fatal: bool
     evals: Mapping[str, Any]
 
 
@@ -65,8 +72,13 @@ def make_setup(
     optimizer: Mapping[str, Any],
     ema_decay: float,
     checkpoint: Mapping[str, Any],
+    processes: Mapping[str, Any],
+    guards: Mapping[str, Any],
+    compile_cache: bool,
     log_every_steps: int,
+    log_keys: bool,
     eval_every_steps: int,
+    evals_fatal: bool,
     evals: Mapping[str, Any],
 ) -> Setup:
     """The setup of a config: these are its legal keys.
@@ -77,7 +89,10 @@ def make_setup(
         microbatches: pieces in which the towers see each device's share of the batch: less memory for
             one more forward pass, the same gradients.
         ema_decay: of the moving average of the parameters that evaluations use; 0 keeps none.
+        compile_cache: whether compiled programs are kept in the workdir for the next start.
         log_every_steps, eval_every_steps: periods; 0 never evaluates.
+        log_keys: whether the samples of each step are named in keys/ of the workdir.
+        evals_fatal: whether an evaluation's error ends the run; else it is logged as eval/<name>/error.
 
     Raises:
         UserError: anything in the config that can not be, named by its key.
@@ -91,6 +106,8 @@ def make_setup(
     check(make_tokenizer, tokenizer, "tokenizer", ("source",))
     check_tokenizer_section(tokenizer["name"], tokenizer["path"], tokenizer["captions"])
     check(CheckpointWriter, checkpoint, "checkpoint", ("workdir",))
+    call(check_processes, processes, "processes")
+    call(check_guards, guards, "guards")
     check_evals(evals)
     network = make_model(**model)
     sizes = {"image_size": model["image"]["image_size"], "text_length": model["text"]["length"]}
@@ -107,20 +124,14 @@ def make_setup(
         model=network,
         optimizer=moves,
         init=init,
-        train_step=make_train_step(network, objective, moves, ema_decay, seed, microbatches),
+        train_step=make_train_step(network, objective, moves, ema_decay, seed, microbatches, guards["spike_sigmas"]),
         shapes=shapes,
         shardings=state_shardings(devices, shapes, moves),
-        seed=seed,
-        batch_size=batch_size,
-        total_steps=total_steps,
-        source=source,
-        data=data,
-        tokenizer=tokenizer,
-        checkpoint=checkpoint,
-        log_every_steps=log_every_steps,
-        eval_every_steps=eval_every_steps,
-        evals=evals,
-    )
+        seed=seed, batch_size=batch_size, total_steps=total_steps, source=source, data=data, tokenizer=tokenizer,
+        checkpoint=checkpoint, processes=processes, guards=guards, compile_cache=compile_cache,
+        log_every_steps=log_every_steps, log_keys=log_keys,
+        eval_every_steps=eval_every_steps, evals_fatal=evals_fatal, evals=evals,
+    )  # fmt: skip
 
 
 def _check_numbers(seed, total_steps, log_every_steps, eval_every_steps, ema_decay):

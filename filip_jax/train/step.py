@@ -1,4 +1,4 @@
-"""The training step: pure functions on the state {step, params, opt_state[, ema]}."""
+"""The training step: pure functions on the state {step, params, opt_state, guard[, ema]}."""
 
 import math
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from filip_jax import paths
 from filip_jax.losses import filip_loss
 from filip_jax.mesh import batch_devices, constrain_batch, parameter_shardings, replicated
 from filip_jax.models import Model
+from filip_jax.train.guards import init_guard, is_good, next_guard
 from filip_jax.train.optimizer import Optimizer
 
 State = dict[str, Any]
@@ -32,6 +33,7 @@ def make_init(model: Model, optimizer: Optimizer, ema_decay: float) -> Callable[
             "step": jnp.zeros((), jnp.int32),
             "params": parameters,
             "opt_state": optimizer.transform.init(paths.unflatten(trainable)),
+            "guard": init_guard(),
         }
         return state | ({"ema": parameters} if ema_decay else {})
 
@@ -49,7 +51,8 @@ def state_shardings(mesh: Mesh, state: State, optimizer: Optimizer) -> State:
         paths.unflatten(trainable),
         transform_non_params=lambda _: replicated(mesh),
     )
-    return shardings | {"step": replicated(mesh), "opt_state": opt_state}
+    guard = jax.tree.map(lambda _: replicated(mesh), state["guard"])
+    return shardings | {"step": replicated(mesh), "opt_state": opt_state, "guard": guard}
 
 
 def make_train_step(
@@ -59,6 +62,7 @@ def make_train_step(
     ema_decay: float,
     seed: int = 0,
     microbatches: int = 1,
+    spike_sigmas: float = 0.0,
 ) -> Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
     """The function (state, batch) -> (next state, metrics of this step); run it under `jax.set_mesh`.
 
@@ -67,6 +71,8 @@ def make_train_step(
     Args:
         seed: of what is drawn anew in each step and for each sample: the patches that are dropped.
         microbatches: the towers see the batch in so many pieces, the loss sees it whole, see `in_pieces`.
+        spike_sigmas: a loss so many standard deviations above the usual is skipped; see `guards`. A loss,
+            gradient or update that is not finite always is: then all of the state but its step stays.
     """
 
     def encode(parameters, batch):
@@ -91,15 +97,22 @@ def make_train_step(
         moved = optax.apply_updates(trainable, updates)
         parameters = paths.unflatten(paths.flatten(moved) | frozen)
         parameters["logit_scale"] = jnp.minimum(parameters["logit_scale"], math.log(MAX_LOGIT_SCALE))
-        following = {"step": state["step"] + 1, "params": parameters, "opt_state": opt_state}
+        moved = {"params": parameters, "opt_state": opt_state}
         if ema_decay:
-            following["ema"] = optax.incremental_update(parameters, state["ema"], 1 - ema_decay)
-        metrics = {
+            moved["ema"] = optax.incremental_update(parameters, state["ema"], 1 - ema_decay)
+        norms = {"grad_norm": optax.tree.norm(gradient), "param_norm": optax.tree.norm(parameters)}
+        good = is_good(state["guard"], value, spike_sigmas, *norms.values())
+        following = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, {k: state[k] for k in moved})
+        guard = next_guard(state["guard"], value, good)
+        following |= {"step": state["step"] + 1, "guard": guard}
+        logit_scale = jnp.exp(following["params"]["logit_scale"])
+        metrics = {f"train/{name}": norm for name, norm in norms.items()} | {
             "train/loss": value,
-            "train/lr": optimizer.schedule(state["step"]),
-            "train/grad_norm": optax.tree.norm(gradient),
-            "train/param_norm": optax.tree.norm(parameters),
-            "train/logit_scale": jnp.exp(parameters["logit_scale"]),
+            "train/lr": optimizer.schedule(state["step"] - state["guard"]["skipped"]),
+            "train/logit_scale": logit_scale,
+            "train/logit_scale_pinned": (logit_scale >= MAX_LOGIT_SCALE * (1 - 1e-6)).astype(jnp.float32),
+            "train/skipped_steps": guard["skipped"],
+            "train/skipped_in_a_row": guard["in_a_row"],
         }
         return following, metrics
 

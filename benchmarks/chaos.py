@@ -1,0 +1,436 @@
+"""Breaks a real run in every way that clusters know, and says what became of it, as a table.
+
+    python benchmarks/chaos.py                          all of it, about an hour on two cores
+    python benchmarks/chaos.py --only=kills --kills=20
+    python benchmarks/chaos.py --only=stops,freezes
+
+The run is small, of two processes with four CPU devices each. Beside it an uninterrupted one, whose
+samples and losses every broken one must reach. Any promise that does not hold is printed and gives
+exit code 1.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "benchmarks/chaos_config.py"
+PREEMPTED, HUNG = 42, 43
+HEARTBEAT = 10  # seconds, as in the config
+PATIENCE = 180  # seconds after which a run that should have ended is said to hang
+
+
+class Broken(AssertionError):
+    """A promise that did not hold."""
+
+
+def check(holds: object, said: str) -> None:
+    """Raises Broken unless it holds."""
+    if not holds:
+        raise Broken(said)
+
+
+class Job:
+    """The processes of one start of a run.
+
+    Args:
+        slow: the phase to stretch, see chaos_config.py.
+        options: more words for `filip train`.
+    """
+
+    def __init__(
+        self, workdir: Path, *, processes: int = 2, devices: int = 4, slow: str = "", options: tuple = (), **more: str
+    ):
+        self.workdir = workdir
+        self.logs = Path(tempfile.mkdtemp(prefix=f"{workdir.name}_"))
+        self.phases = [self.logs / f"phases_{index}" for index in range(processes)]
+        for file in self.phases:
+            file.write_text("")
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        self.processes = []
+        for index in range(processes):
+            environment = os.environ | {
+                "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "CHAOS": slow, "PHASES": str(self.logs / "phases_%"), "JAX_PROCESS_ID": str(index),
+                "JAX_NUM_PROCESSES": str(processes), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", **more,
+            }  # fmt: skip
+            words = ["train", f"--config={CONFIG}", f"--workdir={workdir}", *options]
+            words += ["--distributed"] if processes > 1 else []
+            log = (self.logs / f"process_{index}.log").open("wb")
+            command = [sys.executable, "-m", "filip_jax", *words]
+            self.processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT))
+            log.close()
+
+    def phase(self, index: int = 0) -> str:
+        """The phase that a process entered last."""
+        return (self.phases[index].read_text().splitlines() or ["start"])[-1]
+
+    def entered(self, name: str, times: int = 1, index: int = 0) -> bool:
+        """Whether a process has entered a phase so often."""
+        return self.phases[index].read_text().splitlines().count(name) >= times
+
+    def running(self) -> list[subprocess.Popen]:
+        return [process for process in self.processes if process.poll() is None]
+
+    def wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        """Waits for something to happen; the run must not end before.
+
+        Raises:
+            Broken: it ended, or nothing happened.
+        """
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            check(len(self.running()) == len(self.processes), f"the run ended before {what}:\n{self.output()}")
+            check(time.monotonic() < end, f"no {what} in {PATIENCE} s:\n{self.output()}")
+            time.sleep(0.005)
+
+    def wait(self, limit: float = PATIENCE) -> list[int]:
+        """The exit codes, when all have ended.
+
+        Raises:
+            Broken: one has not.
+        """
+        end = time.monotonic() + limit
+        while self.running() and time.monotonic() < end:
+            time.sleep(0.02)
+        late = [self.processes.index(process) for process in self.running()]
+        self.kill()
+        check(
+            not late,
+            f"processes {late} still run {limit:.0f} s later, in phase {self.phase(late[0]) if late else ''}:\n{self.output()}",
+        )
+        return [process.returncode for process in self.processes]
+
+    def send(self, number: int, indices: list[int]) -> None:
+        """A signal to some of the processes."""
+        for index in indices:
+            if self.processes[index].poll() is None:
+                self.processes[index].send_signal(number)
+
+    def kill(self) -> None:
+        """Ends what still runs."""
+        for process in self.running():
+            process.kill()
+        for process in self.processes:
+            process.wait()
+
+    def output(self, last: int = 1500) -> str:
+        """The ends of what the processes said."""
+        texts = [
+            (self.logs / f"process_{index}.log").read_text(errors="replace") for index in range(len(self.processes))
+        ]
+        return "\n".join(f"[{index}] {text[-last:]}" for index, text in enumerate(texts))
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    """{step: loss} of metrics.jsonl; each step must stand there once."""
+    file, found = workdir / "metrics.jsonl", {}
+    for line in file.read_bytes().splitlines(keepends=True) if file.exists() else ():
+        if line.endswith(b"\n") and "train/loss" in (entry := json.loads(line)):
+            check(entry["step"] not in found, f"step {entry['step']} stands twice in {file}")
+            found[entry["step"]] = entry["train/loss"]
+    return found
+
+
+def keys(workdir: Path) -> dict[int, list[str]]:
+    """{step: the sample keys of the global batch, in order}; each step once for each process."""
+    rows: dict[int, dict[int, list[str]]] = {}
+    for file in sorted((workdir / "keys").glob("*.jsonl")):
+        for line in file.read_bytes().splitlines(keepends=True):
+            entry = json.loads(line)
+            check(entry["first_row"] not in rows.setdefault(entry["step"], {}), f"step {entry['step']} twice in {file}")
+            rows[entry["step"]][entry["first_row"]] = entry["keys"]
+    return {step: [key for first in sorted(parts) for key in parts[first]] for step, parts in rows.items()}
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    """The steps with a manifest."""
+    return sorted(int(file.parent.name) for file in (workdir / "checkpoints").glob("*/manifest.json"))
+
+
+def same(workdir: Path, whole: Path) -> None:
+    """Raises Broken unless the run came to the same as the uninterrupted one: samples, losses, evaluations."""
+    check(keys(workdir) == keys(whole), "the stream of samples is another")
+    mine, expected = losses(workdir), losses(whole)
+    check(list(mine) == list(expected), f"steps are missing: {sorted(set(expected) ^ set(mine))[:9]}")
+    differ = [step for step in mine if mine[step] != expected[step]]
+    check(not differ, f"the losses of steps {differ[:5]} differ, first {mine.get((differ or [0])[0])}")
+    results = [json.loads((run / "evals.json").read_text())["steps"] for run in (workdir, whole)]
+    check(results[0] == results[1], f"the evaluations differ: {results}")
+
+
+def finish(workdir: Path, **options) -> None:
+    """Starts the run a last time and lets it end."""
+    job = Job(workdir, **options)
+    check(job.wait(1800) == [0] * len(job.processes), f"the run did not end well:\n{job.output()}")
+
+
+def uninterrupted(workdir: Path, **options) -> Path:
+    """A run that nothing happens to."""
+    finish(workdir, **options)
+    return workdir
+
+
+def kills(folder: Path, whole: Path, count: int, random_: random.Random, options: tuple = ()) -> dict[str, object]:
+    """SIGKILL of all processes or of one, at a random moment or while a save is under way."""
+    workdir, seen, outcome, slowest = folder / "killed", {}, Counter(), 0.0
+    for number in range(count):
+        job = Job(workdir, options=options)
+        in_save = random_.random() < 0.3
+        moment = time.monotonic() + random_.uniform(0.0, 16.0)
+
+        def due():
+            return job.phase() == "save" if in_save else time.monotonic() > moment
+
+        while not due() and len(job.running()) == len(job.processes):
+            time.sleep(0.002)
+        if len(job.running()) < len(job.processes):
+            check(job.wait() == [0, 0], f"kill {number}: the run ended by itself:\n{job.output()}")
+            outcome["finished before the kill"] += 1
+            shutil.rmtree(workdir)  # from the beginning
+            seen = {}
+            continue
+        victims = random_.choice([[0, 1], [0], [1]])
+        job.send(signal.SIGKILL, victims)
+        killed = time.monotonic()
+        codes = job.wait(HEARTBEAT + 5)
+        slowest = max(slowest, time.monotonic() - killed) if len(victims) == 1 else slowest
+        check(all(code != 0 for code in codes), f"kill {number}: exit codes {codes}")
+        outcome["during a save" if in_save else "at a random moment"] += 1
+        outcome[{2: "all processes", 1: f"process {victims[0]} alone"}[len(victims)]] += 1
+        for step, loss in losses(workdir).items():
+            check(
+                seen.setdefault(step, loss) == loss,
+                f"kill {number}: step {step} came to {loss}, before to {seen[step]}",
+            )
+    finish(workdir, options=options)
+    for step, loss in losses(workdir).items():
+        check(seen.setdefault(step, loss) == loss, f"step {step} came to {loss}, before to {seen[step]}")
+    same(workdir, whole)
+    return {**outcome, "a survivor ended within": f"{slowest:.1f} s", "samples lost or repeated": 0}
+
+
+STOPS = {  # phase: (phase to stretch, options)
+    "compile": ("", ("--config.compile_cache=False",)),
+    "data": ("data", ()),
+    "step": ("", ()),
+    "evaluation": ("evaluation", ()),
+    "save": ("save", ()),
+}
+
+
+def stops(folder: Path, whole: Path, count: int, random_: random.Random, options: tuple = ()) -> dict[str, object]:
+    """SIGTERM or SIGUSR1 to all processes or one of them, in each phase."""
+    results = {}
+    for phase, (slow, more) in STOPS.items():
+        workdir, slowest = folder / f"stopped_{phase}", 0.0
+        for number in range(count):
+            job = Job(workdir, slow=slow, options=(*options, *more), CHAOS_SECONDS="1" if phase == "data" else "3")
+            first = not saved_steps(workdir)
+            times = 1 if phase != "compile" else 2  # the state's birth is the first
+            job.wait_until(lambda: job.entered(phase, times) and job.phase() == phase, f"phase {phase}")
+            if phase in ("step", "data"):  # not in the first one only
+                reached = random_.randint(1, 12)
+                job.wait_until(lambda: job.entered("step", reached) and job.phase() == phase, f"{phase} {reached}")
+            time.sleep(random_.uniform(0.0, 0.5))
+            job.send(random_.choice([signal.SIGTERM, signal.SIGUSR1]), random_.choice([[0, 1], [0], [1]]))
+            sent = time.monotonic()
+            codes = job.wait(60)
+            slowest = max(slowest, time.monotonic() - sent)
+            check(codes == [PREEMPTED] * 2, f"{phase} {number}: exit codes {codes}:\n{job.output()}")
+            reached = max(losses(workdir), default=0)
+            newest = max(saved_steps(workdir), default=0)
+            check(
+                newest >= reached, f"{phase} {number}: step {reached} was made, but {newest} is saved:\n{job.output()}"
+            )
+            if phase == "compile" and first:
+                check(slowest < 5, f"a stop in the first compile took {slowest:.1f} s")
+        finish(workdir, options=options)
+        same(workdir, whole)
+        results[phase] = f"{count} of {count}, slowest {slowest:.1f} s"
+    return results
+
+
+def freezes(folder: Path, options: tuple = ()) -> dict[str, object]:
+    """A process that stops for ever, in a step: the other ends within the limit and names it."""
+    results = {}
+    for frozen in (1, 0):
+        job = Job(folder / f"frozen_{frozen}", options=options)
+        job.wait_until(lambda: job.entered("step", 6), "step 6")
+        job.send(signal.SIGSTOP, [frozen])
+        since = time.monotonic()
+        other = job.processes[1 - frozen]
+        while other.poll() is None and time.monotonic() - since < HEARTBEAT + 10:
+            time.sleep(0.05)
+        seconds, said = time.monotonic() - since, job.output()
+        code = other.poll()
+        job.kill()
+        check(code == HUNG, f"process {frozen} froze, the other ended with {code}:\n{said}")
+        check(f"process {frozen} (" in said, f"process {frozen} froze and is not named:\n{said}")
+        results[f"process {frozen} stopped"] = f"named after {seconds:.1f} s, exit {code}"
+    return results
+
+
+def corruption(folder: Path, whole: Path, restarts: int, random_: random.Random) -> dict[str, object]:
+    """Every file of the newest checkpoint flipped, truncated and deleted; some of the cases as real restarts."""
+    sys.path.insert(0, str(ROOT))
+    from filip_jax.checkpoint import CheckpointWriter
+    from filip_jax.train.start import newest_sound
+
+    workdir, outcome = folder / "corrupt", Counter()
+    shutil.copytree(whole, workdir)
+    *_, before, newest = saved_steps(workdir)
+    spoilt = workdir / f"checkpoints/{newest}"
+    files = sorted(path for path in spoilt.rglob("*") if path.is_file())
+    cases = [(file, way) for file in files for way in ("flipped", "truncated", "deleted")]
+    real = set(random_.sample(range(len(cases)), min(restarts, len(cases))))
+    for number, (file, way) in enumerate(cases):
+        data = file.read_bytes()
+        spoil(file, way, random_)
+        writer = CheckpointWriter(workdir, every_steps=1, every_minutes=0.0, keep_last=2, keep_every_steps=0)
+        found = newest_sound(writer) if number not in real else restarted(workdir)
+        if data or way == "deleted":
+            check(found == before, f"{file.name} {way}: went on from {found}, not from {before}")
+            outcome[way] += 1
+        shutil.rmtree(spoilt)
+        shutil.copytree(whole / f"checkpoints/{newest}", spoilt)
+    return {**{f"files {way}": count for way, count in outcome.items()}, "of these as real restarts": len(real)}
+
+
+def restarted(workdir: Path) -> int:
+    """The step that a real start goes on from."""
+    job = Job(workdir, options=())
+    check(job.wait() == [0, 0], f"no restart:\n{job.output()}")
+    said = job.output(100_000)
+    check(said.count("IS DAMAGED") == 1 or "has no manifest.json" in said, f"nothing said:\n{said[-3000:]}")
+    return int(said.split("resuming at step ")[1].split()[0])
+
+
+def spoil(file: Path, way: str, random_: random.Random) -> None:
+    """Damages a file."""
+    data = bytearray(file.read_bytes())
+    if way == "deleted":
+        file.unlink()
+    elif way == "truncated":
+        file.write_bytes(data[: random_.randrange(len(data))] if data else data)
+    elif data:
+        data[random_.randrange(len(data))] ^= 1 << random_.randrange(8)
+        file.write_bytes(data)
+
+
+def disks(folder: Path, options: tuple = ()) -> dict[str, object]:
+    """Workdirs that can not be written, from the start or at some time."""
+    results = {}
+    one = {"processes": 1, "devices": 1}
+
+    def ends_clearly(name: str, job: Job, word: str) -> None:
+        codes, said = job.wait(), job.output(4000)
+        check(codes == [2], f"{name}: exit codes {codes}:\n{said}")
+        check("Traceback" not in said and word in said, f"{name}: it said\n{said}")
+        results[name] = (
+            "one line, exit 2: "
+            + said.strip().splitlines()[-1].replace(str(folder), "…").removeprefix("filip: error: ")[:110]
+        )
+
+    file = folder / "a_file"
+    file.write_text("")
+    ends_clearly("workdir is a file", Job(file, options=options, **one), "is a file")
+    (folder / "link").symlink_to("/proc/self/nothing")
+    ends_clearly("workdir can not be made", Job(folder / "link/run", options=options, **one), "can not be")
+    full = folder / "full"
+    full.mkdir()
+    (full / "metrics.jsonl").symlink_to("/dev/full")
+    limited = folder / "limited"
+    job = Job(limited, options=(*options, "--config.model.text.vocab_size=60000"), **one, CHAOS_FILE_LIMIT="3000000")
+    ends_clearly("files are limited to 3 MB", job, "could not be saved")
+    check(not saved_steps(limited), "a torn checkpoint counts")
+    if os.geteuid() == 0 and mounted(folder / "small", "8m"):
+        try:
+            job = Job(
+                folder / "small/run",
+                options=(
+                    *options,
+                    "--config.compile_cache=False",
+                    "--config.checkpoint.every_steps=1",
+                    "--config.checkpoint.keep_last=99",
+                ),
+                **one,
+            )
+            ends_clearly("disk of 8 MB is full", job, "No space left")
+            writer_steps = saved_steps(folder / "small/run")
+            check(writer_steps, "nothing was saved before the disk was full")
+            shutil.copytree(folder / "small/run", folder / "moved")
+            job = Job(folder / "moved", options=(*options, "--config.total_steps=300"), **one)
+            job.wait_until(lambda: job.entered("step"), "step")
+            check(f"resuming at step {writer_steps[-1]}" in job.output(), "the last whole checkpoint is not used")
+            job.kill()
+        finally:
+            subprocess.run(["umount", "-l", folder / "small"])
+    return results
+
+
+def mounted(folder: Path, size: str) -> bool:
+    """Whether a small disk could be mounted."""
+    folder.mkdir()
+    return (
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", folder], capture_output=True).returncode
+        == 0
+    )
+
+
+PARTS = ("kills", "stops", "freezes", "corruption", "disks")
+
+
+def main() -> int:
+    """Prints the report; 1 if a promise was broken."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(PARTS))
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--stops", type=int, default=10, help="in each phase")
+    parser.add_argument("--restarts", type=int, default=9, help="damaged checkpoints that a whole run starts from")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where the runs lie (default: a temporary folder)")
+    arguments = parser.parse_args()
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="chaos_"))
+    folder.mkdir(parents=True, exist_ok=True)
+    options, random_ = (f"--config.total_steps={arguments.steps}",), random.Random(arguments.seed)
+    wanted = arguments.only.split(",")
+    parts = {
+        "kills": lambda: kills(folder, whole, arguments.kills, random_, options),
+        "stops": lambda: stops(folder, whole, arguments.stops, random_, options),
+        "freezes": lambda: freezes(folder, options),
+        "corruption": lambda: corruption(folder, whole, arguments.restarts, random_),
+        "disks": lambda: disks(folder, options),
+    }
+    whole = uninterrupted(folder / "whole", options=options)
+    print(
+        "| broken by  | what                           | outcome |\n| ---------- | ------------------------------ | ------- |"
+    )
+    broken = 0
+    for name in wanted:
+        started = time.monotonic()
+        try:
+            rows = parts[name]() | {"took": f"{(time.monotonic() - started) / 60:.1f} min"}
+        except Broken as error:
+            broken, rows = broken + 1, {"BROKEN": str(error)}
+        for what, outcome in rows.items():
+            print(f"| {name:<10} | {what:<30} | {outcome} |", flush=True)
+    return int(broken > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,11 @@
+"""Checkpoints: <workdir>/checkpoints/<step>/, whole or invisible, restored onto any mesh.
+
+A step's folder holds what Orbax wrote (state/) and manifest.json, which is written last: it names
+every file with its size and hash, the tree of the state, the config, and the position in the data.
+Without it, or with a file that is not as it says, there is no checkpoint.
+"""
+
+from filip_jax.checkpoint.reader import Checkpoints, abstract
+from filip_jax.checkpoint.writer import CheckpointWriter
+
+__all__ = ["CheckpointWriter", "Checkpoints", "abstract"]

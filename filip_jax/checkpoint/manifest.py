@@ -1,0 +1,119 @@
+"""manifest.json of a checkpoint: written last, it makes the checkpoint; it knows every file's size and hash."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+
+from filip_jax.data import storage
+from filip_jax.errors import UserError
+
+FILE = "manifest.json"
+ASIDE = "manifest.damaged.json"  # of a checkpoint that a run found damaged: it counts no more
+FORMAT = 1
+MOST_BYTES = 1 << 26  # of a manifest
+PIECE = 1 << 24  # bytes read at once
+THREADS = 8  # hashing lets other threads run
+
+Manifest = dict[str, Any]
+
+
+def describe(state: Any) -> dict[str, dict[str, Any]]:
+    """{path: {shape, dtype}} of every leaf; `state` may be shapes."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {path_of(path): {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for path, leaf in leaves}
+
+
+def path_of(path: Sequence[Any]) -> str:
+    """A leaf's path as text: params/image/patch/kernel."""
+    return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+
+
+def write_manifest(folder: str, content: Mapping[str, Any], state_folder: str) -> Manifest:
+    """Hashes the files of `state_folder` and writes the manifest of the checkpoint in `folder`.
+
+    Raises:
+        OSError: something can not be read or written.
+    """
+    found = storage.find(storage.join(folder, state_folder), ("",), "checkpoint")
+    names = [file.path.removeprefix(folder.rstrip("/") + "/") for file in found]
+    with ThreadPoolExecutor(THREADS) as pool:
+        hashes = list(pool.map(lambda file: _sha256(file.path), found))
+    files = {name: {"size": f.size, "sha256": sha} for name, f, sha in zip(names, found, hashes)}
+    manifest = {"format": FORMAT, "state": state_folder, **content, "files": files}
+    manifest["sha256"] = _sha256_of(manifest)
+    storage.write(storage.join(folder, FILE), (json.dumps(manifest, indent=1) + "\n").encode())
+    return manifest
+
+
+def read_manifest(folder: str) -> Manifest:
+    """The manifest of the checkpoint in `folder`.
+
+    Raises:
+        UserError: it is not what `write_manifest` writes.
+        OSError: it can not be read.
+    """
+    path = storage.join(folder, FILE)
+    with storage.open_stream(path) as stream:
+        data = stream.read(MOST_BYTES)
+    try:
+        manifest = json.loads(data)
+        sha = manifest.pop("sha256")
+        sound = manifest["format"] == FORMAT and sha == _sha256_of(manifest) and all(
+            isinstance(manifest[key], kind)
+            for key, kind in (("state", str), ("step", int), ("files", dict), ("tree", dict), ("meta", dict))
+        )
+        names = [*manifest["files"], manifest["state"]]
+        sound = sound and all(isinstance(each["size"], int) and each["sha256"] for each in manifest["files"].values())
+        sound = sound and all(isinstance(each["shape"], list) and each["dtype"] for each in manifest["tree"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        sound = False
+    if not sound or any(name.startswith("/") or ".." in name.split("/") for name in names):
+        raise UserError(f"{path} is damaged: it is not the manifest of a checkpoint")
+    return manifest
+
+
+def damage(folder: str, manifest: Manifest, share: int = 0, shares: int = 1) -> str:
+    """Which of the files is not as the manifest says, and how; "" if all are well.
+
+    Args:
+        share, shares: looks at this of so many equal parts of the files, by bytes.
+
+    Raises:
+        OSError: the disk or the bucket fails.
+    """
+    sizes = {name: entry["size"] for name, entry in manifest["files"].items()}
+    by_size = sorted(sizes, key=lambda name: (-sizes[name], name))
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(lambda name: _damage_of(folder, name, manifest["files"][name]), by_size[share::shares])
+        return next(filter(None, found), "")
+
+
+def _damage_of(folder: str, name: str, entry: Mapping[str, Any]) -> str:
+    path = storage.join(folder, name)
+    if not storage.exists(path):
+        return f"{path} is missing"
+    sha, size = _sha256_and_size(path)
+    if size != entry["size"]:
+        return f"{path} has {size} bytes instead of {entry['size']}"
+    return "" if sha == entry["sha256"] else f"{path} has another content than was written (SHA-256)"
+
+
+def _sha256_of(manifest: Manifest) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: str) -> str:
+    return _sha256_and_size(path)[0]
+
+
+def _sha256_and_size(path: str) -> tuple[str, int]:
+    found, size = hashlib.sha256(), 0
+    with storage.open_stream(path) as stream:
+        while piece := stream.read(PIECE):
+            found.update(piece)
+            size += len(piece)
+    return found.hexdigest(), size

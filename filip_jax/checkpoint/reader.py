@@ -1,0 +1,122 @@
+"""Reading checkpoints: which are whole, what they hold, and their state on any mesh."""
+
+import errno
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from filip_jax.checkpoint.manifest import FILE, Manifest, damage, describe, read_manifest
+from filip_jax.data import folders, storage
+from filip_jax.errors import UserError
+
+FOLDER = "checkpoints"
+SHOWN = 8  # differing paths that a message names
+
+
+class Checkpoints:
+    """The checkpoints of a run, in `workdir`/checkpoints/<step>/, for reading."""
+
+    def __init__(self, workdir: str | Path):
+        place = str(workdir) if storage.is_remote(str(workdir)) else str(Path(workdir).absolute())
+        self.directory = storage.join(place, FOLDER)
+
+    def steps(self) -> list[int]:
+        """The steps that were saved to their end, oldest first."""
+        found = folders.matches(self.directory, f"*/{FILE}")
+        names = (storage.name_of(storage.folder_of(path)) for path in found)
+        return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name))
+
+    def folder(self, step: int) -> str:
+        """Where the checkpoint of a step lies."""
+        return storage.join(self.directory, str(step))
+
+    def manifest(self, step: int) -> Manifest:
+        """What was written beside the state: step, tree, meta, config, files."""
+        return read_manifest(self.folder(step))
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """The position of the run: samples seen, hashes of tokenizer and data."""
+        return self.manifest(step)["meta"]
+
+    def damage(self, step: int, share: int = 0, shares: int = 1) -> str:
+        """Which file of a checkpoint is not as it was written, and how; "" if all are well.
+
+        Args:
+            share, shares: looks at this of so many equal parts of the files.
+
+        Raises:
+            OSError: the disk or bucket can not be asked; a file that it can not give counts as damaged.
+        """
+        try:
+            return damage(self.folder(step), self.manifest(step), share, shares)
+        except UserError as error:
+            return str(error)
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.ENOENT, errno.EISDIR):
+                raise
+            return str(error)
+
+    def check(self, step: int) -> None:
+        """Raises a UserError that names the file which is not as it was written."""
+        if found := self.damage(step):
+            raise UserError(f"the checkpoint of step {step} is damaged: {found}{self._others(step)}")
+
+    def restore(self, step: int, target: Mapping[str, Any]) -> dict[str, Any]:
+        """The parts of the state that `target` names, as arrays of its shapes, types and shardings.
+
+        The files are not verified here: `check` does that.
+
+        Args:
+            target: nested dicts of jax.ShapeDtypeStruct with shardings; {"params": …} restores the
+                parameters alone.
+
+        Raises:
+            UserError: the checkpoint is of another model or optimiser, with the paths, shapes and
+                types that differ; or damaged.
+        """
+        manifest = self.manifest(step)
+        parts = tuple(f"{part}/" for part in target)
+        saved = {path: leaf for path, leaf in manifest["tree"].items() if f"{path}/".startswith(parts)}
+        if lines := differences(saved, describe(target)):
+            more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
+            raise UserError(f"{self.folder(step)} holds another state: {'; '.join(lines[:SHOWN])}{more}")
+        return self.read(step, target)
+
+    def read(self, step: int, target: Any) -> Any:
+        """The leaves of `target`, which must be those of the checkpoint, some of its parts left out."""
+        arguments = ocp.checkpoint_utils.construct_restore_args(target)
+        item = ocp.args.PyTreeRestore(target, restore_args=arguments, partial_restore=True)
+        folder = storage.join(self.folder(step), self.manifest(step)["state"])
+        try:
+            return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(folder, args=item)
+        except Exception as error:
+            first = " ".join(str(error).split())[:200]
+            raise UserError(f"{folder} is damaged: {type(error).__name__}: {first}{self._others(step)}") from error
+
+    def has(self, step: int, part: str) -> bool:
+        """Whether the state of a step has this part: "params", "ema" …"""
+        return any(path.startswith(f"{part}/") for path in self.manifest(step)["tree"])
+
+    def _others(self, step: int) -> str:
+        others = [str(other) for other in self.steps() if other != step]
+        return f"; there are also the steps {', '.join(others)}" if others else ""
+
+
+def differences(saved: Mapping[str, Any], target: Mapping[str, Any]) -> list[str]:
+    """One line for each path that only one of two trees has, or whose shape or type differs."""
+    lines = [f"{path} is missing" for path in target if path not in saved]
+    lines += [f"{path} is not of this run" for path in saved if path not in target]
+    for path in target:
+        if path in saved and saved[path] != target[path]:
+            have, want = (f"{leaf['dtype']} {tuple(leaf['shape'])}" for leaf in (saved[path], target[path]))
+            lines.append(f"{path} is {have}, this run's is {want}")
+    return lines
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+    """Shapes and types with shardings: the target of a restore."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)

@@ -1,0 +1,170 @@
+"""Saving checkpoints beside the training: Orbax writes the state, the manifest makes it count."""
+
+import json
+import re
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from filip_jax.checkpoint.manifest import ASIDE, FILE, describe, write_manifest
+from filip_jax.checkpoint.reader import Checkpoints
+from filip_jax.data import folders, storage
+from filip_jax.errors import UserError
+
+CLAIM = "saving.json"  # names what a save under way writes, so that its remains are known as ours
+
+
+class CheckpointWriter(Checkpoints):
+    """The checkpoints of a run in progress.
+
+    Args:
+        every_steps: how often a save is due; the trainer keeps to it.
+        every_minutes: how often by the clock, whatever comes first; 0 for steps alone.
+        keep_last: how many of the newest stay.
+        keep_every_steps: steps divisible by it stay for ever; 0 for none.
+
+    Attributes:
+        newest: the last step that is wholly on disk, of those this run saved.
+        seconds: that its save took, from its beginning to its manifest.
+
+    Raises:
+        UserError: a number out of range.
+    """
+
+    def __init__(
+        self, workdir: str | Path, *, every_steps: int, every_minutes: float, keep_last: int, keep_every_steps: int
+    ):  # fmt: skip
+        if every_steps < 1 or keep_last < 1:
+            raise UserError(f"checkpoint: every_steps={every_steps} and keep_last={keep_last} must be at least 1")
+        if not 0 <= every_minutes < float("inf") or keep_every_steps < 0:
+            raise UserError(
+                f"checkpoint: every_minutes={every_minutes} and keep_every_steps={keep_every_steps} must be at least 0"
+            )
+        super().__init__(workdir)
+        self.every_minutes = every_minutes
+        self.keep_last, self.keep_every_steps = keep_last, keep_every_steps
+        self.orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+        self.thread: threading.Thread | None = None
+        self.error: Exception | None = None
+        self.newest: int | None = None
+        self.seconds = 0.0
+        self.since = time.monotonic()
+
+    def is_due_by_clock(self) -> bool:
+        """Whether this process's clock asks for a save."""
+        return bool(self.every_minutes) and time.monotonic() - self.since >= 60 * self.every_minutes
+
+    def save(self, step: int, state: Mapping[str, Any], meta: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Starts the save of a step; returns when the state may be overwritten, before it is on disk.
+
+        All processes call it at the same step.
+
+        Raises:
+            UserError, OSError: this save or the one before failed.
+        """
+        self.wait()
+        self.since = started = time.monotonic()
+        folder, name = self.folder(step), self._free_name(step)
+        content = {"step": step, "tree": describe(state), "meta": dict(meta), "config": dict(config)}
+        try:
+            if jax.process_index() == 0:
+                storage.write(storage.join(folder, CLAIM), json.dumps({"state": name}).encode())
+            self.orbax.save(storage.join(folder, name), args=ocp.args.PyTreeSave(state))
+        except Exception as error:
+            raise self._failed(step, error) from error
+        arguments = (step, name, content, started)
+        self.thread = threading.Thread(target=self._finish, args=arguments, daemon=True, name="checkpoint")
+        self.thread.start()
+
+    def check_saves(self) -> None:
+        """Raises a UserError or OSError if the save under way has failed."""
+        if self.error:
+            error, self.error = self.error, None
+            raise error
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk.
+
+        Raises:
+            UserError, OSError: a save failed.
+        """
+        if self.thread:
+            self.thread.join()
+            self.thread = None
+        self.check_saves()
+
+    def without_manifest(self) -> list[str]:
+        """Folders that look like checkpoints and are none, for want of a manifest."""
+        found = {
+            storage.folder_of(storage.folder_of(path)) for path in folders.matches(self.directory, "*/*/_METADATA")
+        }
+        marked = {
+            storage.folder_of(path) for name in (FILE, ASIDE) for path in folders.matches(self.directory, f"*/{name}")
+        }
+        return sorted(found - marked)
+
+    def set_aside(self, step: int) -> None:
+        """Makes a damaged checkpoint count no more; nothing of it is removed. For the first process."""
+        manifest = storage.join(self.folder(step), FILE)
+        storage.write(storage.join(self.folder(step), ASIDE), folders.read_whole(manifest))
+        folders.remove([manifest])
+
+    def clean(self) -> None:
+        """Removes what saves that were cut off have left. For the first process."""
+        for claim in folders.matches(self.directory, f"*/{CLAIM}"):
+            folder = storage.folder_of(claim)
+            try:
+                name = json.loads(folders.read_whole(claim))["state"]
+                if not re.fullmatch(r"state(_\d+)?", name):
+                    continue  # nothing that we wrote
+                whole = storage.exists(storage.join(folder, FILE)) and self.manifest(int(storage.name_of(folder)))
+            except (ValueError, KeyError, TypeError):
+                continue
+            if not whole or whole["state"] != name:
+                left = (name, f"{name}.orbax-checkpoint-tmp*")
+                folders.remove([path for pattern in left for path in folders.matches(folder, pattern, deep=True)])
+            folders.remove([claim])
+            folders.remove_empty_folders(folder)
+
+    def _finish(self, step: int, name: str, content: dict[str, Any], started: float) -> None:
+        """In a thread: the manifest, when all processes have written; then the old ones go."""
+        try:
+            self.orbax.wait_until_finished()
+            if jax.process_index() == 0:
+                write_manifest(self.folder(step), content, name)
+                folders.remove([storage.join(self.folder(step), CLAIM)])
+                self._remove_old()
+            self.newest, self.seconds = step, time.monotonic() - started
+        except Exception as error:
+            self.error = self._failed(step, error)
+
+    def _remove_old(self) -> None:
+        steps = self.steps()
+        for step in steps[: -self.keep_last]:
+            if not self.keep_every_steps or step % self.keep_every_steps:
+                self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        """Removes the files that the manifest lists, and no others; the manifest first."""
+        folder, files = self.folder(step), self.manifest(step)["files"]
+        folders.remove([storage.join(folder, FILE)])
+        folders.remove([storage.join(folder, name) for name in files])
+        folders.remove_empty_folders(folder)
+
+    def _free_name(self, step: int) -> str:
+        """state, or another name where the remains of a damaged checkpoint lie."""
+        taken = {path.removeprefix(self.folder(step) + "/").split("/")[0]
+                 for path in folders.matches(self.folder(step), "*/*")}  # fmt: skip
+        names = ("state", *(f"state_{n}" for n in range(1, 1000)))
+        return next(name for name in names if name not in taken)
+
+    def _failed(self, step: int, error: Exception) -> Exception:
+        whole = self.steps()
+        have = f"the newest whole checkpoint is of step {whole[-1]}" if whole else "there is no whole checkpoint"
+        said = " ".join(str(error).split())[:300]
+        return UserError(f"{self.folder(step)} could not be saved: {type(error).__name__}: {said}; {have}")

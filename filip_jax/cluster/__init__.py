@@ -1,0 +1,1 @@
+"""Several processes as one run, and what ends them: joining, agreeing, signals, hangs."""

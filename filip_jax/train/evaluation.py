@@ -1,0 +1,96 @@
+"""Evaluations beside the training, whose errors the training survives."""
+
+import json
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from filip_jax.cluster import service
+from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch
+from filip_jax.errors import UserError
+from filip_jax.evals.run import Metrics
+from filip_jax.files import read_json, write_atomically
+
+FILE = "evaluating.json"  # the evaluation under way, and how often it was begun
+MOST_ATTEMPTS = 3  # an evaluation that ended the process so often is not tried again
+ALONE = 120.0  # seconds that a process whose evaluation failed waits for the others
+
+
+class EvalGuard:
+    """Runs one evaluation after the other; an error becomes the metric eval/<name>/error.
+
+    An evaluation that takes the process with it (no memory left, a crash) is remembered in a file,
+    and is given up at its third attempt.
+
+    Args:
+        fatal: errors are raised instead.
+    """
+
+    def __init__(self, workdir: Path, watch: Watch, fatal: bool):
+        self.file, self.watch, self.fatal = workdir / FILE, watch, fatal
+        self.step = 0
+        watch.on_leave.append(self._excuse)
+
+    def __call__(self, name: str, run: Callable[[], Metrics]) -> Metrics:
+        """The metrics of an evaluation, or its error.
+
+        Raises:
+            UserError: it failed, and that is fatal.
+        """
+        if service.of_first_process(self._attempt(name)) > MOST_ATTEMPTS:
+            error, metrics = f"it ended the process {MOST_ATTEMPTS} times", {}
+        else:
+            error, metrics = self._try(name, run)
+        service.on_first_process(lambda: self.file.unlink(missing_ok=True))
+        if not error:
+            return metrics
+        if self.fatal:
+            raise UserError(f"evaluation {name} at step {self.step}: {error}")
+        if jax.process_index() == 0:
+            print(f"evaluation {name} failed, training goes on: {error}", flush=True)
+        return {f"eval/{name}/error": error}
+
+    def _try(self, name: str, run: Callable[[], Metrics]) -> tuple[str, Metrics]:
+        error, metrics = "", {}
+        try:
+            metrics = run()
+        except Exception as caught:
+            error = f"{type(caught).__name__}: {caught}" if not isinstance(caught, UserError) else str(caught)
+            if not isinstance(caught, (UserError, OSError)):
+                traceback.print_exc()
+        if jax.process_count() > 1:
+            self._meet(name, error)
+        return next(filter(None, service.gather(error)), ""), metrics
+
+    def _meet(self, name: str, error: str) -> None:
+        """Where one process failed alone, the others wait inside of the evaluation, for ever."""
+        place = f"evaluated/{self.step}/{name}"
+        service.put(f"{place}/{jax.process_index()}", True)
+        end = time.monotonic() + ALONE
+        while error and len(service.get_all(place)) < jax.process_count():
+            if time.monotonic() > end:
+                line = f"filip: evaluation {name} at step {self.step} failed on process {jax.process_index()} alone: {error}"
+                self.watch.leave(HUNG, f"{line}; exit {HUNG}")
+            time.sleep(service.POLL)
+
+    def _attempt(self, name: str) -> int:
+        """Which attempt at this evaluation of this step it is; written down before it begins."""
+        if jax.process_index():
+            return 0
+        attempts = 1
+        try:
+            before = read_json(self.file) if self.file.exists() else {}
+            if (before.get("step"), before.get("name")) == (self.step, name):
+                attempts = int(before["attempts"]) + 1
+        except (UserError, KeyError, TypeError, ValueError):
+            pass  # torn, or not ours
+        write_atomically(self.file, json.dumps({"step": self.step, "name": name, "attempts": attempts}) + "\n")
+        return attempts
+
+    def _excuse(self, code: int, line: str) -> None:
+        """A run that was asked to stop in an evaluation does not blame it."""
+        if code == PREEMPTED and jax.process_index() == 0:
+            self.file.unlink(missing_ok=True)

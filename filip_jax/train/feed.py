@@ -1,0 +1,58 @@
+"""Batches, taken in a thread, so that a main thread that waits for one still hears what happens."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+
+class Feed:
+    """The next batch of an iterator, in the making.
+
+    Args:
+        rows: with a method `close`; only the thread calls its `next`.
+    """
+
+    def __init__(self, rows: Iterator[Any]):
+        self.rows, self.queue, self.closed = rows, queue.Queue(1), threading.Event()
+        self.item: Any = None
+        self.thread = threading.Thread(target=self._run, daemon=True, name="feed")
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            while not self.closed.is_set():
+                self._give((next(self.rows), None))
+        except Exception as error:
+            self._give((None, error))
+
+    def _give(self, item: Any) -> None:
+        while not self.closed.is_set():
+            with contextlib.suppress(queue.Full):
+                return self.queue.put(item, timeout=0.2)
+
+    def ready(self, seconds: float) -> bool:
+        """Whether the next batch is there, waiting so long for it.
+
+        Raises:
+            Exception: whatever making it raised.
+        """
+        if self.item is None:
+            with contextlib.suppress(queue.Empty):
+                self.item, error = self.queue.get(timeout=seconds) if seconds else self.queue.get_nowait()
+                if error:
+                    raise error
+        return self.item is not None
+
+    def take(self) -> Any:
+        """The batch that is ready."""
+        item, self.item = self.item, None
+        return item
+
+    def close(self) -> None:
+        """Ends the thread, if what it waits for lets it, and the iterator."""
+        self.closed.set()
+        self.thread.join(5.0)
+        if not self.thread.is_alive():
+            self.rows.close()

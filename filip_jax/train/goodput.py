@@ -1,0 +1,83 @@
+"""Where the time of a run went, over all its restarts, and what the compile cache spared."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from filip_jax.cluster.watch import Watch
+from filip_jax.errors import UserError
+
+PHASES = ("start", "restore", "compile", "data", "step", "save", "evaluation", "end")
+LOST = "lost_by_rollback"
+NAMES = (*PHASES, LOST)
+SAVED_EVENT = "/jax/compilation_cache/compile_time_saved_sec"
+
+
+def key_of(name: str) -> str:
+    """The metric of a phase."""
+    return f"time/{name}_seconds"
+
+
+class Goodput:
+    """The seconds of each phase since the run began, earlier starts included.
+
+    Args:
+        before: seconds by phase up to the checkpoint that the run goes on from.
+        dropped: the newest metrics that the run made beyond it, and lost.
+    """
+
+    def __init__(self, watch: Watch, before: Mapping[str, float], dropped: Mapping[str, float]):
+        self.watch = watch
+        self.before = {name: float(before.get(name, 0.0)) for name in NAMES}
+        reached = sum(dropped.get(key_of(name), 0.0) for name in NAMES)
+        self.before[LOST] += max(0.0, reached - sum(self.before.values()))
+
+    def totals(self) -> dict[str, float]:
+        """The seconds of each phase, rounded to milliseconds."""
+        here = self.watch.totals()
+        return {name: round(self.before[name] + here.get(name, 0.0), 3) for name in NAMES}
+
+    def metrics(self) -> dict[str, float]:
+        """The same under the names of the metrics."""
+        return {key_of(name): seconds for name, seconds in self.totals().items()}
+
+    def table(self) -> str:
+        """For the end of a run."""
+        totals = self.totals()
+        whole = sum(totals.values()) or 1.0
+        rows = [f"| {name:<16} | {s:>10.1f} | {100 * s / whole:>5.1f} % |" for name, s in totals.items() if s >= 0.05]
+        head = ["| time spent in    |    seconds |   share |", "| ---------------- | ---------- | ------- |"]
+        return "\n".join(head + rows)
+
+
+class CompileCache:
+    """Compiled programs that the next start finds again, in the workdir or where JAX_COMPILATION_CACHE_DIR says.
+
+    Attributes:
+        spared: seconds of compilation that it has spared this process.
+
+    Raises:
+        UserError: others may write to the folder, and so make this run execute what they like.
+    """
+
+    def __init__(self, folder: Path, wanted: bool):
+        self.spared = 0.0
+        if wanted and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            status = folder.stat()
+            if status.st_mode & 0o022 or status.st_uid != os.geteuid():
+                raise UserError(
+                    f"compile_cache: others may write to {folder}, whose programs would run here: chmod 700 it, or "
+                    "set compile_cache=False"
+                )
+            compilation_cache.reset_cache()  # of another run in this process
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        jax.monitoring.register_event_duration_secs_listener(self._hear)
+
+    def _hear(self, event: str, seconds: float, **_: object) -> None:
+        if event == SAVED_EVENT:
+            self.spared += max(0.0, seconds)

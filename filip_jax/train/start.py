@@ -1,0 +1,105 @@
+"""What a run needs before its first step: its data, its tokenizer, its newest sound checkpoint."""
+
+import time
+import warnings
+from pathlib import Path
+
+import jax
+
+from filip_jax.checkpoint import CheckpointWriter
+from filip_jax.cluster import service
+from filip_jax.data.pipeline import check_usable
+from filip_jax.data.sources import Source, make_source
+from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
+from filip_jax.errors import UserError
+from filip_jax.files import write_atomically
+from filip_jax.inference import TOKENIZER, read_tokenizer
+from filip_jax.train.metrics import say
+from filip_jax.train.setup import Setup
+
+
+def prepare_workdir(workdir: Path) -> None:
+    """Makes the folder and tries to write into it.
+
+    Raises:
+        UserError: it is a file, or nothing can be written there.
+    """
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        tried = workdir / f".written_{jax.process_index()}"
+        write_atomically(tried, b"x" * 4096)
+        tried.unlink()
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: nothing can be written there: {error}") from error
+
+
+def open_source(setup: Setup) -> Source:
+    """The run's source, some of its records tried; process 0 goes first, since it may have to index the data."""
+    opened = []
+
+    def open_and_try():
+        opened.append(make_source(setup.source))
+        check_usable(opened[0], setup.data["image_size"], setup.data["augment"])
+
+    service.on_first_process(open_and_try)
+    service.together(lambda: opened or opened.append(make_source(setup.source)))
+    return opened[0]
+
+
+def prepare_tokenizer(workdir: Path, setup: Setup, source: Source, *, started: bool) -> Tokenizer:
+    """The tokenizer the run started with, else that of tokenizer.path, else one trained on captions.
+
+    Raises:
+        UserError: no such file, or more ids than the model's vocabulary.
+    """
+
+    def make():
+        if setup.tokenizer["name"] == "sentencepiece" and not setup.tokenizer["path"]:
+            say(f"training a tokenizer of at most {setup.tokenizer['vocab_size']} pieces")
+        write_atomically(workdir / TOKENIZER, make_tokenizer(source=source, **setup.tokenizer))
+
+    if not started:
+        service.on_first_process(make)
+    tokenizer = read_tokenizer(workdir)
+    rows = setup.shapes["params"]["text"]["token_embedding"].shape[0]
+    if tokenizer.vocab_size > rows:
+        raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids, but model.text.vocab_size={rows}")
+    return tokenizer
+
+
+def newest_sound(checkpoints: CheckpointWriter) -> int | None:
+    """The newest step whose files are as they were written; None for a run that has saved nothing.
+
+    Every process reads a share of the files. Damaged checkpoints that are newer count no more from
+    here on; their files stay.
+
+    Raises:
+        UserError: there are checkpoints, and all of them are damaged.
+    """
+    service.on_first_process(checkpoints.clean)
+    steps, damaged = service.of_first_process(checkpoints.steps()), []
+    for step in reversed(steps):
+        started = time.monotonic()
+        mine: list[str] = []
+        service.together(lambda: mine.append(checkpoints.damage(step, jax.process_index(), jax.process_count())))
+        if not (found := next(filter(None, service.gather(mine[0])), "")):
+            say(f"checkpoint {step} is as it was written ({time.monotonic() - started:.1f} s to verify)")
+            break
+        damaged.append((step, found))
+    else:
+        step = None
+    strange = service.of_first_process(checkpoints.without_manifest())
+    for folder in strange:
+        warnings.warn(f"{folder} has no manifest.json: it is no checkpoint, and is left as it is", stacklevel=2)
+    if step is None and (damaged or strange):
+        said = "; ".join(f"step {number}: {found}" for number, found in damaged)
+        raise UserError(
+            f"{checkpoints.directory} holds no checkpoint to go on from: {said or 'none has its manifest.json'}. "
+            "Bring the files back, or remove the folder to begin anew"
+        )
+    for number, found in damaged:
+        warnings.warn(f"THE CHECKPOINT OF STEP {number} IS DAMAGED: {found}; going on from step {step}", stacklevel=2)
+        service.on_first_process(lambda number=number: checkpoints.set_aside(number))
+    return step
