@@ -49,7 +49,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     for line in file.read_bytes().splitlines(keepends=True):
         try:
             lines += [json.loads(line)] if line.endswith(b"\n") else []
-        except ValueError:
+        except (ValueError, RecursionError):
             damaged += 1
     if damaged:
         warnings.warn(f"{file}: {damaged} damaged lines are left out", stacklevel=2)

@@ -30,6 +30,7 @@ VERSION = 2
 FILE = "index.json"
 KINDS = 64  # most kinds of members that a shard's index holds
 KEY_BYTES = 200
+INDEX_BYTES = 1 << 30  # of index.json; a million tars have a quarter of it
 HEADER_BYTES = 1 << 16  # of an extended header, which tarfile reads whole
 LONG_NUMBER = re.compile(rb"\d{100}")  # tarfile of older Pythons takes the square of its length
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
@@ -221,7 +222,7 @@ def _stored(folder: str) -> list[Shard]:
     if not storage.exists(file):
         return []
     try:
-        content: dict[str, Any] = json.loads(storage.read(file))
+        content: dict[str, Any] = json.loads(storage.read(file, 0, INDEX_BYTES))
         if content["version"] != VERSION:
             return []
         return [_shard(**entry) for entry in content["shards"]]
