@@ -349,7 +349,9 @@ def disks(folder: Path, options: tuple = ()) -> dict[str, object]:
     file.write_text("")
     ends_clearly("workdir is a file", Job(file, options=options, **one), "is a file")
     (folder / "link").symlink_to("/proc/self/nothing")
-    ends_clearly("workdir can not be made", Job(folder / "link/run", options=options, **one), "can not be")
+    ends_clearly(
+        "workdir can not be made", Job(folder / "link/run", options=options, **one), "nothing can be written there"
+    )
     full = folder / "full"
     full.mkdir()
     (full / "metrics.jsonl").symlink_to("/dev/full")

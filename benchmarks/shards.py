@@ -41,7 +41,8 @@ def write_tar(path: Path, records: int) -> None:
 
 def make(folder: Path, shards: int, records: int) -> None:
     """The tars and their index, as `filip data index` would leave them."""
-    from filip_jax.data import storage, tar_index
+    from filip_jax import storage
+    from filip_jax.data import tar_index
 
     index = folder / ".filip_index"
     index.mkdir(parents=True)

@@ -92,6 +92,7 @@ def get_config(variant: str = "base") -> ConfigDict:
             learning_rate_rules=((r".*", 1.0),),  # 0 freezes: ((r"image/.*", 0.0), (r".*", 1.0)) locks the image tower
         ),
         ema_decay=0.0,
+        init_from=dict(path="", rules=()),  # parameters of another run to begin with: see train/init_from.py
         checkpoint=dict(every_steps=1_000, every_minutes=30.0, keep_last=3, keep_every_steps=50_000),
         processes=dict(
             stop_signals=("SIGTERM", "SIGUSR1"),  # save and end with exit code 42: start again to go on
@@ -103,6 +104,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         compile_cache=True,
         log_every_steps=50,
         log_keys=False,
+        wandb_project="",
         eval_every_steps=0,  # set it together with evals.val.source.path
         evals_fatal=False,
         evals=dict(val=dict(kind="retrieval", source=dict(name="folder", path=""), examples=1_000)),

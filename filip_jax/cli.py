@@ -1,4 +1,4 @@
-"""The command `filip`: train, eval, align, data."""
+"""The command `filip`: train, eval, inspect, align, data."""
 
 import argparse
 import glob
@@ -15,6 +15,7 @@ DESCRIPTION = "FILIP: fine-grained contrastive language-image pre-training in JA
 EPILOG = """examples:
   filip train --config=configs/demo.py --workdir=runs/demo
   filip eval --workdir=runs/demo --step=latest
+  filip inspect runs/demo --verify
   filip data inspect webdataset path=/data/cc3m --output=cc3m.png
   filip align --workdir=runs/demo --image=dog.png --text="a dog on a white background" --output=dog_aligned.png
 
@@ -38,6 +39,18 @@ EVAL = """Evaluate checkpoints of one run, or of all runs that a pattern matches
 The model is always built from the run's own config.json; the evaluations come from there too
 unless --config names a file whose get_config() has a section `evals`. Numbers are added to each
 run's evals.json, beside those of the baselines that need no model."""
+
+INSPECT = """Print what a checkpoint holds: its tree, sizes, step, hashes, config and files.
+
+CHECKPOINT is the workdir of a run, of which the newest is taken or that of --step, or the folder of one:
+
+  filip inspect runs/demo
+  filip inspect runs/demo --step=350
+  filip inspect runs/demo/checkpoints/350 --verify
+
+Layers are stacked: they stand on one line, as do copies of the parameters (ema, the optimiser's moments).
+With --verify all files are read; one that is not as it was written is named, with exit code 2. No
+accelerator is touched, so it can run beside a training."""
 
 ALIGN = """Draw which patches of an image each word of a text matches, on one page (PNG).
 
@@ -79,11 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name, run, text):
+    def command(name, run, text, workdir=True):
         summary = text.split("\n", 1)[0].rstrip(":.")
         added = commands.add_parser(name, help=summary, description=text, formatter_class=raw, allow_abbrev=False)
         added.set_defaults(run=run)
-        added.add_argument("--workdir", required=True, help="folder of the run")
+        if workdir:
+            added.add_argument("--workdir", required=True, help="folder of the run")
         return added
 
     train = command("train", _train, TRAIN)
@@ -94,6 +108,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command("eval", _eval, EVAL)
     evaluate.add_argument("--step", default="latest", help="latest, all, or a number (default: latest)")
     evaluate.add_argument("--config", metavar="FILE.py[:variant]", help="evaluations other than the run's own")
+
+    inspect = command("inspect", _inspect, INSPECT, workdir=False)
+    inspect.add_argument("checkpoint", metavar="CHECKPOINT", help="a workdir, or a folder in its checkpoints/")
+    inspect.add_argument("--step", default="latest", help="latest or a number (default: latest)")
+    inspect.add_argument("--verify", action="store_true", help="read all files and compare their hashes")
 
     add_data_commands(commands)
 
@@ -122,7 +141,7 @@ def _train(arguments, overrides) -> None:
             _join(config)
         from filip_jax.train.loop import train
 
-        train(Path(arguments.workdir), config, watch)
+        train(arguments.workdir, config, watch)
     finally:
         watch.end()
 
@@ -147,7 +166,13 @@ def _eval(arguments, overrides) -> None:
         if "evals" not in config:
             raise UserError(f"--config={arguments.config} has no section `evals`")
         evals = config["evals"]
-    print(evaluate_runs(matched or [Path(arguments.workdir)], arguments.step, evals))
+    print(evaluate_runs(matched or [arguments.workdir], arguments.step, evals))
+
+
+def _inspect(arguments, _) -> None:
+    from filip_jax.checkpoint.inspect import inspect
+
+    print(inspect(arguments.checkpoint, _step_number(arguments.step), arguments.verify))
 
 
 def _align(arguments, _) -> None:
@@ -170,7 +195,7 @@ def _align(arguments, _) -> None:
         picture = decode(image.read_bytes())
     except ValueError as error:
         raise UserError(f"--image={image}: {error}") from error
-    model = load_model(arguments.workdir, None if arguments.step == "latest" else _step_number(arguments.step))
+    model = load_model(arguments.workdir, _step_number(arguments.step))
     (alignment,) = align(model, [centre_view(picture, model.image_size)], [arguments.text])
     output.parent.mkdir(parents=True, exist_ok=True)
     draw_alignment(alignment).save(output)
@@ -179,7 +204,9 @@ def _align(arguments, _) -> None:
     print(f"wrote {output}")
 
 
-def _step_number(step: str) -> int:
-    if not step.isdigit():
+def _step_number(step: str) -> int | None:
+    if step == "latest":
+        return None
+    if not step.isdecimal():
         raise UserError(f"--step={step} is not latest or a number")
     return int(step)

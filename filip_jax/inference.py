@@ -21,6 +21,7 @@ from filip_jax.errors import UserError
 from filip_jax.losses.similarity import Array
 from filip_jax.mesh import BATCH_AXES, replicated
 from filip_jax.models import POOLINGS, Model, make_model
+from filip_jax.workdir import Workdir
 
 TOKENIZER = "tokenizer.model"
 
@@ -149,17 +150,18 @@ def _one_device() -> Mesh:
 
 
 class Run:
-    """A workdir of `filip train`, opened for reading.
+    """A workdir of `filip train`, opened for reading; `place` brings what is added to it back into a bucket.
 
     Raises:
         UserError: no run there, or its tokenizer is missing or not the one it was trained with.
     """
 
     def __init__(self, workdir: str | Path):
-        self.workdir = Path(workdir)
+        self.place = Workdir(workdir)
+        self.workdir = self.place.folder
         self.config = read_config(self.workdir)
         self.tokenizer = read_tokenizer(self.workdir)
-        self.checkpoints = Checkpoints(self.workdir)
+        self.checkpoints = Checkpoints(self.place.name)
         self.model = make_model(**self.config["model"])
         data = self.config["data"]
         self.embedder = Embedder(

@@ -1,11 +1,11 @@
 """Parameters by path: the nested dicts of the model seen as {"image/blocks/attention/qkv/kernel": leaf}.
 
 Every rule that speaks of parameters (decay, learning rate, freezing, sharding, golden texts,
-checkpoint diffs) speaks of these paths.
+checkpoint diffs, beginning from another run) speaks of these paths.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from filip_jax.errors import UserError
@@ -60,11 +60,7 @@ def match_rules(rules: Sequence[Any], paths: Sequence[str], key: str) -> dict[st
     for rule in rules if isinstance(rules, (tuple, list)) else [rules]:
         if not (isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str) and _is_rate(rule[1])):
             raise UserError(f"{key}: {rule!r} is not a pair (regular expression, finite number of at least 0)")
-        if _may_take_for_ever(rule[0]):
-            raise UserError(
-                f"{key}: {rule[0]!r} may take for ever: at most {REPEATS} repeats, and no repeated group that holds a "
-                "repeat or alternatives"
-            )
+        _check_pattern(rule[0], key)
     values: dict[str, float] = {}
     met = [False] * len(rules)
     for path in paths:
@@ -74,14 +70,68 @@ def match_rules(rules: Sequence[Any], paths: Sequence[str], key: str) -> dict[st
                 values.setdefault(path, value)
         if path not in values:
             raise UserError(f"{key}: no rule covers the parameter {path}; end the rules with ('.*', value)")
+    _check_met(rules, met, paths, key)
+    return values
+
+
+def rename(rules: Sequence[Any], paths: Sequence[str], key: str) -> dict[str, str | None]:
+    r"""What each path is called elsewhere, by the first rule whose regular expression matches all of it; else the same.
+
+    Args:
+        rules: (regular expression, replacement in which \1 stands for a group), tried in order; None or ""
+            for a path that is not there.
+        paths: parameter paths.
+        key: the config key that holds the rules, for the messages.
+
+    Raises:
+        UserError: what is no such rule, or a rule that no parameter meets.
+    """
+    for rule in rules:
+        if not (isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str) and _is_name(rule[1])):
+            raise UserError(f"{key}: {rule!r} is not a pair (regular expression, path or None)")
+        _check_pattern(rule[0], key)
+    names: dict[str, str | None] = {}
+    met = [False] * len(rules)
+    for path in paths:
+        for index, (pattern, replacement) in enumerate(rules):
+            if match := _fullmatch(pattern, path, key):
+                met[index] = True
+                names.setdefault(path, _expand(match, replacement, key) if replacement else None)
+        names.setdefault(path, path)
+    _check_met(rules, met, paths, key)
+    return names
+
+
+def cover(tree: Mapping[str, Any], chosen: Set[str], prefix: str = "") -> list[str]:
+    """Regular expressions that match the chosen paths of nested dicts and no others: one for a part chosen whole."""
+    found = []
+    for name, node in tree.items():
+        path = f"{prefix}{name}"
+        if not isinstance(node, Mapping):
+            found += [path] if path in chosen else []
+        elif flatten(node, path).keys() <= chosen:
+            found += [f"{path}/.*"]
+        else:
+            found += cover(node, chosen, f"{path}/")
+    return found
+
+
+def _check_met(rules: Sequence[Any], met: Sequence[bool], paths: Sequence[str], key: str) -> None:
     for (pattern, _), was_met in zip(rules, met):
         if not was_met:
             raise UserError(f"{key}: the rule {pattern!r} matches no parameter; parameters: {', '.join(paths)}")
-    return values
 
 
 def _is_rate(value: Any) -> bool:
     return isinstance(value, (int, float)) and 0 <= value < float("inf")
+
+
+def _check_pattern(pattern: str, key: str) -> None:
+    if _may_take_for_ever(pattern):
+        raise UserError(
+            f"{key}: {pattern!r} may take for ever: at most {REPEATS} repeats, and no repeated group that holds a "
+            "repeat or alternatives"
+        )
 
 
 def _may_take_for_ever(pattern: str) -> bool:
@@ -104,8 +154,19 @@ def _may_take_for_ever(pattern: str) -> bool:
     return repeats > REPEATS
 
 
-def _fullmatch(pattern: str, path: str, key: str) -> bool:
+def _is_name(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _expand(match: re.Match, replacement: str, key: str) -> str:
     try:
-        return re.fullmatch(pattern, path) is not None
+        return match.expand(replacement)
+    except (re.error, IndexError) as error:
+        raise UserError(f"{key}: {replacement!r} can not replace {match.re.pattern!r}: {error}") from error
+
+
+def _fullmatch(pattern: str, path: str, key: str) -> re.Match | None:
+    try:
+        return re.fullmatch(pattern, path)
     except (re.error, RecursionError, OverflowError) as error:
         raise UserError(f"{key}: {pattern!r} is not a regular expression: {error}") from error

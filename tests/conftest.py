@@ -1,12 +1,12 @@
 """The small things that several test files share."""
 
-import environment  # before anything imports JAX
-
 import copy
 import os
 import socket
 from pathlib import Path
 
+import environment  # before anything imports JAX
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -90,3 +90,41 @@ def small_demo(demo_config) -> dict:
             "checkpoint.every_steps": 4, "eval_every_steps": 0, "evals": evals, "tokenizer.captions": 500,
         },
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """A bucket on moto's server."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    secrets = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (secrets | {"AWS_DEFAULT_REGION": "us-east-1"}).items():
+            patch.setenv(name, value)
+        fsspec.filesystem("s3").mkdir("bucket")
+        yield "s3://bucket"
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def gs():
+    """A bucket on gcp-storage-emulator's server."""
+    from gcp_storage_emulator.server import create_server
+
+    port = free_port()
+    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # which asks for credentials
+        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+        yield "gs://bucket"
+    server.stop()
+
+
+@pytest.fixture(params=["s3", "gs"])
+def bucket(request):
+    """The URL of an emulated bucket, once of each kind."""
+    return request.getfixturevalue(request.param)

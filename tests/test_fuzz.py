@@ -15,7 +15,7 @@ from PIL import Image
 
 from filip_jax.cli_data import source_section
 from filip_jax.config import load_config
-from filip_jax.data.braces import PATHS, expand_braces
+from filip_jax.storage import PATHS, expand_braces
 from filip_jax.data.decode import decode, image_size
 from filip_jax.data.pipeline import batches
 from filip_jax.data.preprocess import centre_view

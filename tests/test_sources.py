@@ -1,8 +1,8 @@
 """Every kind of data: the same pairs in, the same records out; broken data met, counted, never executed."""
 
 import json
-import pickle
 import os
+import pickle
 import shutil
 import sys
 import tarfile
@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pairs import WRITERS, key, members, picture, tar, texts, write_array_record, write_jsonl, write_webdataset
 
+from filip_jax import storage
 from filip_jax.cleaning.filter import filter_source
-from filip_jax.data import array_record, side_captions, storage, table, tar_index
+from filip_jax.data import array_record, side_captions, table, tar_index
 from filip_jax.data import record as records
 from filip_jax.data.decode import decode
 from filip_jax.data.record import BadRecord, Caption

@@ -1,7 +1,6 @@
 """Paths on disks and in buckets; the buckets are emulated on this machine."""
 
 import os
-import socket
 
 import fsspec
 import pytest
@@ -9,51 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pairs import key, texts, write_jsonl, write_parquet, write_webdataset
 
-from filip_jax.data import storage
+from filip_jax import storage
+from filip_jax.data.listed import read_listed
 from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import fingerprint, make_source
 from filip_jax.errors import UserError
 
 SHARDS = [range(0, 5), range(5, 9)]
-
-
-@pytest.fixture(scope="module")
-def s3():
-    """A bucket on moto's server."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    secrets = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (secrets | {"AWS_DEFAULT_REGION": "us-east-1"}).items():
-            patch.setenv(name, value)
-        fsspec.filesystem("s3").mkdir("bucket")
-        yield "s3://bucket"
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def gs():
-    """A bucket on gcp-storage-emulator's server."""
-    from gcp_storage_emulator.server import create_server
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    server = create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
-    server.start()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # which asks for credentials
-        patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-        yield "gs://bucket"
-    server.stop()
-
-
-@pytest.fixture(params=["s3", "gs"])
-def bucket(request):
-    return request.getfixturevalue(request.param)
 
 
 def upload(folder, url):
@@ -84,6 +45,25 @@ def test_files_in_buckets(bucket):
     storage.write(f"{bucket}/a/3.txt", data[::-1])
     (after,) = storage.find(f"{bucket}/a/3.txt", (), "path")
     assert after.size == before[0].size and after.stamp != before[0].stamp
+
+
+@pytest.mark.filterwarnings("ignore::Warning")
+def test_a_file_that_another_process_writes_is_seen(bucket):
+    folder = f"{bucket}/seen"
+    system = fsspec.filesystem(bucket.split(":")[0])
+    storage.write(f"{folder}/1", b"x")
+    assert len(system.ls(folder)) == 1
+    fsspec.filesystem(bucket.split(":")[0], skip_instance_cache=True).pipe_file(f"{folder}/2", b"x")
+    assert len(system.ls(folder)) == 2 and storage.exists(f"{folder}/2")
+
+
+@pytest.mark.filterwarnings("ignore::Warning")
+def test_all_files_of_a_folder(bucket, tmp_path):
+    for root in (f"{bucket}/all", str(tmp_path / "all")):
+        assert storage.find_all(root) == []
+        for name in ("run/b", "run/a/c", "run2/d"):
+            storage.write(f"{root}/{name}", b"12")
+        assert [file[:2] for file in storage.find_all(f"{root}/run")] == [(f"{root}/run/{n}", 2) for n in ("a/c", "b")]
 
 
 @pytest.mark.smoke
@@ -143,7 +123,7 @@ def test_many_files_are_read_with_few_descriptors(tmp_path, monkeypatch):
 def test_what_a_list_names_must_be_there_and_not_on_the_web(tmp_path):
     for name in ("none.png", ".", "http://example.org/x.png"):
         with pytest.raises(BadRecord, match="no such file|not downloaded"):
-            storage.read_listed(str(tmp_path), name, 10)
+            read_listed(str(tmp_path), name, 10)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""manifest.json of a checkpoint: written last, it makes the checkpoint; it knows every file's size and hash."""
+"""manifest.json of a checkpoint: written last, it makes the checkpoint; it knows every file's size and hash.
+
+JAX is imported where it is used: a checkpoint can be looked at without it.
+"""
 
 import hashlib
 import json
@@ -6,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import jax
-
-from filip_jax.data import storage
+from filip_jax import storage
 from filip_jax.errors import UserError
 
 FILE = "manifest.json"
@@ -16,6 +17,7 @@ ASIDE = "manifest.damaged.json"  # of a checkpoint that a run found damaged: it 
 FORMAT = 1
 MOST_BYTES = 1 << 26  # of a manifest
 PIECE = 1 << 24  # bytes read at once
+KINDS = {"state": str, "step": int, "files": dict, "tree": dict, "meta": dict, "config": dict}
 THREADS = 8  # hashing lets other threads run
 
 Manifest = dict[str, Any]
@@ -23,12 +25,16 @@ Manifest = dict[str, Any]
 
 def describe(state: Any) -> dict[str, dict[str, Any]]:
     """{path: {shape, dtype}} of every leaf; `state` may be shapes."""
+    import jax
+
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {path_of(path): {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for path, leaf in leaves}
 
 
 def path_of(path: Sequence[Any]) -> str:
     """A leaf's path as text: params/image/patch/kernel."""
+    import jax
+
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
@@ -62,18 +68,25 @@ def read_manifest(folder: str) -> Manifest:
     try:
         manifest = json.loads(data)
         sha = manifest.pop("sha256")
-        sound = manifest["format"] == FORMAT and sha == _sha256_of(manifest) and all(
-            isinstance(manifest[key], kind)
-            for key, kind in (("state", str), ("step", int), ("files", dict), ("tree", dict), ("meta", dict))
-        )
-        names = [*manifest["files"], manifest["state"]]
-        sound = sound and all(isinstance(each["size"], int) and each["sha256"] for each in manifest["files"].values())
-        sound = sound and all(isinstance(each["shape"], list) and each["dtype"] for each in manifest["tree"].values())
+        sound = manifest["format"] == FORMAT and sha == _sha256_of(manifest) and _is_sound(manifest)
     except (ValueError, KeyError, TypeError, AttributeError):
         sound = False
-    if not sound or any(name.startswith("/") or ".." in name.split("/") for name in names):
+    if not sound:
         raise UserError(f"{path} is damaged: it is not the manifest of a checkpoint")
     return manifest
+
+
+def _is_sound(manifest: Manifest) -> bool:
+    if not all(isinstance(manifest[key], kind) for key, kind in KINDS.items()):
+        return False
+    names = [*manifest["files"], manifest["state"]]
+    sound = not any(name.startswith("/") or ".." in name.split("/") for name in names)
+    for each in manifest["files"].values():
+        sound = sound and isinstance(each["size"], int) and isinstance(each["sha256"], str)
+    for each in manifest["tree"].values():
+        sound = sound and isinstance(each["dtype"], str) and isinstance(each["shape"], list)
+        sound = sound and all(isinstance(size, int) for size in each["shape"])
+    return sound
 
 
 def damage(folder: str, manifest: Manifest, share: int = 0, shares: int = 1) -> str:

@@ -1,34 +1,40 @@
-"""Reading checkpoints: which are whole, what they hold, and their state on any mesh."""
+"""Reading checkpoints: which are whole, what they hold, and their state on any mesh.
+
+JAX and Orbax are imported where they are used: a checkpoint can be looked at without them.
+"""
 
 import errno
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import orbax.checkpoint as ocp
-
-from filip_jax.checkpoint.manifest import FILE, Manifest, damage, describe, read_manifest
-from filip_jax.data import folders, storage
+from filip_jax.checkpoint.manifest import ASIDE, FILE, Manifest, damage, describe, read_manifest
+from filip_jax import folders, storage
 from filip_jax.errors import UserError
 
 FOLDER = "checkpoints"
 SHOWN = 8  # differing paths that a message names
+STEP = re.compile(r"0|[1-9]\d*")  # the name of a checkpoint's folder
 
 
 class Checkpoints:
-    """The checkpoints of a run, in `workdir`/checkpoints/<step>/, for reading."""
+    """The checkpoints of a run, in `workdir`/checkpoints/<step>/, for reading.
 
-    def __init__(self, workdir: str | Path):
+    Args:
+        name: of the folder with the steps; another one where checkpoints were copied to.
+    """
+
+    def __init__(self, workdir: str | Path, name: str = FOLDER):
         place = str(workdir) if storage.is_remote(str(workdir)) else str(Path(workdir).absolute())
-        self.directory = storage.join(place, FOLDER)
+        self.directory = storage.join(place, name)
 
     def steps(self) -> list[int]:
         """The steps that were saved to their end, oldest first."""
         found = folders.matches(self.directory, f"*/{FILE}")
         names = (storage.name_of(storage.folder_of(path)) for path in found)
-        return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name))
+        return sorted(int(name) for name in names if STEP.fullmatch(name))
 
     def folder(self, step: int) -> str:
         """Where the checkpoint of a step lies."""
@@ -88,6 +94,11 @@ class Checkpoints:
 
     def read(self, step: int, target: Any) -> Any:
         """The leaves of `target`, which must be those of the checkpoint, some of its parts left out."""
+        import orbax.checkpoint as ocp
+
+        from filip_jax import buckets
+
+        buckets.prepare(self.directory)
         arguments = ocp.checkpoint_utils.construct_restore_args(target)
         item = ocp.args.PyTreeRestore(target, restore_args=arguments, partial_restore=True)
         folder = storage.join(self.folder(step), self.manifest(step)["state"])
@@ -106,6 +117,41 @@ class Checkpoints:
         return f"; there are also the steps {', '.join(others)}" if others else ""
 
 
+def find_checkpoint(path: str, step: int | None = None) -> tuple[Checkpoints, int]:
+    """The checkpoint that a path names: a run's workdir, of which `step` or the newest, or the folder of one step.
+
+    Raises:
+        UserError: there is none, or not of this step.
+        OSError: the disk or the bucket fails.
+    """
+    place = path.rstrip("/") if storage.is_remote(path) else os.path.abspath(path)
+    if storage.exists(storage.join(place, FILE)):
+        folder, name = storage.folder_of(place), storage.name_of(place)
+        saved = read_manifest(place)["step"]
+        if name != str(saved):
+            raise UserError(f"{path} is the checkpoint of step {saved}, but not named so: call the folder {saved}")
+        if step not in (None, saved):
+            raise UserError(f"{path} is the checkpoint of step {saved}, not of step {step}: name its run's workdir")
+        return Checkpoints(storage.folder_of(folder), storage.name_of(folder)), saved
+    found = Checkpoints(place)
+    steps = found.steps()
+    if not steps:
+        raise UserError(f"{path} {_why_none(place)}")
+    if step not in (None, *steps):
+        raise UserError(f"{path} has no checkpoint of step {step}; it has the steps {', '.join(map(str, steps))}")
+    return found, steps[-1] if step is None else step
+
+
+def _why_none(place: str) -> str:
+    if storage.exists(storage.join(place, ASIDE)):
+        return f"is a checkpoint that its run found damaged ({ASIDE}): it counts no more"
+    if not storage.is_remote(place) and not os.path.isdir(place):
+        return "is a file, not a folder" if os.path.exists(place) else "is no folder that exists"
+    if folders.matches(place, "*/_METADATA"):
+        return f"is no whole checkpoint: it has no {FILE}, which is written last"
+    return f"holds no whole checkpoint: neither {FILE} nor {FOLDER}/<step>/{FILE} is there"
+
+
 def differences(saved: Mapping[str, Any], target: Mapping[str, Any]) -> list[str]:
     """One line for each path that only one of two trees has, or whose shape or type differs."""
     lines = [f"{path} is missing" for path in target if path not in saved]
@@ -119,4 +165,6 @@ def differences(saved: Mapping[str, Any], target: Mapping[str, Any]) -> list[str
 
 def abstract(tree: Any, shardings: Any) -> Any:
     """Shapes and types with shardings: the target of a restore."""
+    import jax
+
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)

@@ -4,7 +4,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 
 from filip_jax.checkpoint.manifest import ASIDE, FILE, describe, write_manifest
 from filip_jax.checkpoint.reader import Checkpoints
-from filip_jax.data import folders, storage
+from filip_jax import buckets, folders, storage
 from filip_jax.errors import UserError
 
 CLAIM = "saving.json"  # names what a save under way writes, so that its remains are known as ours
@@ -31,6 +31,7 @@ class CheckpointWriter(Checkpoints):
     Attributes:
         newest: the last step that is wholly on disk, of those this run saved.
         seconds: that its save took, from its beginning to its manifest.
+        before_manifest: process 0 calls it when the state is on disk, and the checkpoint does not count yet.
 
     Raises:
         UserError: a number out of range.
@@ -48,7 +49,8 @@ class CheckpointWriter(Checkpoints):
         super().__init__(workdir)
         self.every_minutes = every_minutes
         self.keep_last, self.keep_every_steps = keep_last, keep_every_steps
-        self.orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+        self.orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), **buckets.prepare(self.directory))
+        self.before_manifest: Callable[[], None] = lambda: None
         self.thread: threading.Thread | None = None
         self.error: Exception | None = None
         self.newest: int | None = None
@@ -136,6 +138,7 @@ class CheckpointWriter(Checkpoints):
         try:
             self.orbax.wait_until_finished()
             if jax.process_index() == 0:
+                self.before_manifest()
                 write_manifest(self.folder(step), content, name)
                 folders.remove([storage.join(self.folder(step), CLAIM)])
                 self._remove_old()

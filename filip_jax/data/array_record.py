@@ -22,7 +22,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
-from filip_jax.data import storage
+from filip_jax import storage
 from filip_jax.data.record import CAPTION_BYTES, IMAGE_BYTES, BadRecord, Caption, Record, is_caption
 from filip_jax.errors import UserError
 

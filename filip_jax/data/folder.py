@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from filip_jax.data import storage
+from filip_jax import storage
+from filip_jax.data.listed import read_listed
 from filip_jax.data.record import CAPTION_BYTES, HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
 from filip_jax.errors import UserError
 
@@ -72,7 +73,7 @@ class Folder:
         return self._image(index, HEAD_BYTES)
 
     def _image(self, index: int, most: int) -> bytes:
-        return storage.read_listed(str(self.root), self.images[index], most)
+        return read_listed(str(self.root), self.images[index], most)
 
     def captions(self, index: int) -> tuple[Caption, ...]:
         image = self.root / self.images[index]
@@ -80,7 +81,7 @@ class Folder:
         return tuple(Caption(self._text(file), key) for key, file in files if file.is_file())
 
     def _text(self, file: Path) -> str:
-        data = storage.read_listed("", str(file), CAPTION_BYTES + 1)
+        data = read_listed("", str(file), CAPTION_BYTES + 1)
         if len(data) > CAPTION_BYTES:
             raise BadRecord(f"{file.name}: a caption of more than {CAPTION_BYTES} bytes")
         try:

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip_jax.data import storage
+from filip_jax import storage
+from filip_jax.data.listed import read_listed
 from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record, is_caption
 from filip_jax.errors import UserError
 
@@ -103,7 +104,7 @@ class Parquet:
             return value[:most]
         if not isinstance(value, str) or not value:
             raise BadRecord(f"no {self.image}")
-        return storage.read_listed(self.images or storage.folder_of(self.files[self.groups[group][0]]), value, most)
+        return read_listed(self.images or storage.folder_of(self.files[self.groups[group][0]]), value, most)
 
     def _place(self, index: int) -> tuple[int, int]:
         group = bisect_right(self.ends, index)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip_jax.data import storage
+from filip_jax import storage
 from filip_jax.data.record import CAPTION_BYTES, METADATA_BYTES, Caption, is_caption
 from filip_jax.errors import UserError
 from filip_jax.files import read_json

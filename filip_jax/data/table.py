@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from filip_jax.data import storage
+from filip_jax import storage
+from filip_jax.data.listed import read_listed
 from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, METADATA_BYTES, BadRecord, Caption, Record, is_caption
 from filip_jax.errors import UserError
 from filip_jax.files import read_json
@@ -98,7 +99,7 @@ class Table:
         problem, _, image, _ = self._row(index)
         if problem or not image:
             raise BadRecord(problem or f"no {self.image}")
-        return storage.read_listed(self.folders[self._file(index)], image, most)
+        return read_listed(self.folders[self._file(index)], image, most)
 
     def _file(self, index: int) -> int:
         return int(np.searchsorted(self.ends, index, side="right"))

@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from filip_jax.data import storage
-from filip_jax.data.storage import Found
+from filip_jax import storage
 from filip_jax.errors import UserError
 from filip_jax.progress import Progress
+from filip_jax.storage import Found
 
 VERSION = 2
 FILE = "index.json"

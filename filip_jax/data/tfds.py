@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from filip_jax.data import storage
+from filip_jax import storage
 from filip_jax.data.record import METADATA_BYTES, Caption, Record, is_caption
 from filip_jax.errors import UserError
 

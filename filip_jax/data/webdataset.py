@@ -11,7 +11,7 @@ from threading import Lock
 
 import numpy as np
 
-from filip_jax.data import storage
+from filip_jax import storage
 from filip_jax.data.record import (
     CAPTION_BYTES,
     HEAD_BYTES,

@@ -85,7 +85,7 @@ def run_baselines(evals: Sequence[Eval]) -> dict[str, Metrics]:
     return results
 
 
-def evaluate_runs(workdirs: Sequence[Path], step: str, evals: Mapping[str, Mapping[str, Any]] | None) -> str:
+def evaluate_runs(workdirs: Sequence[str | Path], step: str, evals: Mapping[str, Mapping[str, Any]] | None) -> str:
     """Evaluates checkpoints of runs and their baselines, records the numbers, and gives one table.
 
     Args:
@@ -114,6 +114,7 @@ def evaluate_runs(workdirs: Sequence[Path], step: str, evals: Mapping[str, Mappi
             record_step(run.workdir, model.step, metrics)
         of_run = run_baselines(wanted)
         record_baselines(run.workdir, of_run)
+        run.place.flush()
         for baseline, metrics in of_run.items():
             baselines.setdefault(baseline, {})[name] = metrics
     return table(columns | _merged(baselines))

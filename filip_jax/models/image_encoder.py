@@ -1,5 +1,7 @@
 """The image tower: a vision transformer in CLIP's form, every token out."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -91,3 +93,16 @@ def patches(pixels: Float[jax.Array, "b h w 3"], size: int) -> Float[jax.Array, 
     batch, height, width, channels = pixels.shape
     grid = pixels.reshape(batch, height // size, size, width // size, size, channels)
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, size * size * channels)
+
+
+def resize_positions(position: Float[jax.Array, "old w"], rows: int, class_token: bool) -> Float[jax.Array, "{rows} w"]:
+    """Position embeddings of a square grid of patches, resized to another: bicubic, antialiased.
+
+    Args:
+        rows: of the result.
+        class_token: whether the first row, of both, is the class token's own, which stays.
+    """
+    token, grid = position[: int(class_token)], position[int(class_token) :]
+    old, new, width = math.isqrt(len(grid)), math.isqrt(rows - class_token), position.shape[1]
+    resized = jax.image.resize(grid.reshape(old, old, width), (new, new, width), "bicubic", antialias=True)
+    return jnp.concatenate([token, resized.reshape(-1, width)])

@@ -54,7 +54,7 @@ class Goodput:
 
 
 class CompileCache:
-    """Compiled programs that the next start finds again, in the workdir or where JAX_COMPILATION_CACHE_DIR says.
+    """Compiled programs that the next start finds again, in `folder` or where JAX_COMPILATION_CACHE_DIR says.
 
     Attributes:
         spared: seconds of compilation that it has spared this process.

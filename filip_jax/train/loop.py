@@ -32,17 +32,21 @@ from filip_jax.sections import call
 from filip_jax.train.evaluation import EvalGuard
 from filip_jax.train.feed import Feed
 from filip_jax.train.goodput import CompileCache, Goodput
+from filip_jax.train.init_from import Donor, open_donor
 from filip_jax.train.input_log import InputLog, forget_keys_after
 from filip_jax.train.metrics import MetricWriter, StepLog, say
 from filip_jax.train.setup import Setup, make_setup
-from filip_jax.train.start import newest_sound, open_source, prepare_tokenizer, prepare_workdir
+from filip_jax.train.start import newest_sound, open_source, open_workdir, prepare_tokenizer
 from filip_jax.train.step import State
+from filip_jax.train.wandb_log import WandbLog
+from filip_jax.workdir import cache_folder
 
 
-def train(workdir: Path, config: Mapping[str, Any], watch: Watch | None = None) -> None:
+def train(workdir: str | Path, config: Mapping[str, Any], watch: Watch | None = None) -> None:
     """Trains the run of `workdir` to its last step, from its newest sound checkpoint if it has one.
 
     Args:
+        workdir: a folder, gs://… or s3://….
         watch: that has begun already; by default one of this call's own.
 
     Raises:
@@ -58,7 +62,7 @@ def train(workdir: Path, config: Mapping[str, Any], watch: Watch | None = None) 
         watch.end()
 
 
-def _train(workdir: Path, config: Mapping[str, Any], watch: Watch) -> None:
+def _train(workdir: str | Path, config: Mapping[str, Any], watch: Watch) -> None:
     setup = call(make_setup, config, "(top level)")
     watch.listen(setup.processes["stop_signals"])
     watch.hang_seconds = setup.processes["hang_seconds"]
@@ -78,26 +82,30 @@ def _train(workdir: Path, config: Mapping[str, Any], watch: Watch) -> None:
     finally:
         pulse.close()
     say(trainer.goodput.table())
-    say(f"done: {workdir} holds {', '.join(sorted(file.name for file in workdir.iterdir()))}")
+    say(f"done: {workdir} holds {', '.join(sorted({'checkpoints', *trainer.names}))}")
 
 
 class Trainer:
     """A run in progress: its state, its step and what watches them."""
 
-    def __init__(self, workdir: Path, setup: Setup, config: Mapping[str, Any], watch: Watch):
-        self.workdir, self.setup, self.config, self.watch = workdir, setup, config, watch
+    def __init__(self, path: str | Path, setup: Setup, config: Mapping[str, Any], watch: Watch):
+        self.setup, self.config, self.watch = setup, config, watch
         source = open_source(setup)
         if setup.batch_size > len(source):
             warnings.warn(f"batch_size={setup.batch_size}, but the source has {len(source)} records", stacklevel=2)
         self.evals: Sequence[Eval] = open_evals(setup.evals) if setup.eval_every_steps else []
-        service.together(lambda: prepare_workdir(workdir))
-        self.cache = CompileCache(workdir / "compiled", setup.compile_cache)
-        self.checkpoints = call(CheckpointWriter, setup.checkpoint, "checkpoint", workdir=workdir)
+        self.place = open_workdir(path)
+        self.workdir = workdir = self.place.folder
+        compiled = cache_folder() if self.place.is_remote else workdir
+        self.cache = CompileCache(compiled / "compiled", setup.compile_cache)
+        self.checkpoints = call(CheckpointWriter, setup.checkpoint, "checkpoint", workdir=self.place.name)
+        self.checkpoints.before_manifest = self.place.flush
         with watch.phase("restore"):
             newest = newest_sound(self.checkpoints)
         if newest is not None:
             check_same_run(workdir, config)
-        tokenizer = prepare_tokenizer(workdir, setup, source, started=newest is not None)
+        donor = None if newest is not None else open_donor(setup.init_from, setup.shapes["params"])
+        tokenizer = prepare_tokenizer(self.place, setup, source, started=newest is not None)
         service.on_first_process(lambda: save_config(workdir, config))
         self.meta = {
             "tokenizer_sha256": tokenizer.sha256, "data_sha256": fingerprint(source), "filip_jax_version": __version__,
@@ -105,7 +113,7 @@ class Trainer:
         sizes = {name: setup.data[name] for name in ("image_size", "text_length")}
         self.embedder = Embedder(setup.model, tokenizer, **sizes, mesh=setup.mesh)
         self.eval_guard = EvalGuard(workdir, watch, setup.evals_fatal)
-        self.state, self.step, meta = self._start(newest, tokenizer)
+        self.state, self.step, meta = self._start(newest, tokenizer, donor)
         self.samples_seen, self.saved_step, watch.step = meta.get("samples_seen", 0), self.step, self.step
         self._open_logs(source, meta)
         rows = call(
@@ -115,13 +123,20 @@ class Trainer:
         )  # fmt: skip
         self.feed = Feed(rows)
 
-    def _start(self, newest: int | None, tokenizer: Tokenizer) -> tuple[State, int, dict[str, Any]]:
+    def _start(
+        self, newest: int | None, tokenizer: Tokenizer, donor: Donor | None
+    ) -> tuple[State, int, dict[str, Any]]:  # fmt: skip
         """(state, step, meta): of the newest checkpoint on this mesh, or a state that is born sharded."""
         setup = self.setup
         if newest is None:
-            say(f"{self.workdir}: starting on {jax.device_count()} {jax.devices()[0].device_kind} devices")
+            say(f"{self.place.name}: starting on {jax.device_count()} {jax.devices()[0].device_kind} devices")
+            if donor:
+                with self.watch.phase("restore"):
+                    donor.check(tokenizer.sha256)
             with self.watch.phase("compile"), jax.set_mesh(setup.mesh):
-                return jax.jit(setup.init, out_shardings=setup.shardings)(jax.random.key(setup.seed)), 0, {}
+                state = jax.jit(setup.init, out_shardings=setup.shardings)(jax.random.key(setup.seed))
+            with self.watch.phase("restore"):
+                return (donor.fill(state) if donor else state), 0, {}
         meta, started = self.checkpoints.meta(newest), time.monotonic()
         check_tokenizer(tokenizer, meta, self.workdir)
         if meta["data_sha256"] != self.meta["data_sha256"]:
@@ -132,20 +147,20 @@ class Trainer:
         with self.watch.phase("restore"):
             state = self.checkpoints.restore(newest, abstract(setup.shapes, setup.shardings))
         seconds = time.monotonic() - started
-        say(f"{self.workdir}: resuming at step {newest} of {setup.total_steps} ({seconds:.1f} s to restore)")
+        say(f"{self.place.name}: resuming at step {newest} of {setup.total_steps} ({seconds:.1f} s to restore)")
         return state, newest, meta
 
     def _open_logs(self, source: Source, meta: Mapping[str, Any]) -> None:
         setup, workdir = self.setup, self.workdir
 
-        def go_back():
-            forget_after(workdir, self.step)
-            forget_keys_after(workdir, self.step)
-
-        service.on_first_process(go_back)
+        service.on_first_process(lambda: forget_after(workdir, self.step))
+        of_each = service.together if self.place.is_remote else service.on_first_process  # a mirror is a process's own
+        of_each(lambda: forget_keys_after(workdir, self.step))
         recorded = service.of_first_process(is_recorded(workdir, self.step, self.evals))
         self.evaluated_step = self.step if recorded else None
-        self.writer = MetricWriter(workdir, step=self.step, evaluated=recorded)
+        name = self.place.name.rpartition("/")[2]
+        wandb = WandbLog(workdir, project=setup.wandb_project, name=name, config=self.config)
+        self.writer = MetricWriter(workdir, step=self.step, evaluated=recorded, also=wandb)
         self.goodput = Goodput(self.watch, meta.get("seconds", {}), self.writer.dropped)
         self.input = InputLog(
             workdir, sources=parts_of(source), max_bad_fraction=setup.data["max_bad_fraction"], keys=setup.log_keys
@@ -163,6 +178,8 @@ class Trainer:
             with self.watch.phase("end"):
                 self.feed.close()
                 self.writer.close()
+                self.names = [file.name for file in self.workdir.iterdir()]
+                self.place.close()
 
     def _run(self) -> None:
         """The order that the module promises."""
@@ -178,6 +195,7 @@ class Trainer:
             self.step, self.samples_seen = self.step + 1, self.samples_seen + self.setup.batch_size
             self.watch.step = self.step
             self.log.push(self.step, metrics, waited, rows)
+            self.place.push()
             if self.step % self.setup.checkpoint["every_steps"] == 0 or self.step == self.setup.total_steps:
                 self._save()
         self._finish_saving()
@@ -271,6 +289,7 @@ class Trainer:
             metrics = run_evals(model, self.evals, self.workdir, self.eval_guard)
             self.writer.write(self.step, metrics)
             service.on_first_process(lambda: record_step(self.workdir, self.step, metrics))
+        self.place.push(now=True)
         self.evaluated_step = self.step
         say(table({f"step {self.step}": metrics}))
         self.log.restart_clock(self.step)

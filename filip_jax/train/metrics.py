@@ -37,12 +37,14 @@ class MetricWriter:
         workdir: the run's folder.
         step: the step that the run resumes from; lines beyond it are removed.
         evaluated: whether the evaluations of that step are complete.
+        also: writes the same elsewhere: write(step, metrics) and close().
 
     Attributes:
         dropped: the last of the lines that were removed.
     """
 
-    def __init__(self, workdir: Path, *, step: int, evaluated: bool):
+    def __init__(self, workdir: Path, *, step: int, evaluated: bool, also: Any = None):
+        self.also = also
         self.dropped: dict[str, Any] = {}
         self.enabled = jax.process_index() == 0
         if not self.enabled:
@@ -63,11 +65,15 @@ class MetricWriter:
             for name, value in metrics.items():
                 if not isinstance(value, str):
                     self.events.add_scalar(name, value, step)
+            if self.also:
+                self.also.write(step, metrics)
 
     def close(self) -> None:
         if self.enabled:
             self.lines.close()
             self.events.close()
+            if self.also:
+                self.also.close()
 
 
 def _stands(line: dict, step: int, evaluated: bool) -> bool:

@@ -19,6 +19,7 @@ from filip_jax.mesh import check_batch_size, make_mesh
 from filip_jax.models import Model, make_model
 from filip_jax.sections import call, check, choose
 from filip_jax.train.guards import check_guards
+from filip_jax.train.init_from import origins_of
 from filip_jax.train.optimizer import Optimizer, make_optimizer
 from filip_jax.train.step import LOSSES, State, make_init, make_train_step, state_shardings
 
@@ -46,12 +47,14 @@ class Setup:
     source: Mapping[str, Any]
     data: Mapping[str, Any]
     tokenizer: Mapping[str, Any]
+    init_from: Mapping[str, Any]
     checkpoint: Mapping[str, Any]
     processes: Mapping[str, Any]
     guards: Mapping[str, Any]
     compile_cache: bool
     log_every_steps: int
     log_keys: bool
+    wandb_project: str
     eval_every_steps: int
     evals_fatal: bool
     evals: Mapping[str, Any]
@@ -71,12 +74,14 @@ def make_setup(
     loss: Mapping[str, Any],
     optimizer: Mapping[str, Any],
     ema_decay: float,
+    init_from: Mapping[str, Any],
     checkpoint: Mapping[str, Any],
     processes: Mapping[str, Any],
     guards: Mapping[str, Any],
     compile_cache: bool,
     log_every_steps: int,
     log_keys: bool,
+    wandb_project: str,
     eval_every_steps: int,
     evals_fatal: bool,
     evals: Mapping[str, Any],
@@ -92,6 +97,7 @@ def make_setup(
         compile_cache: whether compiled programs are kept in the workdir for the next start.
         log_every_steps, eval_every_steps: periods; 0 never evaluates.
         log_keys: whether the samples of each step are named in keys/ of the workdir.
+        wandb_project: of Weights & Biases, which gets the metrics, too; "" for none.
         evals_fatal: whether an evaluation's error ends the run; else it is logged as eval/<name>/error.
 
     Raises:
@@ -116,6 +122,7 @@ def make_setup(
             raise UserError(f"data.{key}={data[key]}, but the model is built for {size}")
     parameters = jax.eval_shape(network.init, jax.random.key(seed))
     objective = _make_loss(jax.eval_shape(partial(_tokens, network, **sizes), parameters), **loss)
+    call(origins_of, init_from, "init_from", parameters=parameters)
     moves = call(make_optimizer, optimizer, "optimizer", parameters=parameters, total_steps=total_steps)
     init = make_init(network, moves, ema_decay)
     shapes = jax.eval_shape(init, jax.random.key(seed))
@@ -128,9 +135,9 @@ def make_setup(
         shapes=shapes,
         shardings=state_shardings(devices, shapes, moves),
         seed=seed, batch_size=batch_size, total_steps=total_steps, source=source, data=data, tokenizer=tokenizer,
-        checkpoint=checkpoint, processes=processes, guards=guards, compile_cache=compile_cache,
-        log_every_steps=log_every_steps, log_keys=log_keys,
-        eval_every_steps=eval_every_steps, evals_fatal=evals_fatal, evals=evals,
+        init_from=init_from, checkpoint=checkpoint, processes=processes, guards=guards,
+        compile_cache=compile_cache, log_every_steps=log_every_steps, log_keys=log_keys,
+        wandb_project=wandb_project, eval_every_steps=eval_every_steps, evals_fatal=evals_fatal, evals=evals,
     )  # fmt: skip
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import jax
 
+from filip_jax import folders, storage
 from filip_jax.checkpoint import CheckpointWriter
+from filip_jax.checkpoint.shared import find_damage
 from filip_jax.cluster import service
 from filip_jax.data.pipeline import check_usable
 from filip_jax.data.sources import Source, make_source
@@ -16,23 +18,32 @@ from filip_jax.files import write_atomically
 from filip_jax.inference import TOKENIZER, read_tokenizer
 from filip_jax.train.metrics import say
 from filip_jax.train.setup import Setup
+from filip_jax.workdir import Workdir
 
 
-def prepare_workdir(workdir: Path) -> None:
-    """Makes the folder and tries to write into it.
+def open_workdir(path: str | Path) -> Workdir:
+    """The run's folder, made and tried.
 
     Raises:
         UserError: it is a file, or nothing can be written there.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        tried = workdir / f".written_{jax.process_index()}"
-        write_atomically(tried, b"x" * 4096)
-        tried.unlink()
-    except OSError as error:
-        raise UserError(f"--workdir={workdir}: nothing can be written there: {error}") from error
+    opened: list[Workdir] = []
+
+    def open_and_try():
+        try:
+            workdir = Workdir(path)
+            if workdir.folder.exists() and not workdir.folder.is_dir():
+                raise UserError(f"--workdir={path} is a file")
+            workdir.folder.mkdir(parents=True, exist_ok=True)
+            tried = storage.join(workdir.name, f".written_{jax.process_index()}")
+            storage.write(tried, b"x" * 4096)
+            folders.remove([tried])
+            opened.append(workdir)
+        except OSError as error:
+            raise UserError(f"--workdir={path}: nothing can be written there: {error}") from error
+
+    service.together(open_and_try)
+    return opened[0]
 
 
 def open_source(setup: Setup) -> Source:
@@ -48,7 +59,7 @@ def open_source(setup: Setup) -> Source:
     return opened[0]
 
 
-def prepare_tokenizer(workdir: Path, setup: Setup, source: Source, *, started: bool) -> Tokenizer:
+def prepare_tokenizer(workdir: Workdir, setup: Setup, source: Source, *, started: bool) -> Tokenizer:
     """The tokenizer the run started with, else that of tokenizer.path, else one trained on captions.
 
     Raises:
@@ -58,11 +69,12 @@ def prepare_tokenizer(workdir: Path, setup: Setup, source: Source, *, started: b
     def make():
         if setup.tokenizer["name"] == "sentencepiece" and not setup.tokenizer["path"]:
             say(f"training a tokenizer of at most {setup.tokenizer['vocab_size']} pieces")
-        write_atomically(workdir / TOKENIZER, make_tokenizer(source=source, **setup.tokenizer))
+        write_atomically(workdir.folder / TOKENIZER, make_tokenizer(source=source, **setup.tokenizer))
 
     if not started:
         service.on_first_process(make)
-    tokenizer = read_tokenizer(workdir)
+        workdir.share()
+    tokenizer = read_tokenizer(workdir.folder)
     rows = setup.shapes["params"]["text"]["token_embedding"].shape[0]
     if tokenizer.vocab_size > rows:
         raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids, but model.text.vocab_size={rows}")
@@ -82,9 +94,7 @@ def newest_sound(checkpoints: CheckpointWriter) -> int | None:
     steps, damaged = service.of_first_process(checkpoints.steps()), []
     for step in reversed(steps):
         started = time.monotonic()
-        mine: list[str] = []
-        service.together(lambda: mine.append(checkpoints.damage(step, jax.process_index(), jax.process_count())))
-        if not (found := next(filter(None, service.gather(mine[0])), "")):
+        if not (found := find_damage(checkpoints, step)):
             say(f"checkpoint {step} is as it was written ({time.monotonic() - started:.1f} s to verify)")
             break
         damaged.append((step, found))

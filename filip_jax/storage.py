@@ -6,8 +6,10 @@ A path is local, gs://… or s3://…; credentials and endpoints are those that 
 import errno
 import glob
 import io
+import itertools
 import logging
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,14 +19,14 @@ from typing import Any, NamedTuple
 
 import fsspec
 
-from filip_jax.data.braces import expand_braces
-from filip_jax.data.record import BadRecord
 from filip_jax.errors import UserError
 from filip_jax.files import write_atomically
 
-DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}  # scheme: the package that reads it; the extra is named as the scheme
+DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}  # scheme: the package that reads it, and the extra of the scheme's name
 OPEN_FILES, SMALL = 256, 1 << 20  # descriptors, bytes
-ABSENT = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
+PATHS = 1 << 20  # that the braces of one path stand for
+for scheme in ("gs", "gcs", "s3"):  # TensorStore and other processes write past fsspec, which would not notice
+    fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
 
 
 def is_remote(path: str) -> bool:
@@ -88,6 +90,25 @@ def find(path: str, suffixes: tuple[str, ...], key: str) -> list[Found]:
     return sorted(found.values())
 
 
+def expand_braces(path: str) -> list[str]:
+    """The paths that {a,b} and {000..127} stand for, as in a shell.
+
+    Raises:
+        UserError: there are more than PATHS.
+    """
+    paths = [""]
+    for n, piece in enumerate(re.split(r"\{([^{}]*)\}", path)):  # every second one stood in braces
+        numbers = choices = piece.split(",") if n % 2 else [piece]
+        if n % 2 and (span := re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", piece)):
+            width = len(span[1]) if span[1].startswith("0") else 0
+            numbers = range(int(span[1]), int(span[2]) + 1)
+            choices = (f"{number:0{width}d}" for number in numbers)
+        if len(paths) * len(numbers) > PATHS:
+            raise UserError(f"{path}: its braces stand for more than {PATHS} paths")
+        paths = [a + b for a, b in itertools.product(paths, choices)]
+    return paths
+
+
 def _list(pattern: str, suffixes: tuple[str, ...]) -> list[Found]:
     if not is_remote(pattern):
         if os.path.isdir(pattern):
@@ -103,6 +124,23 @@ def _list(pattern: str, suffixes: tuple[str, ...]) -> list[Found]:
             infos = system.find(pattern, detail=True)
             folder = list(infos) != [system._strip_protocol(pattern)]
             infos = {name: info for name, info in infos.items() if not folder or name.endswith(suffixes)}
+    return _files(scheme, infos)
+
+
+def find_all(folder: str) -> list[Found]:
+    """All files below a folder, sorted; none where there is no such folder.
+
+    Raises:
+        OSError: the disk or the bucket fails.
+    """
+    if not is_remote(folder):
+        return sorted(_list(folder, ("",))) if os.path.isdir(folder) else []
+    system, scheme = _system(folder), folder.split("://")[0]
+    with _reaching(folder):
+        return sorted(_files(scheme, system.find(folder.rstrip("/") + "/", detail=True)))
+
+
+def _files(scheme: str, infos: Mapping[str, Mapping[str, Any]]) -> list[Found]:
     files = [(name, info) for name, info in infos.items() if info["type"] == "file"]
     return [Found(f"{scheme}://{name}", info["size"], _stamp(info)) for name, info in files]
 
@@ -160,29 +198,6 @@ def local_folder(folder: str, key: str) -> None:
             raise PermissionError(errno.EACCES, "it may not be written", folder)
     except OSError as error:
         raise UserError(f"{key}: the index can not be written: {error}; set `index` to a folder of your own") from error
-
-
-def read_listed(folder: str, name: str, most: int) -> bytes:
-    """The first bytes of a file that a list names.
-
-    Raises:
-        BadRecord: it is not there, can not be named or may not be read, or lies on the web, from which
-            nothing is downloaded.
-        OSError: the disk or the bucket fails.
-    """
-    path = join(folder, name)
-    if is_remote(path) and path.split("://")[0] not in DRIVERS:
-        raise BadRecord(f"{path}: images are not downloaded from the web")
-    try:
-        return read(path, 0, most)
-    except UserError:
-        raise
-    except ValueError as error:  # a NUL in the name
-        raise BadRecord(f"no such file: {path!r}") from error
-    except OSError as error:
-        if error.errno not in ABSENT and not isinstance(error, FileNotFoundError):
-            raise
-        raise BadRecord(f"no such file: {path[:300]}") from error
 
 
 def open_stream(path: str) -> io.IOBase:

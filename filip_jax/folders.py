@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from filip_jax.data import storage
+from filip_jax import storage
 
 
 def matches(folder: str, pattern: str, deep: bool = False) -> list[str]:

@@ -1,0 +1,32 @@
+"""Files that a list of the data names."""
+
+import errno
+
+from filip_jax import storage
+from filip_jax.data.record import BadRecord
+from filip_jax.errors import UserError
+
+ABSENT = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
+
+
+def read_listed(folder: str, name: str, most: int) -> bytes:
+    """The first bytes of a file that a list names.
+
+    Raises:
+        BadRecord: it is not there, can not be named or may not be read, or lies on the web, from which
+            nothing is downloaded.
+        OSError: the disk or the bucket fails.
+    """
+    path = storage.join(folder, name)
+    if storage.is_remote(path) and path.split("://")[0] not in storage.DRIVERS:
+        raise BadRecord(f"{path}: images are not downloaded from the web")
+    try:
+        return storage.read(path, 0, most)
+    except UserError:
+        raise
+    except ValueError as error:  # a NUL in the name
+        raise BadRecord(f"no such file: {path!r}") from error
+    except OSError as error:
+        if error.errno not in ABSENT and not isinstance(error, FileNotFoundError):
+            raise
+        raise BadRecord(f"no such file: {path[:300]}") from error

@@ -1,0 +1,216 @@
+"""A new run's parameters from another run's checkpoint: which are taken, from where, and how they are made to fit."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from filip_jax import paths
+from filip_jax.checkpoint import Checkpoints, find_checkpoint
+from filip_jax.checkpoint.manifest import Manifest
+from filip_jax.checkpoint.shared import find_damage
+from filip_jax.cluster import service
+from filip_jax import storage
+from filip_jax.errors import UserError
+from filip_jax.inference import TOKENIZER
+from filip_jax.mesh import replicated
+from filip_jax.models.image_encoder import resize_positions
+from filip_jax.sections import call
+from filip_jax.train.metrics import say
+
+Rules = Sequence[Any]  # of (regular expression, path or None); configs give tuples, saved configs lists
+Leaf = Mapping[str, Any]  # {shape, dtype}
+IMAGE_POSITION, CLASS_TOKEN = "image/position", "image/class_token"
+TEXT_POSITION, TOKEN_EMBEDDING = "text/position", "text/token_embedding"
+FLOATS = ("float32", "bfloat16")  # that are cast
+SHOWN = 8  # misfits that a message names
+
+
+def origins_of(parameters: Mapping[str, Any], *, path: str, rules: Rules) -> dict[str, str]:
+    r"""{parameter: its path in the checkpoint} of the parameters that are taken; none without a path.
+
+    Args:
+        parameters: nested dicts of the new run's, arrays or shapes.
+        path: the workdir of a run of filip_jax, whose newest checkpoint is taken, or one checkpoint's folder;
+            "" begins anew.
+        rules: (regular expression that matches a whole path of the new run, path in the checkpoint with \1
+            for groups, or None to begin this one anew), tried in order. What no rule matches is taken
+            from the same path.
+
+    Raises:
+        UserError: what is no rule, a rule that matches no parameter, or rules that take nothing.
+    """
+    if not isinstance(rules, (tuple, list)):
+        raise UserError(f"init_from.rules={rules!r} are not a tuple of pairs")
+    if not path:
+        if rules:
+            raise UserError("init_from.rules are given, but init_from.path is empty: name a run's workdir")
+        return {}
+    names = paths.rename(rules, list(paths.flatten(parameters)), "init_from.rules")
+    if not any(names.values()):
+        raise UserError('init_from.rules leave every parameter fresh; init_from.path="" says so')
+    return {parameter: name for parameter, name in names.items() if name is not None}
+
+
+@dataclass(frozen=True)
+class Donor:
+    """A checkpoint whose parameters fit a new run.
+
+    Attributes:
+        part: "ema" where the checkpoint has it, else "params".
+        saved: the shapes and types of that part, by path.
+        origins: see `origins_of`.
+        tokenizer_sha256: of the checkpoint's run.
+    """
+
+    checkpoints: Checkpoints
+    step: int
+    part: str
+    saved: Mapping[str, Leaf]
+    origins: Mapping[str, str]
+    tokenizer_sha256: str
+
+    def check(self, tokenizer_sha256: str) -> None:
+        """Reads all files of the checkpoint; all processes call it.
+
+        Raises:
+            UserError: one is not as it was written, or token embeddings are taken, but of another tokenizer.
+        """
+        if TOKEN_EMBEDDING in self.origins and tokenizer_sha256 != self.tokenizer_sha256:
+            file = storage.join(storage.folder_of(self.checkpoints.directory), TOKENIZER)
+            raise UserError(
+                f"init_from: the run's tokenizer is not the checkpoint's (sha256 {tokenizer_sha256[:12]}… instead of "
+                f"{self.tokenizer_sha256[:12]}…): set tokenizer.name=sentencepiece tokenizer.path={file}, or leave "
+                f"the embeddings fresh with the rule ({TOKEN_EMBEDDING!r}, None), first in init_from.rules"
+            )
+        if found := find_damage(self.checkpoints, self.step):
+            raise UserError(f"init_from: the checkpoint of step {self.step} is damaged: {found}")
+
+    def fill(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The state with the checkpoint's parameters, where and as its own are; ema begins as a copy of them.
+
+        All processes call it.
+
+        Raises:
+            UserError: the checkpoint can not be read.
+        """
+        leaves, origins = paths.flatten(state["params"]), self.origins
+        target = {origin: self._target(origin, leaves[path]) for path, origin in origins.items()}
+        read = self.checkpoints.read(self.step, {self.part: paths.unflatten(target)})[self.part]
+        class_token = CLASS_TOKEN in leaves
+
+        def take(values):  # copied, since the state is donated: no two of its arrays may be one
+            return {path: jnp.copy(_fitted(path, values[o], leaves[path], class_token)) for path, o in origins.items()}
+
+        shardings = {path: leaves[path].sharding for path in origins}
+        parameters = paths.unflatten(leaves | jax.jit(take, out_shardings=shardings)(paths.flatten(read)))
+        self._say(state["params"], leaves)
+        ema = {"ema": jax.tree.map(jnp.copy, parameters)} if "ema" in state else {}
+        return {**state, "params": parameters, **ema}
+
+    def _target(self, origin: str, leaf: jax.Array) -> jax.ShapeDtypeStruct:
+        shape, dtype = tuple(self.saved[origin]["shape"]), self.saved[origin]["dtype"]
+        sharding = leaf.sharding if shape == leaf.shape else replicated(leaf.sharding.mesh)
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=sharding)
+
+    def _say(self, parameters: Mapping[str, Any], leaves: Mapping[str, jax.Array]) -> None:
+        folder, fresh = self.checkpoints.folder(self.step), paths.cover(parameters, leaves.keys() - self.origins.keys())
+        say(
+            f"init_from: {len(self.origins)} of {len(leaves)} parameters are those of {folder} ({self.part})"
+            + (f"; fresh: {', '.join(fresh)}" if fresh else "")
+        )
+        for path in sorted(self.origins.keys() & {IMAGE_POSITION, TEXT_POSITION}):
+            old, new = self.saved[self.origins[path]]["shape"][0], len(leaves[path])
+            if old != new and path == IMAGE_POSITION:
+                old, new = math.isqrt(old), math.isqrt(new)  # the class token's row changes neither
+                say(f"{path}: resized from {old}x{old} to {new}x{new}")
+            elif old != new:
+                say(f"{path}: the first {new} of {old} rows")
+        types = ((self.saved[origin]["dtype"], str(leaves[path].dtype)) for path, origin in self.origins.items())
+        for (old, new), count in Counter(types).items():
+            if old != new:
+                say(f"init_from: {count} parameters cast from {old} to {new}")
+
+
+def open_donor(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> Donor | None:
+    """The donor of a config's section `init_from`; None where it names none. All processes call it.
+
+    Args:
+        parameters: shapes of the new run's, nested dicts.
+
+    Raises:
+        UserError: no such checkpoint, or one whose parameters do not fit: with their paths, shapes and types, and
+            the rule that leaves them fresh.
+    """
+    origins = call(origins_of, section, "init_from", parameters=parameters)
+    if not origins:
+        return None
+    found: list[tuple[Checkpoints, int]] = []
+    manifests: list[Manifest] = []
+    try:
+        service.together(lambda: found.append(find_checkpoint(section["path"])))
+        checkpoints, step = found[0][0], service.of_first_process(found[0][1])
+        service.together(lambda: manifests.append(checkpoints.manifest(step)))
+    except UserError as error:
+        raise UserError(f"init_from.path: {error}") from error
+    tree, meta = manifests[0]["tree"], manifests[0]["meta"]
+    part = "ema" if any(path.startswith("ema/") for path in tree) else "params"
+    saved = {path.removeprefix(f"{part}/"): leaf for path, leaf in tree.items() if path.startswith(f"{part}/")}
+    _check_fit(parameters, origins, saved, checkpoints.folder(step))
+    return Donor(checkpoints, step, part, saved, origins, str(meta.get("tokenizer_sha256", "")))
+
+
+def _check_fit(
+    parameters: Mapping[str, Any], origins: Mapping[str, str], saved: Mapping[str, Leaf], folder: str
+) -> None:
+    leaves = paths.flatten(parameters)
+    misfits = {}
+    for path, origin in origins.items():
+        tokens = (f"{origin.rpartition('/')[0]}/class_token" in saved, CLASS_TOKEN in leaves)
+        if found := _misfit(path, saved.get(origin), leaves[path], tokens):
+            misfits[path] = f"{path}{f' (there {origin})' if origin != path else ''} {found}"
+    if misfits:
+        more = f"; and {len(misfits) - SHOWN} more" if len(misfits) > SHOWN else ""
+        rule = ("|".join(paths.cover(parameters, misfits.keys())), None)
+        raise UserError(
+            f"init_from: {folder} does not fit this run: {'; '.join(list(misfits.values())[:SHOWN])}{more}. "
+            f"To leave {'these' if len(misfits) > 1 else 'it'} fresh, put the rule {rule} first in init_from.rules"
+        )
+
+
+def _misfit(path: str, have: Leaf | None, want: Any, class_tokens: tuple[bool, bool]) -> str:
+    """Why a leaf of the checkpoint can not become this parameter; "" if it can.
+
+    Args:
+        class_tokens: whether the image tower has one, in the checkpoint and in this run.
+    """
+    if have is None:
+        return "is not in the checkpoint"
+    shape, dtype = tuple(have["shape"]), str(want.dtype)
+    floats = have["dtype"] in FLOATS and dtype in FLOATS
+    same_width = (floats or have["dtype"] == dtype) and len(shape) == len(want.shape) == 2 and shape[1] == want.shape[1]
+    if path == IMAGE_POSITION and same_width:
+        there, here = class_tokens
+        if there != here:
+            having, lacking = ("the checkpoint's", "this run's") if there else ("this run's", "the checkpoint's")
+            return f"begins with a row for the class token: {having} does, {lacking} does not (model.class_token)"
+        patches = shape[0] - there
+        return "" if math.isqrt(patches) ** 2 == patches else f"is of {patches} patches, no square"
+    if path == TEXT_POSITION and same_width and shape[0] > want.shape[0]:
+        return ""
+    if shape == want.shape and (floats or have["dtype"] == dtype):
+        return ""
+    return f"is {have['dtype']} {shape}, this run's is {dtype} {want.shape}"
+
+
+def _fitted(path: str, value: jax.Array, leaf: jax.Array, class_token: bool) -> jax.Array:
+    value = value.astype(leaf.dtype)
+    if path == IMAGE_POSITION and len(value) != len(leaf):
+        return resize_positions(value, len(leaf), class_token)
+    if path == TEXT_POSITION:
+        return value[: len(leaf)]
+    return value

@@ -1,0 +1,155 @@
+"""The folder of a run, wherever it lies: on a disk, or in a bucket with a mirror on the disk for its small files."""
+
+import os
+import re
+import shutil
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from filip_jax import storage
+from filip_jax.errors import UserError
+from filip_jax.cluster.service import on_first_process
+
+CHECKPOINTS = "checkpoints"
+EVERY_SECONDS = 30.0  # at most this often are files uploaded while the run goes on
+
+
+class Workdir:
+    """A run's folder; every process opens it.
+
+    In a bucket the files beside the checkpoints are read and written in a mirror, a local folder that is fresh with
+    each start and holds what the bucket held then. Process 0 uploads what changed in its mirror, the other
+    processes only files named after themselves, such as quarantine/process_1.jsonl.
+
+    Args:
+        path: a local folder, gs://… or s3://…; nothing need be there yet.
+
+    Attributes:
+        name: the path as it was given, for people.
+        folder: where the small files are read and written.
+        checkpoints: the folder or URL of the checkpoints.
+
+    Raises:
+        UserError: there is no such bucket, or neither gs:// nor s3://.
+        OSError: the bucket can not be reached, or the mirror not be written.
+    """
+
+    def __init__(self, path: str | Path):
+        self.name = str(path).rstrip("/") or "/"
+        self.is_remote = storage.is_remote(self.name)
+        self.checkpoints = storage.join(self.name, CHECKPOINTS)
+        self.folder = Path(self.name)
+        if self.is_remote:
+            self.process = jax.process_index()
+            self.folder = _mirror(self.name, self.process)
+            self.seen: dict[str, storage.Found] = {}  # what the bucket held when it was downloaded
+            self.uploaded: dict[str, tuple[int, int]] = {}  # the mirror's bytes and times that are in the bucket
+            self.uploading, self.thread, self.warned = threading.Lock(), threading.Thread(), False
+            self.pushed = time.monotonic()
+            self._download(lambda name: True)
+
+    def push(self, *, now: bool = False) -> None:
+        """Uploads in the background what changed, unless that began less than EVERY_SECONDS ago and not `now`.
+
+        Where the bucket fails there is one warning, and the next push tries again.
+        """
+        due = self.is_remote and (now or time.monotonic() - self.pushed >= EVERY_SECONDS)
+        if due and not self.thread.is_alive():
+            self.pushed = time.monotonic()
+            self.thread = threading.Thread(target=self._push, daemon=True)
+            self.thread.start()
+
+    def flush(self) -> None:
+        """Uploads what changed, and returns when it is in the bucket. Any thread may call this.
+
+        Raises:
+            OSError: something could not be uploaded; names it.
+        """
+        if self.is_remote:
+            with self.uploading:
+                self._upload()
+
+    def share(self) -> None:
+        """Gives all processes the files that process 0 has written; all call this. Raises as flush() and Workdir do."""
+        on_first_process(self.flush)
+        if self.is_remote and self.process:
+            self._download(lambda name: not self._is_ours(name))
+
+    def close(self) -> None:
+        """Uploads what is left and removes the mirror, which stays where that fails. Raises as flush() does."""
+        self.flush()
+        if self.is_remote:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _download(self, wanted: Callable[[str], bool]) -> None:
+        """Brings the wanted files that are new in the bucket."""
+        try:
+            files = storage.find_all(self.name)
+        except FileNotFoundError as error:
+            raise UserError(f"{self.name}: there is no such bucket") from error
+        for file in files:
+            name = file.path.removeprefix(f"{self.name}/")
+            parts = name.split("/")  # a bucket's names are any text: ".." would leave the mirror
+            small = parts[0] != CHECKPOINTS and not {"", ".", ".."} & set(parts)
+            if small and wanted(name) and self.seen.get(name) != file:
+                storage.write(str(self.folder / name), storage.read(file.path))
+                self.seen[name], self.uploaded[name] = file, _stamp(self.folder / name)
+
+    def _push(self) -> None:
+        try:
+            self.flush()
+            self.warned = False
+        except OSError as error:
+            if not self.warned:
+                warnings.warn(f"{error}; the run goes on, and the upload is tried again", stacklevel=2)
+            self.warned = True
+
+    def _upload(self) -> None:
+        left = self._changed()
+        for name, stamp in list(left.items()):
+            try:
+                storage.write(storage.join(self.name, name), (self.folder / name).read_bytes())
+            except OSError as error:
+                some = ", ".join(list(left)[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+                raise OSError(f"{self.name}: {some} can not be uploaded from {self.folder}: {error}") from error
+            self.uploaded[name] = stamp
+            del left[name]
+
+    def _changed(self) -> dict[str, tuple[int, int]]:
+        """The files to upload."""
+        found = {}
+        for file in sorted(self.folder.rglob("*")):
+            name = file.relative_to(self.folder).as_posix()
+            passing = file.suffix == ".tmp" or file.is_symlink() or not file.is_file()
+            if not passing and self._is_ours(name) and _stamp(file) != self.uploaded.get(name):
+                found[name] = _stamp(file)
+        return found
+
+    def _is_ours(self, name: str) -> bool:
+        """Whether this process uploads the file."""
+        found = re.fullmatch(r"(?:.*/)?process_([0-9]+)\.[^/]*", name)
+        owner = int(found[1]) if found else 0
+        return (owner if owner < jax.process_count() else 0) == self.process
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def cache_folder() -> Path:
+    """This user's cache of filip_jax."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "filip_jax")
+
+
+def _mirror(url: str, process: int) -> Path:
+    """A new folder in the user's cache, below the URL's name; two commands on one run do not share it."""
+    parent = cache_folder() / url.replace("://", "/")
+    parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f"process_{process}_", dir=parent))
