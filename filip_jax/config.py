@@ -45,7 +45,7 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     except (AttributeError, KeyError, IndexError) as error:
         keys = (override.partition("=")[0] for override in overrides)
         raise UserError(f"unknown config key in {' '.join(keys)}: {error}") from error
-    except (TypeError, ValueError, flags.Error) as error:
+    except (TypeError, ValueError, SyntaxError, RecursionError, MemoryError, flags.Error) as error:
         raise UserError(f"wrong config value: {error}") from error
     if unread:
         raise UserError(f"unexpected argument {unread[0]!r}; overrides read --config.key=value")

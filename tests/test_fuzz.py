@@ -117,6 +117,12 @@ def test_an_index_into_a_number_is_an_unknown_key():
         load_config(DEMO, ["--config.seed[0]=1"])
 
 
+@pytest.mark.parametrize("value", ["-" * 5000 + "1", "(1,"], ids=["deep", "open"])
+def test_tuples_that_pythons_parser_gives_up_on(value):
+    with pytest.raises(UserError, match="wrong config value"):
+        load_config(DEMO, [f"--config.evals.seen_cells.prompts={value}"])
+
+
 @pytest.mark.parametrize("pattern", [
     "(a+)+", "(.|.)*x", "(.?){40}x", "(((.+)+)?)+!", "(?=(.*)*)x", "(?:a|b)+", "(?P<x>.*)*", ".*" * (REPEATS + 1), "(?i:.*)*",
 ])  # fmt: skip
