@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filip_jax.errors import UserError
+from filip_jax.errors import UserError, one_line
 
 DATA = """Work on data before a run.
 
@@ -180,7 +180,7 @@ def _index(arguments, overrides) -> None:
     from filip_jax.data.sources import make_source
 
     source = make_source(_config(arguments, overrides)["source"])
-    print(f"{len(source)} records in {len(source.shard_sizes)} shards; {source.seen}")
+    print(f"{len(source)} records in {len(source.shard_sizes)} shards; {one_line(source.seen)}")
 
 
 def _inspect(arguments, overrides) -> None:

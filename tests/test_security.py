@@ -18,6 +18,7 @@ from conftest import ROOT
 from pairs import picture, tar, write_folder
 from PIL import Image
 
+from filip_jax.cli import main
 from filip_jax.config import read_config
 from filip_jax.data.decode import FORMATS, decode
 from filip_jax.data.record import BadRecord
@@ -276,6 +277,27 @@ def test_paths_are_local_or_of_two_schemes(tmp_path, path, name):
     (tmp_path / "a.jsonl").write_text(json.dumps({"image": path, "caption": "a dog"}))
     with pytest.raises(BadRecord, match="not downloaded from the web|no such file"):
         make_source(dict(name="jsonl", path=str(tmp_path / "a.jsonl")))[0]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["index"],
+        ["inspect", "--output=OUT/a.png"],
+        ["filter", "--output=OUT/kept", "--min_side=0", "--languages=", "--no-person_names"],
+    ],
+)
+def test_names_and_texts_from_data_reach_the_terminal_without_control_characters(tmp_path, capsysbinary, command):
+    (tmp_path / "a.png").write_bytes(picture(1))
+    rows = [
+        {"image": "a.png", "caption": "\x1b[2J 1", "\ud800\x1b[31m\n": 1},
+        {"image": "a\x1b[2J.png", "caption": "a dog"},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [word.replace("OUT", str(tmp_path)) for word in command]
+    assert main(["data", words[0], "jsonl", f"path={tmp_path}/a.jsonl", *words[1:]]) == 0
+    said = capsysbinary.readouterr().out.decode("utf-8")
+    assert said.replace("\n", "").isprintable() and "x1b" in said
 
 
 LIMITS = re.findall(r"^\| .*? +\| ([\d,]+) +\| `(\w+)` in (\S+) +\|$", SECURITY, re.MULTILINE)
