@@ -32,6 +32,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from datetime import date
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -192,7 +193,8 @@ def main() -> int:
             outcome, note = one(tested, arguments.kind, arguments.seed, arguments.case, arguments.limit)
         print(f"{outcome}: {note}".encode("utf-8", "replace").decode())
         return outcome in ("traceback", "hang")
-    print(f"{date.today()}, Python {platform.python_version()}, {os.cpu_count()} cores, {platform.system()}\n")
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "Pillow", "sentencepiece", "numpy"))
+    print(f"{date.today()}, Python {platform.python_version()}, {versions}; {os.cpu_count()} cores\n")
     print(f"python {' '.join(['benchmarks/fuzz.py', *sys.argv[1:]])}\n")
     kinds = [arguments.kind] if arguments.kind else list(KINDS)
     found = {}
