@@ -138,7 +138,7 @@ def _train(arguments, overrides) -> None:
         if arguments.source:
             config["source"] = source_section(arguments.source)
         if arguments.distributed:
-            _join(config)
+            _join(config, watch)
         from filip_jax.train.loop import train
 
         train(arguments.workdir, config, watch)
@@ -146,13 +146,13 @@ def _train(arguments, overrides) -> None:
         watch.end()
 
 
-def _join(config) -> None:
+def _join(config, watch) -> None:
     from filip_jax.cluster.join import check_processes, join_processes
     from filip_jax.sections import call
 
     section = config.get("processes", {})
     call(check_processes, section, "processes")
-    join_processes(section["heartbeat_seconds"], section["start_seconds"])
+    join_processes(watch, section["heartbeat_seconds"], section["start_seconds"])
 
 
 def _eval(arguments, overrides) -> None:

@@ -1,8 +1,11 @@
 """The small things that several test files share."""
 
 import copy
+import hashlib
+import json
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import environment  # before anything imports JAX
@@ -34,6 +37,13 @@ def make_devices_mesh(replica: int, data: int) -> Mesh:
 def unit(x: np.ndarray) -> np.ndarray:
     """Vectors of length 1."""
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def signed(manifest):
+    """The manifest as text, with the hash of its own content."""
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    own = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps(content | {"sha256": own})
 
 
 def free_port() -> int:
@@ -112,13 +122,25 @@ def s3():
 @pytest.fixture(scope="session")
 def gs():
     """A bucket on gcp-storage-emulator's server."""
+    from gcp_storage_emulator.exceptions import NotFound
+    from gcp_storage_emulator.handlers import objects
     from gcp_storage_emulator.server import create_server
+
+    download = objects.download
+
+    def with_generation(request, response, storage, *arguments, **options):
+        """Google's servers say which generation they give; TensorStore's conditional writes need to know."""
+        with suppress(NotFound):
+            found = storage.get_file_obj(request.params["bucket_name"], request.params["object_id"])
+            response["x-goog-generation"] = found["generation"]
+        return download(request, response, storage, *arguments, **options)
 
     port = free_port()
     server = create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket")
     server.start()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # which asks for credentials
+        patch.setattr(objects, "download", with_generation)
         patch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
         yield "gs://bucket"
     server.stop()

@@ -15,7 +15,7 @@ from filip_jax.train.guards import LEARNED, check_guards, init_guard, is_good, n
 from filip_jax.train.optimizer import make_optimizer
 from filip_jax.train.step import make_init, make_train_step, state_shardings
 
-FINITE = st.floats(0.1, 10.0, width=32)
+FINITE = st.floats(0.125, 8.0, width=32)
 ANY = st.one_of(FINITE, st.sampled_from([float("nan"), float("inf"), -float("inf")]))
 
 

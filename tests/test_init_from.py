@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import free_port, make_devices_mesh, small
+from conftest import free_port, make_devices_mesh, small, signed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -165,7 +165,7 @@ def test_a_refusal_names_the_misfits_and_its_rule_makes_the_rest_fit(setup, dono
             leaf["dtype"] = "int32"
         if kind != "missing":
             manifest["tree"][f"params/{name}"] = leaf
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(signed(manifest))
     if wrong.get("image/class_token") == "missing":
         wrong["image/position"] = "missing"  # that is, its row for the class token
     try:

@@ -13,6 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from conftest import signed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -218,7 +219,7 @@ def test_a_manifest_that_anybody_wrote_is_shown_or_refused_in_one_line(saved, tm
         for parent in parents:
             node = node[parent]
         node[key] = value
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_text(signed(manifest))
     code, errors = errors_of("inspect", str(folder))
     assert code == 0 or (code == 2 and errors.startswith("filip: error: ") and errors.count("\n") == 1)
 
@@ -264,7 +265,7 @@ def test_many_steps_and_files_are_shortened(tmp_path):
     file = tmp_path / "checkpoints/1000/manifest.json"
     manifest = json.loads(file.read_text())
     manifest["files"] |= {f"state/d/{n:03d}": {"size": 1000 + n, "sha256": "00"} for n in range(100)}
-    file.write_text(json.dumps(manifest))
+    file.write_text(signed(manifest))
     report = inspect(str(tmp_path), step=1000)
     assert re.search(r"^other steps +0, 5, 10, 15, 20, 25, …, 70, 75, 80, 85, 90, 95$", report, re.MULTILINE)
     rows = table(report, "file")

@@ -125,6 +125,7 @@ SMALL = {  # options that make a benchmark short
     "benchmarks/shards.py": ["--shards=2", "--records=3", "--reads=5"],
     "benchmarks/filter.py": ["--records=50", "--repeat=1"],
     "benchmarks/fuzz.py": ["--cases=40", "--limit=60"],
+    "benchmarks/chaos.py": ["--only=freezes", "--steps=30"],
 }
 
 
@@ -140,9 +141,11 @@ def check_benchmark(words):
     environment = os.environ | {"XLA_FLAGS": ""}
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^\| (xla|300|open|all|tars) |calls of our kernels|^\d+: \d+ MB$", done.stdout, re.MULTILINE), (
-        done.stdout
-    )
+    assert re.search(
+        r"^\| (xla|300|open|all|tars) |calls of our kernels|^\| freezes .* named after |^\d+: \d+ MB$",
+        done.stdout,
+        re.MULTILINE,
+    ), done.stdout
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("bash launch/demo.sh")])
@@ -152,7 +155,16 @@ def test_commands(command, demo, pairs, tars, tmp_path, monkeypatch, capsys):
     )
     words = [word.replace("TARS", f"{tars}/tars") for word in words]
     words = words[next(n for n, word in enumerate(words) if "=" not in word) :]
-    if words[0] == "bash":
+    if words[:2] == ["bash", "launch/local.sh"]:
+        short = ["--config.total_steps=21", "--config.batch_size=16", f"--workdir={tmp_path}/two"]
+        short += [
+            f"--config.model.{tower}.{size}"
+            for tower in ("image", "text")
+            for size in ("width=32", "depth=2", "heads=2")
+        ]
+        done = scripts(*words[1:], *short, runs=tmp_path)
+        assert done.returncode == 0 and "ended with 0 0" in done.stdout, done.stdout + done.stderr
+    elif words[0] == "bash":
         done = scripts(words[1], "--collect-only", "-q", "tests/test_losses.py", runs=tmp_path)
         assert done.returncode == 0 and "test_sharded_equals_the_definition" in done.stdout, done.stderr
     elif words[:2] == ["filip", "data"]:
@@ -171,6 +183,8 @@ def test_commands(command, demo, pairs, tars, tmp_path, monkeypatch, capsys):
         assert words == ["pip", "install", "-e", "."] and made["dir_info"] == {"editable": True}
     elif words[0] == "python":
         check_benchmark(words[1:])
+    elif words[1] == "inspect":
+        assert main(words[1:]) == 0 and "verified: " in capsys.readouterr().out
     elif words[1] == "train":
         built([word.replace(f"keep={tmp_path}/clean", f"keep={tars}/clean") for word in words[2:]])
     else:

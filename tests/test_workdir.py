@@ -60,16 +60,17 @@ def test_a_run_begins_goes_on_elsewhere_and_ends(bucket, cache):
     append(run, "one\n")
     append(run, "bytes", "tensorboard/events.1")
     append(run, "half", "evals.json.12.tmp")
-    append(run, "of another process", "quarantine/process_1.jsonl")
+    append(run, "of a process that is no more", "quarantine/process_1.jsonl")
     (run.folder / "latest").symlink_to("metrics.jsonl")
     pushed(run)
-    assert held(url) == {"config.json": b"{}", "metrics.jsonl": b"one\n", "tensorboard/events.1": b"bytes"}
+    first = {"config.json": b"{}", "metrics.jsonl": b"one\n", "tensorboard/events.1": b"bytes"}
+    assert held(url) == first | {"quarantine/process_1.jsonl": b"of a process that is no more"}
     storage.write(f"{url}/checkpoints/5/manifest.json", b"large")
     append(run, "lost with the machine\n")
 
     other = Workdir(url)  # while the first, which was killed, has left its mirror behind
     files = sorted(file.relative_to(other.folder).as_posix() for file in other.folder.rglob("*") if file.is_file())
-    assert files == ["config.json", "metrics.jsonl", "tensorboard/events.1"]
+    assert files == ["config.json", "metrics.jsonl", "quarantine/process_1.jsonl", "tensorboard/events.1"]
     append(other, "two\n")
     other.close()
     assert held(url)["metrics.jsonl"] == b"one\ntwo\n"

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import socket
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from jax._src import distributed
 
 from filip_jax import __version__
 from filip_jax.cluster import service
-from filip_jax.cluster.watch import check_signals
+from filip_jax.cluster.watch import HUNG, Watch, check_signals
 from filip_jax.errors import UserError
 
 JAX_IS_LATER = 2  # times: it ends processes without naming the one that is gone, see pulse.py
@@ -43,23 +44,34 @@ def check_processes(
         )
 
 
-def join_processes(heartbeat_seconds: int, start_seconds: int) -> None:
+def join_processes(watch: Watch, heartbeat_seconds: int, start_seconds: int) -> None:
     """Makes this process one of several that train together.
 
     The cluster (Slurm, Kubernetes, TPU, Open MPI) tells who and how many they are; without one,
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do.
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do. If the others do not come in
+    `start_seconds`, the watch ends the process: JAX itself would only abort.
 
     Raises:
-        UserError: neither does, the address can not be, or the others do not come.
+        UserError: neither does, the address can not be, or this process is there already.
     """
     count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
-    _check_environment(count, index)
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
+    _check_environment(count, index, address)
+    _claim(address, index)
     jax.config.update("jax_enable_preemption_service", False)  # signals are ours, see watch.py
     given = {"num_processes": int(count), "process_id": int(index)} if count and index else {}
+    who = f"this is process {index} of {count}, they meet at {address}" if given else "the cluster names them"
+    hint = "; a loopback address is another one on each host" if is_loopback(address) else ""
+    line = (
+        f"filip: error: the other processes have not come in processes.start_seconds={start_seconds}: {who}{hint}. "
+        f"Each of the ids 0 to number - 1 must be started once; exit {HUNG}"
+    )
     try:
-        jax.distributed.initialize(
-            **given, initialization_timeout=start_seconds, heartbeat_timeout_seconds=JAX_IS_LATER * heartbeat_seconds
-        )
+        with watch.within(start_seconds, line):
+            jax.distributed.initialize(
+                **given, initialization_timeout=start_seconds + 60,
+                heartbeat_timeout_seconds=JAX_IS_LATER * heartbeat_seconds,
+            )  # fmt: skip
     except (ValueError, RuntimeError) as error:
         first = " ".join(str(error).split())[:300]
         raise UserError(
@@ -68,13 +80,30 @@ def join_processes(heartbeat_seconds: int, start_seconds: int) -> None:
         ) from error
 
 
-def _check_environment(count: str | None, index: str | None) -> None:
+_claimed: list[socket.socket] = []  # held until the process ends
+
+
+def _claim(address: str, index: str | None) -> None:
+    """Notices a process of the same id on this host; of one elsewhere JAX ends the run, naming the id."""
+    if address and index and sys.platform == "linux":
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0filip_jax/{address}/{index}")
+        except OSError as error:
+            raise UserError(
+                f"JAX_PROCESS_ID={index}: this host has a process {index} of {address} already; "
+                "the ids are 0 to JAX_NUM_PROCESSES - 1, each once"
+            ) from error
+        _claimed.append(claim)
+
+
+def _check_environment(count: str | None, index: str | None, address: str) -> None:
     for name, value in (("JAX_NUM_PROCESSES", count), ("JAX_PROCESS_ID", index)):
         if value is not None and not value.isdigit():
             raise UserError(f"{name}={value} is not a whole number")
     if count and index and not int(index) < int(count):
         raise UserError(f"JAX_PROCESS_ID={index} must be below JAX_NUM_PROCESSES={count}")
-    address, nodes = os.environ.get("JAX_COORDINATOR_ADDRESS"), os.environ.get("SLURM_JOB_NUM_NODES", "1")
+    nodes = os.environ.get("SLURM_JOB_NUM_NODES", "1")
     if address and is_loopback(address) and nodes.isdigit() and int(nodes) > 1:
         raise UserError(_loopback(address, f"{nodes} nodes (SLURM_JOB_NUM_NODES)"))
 

@@ -55,6 +55,7 @@ class Watch:
         self._before: dict[int, object] = {}
         self._signals: dict[int, str] = {}
         self._ended = False
+        self._deadline: tuple[float, str] | None = None
 
     def begin(self, signals: Sequence[str] = STOP_SIGNALS) -> "Watch":
         """Starts the thread and listens to the signals; call it in the main thread, `end` it there."""
@@ -100,6 +101,15 @@ class Watch:
             yield
         finally:
             self._leave()
+
+    @contextlib.contextmanager
+    def within(self, seconds: float, line: str) -> Iterator[None]:
+        """What happens inside ends in so many seconds, or the process does, with this line."""
+        self._deadline = (time.monotonic() + seconds, line)
+        try:
+            yield
+        finally:
+            self._deadline = None
 
     def _enter(self, name: str) -> None:
         with self._lock:
@@ -177,6 +187,8 @@ class Watch:
                     phase = self._phases[-1][0]
                     self.leave(PREEMPTED, f"filip: {self.stop} in phase {phase}: everything is saved; exit {PREEMPTED}")
             self.look()
+            if (deadline := self._deadline) and time.monotonic() > deadline[0]:
+                self.leave(HUNG, deadline[1])
             phase, step, seconds = self.now()
             limit = self.hang_seconds * (1 if phase in QUICK else 4)
             if seconds > limit:

@@ -14,7 +14,7 @@ from filip_jax.errors import UserError
 from filip_jax.evals.run import Metrics
 from filip_jax.files import read_json, write_atomically
 
-FILE = "evaluating.json"  # the evaluation under way, and how often it was begun
+FILE = "evaluating.json"  # the step, and how often each evaluation was begun there and not ended
 MOST_ATTEMPTS = 3  # an evaluation that ended the process so often is not tried again
 ALONE = 120.0  # seconds that a process whose evaluation failed waits for the others
 
@@ -44,7 +44,7 @@ class EvalGuard:
             error, metrics = f"it ended the process {MOST_ATTEMPTS} times", {}
         else:
             error, metrics = self._try(name, run)
-        service.on_first_process(lambda: self.file.unlink(missing_ok=True))
+        service.on_first_process(lambda: self._forget(name))
         if not error:
             return metrics
         if self.fatal:
@@ -80,17 +80,33 @@ class EvalGuard:
         """Which attempt at this evaluation of this step it is; written down before it begins."""
         if jax.process_index():
             return 0
-        attempts = 1
+        attempts = self._attempts()
+        attempts[name] = attempts.get(name, 0) + 1
+        self._write(attempts)
+        return attempts[name]
+
+    def _attempts(self) -> dict[str, int]:
         try:
             before = read_json(self.file) if self.file.exists() else {}
-            if (before.get("step"), before.get("name")) == (self.step, name):
-                attempts = int(before["attempts"]) + 1
-        except (UserError, KeyError, TypeError, ValueError):
+            if before.get("step") == self.step:
+                return {name: int(count) for name, count in before["attempts"].items()}
+        except (UserError, KeyError, TypeError, ValueError, AttributeError):
             pass  # torn, or not ours
-        write_atomically(self.file, json.dumps({"step": self.step, "name": name, "attempts": attempts}) + "\n")
-        return attempts
+        return {}
+
+    def _write(self, attempts: dict[str, int]) -> None:
+        write_atomically(self.file, json.dumps({"step": self.step, "attempts": attempts}) + "\n")
+
+    def _forget(self, name: str) -> None:
+        """The evaluation has ended, well or not."""
+        attempts = self._attempts()
+        attempts.pop(name, None)
+        if attempts:
+            self._write(attempts)
+        else:
+            self.file.unlink(missing_ok=True)
 
     def _excuse(self, code: int, line: str) -> None:
         """A run that was asked to stop in an evaluation does not blame it."""
         if code == PREEMPTED and jax.process_index() == 0:
-            self.file.unlink(missing_ok=True)
+            self.file.unlink(missing_ok=True)  # with earlier attempts: at most three more

@@ -5,6 +5,7 @@ step's metrics are written before its checkpoint; what is evaluated has been sav
 anywhere goes on from the newest checkpoint with every step logged once and no evaluation missed.
 """
 
+import contextlib
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -177,6 +178,8 @@ class Trainer:
         finally:
             with self.watch.phase("end"):
                 self.feed.close()
+                with contextlib.suppress(UserError):  # a save that failed was raised, or what ends the run is
+                    self.checkpoints.wait()
                 self.writer.close()
                 self.names = [file.name for file in self.workdir.iterdir()]
                 self.place.close()

@@ -111,9 +111,7 @@ def make_setup(
     check_numbers(**data)
     check(make_tokenizer, tokenizer, "tokenizer", ("source",))
     check_tokenizer_section(tokenizer["name"], tokenizer["path"], tokenizer["captions"])
-    check(CheckpointWriter, checkpoint, "checkpoint", ("workdir",))
-    call(check_processes, processes, "processes")
-    call(check_guards, guards, "guards")
+    _check_keeping(checkpoint, processes, guards)
     check_evals(evals)
     network = make_model(**model)
     sizes = {"image_size": model["image"]["image_size"], "text_length": model["text"]["length"]}
@@ -139,6 +137,12 @@ def make_setup(
         compile_cache=compile_cache, log_every_steps=log_every_steps, log_keys=log_keys,
         wandb_project=wandb_project, eval_every_steps=eval_every_steps, evals_fatal=evals_fatal, evals=evals,
     )  # fmt: skip
+
+
+def _check_keeping(checkpoint, processes, guards):
+    check(CheckpointWriter, checkpoint, "checkpoint", ("workdir",))
+    call(check_processes, processes, "processes")
+    call(check_guards, guards, "guards")
 
 
 def _check_numbers(seed, total_steps, log_every_steps, eval_every_steps, ema_decay):

@@ -1,0 +1,48 @@
+"""A whole run whose workdir is a bucket, emulated on this machine."""
+
+import json
+import shutil
+
+import pytest
+from conftest import make_devices_mesh
+
+from filip_jax import load_model, storage
+from filip_jax.checkpoint import Checkpoints
+from filip_jax.train.loop import train
+from filip_jax.train.metrics import StepLog
+
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
+
+
+@pytest.mark.parametrize("kind", ["gs", "s3"])
+def test_a_run_in_a_bucket_is_the_run_on_a_disk(small_demo, kind, request, tmp_path, monkeypatch):
+    """Stopped at step 7 and gone on with elsewhere: checkpoints, metrics, TensorBoard and evaluations are the same."""
+    config = small_demo | {"eval_every_steps": 8, "log_keys": True}
+    config["evals"] = {"val": config["evals"]["val"]}
+    url = f"{request.getfixturevalue(kind)}/runs/trained"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("filip_jax.train.setup.make_mesh", lambda **_: make_devices_mesh(1, 1))
+    train(tmp_path / "disk", config)
+    with pytest.MonkeyPatch.context() as patch:
+        push = StepLog.push
+        patch.setattr(StepLog, "push", lambda self, step, *more: push(self, step, *more) if step < 8 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(url, config)
+    shutil.rmtree(tmp_path / "cache")
+    train(url, config)
+    assert Checkpoints(url).steps() == [8, 12] and all(Checkpoints(url).damage(step) == "" for step in (8, 12))
+    for name in ("metrics.jsonl", "keys/process_0.jsonl", "evals.json"):
+        mine, expected = storage.read(f"{url}/{name}"), (tmp_path / "disk" / name).read_bytes()
+        if name == "metrics.jsonl":
+            mine, expected = (
+                [
+                    (line["step"], line.get("train/loss"), line.get("val/loss"))
+                    for line in map(json.loads, text.splitlines())
+                ]
+                for text in (mine, expected)
+            )
+        assert mine == expected, name
+    names = [file.path.removeprefix(f"{url}/") for file in storage.find_all(url)]
+    assert any(name.startswith("tensorboard/") for name in names) and "config.json" in names
+    assert not any(name.startswith("compiled/") for name in names)
+    assert load_model(url).step == 12

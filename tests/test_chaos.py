@@ -1,0 +1,95 @@
+"""The short form of benchmarks/chaos.py: two processes of four devices, broken for real."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import chaos  # noqa: E402
+
+OPTIONS = ("--config.total_steps=30", "--config.optimizer.warmup_steps=3")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """The started processes compile as users' do; one cache for all of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nothing happens to."""
+    return chaos.uninterrupted(tmp_path_factory.mktemp("chaos") / "whole", options=OPTIONS)
+
+
+def test_three_kills_and_the_run_comes_to_the_same(whole, tmp_path):
+    outcome = chaos.kills(tmp_path, whole, 3, random.Random(1), OPTIONS)
+    assert outcome["samples lost or repeated"] == 0
+
+
+def test_a_stop_in_each_phase_is_saved_and_the_run_comes_to_the_same(whole, tmp_path):
+    outcome = chaos.stops(tmp_path, whole, 1, random.Random(0), OPTIONS)
+    assert all(said.startswith("1 of 1 saved, exit 42") for said in outcome.values()), outcome
+
+
+def test_a_frozen_process_is_named(tmp_path):
+    outcome = chaos.freezes(tmp_path, OPTIONS, which=(1,))
+    assert re.fullmatch(r"named after [\d.]+ s, exit 43", outcome["process 1 stopped"])
+
+
+def test_whatever_happens_to_the_newest_checkpoint_the_one_before_is_taken(whole, tmp_path):
+    outcome = chaos.corruption(tmp_path, whole, 1, random.Random(0))
+    assert outcome["files deleted"] > 10
+
+
+def test_workdirs_that_can_not_be_written_end_clearly(tmp_path):
+    outcome = chaos.disks(tmp_path, OPTIONS)
+    assert {"workdir is a file", "files are limited to 3 MB"} <= set(outcome)
+
+
+def test_local_runs_are_restarted_and_give_up(whole, tmp_path):
+    """launch/local.sh: killed once, preempted once by a signal to the script, then left to end."""
+    workdir = tmp_path / "run"
+    command = ["bash", str(ROOT / "launch/local.sh"), "-n", "2", "-d", "4", f"--config={chaos.CONFIG}"]
+    command += [f"--workdir={workdir}", *OPTIONS]
+    environment = os.environ | {"FILIP": f"{sys.prefix}/bin/filip", "XLA_FLAGS": "", "GRACE": "20"}
+
+    def start():
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def reach(step, process):
+        while max(chaos.losses(workdir), default=0) < step:
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.02)
+
+    first = start()
+    reach(11, first)
+    listed = subprocess.run(["pgrep", "-f", f"filip train .*--workdir={workdir} "], capture_output=True, text=True)
+    os.kill(int(listed.stdout.split()[0]), signal.SIGKILL)
+    reach(22, first)
+    first.send_signal(signal.SIGTERM)
+    output = first.communicate(timeout=120)[0]
+    assert first.returncode == 42 and output.count("local.sh: starting again (restart 1 since checkpoint 10)") == 1, (
+        output
+    )
+    second = start()
+    output = second.communicate(timeout=300)[0]
+    assert second.returncode == 0 and "local.sh: the processes ended with 0 0" in output, output
+    chaos.same(workdir, whole)
+    wrong = subprocess.run([*command, "--config.seed=-1"], env=environment, capture_output=True, text=True, timeout=120)
+    assert wrong.returncode == 2 and wrong.stdout.count("seed=-1 must be at least 0") == 2
+
+
+@pytest.mark.parametrize("options", [["-n", "0"], ["-d", "2"], ["-x", "1"], ["-n"]])
+def test_local_says_what_it_takes(options):
+    done = subprocess.run(["bash", str(ROOT / "launch/local.sh"), *options], capture_output=True, text=True)
+    assert done.returncode == 2 and "-n" in done.stderr
