@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filip_jax.cli_data import add_data_commands, source_section
 from filip_jax.cluster.watch import PREEMPTED, Watch
-from filip_jax.errors import Preempted, UserError
+from filip_jax.errors import Preempted, UserError, one_line
 
 DESCRIPTION = "FILIP: fine-grained contrastive language-image pre-training in JAX."
 EPILOG = """examples:
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.run(arguments, rest)
         return 0
     except (UserError, OSError) as error:  # the disk and the network are the user's too
-        print(f"filip: error: {error}", file=sys.stderr)
+        print(f"filip: error: {one_line(str(error))}", file=sys.stderr)
         return 2
     except Preempted as stopped:
         print(f"filip: {stopped}; exit {PREEMPTED}", file=sys.stderr)
@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _show_warning(message, category, filename, lineno, file=None, line=None):
     if category is UserWarning:
-        print(f"filip: warning: {message}", file=sys.stderr)
+        print(f"filip: warning: {one_line(str(message))}", file=sys.stderr)
 
 
 def _train(arguments, overrides) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filip_jax.errors import UserError
+from filip_jax.errors import UserError, one_line
 
 DATA = """Work on data before a run.
 
@@ -158,7 +158,7 @@ def source_section(words: Sequence[str]) -> dict[str, Any]:
 def _literal(text: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # of Python's parser, for what is nested deeply
         return text
 
 
@@ -180,7 +180,7 @@ def _index(arguments, overrides) -> None:
     from filip_jax.data.sources import make_source
 
     source = make_source(_config(arguments, overrides)["source"])
-    print(f"{len(source)} records in {len(source.shard_sizes)} shards; {source.seen}")
+    print(f"{len(source)} records in {len(source.shard_sizes)} shards; {one_line(source.seen)}")
 
 
 def _inspect(arguments, overrides) -> None:

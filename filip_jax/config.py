@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 
 from filip_jax.errors import UserError
 from filip_jax.files import read_json, write_atomically
+from filip_jax.redact import redacted
 
 FILE = "config.json"
 # What may change between two starts of one run without changing what it computes.
@@ -41,9 +42,10 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     try:
         config_flags.DEFINE_config_dict("config", config, lock_config=True, flag_values=values, sys_argv=argv)
         unread = values(argv)[1:]
-    except (AttributeError, KeyError) as error:
-        raise UserError(f"unknown config key in {' '.join(overrides)}: {error}") from error
-    except (TypeError, ValueError, flags.Error) as error:
+    except (AttributeError, KeyError, IndexError) as error:
+        keys = (override.partition("=")[0] for override in overrides)
+        raise UserError(f"unknown config key in {' '.join(keys)}: {error}") from error
+    except (TypeError, ValueError, SyntaxError, RecursionError, MemoryError, flags.Error) as error:
         raise UserError(f"wrong config value: {error}") from error
     if unread:
         raise UserError(f"unexpected argument {unread[0]!r}; overrides read --config.key=value")
@@ -94,7 +96,8 @@ def _check_keys(config: ConfigDict, overrides: Sequence[str]) -> None:
 
 def check_same_run(workdir: Path, config: Mapping[str, Any]) -> None:
     """Raises a UserError if the config would change what the run of `workdir` computes; all such keys are listed."""
-    changes = differences(_result_relevant(read_config(workdir)), _result_relevant(json.loads(json.dumps(config))))
+    old, new = redacted(read_config(workdir)), redacted(json.loads(json.dumps(config)))
+    changes = differences(_result_relevant(old), _result_relevant(new))
     if changes:
         raise UserError(
             f"{workdir} holds a run of another config ({'; '.join(changes)}): give the old values or another --workdir"
@@ -102,8 +105,8 @@ def check_same_run(workdir: Path, config: Mapping[str, Any]) -> None:
 
 
 def save_config(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Writes config.json."""
-    write_atomically(workdir / FILE, json.dumps(config, indent=2) + "\n")
+    """Writes config.json, without the secrets that the config may hold."""
+    write_atomically(workdir / FILE, json.dumps(redacted(config), indent=2) + "\n")
 
 
 def read_config(workdir: Path) -> dict[str, Any]:

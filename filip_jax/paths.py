@@ -10,6 +10,14 @@ from typing import Any
 
 from filip_jax.errors import UserError
 
+REPEATS = 6  # of a rule's regular expression; Python's matching may take for ever on more, or on nested ones
+_TOKEN = re.compile(
+    r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]"  # an escape, a class
+    r"|\(\?[a-zA-Z]+\)|\(\?(?:P?<\w+>|<?[=!]|[:>]|[a-zA-Z-]+:)"  # flags, the beginning of a group that says more
+    r"|[*+?][?+]?|\{\d*,?\d*\}[?+]?|.",
+    re.DOTALL,
+)
+
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The leaves of nested dicts by their path, in sorted order."""
@@ -47,11 +55,12 @@ def match_rules(rules: Sequence[Any], paths: Sequence[str], key: str) -> dict[st
         key: the config key that holds the rules, for the messages.
 
     Raises:
-        UserError: a parameter that no rule covers, or a rule that no parameter meets.
+        UserError: a parameter that no rule covers, a rule that no parameter meets, or one that is none.
     """
-    for rule in rules:
+    for rule in rules if isinstance(rules, (tuple, list)) else [rules]:
         if not (isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str) and _is_rate(rule[1])):
-            raise UserError(f"{key}: {rule!r} is not a pair (regular expression, number of at least 0)")
+            raise UserError(f"{key}: {rule!r} is not a pair (regular expression, finite number of at least 0)")
+        _check_pattern(rule[0], key)
     values: dict[str, float] = {}
     met = [False] * len(rules)
     for path in paths:
@@ -80,6 +89,7 @@ def rename(rules: Sequence[Any], paths: Sequence[str], key: str) -> dict[str, st
     for rule in rules:
         if not (isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str) and _is_name(rule[1])):
             raise UserError(f"{key}: {rule!r} is not a pair (regular expression, path or None)")
+        _check_pattern(rule[0], key)
     names: dict[str, str | None] = {}
     met = [False] * len(rules)
     for path in paths:
@@ -113,7 +123,35 @@ def _check_met(rules: Sequence[Any], met: Sequence[bool], paths: Sequence[str], 
 
 
 def _is_rate(value: Any) -> bool:
-    return isinstance(value, (int, float)) and value >= 0
+    return isinstance(value, (int, float)) and 0 <= value < float("inf")
+
+
+def _check_pattern(pattern: str, key: str) -> None:
+    if _may_take_for_ever(pattern):
+        raise UserError(
+            f"{key}: {pattern!r} may take for ever: at most {REPEATS} repeats, and no repeated group that holds a "
+            "repeat or alternatives"
+        )
+
+
+def _may_take_for_ever(pattern: str) -> bool:
+    """Whether a regular expression has so many repeats, or nests them so, that matching could take exponential time."""
+    repeats, groups, inner = 0, [False], False  # of each open group, and of the one just closed: whether it can vary
+    for token in _TOKEN.findall(pattern):
+        if token[0] == "(" and token[-1] != ")":
+            groups.append(False)
+        elif token == ")" and len(groups) > 1:
+            inner = groups.pop()
+            groups[-1] |= inner
+            continue
+        elif token == "|":
+            groups[-1] = True
+        elif token[0] in "*+?" or (token[0] == "{" and len(token) > 1):
+            if inner and token[0] != "?":
+                return True
+            repeats, groups[-1] = repeats + 1, True
+        inner = False
+    return repeats > REPEATS
 
 
 def _is_name(value: Any) -> bool:
@@ -130,5 +168,5 @@ def _expand(match: re.Match, replacement: str, key: str) -> str:
 def _fullmatch(pattern: str, path: str, key: str) -> re.Match | None:
     try:
         return re.fullmatch(pattern, path)
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:
         raise UserError(f"{key}: {pattern!r} is not a regular expression: {error}") from error

@@ -1,14 +1,16 @@
 """A config section is the keyword arguments of one function: its signature is the schema."""
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from filip_jax.errors import UserError
 
 T = TypeVar("T")
+LARGEST = 2**32  # of whole numbers: no seed, step or record is beyond
 PLAIN = {str: str, bool: bool, int: int, float: (int, float)}  # annotations that are checked, and what may be given
-SAID = {str: "a text", bool: "True or False", int: "a whole number", float: "a number"}
+SAID = {str: "a text", bool: "True or False", int: "a whole number from -2^32 to 2^32", float: "a finite number"}
 
 
 def check(function: Callable[..., Any], section: Mapping[str, Any], key: str, given: Iterable[str] = ()) -> None:
@@ -30,8 +32,15 @@ def check(function: Callable[..., Any], section: Mapping[str, Any], key: str, gi
         raise UserError(f"config section {key}: {error}; its keys are {legal}") from error
     for name, value in section.items():
         kind = signature.parameters[name].annotation if name in signature.parameters else None
-        if kind in PLAIN and not isinstance(value, PLAIN[kind]) or (isinstance(value, bool) and kind in (int, float)):
+        if kind in PLAIN and not _is(value, kind):
             raise UserError(f"config section {key}: {name}={value!r} is not {SAID[kind]}")
+
+
+def _is(value: Any, kind: type) -> bool:
+    """Whether a section may give this value for an annotation of PLAIN."""
+    if not isinstance(value, PLAIN[kind]) or (isinstance(value, bool) and kind is not bool):
+        return False
+    return abs(value) <= LARGEST if isinstance(value, int) else kind is not float or math.isfinite(value)
 
 
 def call(function: Callable[..., T], section: Mapping[str, Any], key: str, **given: Any) -> T:

@@ -23,8 +23,8 @@ from filip_jax.errors import UserError
 from filip_jax.files import write_atomically
 
 DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}  # scheme: the package that reads it, and the extra of the scheme's name
-OPEN_FILES = 256
-SMALL = 1 << 20  # bytes
+OPEN_FILES, SMALL = 256, 1 << 20  # descriptors, bytes
+PATHS = 1 << 20  # that the braces of one path stand for
 for scheme in ("gs", "gcs", "s3"):  # TensorStore and other processes write past fsspec, which would not notice
     fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
 
@@ -91,18 +91,22 @@ def find(path: str, suffixes: tuple[str, ...], key: str) -> list[Found]:
 
 
 def expand_braces(path: str) -> list[str]:
-    """The paths that {a,b} and {000..127} stand for, as in a shell."""
-    braces = re.search(r"\{([^{}]*)\}", path)
-    if not braces:
-        return [path]
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", braces[1])
-    if span:
-        width = len(span[1]) if span[1].startswith("0") else 0
-        choices = [f"{number:0{width}d}" for number in range(int(span[1]), int(span[2]) + 1)]
-    else:
-        choices = braces[1].split(",")
-    rest = expand_braces(path[braces.end() :])
-    return [path[: braces.start()] + a + b for a, b in itertools.product(choices, rest)]
+    """The paths that {a,b} and {000..127} stand for, as in a shell.
+
+    Raises:
+        UserError: there are more than PATHS.
+    """
+    paths = [""]
+    for n, piece in enumerate(re.split(r"\{([^{}]*)\}", path)):  # every second one stood in braces
+        numbers = choices = piece.split(",") if n % 2 else [piece]
+        if n % 2 and (span := re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", piece)):
+            width = len(span[1]) if span[1].startswith("0") else 0
+            numbers = range(int(span[1]), int(span[2]) + 1)
+            choices = (f"{number:0{width}d}" for number in numbers)
+        if len(paths) * len(numbers) > PATHS:
+            raise UserError(f"{path}: its braces stand for more than {PATHS} paths")
+        paths = [a + b for a, b in itertools.product(paths, choices)]
+    return paths
 
 
 def _list(pattern: str, suffixes: tuple[str, ...]) -> list[Found]:

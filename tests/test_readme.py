@@ -124,6 +124,7 @@ SMALL = {  # options that make a benchmark short
     "benchmarks/input.py": ["--sides=300", "--forms=ours,grain", "--batches=1", "--rounds=1"],
     "benchmarks/shards.py": ["--shards=2", "--records=3", "--reads=5"],
     "benchmarks/filter.py": ["--records=50", "--repeat=1"],
+    "benchmarks/fuzz.py": ["--cases=40", "--limit=60"],
     "benchmarks/chaos.py": ["--only=freezes", "--steps=30"],
 }
 
@@ -141,7 +142,7 @@ def check_benchmark(words):
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(
-        r"^\| (xla|300|open|all) |calls of our kernels|^\| freezes .* named after |^\d+: \d+ MB$",
+        r"^\| (xla|300|open|all|tars) |calls of our kernels|^\| freezes .* named after |^\d+: \d+ MB$",
         done.stdout,
         re.MULTILINE,
     ), done.stdout

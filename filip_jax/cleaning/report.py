@@ -6,6 +6,7 @@ from typing import Any
 
 from filip_jax.cleaning.judge import BARE, LANGUAGE, NAMED, REPEATED, SENSITIVE, SHAPES, UNREADABLE, Verdict
 from filip_jax.data.sources import Source
+from filip_jax.errors import one_line
 
 EXAMPLES, LONGEST = 5, 200  # of each rule; characters of each
 SCATTER, BITS = 0x9E3779B97F4A7C15, (1 << 64) - 1  # an odd multiplier puts the indices into a fixed random order
@@ -116,5 +117,5 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _short(text: str) -> str:
-    text = " ".join(text.split()).replace("|", "/")
+    text = one_line(" ".join(text.split()).replace("|", "/"))
     return text if len(text) <= 60 else text[:59] + "…"

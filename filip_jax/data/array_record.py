@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
 from filip_jax import storage
-from filip_jax.data.record import CAPTION_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
+from filip_jax.data.record import CAPTION_BYTES, IMAGE_BYTES, BadRecord, Caption, Record, is_caption
 from filip_jax.errors import UserError
 
 MAGIC = b"filip1\r\n"
@@ -214,7 +214,7 @@ def decode_record(data: bytes, check: bool = True) -> tuple[str, tuple[Caption, 
         raise BadRecord(f"the record is damaged: {error}") from error
     if check and zlib.crc32(image) != crc32:
         raise BadRecord("the image's checksum is wrong")
-    return key, captions, image
+    return key, tuple(caption for caption in captions if is_caption(caption.text)), image
 
 
 def _features(data: bytes) -> dict[str, list[bytes]]:

@@ -1,8 +1,8 @@
 """From encoded bytes to RGB pictures. Whatever the bytes are, only ValueError leaves this file.
 
 What is decided: a camera's rotation is undone; transparency is laid on white; CMYK becomes RGB; 16 bits
-become 8; of an animation the first frame is taken; a truncated file, one of more than PIXELS pixels or
-IMAGE_BYTES bytes, one of floating point numbers and one of another format than FORMATS can not be read.
+become 8; of an animation the first frame is taken; a truncated file, one of more than PIXELS pixels, SIDE pixels
+a side or IMAGE_BYTES bytes, one of floating point numbers and one of another format than FORMATS can not be read.
 """
 
 import io
@@ -18,6 +18,7 @@ from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES
 from filip_jax.data.resize import resize
 
 PIXELS = 89_478_485  # of one picture, Pillow's own limit
+SIDE = 65_535  # pixels of its longer side, JPEG's own limit; of one thin line, millions of rows take seconds
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow's other readers are not needed, some are risky
 ORIENTATION = 0x0112  # the EXIF tag
 JPEG = b"\xff\xd8\xff"
@@ -38,8 +39,7 @@ def image_size(head: bytes) -> tuple[int, int]:
     head = head[:HEAD_BYTES]
     jpeg = _jpeg_size(head)
     size = jpeg[:2] if jpeg and not jpeg[2] else _webp_size(head) or _guarded(lambda: _shown_size(_open(head)))
-    if not 0 < size[0] * size[1] <= PIXELS:
-        raise ValueError(f"{size[0]} x {size[1]} pixels; 1 to {PIXELS} are read")
+    _check_size(*size)
     return size
 
 
@@ -62,7 +62,7 @@ def decode(image: bytes | np.ndarray) -> Image.Image:
         if 0 in image.shape:
             raise ValueError(f"a picture of {image.shape[0]} x {image.shape[1]} pixels")
         return Image.fromarray(image)
-    return _guarded(lambda: _rgb(ImageOps.exif_transpose(_open(image))))
+    return _guarded(lambda: _rgb(_upright(_open(image))))
 
 
 def decode_region(
@@ -147,8 +147,17 @@ def _open(image: bytes) -> Image.Image:
     if len(image) > IMAGE_BYTES:
         raise ValueError(f"{len(image)} bytes; at most {IMAGE_BYTES} are read")
     picture = Image.open(io.BytesIO(image), formats=FORMATS)
-    if picture.width * picture.height > PIXELS:
-        raise ValueError(f"{picture.width} x {picture.height} pixels; at most {PIXELS} are read")
+    _check_size(*picture.size)
+    return picture
+
+
+def _check_size(width: int, height: int) -> None:
+    if not 0 < width * height <= PIXELS or max(width, height) > SIDE:
+        raise ValueError(f"{width} x {height} pixels; 1 to {PIXELS} are read, at most {SIDE} a side")
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    ImageOps.exif_transpose(picture, in_place=True)
     return picture
 
 
@@ -186,7 +195,8 @@ def _rgb(picture: Image.Image) -> Image.Image:
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+    picture.load()
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _guarded(read: Callable):

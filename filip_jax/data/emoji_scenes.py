@@ -23,6 +23,7 @@ BACKGROUNDS = {
 SIZES = range(16, 23)  # pixels of an emoji's longer side in a scene of SCENE pixels
 SMALL, BIG = 17, 21  # up to which and from which size an emoji may be called so
 SCENE = 48
+MOST_DISTINCT = 10_000  # scenes of "val", which are drawn when it is opened: a few seconds
 SPLITS = ("train", "val", "seen_cells", "unseen_cells", "unseen_concepts")
 
 
@@ -48,7 +49,7 @@ class EmojiScenes:
 
     Args:
         split: "train" and "val": scenes of the trained cells, of separate streams; no two scenes of
-            "val" say the same. "seen_cells", "unseen_cells", "unseen_concepts": one emoji on white,
+            "val" say the same, and there are at most MOST_DISTINCT of them. "seen_cells", "unseen_cells", "unseen_concepts": one emoji on white,
             of each trained cell, each hidden cell, each cell of a concept that training never shows.
         seed: of the scenes.
         scenes: how many scenes the split has; -1 for one of each cell of the single-emoji splits.
@@ -66,6 +67,8 @@ class EmojiScenes:
             raise UserError(
                 f"emoji_scenes: scenes={scenes} of split={split!r} must be at least 1; all is -1, of single emoji"
             )
+        if split == "val" and scenes > MOST_DISTINCT:
+            raise UserError(f"emoji_scenes: scenes={scenes} of split='val' must be at most {MOST_DISTINCT}")
         self.scenes = len(self.cells) if scenes == -1 else scenes
         self.distinct = self._distinct() if split == "val" else None
         self.shard_sizes = np.array([self.scenes])

@@ -14,6 +14,7 @@ from filip_jax.data.side_captions import SideCaptions
 from filip_jax.errors import UserError
 
 LOOKED_AT = 256  # records
+WEIGHT = 1e9  # the largest
 
 
 class Joined:
@@ -101,16 +102,19 @@ class Mixture:
         weights: shares of the samples, of all parts or of none; without them all records count alike.
 
     Raises:
-        UserError: weights of some parts only, or one that is no number.
+        UserError: weights of some parts only, or one that is no number above 0.
     """
 
     def __init__(self, parts: Mapping[str, Joined], weights: Mapping[str, Any]):
         self.parts = dict(parts)
         for name, part in parts.items():
             weight = weights.get(name)
-            if weights and (isinstance(weight, bool) or not isinstance(weight, int | float)):
+            if weights and (
+                isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= WEIGHT
+            ):
                 raise UserError(
-                    f"source.{name}.weight={weight!r}: give each part of a mixture a number, or none of them"
+                    f"source.{name}.weight={weight!r}: give each part of a mixture a number above 0, up to {WEIGHT:g}, "
+                    "or none of them"
                 )
         self.weights = {name: float(weights.get(name, len(part))) for name, part in parts.items()}
         self.shard_sizes = np.concatenate([part.shard_sizes for part in parts.values()])

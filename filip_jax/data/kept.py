@@ -22,7 +22,7 @@ class Kept:
         identity: of the rules and the models that judged.
 
     Raises:
-        UserError: no such output.
+        UserError: no such output, or a damaged one.
     """
 
     def __init__(self, folder: str):
@@ -47,12 +47,21 @@ class Kept:
     @cached_property
     def indices(self) -> np.ndarray:
         """Of the records that are left, in the source."""
-        return np.load(Path(self.folder) / "kept.npy", mmap_mode="r")
+        try:
+            indices = np.load(Path(self.folder) / "kept.npy", mmap_mode="r")
+        except (ValueError, EOFError) as error:
+            raise UserError(f"keep={self.folder!r}: kept.npy is damaged: {error}") from error
+        if indices.dtype != np.int64 or indices.ndim != 1:
+            raise UserError(f"keep={self.folder!r}: kept.npy is damaged: {indices.dtype} of {indices.ndim} dimensions")
+        return indices
 
     @cached_property
     def _table(self) -> tuple[np.ndarray, pa.Table]:
-        table = pa.ipc.open_file(pa.memory_map(str(Path(self.folder) / "captions.arrow"))).read_all()
-        return table.column("index").to_numpy(), table
+        try:
+            table = pa.ipc.open_file(pa.memory_map(str(Path(self.folder) / "captions.arrow"))).read_all()
+            return table.column("index").to_numpy(), table
+        except (pa.ArrowException, KeyError) as error:
+            raise UserError(f"keep={self.folder!r}: captions.arrow is damaged: {error}") from error
 
     def replaced(self, index: int) -> tuple[Caption, ...]:
         """The texts of record `index` of the source if they changed, else none."""

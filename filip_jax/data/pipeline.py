@@ -6,6 +6,7 @@ comes last, in contiguous blocks of the global batch.
 """
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from filip_jax.sections import call
 Batch = dict[str, Any]
 ENDLESS = 2**62
 SUBSTITUTES = 32  # that are tried for one sample
+MOST_AT_ONCE = 4096  # workers, and threads of a worker
 TRIED = 64  # records that are looked at before a run
 SINGLE = "source"  # the name of the part if there is no mixture
 
@@ -151,14 +153,24 @@ def make_order(source: Source, *, seed: int, shuffle: str, block_size: int) -> O
 
 def check_numbers(*, workers: int, threads: int, text_length: int, max_bad_fraction: float, **others: Any) -> None:
     """Raises a UserError for numbers of the `data` section that can not be."""
-    if workers < 0 or threads < 0 or text_length < 3:
+    if workers < 0 or threads < 0 or text_length < 3 or max(workers, threads) > MOST_AT_ONCE:
         raise UserError(
-            f"data.workers={workers} and data.threads={threads} must be at least 0, "
+            f"data.workers={workers} and data.threads={threads} must be at least 0 and at most {MOST_AT_ONCE}, "
             f"data.text_length={text_length} at least 3: BOS, a token, EOS"
         )
     if not 0 <= max_bad_fraction <= 1:
         raise UserError(f"data.max_bad_fraction={max_bad_fraction} must be in [0, 1]")
     call(check_augment, others["augment"], "data.augment")
+
+
+def _check_memory(rows: int, image_size: int) -> None:
+    """Raises a UserError if a batch's rows of one process are more than the host's memory holds."""
+    needed, there = rows * image_size**2 * 3, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise UserError(
+            f"batch_size: {rows} pictures of data.image_size={image_size} in a process are {needed / 1e9:.0f} GB; "
+            f"the host has {there / 1e9:.0f} GB"
+        )
 
 
 def check_usable(source: Source, image_size: int, augment: Mapping[str, Any]) -> None:
@@ -217,7 +229,8 @@ def batches(
         start: how many samples of the global stream the run has consumed.
 
     Raises:
-        UserError: the batch does not split over the processes, an empty source, a number out of range.
+        UserError: the batch does not split over the processes or is larger than this host's memory, an empty
+            source, a number out of range.
     """
     check_numbers(
         workers=workers, threads=threads, text_length=text_length, max_bad_fraction=max_bad_fraction, augment=augment
@@ -226,6 +239,7 @@ def batches(
         raise UserError(f"batch_size={batch_size} is not divisible by {process_count} processes")
     if len(source) == 0:
         raise UserError("the data source is empty")
+    _check_memory(batch_size // process_count, image_size)
     order = make_order(source, seed=seed, shuffle=shuffle, block_size=block_size)
     samples = Samples(
         parts_of(source), order, tokenizer,

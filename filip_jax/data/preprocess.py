@@ -5,7 +5,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageEnhance
 
 from filip_jax.data.auto_augment import imagenet_policy
-from filip_jax.data.decode import Box, decode, decode_region
+from filip_jax.data.decode import PIXELS, Box, decode, decode_region
 from filip_jax.errors import UserError
 
 View = UInt8[np.ndarray, "size size 3"]
@@ -14,7 +14,11 @@ View = UInt8[np.ndarray, "size size 3"]
 def centre_view(picture: Image.Image, size: int) -> View:
     """CLIP's evaluation view: the shorter side scaled to `size` (bicubic), the centre cut out."""
     shape, left, top = _centre(picture.size, size)
-    if picture.size != (size, size):
+    if shape[0] * shape[1] > PIXELS:  # of a strip a thousand times as long as wide only the centre is scaled
+        x, y = picture.width / shape[0], picture.height / shape[1]
+        box = (left * x, top * y, (left + size) * x, (top + size) * y)
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC, box)
+    elif picture.size != (size, size):
         picture = picture.resize(shape, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
     return np.asarray(picture)
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from filip_jax.errors import one_line
+
 CAPTION_BYTES = 1 << 16  # of one text; a longer one is no caption
 METADATA_BYTES = 1 << 20  # of one JSON file beside an image
 IMAGE_BYTES = 1 << 26  # of one encoded image
@@ -19,7 +21,10 @@ def is_caption(text: Any) -> bool:
 
 
 class BadRecord(Exception):
-    """A record that can not be used, and why; training puts another in its place and names it."""
+    """A record that can not be used, and why in one line; training puts another in its place and names it."""
+
+    def __init__(self, reason: str):
+        super().__init__(one_line(reason))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 from filip_jax import storage
 from filip_jax.data.record import CAPTION_BYTES, METADATA_BYTES, Caption, is_caption
 from filip_jax.errors import UserError
+from filip_jax.files import read_json
 
 COLUMNS = ("key", "origin", "caption")
 SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
@@ -50,7 +52,9 @@ class SideCaptions:
         if not storage.exists(f"{self.stem}.json"):
             storage.local_folder(folder, f"side_captions={path!r}")
             self._make(path)
-        facts = json.loads(storage.read(f"{self.stem}.json"))
+        facts = read_json(Path(f"{self.stem}.json"))
+        if not {"origins", "sha256"} <= set(facts):
+            raise UserError(f"{self.stem}.json is damaged: remove it, it is then made again")
         self.origins, self.identity = tuple(facts["origins"]), facts["sha256"]
 
     @property

@@ -9,7 +9,7 @@ import numpy as np
 from filip_jax.data.array_record import ArrayRecord
 from filip_jax.data.emoji_scenes import EmojiScenes
 from filip_jax.data.folder import Folder
-from filip_jax.data.joined import Joined, Mixture
+from filip_jax.data.joined import WEIGHT, Joined, Mixture
 from filip_jax.data.kept import Kept
 from filip_jax.data.parquet import Parquet
 from filip_jax.data.record import Caption, Record
@@ -124,7 +124,9 @@ def _weights(caption_keys: Sequence[Any]) -> dict[str, float]:
     keys = caption_keys if isinstance(caption_keys, Sequence) and not isinstance(caption_keys, str) else ()
     pairs = [(key, 1.0) if isinstance(key, str) else key for key in keys]
     if not pairs or not all(map(_is_pair, pairs)):
-        raise UserError(f"caption_keys={caption_keys!r} is not a list of names or pairs (name, weight above 0)")
+        raise UserError(
+            f"caption_keys={caption_keys!r} is not a list of names or pairs (name, weight above 0, up to {WEIGHT:g})"
+        )
     return {name: float(weight) for name, weight in pairs}
 
 
@@ -134,7 +136,7 @@ def _is_pair(pair: Any) -> bool:
         and len(pair) == 2
         and isinstance(pair[0], str)
         and isinstance(pair[1], int | float)
-        and pair[1] > 0
+        and 0 < pair[1] <= WEIGHT
     )
 
 

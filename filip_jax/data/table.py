@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,7 @@ from filip_jax import storage
 from filip_jax.data.listed import read_listed
 from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, METADATA_BYTES, BadRecord, Caption, Record, is_caption
 from filip_jax.errors import UserError
+from filip_jax.files import read_json
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")
 ROWS = 1 << 16  # of a batch
@@ -52,7 +54,9 @@ class Table:
         if not storage.exists(f"{self.stem}.json"):
             storage.local_folder(folder, f"path={path!r}")
             self._make()
-        facts = json.loads(storage.read(f"{self.stem}.json"))
+        facts = read_json(Path(f"{self.stem}.json"))
+        if not {"identity", "sizes", "columns"} <= set(facts):
+            raise UserError(f"{self.stem}.json is damaged: remove it, it is then made again")
         self.identity = facts["identity"]
         self.shard_sizes = np.array(facts["sizes"], np.int64)
         self.ends = np.cumsum(self.shard_sizes)

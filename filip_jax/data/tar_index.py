@@ -30,6 +30,9 @@ VERSION = 2
 FILE = "index.json"
 KINDS = 64  # most kinds of members that a shard's index holds
 KEY_BYTES = 200
+INDEX_BYTES = 1 << 30  # of index.json; a million tars have a quarter of it
+HEADER_BYTES = 1 << 16  # of an extended header, which tarfile reads whole
+LONG_NUMBER = re.compile(rb"\d{100}")  # tarfile of older Pythons takes the square of its length
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 
 
@@ -82,13 +85,13 @@ def index_shard(file: Found, name: str) -> tuple[Shard, bytes]:
     problems: Counter[str] = Counter()
     with storage.open_stream(file.path) as stream:
         try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
+            with tarfile.open(fileobj=_Headers(stream), mode="r:") as tar:
                 for member in tar:
                     tar.members = []  # tarfile would keep all of them
                     if member.size < 0:  # older Pythons follow it back, without end
                         raise tarfile.ReadError("a negative size")
                     _add(member, file.size, samples, problems)
-        except (tarfile.TarError, ValueError, OverflowError, EOFError):
+        except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError):  # header upon header upon …
             problems["damaged or empty from some point on"] += 1
     whole = {key: members for key, members in samples.items() if any(kind in IMAGES for kind in members)}
     problems["no image"] += len(samples) - len(whole)
@@ -107,6 +110,21 @@ def index_shard(file: Found, name: str) -> tuple[Shard, bytes]:
         name, file.size, file.stamp, len(whole), tuple(kinds), key_bytes, dict(+problems), hashlib.md5(data).hexdigest()
     )
     return shard, data
+
+
+class _Headers:
+    """A stream of which tarfile gets headers only, none larger than HEADER_BYTES, whatever size it claims."""
+
+    def __init__(self, stream):
+        self.seek, self.tell, self.stream = stream.seek, stream.tell, stream
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        data = self.stream.read(size)
+        if size > tarfile.BLOCKSIZE and LONG_NUMBER.search(data):
+            raise tarfile.ReadError("a header of many digits")
+        return data
 
 
 def _add(member: tarfile.TarInfo, size: int, samples: dict, problems: Counter) -> None:
@@ -204,12 +222,23 @@ def _stored(folder: str) -> list[Shard]:
     if not storage.exists(file):
         return []
     try:
-        content: dict[str, Any] = json.loads(storage.read(file))
+        content: dict[str, Any] = json.loads(storage.read(file, 0, INDEX_BYTES))
         if content["version"] != VERSION:
             return []
-        return [Shard(**entry | {"kinds": tuple(map(tuple, entry["kinds"]))}) for entry in content["shards"]]
-    except (ValueError, KeyError, TypeError) as error:
+        return [_shard(**entry) for entry in content["shards"]]
+    except (ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
         raise UserError(f"{file} is damaged ({error}): remove it, the index is then made again") from error
+
+
+def _shard(*, name: str, size: int, stamp: str, rows: int, kinds: list, key_bytes: int, problems: dict, digest: str):
+    """A stored entry, which may have come with foreign data."""
+    counts = [size, rows, key_bytes, *(count for _, count in kinds), *problems.values()]
+    texts = [name, stamp, digest, *(kind for kind, _ in kinds), *problems]
+    if not all(type(n) is int and n >= 0 for n in counts) or not all(isinstance(text, str) for text in texts):
+        raise ValueError("an entry with wrong types")
+    if len(kinds) > KINDS or key_bytes > KEY_BYTES:
+        raise ValueError("an entry with wrong sizes")
+    return Shard(name, size, stamp, rows, tuple(map(tuple, kinds)), key_bytes, problems, digest)
 
 
 def _store(folder: str, known: dict[str, Shard]) -> None:

@@ -1,12 +1,19 @@
 """TensorFlow Datasets as a source: prepared data read through ArrayRecord; TensorFlow is never imported."""
 
+import json
+import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from filip_jax.data.record import Caption, Record, is_caption
+from filip_jax import storage
+from filip_jax.data.record import METADATA_BYTES, Caption, Record, is_caption
 from filip_jax.errors import UserError
+
+FEATURES = "features.json"
+CLASSES = "tensorflow_datasets.core.features."  # where the classes lie that it may name
 
 
 class Tfds:
@@ -20,13 +27,16 @@ class Tfds:
             becomes the caption.
 
     Raises:
-        UserError: no prepared data there, or no such split or feature.
+        UserError: no prepared data there, no such split or feature, or features of classes that are not TensorFlow
+            Datasets' own: it would import whatever module the data names.
     """
 
     def __init__(self, *, path: str, split: str, image: str = "image", caption_keys: Sequence[str] = ("caption",)):
         if path.startswith("s3://"):
             raise UserError(f"tfds: path={path!r}: the reader of TensorFlow Datasets knows no s3://; copy the data")
         self.path, self.image, self.caption_keys = path, image, tuple(caption_keys)
+        path = os.path.expanduser(path)
+        _check_features(path)
         try:
             builder = tfds.builder_from_directory(path)
             self.features = builder.info.features
@@ -68,3 +78,30 @@ class Tfds:
                 decoded = (t.decode("utf-8", "replace") if isinstance(t, bytes) else t for t in texts)
                 found += [Caption(t, key) for t in decoded if is_caption(t)]
         return tuple(found)
+
+
+def _check_features(path: str) -> None:
+    """Raises a UserError if the data's features.json names a class of another package."""
+    file = storage.join(path, FEATURES)
+    if not storage.exists(file):
+        raise UserError(f"tfds: path={path!r} holds no prepared data, which has dataset_info.json and {FEATURES}")
+    try:
+        names = list(_classes(json.loads(storage.read(file, 0, METADATA_BYTES))))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"tfds: {file} is damaged: {error}") from error
+    strange = [name for name in names if not name.startswith(CLASSES)]
+    if strange:
+        raise UserError(f"tfds: {file} names the class {strange[0]!r}; only TensorFlow Datasets' own are read")
+
+
+def _classes(value: Any):
+    """The dotted names under "type" and "pythonClassName", also in JSON within texts."""
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        yield from _classes(json.loads(value))
+    elif isinstance(value, list):
+        for each in value:
+            yield from _classes(each)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            named = key in ("type", "pythonClassName", "python_class_name") and isinstance(each, str) and "." in each
+            yield from [each] if named else _classes(each)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int
 
-from filip_jax.data.record import BadRecord
+from filip_jax.data.record import CAPTION_BYTES, BadRecord
 from filip_jax.data.sentence_pieces import PAD, SentencePieces, train_sentence_pieces
 from filip_jax.data.sources import Source
 from filip_jax.data.vocabularies import Vocabulary, read_vocabulary
@@ -38,10 +38,14 @@ class Tokenizer:
         self.vocab_size = self.pieces.size
 
     def encode(self, texts: Sequence[str], length: int) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
-        """Ids of each text, and which texts were longer and lost the pieces before their EOS."""
+        """Ids of each text, and which texts were longer and lost the pieces before their EOS.
+
+        Of a text its first CAPTION_BYTES characters are read.
+        """
         ids = np.full((len(texts), length), PAD, np.int32)
         truncated = np.zeros(len(texts), bool)
-        for row, pieces in enumerate(map(self.pieces.ids, texts)):
+        for row, text in enumerate(texts):
+            pieces = self.pieces.ids(text[:CAPTION_BYTES])
             truncated[row] = len(pieces) > length - 2
             pieces = [self.pieces.bos, *pieces[: length - 2], self.pieces.eos]
             ids[row, : len(pieces)] = pieces
@@ -52,7 +56,7 @@ class Tokenizer:
 
         BOS and EOS stand for none: (0, 0) and (len(text), len(text)).
         """
-        return [(0, 0), *self.pieces.offsets(text)[: length - 2], (len(text), len(text))]
+        return [(0, 0), *self.pieces.offsets(text[:CAPTION_BYTES])[: length - 2], (len(text), len(text))]
 
 
 def make_tokenizer(*, source: Source, name: str, path: str, vocab_size: int, captions: int) -> bytes:

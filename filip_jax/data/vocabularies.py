@@ -17,6 +17,7 @@ from filip_jax.errors import UserError
 from filip_jax.extras import extra_module
 
 EXTRA = "tokenizers"
+PLACED = 1000  # characters
 FILE_BYTES = 1 << 24  # of a vocabulary's file, unpacked
 MERGES = (
     49_408 - 2 * 256 - 2
@@ -51,9 +52,13 @@ class Vocabulary:
             content: dict[str, Any] = json.loads(model)
             self.bos, self.eos, clean = content["bos"], content["eos"], CLEAN[content["name"]]
             rules = json.dumps(content["tokenizer"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"the tokenizer's JSON is not one of filip_jax: {error!r}") from error
-        self.tokenizer = _library(content["name"]).Tokenizer.from_str(rules)
+        library = _library(content["name"])
+        try:
+            self.tokenizer = library.Tokenizer.from_str(rules)
+        except Exception as error:  # the package raises nothing narrower
+            raise UserError(f"the tokenizer's JSON is not one of the package tokenizers: {error}") from error
         self.clean = clean()
         self.size = self.tokenizer.get_vocab_size()
         self.model = model
@@ -76,13 +81,18 @@ class Vocabulary:
 
 
 def _places(cleaned: str, text: str) -> list[int]:
-    """For each place in the cleaned text, and its end, the place in the text that it comes from."""
+    """For each place in the cleaned text, and its end, the place in the text that it comes from.
+
+    What stands behind the first PLACED characters, of which a text tower reads little, is put at the text's end:
+    comparing takes the square of the length.
+    """
     place, at = [], 0
-    for _, start, end, first, last in difflib.SequenceMatcher(None, text, cleaned, autojunk=False).get_opcodes():
+    matcher = difflib.SequenceMatcher(None, text[:PLACED], cleaned[:PLACED], autojunk=False)
+    for _, start, end, first, last in matcher.get_opcodes():
         same = end - start == last - first
         place += [start + n if same else start for n in range(last - first)]
         at = end
-    return [*place, at]
+    return [*place, *[len(text)] * (len(cleaned) - len(place)), at if len(cleaned) <= PLACED else len(text)]
 
 
 def read_vocabulary(name: str, path: str) -> bytes:

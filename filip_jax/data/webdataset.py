@@ -23,7 +23,7 @@ from filip_jax.data.record import (
     is_caption,
 )
 from filip_jax.data.tar_index import IMAGES, Shard, read_index, table_path
-from filip_jax.errors import UserError
+from filip_jax.errors import UserError, one_line
 
 LOCAL = ("_tables", "_lock", "_paths", "_latest")  # attributes that each process has of its own
 TABLES = 1 << 27  # bytes of tables from buckets that a process keeps
@@ -134,7 +134,10 @@ class WebDataset:
         return table[offset : offset + size]
 
     def _image_kind(self, members) -> str:
-        return next(kind for kind in IMAGES if kind in members)
+        for kind in IMAGES:
+            if kind in members:
+                return kind
+        raise BadRecord("no image in the index")
 
     def _member(self, shard: Shard, members, kind: str, most: int) -> bytes:
         offset, size = members[kind]
@@ -210,4 +213,4 @@ def _sum(counts) -> Counter:
 
 
 def _listed(counts: Counter) -> str:
-    return ", ".join(f"{kind} ({count})" for kind, count in counts.most_common(12))
+    return one_line(", ".join(f"{kind} ({count})" for kind, count in counts.most_common(12)))

@@ -47,7 +47,10 @@ def class_similarities(
     model: Embedder, images: np.ndarray, class_names: Sequence[str], prompts: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """(s_I, s_T) of each image with each class, over all prompts."""
-    encoded = [model.encode_text([prompt.format(name) for name in class_names]) for prompt in prompts]
+    for prompt in prompts:
+        if not isinstance(prompt, str) or "{}" not in prompt:
+            raise UserError(f"zero_shot: the prompt {prompt!r} has no {{}}, in whose place the class name stands")
+    encoded = [model.encode_text([prompt.replace("{}", name) for name in class_names]) for prompt in prompts]
     if model.pooling == "global":
         mean = np.mean([tokens for tokens, _ in encoded], axis=0)
         mean /= np.linalg.norm(mean, axis=-1, keepdims=True)

@@ -12,6 +12,8 @@ from filip_jax.models.dual_encoder import POOLINGS, DualEncoder
 from filip_jax.paths import flatten
 from filip_jax.sections import call
 
+LARGEST = 2**20  # of a model's numbers
+
 __all__ = ["POOLINGS", "Model", "make_model"]
 
 
@@ -43,8 +45,8 @@ def make_model(**config) -> Model:
     """
 
     for path, value in flatten(config).items():
-        if type(value) is int and value < 1:
-            raise UserError(f"model.{path.replace('/', '.')}={value} must be at least 1")
+        if type(value) is int and not 1 <= value <= LARGEST:
+            raise UserError(f"model.{path.replace('/', '.')}={value} must be at least 1 and at most {LARGEST}")
 
     def build(key):
         return call(DualEncoder, config, "model", rngs=nnx.Rngs(key))

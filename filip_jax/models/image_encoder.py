@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Float, UInt8
 
 from filip_jax.errors import UserError
-from filip_jax.models.transformer import Transformer
+from filip_jax.models.transformer import TOKENS, Transformer
 
 # CLIP's channel statistics in units of 1/255; FILIP and Wukong use the same.
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -44,6 +44,11 @@ class ImageEncoder(nnx.Module):
     ):
         if image_size % patch_size:
             raise UserError(f"model.image.patch_size={patch_size} does not divide image_size={image_size}")
+        if (image_size // patch_size) ** 2 >= TOKENS:
+            raise UserError(
+                f"model.image: image_size={image_size} in patches of patch_size={patch_size} gives "
+                f"{(image_size // patch_size) ** 2} patches; a tower takes fewer than {TOKENS} tokens"
+            )
         if not 0 <= patch_dropout < 1:
             raise UserError(f"model.image.patch_dropout={patch_dropout} must be at least 0 and below 1")
         self.patch_size, self.dtype = patch_size, dtype

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Int
 
+from filip_jax.errors import UserError
 from filip_jax.mesh import batch_devices, constrain_batch
-from filip_jax.models.transformer import Transformer
+from filip_jax.models.transformer import TOKENS, Transformer
 
 PAD_ID = 0  # of every tokenizer, behind the last token; CLIP also has a real token 0, never the last
 LENGTHS = (16, 24, 32, 48)  # and the whole length; each is compiled
@@ -40,6 +41,8 @@ class TextEncoder(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
+        if length > TOKENS:
+            raise UserError(f"model.text.length={length} must be at most {TOKENS}")
         self.dtype, self.length_groups = dtype, length_groups
         self.token_embedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (vocab_size, width)))
         self.position = nnx.Param(nnx.initializers.normal(0.01)(rngs.params(), (length, width)))

@@ -11,6 +11,7 @@ from filip_jax.errors import UserError
 from filip_jax.mesh import constrain_batch
 from filip_jax.sections import choose
 
+TOKENS = 2**16  # most that a tower takes: the loss numbers them with two bytes
 ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # what CLIP, FILIP and Wukong were trained with

@@ -15,7 +15,7 @@ from filip_jax.data.pipeline import draw_caption, parts_of
 from filip_jax.data.preprocess import training_view
 from filip_jax.data.record import BadRecord, Record
 from filip_jax.data.sources import Source
-from filip_jax.errors import UserError
+from filip_jax.errors import UserError, one_line
 from filip_jax.progress import Progress
 
 COLUMNS, ROWS = 6, 4  # of the contact sheet
@@ -56,7 +56,7 @@ def inspect(source: Source, *, records: int, image_size: int, augment: Mapping[s
     """
     if records < 1:
         raise UserError(f"records={records} must be at least 1")
-    lines = [f"{len(source)} records in {len(source.shard_sizes)} shards; {source.seen}"]
+    lines = [f"{len(source)} records in {len(source.shard_sizes)} shards; {one_line(source.seen)}"]
     views: list[tuple[np.ndarray, str]] = []
     for name, part in parts_of(source).items():
         found = look(part, records)
