@@ -134,7 +134,7 @@ def test_bad_records_are_replaced_by_good_ones_of_their_source_and_named(messy, 
 
 def test_the_input_log_counts_names_once_and_stops(messy, tokenizer, tmp_path):
     stream = run(messy, tokenizer, 30)
-    log = InputLog(tmp_path, parts=list(parts_of(messy)), max_bad_fraction=0.3)
+    log = InputLog(tmp_path, sources=parts_of(messy), max_bad_fraction=0.3, keys=False)
     for batch in stream:
         log.add(batch)
     bad = Counter(each.part for batch in stream for each in batch["bad"])
@@ -149,7 +149,7 @@ def test_the_input_log_counts_names_once_and_stops(messy, tokenizer, tmp_path):
     lines = [json.loads(line) for line in log.file.read_text().splitlines()]
     assert len(lines) == 4 and {line["key"] for line in lines} == {"100", "101", "102", "missing.png"}
     log.file.write_text(log.file.read_text() + '{"part": "a", "sh')  # killed while it wrote
-    again = InputLog(tmp_path, parts=list(parts_of(messy)), max_bad_fraction=0.05)
+    again = InputLog(tmp_path, sources=parts_of(messy), max_bad_fraction=0.05, keys=False)
     with pytest.raises(
         UserError, match=r"of a can not be used, more than data.max_bad_fraction=0.05; .*process_0.jsonl names"
     ):

@@ -69,7 +69,7 @@ def read_manifest(folder: str) -> Manifest:
         manifest = json.loads(data)
         sha = manifest.pop("sha256")
         sound = manifest["format"] == FORMAT and sha == _sha256_of(manifest) and _is_sound(manifest)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
     if not sound:
         raise UserError(f"{path} is damaged: it is not the manifest of a checkpoint")

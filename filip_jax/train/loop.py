@@ -29,6 +29,7 @@ from filip_jax.errors import Preempted, UserError
 from filip_jax.evals.run import Eval, forget_after, is_recorded, open_evals, record_step, run_evals, table
 from filip_jax.inference import Embedder, check_tokenizer
 from filip_jax.mesh import batch_shapes, global_batch, replicated
+from filip_jax.redact import redacted
 from filip_jax.sections import call
 from filip_jax.train.evaluation import EvalGuard
 from filip_jax.train.feed import Feed
@@ -90,7 +91,7 @@ class Trainer:
     """A run in progress: its state, its step and what watches them."""
 
     def __init__(self, path: str | Path, setup: Setup, config: Mapping[str, Any], watch: Watch):
-        self.setup, self.config, self.watch = setup, config, watch
+        self.setup, self.config, self.watch = setup, redacted(config), watch
         source = open_source(setup)
         if setup.batch_size > len(source):
             warnings.warn(f"batch_size={setup.batch_size}, but the source has {len(source)} records", stacklevel=2)
