@@ -1,8 +1,6 @@
 """`python -m filip_jax` is the command `filip`."""
 
-import sys
-
-from filip_jax.cli import main
+from filip_jax.cli import entry
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry()

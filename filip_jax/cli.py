@@ -3,12 +3,13 @@
 import argparse
 import glob
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from filip_jax.cli_data import add_data_commands, source_section
-from filip_jax.cluster.watch import PREEMPTED, Watch
+from filip_jax.cluster.watch import PREEMPTED, Watch, leave
 from filip_jax.errors import Preempted, UserError, one_line
 
 DESCRIPTION = "FILIP: fine-grained contrastive language-image pre-training in JAX."
@@ -85,6 +86,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def entry() -> None:
+    """The command as a process. Training ends it without Python's last acts: they would wait for threads that read a
+    dead disk, and for processes that are gone."""
+    training = sys.argv[1:2] == ["train"]
+    try:
+        code = main()
+    except Exception:
+        if not training:
+            raise
+        traceback.print_exc()
+        code = 1
+    if training and _watches:
+        leave(code, f"filip: ended with exit code {code}", _watches[-1].on_leave)
+    sys.exit(code)
+
+
+_watches: list[Watch] = []  # of the training, for its end
+
+
 def _parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
@@ -131,6 +151,7 @@ def _show_warning(message, category, filename, lineno, file=None, line=None):
 
 def _train(arguments, overrides) -> None:
     watch = Watch().begin()  # before anything slow is imported: a signal finds it
+    _watches.append(watch)
     try:
         from filip_jax.config import load_config
 

@@ -1,5 +1,6 @@
 """The folder of a run, wherever it lies: on a disk, or in a bucket with a mirror on the disk for its small files."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -96,7 +97,7 @@ class Workdir:
         for file in files:
             name = file.path.removeprefix(f"{self.name}/")
             parts = name.split("/")  # a bucket's names are any text: ".." would leave the mirror
-            small = parts[0] != CHECKPOINTS and not {"", ".", ".."} & set(parts)
+            small = parts[0] not in (CHECKPOINTS, "running.json") and not {"", ".", ".."} & set(parts)
             if small and wanted(name) and self.seen.get(name) != file:
                 storage.write(str(self.folder / name), storage.read(file.path))
                 self.seen[name], self.uploaded[name] = file, _stamp(self.folder / name)
@@ -114,6 +115,8 @@ class Workdir:
         left = self._changed()
         for name, stamp in list(left.items()):
             try:
+                if not (self.folder / name).is_file():  # a passing file of somebody else's
+                    continue
                 storage.write(storage.join(self.name, name), (self.folder / name).read_bytes())
             except OSError as error:
                 some = ", ".join(list(left)[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
@@ -127,8 +130,9 @@ class Workdir:
         for file in sorted(self.folder.rglob("*")):
             name = file.relative_to(self.folder).as_posix()
             passing = file.suffix == ".tmp" or file.is_symlink() or not file.is_file()
-            if not passing and self._is_ours(name) and _stamp(file) != self.uploaded.get(name):
-                found[name] = _stamp(file)
+            with contextlib.suppress(FileNotFoundError):
+                if not passing and self._is_ours(name) and _stamp(file) != self.uploaded.get(name):
+                    found[name] = _stamp(file)
         return found
 
     def _is_ours(self, name: str) -> bool:

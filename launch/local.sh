@@ -9,13 +9,14 @@
 #   -r R   gives up after so many restarts in a row without a new checkpoint (default 5)
 #
 # What follows goes to `filip train`. Exit codes of filip train: 0 done, 2 a mistake, 130 interrupted: no restart;
-# 42 preempted, 43 hung, or ended by a signal: started again. TERM, USR1 and INT are handed on to the processes.
+# 42 preempted, 43 hung, or ended by a signal: started again. TERM and USR1 are handed on, INT (Ctrl-C) as TERM.
 # FILIP names the command (default: filip of $VENV, else of PATH); GRACE the seconds that the others have to end
 # by themselves when one has ended (default 120).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
 processes="" devices="" patience=5
+[[ ${1:---help} == --help ]] && set -- -h
 while [[ ${1:-} =~ ^-[a-z]$ ]]; do
     case $1 in
         -n) processes=${2:-} ;;
@@ -42,7 +43,7 @@ hand_on() {
 }
 trap 'hand_on TERM' TERM
 trap 'hand_on USR1' USR1
-trap 'hand_on INT' INT
+trap 'hand_on TERM' INT  # a background process does not hear INT
 
 newest() {  # step of the newest checkpoint
     local file
@@ -65,6 +66,7 @@ start() {
         env "${settings[@]}" "$filip" train "$@" --distributed > >(sed -u "s/^/[$index] /") 2>&1 &
         pids+=($!)
     done
+    [ -z "$stopped" ] || hand_on "$stopped"  # it came while they were started
 }
 
 # Waits for all processes; when the first has ended, the others have $GRACE seconds. Sets $codes.
@@ -113,5 +115,6 @@ while :; do
         echo "local.sh: $patience restarts in a row without a new checkpoint: giving up" >&2
         exit "$worst"
     fi
+    [ -n "$stopped" ] && exit "$worst"
     echo "local.sh: starting again (restart $restarts since ${now:+checkpoint }${now:-the beginning})"
 done

@@ -1,10 +1,12 @@
 """Checkpoints: whole or absent, exact, onto any mesh, and never into another model."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
+import warnings
 
 import jax
 import numpy as np
@@ -223,6 +225,55 @@ def test_a_save_that_fails_is_raised_at_the_next_look(tmp_path, monkeypatch):
         writer.wait()
     writer.check_saves()  # said once
     assert Checkpoints(tmp_path).steps() == [1]
+
+
+def test_a_save_that_fails_with_the_disk_is_not_forgotten(tmp_path, monkeypatch):
+    """What puts the failure into words fails, too."""
+    writer = make_writer(tmp_path)
+
+    def gone(*_, **__):
+        raise OSError("unreachable")
+
+    writer.save(1, {"params": {"x": jax.numpy.arange(5.0)}}, {}, {})
+    monkeypatch.setattr("filip_jax.checkpoint.writer.write_manifest", gone)
+    monkeypatch.setattr("filip_jax.folders.matches", gone)
+    with pytest.raises((UserError, OSError), match="unreachable"):
+        writer.wait()
+
+
+def test_a_damaged_old_checkpoint_does_not_keep_new_ones_from_being_saved(tmp_path):
+    state = {"params": {"x": jax.numpy.arange(5.0)}}
+    writer = make_writer(tmp_path, keep_last=1)
+    writer.save(1, state, {}, {})
+    writer.wait()
+    (tmp_path / "checkpoints/1/manifest.json").write_text("{")
+    writer.save(2, state, {}, {})
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        writer.wait()
+    assert any("old checkpoint of step 1 is left where it is" in str(each.message) for each in said)
+    assert writer.damage(2) == ""
+
+
+def test_a_removal_that_was_cut_off_is_ended_and_a_renamed_checkpoint_is_none(tmp_path):
+    state = {"params": {"x": jax.numpy.arange(5.0)}}
+    writer = make_writer(tmp_path, keep_last=3)
+    for step in (1, 2):
+        writer.save(step, state, {}, {})
+    writer.wait()
+    folder = tmp_path / "checkpoints/1"
+    files = list(writer.manifest(1)["files"])
+    (folder / "saving.json").write_text(json.dumps({"state": "state", "files": files}))
+    (folder / "manifest.json").unlink()
+    (folder / "state/mine").write_text("mine")
+    make_writer(tmp_path).clean()
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["mine"]
+    shutil.copytree(tmp_path / "checkpoints/2", tmp_path / "checkpoints/7")
+    assert "is the checkpoint of step 2, but not named so" in writer.damage(7)
+    writer.set_aside(7)
+    (tmp_path / "checkpoints/7/saving.json").write_text('{"state": "state"}')
+    make_writer(tmp_path).clean()
+    assert (tmp_path / "checkpoints/7/state/_METADATA").exists()  # set aside, so it stays
 
 
 def test_saves_by_the_clock(tmp_path, monkeypatch):

@@ -129,18 +129,24 @@ def test_a_signal_ends_all_at_once_where_nothing_is_unsaved():
     assert "SIGTERM on process 1" in results[0][1]
 
 
-def test_a_process_that_dies_or_ends_ends_the_others_with_its_reason():
+@pytest.mark.parametrize("first", ["0", "1"])
+def test_a_process_that_ends_ends_the_others_with_its_reason(first):
     results = together(
         """
+        from filip_jax.cluster.watch import leave
         service.gather("begun")
         watch.set_unsaved(True)
-        if me == 1:
-            pulse.farewell(2, "filip: error: no more data")
-            os._exit(2)
+        if me == int(os.environ["FIRST"]):
+            leave(2, "filip: error: no more data", watch.on_leave)
         time.sleep(30)
-        """
+        """,
+        FIRST=first,
     )
-    assert [code for code, _ in results] == [2, 2] and "no more data" in results[0][1], results
+    assert [code for code, _ in results] == [2, 2], results
+    assert "no more data" in results[1 - int(first)][1] and results[int(first)][1].count("no more data") <= 1
+
+
+def test_a_process_that_dies_is_named():
     dead = together(
         """
         service.gather("begun")
@@ -153,6 +159,40 @@ def test_a_process_that_dies_or_ends_ends_the_others_with_its_reason():
         """
     )
     assert [code for code, _ in dead] == [HUNG, -9] and "process 1 (" in dead[0][1], dead
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_process_that_freezes_is_named(frozen):
+    results = together(
+        """
+        service.gather("begun")
+        watch.set_unsaved(True)
+        with watch.phase("step"):
+            time.sleep(2.5)
+            if me == int(os.environ["FROZEN"]):
+                threading.Thread(target=lambda: os.system(f"sleep 14; kill -KILL {os.getpid()}"), daemon=True).start()
+                time.sleep(0.5)
+                os.kill(os.getpid(), signal.SIGSTOP)
+            time.sleep(30)
+        """,
+        FROZEN=str(frozen),
+    )
+    code, output = results[1 - frozen]
+    assert code == HUNG and f"process {frozen} (" in output and "at step 0" in output, results
+
+
+def test_a_pulse_waits_for_a_process_that_begins_late():
+    results = together(
+        """
+        if me == 1:
+            time.sleep(9)
+            pulse.close()
+        else:
+            time.sleep(9)
+        service.gather("end"); pulse.close()
+        """
+    )
+    assert [code for code, _ in results] == [0, 0], results
 
 
 def test_others_that_never_come_are_one_line():
@@ -216,7 +256,7 @@ def test_only_the_named_signals_stop_and_not_before_all_is_saved(name, code, sai
     assert (done.returncode, done.stdout.strip()) == (code, said)
 
 
-@pytest.mark.parametrize("options", [{"heartbeat_seconds": 4}, {"start_seconds": 0}, {"hang_seconds": 0.0}])
+@pytest.mark.parametrize("options", [{"heartbeat_seconds": 9}, {"start_seconds": 0}, {"hang_seconds": 0.0}])
 def test_numbers_that_can_not_be(options):
     with pytest.raises(UserError, match=f"processes: .*{next(iter(options))}={next(iter(options.values()))}"):
         check_processes(**SECTION | options)

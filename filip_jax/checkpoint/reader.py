@@ -41,8 +41,15 @@ class Checkpoints:
         return storage.join(self.directory, str(step))
 
     def manifest(self, step: int) -> Manifest:
-        """What was written beside the state: step, tree, meta, config, files."""
-        return read_manifest(self.folder(step))
+        """What was written beside the state: step, tree, meta, config, files.
+
+        Raises:
+            UserError: it is damaged, or that of another step.
+        """
+        manifest = read_manifest(self.folder(step))
+        if manifest["step"] != step:
+            raise UserError(f"{self.folder(step)} is the checkpoint of step {manifest['step']}, but not named so")
+        return manifest
 
     def meta(self, step: int) -> dict[str, Any]:
         """The position of the run: samples seen, hashes of tokenizer and data."""

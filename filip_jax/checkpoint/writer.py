@@ -1,5 +1,6 @@
 """Saving checkpoints beside the training: Orbax writes the state, the manifest makes it count."""
 
+import contextlib
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import re
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,6 @@ class CheckpointWriter(Checkpoints):
         keep_every_steps: steps divisible by it stay for ever; 0 for none.
 
     Attributes:
-        newest: the last step that is wholly on disk, of those this run saved.
         seconds: that its save took, from its beginning to its manifest.
         before_manifest: process 0 calls it when the state is on disk, and the checkpoint does not count yet.
 
@@ -56,7 +57,6 @@ class CheckpointWriter(Checkpoints):
         self.before_manifest: Callable[[], None] = lambda: None
         self.thread: threading.Thread | None = None
         self.error: Exception | None = None
-        self.newest: int | None = None
         self.seconds = 0.0
         self.since = time.monotonic()
 
@@ -115,22 +115,28 @@ class CheckpointWriter(Checkpoints):
 
     def set_aside(self, step: int) -> None:
         """Makes a damaged checkpoint count no more; nothing of it is removed. For the first process."""
-        manifest = storage.join(self.folder(step), FILE)
-        storage.write(storage.join(self.folder(step), ASIDE), folders.read_whole(manifest))
+        manifest, content = storage.join(self.folder(step), FILE), b""
+        with contextlib.suppress(OSError):  # it may be what can not be read
+            content = folders.read_whole(manifest)
+        storage.write(storage.join(self.folder(step), ASIDE), content)
         folders.remove([manifest])
 
     def clean(self) -> None:
-        """Removes what saves that were cut off have left. For the first process."""
+        """Ends what saves and removals that were cut off have begun. For the first process."""
         for claim in folders.matches(self.directory, f"*/{CLAIM}"):
             folder = storage.folder_of(claim)
             try:
-                name = json.loads(folders.read_whole(claim))["state"]
-                if not re.fullmatch(r"state(_\d+)?", name):
-                    continue  # nothing that we wrote
+                claimed = json.loads(folders.read_whole(claim))
+                name, files = claimed["state"], claimed.get("files")
+                ours = re.fullmatch(r"state(_\d+)?", name) and all(file.startswith(f"{name}/") for file in files or ())
                 whole = storage.exists(storage.join(folder, FILE)) and self.manifest(int(storage.name_of(folder)))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # nothing that we wrote, or a manifest that is damaged
+            if not ours or storage.exists(storage.join(folder, ASIDE)):
                 continue
-            if not whole or whole["state"] != name:
+            if files is not None:
+                folders.remove([storage.join(folder, file) for file in (FILE, *files) if ".." not in file.split("/")])
+            elif not whole or whole["state"] != name:
                 left = (name, f"{name}.orbax-checkpoint-tmp*")
                 folders.remove([path for pattern in left for path in folders.matches(folder, pattern, deep=True)])
             folders.remove([claim])
@@ -145,21 +151,29 @@ class CheckpointWriter(Checkpoints):
                 write_manifest(self.folder(step), content, name)
                 folders.remove([storage.join(self.folder(step), CLAIM)])
                 self._remove_old()
-            self.newest, self.seconds = step, time.monotonic() - started
+            self.seconds = time.monotonic() - started
         except Exception as error:
+            self.error = error  # whatever happens while it is put into words
             self.error = self._failed(step, error)
 
     def _remove_old(self) -> None:
         steps = self.steps()
         for step in steps[: -self.keep_last]:
             if not self.keep_every_steps or step % self.keep_every_steps:
-                self._remove(step)
+                try:
+                    self._remove(step)
+                except (UserError, OSError) as error:
+                    warnings.warn(f"the old checkpoint of step {step} is left where it is: {error}", stacklevel=2)
 
     def _remove(self, step: int) -> None:
         """Removes the files that the manifest lists, and no others; the manifest first."""
-        folder, files = self.folder(step), self.manifest(step)["files"]
+        folder, manifest = self.folder(step), self.manifest(step)
+        claim = storage.join(folder, CLAIM)
+        listed = {"state": manifest["state"], "files": list(manifest["files"])}
+        storage.write(claim, json.dumps(listed).encode())  # a kill leaves what `clean` ends
         folders.remove([storage.join(folder, FILE)])
-        folders.remove([storage.join(folder, name) for name in files])
+        folders.remove([storage.join(folder, name) for name in manifest["files"]])
+        folders.remove([claim])
         folders.remove_empty_folders(folder)
 
     def _free_name(self, step: int) -> str:
@@ -170,7 +184,9 @@ class CheckpointWriter(Checkpoints):
         return next(name for name in names if name not in taken)
 
     def _failed(self, step: int, error: Exception) -> Exception:
-        whole = self.steps()
+        whole = []
+        with contextlib.suppress(Exception):  # the disk or bucket that has just failed
+            whole = self.steps()
         have = f"the newest whole checkpoint is of step {whole[-1]}" if whole else "there is no whole checkpoint"
         said = " ".join(str(error).split())
         said = said if len(said) < 400 else f"{said[:200]} … {said[-200:]}"

@@ -13,7 +13,10 @@ from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch
 
 BEAT = 1.0  # seconds between signs of life
 UNHEARD = ("start", "end")  # phases in which silence means nothing
-FAREWELL = {PREEMPTED: 3.0}  # seconds that process 0, whose end ends the others, waits for them to end by themselves
+FAREWELL = {
+    0: 3.0,
+    PREEMPTED: 3.0,
+}  # seconds that process 0, whose end ends the others, waits for them to end by themselves
 HASTE = 1.5  # the same where something went wrong
 
 
@@ -28,10 +31,11 @@ class Pulse:
     """
 
     def __init__(self, watch: Watch, heartbeat_seconds: float):
-        self.watch, self.limit = watch, heartbeat_seconds - 4 * BEAT
+        self.watch, self.heartbeat_seconds = watch, heartbeat_seconds
+        self.limit = max(heartbeat_seconds - 4 * BEAT, heartbeat_seconds / 2)
         self.me, self.count = jax.process_index(), jax.process_count()
         self.seen: dict[int, tuple[Any, float]] = {}  # process: its last beat, and when it came
-        self.answered, self.closed, self.deaf = time.monotonic(), False, False
+        self.answered, self.closed, self.deaf, self.last_words = time.monotonic(), False, False, ""
         if self.count > 1:
             watch.laggards, watch.look = self.laggards, self.check_service
             watch.on_leave.append(self.farewell)
@@ -48,7 +52,7 @@ class Pulse:
     def _run(self) -> None:
         number = 0
         while not self.closed:
-            with contextlib.suppress(jax.errors.JaxRuntimeError):
+            with contextlib.suppress(Exception):  # of the service; its silence is the watch's to judge
                 phase, step, seconds = self.watch.now()
                 beat = [number, phase, step, round(seconds), socket.gethostname()]
                 service.put(f"beat/{self.me}", beat)
@@ -74,7 +78,7 @@ class Pulse:
         beats = service.get_all("beat") if self.me == 0 else {0: service.get("beat/0")}
         now = time.monotonic()
         for process, beat in beats.items():
-            if process not in self.seen or self.seen[process][0] != beat:
+            if beat is not None and (process not in self.seen or self.seen[process][0] != beat):
                 self.seen[process] = beat, now
         for process, (beat, when) in self.seen.items():
             if process != self.me and now - when > self.limit and beat[1] not in UNHEARD:
@@ -110,15 +114,25 @@ class Pulse:
         ]
         return f"; behind are {', '.join(behind)}" if behind else "; no process is behind another"
 
+    def wait_for_judgement(self, error: Exception) -> None:
+        """A collective failed, so another process is probably gone: its silence will say which. Never returns."""
+        time.sleep(self.heartbeat_seconds)
+        said = " ".join(str(error).split())[:300]
+        self.watch.leave(
+            HUNG, f"filip: what all processes do together failed, and nobody is silent: {said}; exit {HUNG}"
+        )
+
     def farewell(self, code: int, line: str) -> None:
-        """Before this process ends by itself: the others end alike, and process 0 waits for them."""
+        """Before this process ends: the others end alike, and process 0, whose end would abort them, waits for them."""
         if self.count == 1 or self.deaf:
             return
+        self.closed = True  # what is said here is for the others
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             if code == PREEMPTED:
-                service.put("stop", f"{self.watch.stop} on process {self.me}")
+                service.put("stop", f"{self.watch.stop or 'a stop'} on process {self.me}")
             elif code:
-                service.put("verdict", [code, line])
+                service.put("verdict", [code, self.last_words or line])
             service.put(f"left/{self.me}", True)
             if self.me == 0:
                 service.wait_for_all("left", FAREWELL.get(code, HASTE))
+                time.sleep(BEAT / 4)

@@ -35,6 +35,7 @@ class Watch:
         seconds: of each phase since the watch began.
         stop: the name of the signal that asked the run to stop, or "".
         unsaved: whether there is anything that a stop would lose; without, a signal ends the process at once.
+        handled: whether the main thread is on its way out already.
         on_leave: each is called with the exit code and the last line before the process ends by the watch.
         laggards: says which other processes are behind, for the message of a hang.
         look: called a few times a second.
@@ -43,7 +44,7 @@ class Watch:
 
     def __init__(self):
         self.seconds: Counter[str] = Counter()
-        self.stop, self.unsaved = "", False
+        self.stop, self.unsaved, self.handled = "", False, False
         self.on_leave: list[Callable[[int, str], None]] = []
         self.laggards: Callable[[], str] = lambda: ""
         self.look: Callable[[], None] = lambda: None
@@ -101,6 +102,12 @@ class Watch:
             yield
         finally:
             self._leave()
+
+    def set_base(self, name: str) -> None:
+        """What happens outside of every phase is of this one."""
+        with self._lock:
+            self._count()
+            self._phases[0] = (name, time.monotonic())
 
     @contextlib.contextmanager
     def within(self, seconds: float, line: str) -> Iterator[None]:
@@ -164,17 +171,8 @@ class Watch:
 
     def leave(self, code: int, line: str) -> None:
         """Ends this process now, whatever its main thread does; never returns."""
-        with contextlib.suppress(Exception):
-            print(line, file=sys.stderr, flush=True)
-        for action in self.on_leave:  # in a thread each: what hangs there must not keep the process
-            thread = threading.Thread(target=action, args=(code, line), daemon=True)
-            thread.start()
-            thread.join(LAST_WORDS)
-        with contextlib.suppress(Exception):
-            for child in multiprocessing.active_children():
-                child.kill()
-            sys.stdout.flush()
-        os._exit(code)
+        _in_time(lambda: print(line, file=sys.stderr, flush=True))  # whose reader may be what hangs
+        leave(code, line, self.on_leave)
 
     def _run(self) -> None:
         while not self._ended:
@@ -183,7 +181,7 @@ class Watch:
                     if number in self._signals:
                         self.request_stop(self._signals[number])
             with self._lock:  # the main thread can not begin to lose anything meanwhile
-                if self.stop and not self.unsaved and not self._ended:
+                if self.stop and not self.unsaved and not self.handled and not self._ended:
                     phase = self._phases[-1][0]
                     self.leave(PREEMPTED, f"filip: {self.stop} in phase {phase}: everything is saved; exit {PREEMPTED}")
             self.look()
@@ -195,15 +193,36 @@ class Watch:
                 self._hang(phase, step, seconds, limit)
 
     def _hang(self, phase: str, step: int, seconds: float, limit: float) -> None:
-        faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
-        behind = ""
-        with contextlib.suppress(Exception):
-            behind = self.laggards()
+        behind: list[str] = []
+        _in_time(lambda: faulthandler.dump_traceback(file=sys.stderr, all_threads=True))
+        _in_time(lambda: behind.append(self.laggards()))
         line = (
             f"filip: hang: phase {phase} at step {step} has not ended for {seconds:.0f} s, more than {limit:.0f} "
-            f"(processes.hang_seconds={self.hang_seconds:g}){behind}; the stacks stand above; exit {HUNG}"
+            f"(processes.hang_seconds={self.hang_seconds:g}){''.join(behind)}; the stacks stand above; exit {HUNG}"
         )
         self.leave(HUNG, line)
+
+
+def leave(code: int, line: str, actions: Sequence[Callable[[int, str], None]]) -> None:
+    """Ends this process without Python's own last acts, which wait for threads and for other processes."""
+    for action in actions:
+        _in_time(lambda action=action: action(code, line))
+    _in_time(lambda: [child.kill() for child in multiprocessing.active_children()])
+    _in_time(lambda: (sys.stdout.flush(), sys.stderr.flush()))
+    os._exit(code)
+
+
+def _in_time(action: Callable[[], object]) -> None:
+    """Runs an action, but does not wait for ever; what it raises is not worth an end that does not come."""
+
+    def run():
+        with contextlib.suppress(Exception):
+            action()
+
+    with contextlib.suppress(RuntimeError):  # no thread can start any more
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(LAST_WORDS)
 
 
 def check_signals(names: Sequence[str]) -> None:

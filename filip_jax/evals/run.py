@@ -1,6 +1,7 @@
 """All evaluations of a config: numbers into evals.json, one table for the eye."""
 
 import json
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -148,13 +149,20 @@ def read_results(workdir: Path) -> dict[str, Any]:
 
 def is_recorded(workdir: Path, step: int, evals: Sequence[Eval]) -> bool:
     """Whether evals.json has a number of each of these evaluations at this step."""
-    names = {metric.split("/")[0] for metric in read_results(workdir)["steps"].get(str(step), {})}
+    names = {metric.removeprefix("eval/").split("/")[0] for metric in read_results(workdir)["steps"].get(str(step), {})}
     return all(each.name in names for each in evals)
 
 
 def forget_after(workdir: Path, step: int) -> None:
-    """Removes the steps beyond this one, to which a run goes back, from evals.json."""
-    results = read_results(workdir)
+    """Removes the steps beyond this one, to which a run goes back, from evals.json; a damaged file is set aside."""
+    try:
+        results = read_results(workdir)
+        results["steps"] = {str(int(number)): metrics for number, metrics in results["steps"].items()}
+    except (UserError, ValueError, TypeError, AttributeError) as error:
+        aside = workdir / f"damaged_{FILE}"
+        os.replace(workdir / FILE, aside)
+        warnings.warn(f"{error}; it is now {aside}, and evaluations are recorded anew", stacklevel=2)
+        return
     kept = {number: metrics for number, metrics in results["steps"].items() if int(number) <= step}
     if kept != results["steps"]:
         _write(workdir, results | {"steps": kept})
@@ -163,7 +171,10 @@ def forget_after(workdir: Path, step: int) -> None:
 def record_step(workdir: Path, step: int, metrics: Metrics) -> None:
     """Adds the metrics of one step to evals.json."""
     results = read_results(workdir)
-    results["steps"][str(step)] = results["steps"].get(str(step), {}) | metrics
+    names = {metric.split("/")[0] for metric in metrics}
+    before = results["steps"].get(str(step), {})
+    kept = {m: value for m, value in before.items() if not (m.startswith("eval/") and m.split("/")[1] in names)}
+    results["steps"][str(step)] = kept | metrics
     _write(workdir, results)
 
 

@@ -4,7 +4,6 @@ import json
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 
@@ -13,6 +12,7 @@ from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch
 from filip_jax.errors import UserError
 from filip_jax.evals.run import Metrics
 from filip_jax.files import read_json, write_atomically
+from filip_jax.workdir import Workdir
 
 FILE = "evaluating.json"  # the step, and how often each evaluation was begun there and not ended
 MOST_ATTEMPTS = 3  # an evaluation that ended the process so often is not tried again
@@ -29,8 +29,8 @@ class EvalGuard:
         fatal: errors are raised instead.
     """
 
-    def __init__(self, workdir: Path, watch: Watch, fatal: bool):
-        self.file, self.watch, self.fatal = workdir / FILE, watch, fatal
+    def __init__(self, workdir: Workdir, watch: Watch, fatal: bool):
+        self.workdir, self.file, self.watch, self.fatal = workdir, workdir.folder / FILE, watch, fatal
         self.step = 0
         watch.on_leave.append(self._excuse)
 
@@ -96,6 +96,7 @@ class EvalGuard:
 
     def _write(self, attempts: dict[str, int]) -> None:
         write_atomically(self.file, json.dumps({"step": self.step, "attempts": attempts}) + "\n")
+        self.workdir.flush()  # a mirror would end with the process
 
     def _forget(self, name: str) -> None:
         """The evaluation has ended, well or not."""

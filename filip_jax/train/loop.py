@@ -28,7 +28,7 @@ from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import Preempted, UserError
 from filip_jax.evals.run import Eval, forget_after, is_recorded, open_evals, record_step, run_evals, table
 from filip_jax.inference import Embedder, check_tokenizer
-from filip_jax.mesh import batch_shapes, global_batch, replicated
+from filip_jax.mesh import global_batch
 from filip_jax.redact import redacted
 from filip_jax.sections import call
 from filip_jax.train.evaluation import EvalGuard
@@ -38,7 +38,7 @@ from filip_jax.train.init_from import Donor, open_donor
 from filip_jax.train.input_log import InputLog, forget_keys_after
 from filip_jax.train.metrics import MetricWriter, StepLog, say
 from filip_jax.train.setup import Setup, make_setup
-from filip_jax.train.start import newest_sound, open_source, open_workdir, prepare_tokenizer
+from filip_jax.train.start import compile_step, newest_sound, open_source, open_workdir, prepare_tokenizer
 from filip_jax.train.step import State
 from filip_jax.train.wandb_log import WandbLog
 from filip_jax.workdir import cache_folder
@@ -72,19 +72,21 @@ def _train(workdir: str | Path, config: Mapping[str, Any], watch: Watch) -> None
     try:
         say(preflight(config))
         trainer = Trainer(workdir, setup, config, watch)
+        watch.set_base("step")
         trainer.run()
         with watch.phase("end"):
             service.gather("done")  # what the first process wrote last is there for all
-    except (Preempted, KeyboardInterrupt):
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() > 1:
+            pulse.wait_for_judgement(error)
         raise
     except Exception as error:
-        known = isinstance(error, (UserError, OSError))
-        pulse.farewell(2 if known else 1, f"filip: error: {error}")
+        pulse.last_words = f"filip: error: {error}"
         raise
     finally:
         pulse.close()
     say(trainer.goodput.table())
-    say(f"done: {workdir} holds {', '.join(sorted({'checkpoints', *trainer.names}))}")
+    say(f"done: {workdir} holds {', '.join(sorted(trainer.names))}")
 
 
 class Trainer:
@@ -96,7 +98,7 @@ class Trainer:
         if setup.batch_size > len(source):
             warnings.warn(f"batch_size={setup.batch_size}, but the source has {len(source)} records", stacklevel=2)
         self.evals: Sequence[Eval] = open_evals(setup.evals) if setup.eval_every_steps else []
-        self.place = open_workdir(path)
+        self.place, self.free = open_workdir(path, watch)
         self.workdir = workdir = self.place.folder
         compiled = cache_folder() if self.place.is_remote else workdir
         self.cache = CompileCache(compiled / "compiled", setup.compile_cache)
@@ -109,12 +111,11 @@ class Trainer:
         donor = None if newest is not None else open_donor(setup.init_from, setup.shapes["params"])
         tokenizer = prepare_tokenizer(self.place, setup, source, started=newest is not None)
         service.on_first_process(lambda: save_config(workdir, config))
-        self.meta = {
-            "tokenizer_sha256": tokenizer.sha256, "data_sha256": fingerprint(source), "filip_jax_version": __version__,
-        }  # fmt: skip
+        identity = {"tokenizer_sha256": tokenizer.sha256, "data_sha256": fingerprint(source)}
+        self.meta = identity | {"filip_jax_version": __version__}
         sizes = {name: setup.data[name] for name in ("image_size", "text_length")}
         self.embedder = Embedder(setup.model, tokenizer, **sizes, mesh=setup.mesh)
-        self.eval_guard = EvalGuard(workdir, watch, setup.evals_fatal)
+        self.eval_guard = EvalGuard(self.place, watch, setup.evals_fatal)
         self.state, self.step, meta = self._start(newest, tokenizer, donor)
         self.samples_seen, self.saved_step, watch.step = meta.get("samples_seen", 0), self.step, self.step
         self._open_logs(source, meta)
@@ -139,6 +140,8 @@ class Trainer:
                 state = jax.jit(setup.init, out_shardings=setup.shardings)(jax.random.key(setup.seed))
             with self.watch.phase("restore"):
                 return (donor.fill(state) if donor else state), 0, {}
+        if newest > setup.total_steps:
+            raise UserError(f"{self.checkpoints.folder(newest)} is beyond total_steps={setup.total_steps}")
         meta, started = self.checkpoints.meta(newest), time.monotonic()
         check_tokenizer(tokenizer, meta, self.workdir)
         if meta["data_sha256"] != self.meta["data_sha256"]:
@@ -160,8 +163,7 @@ class Trainer:
         of_each(lambda: forget_keys_after(workdir, self.step))
         recorded = service.of_first_process(is_recorded(workdir, self.step, self.evals))
         self.evaluated_step = self.step if recorded else None
-        name = self.place.name.rpartition("/")[2]
-        wandb = WandbLog(workdir, project=setup.wandb_project, name=name, config=self.config)
+        wandb = WandbLog(workdir, project=setup.wandb_project, name=self.place.name, config=self.config)
         self.writer = MetricWriter(workdir, step=self.step, evaluated=recorded, also=wandb)
         self.goodput = Goodput(self.watch, meta.get("seconds", {}), self.writer.dropped)
         self.input = InputLog(
@@ -182,7 +184,8 @@ class Trainer:
                 with contextlib.suppress(UserError):  # a save that failed was raised, or what ends the run is
                     self.checkpoints.wait()
                 self.writer.close()
-                self.names = [file.name for file in self.workdir.iterdir()]
+                self.free()
+                self.names = {"checkpoints", *(file.name for file in self.workdir.iterdir())}
                 self.place.close()
 
     def _run(self) -> None:
@@ -239,19 +242,16 @@ class Trainer:
 
     def _stop(self, reason: str) -> None:
         say(f"filip: {reason}: saving step {self.step} and stopping")
+        self.watch.handled = True
         self._save()
         self._finish_saving()
         say(self.goodput.table())
         raise Preempted(f"{reason}: step {self.step} of {self.setup.total_steps} is saved; the same command goes on")
 
     def _compile(self):
-        setup, started, spared = self.setup, time.perf_counter(), self.cache.spared
+        started, spared = time.perf_counter(), self.cache.spared
         say("compiling the training step ...")
-        outputs = (setup.shardings, replicated(setup.mesh))
-        shapes = batch_shapes(setup.mesh, setup.batch_size, setup.data["image_size"], setup.data["text_length"])
-        with self.watch.phase("compile"), jax.set_mesh(setup.mesh):
-            lowered = jax.jit(setup.train_step, donate_argnums=0, out_shardings=outputs).lower(self.state, shapes)
-            compiled = lowered.compile()
+        compiled = compile_step(self.setup, self.state, self.watch)
         seconds, spared = time.perf_counter() - started, self.cache.spared - spared
         say(f"compiled in {seconds:.1f} s" + (f"; the compile cache spared {spared:.1f} s" if spared else ""))
         self.log.note(compile=seconds, compile_spared=spared)
@@ -265,6 +265,7 @@ class Trainer:
             return
         started = time.perf_counter()
         with self.watch.phase("save"):
+            self.place.flush()  # a checkpoint never stands before the lines of its steps
             meta = self.meta | {"samples_seen": self.samples_seen, "seconds": self.goodput.totals()}
             self.checkpoints.save(self.step, self.state, meta, self.config)
         self.saved_step = self.step

@@ -2,7 +2,9 @@
 
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -10,24 +12,33 @@ from filip_jax import folders, storage
 from filip_jax.checkpoint import CheckpointWriter
 from filip_jax.checkpoint.shared import find_damage
 from filip_jax.cluster import service
+from filip_jax.cluster.watch import Watch
 from filip_jax.data.pipeline import check_usable
 from filip_jax.data.sources import Source, make_source
 from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
 from filip_jax.errors import UserError
 from filip_jax.files import write_atomically
 from filip_jax.inference import TOKENIZER, read_tokenizer
+from filip_jax.mesh import batch_shapes, replicated
+from filip_jax.train.lease import Lease
 from filip_jax.train.metrics import say
 from filip_jax.train.setup import Setup
+from filip_jax.train.step import State
 from filip_jax.workdir import Workdir
 
 
-def open_workdir(path: str | Path) -> Workdir:
-    """The run's folder, made and tried.
+def open_workdir(path: str | Path, watch: Watch) -> tuple[Workdir, Callable[[], None]]:
+    """The run's folder, made, tried and held against other runs; and what gives it free.
 
     Raises:
-        UserError: it is a file, or nothing can be written there.
+        UserError: it is a file, nothing can be written there, or another run writes there.
     """
     opened: list[Workdir] = []
+    leases: list[Lease] = []
+
+    def free() -> None:
+        for lease in leases:
+            lease.close()
 
     def open_and_try():
         try:
@@ -43,7 +54,17 @@ def open_workdir(path: str | Path) -> Workdir:
             raise UserError(f"--workdir={path}: nothing can be written there: {error}") from error
 
     service.together(open_and_try)
-    return opened[0]
+    service.on_first_process(lambda: leases.append(Lease(opened[0].name)))
+    watch.on_leave.append(lambda code, line: free())
+    return opened[0], free
+
+
+def compile_step(setup: Setup, state: State, watch: Watch) -> Callable[..., Any]:
+    """The training step, compiled for the state and a batch of the run."""
+    outputs = (setup.shardings, replicated(setup.mesh))
+    shapes = batch_shapes(setup.mesh, setup.batch_size, setup.data["image_size"], setup.data["text_length"])
+    with watch.phase("compile"), jax.set_mesh(setup.mesh):
+        return jax.jit(setup.train_step, donate_argnums=0, out_shardings=outputs).lower(state, shapes).compile()
 
 
 def open_source(setup: Setup) -> Source:

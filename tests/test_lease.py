@@ -1,0 +1,71 @@
+"""A workdir has one run at a time."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from filip_jax.errors import UserError
+from filip_jax.train import lease
+from filip_jax.train.lease import Lease
+
+HOLD = """
+import sys, time
+from filip_jax.train.lease import Lease
+Lease(sys.argv[1])
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_living_run_of_this_host_is_refused_and_a_dead_one_gives_way(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"another run writes to {tmp_path}: process {other.pid} on .*running.json"):
+            Lease(str(tmp_path))
+        other.kill()
+    mine = Lease(str(tmp_path))
+    assert json.loads((tmp_path / "running.json").read_text())["pid"] == os.getpid()
+    mine.close()
+    assert not (tmp_path / "running.json").exists()
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_a_run_of_another_host_is_watched_for_a_while(tmp_path, monkeypatch, alive):
+    monkeypatch.setattr(lease, "BEAT", 0.4)
+    file = tmp_path / "running.json"
+    other = {"host": "elsewhere", "pid": 1, "began": "5", "beat": 7}
+    file.write_text(json.dumps(other))
+    if not alive:
+        Lease(str(tmp_path)).close()
+        return
+    sleep = lease.time.sleep
+
+    def meanwhile(seconds):
+        file.write_text(json.dumps(other | {"beat": 8}))
+        sleep(seconds)
+
+    monkeypatch.setattr(lease.time, "sleep", meanwhile)
+    with pytest.raises(UserError, match="process 1 on elsewhere"):
+        Lease(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"host": 3, "pid": "x"}'])
+def test_a_file_that_nobody_understands_holds_nothing(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(lease, "BEAT", 0.2)
+    (tmp_path / "running.json").write_text(content)
+    Lease(str(tmp_path)).close()
+
+
+def test_a_lease_stays_alive_until_somebody_removes_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    held, file = Lease(str(tmp_path)), tmp_path / "running.json"
+    first = json.loads(file.read_text())["beat"]
+    lease.time.sleep(0.5)
+    assert json.loads(file.read_text())["beat"] > first
+    file.unlink()
+    lease.time.sleep(0.3)
+    assert not file.exists()
+    held.close()
