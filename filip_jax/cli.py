@@ -2,6 +2,7 @@
 
 import argparse
 import glob
+import os
 import sys
 import traceback
 import warnings
@@ -73,6 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = _show_warning
             arguments.run(arguments, rest)
+            sys.stdout.flush()
+        return 0
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (UserError, OSError) as error:  # the disk and the network are the user's too
         print(f"filip: error: {one_line(str(error))}", file=sys.stderr)

@@ -94,9 +94,14 @@ def _check_keys(config: ConfigDict, overrides: Sequence[str]) -> None:
             section = section[name]
 
 
-def check_same_run(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Raises a UserError if the config would change what the run of `workdir` computes; all such keys are listed."""
-    old, new = redacted(read_config(workdir)), redacted(json.loads(json.dumps(config)))
+def check_same_run(workdir: Path, config: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> None:
+    """Raises a UserError if the config would change what the run of `workdir` computes; all such keys are listed.
+
+    Args:
+        saved: the run's config, of its checkpoint; by default that of config.json.
+    """
+    old = redacted(read_config(workdir) if saved is None else saved)
+    new = redacted(json.loads(json.dumps(config)))
     changes = differences(_result_relevant(old), _result_relevant(new))
     if changes:
         raise UserError(
@@ -136,4 +141,6 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
 
 def _result_relevant(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in config.items() if name not in FREE_SECTIONS}
-    return kept | {"data": {name: value for name, value in config["data"].items() if name not in FREE_DATA_KEYS}}
+    return kept | {
+        "data": {name: value for name, value in config.get("data", {}).items() if name not in FREE_DATA_KEYS}
+    }

@@ -26,8 +26,8 @@ while [[ ${1:-} =~ ^-[a-z]$ ]]; do
     esac
     shift $(($# > 1 ? 2 : 1))
 done
-for number in "$processes" "${devices:-1}" "$patience"; do
-    [[ $number =~ ^[1-9][0-9]*$ ]] || { echo "local.sh: -n, -d and -r take whole numbers above 0, and -n is needed" >&2; exit 2; }
+for number in "$processes" "${devices:-1}" "${patience}1"; do
+    [[ $number =~ ^[1-9][0-9]*$ || $number == 01 ]] || { echo "local.sh: -n and -d take whole numbers above 0, -r one of at least 0, and -n is needed" >&2; exit 2; }
 done
 filip=${FILIP:-$VENV/bin/filip}
 [ -x "$filip" ] || filip=$(command -v filip) || { echo "local.sh: there is no filip in $VENV or on PATH" >&2; exit 2; }

@@ -37,10 +37,10 @@ def check_processes(
             four times as long.
     """
     check_signals(stop_signals)
-    if heartbeat_seconds < 10 or start_seconds < 1 or not hang_seconds > 0:
+    if heartbeat_seconds < 10 or start_seconds < 1 or not 1 <= hang_seconds < float("inf"):
         raise UserError(
             f"processes: heartbeat_seconds={heartbeat_seconds} must be at least 10, "
-            f"start_seconds={start_seconds} at least 1, hang_seconds={hang_seconds} above 0"
+            f"start_seconds={start_seconds} at least 1, hang_seconds={hang_seconds} at least 1 and finite"
         )
 
 

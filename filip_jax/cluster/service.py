@@ -12,7 +12,7 @@ from filip_jax.errors import UserError
 
 POLL = 0.1  # seconds that one look for a key takes, so that a waiting main thread still meets signals
 PREFIX = "filip_jax/"
-MESSAGE_BYTES = 1 << 20  # of one text; the service takes messages of 4 MiB
+MOST = 4000  # characters of a message; the service takes all of them together up to 4 MiB
 
 _gathered = 0
 
@@ -53,16 +53,20 @@ def gather(value: Any) -> list[Any]:
     global _gathered
     if jax.process_count() == 1:
         return [value]
-    me, number = jax.process_index(), _gathered
+    me, count, number = jax.process_index(), jax.process_count(), _gathered
     _gathered += 1
     put(f"gather/{number}/{me}", value)
-    values = []
-    for process in range(jax.process_count()):
-        while (found := get(f"gather/{number}/{process}", POLL)) is None:
+    if me:
+        while (values := get(f"gathered/{number}", POLL)) is None:
             pass
-        values.append(found)
+        return values
+    while len(found := get_all(f"gather/{number}")) < count:
+        get(f"gather/{number}/{min(set(range(count)) - set(found))}", POLL)
+    values = [found[process] for process in range(count)]
+    put(f"gathered/{number}", values)
     if number:  # all have come here, so all have read what was gathered before
-        drop(f"gather/{number - 1}/{me}")
+        drop(f"gather/{number - 1}/")
+        drop(f"gathered/{number - 1}")
     return values
 
 
@@ -76,7 +80,7 @@ def together(action: Callable[[], None]) -> None:
     try:
         action()
     except (UserError, OSError) as error:
-        message = str(error)[:MESSAGE_BYTES] or type(error).__name__
+        message = str(error)[:MOST] or type(error).__name__
     if found := next(filter(None, gather(message)), ""):
         raise UserError(found)
 

@@ -15,7 +15,6 @@ import numpy as np
 from filip_jax.data.pipeline import Bad
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
-from filip_jax.files import read_lines, write_atomically
 
 FOLDER = "quarantine"
 SKIPPED = "skipped"  # the samples of steps that the guards skipped
@@ -115,10 +114,19 @@ def _append(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 
 
 def forget_keys_after(workdir: Path, step: int) -> None:
-    """Removes the steps beyond this one, to which a run goes back, from the logs of samples."""
+    """Removes the steps beyond this one, to which a run goes back, from the logs of samples, line by line."""
     for file in (*(workdir / KEYS).glob("*.jsonl"), *(workdir / SKIPPED).glob("*.jsonl")):
-        kept = [line for line in read_lines(file) if line["step"] <= step]
-        write_atomically(file, "".join(json.dumps(line) + "\n" for line in kept))
+        beside = file.with_suffix(".tmp")
+        with file.open("rb") as lines, beside.open("wb") as kept:
+            kept.writelines(line for line in lines if _stands(line, step))
+        os.replace(beside, file)
+
+
+def _stands(line: bytes, step: int) -> bool:
+    try:
+        return line.endswith(b"\n") and json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):
+        return False  # torn by a kill
 
 
 def _named(file: Path) -> set[tuple[str, str, str]]:

@@ -107,7 +107,7 @@ class Trainer:
         with watch.phase("restore"):
             newest = newest_sound(self.checkpoints)
         if newest is not None:
-            check_same_run(workdir, config)
+            check_same_run(workdir, config, self.checkpoints.manifest(newest)["config"])
         donor = None if newest is not None else open_donor(setup.init_from, setup.shapes["params"])
         tokenizer = prepare_tokenizer(self.place, setup, source, started=newest is not None)
         service.on_first_process(lambda: save_config(workdir, config))

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ class MetricWriter:
         kept = [line for line in lines if _stands(line, step, evaluated)]
         dropped = [line for line in lines if not _stands(line, step, evaluated) and "train/loss" in line]
         self.dropped = dropped[-1] if dropped else {}
+        if self.dropped and not step:
+            reached = self.dropped["step"]
+            warnings.warn(
+                f"{file} reached step {reached}, but there is no checkpoint: the run begins anew", stacklevel=2
+            )
         write_atomically(file, "".join(json.dumps(line) + "\n" for line in kept))
         self.lines = file.open("a", buffering=1, encoding="utf-8")
         self.events = SummaryWriter(str(workdir / FOLDER), purge_step=step + 1, flush_secs=10)
@@ -159,9 +165,9 @@ class StepLog:
         say(f"step {step} is skipped ({said}): nothing but the position in the data moves; {file} names its samples")
         if in_a_row >= self.max_skipped:
             raise UserError(
-                f"{in_a_row} steps in a row were skipped, the last is step {step} ({said}): look at the data in {file}, "
-                "start in a new workdir with a lower optimizer.peak_learning_rate, or raise "
-                f"guards.max_skipped={self.max_skipped}; nothing of these steps is saved"
+                f"{in_a_row} steps in a row were skipped, the last is step {step} ({said}): start in a new workdir with "
+                f"a lower optimizer.peak_learning_rate, look at the samples that {file} names, or raise "
+                f"guards.max_skipped={self.max_skipped}; these steps have changed nothing"
             )
 
     def _say_if_pinned(self, step: int, pinned: float) -> None:
