@@ -347,6 +347,7 @@ ELASTIC = {
     "optimizer.eps": 1e-2,
     "total_steps": 20,
     "checkpoint.every_steps": 8,
+    "checkpoint.keep_last": 9,
     "log_keys": True,
     "eval_every_steps": 0,
 }
