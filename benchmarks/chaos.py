@@ -199,7 +199,8 @@ def kills(folder: Path, whole: Path, count: int, random_: random.Random, options
             time.sleep(0.002)
         if len(job.running()) < len(job.processes):
             check(job.wait() == [0, 0], f"kill {number}: the run ended by itself:\n{job.output()}")
-            outcome["finished before the kill"] += 1
+            same(workdir, whole)
+            outcome["finished before the kill, as the uninterrupted run"] += 1
             shutil.rmtree(workdir)  # from the beginning
             seen = {}
             continue

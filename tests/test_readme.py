@@ -34,11 +34,11 @@ def blocks(language):
 COMMANDS = [line.split("  #")[0].strip() for block in blocks("bash") for line in block.splitlines() if line.strip()]
 
 
-def scripts(*arguments, runs, venv=sys.prefix):
+def scripts(*arguments, runs, venv=sys.prefix, cwd="/"):
     """A launch script, started from another folder as a newcomer might."""
     environment = os.environ | {"RUNS": str(runs), "VENV": str(venv), "XLA_FLAGS": "", "PYTHON": ""}
     command = ["bash", str(ROOT / arguments[0]), *arguments[1:]]
-    return subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="session")
@@ -162,7 +162,7 @@ def test_commands(command, demo, pairs, tars, tmp_path, monkeypatch, capsys):
             for tower in ("image", "text")
             for size in ("width=32", "depth=2", "heads=2")
         ]
-        done = scripts(*words[1:], *short, runs=tmp_path)
+        done = scripts(*words[1:], *short, runs=tmp_path, cwd=ROOT)
         assert done.returncode == 0 and "ended with 0 0" in done.stdout, done.stdout + done.stderr
     elif words[0] == "bash":
         done = scripts(words[1], "--collect-only", "-q", "tests/test_losses.py", runs=tmp_path)
