@@ -96,8 +96,8 @@ def ours(path: Path) -> Iterator:
 
 
 def tokenizer():
-    from filip_jax.data.tokenizer import Tokenizer
     from filip_jax.data.sentence_pieces import train_sentence_pieces
+    from filip_jax.data.tokenizer import Tokenizer
 
     return Tokenizer(
         train_sentence_pieces([CAPTION.format(name, n) for n, (name, _) in enumerate(photographs())], 1000)

@@ -8,7 +8,6 @@ from typing import Any
 
 from filip_jax.errors import UserError
 
-
 JSON_BYTES = 1 << 26  # of one JSON file of ours: configs, numbers, reports
 
 

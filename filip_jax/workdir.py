@@ -14,8 +14,8 @@ from pathlib import Path
 import jax
 
 from filip_jax import storage
-from filip_jax.errors import UserError
 from filip_jax.cluster.service import on_first_process
+from filip_jax.errors import UserError
 
 CHECKPOINTS = "checkpoints"
 EVERY_SECONDS = 30.0  # at most this often are files uploaded while the run goes on

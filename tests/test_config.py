@@ -11,10 +11,10 @@ from conftest import ROOT
 from filip_jax import paths
 from filip_jax.config import check_same_run, differences, load_config, read_config, save_config
 from filip_jax.errors import UserError
-from filip_jax.paths import flatten
 from filip_jax.mesh import parameter_spec
-from filip_jax.train.setup import make_setup
+from filip_jax.paths import flatten
 from filip_jax.sections import call, choose
+from filip_jax.train.setup import make_setup
 
 GOLDEN = ROOT / "tests/golden"
 

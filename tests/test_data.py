@@ -1,7 +1,11 @@
 """Sources, tokenizer, preprocessing, and an order that depends on (seed, index) alone."""
 
+import contextlib
 import io
 import itertools
+import os
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from filip_jax.data.pipeline import batches
 from filip_jax.data.decode import decode
+from filip_jax.data.pipeline import batches
 from filip_jax.data.record import BadRecord, Caption, Record
-from filip_jax.data.sources import make_source
 from filip_jax.data.sentence_pieces import BOS, EOS, PAD, train_sentence_pieces
+from filip_jax.data.sources import make_source
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
 
@@ -135,6 +139,29 @@ def test_training_a_tokenizer_is_reproducible_and_few_captions_give_few_pieces()
         train_sentence_pieces(CAPTIONS, 20)
     with pytest.raises(UserError, match="no sentencepiece model"):
         Tokenizer(b"nonsense")
+
+
+def test_a_killed_trainer_is_said():
+    def texts():
+        yield "a dog"
+        for folder in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                words = (folder / "cmdline").read_bytes() if folder.name.isdigit() else b""
+                ours = f"PPid:\t{os.getpid()}\n" in (folder / "status").read_text()
+                if ours and b"filip_jax.data.sentence_pieces" in words:
+                    os.kill(int(folder.name), signal.SIGKILL)
+
+    with pytest.raises(UserError, match=r"its process ended with -9, perhaps for want of memory"):
+        train_sentence_pieces(texts(), 300)
+
+
+def test_an_error_in_the_captions_ends_the_trainer():
+    def texts():
+        yield "a dog"
+        raise UserError("no more captions")
+
+    with pytest.raises(UserError, match="no more captions"):
+        train_sentence_pieces(texts(), 300)
 
 
 def test_a_folder_of_pairs(tmp_path):

@@ -15,7 +15,6 @@ from PIL import Image
 
 from filip_jax.cli_data import source_section
 from filip_jax.config import load_config
-from filip_jax.storage import PATHS, expand_braces
 from filip_jax.data.decode import decode, image_size
 from filip_jax.data.pipeline import batches
 from filip_jax.data.preprocess import centre_view
@@ -27,6 +26,7 @@ from filip_jax.errors import UserError
 from filip_jax.models import make_model
 from filip_jax.paths import REPEATS, match_rules
 from filip_jax.sections import call
+from filip_jax.storage import PATHS, expand_braces
 from filip_jax.train.setup import make_setup
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import free_port, make_devices_mesh, small, signed
+from conftest import free_port, make_devices_mesh, signed, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -12,8 +12,8 @@ from pairs import key, members, picture, tar, write_jsonl, write_webdataset
 
 from filip_jax.data.pipeline import Samples, batches, check_usable, draw_caption, make_order, parts_of
 from filip_jax.data.record import BadRecord, Caption
-from filip_jax.data.sources import make_source
 from filip_jax.data.sentence_pieces import train_sentence_pieces
+from filip_jax.data.sources import make_source
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
 from filip_jax.train.input_log import InputLog

@@ -17,8 +17,8 @@ from conftest import ROOT, free_port, make_devices_mesh, small
 from tensorboardX.proto import event_pb2
 
 from filip_jax import load_model
-from filip_jax.config import load_config
 from filip_jax.checkpoint import Checkpoints
+from filip_jax.config import load_config
 from filip_jax.errors import UserError
 from filip_jax.inference import Run
 from filip_jax.losses import token_similarity

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from filip_jax.checkpoint.manifest import ASIDE, FILE, Manifest, damage, describe, read_manifest
 from filip_jax import folders, storage
+from filip_jax.checkpoint.manifest import ASIDE, FILE, Manifest, damage, describe, read_manifest
 from filip_jax.errors import UserError
 
 FOLDER = "checkpoints"

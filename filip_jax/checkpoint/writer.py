@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from filip_jax import buckets, folders, storage
 from filip_jax.checkpoint.manifest import ASIDE, FILE, describe, write_manifest
 from filip_jax.checkpoint.reader import Checkpoints
-from filip_jax import buckets, folders, storage
 from filip_jax.errors import UserError
 
 CLAIM = "saving.json"  # names what a save under way writes, so that its remains are known as ours

@@ -12,7 +12,7 @@ from filip_jax.cluster import service
 from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch
 
 BEAT = 1.0  # seconds between signs of life
-UNHEARD = ("start", "end")  # phases in which silence means nothing
+UNHEARD = "end"  # the phase in which silence means nothing
 FAREWELL = {
     0: 3.0,
     PREEMPTED: 3.0,
@@ -26,8 +26,7 @@ class Pulse:
     With one process it does nothing.
 
     Args:
-        heartbeat_seconds: without a sign of life after which a process counts as dead. In the phase
-            `start` only JAX's own heartbeat counts, since a tokenizer in training lets no thread run.
+        heartbeat_seconds: without a sign of life after which a process counts as dead.
     """
 
     def __init__(self, watch: Watch, heartbeat_seconds: float):
@@ -81,7 +80,7 @@ class Pulse:
             if beat is not None and (process not in self.seen or self.seen[process][0] != beat):
                 self.seen[process] = beat, now
         for process, (beat, when) in self.seen.items():
-            if process != self.me and now - when > self.limit and beat[1] not in UNHEARD:
+            if process != self.me and now - when > self.limit and beat[1] != UNHEARD:
                 self._silent(process, beat, now - when)
 
     def _silent(self, process: int, beat: Any, seconds: float) -> None:
@@ -94,7 +93,7 @@ class Pulse:
 
     def check_service(self) -> None:
         """Ends this process when process 0 does not answer; called by the watch, since the pulse itself hangs then."""
-        if (seconds := time.monotonic() - self.answered) > self.limit and self.watch.now()[0] not in UNHEARD:
+        if (seconds := time.monotonic() - self.answered) > self.limit and self.watch.now()[0] != UNHEARD:
             _, phase, step, _, host = self.seen.get(0, ((0, "start", 0, 0, "?"), 0.0))[0]
             line = (
                 f"filip: process 0 ({host}), which the others meet at, has not answered for {seconds:.0f} s; "

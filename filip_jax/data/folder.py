@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from filip_jax import storage
 from filip_jax.data.listed import read_listed
 from filip_jax.data.record import CAPTION_BYTES, HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
 from filip_jax.errors import UserError

@@ -1,7 +1,13 @@
 """Sentencepiece: a vocabulary trained on one's own captions, any language."""
 
+import contextlib
 import io
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 import sentencepiece
 
@@ -46,32 +52,49 @@ class SentencePieces:
 def train_sentence_pieces(texts: Iterable[str], vocab_size: int) -> bytes:
     """A BPE model with byte fallback, lower-casing and NFKC, as bytes; the same texts give the same bytes.
 
+    It is trained in a process of its own, since sentencepiece lets no other thread of its process run: neither
+    one that hears signals nor one that tells other processes that this one is alive.
+
     `vocab_size` is the most it may have: few texts give fewer pieces.
 
     Raises:
-        UserError: sentencepiece can not train on these texts.
+        UserError: sentencepiece can not train on these texts, or its process was killed.
     """
     if vocab_size < SMALLEST:
         raise UserError(f"tokenizer.vocab_size={vocab_size} must be at least {SMALLEST}: 256 bytes, 4 signs, pieces")
+    command = [sys.executable, "-m", __name__, str(vocab_size)]
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": path}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as trainer:
+        try:
+            with contextlib.suppress(BrokenPipeError):  # what it ended with is told below
+                for text in texts:
+                    trainer.stdin.write(json.dumps(text).encode() + b"\n")
+            output, _ = trainer.communicate()
+        except BaseException:
+            trainer.kill()
+            raise
+    if trainer.returncode == 0:
+        return output
+    said = output.decode(errors="replace") or f"its process ended with {trainer.returncode}, perhaps for want of memory"
+    raise UserError(f"tokenizer.vocab_size={vocab_size}: sentencepiece can not train on these captions: {said}")
+
+
+def _train(texts: Iterable[str], vocab_size: int) -> bytes:
     model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
-            model_writer=model,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            hard_vocab_limit=False,
-            byte_fallback=True,
-            normalization_rule_name="nmt_nfkc_cf",
-            pad_id=PAD,
-            unk_id=UNKNOWN,
-            bos_id=BOS,
-            eos_id=EOS,
-            num_threads=1,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise UserError(
-            f"tokenizer.vocab_size={vocab_size}: sentencepiece can not train on these captions: {error}"
-        ) from error
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, model_type="bpe", vocab_size=vocab_size,
+        hard_vocab_limit=False, byte_fallback=True, normalization_rule_name="nmt_nfkc_cf",
+        pad_id=PAD, unk_id=UNKNOWN, bos_id=BOS, eos_id=EOS, num_threads=1, minloglevel=2,
+    )  # fmt: skip
     return model.getvalue()
+
+
+if __name__ == "__main__":
+    try:
+        result, code = _train(map(json.loads, sys.stdin.buffer), int(sys.argv[1])), 0
+    except (RuntimeError, UnicodeError) as error:
+        result, code = str(error).encode(), 3
+    sys.stdout.buffer.write(result)
+    sys.stdout.flush()
+    sys.exit(code)

@@ -9,7 +9,6 @@ from jaxtyping import Float, Int, UInt8
 from filip_jax.errors import UserError
 from filip_jax.inference import Embedder
 
-
 # Left out of pictures: a causal text tower lets them repeat the word before ("a carrot, a" …).
 NO_SPACES = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # kana, Chinese characters, Hangul
 FUNCTION_WORDS = frozenset("a an and are as at by for in is it its of on or that the their this to with".split())

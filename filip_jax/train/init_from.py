@@ -9,12 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from filip_jax import paths
+from filip_jax import paths, storage
 from filip_jax.checkpoint import Checkpoints, find_checkpoint
 from filip_jax.checkpoint.manifest import Manifest
 from filip_jax.checkpoint.shared import find_damage
 from filip_jax.cluster import service
-from filip_jax import storage
 from filip_jax.errors import UserError
 from filip_jax.inference import TOKENIZER
 from filip_jax.mesh import replicated
