@@ -34,7 +34,14 @@ here: --source webdataset path=/data/cc3m caption_keys=txt,de.txt. The workdir r
   tokenizer.model  the sentencepiece model of the run
   metrics.jsonl    one line per logged step and evaluation; tensorboard/ holds the same
   checkpoints/     parameters, optimiser, step and data position; each whole or absent
-  evals.json       the numbers of every evaluation, by step; pictures/ holds what it drew"""
+  evals.json       the numbers of every evaluation, by step; pictures/ holds what it drew
+  quarantine/      records that could not be used, and why
+  skipped/         the samples of steps that the guards skipped; keys/ those of all steps, with log_keys=True
+  compiled/        programs for the next start (compile_cache); may be removed at any time
+  running.json     which process writes here; gone when it ends
+
+TERM and USR1 (processes.stop_signals) save and stop, wherever the run is. Exit codes: 0 done; 2 a mistake, in one
+line; 42 stopped and saved, 43 a hang or a lost process: the same command goes on; 130 interrupted (Ctrl-C)."""
 
 EVAL = """Evaluate checkpoints of one run, or of all runs that a pattern matches, and print one table.
 

@@ -105,7 +105,8 @@ def check_same_run(workdir: Path, config: Mapping[str, Any], saved: Mapping[str,
     changes = differences(_result_relevant(old), _result_relevant(new))
     if changes:
         raise UserError(
-            f"{workdir} holds a run of another config ({'; '.join(changes)}): give the old values or another --workdir"
+            f"{workdir} holds a run of another config ({'; '.join(changes)}): give the old values or another --workdir "
+            "(there, init_from.path can begin with this run's parameters)"
         )
 
 

@@ -198,11 +198,18 @@ def load_model(workdir: str | Path, step: int | None = None) -> Embedder:
 
 
 def read_tokenizer(workdir: Path) -> Tokenizer:
-    """The run's own tokenizer."""
-    file = workdir / TOKENIZER
+    """The run's own tokenizer.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    file, remedy = workdir / TOKENIZER, "bring back the file that the run began with"
     if not file.is_file():
-        raise UserError(f"{workdir} has no tokenizer: {file} is missing")
-    return Tokenizer(file.read_bytes())
+        raise UserError(f"{workdir} has no tokenizer: {file} is missing; {remedy}")
+    try:
+        return Tokenizer(file.read_bytes())
+    except UserError as error:
+        raise UserError(f"{file} is damaged: {error}; {remedy}") from error
 
 
 def check_tokenizer(tokenizer: Tokenizer, meta: dict[str, Any], workdir: Path) -> None:
@@ -210,5 +217,5 @@ def check_tokenizer(tokenizer: Tokenizer, meta: dict[str, Any], workdir: Path) -
     if tokenizer.sha256 != meta["tokenizer_sha256"]:
         raise UserError(
             f"{workdir / TOKENIZER} is not the tokenizer of this checkpoint: sha256 {tokenizer.sha256[:12]}… "
-            f"instead of {meta['tokenizer_sha256'][:12]}…"
+            f"instead of {meta['tokenizer_sha256'][:12]}…; bring back the file that the run began with"
         )

@@ -49,6 +49,13 @@ def call(function: Callable[..., T], section: Mapping[str, Any], key: str, **giv
     return function(**given, **section)
 
 
+def at_least(least: float, section: str = "", **values: float) -> None:
+    """Raises a UserError that names the first of a section's values that is not finite, or below `least`."""
+    for name, value in values.items():
+        if not least <= value < math.inf:
+            raise UserError(f"{section}{'.' if section else ''}{name}={value} must be at least {least} and finite")
+
+
 def choose(table: Mapping[str, T], name: str, key: str) -> T:
     """The entry of a table of choices, or a UserError that lists them."""
     if name not in table:

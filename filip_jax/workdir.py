@@ -1,14 +1,17 @@
 """The folder of a run, wherever it lies: on a disk, or in a bucket with a mirror on the disk for its small files."""
 
 import contextlib
+import fcntl
+import glob
 import os
 import re
 import shutil
+import socket
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -18,6 +21,7 @@ from filip_jax.cluster.service import on_first_process
 from filip_jax.errors import UserError
 
 CHECKPOINTS = "checkpoints"
+KEPT = ".kept"  # beside a mirror that could not be uploaded: nothing removes it
 EVERY_SECONDS = 30.0  # at most this often are files uploaded while the run goes on
 
 
@@ -25,7 +29,7 @@ class Workdir:
     """A run's folder; every process opens it.
 
     In a bucket the files beside the checkpoints are read and written in a mirror, a local folder that is fresh with
-    each start and holds what the bucket held then. Process 0 uploads what changed in its mirror, the other
+    each start and holds what the bucket held then; those of processes that were killed go. Process 0 uploads what changed in its mirror, the other
     processes only files named after themselves, such as quarantine/process_1.jsonl.
 
     Args:
@@ -48,7 +52,7 @@ class Workdir:
         self.folder = Path(self.name)
         if self.is_remote:
             self.process = jax.process_index()
-            self.folder = _mirror(self.name, self.process)
+            self.folder, self.lock = _mirror(self.name, self.process)
             self.seen: dict[str, storage.Found] = {}  # what the bucket held when it was downloaded
             self.uploaded: dict[str, tuple[int, int]] = {}  # the mirror's bytes and times that are in the bucket
             self.uploading, self.thread, self.warned = threading.Lock(), threading.Thread(), False
@@ -84,9 +88,14 @@ class Workdir:
 
     def close(self) -> None:
         """Uploads what is left and removes the mirror, which stays where that fails. Raises as flush() does."""
-        self.flush()
+        try:
+            self.flush()
+        except OSError:
+            self.folder.with_name(self.folder.name + KEPT).touch()
+            raise
         if self.is_remote:
             shutil.rmtree(self.folder, ignore_errors=True)
+            os.close(self.lock)
 
     def _download(self, wanted: Callable[[str], bool]) -> None:
         """Brings the wanted files that are new in the bucket."""
@@ -152,8 +161,34 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "filip_jax")
 
 
-def _mirror(url: str, process: int) -> Path:
-    """A new folder in the user's cache, below the URL's name; two commands on one run do not share it."""
-    parent = cache_folder() / url.replace("://", "/")
+def _mirror(url: str, process: int) -> tuple[Path, int]:
+    """A new folder in the user's cache, below the URL's name, and its lock; two commands on one run do not share it."""
+    parent, host = cache_folder() / url.replace("://", "/"), socket.gethostname()
     parent.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(prefix=f"process_{process}_", dir=parent))
+    with _locked(parent):
+        for old in parent.glob(f"process_*_{glob.escape(host)}_*/"):
+            if not old.with_name(old.name + KEPT).exists():
+                with contextlib.suppress(OSError), _locked(old, fcntl.LOCK_NB):  # of a process that is no more
+                    shutil.rmtree(old)
+        folder = Path(tempfile.mkdtemp(prefix=f"process_{process}_{host}_", dir=parent))
+        return folder, _lock(folder)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, how: int = 0) -> Iterator[None]:
+    lock = _lock(folder, how)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(folder: Path, how: int = 0) -> int:
+    """The descriptor that holds a folder until it is closed or the process ends."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | how)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock

@@ -32,9 +32,11 @@ done
 filip=${FILIP:-$VENV/bin/filip}
 [ -x "$filip" ] || filip=$(command -v filip) || { echo "local.sh: there is no filip in $VENV or on PATH" >&2; exit 2; }
 
-pids=() stopped="" workdir=""
+pids=() stopped="" workdir="" previous=""
 for word in "$@"; do
     case $word in --workdir=*) workdir=${word#--workdir=} ;; esac
+    [ "$previous" != --workdir ] || workdir=$word
+    previous=$word
 done
 
 hand_on() {
@@ -46,10 +48,7 @@ trap 'hand_on USR1' USR1
 trap 'hand_on TERM' INT  # a background process does not hear INT
 
 newest() {  # step of the newest checkpoint
-    local file
-    for file in "$workdir"/checkpoints/*/manifest.json; do
-        if [ -e "$file" ]; then basename "$(dirname "$file")"; fi
-    done | sort -n | tail -n 1
+    "$filip" inspect "$workdir" 2>/dev/null | sed -n 's/^step  *\([0-9]*\).*/\1/p' | head -n 1 || true
 }
 
 start() {
@@ -95,7 +94,7 @@ wait_for_all() {
 restarts=0 before=$(newest)
 while :; do
     start "$@"
-    wait_for_all
+    wait_for_all 2>/dev/null  # bash says which were killed, too
     worst=0
     for code in "${codes[@]}"; do
         case $code in

@@ -49,9 +49,16 @@ def test_a_spike_is_skipped_once_it_is_known_what_is_usual():
     assert not bool(is_good(guard, jnp.float32(3.0), 6.0, jnp.float32(jnp.inf)))
 
 
+def test_a_loss_that_stood_still_makes_no_spike_of_the_smallest_change():
+    guard = init_guard()
+    for _ in range(LEARNED + 1):
+        guard = next_guard(guard, jnp.float32(2.0), jnp.bool_(True))
+    assert bool(is_good(guard, jnp.float32(2.001), 6.0)) and not bool(is_good(guard, jnp.float32(2.1), 6.0))
+
+
 @pytest.mark.parametrize("options", [{"max_skipped": 0}, {"spike_sigmas": -1.0}, {"spike_sigmas": float("nan")}])
 def test_numbers_that_can_not_be(options):
-    with pytest.raises(UserError, match="guards: max_skipped="):
+    with pytest.raises(UserError, match=f"guards.{next(iter(options))}="):
         check_guards(**{"max_skipped": 10, "spike_sigmas": 0.0} | options)
 
 

@@ -32,6 +32,21 @@ def test_a_living_run_of_this_host_is_refused_and_a_dead_one_gives_way(tmp_path)
     assert not (tmp_path / "running.json").exists()
 
 
+def test_the_clock_of_a_killed_start_is_known_to_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    killed = Lease(str(tmp_path))
+    killed.clock = lambda: 1234.5
+    lease.time.sleep(0.3)
+    killed.ended.set()  # as a SIGKILL does: the file stays
+    lease.time.sleep(0.2)
+    file = tmp_path / "running.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pid": 2**22 + 1}))
+    second = Lease(str(tmp_path))
+    assert second.reached == 1234.5 and second.clock() >= 1234.5
+    second.close()
+    assert Lease(str(tmp_path)).reached == 0.0
+
+
 @pytest.mark.parametrize("alive", [False, True])
 def test_a_run_of_another_host_is_watched_for_a_while(tmp_path, monkeypatch, alive):
     monkeypatch.setattr(lease, "BEAT", 0.4)

@@ -498,6 +498,29 @@ def test_rows_beyond_the_first_batch(tmp_path, monkeypatch):
         assert [caption.text for caption in source[n].captions] == [*texts(n).values(), f"fr {n}"]
 
 
+@pytest.mark.parametrize("part", ["hashes.npy", "rows.npy", "arrow"])
+@pytest.mark.parametrize("damage", ["torn", "longer", "pickled", "wrong rows"])
+def test_a_damaged_index_of_side_captions_is_named(tmp_path, part, damage):
+    (tmp_path / "data").mkdir()
+    section = write_jsonl(tmp_path / "data", SHARDS)
+    section |= {"side_captions": side_file(tmp_path / "side.jsonl", [(key(n), "fr", f"fr {n}") for n in range(10)])}
+    section |= {"caption_keys": ("fr",), "index": str(tmp_path / "index")}
+    make_source(section)
+    (file,) = (tmp_path / "index").glob(f"captions.*.{part}")
+    if damage == "torn":
+        file.write_bytes(file.read_bytes()[:-9])
+    elif part == "arrow":
+        file.write_bytes(b"nothing")
+    elif damage == "longer":
+        np.save(file, np.arange(11, dtype=np.uint64 if part == "hashes.npy" else np.int64))
+    elif damage == "pickled":
+        np.save(file, np.array([print] * 10), allow_pickle=True)
+    else:
+        np.save(file, np.arange(10) + 1)
+    with pytest.raises(UserError, match=r"captions\..*\.\* is damaged .*remove it, it is then made again"):
+        make_source(section)[0]
+
+
 def test_what_is_filtered_with_a_side_file_is_kept_as_it_was_left(tmp_path):
     (tmp_path / "data").mkdir()
     rows = [(key(n), "fr", "bad words" if n == 3 else f"texte {n}") for n in range(10)]

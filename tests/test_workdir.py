@@ -78,6 +78,20 @@ def test_a_run_begins_goes_on_elsewhere_and_ends(bucket, cache):
     assert run.folder.is_relative_to(cache / "filip_jax" / url.replace("://", "/"))
 
 
+def test_mirrors_of_killed_processes_go_and_those_that_could_not_be_uploaded_stay(s3, cache, monkeypatch):
+    begin = f"import sys; from filip_jax.workdir import Workdir; run = Workdir('{s3}/runs/killed'); print(run.folder)"
+    killed = subprocess.run([sys.executable, "-c", begin], capture_output=True, text=True, check=True).stdout.strip()
+    assert os.path.isdir(killed)
+    full = Workdir(f"{s3}/runs/killed")
+    assert not os.path.isdir(killed)
+    append(full, "one\n")
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="can not be uploaded from"):
+        broken.setattr(storage, "write", lambda path, data: (_ for _ in ()).throw(OSError("no")))
+        full.close()
+    os.close(full.lock)
+    assert Workdir(f"{s3}/runs/killed").folder.exists() and (full.folder / "metrics.jsonl").exists()
+
+
 def test_only_what_changed_is_uploaded(bucket, monkeypatch):
     run = Workdir(f"{bucket}/runs/changes")
     for name in "abc":

@@ -131,7 +131,11 @@ def find_checkpoint(path: str, step: int | None = None) -> tuple[Checkpoints, in
         UserError: there is none, or not of this step.
         OSError: the disk or the bucket fails.
     """
+    if not path:
+        raise UserError("the name of a checkpoint or workdir is empty")
     place = path.rstrip("/") if storage.is_remote(path) else os.path.abspath(path)
+    if storage.name_of(place) == FOLDER and folders.matches(place, f"*/{FILE}"):
+        place = storage.folder_of(place)
     if storage.exists(storage.join(place, FILE)):
         folder, name = storage.folder_of(place), storage.name_of(place)
         saved = read_manifest(place)["step"]

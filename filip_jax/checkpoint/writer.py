@@ -20,6 +20,7 @@ from filip_jax import buckets, folders, storage
 from filip_jax.checkpoint.manifest import ASIDE, FILE, describe, write_manifest
 from filip_jax.checkpoint.reader import Checkpoints
 from filip_jax.errors import UserError
+from filip_jax.sections import at_least
 
 CLAIM = "saving.json"  # names what a save under way writes, so that its remains are known as ours
 
@@ -44,12 +45,8 @@ class CheckpointWriter(Checkpoints):
     def __init__(
         self, workdir: str | Path, *, every_steps: int, every_minutes: float, keep_last: int, keep_every_steps: int
     ):  # fmt: skip
-        if every_steps < 1 or keep_last < 1:
-            raise UserError(f"checkpoint: every_steps={every_steps} and keep_last={keep_last} must be at least 1")
-        if not 0 <= every_minutes < float("inf") or keep_every_steps < 0:
-            raise UserError(
-                f"checkpoint: every_minutes={every_minutes} and keep_every_steps={keep_every_steps} must be at least 0"
-            )
+        at_least(1, "checkpoint", every_steps=every_steps, keep_last=keep_last)
+        at_least(0, "checkpoint", every_minutes=every_minutes, keep_every_steps=keep_every_steps)
         super().__init__(workdir)
         self.every_minutes = every_minutes
         self.keep_last, self.keep_every_steps = keep_last, keep_every_steps

@@ -19,6 +19,7 @@ from filip_jax import __version__
 from filip_jax.cluster import service
 from filip_jax.cluster.watch import HUNG, Watch, check_signals
 from filip_jax.errors import UserError
+from filip_jax.sections import at_least
 
 JAX_IS_LATER = 2  # times: it ends processes without naming the one that is gone, see pulse.py
 SAME = ("python", "jax", "jaxlib", "numpy", "filip_jax", "config")  # what all processes must have alike
@@ -37,11 +38,8 @@ def check_processes(
             four times as long.
     """
     check_signals(stop_signals)
-    if heartbeat_seconds < 10 or start_seconds < 1 or not 1 <= hang_seconds < float("inf"):
-        raise UserError(
-            f"processes: heartbeat_seconds={heartbeat_seconds} must be at least 10, "
-            f"start_seconds={start_seconds} at least 1, hang_seconds={hang_seconds} at least 1 and finite"
-        )
+    at_least(10, "processes", heartbeat_seconds=heartbeat_seconds)
+    at_least(1, "processes", start_seconds=start_seconds, hang_seconds=hang_seconds)
 
 
 def join_processes(watch: Watch, heartbeat_seconds: int, start_seconds: int) -> None:

@@ -153,11 +153,11 @@ def make_order(source: Source, *, seed: int, shuffle: str, block_size: int) -> O
 
 def check_numbers(*, workers: int, threads: int, text_length: int, max_bad_fraction: float, **others: Any) -> None:
     """Raises a UserError for numbers of the `data` section that can not be."""
-    if workers < 0 or threads < 0 or text_length < 3 or max(workers, threads) > MOST_AT_ONCE:
-        raise UserError(
-            f"data.workers={workers} and data.threads={threads} must be at least 0 and at most {MOST_AT_ONCE}, "
-            f"data.text_length={text_length} at least 3: BOS, a token, EOS"
-        )
+    for key, value in {"workers": workers, "threads": threads}.items():
+        if not 0 <= value <= MOST_AT_ONCE:
+            raise UserError(f"data.{key}={value} must be at least 0 and at most {MOST_AT_ONCE}")
+    if text_length < 3:
+        raise UserError(f"data.text_length={text_length} must be at least 3: BOS, a token, EOS")
     if not 0 <= max_bad_fraction <= 1:
         raise UserError(f"data.max_bad_fraction={max_bad_fraction} must be in [0, 1]")
     call(check_augment, others["augment"], "data.augment")

@@ -60,16 +60,18 @@ class SideCaptions:
     @property
     def some_key(self) -> str:
         """One of the keys, for messages."""
-        return self._table.column(0)[0].as_py() if self._table.num_rows else ""
+        table = self._index[2]
+        return table.column(0)[0].as_py() if table.num_rows else ""
 
     def of(self, key: str) -> tuple[Caption, ...]:
         """The texts of a record, in the order of the file."""
-        first = np.searchsorted(self._hashes, _hash(key), side="left")
-        last = np.searchsorted(self._hashes, _hash(key), side="right")
+        hashes, rows, table = self._index
+        first = np.searchsorted(hashes, _hash(key), side="left")
+        last = np.searchsorted(hashes, _hash(key), side="right")
         found = []
-        for row in sorted(self._rows[first:last].tolist()):
+        for row in sorted(rows[first:last].tolist()):
             batch, place = divmod(row, ROWS)
-            columns = [column.chunk(batch)[place].as_py() for column in self._table.columns]
+            columns = [column.chunk(batch)[place].as_py() for column in table.columns]
             if columns[0] == key:
                 found.append(Caption(columns[2], columns[1]))
         return tuple(found)
@@ -95,16 +97,20 @@ class SideCaptions:
         )
 
     @cached_property
-    def _hashes(self) -> np.ndarray:
-        return np.load(f"{self.stem}.hashes.npy", mmap_mode="r")
-
-    @cached_property
-    def _rows(self) -> np.ndarray:
-        return np.load(f"{self.stem}.rows.npy", mmap_mode="r")
-
-    @cached_property
-    def _table(self) -> pa.Table:
-        return pa.ipc.open_file(pa.memory_map(f"{self.stem}.arrow")).read_all()
+    def _index(self) -> tuple[np.ndarray, np.ndarray, pa.Table]:
+        """(sorted hashes of keys, the row of each, the rows), mapped from their files."""
+        try:
+            hashes = np.load(f"{self.stem}.hashes.npy", mmap_mode="r")
+            rows = np.load(f"{self.stem}.rows.npy", mmap_mode="r")
+            table = pa.ipc.open_file(pa.memory_map(f"{self.stem}.arrow")).read_all()
+            lengths = {len(hashes), len(rows), table.num_rows}
+            if hashes.dtype != np.uint64 or rows.dtype.kind != "i" or len(lengths) > 1 or table.schema != SCHEMA:
+                raise ValueError("its files do not belong together")
+            if len(rows) and not 0 <= rows.min() <= rows.max() < len(rows):
+                raise ValueError("it names rows that are not there")
+        except (OSError, ValueError, EOFError, TypeError) as error:
+            raise UserError(f"{self.stem}.* is damaged ({error}): remove it, it is then made again") from error
+        return hashes, rows, table
 
     def __getstate__(self):
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}

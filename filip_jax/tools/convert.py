@@ -21,6 +21,7 @@ from filip_jax.data.sources import Source, make_source
 from filip_jax.errors import UserError
 from filip_jax.files import read_json, write_atomically
 from filip_jax.progress import Progress
+from filip_jax.sections import at_least
 from filip_jax.workers import run
 
 PLAN, BAD = "convert.json", "bad.jsonl"
@@ -55,10 +56,8 @@ def convert(
     Raises:
         UserError: a number out of range, or an output that was begun with other data or options.
     """
-    if short_side < 0 or records_per_shard < 1 or workers < 1:
-        raise UserError(
-            f"short_side={short_side} must be at least 0, records_per_shard={records_per_shard} and workers={workers} at least 1"
-        )
+    at_least(0, short_side=short_side)
+    at_least(1, records_per_shard=records_per_shard, workers=workers)
     source = make_source(section)
     plan = {
         "identity": source.identity, "length": len(source), "short_side": short_side, "records_per_shard": records_per_shard,

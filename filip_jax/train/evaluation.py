@@ -61,13 +61,16 @@ class EvalGuard:
             error = f"{type(caught).__name__}: {caught}" if not isinstance(caught, UserError) else str(caught)
             if not isinstance(caught, (UserError, OSError)):
                 traceback.print_exc()
-        if jax.process_count() > 1:
-            self._meet(name, error)
-        return next(filter(None, service.gather(error)), ""), metrics
-
-    def _meet(self, name: str, error: str) -> None:
-        """Where one process failed alone, the others wait inside of the evaluation, for ever."""
+        if jax.process_count() == 1:
+            return error, metrics
         place = f"evaluated/{self.step}/{name}"
+        self._meet(place, name, error)
+        found = next(filter(None, service.gather(error)), "")
+        service.on_first_process(lambda: service.drop(f"{place}/"))
+        return found, metrics
+
+    def _meet(self, place: str, name: str, error: str) -> None:
+        """Where one process failed alone, the others wait inside of the evaluation, for ever."""
         service.put(f"{place}/{jax.process_index()}", True)
         end = time.monotonic() + ALONE
         while error and len(service.get_all(place)) < jax.process_count():

@@ -3,8 +3,11 @@
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
+
+SIGNAL_SECONDS = 1.0  # in which a signal to a whole process group reaches this process after its data workers
 
 
 class Feed:
@@ -12,10 +15,13 @@ class Feed:
 
     Args:
         rows: with a method `close`; only the thread calls its `next`.
+        stopping: whether the run is asked to stop. An error beside that is no error: the signal reached the
+            workers, too.
     """
 
-    def __init__(self, rows: Iterator[Any]):
+    def __init__(self, rows: Iterator[Any], stopping: Callable[[], object] = lambda: False):
         self.rows, self.queue, self.closed = rows, queue.Queue(1), threading.Event()
+        self.stopping = stopping
         self.item: Any = None
         self.thread = threading.Thread(target=self._run, daemon=True, name="feed")
         self.thread.start()
@@ -41,9 +47,15 @@ class Feed:
         if self.item is None:
             with contextlib.suppress(queue.Empty):
                 self.item, error = self.queue.get(timeout=seconds) if seconds else self.queue.get_nowait()
-                if error:
+                if error and not self._is_stopping():
                     raise error
         return self.item is not None
+
+    def _is_stopping(self) -> bool:
+        end = time.monotonic() + SIGNAL_SECONDS
+        while not self.stopping() and time.monotonic() < end:
+            time.sleep(0.02)
+        return bool(self.stopping())
 
     def take(self) -> Any:
         """The batch that is ready."""

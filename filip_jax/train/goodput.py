@@ -27,18 +27,23 @@ class Goodput:
     Args:
         before: seconds by phase up to the checkpoint that the run goes on from.
         dropped: the newest metrics that the run made beyond it, and lost.
+        reached: seconds of the run when it was killed, where that is known; also of starts that logged nothing.
     """
 
-    def __init__(self, watch: Watch, before: Mapping[str, float], dropped: Mapping[str, float]):
+    def __init__(self, watch: Watch, before: Mapping[str, float], dropped: Mapping[str, float], reached: float = 0.0):
         self.watch = watch
         self.before = {name: float(before.get(name, 0.0)) for name in NAMES}
-        reached = sum(dropped.get(key_of(name), 0.0) for name in NAMES)
+        reached = max(reached, sum(dropped.get(key_of(name), 0.0) for name in NAMES))
         self.before[LOST] += max(0.0, reached - sum(self.before.values()))
 
     def totals(self) -> dict[str, float]:
         """The seconds of each phase, rounded to milliseconds."""
         here = self.watch.totals()
         return {name: round(self.before[name] + here.get(name, 0.0), 3) for name in NAMES}
+
+    def seconds(self) -> float:
+        """Of all phases together."""
+        return sum(self.totals().values())
 
     def metrics(self) -> dict[str, float]:
         """The same under the names of the metrics."""

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from filip_jax.errors import UserError
+from filip_jax.sections import at_least
 
+FLOOR = 1e-3  # of the mean, below which a standard deviation says nothing: a loss that stood still is no measure
 MEMORY = 0.99  # decay of the running mean and variance of the loss
 LEARNED = 100  # good steps before the spike rule knows what is usual
 
@@ -19,8 +20,8 @@ def check_guards(*, max_skipped: int, spike_sigmas: float) -> None:
         spike_sigmas: a loss so many standard deviations above its running mean is skipped, too
             (as MaxText does, by 6); 0 skips only what is not finite.
     """
-    if max_skipped < 1 or not 0 <= spike_sigmas < float("inf"):
-        raise UserError(f"guards: max_skipped={max_skipped} must be at least 1, spike_sigmas={spike_sigmas} at least 0")
+    at_least(1, "guards", max_skipped=max_skipped)
+    at_least(0, "guards", spike_sigmas=spike_sigmas)
 
 
 def init_guard() -> Guard:
@@ -35,7 +36,8 @@ def is_good(guard: Guard, loss: jax.Array, spike_sigmas: float, *norms: jax.Arra
     for norm in norms:
         good &= jnp.isfinite(norm)
     if spike_sigmas:
-        usual = guard["mean"] + spike_sigmas * jnp.sqrt(guard["variance"])
+        sigma = jnp.maximum(jnp.sqrt(guard["variance"]), FLOOR * jnp.abs(guard["mean"]))
+        usual = guard["mean"] + spike_sigmas * sigma
         good &= (guard["good"] < LEARNED) | (loss <= usual)
     return good
 

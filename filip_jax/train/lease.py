@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,39 @@ BEAT = 10.0  # seconds between signs of life
 
 
 class Lease:
-    """Holds a workdir for this process, which is the first of its run.
+    """Holds a workdir for this process, if it is the first of its run.
 
     A run of a process that is gone from this host gives way at once. One of another host is watched
     for two beats first: no clock of two hosts is compared.
+
+    Attributes:
+        clock: gives the run's seconds, of all its starts; kept with each sign of life.
+        reached: what the clock of a start that was killed had come to, within BEAT; 0.0 after others.
 
     Raises:
         UserError: another run writes there.
     """
 
-    def __init__(self, place: str):
-        self.path = storage.join(place, FILE)
+    def __init__(self, place: str, holds: bool = True):
+        self.path, self.holds, self.reached, began = storage.join(place, FILE), holds, 0.0, time.monotonic()
+        self.clock: Callable[[], float] = lambda: self.reached + time.monotonic() - began
+        if holds:
+            self._hold()
+
+    def _hold(self) -> None:
         self.me = {"host": socket.gethostname(), "pid": os.getpid(), "began": _began(os.getpid()), "beat": 0}
         if other := self._read():
             self._check(other)
+            with contextlib.suppress(KeyError, TypeError, ValueError):  # of an older version, or not ours
+                self.reached = max(0.0, float(other["seconds"]))
         self.ended = threading.Event()
         self._write()
         threading.Thread(target=self._run, daemon=True, name="lease").start()
 
     def close(self) -> None:
         """Gives the workdir free."""
+        if not self.holds:
+            return
         self.ended.set()
         with contextlib.suppress(OSError):
             folders.remove([self.path])
@@ -50,6 +64,7 @@ class Lease:
                 self._write()
 
     def _write(self) -> None:
+        self.me["seconds"] = round(self.clock(), 1)
         storage.write(self.path, json.dumps(self.me).encode())
 
     def _read(self) -> dict[str, Any] | None:

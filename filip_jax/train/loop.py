@@ -98,7 +98,7 @@ class Trainer:
         if setup.batch_size > len(source):
             warnings.warn(f"batch_size={setup.batch_size}, but the source has {len(source)} records", stacklevel=2)
         self.evals: Sequence[Eval] = open_evals(setup.evals) if setup.eval_every_steps else []
-        self.place, self.free = open_workdir(path, watch)
+        self.place, self.lease = open_workdir(path, watch)
         self.workdir = workdir = self.place.folder
         compiled = cache_folder() if self.place.is_remote else workdir
         self.cache = CompileCache(compiled / "compiled", setup.compile_cache)
@@ -124,7 +124,7 @@ class Trainer:
             seed=setup.seed, start=self.samples_seen,
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
-        self.feed = Feed(rows)
+        self.feed = Feed(rows, lambda: watch.stop)
 
     def _start(
         self, newest: int | None, tokenizer: Tokenizer, donor: Donor | None
@@ -157,7 +157,6 @@ class Trainer:
 
     def _open_logs(self, source: Source, meta: Mapping[str, Any]) -> None:
         setup, workdir = self.setup, self.workdir
-
         service.on_first_process(lambda: forget_after(workdir, self.step))
         of_each = service.together if self.place.is_remote else service.on_first_process  # a mirror is a process's own
         of_each(lambda: forget_keys_after(workdir, self.step))
@@ -165,7 +164,8 @@ class Trainer:
         self.evaluated_step = self.step if recorded else None
         wandb = WandbLog(workdir, project=setup.wandb_project, name=self.place.name, config=self.config)
         self.writer = MetricWriter(workdir, step=self.step, evaluated=recorded, also=wandb)
-        self.goodput = Goodput(self.watch, meta.get("seconds", {}), self.writer.dropped)
+        self.goodput = Goodput(self.watch, meta.get("seconds", {}), self.writer.dropped, self.lease.reached)
+        self.lease.clock = self.goodput.seconds
         self.input = InputLog(
             workdir, sources=parts_of(source), max_bad_fraction=setup.data["max_bad_fraction"], keys=setup.log_keys
         )
@@ -184,7 +184,7 @@ class Trainer:
                 with contextlib.suppress(UserError):  # a save that failed was raised, or what ends the run is
                     self.checkpoints.wait()
                 self.writer.close()
-                self.free()
+                self.lease.close()
                 self.names = {"checkpoints", *(file.name for file in self.workdir.iterdir())}
                 self.place.close()
 

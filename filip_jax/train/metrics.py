@@ -106,7 +106,7 @@ class StepLog:
         self.total_steps, self.every_steps, self.max_skipped = total_steps, every_steps, max_skipped
         self.pending: tuple[int, Mapping[str, Any], Mapping[str, Any]] | None = None
         self.notes: dict[str, float] = {}
-        self.was_pinned = False
+        self.was_pinned, self.advised = False, False
         self.restart_clock(step)
 
     def restart_clock(self, step: int) -> None:
@@ -153,8 +153,7 @@ class StepLog:
             self.notes = {}
             self.writer.write(step, numbers)
             say(self._line(step, numbers))
-            if step > self.every_steps and numbers["time/data_wait_frac"] > WAITING:
-                say(ADVICE.format(numbers["time/data_wait_frac"]))
+            self._advise(step, numbers["time/data_wait_frac"])
             self.input.restart_window()
             self.restart_clock(step)
 
@@ -169,6 +168,12 @@ class StepLog:
                 f"a lower optimizer.peak_learning_rate, look at the samples that {file} names, or raise "
                 f"guards.max_skipped={self.max_skipped}; these steps have changed nothing"
             )
+
+    def _advise(self, step: int, waiting: float) -> None:
+        """Once for each time that it begins, and not for the first steps, which the pipeline fills up in."""
+        if step > self.every_steps and waiting > WAITING and not self.advised:
+            say(ADVICE.format(waiting))
+        self.advised = waiting > WAITING
 
     def _say_if_pinned(self, step: int, pinned: float) -> None:
         if pinned and not self.was_pinned:

@@ -10,7 +10,7 @@ import optax
 
 from filip_jax import paths
 from filip_jax.errors import UserError
-from filip_jax.sections import choose
+from filip_jax.sections import at_least, choose
 
 Rules = Sequence[Any]  # of (regular expression, number); configs give tuples, saved configs lists
 MAX_WEIGHT_NORM = 10.0  # of LAMB's trust ratio, as in the PyTorch implementation that the paper used
@@ -71,12 +71,11 @@ def make_optimizer(
     """
     if not 0 <= warmup_steps < total_steps:
         raise UserError(f"optimizer.warmup_steps={warmup_steps} must be at least 0 and below total_steps={total_steps}")
-    floors = dict(peak_learning_rate=peak_learning_rate, weight_decay=weight_decay, eps=eps, clip_norm=clip_norm)
-    for key, value in floors.items():
-        if not 0 <= value < float("inf"):
-            raise UserError(f"optimizer.{key}={value} must be at least 0 and finite")
-    if not (0 <= b1 < 1 and 0 <= b2 < 1):
-        raise UserError(f"optimizer.b1={b1} and optimizer.b2={b2} must be at least 0 and below 1")
+    learning = {"peak_learning_rate": peak_learning_rate, "weight_decay": weight_decay}
+    at_least(0, "optimizer", **learning, eps=eps, clip_norm=clip_norm)
+    for key, value in {"b1": b1, "b2": b2}.items():
+        if not 0 <= value < 1:
+            raise UserError(f"optimizer.{key}={value} must be at least 0 and below 1")
     names = list(paths.flatten(parameters))
     decay = paths.match_rules(decay_rules, names, "optimizer.decay_rules")
     learning_rate = paths.match_rules(learning_rate_rules, names, "optimizer.learning_rate_rules")

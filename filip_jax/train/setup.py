@@ -17,11 +17,12 @@ from filip_jax.errors import UserError
 from filip_jax.evals.run import check_evals
 from filip_jax.mesh import check_batch_size, make_mesh
 from filip_jax.models import Model, make_model
-from filip_jax.sections import call, check, choose
+from filip_jax.sections import at_least, call, check, choose
 from filip_jax.train.guards import check_guards
 from filip_jax.train.init_from import origins_of
 from filip_jax.train.optimizer import Optimizer, make_optimizer
 from filip_jax.train.step import LOSSES, State, make_init, make_train_step, state_shardings
+from filip_jax.train.wandb_log import check_project
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def make_setup(
     check_numbers(**data)
     check(make_tokenizer, tokenizer, "tokenizer", ("source",))
     check_tokenizer_section(tokenizer["name"], tokenizer["path"], tokenizer["captions"])
-    _check_keeping(checkpoint, processes, guards)
+    _check_keeping(checkpoint, processes, guards, wandb_project)
     check_evals(evals)
     network = make_model(**model)
     sizes = {"image_size": model["image"]["image_size"], "text_length": model["text"]["length"]}
@@ -139,7 +140,8 @@ def make_setup(
     )  # fmt: skip
 
 
-def _check_keeping(checkpoint, processes, guards):
+def _check_keeping(checkpoint, processes, guards, wandb_project):
+    check_project(wandb_project)
     check(CheckpointWriter, checkpoint, "checkpoint", ("workdir",))
     call(check_processes, processes, "processes")
     call(check_guards, guards, "guards")
@@ -148,11 +150,10 @@ def _check_keeping(checkpoint, processes, guards):
 def _check_numbers(seed, total_steps, log_every_steps, eval_every_steps, ema_decay):
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed} must be at least 0 and below 2^32")
-    if total_steps < 1 or log_every_steps < 1 or eval_every_steps < 0 or not 0 <= ema_decay < 1:
-        raise UserError(
-            f"total_steps={total_steps} and log_every_steps={log_every_steps} must be at least 1, "
-            f"eval_every_steps={eval_every_steps} at least 0, ema_decay={ema_decay} in [0, 1)"
-        )
+    at_least(1, total_steps=total_steps, log_every_steps=log_every_steps)
+    at_least(0, eval_every_steps=eval_every_steps)
+    if not 0 <= ema_decay < 1:
+        raise UserError(f"ema_decay={ema_decay} must be at least 0 and below 1")
 
 
 def _tokens(network, parameters, image_size, text_length):

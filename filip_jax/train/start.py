@@ -27,18 +27,14 @@ from filip_jax.train.step import State
 from filip_jax.workdir import Workdir
 
 
-def open_workdir(path: str | Path, watch: Watch) -> tuple[Workdir, Callable[[], None]]:
-    """The run's folder, made, tried and held against other runs; and what gives it free.
+def open_workdir(path: str | Path, watch: Watch) -> tuple[Workdir, Lease]:
+    """The run's folder, made, tried and held against other runs.
 
     Raises:
         UserError: it is a file, nothing can be written there, or another run writes there.
     """
     opened: list[Workdir] = []
     leases: list[Lease] = []
-
-    def free() -> None:
-        for lease in leases:
-            lease.close()
 
     def open_and_try():
         try:
@@ -54,9 +50,9 @@ def open_workdir(path: str | Path, watch: Watch) -> tuple[Workdir, Callable[[], 
             raise UserError(f"--workdir={path}: nothing can be written there: {error}") from error
 
     service.together(open_and_try)
-    service.on_first_process(lambda: leases.append(Lease(opened[0].name)))
-    watch.on_leave.append(lambda code, line: free())
-    return opened[0], free
+    service.together(lambda: leases.append(Lease(opened[0].name, holds=jax.process_index() == 0)))
+    watch.on_leave.append(lambda code, line: leases[0].close())
+    return opened[0], leases[0]
 
 
 def compile_step(setup: Setup, state: State, watch: Watch) -> Callable[..., Any]:

@@ -18,7 +18,14 @@ from filip_jax.train.metrics import say
 FILE = "wandb_id.txt"
 BEGIN_SECONDS = 30.0  # for W&B to answer at the start, during which training goes on
 END_SECONDS = 30.0  # for the last numbers at the end; what is not sent by then stays on the disk
+LONGEST, ILLEGAL = 128, "/\\#?%:"  # of a project's name
 WAITING = 10_000  # lines that wait for W&B; further ones are left out
+
+
+def check_project(project: str) -> None:
+    """Raises a UserError for a name that W&B does not take."""
+    if len(project) > LONGEST or set(project) & set(ILLEGAL):
+        raise UserError(f"wandb_project={project!r} must have at most {LONGEST} characters, and none of {ILLEGAL}")
 
 
 class WandbLog:
