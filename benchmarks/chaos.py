@@ -10,6 +10,7 @@ exit code 1.
 """
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -495,16 +496,16 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     options, random_ = (f"--config.total_steps={arguments.steps}",), random.Random(arguments.seed)
     wanted = arguments.only.split(",")
+    whole = functools.cache(lambda: uninterrupted(folder / "whole", options=options))
     parts = {
-        "kills": lambda: kills(folder, whole, arguments.kills, random_, options),
-        "stops": lambda: stops(folder, whole, arguments.stops, random_, options),
+        "kills": lambda: kills(folder, whole(), arguments.kills, random_, options),
+        "stops": lambda: stops(folder, whole(), arguments.stops, random_, options),
         "freezes": lambda: freezes(folder, options),
-        "corruption": lambda: corruption(folder, whole, arguments.restarts, random_, options),
+        "corruption": lambda: corruption(folder, whole(), arguments.restarts, random_, options),
         "disks": lambda: disks(folder, options),
         "shards": lambda: shards(folder),
-        "clocks": lambda: clocks(folder, whole, arguments.libfaketime, options),
+        "clocks": lambda: clocks(folder, whole(), arguments.libfaketime, options),
     }
-    whole = uninterrupted(folder / "whole", options=options)
     print(
         "| broken by  | what                           | outcome |\n| ---------- | ------------------------------ | ------- |"
     )

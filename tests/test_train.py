@@ -170,7 +170,7 @@ def assert_same_losses(a, b):
     assert losses[:6] == pytest.approx(expected[:6], rel=1e-5) and losses == pytest.approx(expected, rel=1e-3)
 
 
-def test_two_processes_train_what_one_does_and_anyone_resumes(finished, config, tmp_path):
+def test_two_processes_train_what_one_does(finished, config, tmp_path):
     workdir = tmp_path / "run"
     cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     processes = [
@@ -186,9 +186,6 @@ def test_two_processes_train_what_one_does_and_anyone_resumes(finished, config, 
     assert "step 12/12" in outputs[0] and "step 12/12" not in outputs[1]
     tokens = [load_model(run).encode_text(["a dog"])[0] for run in (workdir, finished[0])]
     np.testing.assert_allclose(*tokens, atol=1e-2)
-    shutil.rmtree(workdir / "checkpoints/12")
-    train(workdir, config | {"eval_every_steps": 0})  # from step 8, by one process of eight devices
-    assert_same_losses(workdir, finished[0])
 
 
 def test_a_mistake_on_one_process_stops_all_of_them_at_once(config, tmp_path):
@@ -326,15 +323,12 @@ def test_the_time_of_a_run_is_counted_over_its_restarts_and_the_cache_spares_com
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     plain = config | {"eval_every_steps": 0}
     outputs = []
-    for steps in (6, 12):
-        done = subprocess.run(
-            command(tmp_path / "run", plain | {"total_steps": 12}, *([] if steps == 12 else ["--config.seed=0"])),
-            env=environment() | {"STEPS": str(steps)}, capture_output=True, text=True,
-        )  # fmt: skip
+    for start in (1, 2):
+        done = subprocess.run(command(tmp_path / "run", plain), env=environment(), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         outputs.append(done.stdout)
-        if steps == 6:  # as if it had been killed there
-            shutil.rmtree(tmp_path / "run/checkpoints/12")
+        if start == 1:  # as if it had been killed before its last save
+            shutil.rmtree(tmp_path / f"run/checkpoints/{STEPS}")
     assert "the compile cache spared" in outputs[1] and "the compile cache spared" not in outputs[0]
     rows = dict(re.findall(r"^\| (\w+) +\| +([\d.]+) \|", outputs[1], re.MULTILINE))
     assert float(rows["lost_by_rollback"]) > 0 and float(rows["start"]) > 0 and float(rows["restore"]) >= 0
@@ -377,6 +371,43 @@ def test_a_run_goes_on_alike_on_any_devices(elastic, tmp_path, monkeypatch, repl
     assert list(got) == list(range(1, 21))
     assert list(got.values()) == pytest.approx(list(expected.values()), rel=1e-5)
     assert (got == expected) == (data == 8)
+
+
+def test_two_processes_go_on_alike_and_one_after_them(elastic, tmp_path):
+    """From step 8 of one process by two, from their step 16 by one."""
+    whole, config = elastic
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+
+    def forget(beyond):
+        for step in Checkpoints(run).steps():
+            if step > beyond:
+                shutil.rmtree(run / f"checkpoints/{step}")
+
+    def check():
+        rows = {}
+        for line in "".join(file.read_text() for file in sorted((run / "keys").glob("*.jsonl"))).splitlines():
+            entry = json.loads(line)
+            rows.setdefault(entry["step"], {})[entry["first_row"]] = entry["keys"]
+        found = {step: [key for first in sorted(parts) for key in parts[first]] for step, parts in rows.items()}
+        lines = map(json.loads, (whole / "keys/process_0.jsonl").read_text().splitlines())
+        assert found == {line["step"]: line["keys"] for line in lines}
+        got, expected = (dict(logged(each)) for each in (run, whole))
+        assert list(got) == list(range(1, 21))
+        assert list(got.values()) == pytest.approx(list(expected.values()), rel=1e-5)
+
+    forget(8)
+    cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    words = command(run, config, "--distributed")
+    environments = [environment(4, JAX_PROCESS_ID=str(index), **cluster) for index in range(2)]
+    processes = [subprocess.Popen(words, env=each, **pipes) for each in environments]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0] and "resuming at step 8" in outputs[0], outputs
+    check()
+    forget(16)
+    train(run, config)
+    check()
 
 
 def test_another_tokenizer_or_config_does_not_go_on(finished, config, tmp_path):
