@@ -1,11 +1,14 @@
 """The device mesh: `replica` x `data`, the batch over both, parameters sharded over `data`."""
 
 import math
-from collections.abc import Mapping
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from filip_jax import paths
@@ -15,13 +18,14 @@ BATCH_AXES = ("replica", "data")
 MIN_SHARDED_SIZE = 2**14  # elements; below it a parameter costs more to gather than to keep whole
 
 
-def make_mesh(replica: int = 1, data: int = -1) -> Mesh:
-    """All devices as replica x data; one of the two may be -1, which takes what is left.
+def make_mesh(replica: int = 1, data: int = -1, devices: Sequence[Any] | None = None) -> Mesh:
+    """Devices, by default all, as replica x data; one of the two may be -1, which takes what is left.
 
     Raises:
-        UserError: the sizes do not multiply to the number of devices.
+        UserError: the sizes do not multiply to the number of devices, or do not go with where these stand.
     """
-    count = jax.device_count()
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
     sizes = {"replica": replica, "data": data}
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 for axis, size in sizes.items() if axis not in free):
@@ -31,7 +35,36 @@ def make_mesh(replica: int = 1, data: int = -1) -> Mesh:
         sizes[free[0]] = count // fixed
     if math.prod(sizes.values()) != count:
         raise UserError(f"mesh: replica={replica} x data={data} does not fit {count} devices")
-    return jax.make_mesh(tuple(sizes.values()), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+    return Mesh(arrange(devices, **sizes), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def arrange(devices: Sequence[Any], replica: int, data: int) -> np.ndarray:
+    """The devices as an array replica x data, neighbours of the axis `data` close to each other.
+
+    Close together is a TPU slice, or the GPUs of a host: between them the network is slow, and parameters that are
+    split over `data` are gathered in every layer. So what there is of such domains goes to `replica`, whose
+    devices only sum gradients.
+
+    Raises:
+        UserError: the domains are of different sizes.
+    """
+    sizes = Counter(getattr(device, "slice_index", 0) for device in devices)
+    if len(sizes) == 1:
+        return mesh_utils.create_device_mesh((replica, data), devices, allow_split_physical_axes=True)
+    domains = len(sizes)
+    if len(set(sizes.values())) > 1:
+        raise UserError(f"mesh: the slices or hosts have different numbers of devices: {sorted(sizes.values())}")
+    replicas = math.gcd(replica, domains)
+    if replicas < domains:
+        warnings.warn(
+            f"mesh: data={data} reaches over {domains // replicas} slices or hosts, whose network is slow: "
+            f"mesh.replica={domains} keeps the parameters' gathers inside of each",
+            stacklevel=2,
+        )
+    inner = (replica // replicas, data * replicas // domains)
+    return mesh_utils.create_hybrid_device_mesh(
+        inner, (replicas, domains // replicas), devices, allow_split_physical_axes=True
+    )
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:

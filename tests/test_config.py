@@ -125,7 +125,7 @@ def test_overrides_reach_everything_that_hangs_on_them():
         (lambda c: c["loss"].update(name="filp"), "loss.name='filp' is not one of contrastive"),
         (lambda c: c["data"].update(text_length=30), "data.text_length=30, but the model is built for 20"),
         (lambda c: c.update(batch_size=100), "batch_size=100 is not divisible by the 8 devices"),
-        (lambda c: c.update(ema_decay=1.0), "ema_decay=1.0 in"),
+        (lambda c: c.update(ema_decay=1.0), "ema_decay=1.0 must"),
         (lambda c: c["checkpoint"].update(evry=1), "config section checkpoint: .*'evry'; its keys are every_steps"),
         (lambda c: c["tokenizer"].update(pth=1), "config section tokenizer: .*'pth'; its keys are name, path"),
         (lambda c: c["evals"]["val"].update(kind="nope"), "evals.val.kind='nope' is not one of retrieval"),

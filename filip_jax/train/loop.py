@@ -65,7 +65,7 @@ def train(workdir: str | Path, config: Mapping[str, Any], watch: Watch | None = 
 
 
 def _train(workdir: str | Path, config: Mapping[str, Any], watch: Watch) -> None:
-    setup = call(make_setup, config, "(top level)")
+    setup = call(make_setup, config, "(top level)", devices=None)
     watch.listen(setup.processes["stop_signals"])
     watch.hang_seconds = setup.processes["hang_seconds"]
     pulse = Pulse(watch, setup.processes["heartbeat_seconds"])

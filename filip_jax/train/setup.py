@@ -1,6 +1,6 @@
 """What a training config describes, built abstractly: no file is written, no array allocated."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -62,32 +62,24 @@ class Setup:
 
 
 def make_setup(
-    *,
-    seed: int,
-    batch_size: int,
-    total_steps: int,
-    microbatches: int,
+    *, seed: int, batch_size: int, total_steps: int, microbatches: int,
     mesh: Mapping[str, Any],
     source: Mapping[str, Any],
     data: Mapping[str, Any],
     tokenizer: Mapping[str, Any],
     model: Mapping[str, Any],
     loss: Mapping[str, Any],
-    optimizer: Mapping[str, Any],
-    ema_decay: float,
+    optimizer: Mapping[str, Any], ema_decay: float,
     init_from: Mapping[str, Any],
     checkpoint: Mapping[str, Any],
     processes: Mapping[str, Any],
     guards: Mapping[str, Any],
     compile_cache: bool,
-    log_every_steps: int,
-    log_keys: bool,
-    wandb_project: str,
-    eval_every_steps: int,
-    evals_fatal: bool,
-    evals: Mapping[str, Any],
-) -> Setup:
-    """The setup of a config: these are its legal keys.
+    log_every_steps: int, log_keys: bool, wandb_project: str,
+    eval_every_steps: int, evals_fatal: bool, evals: Mapping[str, Any],
+    devices: Sequence[jax.Device] | None = None,
+) -> Setup:  # fmt: skip
+    """The setup of a config: these are its legal keys, `devices` apart.
 
     Args:
         batch_size: pairs of one step, over all devices of all processes.
@@ -100,12 +92,13 @@ def make_setup(
         log_keys: whether the samples of each step are named in keys/ of the workdir.
         wandb_project: of Weights & Biases, which gets the metrics, too; "" for none.
         evals_fatal: whether an evaluation's error ends the run; else it is logged as eval/<name>/error.
+        devices: other than this machine's; nothing runs on them.
 
     Raises:
         UserError: anything in the config that can not be, named by its key.
     """
     _check_numbers(seed, total_steps, log_every_steps, eval_every_steps, ema_decay)
-    devices = call(make_mesh, mesh, "mesh")
+    devices = call(make_mesh, mesh, "mesh", devices=devices)
     check_batch_size(batch_size, devices, microbatches)
     given = ("source", "tokenizer", "batch_size", "seed", "start", "process_index", "process_count")
     check(batches, data, "data", given)
