@@ -114,3 +114,10 @@ def get_config(variant: str = "filip") -> ConfigDict:
             alignment=dict(kind="pictures", source=val, examples=8),
         ),
     ))  # fmt: skip
+
+
+def sweep():
+    """For `filip sweep`: the loss on tokens and its baseline, at three learning rates."""
+    for pooling in ("tokens", "global"):
+        for rate in (5e-4, 1e-3, 2e-3):
+            yield {"model.pooling": pooling, "optimizer.peak_learning_rate": rate}

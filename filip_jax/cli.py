@@ -1,4 +1,4 @@
-"""The command `filip`: train, eval, inspect, align, data."""
+"""The command `filip`: train, sweep, eval, inspect, align, data."""
 
 import argparse
 import glob
@@ -43,6 +43,18 @@ here: --source webdataset path=/data/cc3m caption_keys=txt,de.txt. The workdir r
 TERM and USR1 (processes.stop_signals) save and stop, wherever the run is. Exit codes: 0 done; 2 a mistake, in one
 line; 42 stopped and saved, 43 a hang or a lost process: the same command goes on; 130 interrupted (Ctrl-C)."""
 
+SWEEP = """Train several runs of one config, each with other values, and gather their results.
+
+The config's file has, beside get_config(), a function sweep() that yields {key: value} for each run:
+
+  def sweep():
+      for rate in (5e-4, 1e-3, 2e-3):
+          yield {"optimizer.peak_learning_rate": rate}
+
+Without --run one full command for each run that is not finished is printed, to be submitted wherever you like.
+With --run they are trained here, --jobs at a time (on GPUs each has one then). Each has a folder of its own in
+the workdir; finished ones are skipped, others go on. What is evaluated is one table, in sweep.md and sweep.csv."""
+
 EVAL = """Evaluate checkpoints of one run, or of all runs that a pattern matches, and print one table.
 
 The model is always built from the run's own config.json; the evaluations come from there too
@@ -74,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "data":  # options of the source may stand behind others
             arguments.source += [word for word in rest if "=" in word and not word.startswith("-")]
             rest = [word for word in rest if word not in arguments.source]
-        if rest and not (arguments.command in ("train", "eval", "data") and arguments.config):
+        if rest and not (arguments.command in ("train", "sweep", "eval", "data") and arguments.config):
             command = " ".join(filter(None, (arguments.command, getattr(arguments, "data_command", ""))))
             raise UserError(f"unknown argument {rest[0]!r}; see filip {command} --help")
         with warnings.catch_warnings():
@@ -137,6 +149,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--source", nargs="+", metavar="WORD", help="in place of the config's: NAME key=value …")
     train.add_argument("--distributed", action="store_true", help="one process of several, see README")
 
+    sweep = command("sweep", _sweep, SWEEP)
+    sweep.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="and --config.key=value behind it")
+    sweep.add_argument("--run", dest="here", action="store_true", help="train what is not finished on this machine")
+    sweep.add_argument("--jobs", type=int, default=1, help="so many at a time (default: 1)")
+
     evaluate = command("eval", _eval, EVAL)
     evaluate.add_argument("--step", default="latest", help="latest, all, or a number (default: latest)")
     evaluate.add_argument("--config", metavar="FILE.py[:variant]", help="evaluations other than the run's own")
@@ -188,6 +205,25 @@ def _join(config, watch) -> None:
     section = config.get("processes", {})
     call(check_processes, section, "processes")
     join_processes(watch, section["heartbeat_seconds"], section["start_seconds"])
+
+
+def _sweep(arguments, overrides) -> None:
+    from filip_jax.tools.sweep import commands, open_sweep, run_points, write_results
+
+    points = open_sweep(arguments.config, arguments.workdir, overrides)
+    failed = run_points(points, arguments.jobs) if arguments.here else []
+    results = write_results(points, Path(arguments.workdir))
+    if arguments.here:
+        print(results)
+    elif todo := commands(points):
+        print(todo)
+    count = sum(point.is_finished() for point in points)
+    print(
+        f"{count} of {len(points)} runs are finished" + (f"; see {arguments.workdir}/sweep.md" if results else ""),
+        file=sys.stderr,
+    )
+    if failed:
+        raise UserError("; ".join(failed))
 
 
 def _eval(arguments, overrides) -> None:

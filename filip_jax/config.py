@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from absl import flags
@@ -53,13 +54,36 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         return config.to_dict()
 
 
-def _get_config(path: Path, variant: str) -> ConfigDict:
+def load_sweep(file: str) -> list[dict[str, Any]]:
+    """The points that the function sweep() of `FILE.py[:variant]` yields: {config key: value}.
+
+    Raises:
+        UserError: there is no such function, or it yields something else.
+    """
+    path = Path(file.partition(":")[0])
+    module = _load(path)
+    if not hasattr(module, "sweep"):
+        raise UserError(f"--config={path}: the file has no function sweep, which yields {{config key: value}}")
+    with _mistakes_of(path):
+        points = list(module.sweep())
+    for point in points:
+        if not isinstance(point, Mapping) or not all(isinstance(key, str) for key in point):
+            raise UserError(f"--config={path}: sweep() yields {point!r}, which is not {{config key: value}}")
+    return [dict(point) for point in points]
+
+
+def _load(path: Path) -> ModuleType:
     if not path.is_file() or path.suffix != ".py":
         raise UserError(f"--config={path}: no such Python file")
     spec = importlib.util.spec_from_file_location("filip_config", path)
     module = importlib.util.module_from_spec(spec)
     with _mistakes_of(path):
         spec.loader.exec_module(module)
+    return module
+
+
+def _get_config(path: Path, variant: str) -> ConfigDict:
+    module = _load(path)
     if not hasattr(module, "get_config"):
         raise UserError(f"--config={path}: the file has no function get_config")
     variants = getattr(module, "VARIANTS", ())

@@ -185,6 +185,9 @@ def test_commands(command, demo, pairs, tars, tmp_path, monkeypatch, capsys):
         check_benchmark(words[1:])
     elif words[1] == "inspect":
         assert main(words[1:]) == 0 and "verified: " in capsys.readouterr().out
+    elif words[1] == "sweep":
+        monkeypatch.chdir(ROOT)
+        assert main(words[1:]) == 0 and capsys.readouterr().out.count("filip train --config=configs/demo.py") == 6
     elif words[1] == "train":
         built([word.replace(f"keep={tmp_path}/clean", f"keep={tars}/clean") for word in words[2:]])
     else:

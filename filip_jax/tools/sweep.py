@@ -1,0 +1,183 @@
+"""Several runs of one config, each with other values: their commands, their runs on this machine, their results."""
+
+import csv
+import hashlib
+import io
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filip_jax.checkpoint import Checkpoints
+from filip_jax.config import check_same_run, load_config, load_sweep
+from filip_jax.errors import UserError
+from filip_jax.evals.run import read_results, table
+from filip_jax.evals.run import FILE as RESULTS
+from filip_jax.files import write_atomically
+from filip_jax.progress import Progress
+
+NAME = 100  # characters of a point's folder
+GPU = Path("/dev/nvidia0")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep.
+
+    Attributes:
+        values: {config key: its value here}.
+        config: with these values.
+        words: what follows `filip` to train it.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    config: Mapping[str, Any]
+    workdir: Path
+    words: Sequence[str]
+
+    def is_finished(self) -> bool:
+        """Whether its last step is saved, and evaluated if that is wanted."""
+        last = self.config["total_steps"]
+        evaluated = not self.config["eval_every_steps"] or str(last) in read_results(self.workdir)["steps"]
+        return last in Checkpoints(self.workdir).steps() and evaluated
+
+    def row(self) -> dict[str, Any]:
+        """Its values, the last step that was evaluated, and the numbers of that."""
+        steps = read_results(self.workdir)["steps"]
+        last = max(map(int, steps), default=None)
+        numbers = {} if last is None else {"step": last} | steps[str(last)]
+        return {key: _text(value) for key, value in self.values.items()} | numbers
+
+
+def open_sweep(file: str, workdir: str, overrides: Sequence[str] = ()) -> list[Point]:
+    """The points of `FILE.py[:variant]`, whose function sweep() yields {config key: value}, in folders of `workdir`.
+
+    Args:
+        overrides: --config.key=value for all points.
+
+    Raises:
+        UserError: no such function, a point that is no config, two alike, or a folder that holds another run.
+    """
+    listed = load_sweep(file)
+    alike = Counter(_last(key) for key in {key for values in listed for key in values})
+    points = {}
+    for values in listed:
+        settings = [f"--config.{key}={_text(value)}" for key, value in values.items()]
+        config = load_config(file, [*overrides, *settings])
+        parts = [f"{_last(k) if alike[_last(k)] == 1 else k}={_text(v)}" for k, v in values.items()]
+        name = _folder(",".join(parts))
+        if name in points:
+            raise UserError(f"--config={file}: sweep() gives {name} twice")
+        place = Path(workdir) / name
+        if (place / "config.json").exists():
+            check_same_run(place, config)
+        words = ["train", f"--config={file}", f"--workdir={place}", *overrides, *settings]
+        points[name] = Point(name, values, config, place, words)
+    if not points:
+        raise UserError(f"--config={file}: sweep() gives no point")
+    return list(points.values())
+
+
+def _last(key: str) -> str:
+    return key.rsplit(".", 1)[-1]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)
+
+
+def _folder(text: str) -> str:
+    name = re.sub(r"[^\w.=,+-]", "_", text)
+    if name == text and len(name) <= NAME:
+        return name
+    return f"{name[: NAME - 9]}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def commands(points: Sequence[Point]) -> str:
+    """One full command for each point that is not finished."""
+    return "\n".join(shlex.join(["filip", *point.words]) for point in points if not point.is_finished())
+
+
+def run_points(points: Sequence[Point], jobs: int) -> list[str]:
+    """Trains what is not finished, `jobs` at a time, each with its output beside its folder, in NAME.log.
+
+    On GPUs, of several jobs each has one, unless CUDA_VISIBLE_DEVICES says otherwise. SIGTERM and Ctrl-C are
+    handed on, so that each saves; the same command goes on.
+
+    Returns:
+        a line for each that failed.
+
+    Raises:
+        UserError: `jobs` out of range.
+        KeyboardInterrupt: a signal ended it.
+    """
+    if jobs < 1:
+        raise UserError(f"--jobs={jobs} must be at least 1")
+    todo = [point for point in points if not point.is_finished()]
+    progress, failed = Progress("sweep", len(points), len(points) - len(todo)), []
+    running: dict[int, tuple[Point, subprocess.Popen]] = {}
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        while todo or running:
+            for slot in range(jobs):
+                if todo and slot not in running:
+                    running[slot] = todo[0], _start(todo.pop(0), slot, jobs)
+            for slot, (point, process) in list(running.items()):
+                if process.poll() is not None:
+                    del running[slot]
+                    progress.advance()
+                    failed += [] if process.returncode == 0 else [_failure(point, process.returncode)]
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        for _, process in running.values():
+            process.send_signal(signal.SIGTERM)
+        for _, process in running.values():
+            process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return failed
+
+
+def _start(point: Point, slot: int, jobs: int) -> subprocess.Popen:
+    point.workdir.parent.mkdir(parents=True, exist_ok=True)
+    one = {"CUDA_VISIBLE_DEVICES": str(slot)} if jobs > 1 and GPU.exists() else {}
+    command = [sys.executable, "-m", "filip_jax", *point.words]
+    print(f"{point.name} ...", file=sys.stderr, flush=True)
+    with _log(point).open("ab") as log:
+        # In a group of its own: a Ctrl-C at the terminal is handed on as SIGTERM, which saves.
+        return subprocess.Popen(command, stdout=log, stderr=log, env=one | os.environ, start_new_session=True)
+
+
+def _log(point: Point) -> Path:
+    return point.workdir.with_name(f"{point.name}.log")
+
+
+def _failure(point: Point, code: int) -> str:
+    lines = _log(point).read_text(errors="replace").strip().splitlines()
+    return f"{point.name} ended with {code}: {lines[-1][:200] if lines else ''} ({_log(point)})"
+
+
+def write_results(points: Sequence[Point], workdir: Path) -> str:
+    """The table of all points that have numbers, as markdown; sweep.md and sweep.csv hold it, too."""
+    rows = {point.name: point.row() for point in points if (point.workdir / RESULTS).exists()}
+    if not rows:
+        return ""
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, ["point", *names], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({"point": name} | row for name, row in rows.items())
+    markdown = table(rows)
+    write_atomically(workdir / "sweep.csv", text.getvalue())
+    write_atomically(workdir / "sweep.md", markdown + "\n")
+    return markdown
