@@ -11,6 +11,7 @@ from pathlib import Path
 
 from filip_jax.cli_data import add_data_commands, source_section
 from filip_jax.cluster.watch import PREEMPTED, Watch, leave
+from filip_jax.console import outlive_readers
 from filip_jax.errors import Preempted, UserError, one_line
 
 DESCRIPTION = "FILIP: fine-grained contrastive language-image pre-training in JAX."
@@ -114,6 +115,8 @@ def entry() -> None:
     """The command as a process. Training ends it without Python's last acts: they would wait for threads that read a
     dead disk, and for processes that are gone."""
     training = sys.argv[1:2] == ["train"]
+    if training:
+        outlive_readers()
     try:
         code = main()
     except Exception:

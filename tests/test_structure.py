@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = [
     {"redact"},
     {"errors"},
-    {"extras", "files", "paths", "progress", "sections", "workers"},
+    {"console", "extras", "files", "paths", "progress", "sections", "workers"},
     {"storage"},
     {"buckets", "cluster", "config", "folders", "mesh"},
     {"workdir"},

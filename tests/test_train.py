@@ -204,6 +204,16 @@ def test_a_mistake_on_one_process_stops_all_of_them_at_once(config, tmp_path):
     assert all("filip: error: tokenizer.vocab_size=20" in output for output in outputs), outputs
 
 
+def test_a_reader_that_is_gone_stops_no_run(config, tmp_path):
+    """As where an ssh session or a terminal is lost: the pipe breaks, the run goes on to its end."""
+    words = command(tmp_path / "run", config | {"eval_every_steps": 0})
+    with subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(200) == 0
+    assert Checkpoints(tmp_path / "run").steps()[-1] == STEPS
+
+
 @pytest.mark.smoke
 def test_load_model_embeds_pictures_of_any_size_and_texts(finished):
     model = load_model(finished[0])
