@@ -197,6 +197,10 @@ def _train(arguments, overrides) -> None:
 
         hide_repeated_errors()
         train(arguments.workdir, config, watch)
+    except OSError as error:
+        if error.filename or not error.errno:
+            raise
+        raise UserError(f"--workdir={arguments.workdir}: {error}") from error  # a write to an open file names none
     finally:
         watch.end()
 

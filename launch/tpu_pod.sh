@@ -14,11 +14,50 @@
 #   --dry-run  prints every command and runs none
 #
 # What follows -- goes to `filip train`. The workdir and the data must be what all workers reach: gs://… or a mounted
-# disk. Exit codes are those of filip train; 42 (preempted), 43 (hung) and a lost slice start again. The slice stays when
-# the run has ended; the last line says how to delete it. Ctrl-C ends this script alone: the run goes on on the slice, and
-# the same command takes it up again. Needs gcloud, logged in, and git.
+# disk. Exit codes are those of filip train; after 42 (preempted) and 43 (hung) the workers start it again, a lost slice
+# is made anew. The slice stays when the run has ended; the last line says how to delete it. Ctrl-C ends this script
+# alone: the run goes on on the slice, and the same command shows it again. Needs gcloud, logged in, and git.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# On a worker: takes up the run that is under way there, or starts one that a lost connection does not end, and that goes
+# on by itself after 42, 43 and ends by a signal. Shows what it says.
+worker() {
+    local words
+    words=$(printf '%q ' "$@")
+    cd "$HOME"
+    if flock --nonblock filip_jax.lock true; then
+        rm -f filip_jax.code filip_jax.pid
+        echo "$words" > filip_jax.words
+        setsid --fork flock filip_jax.lock bash filip_jax/launch/tpu_pod.sh --loop "$@" > filip_jax.log 2>&1 < /dev/null
+    elif [ "$words" != "$(cat filip_jax.words)" ]; then
+        echo "tpu_pod.sh: another run is under way here: $(cat filip_jax.words)" >&2
+        exit 2
+    fi
+    until [ -s filip_jax.pid ]; do sleep 0.2; done
+    tail -n +1 --pid="$(cat filip_jax.pid)" -F filip_jax.log 2>/dev/null
+    echo "tpu_pod.sh: the run ended with $(cat filip_jax.code)"
+}
+
+loop() {
+    local code quick=0 started
+    echo $$ > filip_jax.pid
+    cd filip_jax
+    while :; do
+        code=0 started=$SECONDS
+        .venv/bin/filip train "$@" --distributed || code=$?
+        case $code in 0 | 1 | 2 | 130) break ;; esac
+        quick=$((SECONDS - started < 300 ? quick + 1 : 0))
+        ((quick < 5)) || break
+        echo "tpu_pod.sh: ended with $code, starting again"
+    done
+    echo "$code" > "$HOME/filip_jax.code"
+}
+
+case ${1:-} in
+    --worker) shift; worker "$@"; exit ;;
+    --loop) shift; loop "$@"; exit ;;
+esac
 
 name="" type="" zone="" version="" project="" spot="" dry=""
 usage() { sed -n '2,21s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
@@ -76,27 +115,31 @@ wait_until_active() {
     done
 }
 
-install() {
+install() {  # what a run under way works with is left as it is
     local archive=/tmp/filip_jax_$name.tar
-    run git -C "$root" archive --output="$archive" HEAD
+    run bash -c "cd $(printf %q "$root") && git ls-files -co -z --exclude-standard | tar -c --null -T - --ignore-failed-read -f $archive"
     run gcloud compute tpus tpu-vm scp "$archive" "$name:filip_jax.tar" "${where[@]}" --worker=all
-    on_all "mkdir -p filip_jax && tar xf filip_jax.tar -C filip_jax && cd filip_jax && { [ -x .venv/bin/pip ] ||
-        python3 -m venv .venv; } && .venv/bin/pip install --quiet --editable '.[tpu,gs]'"
+    on_all "flock --nonblock --conflict-exit-code=99 filip_jax.lock bash -ec \"mkdir -p filip_jax; tar xf filip_jax.tar -C filip_jax; cd filip_jax; python3 -m pip install --quiet --user uv; export PATH=\\\$HOME/.local/bin:\\\$PATH; uv venv --quiet --allow-existing --python=3.12 .venv; uv pip install --quiet --python=.venv --editable '.[tpu,gs]'\" || [ \$? = 99 ]"
 }
 
-train="cd filip_jax && pkill -TERM -f '[f]ilip train' && sleep 60; .venv/bin/filip train$(printf ' %q' "$@") --distributed"
+attempt() {
+    install && on_all "bash filip_jax/launch/tpu_pod.sh --worker$(printf ' %q' "$@")"
+}
+
 [ -z "$dry" ] || create
+quick=0
 while :; do
     wait_until_active
-    code=0
-    { install && on_all "$train"; } || code=$?
+    said=$(mktemp) started=$SECONDS
+    attempt "$@" 2>&1 | tee "$said" || true
     [ -z "$dry" ] || { delete; exit 0; }
-    now=$(state)
-    say "ended with $code, $name is $now"
-    case $now:$code in
-        ACTIVE:0 | ACTIVE:1 | ACTIVE:2 | ACTIVE:130) break ;;
-    esac
+    ended=$(sed -n 's/.*tpu_pod.sh: the run ended with \([0-9]*\).*/\1/p' "$said" | sort -n | tail -n 1)
+    rm "$said"
+    [ -z "$ended" ] || break
+    quick=$((SECONDS - started < 600 ? quick + 1 : 0))
+    ((quick < 5)) || { say "five attempts in a row have failed: giving up"; exit 1; }
+    say "the connection or the slice is lost ($name is $(state)): once more"
     sleep "${PERIOD:-30}"
 done
-say "$name stays: gcloud compute tpus queued-resources delete $name ${where[*]} --force"
-exit "$code"
+say "ended with $ended; $name stays: gcloud compute tpus queued-resources delete $name ${where[*]} --force"
+exit "$ended"
