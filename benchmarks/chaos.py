@@ -10,7 +10,9 @@ exit code 1.
 """
 
 import argparse
+import contextlib
 import functools
+import io
 import json
 import os
 import random
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -328,7 +331,8 @@ def corruption(
         data = file.read_bytes()
         spoil(file, way, random_)
         writer = CheckpointWriter(workdir, every_steps=1, every_minutes=0.0, keep_last=2, keep_every_steps=0)
-        found = newest_sound(writer) if number not in real else restarted(workdir, options)
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
+            found = newest_sound(writer) if number not in real else restarted(workdir, options)
         if data or way == "deleted":
             check(found == before, f"{file.name} {way}: went on from {found}, not from {before}")
             outcome[way] += 1

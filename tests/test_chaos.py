@@ -47,7 +47,6 @@ def test_a_frozen_process_is_named(tmp_path):
     assert re.fullmatch(r"named after [\d.]+ s, exit 43", outcome["process 1 stopped"])
 
 
-@pytest.mark.filterwarnings("ignore:THE CHECKPOINT OF STEP 30 IS DAMAGED", "ignore:.*has no manifest.json")
 def test_whatever_happens_to_the_newest_checkpoint_the_one_before_is_taken(whole, tmp_path):
     outcome = chaos.corruption(tmp_path, whole, 1, random.Random(0), OPTIONS)
     assert outcome["files deleted"] > 10

@@ -1,12 +1,21 @@
 """Launchers of clusters that are not here, against commands that stand for theirs."""
 
+import configparser
+import json
 import os
 import subprocess
 import sys
 import textwrap
+from io import BytesIO
 
+import jsonschema
 import pytest
+import yaml
 from conftest import ROOT
+from dockerfile_parse import DockerfileParser
+
+from filip_jax.cli import _parser
+from filip_jax.config import load_config
 
 SCRIPT = ROOT / "launch/tpu_pod.sh"
 WORDS = ["--name=filip", "--type=v5litepod-8", "--zone=here", "--spot"]
@@ -126,3 +135,95 @@ def test_a_dry_run_prints_every_command_and_runs_none(cloud):
 def test_words_that_can_not_be_show_the_usage(words):
     done = pod(*words)
     assert done.returncode == 2 and "bash launch/tpu_pod.sh --name=filip" in done.stderr
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """A function that runs the script as Slurm would, with an srun that ends with a code; gives what came of it."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("srun", "scontrol", "filip"):
+        (tools / name).write_text(
+            f'#!/bin/bash\necho "{name} $@ ($JAX_LOCAL_DEVICE_IDS)"\n[ {name} != srun ] || exit $CODE\n'
+        )
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    job = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "VENV": "",
+        "FILIP": "",
+    }
+
+    def run(code=0, tasks=2, nodes=2, gpus=0):
+        numbers = {"SLURM_NTASKS": tasks, "SLURM_JOB_NUM_NODES": nodes, "SLURM_GPUS_ON_NODE": gpus, "CODE": code}
+        environment = os.environ | job | {name: str(value) for name, value in numbers.items()}
+        words = ["bash", str(ROOT / "launch/slurm.sbatch"), "--config=c.py", "--workdir=a run"]
+        return subprocess.run(words, env=environment, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "code, requeued", [(0, False), (1, False), (2, False), (130, False), (42, True), (43, True), (137, True)]
+)
+def test_slurm_requeues_what_can_go_on(slurm, code, requeued):
+    done = slurm(code)
+    assert ("scontrol requeue 7" in done.stdout) == requeued and done.returncode == (0 if requeued else code), (
+        done.stderr
+    )
+    assert "filip train --config=c.py --workdir=a run --distributed" in done.stdout
+
+
+@pytest.mark.parametrize("tasks, gpus, ids", [(2, 8, "0,1,2,3,4,5,6,7"), (16, 8, ""), (2, 0, ""), (2, 1, "0")])
+def test_a_task_has_one_gpu_or_all_of_its_node(slurm, tasks, gpus, ids):
+    assert f"--distributed ({ids})" in slurm(tasks=tasks, gpus=gpus).stdout
+
+
+def test_other_numbers_of_tasks_are_refused(slurm):
+    done = slurm(tasks=8, gpus=8)
+    assert done.returncode == 2 and "--ntasks-per-node=4 must be 1 or the number of GPUs of a node, 8" in done.stderr
+
+
+JOBSETS = list(yaml.safe_load_all((ROOT / "launch/jobset.yaml").read_text()))
+
+
+@pytest.mark.parametrize("jobset", JOBSETS, ids=lambda jobset: jobset["metadata"]["name"])
+def test_a_jobset_is_one_and_its_parts_agree(jobset):
+    """The schema is that of jobset.x-k8s.io_jobsets.yaml (kubernetes-sigs/jobset 08dfbdf), without descriptions."""
+    schema = json.loads((ROOT / "tests/schemas/jobset_v1alpha2.json").read_text())
+    jsonschema.validate(jobset, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(jobset | {"spec": jobset["spec"] | {"replicas": 3}}, schema)
+    (job,) = jobset["spec"]["replicatedJobs"]
+    spec = job["template"]["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    assert spec["parallelism"] == spec["completions"] and spec["backoffLimit"] == 0
+    (rule,) = spec["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [1, 2]}
+    arguments, overrides = _parser().parse_known_args(container["args"])
+    config = load_config(str(ROOT / arguments.config), overrides)
+    assert arguments.distributed and arguments.workdir
+    given = {each["name"]: each.get("value") for each in container.get("env", ())}
+    if jobset["metadata"]["labels"]["pool"] == "gpu":
+        name = f"{jobset['metadata']['name']}-{job['name']}-0-0.{jobset['metadata']['name']}"
+        assert given["JAX_COORDINATOR_ADDRESS"].partition(":")[0] == name and "JAX_PROCESS_ID" in given
+        assert int(given["JAX_NUM_PROCESSES"]) == spec["parallelism"] == config["mesh"]["replica"]
+    else:  # JAX hears from GKE who is who
+        assert not given and config["mesh"]["replica"] == job["replicas"]
+
+
+def test_the_image_copies_what_is_there_and_installs_extras_that_exist():
+    """No daemon builds it here: its instructions, files and extras are compared with the repository's."""
+    parser = DockerfileParser(fileobj=BytesIO((ROOT / "launch/Dockerfile").read_bytes()))
+    steps = [(step["instruction"], step["value"]) for step in parser.structure if step["instruction"] != "COMMENT"]
+    legal = {"FROM", "ARG", "ENV", "WORKDIR", "COPY", "RUN", "USER", "ENTRYPOINT"}
+    assert steps[0][0] == "FROM" and {name for name, _ in steps} == legal
+    copied = [name for step, value in steps if step == "COPY" for name in value.split()[:-1]]
+    assert {"filip_jax", "configs", "setup.cfg"} <= set(copied) and all((ROOT / name).exists() for name in copied)
+    assert json.loads(dict(steps)["ENTRYPOINT"]) == ["filip"] and dict(steps)["USER"] == "filip"
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    extras = {name for step, value in steps if step == "ARG" for name in value.partition("=")[2].split(",")} | {"tpu"}
+    assert extras <= set(setup["options.extras_require"])

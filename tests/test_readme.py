@@ -214,17 +214,6 @@ def test_python_blocks(number, demo, monkeypatch, capsys):
         assert names["sharded"].shape == () and len(names["gradient"].shape) == 3
 
 
-@pytest.mark.parametrize("code, requeued", [(0, False), (1, False), (2, False), (42, True), (43, True), (137, True)])
-def test_the_lines_for_slurm_requeue_what_can_go_on(tmp_path, code, requeued):
-    (lines,) = re.findall(r"```\n(srun .*?)```", README, re.DOTALL)
-    for name, text in (("srun", f"exit {code}"), ("scontrol", 'echo "$@"')):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    done = subprocess.run(["bash", "-e", "-c", lines], env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == ((0, "requeue 7\n") if requeued else (code, "")), done.stderr
-
-
 def test_the_file_tree_is_the_tree():
     tree = README.split("## What stands where")[1].split("```")[1]
     for path in (ROOT / "filip_jax").iterdir():
