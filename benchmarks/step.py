@@ -68,13 +68,14 @@ def build(config, keep_tokens, mesh, batch):
 
 
 def measure(a, overrides):
-    devices = topology.topology_devices(a.topology) if a.topology else None
+    devices = topology.devices_of(a.topology) if a.topology else None
 
     import jax
     import numpy as np
     from jax.sharding import AxisType, Mesh
 
     from filip_jax.config import load_config
+    from filip_jax.plan.program import Program
 
     devices = devices or jax.devices()
     mesh = Mesh(np.array(devices).reshape(1, -1), ("replica", "data"), axis_types=(AxisType.Auto,) * 2)
@@ -85,10 +86,9 @@ def measure(a, overrides):
         compiled = step.lower(state, rows).compile()
         result = {"memory": compiled.memory_analysis().temp_size_in_bytes, "chips": len(devices)}
         if a.topology:
-            operations, clock = topology.CHIPS[a.topology.split(":")[0]]
-            longest = 10**3  # the last branch of every conditional
-            estimated = topology.cycles(compiled.as_text(), longest, config["model"]["embed_dim"] * clock / operations)
-            result |= {"chip": a.topology, "seconds": estimated / clock}
+            chip = topology.CHIPS[a.topology.split(":")[0]]
+            program = Program(compiled.as_text(), config["model"]["embed_dim"] * chip.clock / chip.operations)
+            result |= {"chip": a.topology, "seconds": program.cycles() / chip.clock}
         else:
             result |= {"chip": devices[0].device_kind, "seconds": seconds(compiled, init, rows, config, a.repeat)}
     print(json.dumps(result))

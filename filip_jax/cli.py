@@ -1,4 +1,4 @@
-"""The command `filip`: train, sweep, eval, inspect, align, data."""
+"""The command `filip`: train, eval, inspect, align; see also cli_plan.py and cli_data.py."""
 
 import argparse
 import glob
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from filip_jax.cli_data import add_data_commands, source_section
+from filip_jax.cli_plan import add_plan_commands
 from filip_jax.cluster.watch import PREEMPTED, Watch, leave
 from filip_jax.console import outlive_readers
 from filip_jax.errors import Preempted, UserError, one_line
@@ -19,6 +20,7 @@ EPILOG = """examples:
   filip train --config=configs/demo.py --workdir=runs/demo
   filip eval --workdir=runs/demo --step=latest
   filip inspect runs/demo --verify
+  filip plan --config=configs/filip.py:base --topology=v5e:4x4
   filip data inspect webdataset path=/data/cc3m --output=cc3m.png
   filip align --workdir=runs/demo --image=dog.png --text="a dog on a white background" --output=dog_aligned.png
 
@@ -43,18 +45,6 @@ here: --source webdataset path=/data/cc3m caption_keys=txt,de.txt. The workdir r
 
 TERM and USR1 (processes.stop_signals) save and stop, wherever the run is. Exit codes: 0 done; 2 a mistake, in one
 line; 42 stopped and saved, 43 a hang or a lost process: the same command goes on; 130 interrupted (Ctrl-C)."""
-
-SWEEP = """Train several runs of one config, each with other values, and gather their results.
-
-The config's file has, beside get_config(), a function sweep() that yields {key: value} for each run:
-
-  def sweep():
-      for rate in (5e-4, 1e-3, 2e-3):
-          yield {"optimizer.peak_learning_rate": rate}
-
-Without --run one full command for each run that is not finished is printed, to be submitted wherever you like.
-With --run they are trained here, --jobs at a time (on GPUs each has one then). Each has a folder of its own in
-the workdir; finished ones are skipped, others go on. What is evaluated is one table, in sweep.md and sweep.csv."""
 
 EVAL = """Evaluate checkpoints of one run, or of all runs that a pattern matches, and print one table.
 
@@ -87,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "data":  # options of the source may stand behind others
             arguments.source += [word for word in rest if "=" in word and not word.startswith("-")]
             rest = [word for word in rest if word not in arguments.source]
-        if rest and not (arguments.command in ("train", "sweep", "eval", "data") and arguments.config):
+        if rest and not (arguments.command in ("train", "plan", "sweep", "eval", "data") and arguments.config):
             command = " ".join(filter(None, (arguments.command, getattr(arguments, "data_command", ""))))
             raise UserError(f"unknown argument {rest[0]!r}; see filip {command} --help")
         with warnings.catch_warnings():
@@ -152,10 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--source", nargs="+", metavar="WORD", help="in place of the config's: NAME key=value …")
     train.add_argument("--distributed", action="store_true", help="one process of several, see README")
 
-    sweep = command("sweep", _sweep, SWEEP)
-    sweep.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="and --config.key=value behind it")
-    sweep.add_argument("--run", dest="here", action="store_true", help="train what is not finished on this machine")
-    sweep.add_argument("--jobs", type=int, default=1, help="so many at a time (default: 1)")
+    add_plan_commands(command)
 
     evaluate = command("eval", _eval, EVAL)
     evaluate.add_argument("--step", default="latest", help="latest, all, or a number (default: latest)")
@@ -212,25 +199,6 @@ def _join(config, watch) -> None:
     section = config.get("processes", {})
     call(check_processes, section, "processes")
     join_processes(watch, section["heartbeat_seconds"], section["start_seconds"])
-
-
-def _sweep(arguments, overrides) -> None:
-    from filip_jax.tools.sweep import commands, open_sweep, run_points, write_results
-
-    points = open_sweep(arguments.config, arguments.workdir, overrides)
-    failed = run_points(points, arguments.jobs) if arguments.here else []
-    results = write_results(points, Path(arguments.workdir))
-    if arguments.here:
-        print(results)
-    elif todo := commands(points):
-        print(todo)
-    count = sum(point.is_finished() for point in points)
-    print(
-        f"{count} of {len(points)} runs are finished" + (f"; see {arguments.workdir}/sweep.md" if results else ""),
-        file=sys.stderr,
-    )
-    if failed:
-        raise UserError("; ".join(failed))
 
 
 def _eval(arguments, overrides) -> None:

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import os
+import signal
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,8 @@ from filip_jax.config import load_config
 ROOT = Path(__file__).resolve().parent.parent
 MESHES = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 4), (8, 1)]
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in what a shell starts in the background; tests interrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.config.update("jax_default_matmul_precision", "highest")
 assert jax.device_count() == 8  # JAX has read its flags: the processes that tests start compile as users' do
 os.environ["XLA_FLAGS"] = environment.EIGHT

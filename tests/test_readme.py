@@ -185,6 +185,10 @@ def test_commands(command, demo, pairs, tars, tmp_path, monkeypatch, capsys):
         check_benchmark(words[1:])
     elif words[1] == "inspect":
         assert main(words[1:]) == 0 and "verified: " in capsys.readouterr().out
+    elif words[1] == "plan":
+        pytest.importorskip("libtpu")
+        done = subprocess.run([sys.executable, "-m", "filip_jax", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0 and "it fits: " in done.stdout, done.stderr
     elif words[1] == "sweep":
         monkeypatch.chdir(ROOT)
         assert main(words[1:]) == 0 and capsys.readouterr().out.count("filip train --config=configs/demo.py") == 6

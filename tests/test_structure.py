@@ -23,7 +23,8 @@ ROOMS = [
     {"evals"},
     {"tools"},
     {"train"},
-    {"cli_data"},
+    {"plan"},
+    {"cli_data", "cli_plan"},
     {"cli"},
 ]  # fmt: skip
 STRANGERS = [("losses", "models"), ("losses", "data"), ("models", "data")]  # neither imports the other

@@ -87,7 +87,10 @@ def test_a_signal_is_handed_on_and_the_same_command_goes_on(file, tmp_path):
             assert sweep.poll() is None, sweep.stderr.read()
             time.sleep(0.1)
         sweep.send_signal(signal.SIGTERM)
-        assert sweep.wait(60) == 130, sweep.stderr.read()
+        try:
+            assert sweep.wait(60) == 130
+        finally:
+            sweep.kill()
     for folder in folders:
         assert "is saved; the same command goes on; exit 42" in folder.with_name(f"{folder.name}.log").read_text()
 

@@ -125,7 +125,7 @@ def run_points(points: Sequence[Point], jobs: int) -> list[str]:
     todo = [point for point in points if not point.is_finished()]
     progress, failed = Progress("sweep", len(points), len(points) - len(todo)), []
     running: dict[int, tuple[Point, subprocess.Popen]] = {}
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         while todo or running:
             for slot in range(jobs):
@@ -146,6 +146,10 @@ def run_points(points: Sequence[Point], jobs: int) -> list[str]:
     finally:
         signal.signal(signal.SIGTERM, before)
     return failed
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt  # not by SIGINT, which what is started in the background ignores
 
 
 def _start(point: Point, slot: int, jobs: int) -> subprocess.Popen:

@@ -15,7 +15,7 @@ from filip_jax.data.pipeline import batches, check_numbers
 from filip_jax.data.tokenizer import check_tokenizer_section, make_tokenizer
 from filip_jax.errors import UserError
 from filip_jax.evals.run import check_evals
-from filip_jax.mesh import check_batch_size, make_mesh
+from filip_jax.mesh import batch_shapes, check_batch_size, make_mesh, replicated
 from filip_jax.models import Model, make_model
 from filip_jax.sections import at_least, call, check, choose
 from filip_jax.train.guards import check_guards
@@ -32,6 +32,7 @@ class Setup:
     Attributes:
         init: key -> state.
         train_step: (state, batch) -> (state, metrics).
+        loss: (image_tokens, text_tokens, text_mask, logit_scale) -> scalar.
         shapes, shardings: of the state.
     """
 
@@ -40,6 +41,7 @@ class Setup:
     optimizer: Optimizer
     init: Callable[[jax.Array], State]
     train_step: Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]
+    loss: Callable[..., jax.Array]
     shapes: State
     shardings: State
     seed: int
@@ -124,6 +126,7 @@ def make_setup(
         optimizer=moves,
         init=init,
         train_step=make_train_step(network, objective, moves, ema_decay, seed, microbatches, guards["spike_sigmas"]),
+        loss=objective,
         shapes=shapes,
         shardings=state_shardings(devices, shapes, moves),
         seed=seed, batch_size=batch_size, total_steps=total_steps, source=source, data=data, tokenizer=tokenizer,
@@ -131,6 +134,14 @@ def make_setup(
         compile_cache=compile_cache, log_every_steps=log_every_steps, log_keys=log_keys,
         wandb_project=wandb_project, eval_every_steps=eval_every_steps, evals_fatal=evals_fatal, evals=evals,
     )  # fmt: skip
+
+
+def lower_step(setup: Setup, state: State) -> jax.stages.Lowered:
+    """The training step for a state, arrays or shapes with shardings, and a batch of the run; not compiled yet."""
+    outputs = (setup.shardings, replicated(setup.mesh))
+    batch = batch_shapes(setup.mesh, setup.batch_size, setup.data["image_size"], setup.data["text_length"])
+    with jax.set_mesh(setup.mesh):
+        return jax.jit(setup.train_step, donate_argnums=0, out_shardings=outputs).lower(state, batch)
 
 
 def _check_keeping(checkpoint, processes, guards, wandb_project):

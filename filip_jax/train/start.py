@@ -19,10 +19,9 @@ from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
 from filip_jax.errors import UserError
 from filip_jax.files import write_atomically
 from filip_jax.inference import TOKENIZER, read_tokenizer
-from filip_jax.mesh import batch_shapes, replicated
 from filip_jax.train.lease import Lease
 from filip_jax.train.metrics import say
-from filip_jax.train.setup import Setup
+from filip_jax.train.setup import Setup, lower_step
 from filip_jax.train.step import State
 from filip_jax.workdir import Workdir
 
@@ -57,10 +56,8 @@ def open_workdir(path: str | Path, watch: Watch) -> tuple[Workdir, Lease]:
 
 def compile_step(setup: Setup, state: State, watch: Watch) -> Callable[..., Any]:
     """The training step, compiled for the state and a batch of the run."""
-    outputs = (setup.shardings, replicated(setup.mesh))
-    shapes = batch_shapes(setup.mesh, setup.batch_size, setup.data["image_size"], setup.data["text_length"])
     with watch.phase("compile"), jax.set_mesh(setup.mesh):
-        return jax.jit(setup.train_step, donate_argnums=0, out_shardings=outputs).lower(state, shapes).compile()
+        return lower_step(setup, state).compile()
 
 
 def open_source(setup: Setup) -> Source:

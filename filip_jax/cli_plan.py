@@ -1,0 +1,83 @@
+"""The commands `filip plan` and `filip sweep`: before and around runs."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filip_jax.errors import UserError
+
+PLAN = """Say whether a run fits chips that are not here, and how fast it should go.
+
+The training step of the config is compiled for the topology, which takes minutes for large models and needs no
+such chip: v5e:4x4, v5p:2x2x2, v6e:8x8 … as they can be booked, or h200:8 for GPUs of one host (extra: plan). The memory
+is the compiler's plan, and so a test; times are estimates: for TPUs from the compiler's cycles, for GPUs a share of the
+peak. What does not fit is tried with less memory (remat, microbatches) until it does."""
+
+SWEEP = """Train several runs of one config, each with other values, and gather their results.
+
+The config's file has, beside get_config(), a function sweep() that yields {key: value} for each run:
+
+  def sweep():
+      for rate in (5e-4, 1e-3, 2e-3):
+          yield {"optimizer.peak_learning_rate": rate}
+
+Without --run one full command for each run that is not finished is printed, to be submitted wherever you like.
+With --run they are trained here, --jobs at a time (on GPUs each has one then). Each has a folder of its own in
+the workdir; finished ones are skipped, others go on. What is evaluated is one table, in sweep.md and sweep.csv."""
+
+
+def add_plan_commands(command: Callable[..., Any]) -> None:
+    """Adds both; `command` makes a parser of a name, what it runs and its help."""
+    plan = command("plan", _plan, PLAN, workdir=False)
+    plan.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="and --config.key=value behind it")
+    plan.add_argument("--topology", required=True, metavar="CHIP:SHAPE", help="v5e:4x4, v5p:2x2x2, h200:8 …")
+    plan.add_argument("--slices", type=int, default=1, help="so many of a TPU topology (default: 1)")
+    plan.add_argument("--json", action="store_true", help="numbers alone, as one JSON object")
+
+    sweep = command("sweep", _sweep, SWEEP)
+    sweep.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="and --config.key=value behind it")
+    sweep.add_argument("--run", dest="here", action="store_true", help="train what is not finished on this machine")
+    sweep.add_argument("--jobs", type=int, default=1, help="so many at a time (default: 1)")
+
+
+def _plan(arguments, overrides) -> None:
+    from filip_jax.config import load_config
+    from filip_jax.plan.chips import forget_devices
+
+    config = load_config(arguments.config, overrides)
+    forget_devices()
+    from filip_jax.plan.report import plan, remedies, say
+
+    print(f"compiling for {arguments.topology} ...", file=sys.stderr, flush=True)
+    found = plan(config, arguments.topology, arguments.slices)
+    print(json.dumps(found) if arguments.json else say(found), flush=True)
+    if found["fits"]:
+        return
+    for change, tried in remedies(config, arguments.topology, arguments.slices):
+        words = " ".join(f"--config.{key}={value}" for key, value in change.items())
+        print(f"with {words} it needs {tried['peak_memory'] / 2**30:.2f} GiB", file=sys.stderr, flush=True)
+        if tried["fits"]:
+            print(f"it fits with {words}", file=sys.stderr)
+            return
+    print("no change of remat and microbatches makes it fit: take more chips, or a smaller batch_size", file=sys.stderr)
+
+
+def _sweep(arguments, overrides) -> None:
+    from filip_jax.tools.sweep import commands, open_sweep, run_points, write_results
+
+    points = open_sweep(arguments.config, arguments.workdir, overrides)
+    failed = run_points(points, arguments.jobs) if arguments.here else []
+    results = write_results(points, Path(arguments.workdir))
+    if arguments.here:
+        print(results)
+    elif todo := commands(points):
+        print(todo)
+    count = sum(point.is_finished() for point in points)
+    print(
+        f"{count} of {len(points)} runs are finished" + (f"; see {arguments.workdir}/sweep.md" if results else ""),
+        file=sys.stderr,
+    )
+    if failed:
+        raise UserError("; ".join(failed))

@@ -1,0 +1,102 @@
+"""The chips that a plan can be for, and their topologies as JAX's compilers know them.
+
+Compiling for chips that are not here needs the compiler's own library (the extra `plan`), not a device.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from filip_jax.errors import UserError
+
+GIB = 2**30
+EXAMPLE = "write it as v5e:4x4, v5p:2x2x2 or h200:8"
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What its maker says of one chip.
+
+    Attributes:
+        operations: bfloat16 matrix operations a second at the peak.
+        memory: bytes.
+        memory_rate: bytes a second from it.
+        link_rate: bytes a second to other chips of its slice or host, all links together, one way.
+        clock: cycles a second, of those that the compiler counts; 0 where it counts none.
+    """
+
+    operations: float
+    memory: float
+    memory_rate: float
+    link_rate: float
+    clock: float = 0.0
+
+
+# https://docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e and NVIDIA's data sheets of H100 and H200 SXM; 2026-11.
+CHIPS = {
+    "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, 1.05e9),
+    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, 1.5e9),
+    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, 1.75e9),
+    "v6e": Chip(918e12, 32 * GIB, 1640e9, 448e9, 1.75e9),
+    "h100": Chip(989e12, 85e9, 3350e9, 450e9),
+    "h200": Chip(989e12, 150e9, 4800e9, 450e9),
+}
+GPUS = {"h100": (85_000_000_000, 3_350_000_000_000), "h200": (150_000_000_000, 4_800_000_000_000)}
+HOPPER = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  core_count: 132 fpus_per_core: 128 l2_cache_size: 52428800
+  shared_memory_per_block: 49152 shared_memory_per_block_optin: 232448 shared_memory_per_core: 233472
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  cuda_compute_capability { major: 9 }
+"""
+
+
+def forget_devices() -> None:
+    """JAX, when it is imported after this, looks for no chips."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+
+
+def open_topology(name: str, slices: int = 1) -> tuple[str, list[Any]]:
+    """(the chip's name, the devices) of a TPU topology as JAX names it, or of so many GPUs of one host, as h200:8.
+
+    Args:
+        slices: of a TPU topology, joined by a slower network.
+
+    Raises:
+        UserError: no such topology, or its compiler is not installed.
+    """
+    kind, _, shape = name.partition(":")
+    if kind not in CHIPS:
+        raise UserError(f"--topology={name}: the chip is not one of {', '.join(CHIPS)}; {EXAMPLE}")
+    tpu = kind not in GPUS
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+" if tpu else r"([1-9]\d*)?", shape) or (slices > 1 and not tpu):
+        raise UserError(f"--topology={name}: {EXAMPLE}")
+    forget_devices()
+    from jax.experimental import topologies
+
+    try:
+        if tpu:
+            found = topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=slices)
+        else:
+            found = topologies.get_topology_desc(platform="cuda", topology_name=kind, **_gpus(kind, int(shape or 1)))
+    except Exception as error:  # of many types
+        said = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"--topology={name}: {said}; the compilers come with pip install 'filip_jax[plan]', topologies are those "
+            "that can be booked"
+        ) from error
+    return kind, list(found.devices)
+
+
+def _gpus(kind: str, count: int) -> dict[str, str]:
+    memory, rate = GPUS[kind]
+    numbers = f"clock_rate_ghz: 1.98 device_memory_size: {memory} memory_bandwidth: {rate}"
+    libraries = "dnn_version_info { major: 9 minor: 10 }"
+    config = f'{HOPPER} {numbers} }} platform_name: "CUDA" {libraries} device_description_str: "NVIDIA {kind.upper()}"'
+    return {"target_config": config, "topology": f"1x1x{count}"}

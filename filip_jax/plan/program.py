@@ -1,0 +1,104 @@
+"""Reading a compiled program: the compiler's cycles, and what is sent between chips."""
+
+import math
+import re
+from collections.abc import Iterator
+
+ITEM = {"pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "f8e4m3fn": 1, "f8e5m2": 1, "s16": 2, "u16": 2, "f16": 2,
+        "bf16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}  # fmt: skip
+COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "collective-permute", "all-to-all")
+
+
+class Program:
+    """The computations of an HLO text, loops counted as often as they run.
+
+    Args:
+        text: of `compiled.as_text()`.
+        kernel_cycles: for each pair of tokens of our own kernels, twice; the compiler does not estimate them.
+    """
+
+    def __init__(self, text: str, kernel_cycles: float = 0.0):
+        self.bodies: dict[str, list[str]] = {}
+        self.entry, self.kernel_cycles, current = "", kernel_cycles, ""
+        for line in text.splitlines():
+            head = re.match(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$", line)
+            if head:
+                current = head[2]
+                self.bodies[current] = []
+                self.entry = current if head[1] else self.entry
+            elif current and not line.startswith("}"):
+                self.bodies[current].append(line)
+
+    def cycles(self, branch: int = -1) -> float:
+        """The compiler's estimate of one run; NaN where it gives none.
+
+        Args:
+            branch: of conditionals, those of the lengths of texts; by default the last, of the longest.
+        """
+        return self._cycles(self.entry, branch) or math.nan
+
+    def _cycles(self, name: str, branch: int) -> float:
+        count = 0.0
+        for line, inner, times in self._lines(name, branch):
+            own = re.search(r'"?estimated_cycles"?:"?(\d+)', line)
+            if inner:
+                count += times * self._cycles(inner, branch)
+            elif own:
+                count += int(own[1])
+            elif "tpu_custom_call" in line:
+                count += self._kernel(line)
+        return count
+
+    def _lines(self, name: str, branch: int) -> Iterator[tuple[str, str, int]]:
+        """(line, the computation that it runs or "", how often)."""
+        for line in self.bodies.get(name, []):
+            loop = re.search(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line)
+            choice = re.search(r" conditional\(.*branch_computations=\{([^}]*)\}", line)
+            called = re.search(r" (?:call|async-start)\(.*(?:to_apply|calls)=%?([\w.\-]+)", line)
+            if loop:  # all of them count from 0 to the constant of their condition
+                ends = re.findall(r"= s32\[\]\S* constant\((\d+)\)", "\n".join(self.bodies.get(loop[1], [])))
+                yield line, loop[2], max(map(int, ends), default=1)
+            elif choice:
+                names = [name.strip(" %") for name in choice[1].split(",")]
+                yield line, names[max(-len(names), min(branch, len(names) - 1))], 1
+            elif called:
+                yield line, called[1], 1
+            else:
+                yield line, "", 1
+
+    def _kernel(self, line: str) -> float:
+        indices, maxima = (re.findall(dtype + r"\[([\d,]+)\]", line)[:2] for dtype in ("u8", "f32"))
+        (patches, *_, images), (rows, _) = ([int(n) for n in shape.split(",")] for shape in indices or maxima)
+        return 2 * patches * rows * images * self.kernel_cycles
+
+    def collectives(self) -> dict[str, tuple[int, float]]:
+        """{kind: (how often a step, bytes that each chip receives in a step)}."""
+        found: dict[str, tuple[int, float]] = {}
+        self._collect(self.entry, 1, found)
+        return found
+
+    def _collect(self, name: str, times: int, found: dict[str, tuple[int, float]]) -> None:
+        for line, inner, often in self._lines(name, -1):
+            if inner:
+                self._collect(inner, times * often, found)
+            match = re.search(rf"= (\(?.*?\)?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", line)
+            if match:
+                kind, size = match[2], _received(match[2], match[1], line)
+                count, total = found.get(kind, (0, 0.0))
+                found[kind] = count + times, total + times * size
+
+
+def _received(kind: str, shape: str, line: str) -> float:
+    """Bytes that a chip receives: of a ring, which sends each piece once to each other chip."""
+    sizes = [
+        ITEM.get(dtype, 4) * math.prod(map(int, filter(None, dimensions.split(","))))
+        for dtype, dimensions in re.findall(r"(\w+)\[([\d,]*)\]", re.sub(r"\{[^}]*\}", "", shape))
+    ]
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line) or re.search(r"replica_groups=\[\d+,(\d+)\]", line)
+    size = len(listed[1].split(",")) if listed and "," in listed[1] else int(listed[1]) if listed else 2
+    whole, share = max(sizes, default=0.0), (size - 1) / max(size, 1)
+    if kind == "all-reduce":
+        return 2 * whole * share
+    if kind == "reduce-scatter":  # its result is a piece
+        return min(sizes, default=0.0) * (size - 1)
+    return whole * (1.0 if kind == "collective-permute" else share)

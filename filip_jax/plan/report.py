@@ -1,0 +1,168 @@
+"""The plan of a run: whether a config fits chips that are not here, and how fast it should go."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial, reduce
+from operator import getitem
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from filip_jax.checkpoint import abstract
+from filip_jax.errors import UserError
+from filip_jax.mesh import batch_shapes
+from filip_jax.plan.chips import CHIPS, GIB, Chip, open_topology
+from filip_jax.plan.operations import count_operations
+from filip_jax.plan.program import Program
+from filip_jax.sections import call
+from filip_jax.train.setup import Setup, lower_step, make_setup
+
+Plan = dict[str, Any]
+TYPICAL = 0.4  # of a GPU's peak, where no compiler counts cycles
+GUESS = f"{TYPICAL:.0%} of the peak, a guess"
+# What is tried when it does not fit, one after the other: {config key: value}.
+REMEDIES: Sequence[Mapping[str, Any]] = (
+    {"model.remat": True},
+    {"model.remat": True, "microbatches": 2},
+    {"model.remat": True, "microbatches": 4},
+    {"model.remat": True, "microbatches": 8},
+)
+
+
+def plan(config: Mapping[str, Any], topology: str, slices: int = 1) -> Plan:
+    """Compiles the training step of a config for a topology, and says what it needs.
+
+    Returns:
+        plain numbers: bytes of one chip, operations and seconds of one step, `fits`; see `say`.
+
+    Raises:
+        UserError: no such topology, or a config that can not be.
+    """
+    kind, devices = open_topology(topology, slices)
+    chip, setup = CHIPS[kind], call(make_setup, config, "(top level)", devices=devices)
+    found: Plan = {
+        "topology": topology, "slices": slices, "chips": len(devices), "mesh": dict(setup.mesh.shape),
+        "batch_size": setup.batch_size, "total_steps": setup.total_steps, "chip_memory": chip.memory,
+        **{part: _bytes(setup, part) for part in ("params", "opt_state", "ema")},
+        "operations": step_operations(config, devices),
+    }  # fmt: skip
+    compiled, wanted = _compile(lower_step(setup, abstract(setup.shapes, setup.shardings)))
+    if compiled is None:
+        return found | {"fits": False, "peak_memory": wanted}
+    memory, width = compiled.memory_analysis(), config["model"]["embed_dim"]
+    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    program = Program(compiled.as_text(), width * chip.clock / chip.operations)
+    found |= {"fits": peak <= chip.memory, "peak_memory": peak, "temporary": memory.temp_size_in_bytes}
+    found |= {"loss_temporary": loss_temporary(setup), "collectives": program.collectives()}
+    return found | _times(found, chip, program.cycles())
+
+
+def _bytes(setup: Setup, part: str) -> int:
+    """Of a part of the state, on each chip."""
+    leaves = zip(jax.tree.leaves(setup.shapes.get(part, {})), jax.tree.leaves(setup.shardings.get(part, {})))
+    return sum(math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize for x, sharding in leaves)
+
+
+def _compile(lowered: jax.stages.Lowered) -> tuple[Any, float]:
+    """(the program, 0), or (None, the bytes of a chip that it would need) where the compiler finds no room."""
+    try:
+        return lowered.compile(), 0.0
+    except jax.errors.JaxRuntimeError as error:
+        if not (used := re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", str(error))):
+            raise
+        return None, float(used[1]) * 1024 ** ("KMGT".index(used[2]) + 1)
+
+
+def step_operations(config: Mapping[str, Any], devices: Sequence[Any]) -> float:
+    """Matrix operations that one step needs, of all texts at full length: nothing is computed twice for want of memory."""
+    model, loss = config["model"] | {"remat": False}, config["loss"] | {"implementation": "reference"}
+    plain = call(make_setup, {**config, "model": model, "loss": loss, "microbatches": 1}, "", devices=devices)
+    batch = batch_shapes(plain.mesh, plain.batch_size, plain.data["image_size"], plain.data["text_length"])
+    with jax.set_mesh(plain.mesh):
+        return count_operations(plain.train_step, abstract(plain.shapes, plain.shardings), batch)
+
+
+def loss_temporary(setup: Setup) -> int:
+    """Bytes of one chip that the loss and its gradient need beside the tokens, compiled alone."""
+    batch = batch_shapes(setup.mesh, setup.batch_size, setup.data["image_size"], setup.data["text_length"])
+    model, split = setup.model, batch["ids"].sharding
+
+    def encode(parameters, batch):
+        noise = jnp.zeros((setup.batch_size, model.noise_size)) if model.noise_size else None
+        return model.encode_image(parameters, batch["image"], noise=noise), *model.encode_text(parameters, batch["ids"])
+
+    with jax.set_mesh(setup.mesh):
+        tokens = jax.eval_shape(encode, setup.shapes["params"], batch)
+        tokens = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split) for x in tokens]
+        gradient = jax.value_and_grad(partial(setup.loss, logit_scale=14.0), argnums=(0, 1))
+        lowered = jax.jit(gradient, out_shardings=(None, (split, split))).lower(*tokens)
+    return lowered.compile().memory_analysis().temp_size_in_bytes
+
+
+def _times(found: Plan, chip: Chip, cycles: float) -> Plan:
+    ideal = found["operations"] / found["chips"] / chip.operations
+    sent = sum(size for _, size in found["collectives"].values()) / chip.link_rate
+    computing, how = (cycles / chip.clock, "the compiler's cycles") if chip.clock else (ideal / TYPICAL, GUESS)
+    seconds = max(computing, sent)
+    hours = seconds * found["total_steps"] / 3600
+    return {
+        "estimate": how, "computing_seconds": computing, "sending_seconds": sent, "step_seconds": seconds,
+        "mfu": ideal / seconds, "samples_per_second": found["batch_size"] / seconds,
+        "days": hours / 24, "chip_hours": hours * found["chips"],
+    }  # fmt: skip
+
+
+def remedies(config: Mapping[str, Any], topology: str, slices: int = 1) -> Iterator[tuple[Mapping[str, Any], Plan]]:
+    """Changes that need less memory, the smallest first, with their plans; ends with the first that fits."""
+    for change in REMEDIES:
+        if change.get("microbatches", config["microbatches"]) <= config["microbatches"] and config["model"]["remat"]:
+            continue  # no change
+        changed = json.loads(json.dumps(config))
+        for key, value in change.items():
+            *sections, name = key.split(".")
+            reduce(getitem, sections, changed)[name] = value
+        try:
+            found = plan(changed, topology, slices)
+        except UserError:  # microbatches that do not divide a chip's share
+            continue
+        yield change, found
+        if found["fits"]:
+            return
+
+
+def say(found: Plan) -> str:
+    """A plan for people: memory of a chip, what is sent, and the time of the run."""
+    room, peak = found["chip_memory"] / GIB, found["peak_memory"] / GIB
+    slices = f"{found['slices']} slices of " if found["slices"] > 1 else ""
+    lines = [
+        f"{slices}{found['topology']}: {found['chips']} chips, mesh {found['mesh']}, global batch {found['batch_size']}",
+        "", "| memory of a chip                 |     GiB |", "| -------------------------------- | ------- |",
+    ]  # fmt: skip
+    rows = {"parameters": "params", "optimiser": "opt_state", "average of the parameters": "ema"}
+    rows |= {"temporary, at the peak": "temporary", "of it at most: the loss alone": "loss_temporary"}
+    lines += [f"| {said:<32} | {found[key] / GIB:>7.2f} |" for said, key in rows.items() if found.get(key)]
+    lines += [f"| {'all':<32} | {peak:>7.2f} |", ""]
+    lines += [f"it {'fits' if found['fits'] else 'DOES NOT FIT'}: {peak:.2f} of {room:.2f} GiB"]
+    if "step_seconds" not in found:
+        return "\n".join(lines)
+    lines += [
+        "",
+        "| sent in a step     | times | GiB to each chip |",
+        "| ------------------ | ----- | ---------------- |",
+    ]
+    lines += [
+        f"| {kind:<18} | {count:>5} | {size / GIB:>16.3f} |" for kind, (count, size) in found["collectives"].items()
+    ]
+    lines += [
+        "", f"ESTIMATES, by {found['estimate']}, data and evaluation aside:",
+        f"  a step       {1e3 * found['step_seconds']:.1f} ms: {1e3 * found['computing_seconds']:.1f} ms computing, "
+        f"{1e3 * found['sending_seconds']:.1f} ms sending at full rate beside it",
+        f"  operations   {found['operations']:.3e} a step, texts at full length; MFU {100 * found['mfu']:.1f} %",
+        f"  rate         {found['samples_per_second']:,.0f} samples/s, {found['samples_per_second'] / found['chips']:,.0f} a chip",
+        f"  the run      {found['days']:.2f} days, {found['chip_hours']:,.0f} chip-hours for {found['total_steps']} steps",
+    ]  # fmt: skip
+    return "\n".join(lines)

@@ -1,0 +1,154 @@
+"""Plans for chips that are not here: operations, what is sent, memory, and what to change when it does not fit."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from conftest import ROOT, make_devices_mesh
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from filip_jax.errors import UserError
+from filip_jax.plan.chips import CHIPS, open_topology
+from filip_jax.plan.operations import count_operations
+from filip_jax.plan.program import Program
+
+SIZES = st.integers(1, 9)
+
+
+@given(SIZES, SIZES, SIZES, SIZES)
+def test_operations_are_those_of_the_matrix_products(batch, rows, inner, columns):
+    a, b = jnp.zeros((batch, rows, inner)), jnp.zeros((batch, inner, columns))
+    one = 2 * batch * rows * inner * columns
+    assert count_operations(jnp.matmul, a, b) == one
+    assert count_operations(jax.grad(lambda a, b: jnp.sum(jnp.matmul(a, b)), argnums=(0, 1)), a, b) == 3 * one
+    assert count_operations(lambda a, b: jax.lax.scan(lambda c, _: (c, a @ b), 0, length=5), a, b) == 5 * one
+    cond = lambda a, b: jax.lax.cond(a.sum() > 0, lambda: a @ b, lambda: (a @ b) + (a + a) @ b)  # noqa: E731
+    assert count_operations(cond, a, b) == 2 * one
+    assert count_operations(jax.jit(lambda a, b: jax.checkpoint(jnp.matmul)(a, b)), a, b) == one
+
+
+def test_operations_of_a_convolution_and_of_all_devices():
+    image, kernel = jnp.zeros((3, 8, 8, 5)), jnp.zeros((4, 4, 5, 7))
+    patches = lambda x, k: jax.lax.conv_general_dilated(
+        x, k, (4, 4), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )  # noqa: E731
+    assert count_operations(patches, image, kernel) == 2 * 3 * 2 * 2 * 4 * 4 * 5 * 7
+    mesh, split = make_devices_mesh(1, 8), PartitionSpec("data")
+    product = jax.shard_map(lambda x: x @ x.T, mesh=mesh, in_specs=split, out_specs=split)
+    assert count_operations(product, jnp.zeros((32, 6))) == 8 * 2 * 4 * 6 * 4
+
+
+TEXT = """
+%body (p: f32[4]) -> f32[4] {
+  %a = f32[1024]{0:T(1024)} all-reduce(%x), replica_groups={{0,1,2,3}}, to_apply=%sum, backend_config={"estimated_cycles":"10"}
+}
+%condition (p: s32[]) -> pred[] {
+  %end = s32[]{:T(128)} constant(7)
+}
+%short (p: f32[]) -> f32[] {
+  %s = f32[] add(%x, %y), backend_config={"estimated_cycles":"100"}
+}
+%long (p: f32[]) -> f32[] {
+  %l = f32[] add(%x, %y), backend_config={"estimated_cycles":"1000"}
+}
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %w = f32[4] while(%t), condition=%condition, body=%body
+  %c = f32[] conditional(%i), branch_computations={%short, %long}
+  %g = (bf16[8]{0}, bf16[64]{0}) all-gather-start(%x), replica_groups=[2,8]<=[16], dimensions={0}
+  %r = f32[8]{0} reduce-scatter(%x), replica_groups={{0,1,2,3}}, dimensions={0}
+  %p = (f32[16]{0}, f32[16]{0}) collective-permute-start(%x), source_target_pairs={{0,1},{1,0}}
+  %f = f32[2] fusion(%x), calls=%short, backend_config={"estimated_cycles":"5"}
+}
+"""
+
+
+def test_a_program_counts_loops_branches_and_what_a_chip_receives():
+    program = Program(TEXT)
+    assert program.cycles() == 7 * 10 + 1000 + 5 and program.cycles(0) == 7 * 10 + 100 + 5
+    assert program.collectives() == {
+        "all-reduce": (7, 7 * 2 * 4096 * 3 / 4),
+        "all-gather": (1, 128 * 7 / 8),
+        "reduce-scatter": (1, 32 * 3),
+        "collective-permute": (1, 64),
+    }
+    assert math.isnan(Program("").cycles()) and Program("").collectives() == {}
+
+
+def test_what_is_sent_is_read_from_a_real_program():
+    pytest.importorskip("libtpu")
+    mesh = Mesh(open_topology("v5e:2x2")[1], ("data",), axis_types=(AxisType.Auto,))
+    split = NamedSharding(mesh, PartitionSpec("data"))
+
+    def sums(x):
+        def one(total, row):
+            return total + jax.lax.psum(row, "data"), None
+
+        return jax.lax.scan(one, jnp.zeros(x.shape[1:]), x)[0]
+
+    x = jax.ShapeDtypeStruct((30, 4096, 128), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(None, "data")))
+    function = jax.shard_map(
+        sums, mesh=mesh, in_specs=PartitionSpec(None, "data"), out_specs=PartitionSpec(), check_vma=False
+    )
+    program = Program(jax.jit(function).lower(x).compile().as_text())
+    count, size = program.collectives()["all-reduce"]
+    assert (count, size) == (30, 30 * 2 * 1024 * 128 * 4 * 3 / 4) and program.cycles() > 0 and split
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("v9:2x2", "the chip is not one of v4, v5e, v5p, v6e, h100, h200; write it as v5e:4x4"),
+        ("v5e", "write it as v5e:4x4"),
+        ("v5e:4", "write it as v5e:4x4"),
+        ("h200:0", "write it as v5e:4x4"),
+        ("h200:2x2", "write it as v5e:4x4"),
+    ],
+)
+def test_topologies_that_can_not_be(name, message):
+    with pytest.raises(UserError, match=f"--topology={name}: {message}"):
+        open_topology(name)
+
+
+def planned(*words, code=0):
+    """What `filip plan` prints, in a process of its own: it tells JAX to look for no chips."""
+    command = [sys.executable, "-m", "filip_jax", "plan", "--config=configs/demo.py:quick", *words]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True)
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+TINY = [f"--config.model.{tower}.{size}" for tower in ("image", "text") for size in ("width=32", "depth=2", "heads=2")]
+
+
+def test_a_plan_of_a_tpu_slice():
+    pytest.importorskip("libtpu")
+    found = json.loads(planned("--topology=v5e:2x2", "--slices=2", "--config.mesh.replica=2", "--json", *TINY).stdout)
+    assert found["chips"] == 8 and found["mesh"] == {"replica": 2, "data": 4} and found["fits"]
+    state = found["params"] + found["opt_state"] + found["ema"]
+    assert state < found["peak_memory"] < CHIPS["v5e"].memory and 0 < found["loss_temporary"] <= found["temporary"]
+    assert found["estimate"] == "the compiler's cycles" and 0 < found["mfu"] < 1
+    assert found["step_seconds"] == max(found["computing_seconds"], found["sending_seconds"])
+    assert found["samples_per_second"] == pytest.approx(128 / found["step_seconds"])
+    assert found["chip_hours"] == pytest.approx(8 * 60 * found["step_seconds"] / 3600)
+    assert found["collectives"]
+
+
+def test_a_plan_of_gpus_is_marked_as_a_guess():
+    pytest.importorskip("jax_cuda13_plugin")
+    done = planned("--topology=h200:2", *TINY)
+    assert "it fits: " in done.stdout and "ESTIMATES, by 40% of the peak, a guess" in done.stdout
+    assert "| parameters " in done.stdout and "| all-" in done.stdout
+
+
+def test_what_does_not_fit_is_changed_until_it_does():
+    pytest.importorskip("libtpu")
+    done = planned("--topology=v5e:1x1", "--config.batch_size=16384", "--config.loss.implementation=xla", *TINY)
+    assert "it DOES NOT FIT: " in done.stdout and "--config.model.remat=True it needs" in done.stderr.replace("\n", " ")
+    assert "it fits with --config.model.remat=True" in done.stderr
