@@ -94,11 +94,22 @@ def _received(kind: str, shape: str, line: str) -> float:
         ITEM.get(dtype, 4) * math.prod(map(int, filter(None, dimensions.split(","))))
         for dtype, dimensions in re.findall(r"(\w+)\[([\d,]*)\]", re.sub(r"\{[^}]*\}", "", shape))
     ]
-    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line) or re.search(r"replica_groups=\[\d+,(\d+)\]", line)
-    size = len(listed[1].split(",")) if listed and "," in listed[1] else int(listed[1]) if listed else 2
+    size = _group(line)
     whole, share = max(sizes, default=0.0), (size - 1) / max(size, 1)
     if kind == "all-reduce":
         return 2 * whole * share
     if kind == "reduce-scatter":  # its result is a piece
         return min(sizes, default=0.0) * (size - 1)
     return whole * (1.0 if kind == "collective-permute" else share)
+
+
+def _group(line: str) -> int:
+    """How many chips take part in a collective: {{0,1},{2,3}}, [2,2]<=[4] or mesh['a'=2,'b'=2] {'b'}."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return listed[1].count(",") + 1
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(iota[1])
+    if named := re.search(r"replica_groups=@?\w*\[([^\]]*)\] ?\{([^}]*)\}", line):
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
+        return math.prod(int(sizes.get(axis, 1)) for axis in re.findall(r"'([^']+)'", named[2]))
+    return 2
