@@ -86,7 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.run(arguments, rest)
             sys.stdout.flush()
         return 0
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError as error:
+        if arguments.command in ("train", "sweep"):  # whose output outlives its reader: it is another pipe
+            print(f"filip: error: {error}", file=sys.stderr)
+            return 2
+        # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (UserError, OSError) as error:  # the disk and the network are the user's too
@@ -105,7 +109,7 @@ def entry() -> None:
     """The command as a process. Training ends it without Python's last acts: they would wait for threads that read a
     dead disk, and for processes that are gone."""
     training = sys.argv[1:2] == ["train"]
-    if training:
+    if sys.argv[1:2] in (["train"], ["sweep"]):
         outlive_readers()
     try:
         code = main()

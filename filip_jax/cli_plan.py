@@ -46,8 +46,8 @@ def _plan(arguments, overrides) -> None:
     from filip_jax.config import load_config
     from filip_jax.plan.chips import forget_devices
 
+    forget_devices()  # before a config may import JAX
     config = load_config(arguments.config, overrides)
-    forget_devices()
     from filip_jax.plan.report import plan, remedies, say
 
     print(f"compiling for {arguments.topology} ...", file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """Output that nobody reads any more stops no training: a lost ssh session, a terminal that was closed."""
 
+import errno
 import sys
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -24,8 +25,8 @@ class Lasting:
         if not self.gone:
             try:
                 action()
-            except OSError:  # EPIPE of a pipe, EIO of a terminal, ENOSPC of a file
-                self.gone = True
+            except OSError as error:  # of a full disk this text alone is lost
+                self.gone = error.errno in (errno.EPIPE, errno.EIO, errno.EBADF)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

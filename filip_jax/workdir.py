@@ -95,6 +95,7 @@ class Workdir:
             raise
         if self.is_remote:
             shutil.rmtree(self.folder, ignore_errors=True)
+            os.unlink(f"{self.folder}.lock")
             os.close(self.lock)
 
     def _download(self, wanted: Callable[[str], bool]) -> None:
@@ -170,6 +171,7 @@ def _mirror(url: str, process: int) -> tuple[Path, int]:
             if not old.with_name(old.name + KEPT).exists():
                 with contextlib.suppress(OSError), _locked(old, fcntl.LOCK_NB):  # of a process that is no more
                     shutil.rmtree(old)
+                    os.unlink(f"{old}.lock")
         folder = Path(tempfile.mkdtemp(prefix=f"process_{process}_{host}_", dir=parent))
         return folder, _lock(folder)
 
@@ -185,7 +187,7 @@ def _locked(folder: Path, how: int = 0) -> Iterator[None]:
 
 def _lock(folder: Path, how: int = 0) -> int:
     """The descriptor that holds a folder until it is closed or the process ends."""
-    lock = os.open(folder, os.O_RDONLY)
+    lock = os.open(f"{folder}.lock", os.O_RDWR | os.O_CREAT, 0o600)  # beside it: on NFS a folder can not be locked
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | how)
     except OSError:

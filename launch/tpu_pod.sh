@@ -40,15 +40,20 @@ worker() {
 }
 
 loop() {
-    local code quick=0 started
+    local code word workdir="" before="" now restarts=0
     echo $$ > filip_jax.pid
+    for word in "$@"; do
+        case $word in --workdir=*) workdir=${word#--workdir=} ;; esac
+    done
     cd filip_jax
     while :; do
-        code=0 started=$SECONDS
+        code=0
         .venv/bin/filip train "$@" --distributed || code=$?
         case $code in 0 | 1 | 2 | 130) break ;; esac
-        quick=$((SECONDS - started < 300 ? quick + 1 : 0))
-        ((quick < 5)) || break
+        now=$(.venv/bin/filip inspect "$workdir" 2>/dev/null | sed -n 's/^step  *\([0-9]*\).*/\1/p' | head -n 1 || true)
+        [ "$now" = "$before" ] || restarts=0
+        restarts=$((restarts + 1)) before=$now
+        ((restarts < 5)) || { echo "tpu_pod.sh: five starts in a row without a new checkpoint: giving up"; break; }
         echo "tpu_pod.sh: ended with $code, starting again"
     done
     echo "$code" > "$HOME/filip_jax.code"
@@ -93,7 +98,10 @@ run() {
 on_all() { run gcloud compute tpus tpu-vm ssh "$name" "${where[@]}" --worker=all --command="$1"; }
 state() {  # of the queued resource; NONE where there is none
     [ -z "$dry" ] || { echo ACTIVE; return; }
-    gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format="value(state.state)" 2>/dev/null || echo NONE
+    local said
+    said=$(gcloud compute tpus queued-resources describe "$name" "${where[@]}" --format="value(state.state)" 2>&1) ||
+        case $said in *NOT_FOUND*) said=NONE ;; *) say "$said"; said=UNKNOWN ;; esac
+    echo "$said"
 }
 
 create() {
@@ -116,10 +124,13 @@ wait_until_active() {
 }
 
 install() {  # what a run under way works with is left as it is
-    local archive=/tmp/filip_jax_$name.tar
-    run bash -c "cd $(printf %q "$root") && git ls-files -co -z --exclude-standard | tar -c --null -T - --ignore-failed-read -f $archive"
-    run gcloud compute tpus tpu-vm scp "$archive" "$name:filip_jax.tar" "${where[@]}" --worker=all
-    on_all "flock --nonblock --conflict-exit-code=99 filip_jax.lock bash -ec \"mkdir -p filip_jax; tar xf filip_jax.tar -C filip_jax; cd filip_jax; python3 -m pip install --quiet --user uv; export PATH=\\\$HOME/.local/bin:\\\$PATH; uv venv --quiet --allow-existing --python=3.12 .venv; uv pip install --quiet --python=.venv --editable '.[tpu,gs]'\" || [ \$? = 99 ]"
+    local archive=/tmp/filip_jax_$name.tar unpack
+    unpack="mkdir -p filip_jax; find filip_jax -mindepth 1 -maxdepth 1 ! -name .venv -exec rm -rf {} +; tar xf filip_jax.tar -C filip_jax"
+    unpack+="; cd filip_jax; python3 -m pip install --quiet --user uv; export PATH=\\\$HOME/.local/bin:\\\$PATH"
+    unpack+="; uv venv --quiet --allow-existing --python=3.12 .venv; uv pip install --quiet --python=.venv --editable '.[tpu,gs]'"
+    run bash -c "set -o pipefail; cd $(printf %q "$root") && git ls-files -co -z --exclude-standard | tar -c --null -T - --ignore-failed-read -f $archive" &&
+        run gcloud compute tpus tpu-vm scp "$archive" "$name:filip_jax.tar" "${where[@]}" --worker=all &&
+        on_all "flock --nonblock --conflict-exit-code=99 filip_jax.lock bash -ec \"$unpack\" || [ \$? = 99 ]"
 }
 
 attempt() {

@@ -8,8 +8,11 @@ from conftest import make_devices_mesh
 
 from filip_jax import load_model, storage
 from filip_jax.checkpoint import Checkpoints
+from filip_jax.cluster.watch import PREEMPTED, Watch
+from filip_jax.train.evaluation import FILE, MOST_ATTEMPTS, EvalGuard
 from filip_jax.train.loop import train
 from filip_jax.train.metrics import StepLog
+from filip_jax.workdir import Workdir
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 
@@ -46,3 +49,14 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(small_demo, kind, request, tmp_p
     assert any(name.startswith("tensorboard/") for name in names) and "config.json" in names
     assert not any(name.startswith("compiled/") for name in names)
     assert load_model(url).step == 12
+
+
+def test_a_stop_in_an_evaluation_is_not_blamed_on_it_though_the_bucket_remembers(s3, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = f"{s3}/runs/stopped"
+    for _ in range(MOST_ATTEMPTS + 2):  # each start is another one, with another mirror
+        guard = EvalGuard(Workdir(url), Watch(), fatal=True)
+        assert guard._attempt("val") == 1 and b'"val": 1' in storage.read(f"{url}/{FILE}")
+        guard._excuse(PREEMPTED, "")
+    for number in range(MOST_ATTEMPTS):  # those that died in it count
+        assert EvalGuard(Workdir(url), Watch(), fatal=True)._attempt("val") == number + 1

@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,18 @@ def test_a_killed_trainer_is_said():
                     os.kill(int(folder.name), signal.SIGKILL)
 
     with pytest.raises(UserError, match=r"its process ended with -9, perhaps for want of memory"):
+        train_sentence_pieces(texts(), 300)
+
+
+def test_an_error_in_the_captions_is_said_though_the_trainer_is_gone(monkeypatch):
+    monkeypatch.setattr("filip_jax.data.sentence_pieces.sys.executable", "/bin/true")
+
+    def texts():
+        yield "a dog " * 100
+        time.sleep(0.5)
+        raise UserError("no more captions")
+
+    with pytest.raises(UserError, match="no more captions"):
         train_sentence_pieces(texts(), 300)
 
 

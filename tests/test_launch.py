@@ -31,8 +31,8 @@ options = dict(word[2:].partition("=")[::2] for word in words if word.startswith
 if "describe" in words:
     states = (here / "states").read_text().split()
     (here / "states").write_text(" ".join(states[1:] or states))
-    if states[0] == "NONE":
-        sys.exit(1)
+    if states[0] in ("NONE", "BROKEN"):
+        sys.exit("NOT_FOUND: no such resource" if states[0] == "NONE" else "the network is down")
     print(states[0])
 elif "scp" in words:
     for worker in ("w0", "w1"):
@@ -49,6 +49,7 @@ UV = """
 mkdir -p .venv/bin && cp "$CLOUD/filip" .venv/bin/filip
 """
 FILIP = """
+[ "$1" = train ] || exit 1
 echo "$@" >> "$HOME/starts"
 [ "$(wc -l < "$HOME/starts")" -gt 2 ] || exit 42
 """
@@ -77,13 +78,13 @@ def pod(*words):
 
 
 def test_a_pod_is_made_installed_and_trained_on_through_preemptions(cloud):
-    (cloud / "states").write_text("NONE PROVISIONING ACTIVE")
+    (cloud / "states").write_text("BROKEN NONE PROVISIONING ACTIVE")
     done = pod(*WORDS, *TRAIN)
     assert done.returncode == 0, done.stdout + done.stderr
     calls = (cloud / "calls").read_text().splitlines()
     kinds = [next(word for word in ("describe", "create", "scp", "ssh") if word in call.split()) for call in calls]
-    assert kinds == ["describe", "create", "describe", "describe", "scp", "ssh", "ssh"]
-    assert "--accelerator-type=v5litepod-8 --runtime-version=v2-alpha-tpuv5-lite --spot" in calls[1]
+    assert kinds == ["describe", "describe", "create", "describe", "describe", "scp", "ssh", "ssh"]
+    assert "--accelerator-type=v5litepod-8 --runtime-version=v2-alpha-tpuv5-lite --spot" in calls[2]
     for worker in ("w0", "w1"):
         starts = (cloud / worker / "starts").read_text().splitlines()
         assert starts == ["train --config=configs/filip.py:base --workdir=gs://bucket/a run --distributed"] * 3
@@ -115,6 +116,22 @@ def test_a_run_under_way_is_shown_and_another_is_refused(cloud):
     (cloud / "go").touch()
     again = pod(*WORDS, *TRAIN)
     assert again.returncode == 0 and again.stdout.count("begun") >= 2, again.stdout + again.stderr
+
+
+def test_a_copy_that_fails_is_no_run(cloud):
+    (cloud / "states").write_text("ACTIVE")
+    gcloud = cloud / "bin/gcloud"
+    gcloud.write_text(gcloud.read_text().replace('elif "scp" in words:', 'elif "scp" in words:\n    sys.exit(1)', 1))
+    done = pod(*WORDS, *TRAIN)
+    assert done.returncode == 1 and "five attempts in a row have failed" in done.stderr
+    assert " ssh " not in (cloud / "calls").read_text()
+
+
+def test_starts_that_save_nothing_end(cloud):
+    (cloud / "states").write_text("ACTIVE")
+    (cloud / "filip").write_text('#!/bin/bash\n[ "$1" = train ] || exit 1\necho start; exit 43\n')
+    done = pod(*WORDS, *TRAIN)
+    assert done.returncode == 43 and done.stdout.count("start\n") == 2 * 5, done.stdout
 
 
 def test_a_mistake_ends_all(cloud):
@@ -179,6 +196,12 @@ def test_slurm_requeues_what_can_go_on(slurm, code, requeued):
 @pytest.mark.parametrize("tasks, gpus, ids", [(2, 8, "0,1,2,3,4,5,6,7"), (16, 8, ""), (2, 0, ""), (2, 1, "0")])
 def test_a_task_has_one_gpu_or_all_of_its_node(slurm, tasks, gpus, ids):
     assert f"--distributed ({ids})" in slurm(tasks=tasks, gpus=gpus).stdout
+
+
+def test_slurm_gives_up_when_nothing_new_is_saved(slurm):
+    codes = [slurm(43).returncode for _ in range(5)]
+    assert codes == [0, 0, 0, 0, 43] and slurm(43).returncode == 0
+    assert [slurm(42).returncode for _ in range(6)] == [0] * 6  # preemptions are no failures
 
 
 def test_other_numbers_of_tasks_are_refused(slurm):

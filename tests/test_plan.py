@@ -83,6 +83,39 @@ def test_a_program_counts_loops_branches_and_what_a_chip_receives():
     assert math.isnan(Program("").cycles()) and Program("").collectives() == {}
 
 
+@pytest.mark.parametrize(
+    "line, kind, size",
+    [
+        ("(f32[100]{0}, f32[200]{0}, f32[150]{0}) all-reduce(%a, %b, %c), replica_groups={{0,1}}", "all-reduce", 1800),
+        ("(f32[100]{0}, f32[200]{0}) all-reduce-start(%a, %b), replica_groups={{0,1}}", "all-reduce", 1200),
+        (
+            "((f32[8]{0}, f32[4]{0}), (f32[64]{0}, f32[32]{0})) all-gather-start(%a, %b), replica_groups=[1,8]<=[8]",
+            "all-gather",
+            336,
+        ),
+        ("((f32[1024]{0}), f32[128]{0}, u32[]) reduce-scatter-start(%a), replica_groups={}", "reduce-scatter", 3584),
+        (
+            "(f32[16]{0}, f32[16]{0}, f32[16]{0}, f32[16]{0}) all-to-all(%a, %b, %c, %d), replica_groups={{0,1,2,3}}",
+            "all-to-all",
+            192,
+        ),
+        (
+            "(bf16[8,4]{1,0:T(8,128)(2,1)}, bf16[8,4]{1,0}, u32[], u32[]) collective-permute-start(%a), source_target_pairs={{0,1}}",
+            "collective-permute",
+            64,
+        ),
+    ],
+)
+def test_arrays_that_go_together_count_together(line, kind, size):
+    program = Program(f"HloModule m, num_partitions=8\nENTRY %main (p: f32[]) -> f32[] {{\n  %x = {line}\n}}\n")
+    assert program.collectives() == {kind: (1, size)}
+
+
+def test_unknown_groups_are_no_guess():
+    with pytest.raises(ValueError, match="unknown replica groups"):
+        Program("ENTRY %m (p: f32[]) -> f32[] {\n  %x = f32[4] all-reduce(%a), replica_groups=new{}\n}").collectives()
+
+
 def test_what_is_sent_is_read_from_a_real_program():
     pytest.importorskip("libtpu")
     mesh = Mesh(open_topology("v5e:2x2")[1], ("data",), axis_types=(AxisType.Auto,))
@@ -138,7 +171,8 @@ def test_a_plan_of_a_tpu_slice():
     assert found["step_seconds"] == max(found["computing_seconds"], found["sending_seconds"])
     assert found["samples_per_second"] == pytest.approx(128 / found["step_seconds"])
     assert found["chip_hours"] == pytest.approx(8 * 60 * found["step_seconds"] / 3600)
-    assert found["collectives"]
+    gradients = found["collectives"]["all-reduce"][1]  # over two replicas each chip sums at least what it keeps
+    assert gradients >= 2 * found["params"] / 2
 
 
 def test_a_plan_of_gpus_is_marked_as_a_guess():

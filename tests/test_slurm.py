@@ -65,13 +65,13 @@ def run(*words, **options):
 def cluster(tmp_path_factory):
     """Starts munged, slurmctld and two slurmd; gives their folder. SLURM_CONF is set meanwhile."""
     if os.geteuid():
-        pytest.skip("Slurm's daemons need root")
+        pytest.fail("Slurm's daemons need root")
     if not shutil.which("slurmctld") or not shutil.which("munged"):
         install = ["apt-get", "install", "--yes", "--no-install-recommends", "slurm-wlm", "munge"]
         if not shutil.which("apt-get") or subprocess.run(install, capture_output=True).returncode:
-            pytest.skip("Slurm can not be installed: " + " ".join(install))
+            pytest.fail("Slurm can not be installed: " + " ".join(install))
     if subprocess.run(["unshare", "--uts", "--mount", "true"], capture_output=True).returncode:
-        pytest.skip("this root may not make namespaces")
+        pytest.fail("this root may not make namespaces")
     folder = tmp_path_factory.mktemp("slurm")
     folder.chmod(0o755)
     (folder / "state").mkdir()

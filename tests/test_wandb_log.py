@@ -14,7 +14,7 @@ import pytest
 from filip_jax import extras
 from filip_jax.errors import UserError
 from filip_jax.train import wandb_log
-from filip_jax.train.wandb_log import WandbLog
+from filip_jax.train.wandb_log import WandbLog, check_project
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -32,6 +32,13 @@ def surroundings(tmp_path, monkeypatch):
     wandb.teardown()  # which read the surroundings of the test before
     yield
     wandb.teardown()
+
+
+@pytest.mark.parametrize("name", ["a/b", "a:b", "x" * 129])
+def test_names_that_wandb_does_not_take(name):
+    check_project("fine-name_1")
+    with pytest.raises(UserError, match="wandb_project=.* must have at most 128 characters, and none of"):
+        check_project(name)
 
 
 def online(monkeypatch, port):

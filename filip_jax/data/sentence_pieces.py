@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -73,10 +74,13 @@ def train_sentence_pieces(texts: Iterable[str], vocab_size: int) -> bytes:
             output, _ = trainer.communicate()
         except BaseException:
             trainer.kill()
+            with contextlib.suppress(OSError):  # of what was not written yet
+                trainer.stdin.close()
             raise
     if trainer.returncode == 0:
         return output
-    said = output.decode(errors="replace") or f"its process ended with {trainer.returncode}, perhaps for want of memory"
+    killed = ", perhaps for want of memory" if trainer.returncode == -signal.SIGKILL else ""
+    said = output.decode(errors="replace") or f"its process ended with {trainer.returncode}{killed}"
     raise UserError(f"tokenizer.vocab_size={vocab_size}: sentencepiece can not train on these captions: {said}")
 
 
@@ -91,6 +95,8 @@ def _train(texts: Iterable[str], vocab_size: int) -> bytes:
 
 
 if __name__ == "__main__":
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # to the whole group: its parent decides
+        signal.signal(each, signal.SIG_IGN)
     try:
         result, code = _train(map(json.loads, sys.stdin.buffer), int(sys.argv[1])), 0
     except (RuntimeError, UnicodeError) as error:

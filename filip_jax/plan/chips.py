@@ -11,6 +11,7 @@ from typing import Any
 from filip_jax.errors import UserError
 
 GIB = 2**30
+GPU_SHARE = 0.92  # of a GPU's memory
 EXAMPLE = "write it as v5e:4x4, v5p:2x2x2 or h200:8"
 
 
@@ -32,13 +33,18 @@ class Chip:
     link_rate: float
     clock: float = 0.0
 
+    @property
+    def usable(self) -> float:
+        """Bytes that a program may take: of a GPU what XLA_PYTHON_CLIENT_MEM_FRACTION says, 0.92 in launch/."""
+        return self.memory * (1.0 if self.clock else GPU_SHARE)
+
 
 # https://docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e and NVIDIA's data sheets of H100 and H200 SXM; 2026-11.
 CHIPS = {
     "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, 1.05e9),
     "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, 1.5e9),
     "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, 1.75e9),
-    "v6e": Chip(918e12, 32 * GIB, 1640e9, 448e9, 1.75e9),
+    "v6e": Chip(918e12, 32 * GIB, 1638e9, 400e9, 1.75e9),
     "h100": Chip(989e12, 85e9, 3350e9, 450e9),
     "h200": Chip(989e12, 150e9, 4800e9, 450e9),
 }
@@ -58,7 +64,9 @@ def forget_devices() -> None:
     """JAX, when it is imported after this, looks for no chips."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")  # these two are not used, but their absence complained of
+    os.environ.setdefault(
+        "TPU_WORKER_HOSTNAMES", "localhost"
+    )  # these two are not used, but their absence complained of
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
@@ -77,8 +85,10 @@ def open_topology(name: str, slices: int = 1) -> tuple[str, list[Any]]:
     if kind not in CHIPS:
         raise UserError(f"--topology={name}: the chip is not one of {', '.join(CHIPS)}; {EXAMPLE}")
     tpu = kind not in GPUS
-    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+" if tpu else r"([1-9]\d*)?", shape) or (slices > 1 and not tpu):
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+" if tpu else r"[1-8]?", shape):
         raise UserError(f"--topology={name}: {EXAMPLE}")
+    if slices < 1 or (slices > 1 and not tpu):
+        raise UserError(f"--slices={slices} must be at least 1, and 1 for GPUs, which are those of one host")
     forget_devices()
     from jax.experimental import topologies
 

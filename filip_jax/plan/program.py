@@ -20,6 +20,8 @@ class Program:
     def __init__(self, text: str, kernel_cycles: float = 0.0):
         self.bodies: dict[str, list[str]] = {}
         self.entry, self.kernel_cycles, current = "", kernel_cycles, ""
+        partitions = re.search(r"num_partitions=(\d+)", text[:100_000])
+        self.devices = int(partitions[1]) if partitions else 1
         for line in text.splitlines():
             head = re.match(r"^(ENTRY )?%?([\w.\-]+) .*\{\s*$", line)
             if head:
@@ -66,6 +68,23 @@ class Program:
             else:
                 yield line, "", 1
 
+    def _group(self, line: str) -> int:
+        """How many chips take part in a collective: {{0,1},{2,3}}, [2,2]<=[4] or mesh['a'=2,'b'=2] {'b'}; {} is all.
+
+        Raises:
+            ValueError: another form.
+        """
+        if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+            return listed[1].count(",") + 1
+        if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+            return int(iota[1])
+        if named := re.search(r"replica_groups=@?\w*\[([^\]]*)\] ?\{([^}]*)\}", line):
+            sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
+            return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", named[2]))
+        if "replica_groups={}" in line or "source_target_pairs" in line:
+            return self.devices
+        raise ValueError(f"unknown replica groups in {line.strip()[:300]}")
+
     def _kernel(self, line: str) -> float:
         indices, maxima = (re.findall(dtype + r"\[([\d,]+)\]", line)[:2] for dtype in ("u8", "f32"))
         (patches, *_, images), (rows, _) = ([int(n) for n in shape.split(",")] for shape in indices or maxima)
@@ -81,35 +100,40 @@ class Program:
         for line, inner, often in self._lines(name, -1):
             if inner:
                 self._collect(inner, times * often, found)
-            match = re.search(rf"= (\(?.*?\)?) ({'|'.join(COLLECTIVES)})(?:-start)?\(", line)
+            elif fused := re.search(r" fusion\(.*calls=%?([\w.\-]+)", line):  # which libtpu puts some of them into
+                self._collect(fused[1], times, found)
+            match = re.search(rf"= (\(?.*?\)?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
             if match:
-                kind, size = match[2], _received(match[2], match[1], line)
+                kind, size = (
+                    match[2],
+                    _received(match[2], _results(match[2], match[1], bool(match[3])), self._group(line)),
+                )
                 count, total = found.get(kind, (0, 0.0))
                 found[kind] = count + times, total + times * size
 
 
-def _received(kind: str, shape: str, line: str) -> float:
-    """Bytes that a chip receives: of a ring, which sends each piece once to each other chip."""
-    sizes = [
-        ITEM.get(dtype, 4) * math.prod(map(int, filter(None, dimensions.split(","))))
-        for dtype, dimensions in re.findall(r"(\w+)\[([\d,]*)\]", re.sub(r"\{[^}]*\}", "", shape))
-    ]
-    size = _group(line)
-    whole, share = max(sizes, default=0.0), (size - 1) / max(size, 1)
+def _received(kind: str, results: str, group: int) -> float:
+    """Bytes that a chip receives of these results: of a ring, which sends each piece once to each other chip."""
+    arrays = re.findall(r"(\w+)\[([\d,]*)\]", results)
+    whole = sum(
+        ITEM[dtype] * math.prod(map(int, filter(None, sizes.split(","))))
+        for dtype, sizes in arrays
+        if sizes or dtype not in ("u32", "s32")  # a start's own words
+    )
+    share = (group - 1) / max(group, 1)
     if kind == "all-reduce":
         return 2 * whole * share
     if kind == "reduce-scatter":  # its result is a piece
-        return min(sizes, default=0.0) * (size - 1)
+        return whole * (group - 1)
     return whole * (1.0 if kind == "collective-permute" else share)
 
 
-def _group(line: str) -> int:
-    """How many chips take part in a collective: {{0,1},{2,3}}, [2,2]<=[4] or mesh['a'=2,'b'=2] {'b'}."""
-    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
-        return listed[1].count(",") + 1
-    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
-        return int(iota[1])
-    if named := re.search(r"replica_groups=@?\w*\[([^\]]*)\] ?\{([^}]*)\}", line):
-        sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
-        return math.prod(int(sizes.get(axis, 1)) for axis in re.findall(r"'([^']+)'", named[2]))
-    return 2
+def _results(kind: str, shape: str, start: bool) -> str:
+    """The results in the shape of a collective, several where arrays go together; a start has operands before them."""
+    plain = re.sub(r"\{[^}]*\}", "", shape)
+    if not start or kind == "all-reduce":
+        return plain
+    if plain.startswith("(("):
+        return plain[plain.index(")") + 1 :]
+    arrays = re.findall(r"\w+\[[\d,]*\]", plain)
+    return arrays[1] if len(arrays) > 1 else plain

@@ -45,7 +45,7 @@ def plan(config: Mapping[str, Any], topology: str, slices: int = 1) -> Plan:
     chip, setup = CHIPS[kind], call(make_setup, config, "(top level)", devices=devices)
     found: Plan = {
         "topology": topology, "slices": slices, "chips": len(devices), "mesh": dict(setup.mesh.shape),
-        "batch_size": setup.batch_size, "total_steps": setup.total_steps, "chip_memory": chip.memory,
+        "batch_size": setup.batch_size, "total_steps": setup.total_steps, "chip_memory": chip.usable,
         **{part: _bytes(setup, part) for part in ("params", "opt_state", "ema")},
         "operations": step_operations(config, devices),
     }  # fmt: skip
@@ -56,7 +56,7 @@ def plan(config: Mapping[str, Any], topology: str, slices: int = 1) -> Plan:
     peak = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak += memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     program = Program(compiled.as_text(), width * chip.clock / chip.operations)
-    found |= {"fits": peak <= chip.memory, "peak_memory": peak, "temporary": memory.temp_size_in_bytes}
+    found |= {"fits": peak <= chip.usable, "peak_memory": peak, "temporary": memory.temp_size_in_bytes}
     found |= {"loss_temporary": loss_temporary(setup), "collectives": program.collectives()}
     return found | _times(found, chip, program.cycles())
 
@@ -119,8 +119,9 @@ def _times(found: Plan, chip: Chip, cycles: float) -> Plan:
 def remedies(config: Mapping[str, Any], topology: str, slices: int = 1) -> Iterator[tuple[Mapping[str, Any], Plan]]:
     """Changes that need less memory, the smallest first, with their plans; ends with the first that fits."""
     for change in REMEDIES:
-        if change.get("microbatches", config["microbatches"]) <= config["microbatches"] and config["model"]["remat"]:
-            continue  # no change
+        fewer = change.get("microbatches", config["microbatches"]) <= config["microbatches"]
+        if fewer and ("microbatches" in change or config["model"]["remat"]):
+            continue  # no change, or one that needs more
         changed = json.loads(json.dumps(config))
         for key, value in change.items():
             *sections, name = key.split(".")
@@ -160,7 +161,8 @@ def say(found: Plan) -> str:
     lines += [
         "", f"ESTIMATES, by {found['estimate']}, data and evaluation aside:",
         f"  a step       {1e3 * found['step_seconds']:.1f} ms: {1e3 * found['computing_seconds']:.1f} ms computing, "
-        f"{1e3 * found['sending_seconds']:.1f} ms sending at full rate beside it",
+        f"{1e3 * found['sending_seconds']:.1f} ms sending at full rate beside it"
+        + (", as if the slices were one" if found["slices"] > 1 else ""),
         f"  operations   {found['operations']:.3e} a step, texts at full length; MFU {100 * found['mfu']:.1f} %",
         f"  rate         {found['samples_per_second']:,.0f} samples/s, {found['samples_per_second'] / found['chips']:,.0f} a chip",
         f"  the run      {found['days']:.2f} days, {found['chip_hours']:,.0f} chip-hours for {found['total_steps']} steps",

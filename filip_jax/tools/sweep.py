@@ -16,16 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filip_jax import storage
 from filip_jax.checkpoint import Checkpoints
 from filip_jax.config import check_same_run, load_config, load_sweep
 from filip_jax.errors import UserError
-from filip_jax.evals.run import read_results, table
 from filip_jax.evals.run import FILE as RESULTS
+from filip_jax.evals.run import read_results, table
 from filip_jax.files import write_atomically
 from filip_jax.progress import Progress
 
 NAME = 100  # characters of a point's folder
-GPU = Path("/dev/nvidia0")
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ def open_sweep(file: str, workdir: str, overrides: Sequence[str] = ()) -> list[P
     Raises:
         UserError: no such function, a point that is no config, two alike, or a folder that holds another run.
     """
+    if storage.is_remote(workdir):
+        raise UserError(f"--workdir={workdir}: a sweep gathers its runs in a local folder")
     listed = load_sweep(file)
     alike = Counter(_last(key) for key in {key for values in listed for key in values})
     points = {}
@@ -110,7 +112,7 @@ def commands(points: Sequence[Point]) -> str:
 def run_points(points: Sequence[Point], jobs: int) -> list[str]:
     """Trains what is not finished, `jobs` at a time, each with its output beside its folder, in NAME.log.
 
-    On GPUs, of several jobs each has one, unless CUDA_VISIBLE_DEVICES says otherwise. SIGTERM and Ctrl-C are
+    On GPUs, of several jobs each has one. SIGTERM and Ctrl-C are
     handed on, so that each saves; the same command goes on.
 
     Returns:
@@ -122,6 +124,9 @@ def run_points(points: Sequence[Point], jobs: int) -> list[str]:
     """
     if jobs < 1:
         raise UserError(f"--jobs={jobs} must be at least 1")
+    gpus = _gpus()
+    if len(gpus) and not 1 <= jobs <= len(gpus):
+        raise UserError(f"--jobs={jobs} must be at most {len(gpus)}, the number of GPUs")
     todo = [point for point in points if not point.is_finished()]
     progress, failed = Progress("sweep", len(points), len(points) - len(todo)), []
     running: dict[int, tuple[Point, subprocess.Popen]] = {}
@@ -130,14 +135,14 @@ def run_points(points: Sequence[Point], jobs: int) -> list[str]:
         while todo or running:
             for slot in range(jobs):
                 if todo and slot not in running:
-                    running[slot] = todo[0], _start(todo.pop(0), slot, jobs)
+                    running[slot] = todo[0], _start(todo.pop(0), gpus[slot] if jobs > 1 and gpus else "")
             for slot, (point, process) in list(running.items()):
                 if process.poll() is not None:
                     del running[slot]
                     progress.advance()
                     failed += [] if process.returncode == 0 else [_failure(point, process.returncode)]
             time.sleep(0.1)
-    except KeyboardInterrupt:
+    except BaseException:  # what ends this one is handed on
         for _, process in running.values():
             process.send_signal(signal.SIGTERM)
         for _, process in running.values():
@@ -152,14 +157,21 @@ def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt  # not by SIGINT, which what is started in the background ignores
 
 
-def _start(point: Point, slot: int, jobs: int) -> subprocess.Popen:
+def _gpus() -> list[str]:
+    """The GPUs that JAX would see here, by CUDA_VISIBLE_DEVICES or by what there is."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
+    return found if given is None or not found else list(filter(None, given.split(",")))
+
+
+def _start(point: Point, gpu: str) -> subprocess.Popen:
     point.workdir.parent.mkdir(parents=True, exist_ok=True)
-    one = {"CUDA_VISIBLE_DEVICES": str(slot)} if jobs > 1 and GPU.exists() else {}
+    one = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
     command = [sys.executable, "-m", "filip_jax", *point.words]
     print(f"{point.name} ...", file=sys.stderr, flush=True)
     with _log(point).open("ab") as log:
         # In a group of its own: a Ctrl-C at the terminal is handed on as SIGTERM, which saves.
-        return subprocess.Popen(command, stdout=log, stderr=log, env=one | os.environ, start_new_session=True)
+        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | one, start_new_session=True)
 
 
 def _log(point: Point) -> Path:

@@ -3,6 +3,7 @@
 import json
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 
 import jax
@@ -98,19 +99,21 @@ class EvalGuard:
         return {}
 
     def _write(self, attempts: dict[str, int]) -> None:
+        if not attempts and not self.workdir.is_remote:  # a bucket's copy would come back
+            return self.file.unlink(missing_ok=True)
         write_atomically(self.file, json.dumps({"step": self.step, "attempts": attempts}) + "\n")
-        self.workdir.flush()  # a mirror would end with the process
+        try:
+            self.workdir.flush()  # a mirror would end with the process
+        except OSError as error:
+            warnings.warn(f"{error}; the run goes on", stacklevel=2)
 
     def _forget(self, name: str) -> None:
         """The evaluation has ended, well or not."""
         attempts = self._attempts()
         attempts.pop(name, None)
-        if attempts:
-            self._write(attempts)
-        else:
-            self.file.unlink(missing_ok=True)
+        self._write(attempts)
 
     def _excuse(self, code: int, line: str) -> None:
         """A run that was asked to stop in an evaluation does not blame it."""
         if code == PREEMPTED and jax.process_index() == 0:
-            self.file.unlink(missing_ok=True)  # with earlier attempts: at most three more
+            self._write({})  # earlier attempts, too: at most three more

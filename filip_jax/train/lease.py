@@ -25,6 +25,7 @@ class Lease:
 
     Attributes:
         clock: gives the run's seconds, of all its starts; kept with each sign of life.
+        lost: called with a line when another run took the workdir in the same moment.
         reached: what the clock of a start that was killed had come to, within BEAT; 0.0 after others.
 
     Raises:
@@ -34,6 +35,7 @@ class Lease:
     def __init__(self, place: str, holds: bool = True):
         self.path, self.holds, self.reached, began = storage.join(place, FILE), holds, 0.0, time.monotonic()
         self.clock: Callable[[], float] = lambda: self.reached + time.monotonic() - began
+        self.lost: Callable[[str], None] = lambda line: None
         if holds:
             self._hold()
 
@@ -61,6 +63,14 @@ class Lease:
             with contextlib.suppress(OSError):  # a disk that fails is the run's own matter
                 if not storage.exists(self.path):
                     return  # somebody removed it
+                if (other := self._read()) and (other.get("host"), other.get("pid")) != (
+                    self.me["host"],
+                    self.me["pid"],
+                ):
+                    return self.lost(
+                        f"filip: error: another run began to write to {storage.folder_of(self.path)} at the same time: "
+                        f"process {other.get('pid')} on {other.get('host')}; this one ends"
+                    )
                 self._write()
 
     def _write(self) -> None:

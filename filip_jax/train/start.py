@@ -51,6 +51,7 @@ def open_workdir(path: str | Path, watch: Watch) -> tuple[Workdir, Lease]:
     service.together(open_and_try)
     service.together(lambda: leases.append(Lease(opened[0].name, holds=jax.process_index() == 0)))
     watch.on_leave.append(lambda code, line: leases[0].close())
+    leases[0].lost = lambda line: (setattr(leases[0], "holds", False), watch.leave(2, line))
     return opened[0], leases[0]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from filip_jax.errors import UserError
 from filip_jax.extras import extra_module
 from filip_jax.files import write_atomically
 from filip_jax.train.metrics import say
