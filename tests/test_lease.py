@@ -84,3 +84,14 @@ def test_a_lease_stays_alive_until_somebody_removes_it(tmp_path, monkeypatch):
     lease.time.sleep(0.3)
     assert not file.exists()
     held.close()
+
+
+def test_a_run_that_began_in_the_same_moment_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 0.05)
+    said, held = [], Lease(str(tmp_path))
+    held.lost = said.append
+    other = json.dumps({"host": "elsewhere", "pid": 1, "began": "5", "beat": 0})
+    (tmp_path / "running.json").write_text(other)
+    lease.time.sleep(0.5)
+    assert len(said) == 1 and "process 1 on elsewhere; this one ends" in said[0]
+    assert (tmp_path / "running.json").read_text() == other  # the other's is left alone

@@ -14,6 +14,7 @@ from conftest import small
 
 from filip_jax.cli import main
 from filip_jax.errors import UserError
+from filip_jax.tools import sweep
 from filip_jax.tools.sweep import open_sweep
 
 STEPS = 3
@@ -124,3 +125,20 @@ def test_names_are_folders_whatever_the_values(tmp_path):
     names = [point.name for point in open_sweep(str(config), str(tmp_path))]
     assert len(set(names)) == 4 and all("/" not in name and len(name) <= 100 and "n=2" in name for name in names[:2])
     assert names[3] == "a.path=é,b.path=z,n=2"
+
+
+@pytest.mark.parametrize("given, legal", [(None, ["0", "1"]), ("3,5", ["3", "5"])])
+def test_jobs_have_a_gpu_each_and_no_more_than_there_are(monkeypatch, given, legal):
+    monkeypatch.setattr(sweep.Path, "glob", lambda self, pattern: [sweep.Path(f"/dev/nvidia{n}") for n in (0, 1)])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    assert sweep._gpus() == legal
+    with pytest.raises(UserError, match="--jobs=3 must be at most 2, the number of GPUs"):
+        sweep.run_points([], 3)
+    assert sweep.run_points([], 2) == []
+
+
+def test_a_bucket_is_no_place_for_a_sweep(file):
+    with pytest.raises(UserError, match="--workdir=gs://bucket/x: a sweep gathers its runs in a local folder"):
+        open_sweep(str(file), "gs://bucket/x")
