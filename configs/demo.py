@@ -58,6 +58,7 @@ def get_config(variant: str = "filip") -> ConfigDict:
             eos_in_similarity=True,
             logit_scale_init=1 / 0.07,
             activation="quick_gelu",
+            attention="xla",
             scan=False,
             remat=False,
             image=dict(image_size=image_size, patch_size=8, patch_dropout=0.0, **tower),
@@ -100,6 +101,7 @@ def get_config(variant: str = "filip") -> ConfigDict:
         log_every_steps=5 if quick else 10,
         log_keys=False,
         wandb_project="",
+        profile=dict(first_step=10, steps=0),
         eval_every_steps=0 if quick else 350,
         evals_fatal=False,
         evals=dict(

@@ -60,6 +60,7 @@ def get_config(variant: str = "base") -> ConfigDict:
             eos_in_similarity=True,
             logit_scale_init=1 / 0.07,
             activation="quick_gelu",
+            attention="xla",  # "cudnn" on NVIDIA GPUs: less memory for long sequences
             scan=True,
             remat=True,
             image=dict(image_size=image_size, patch_size=sizes["patch_size"], patch_dropout=0.0, **tower(*sizes["image"])),
@@ -105,6 +106,7 @@ def get_config(variant: str = "base") -> ConfigDict:
         log_every_steps=50,
         log_keys=False,
         wandb_project="",
+        profile=dict(first_step=10, steps=0),  # steps=5 traces five, the tenth step after this start first, for XProf
         eval_every_steps=0,  # set it together with evals.val.source.path
         evals_fatal=False,
         evals=dict(val=dict(kind="retrieval", source=dict(name="folder", path=""), examples=1_000)),

@@ -33,7 +33,12 @@ def add_plan_commands(command: Callable[..., Any]) -> None:
     plan = command("plan", _plan, PLAN, workdir=False)
     plan.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="and --config.key=value behind it")
     plan.add_argument("--topology", required=True, metavar="CHIP:SHAPE", help="v5e:4x4, v5p:2x2x2, h200:8 …")
-    plan.add_argument("--slices", type=int, default=1, help="so many of a TPU topology (default: 1)")
+    plan.add_argument(
+        "--slices",
+        type=int,
+        default=1,
+        help="so many of the topology, or hosts of GPUs, joined by a slower network (default: 1)",
+    )
     plan.add_argument("--json", action="store_true", help="numbers alone, as one JSON object")
 
     sweep = command("sweep", _sweep, SWEEP)
@@ -48,20 +53,32 @@ def _plan(arguments, overrides) -> None:
 
     forget_devices()  # before a config may import JAX
     config = load_config(arguments.config, overrides)
-    from filip_jax.plan.report import plan, remedies, say
+    from filip_jax.plan.report import plan, say
 
     print(f"compiling for {arguments.topology} ...", file=sys.stderr, flush=True)
     found = plan(config, arguments.topology, arguments.slices)
-    print(json.dumps(found) if arguments.json else say(found), flush=True)
-    if found["fits"]:
-        return
+    if not arguments.json:
+        print(say(found), flush=True)
+    remedy = None if found["fits"] else _remedy(config, arguments)
+    if arguments.json:
+        print(json.dumps(found | {"remedy": remedy}))
+
+
+def _remedy(config, arguments):
+    """The smallest change that makes it fit, as {config key: value}, or None; says what is tried."""
+    from filip_jax.plan.report import remedies
+
     for change, tried in remedies(config, arguments.topology, arguments.slices):
         words = " ".join(f"--config.{key}={value}" for key, value in change.items())
         print(f"with {words} it needs {tried['peak_memory'] / 2**30:.2f} GiB", file=sys.stderr, flush=True)
         if tried["fits"]:
             print(f"it fits with {words}", file=sys.stderr)
-            return
-    print("no change of remat and microbatches makes it fit: take more chips, or a smaller batch_size", file=sys.stderr)
+            return change
+    print(
+        "no change of remat, microbatches and mesh makes it fit: take more chips, or a smaller batch_size",
+        file=sys.stderr,
+    )
+    return None
 
 
 def _sweep(arguments, overrides) -> None:

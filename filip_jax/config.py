@@ -25,7 +25,7 @@ FILE = "config.json"
 # What may change between two starts of one run without changing what it computes.
 FREE_SECTIONS = (
     "checkpoint", "compile_cache", "evals", "evals_fatal", "eval_every_steps", "guards", "log_every_steps", "log_keys",
-    "mesh", "processes", "wandb_project",
+    "mesh", "processes", "profile", "wandb_project",
 )  # fmt: skip
 FREE_DATA_KEYS = ("workers", "threads", "max_bad_fraction")
 

@@ -162,7 +162,7 @@ class Run:
         self.config = read_config(self.workdir)
         self.tokenizer = read_tokenizer(self.workdir)
         self.checkpoints = Checkpoints(self.place.name)
-        self.model = make_model(**self.config["model"])
+        self.model = make_model(**self.config["model"] | {"attention": "xla"})  # the same function, on any device
         data = self.config["data"]
         self.embedder = Embedder(
             self.model, self.tokenizer, image_size=data["image_size"], text_length=data["text_length"]

@@ -246,8 +246,6 @@ def stuck_in_data():
     time.sleep(20)
 with watch.phase("step"):
     time.sleep(0.3)
-    watch.tick()
-    time.sleep(0.3)
 with watch.phase("compile"):
     time.sleep(1.0)
 with watch.phase("data"):
@@ -258,7 +256,7 @@ with watch.phase("data"):
 def test_a_phase_that_does_not_end_is_named_with_the_stacks():
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", HANG], capture_output=True, text=True)
-    assert done.returncode == HUNG and 2.0 < time.monotonic() - began < 10
+    assert done.returncode == HUNG and 1.8 < time.monotonic() - began < 10
     assert "in stuck_in_data" in done.stderr or "stuck_in_data" in done.stderr
     assert "hang: phase data at step 7 has not ended for" in done.stderr and "processes.hang_seconds=0.5" in done.stderr
 

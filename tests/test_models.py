@@ -19,7 +19,7 @@ from filip_jax.models.image_encoder import patches
 
 CONFIG = dict(
     embed_dim=8, pooling="tokens", dtype="float32", class_token=True, cls_in_similarity=False, bos_in_similarity=True,
-    eos_in_similarity=True, logit_scale_init=1 / 0.07, activation="quick_gelu", scan=True, remat=False,
+    eos_in_similarity=True, logit_scale_init=1 / 0.07, activation="quick_gelu", attention="xla", scan=True, remat=False,
     image=dict(image_size=12, patch_size=4, patch_dropout=0.0, width=16, depth=2, heads=2),
     text=dict(vocab_size=30, length=6, length_groups=1, width=16, depth=2, heads=2),
 )  # fmt: skip
@@ -147,6 +147,9 @@ def test_layers_are_stacked_and_initialised_apart():
         (dict(pooling="mean"), "model.pooling='mean' is not one of tokens, global"),
         (dict(dtype="float16"), "model.dtype='float16' is not one of"),
         (dict(activation="relu"), "model.activation='relu' is not one of gelu, quick_gelu"),
+        (dict(attention="flash"), "model.attention='flash' is not one of xla, cudnn"),
+        (dict(attention="cudnn"), "needs model.dtype='bfloat16' .*, not float32 and heads of 8"),
+        (dict(attention="cudnn", dtype="bfloat16", image__width=20), "not bfloat16 and heads of 10"),
         (dict(class_token=False, pooling="global"), "class_token"),
         (dict(image__patch_size=5), "patch_size=5 does not divide image_size=12"),
         (dict(image__heads=3), "width=16 does not split into heads=3"),

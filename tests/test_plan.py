@@ -35,6 +35,13 @@ def test_operations_are_those_of_the_matrix_products(batch, rows, inner, columns
     assert count_operations(jax.jit(lambda a, b: jax.checkpoint(jnp.matmul)(a, b)), a, b) == one
 
 
+def test_products_in_loops_of_unknown_length_are_no_guess():
+    loop = lambda a: jax.lax.while_loop(lambda a: a.sum() > 0, lambda a: a @ a, a)  # noqa: E731
+    with pytest.raises(ValueError, match="while loop"):
+        count_operations(loop, jnp.zeros((2, 2)))
+    assert count_operations(lambda a: jax.lax.while_loop(lambda a: a > 0, lambda a: a - 1, a), 3) == 0
+
+
 def test_operations_of_a_convolution_and_of_all_devices():
     image, kernel = jnp.zeros((3, 8, 8, 5)), jnp.zeros((4, 4, 5, 7))
     patches = lambda x, k: jax.lax.conv_general_dilated(
@@ -111,6 +118,15 @@ def test_arrays_that_go_together_count_together(line, kind, size):
     assert program.collectives() == {kind: (1, size)}
 
 
+def test_rounds_of_loops_are_the_compilers_or_their_conditions():
+    body = '%body (p: f32[]) -> f32[] {\n  %a = f32[] add(%x, %y), backend_config={"estimated_cycles":"10"}\n}\n'
+    main = "ENTRY %main (p: f32[]) -> f32[] {{\n  %w = f32[] while(%t), condition=%c, body=%body{}\n}}\n"
+    known = ', backend_config={"known_trip_count":{"n":"3"}}'
+    assert Program(body + main.format(known)).cycles() == 30
+    with pytest.raises(ValueError, match="unknown rounds of %w"):
+        Program(body + main.format("")).cycles()
+
+
 def test_unknown_groups_are_no_guess():
     with pytest.raises(ValueError, match="unknown replica groups"):
         Program("ENTRY %m (p: f32[]) -> f32[] {\n  %x = f32[4] all-reduce(%a), replica_groups=new{}\n}").collectives()
@@ -177,7 +193,10 @@ def test_a_plan_of_a_tpu_slice():
 
 def test_a_plan_of_gpus_is_marked_as_a_guess():
     pytest.importorskip("jax_cuda13_plugin")
-    done = planned("--topology=h200:2", *TINY)
+    cudnn = ["--config.model.attention=cudnn", "--config.model.dtype=bfloat16"]
+    done = planned("--topology=h200:2", "--slices=2", "--config.mesh.replica=2", *cudnn, *TINY)
+    assert "2 slices of h200:2: 4 chips, mesh {'replica': 2, 'data': 2}" in done.stdout
+    assert "with XLA's attention: cuDNN's" in done.stdout and "as if the slices were one" in done.stdout
     assert "it fits: " in done.stdout and "ESTIMATES, by 40% of the peak, a guess" in done.stdout
     assert "| parameters " in done.stdout and "| all-" in done.stdout
 
@@ -189,11 +208,20 @@ def test_what_does_not_fit_is_changed_until_it_does(monkeypatch, capsys):
     tried = []
 
     def plan(config, topology, slices):
-        tried.append((config["model"]["remat"], config["microbatches"]))
+        tried.append(
+            (config["model"]["remat"], config["microbatches"], *(config["mesh"][axis] for axis in ("replica", "data")))
+        )
         if config["microbatches"] == 2:
             raise UserError("batch_size=128 is not divisible")
         needed = 40 * 2**30 / (2 * config["model"]["remat"] + config["microbatches"])
-        facts = dict(topology=topology, slices=slices, chips=4, mesh={"replica": 1, "data": 4}, batch_size=128)
+        facts = dict(
+            topology=topology,
+            slices=slices,
+            chips=4,
+            mesh={"replica": 1, "data": 4},
+            batch_size=128,
+            instead_of_cudnn=False,
+        )
         return facts | dict(params=2**20, peak_memory=needed, chip_memory=16 * 2**30, fits=needed < 8 * 2**30)
 
     monkeypatch.setattr(report, "plan", plan)
@@ -201,12 +229,17 @@ def test_what_does_not_fit_is_changed_until_it_does(monkeypatch, capsys):
     assert main(words) == 0
     output, said = capsys.readouterr()
     assert "it DOES NOT FIT: 40.00 of 16.00 GiB" in output and "| parameters " in output
-    assert tried == [(False, 1), (True, 1), (True, 2), (True, 4)]
+    assert tried == [(False, 1, 1, -1), (True, 1, 1, -1), (True, 2, 1, -1), (True, 4, 1, -1)]
     assert "with --config.model.remat=True it needs 13.33 GiB" in said
     assert said.endswith("it fits with --config.model.remat=True --config.microbatches=4\n")
     tried.clear()
     assert main([*words, "--config.microbatches=8", "--config.model.remat=True"]) == 0
-    assert tried == [(True, 8)] and "it fits" in capsys.readouterr().out
+    assert tried == [(True, 8, 1, -1)] and "it fits" in capsys.readouterr().out
+    tried.clear()
+    assert main([*words, "--json", "--config.mesh.replica=2"]) == 0
+    assert tried[:3] == [(False, 1, 2, -1), (False, 1, 1, -1), (True, 1, 1, -1)]
+    wanted = {"mesh.replica": 1, "mesh.data": -1, "model.remat": True, "microbatches": 4}
+    assert json.loads(capsys.readouterr().out)["remedy"] == wanted
 
 
 def test_a_compiler_that_finds_no_room_says_how_much_it_needs():
@@ -220,6 +253,9 @@ def test_a_compiler_that_finds_no_room_says_how_much_it_needs():
             raise jax.errors.JaxRuntimeError(self.said)
 
     said = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.41G of 15.75G hbm."
-    assert _compile(Lowered(said)) == (None, 20.41 * 2**30)
+    assert _compile(Lowered(said), 7) == (None, 20.41 * 2**30)
+    said = "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+    said += "temporaries (23.90G) exceeds available HBM (15.75G). HLO module: jit_train_step."
+    assert _compile(Lowered(said), 2**30) == (None, 24.90 * 2**30)
     with pytest.raises(jax.errors.JaxRuntimeError, match="another"):
-        _compile(Lowered("another"))
+        _compile(Lowered("another"), 0)

@@ -1,19 +1,17 @@
 """Whole runs of a shrunk shipped config: trained, killed, resumed, evaluated, refused."""
 
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, free_port, make_devices_mesh, small
+from conftest import ROOT, free_port, small
+from runs import command, environment, logged
 from tensorboardX.proto import event_pb2
 
 from filip_jax import load_model
@@ -26,28 +24,6 @@ from filip_jax.train.loop import train
 from filip_jax.train.metrics import StepLog
 
 STEPS, SAVE_EVERY = 12, 4
-
-
-def command(workdir, config, *options):
-    """`filip train` of this config, as somebody would start it, on one device."""
-    file = Path(workdir).with_suffix(".py")
-    file.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({config!r})\n")
-    return [sys.executable, "-m", "filip_jax", "train", f"--config={file}", f"--workdir={workdir}", *options]
-
-
-def environment(devices=1, **more):
-    return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} | more
-
-
-def logged(workdir):
-    """[(step, loss)] of metrics.jsonl, as far as its lines are whole."""
-    file = Path(workdir) / "metrics.jsonl"
-    lines = (
-        [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        if file.exists()
-        else []
-    )
-    return [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
 
 
 @pytest.fixture(scope="module")
@@ -345,79 +321,6 @@ def test_the_time_of_a_run_is_counted_over_its_restarts_and_the_cache_spares_com
     last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
     assert last["time/lost_by_rollback_seconds"] == pytest.approx(float(rows["lost_by_rollback"]), abs=0.1)
     assert (tmp_path / "run/compiled").stat().st_mode & 0o077 == 0
-
-
-ELASTIC = {
-    "optimizer.eps": 1e-2,
-    "total_steps": 20,
-    "checkpoint.every_steps": 8,
-    "checkpoint.keep_last": 9,
-    "log_keys": True,
-    "eval_every_steps": 0,
-}
-
-
-@pytest.fixture(scope="module")
-def elastic(small_demo, tmp_path_factory):
-    """A run of 20 steps on eight devices, saved at 8, 16 and 20, and its config."""
-    config = small(small_demo, **ELASTIC)
-    workdir = tmp_path_factory.mktemp("elastic") / "whole"
-    train(workdir, config)
-    return workdir, config
-
-
-@pytest.mark.parametrize("replica, data", [(1, 4), (1, 2), (1, 1), (2, 4), (1, 8)])
-def test_a_run_goes_on_alike_on_any_devices(elastic, tmp_path, monkeypatch, replica, data):
-    """From step 8 of eight devices: the same samples, the same losses to 1e-5, bit for bit on eight again."""
-    whole, config = elastic
-    shutil.copytree(whole, tmp_path / "run")
-    for step in Checkpoints(whole).steps():
-        if step > 8:
-            shutil.rmtree(tmp_path / f"run/checkpoints/{step}")
-    monkeypatch.setattr("filip_jax.train.setup.make_mesh", lambda **_: make_devices_mesh(replica, data))
-    train(tmp_path / "run", config | {"mesh": {"replica": replica, "data": data}})
-    assert (tmp_path / "run/keys/process_0.jsonl").read_text() == (whole / "keys/process_0.jsonl").read_text()
-    got, expected = (dict(logged(run)) for run in (tmp_path / "run", whole))
-    assert list(got) == list(range(1, 21))
-    assert list(got.values()) == pytest.approx(list(expected.values()), rel=1e-5)
-    assert (got == expected) == (data == 8)
-
-
-def test_two_processes_go_on_alike_and_one_after_them(elastic, tmp_path):
-    """From step 8 of one process by two, from their step 16 by one."""
-    whole, config = elastic
-    run = tmp_path / "run"
-    shutil.copytree(whole, run)
-
-    def forget(beyond):
-        for step in Checkpoints(run).steps():
-            if step > beyond:
-                shutil.rmtree(run / f"checkpoints/{step}")
-
-    def check():
-        rows = {}
-        for line in "".join(file.read_text() for file in sorted((run / "keys").glob("*.jsonl"))).splitlines():
-            entry = json.loads(line)
-            rows.setdefault(entry["step"], {})[entry["first_row"]] = entry["keys"]
-        found = {step: [key for first in sorted(parts) for key in parts[first]] for step, parts in rows.items()}
-        lines = map(json.loads, (whole / "keys/process_0.jsonl").read_text().splitlines())
-        assert found == {line["step"]: line["keys"] for line in lines}
-        got, expected = (dict(logged(each)) for each in (run, whole))
-        assert list(got) == list(range(1, 21))
-        assert list(got.values()) == pytest.approx(list(expected.values()), rel=1e-5)
-
-    forget(8)
-    cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    words = command(run, config, "--distributed")
-    environments = [environment(4, JAX_PROCESS_ID=str(index), **cluster) for index in range(2)]
-    processes = [subprocess.Popen(words, env=each, **pipes) for each in environments]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0] and "resuming at step 8" in outputs[0], outputs
-    check()
-    forget(16)
-    train(run, config)
-    check()
 
 
 def test_another_tokenizer_or_config_does_not_go_on(finished, config, tmp_path):

@@ -147,12 +147,6 @@ class Watch:
             self.seconds[source] -= seconds
             self.seconds[target] += seconds
 
-    def tick(self) -> None:
-        """Something moved in this phase: its limit counts from now."""
-        with self._lock:
-            name, _ = self._phases[-1]
-            self._phases[-1] = (name, time.monotonic())
-
     def now(self) -> tuple[str, int, float]:
         """(the phase, the step, the seconds that the phase has taken)."""
         with self._lock:

@@ -29,7 +29,7 @@ class DualEncoder(nnx.Module):
             the late interaction. The paper: no, yes, yes. Pads never do.
         logit_scale_init: start of the learned multiplier of similarities, 1 / temperature.
         image, text: what `ImageEncoder` and `TextEncoder` take of their own.
-        activation, scan, remat: of the blocks of both towers, see `Transformer`.
+        activation, attention, scan, remat: of the blocks of both towers, see `Transformer`.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class DualEncoder(nnx.Module):
         eos_in_similarity: bool,
         logit_scale_init: float,
         activation: str,
+        attention: str,
         scan: bool,
         remat: bool,
         image: dict,
@@ -61,7 +62,9 @@ class DualEncoder(nnx.Module):
         self.pooling, self.class_token = pooling, class_token
         self.cls_in_similarity = cls_in_similarity
         self.bos_in_similarity, self.eos_in_similarity = bos_in_similarity, eos_in_similarity
-        shared = dict(activation=activation, scan=scan, remat=remat, dtype=jnp.dtype(dtype), rngs=rngs)
+        shared = dict(
+            activation=activation, attention=attention, scan=scan, remat=remat, dtype=jnp.dtype(dtype), rngs=rngs
+        )
         self.image = call(ImageEncoder, image, "model.image", class_token=class_token, **shared)
         self.text = call(TextEncoder, text, "model.text", **shared)
         self.image_projection = _projection(image["width"], embed_dim, dtype, rngs)

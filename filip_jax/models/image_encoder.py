@@ -37,6 +37,7 @@ class ImageEncoder(nnx.Module):
         heads: int,
         class_token: bool,
         activation: str,
+        attention: str,
         scan: bool,
         remat: bool,
         dtype: jnp.dtype,
@@ -61,7 +62,7 @@ class ImageEncoder(nnx.Module):
         self.position = nnx.Param(normal(rngs.params(), (count, width)))
         self.pre_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.transformer = Transformer(
-            width=width, depth=depth, heads=heads, causal=False, activation=activation,
+            width=width, depth=depth, heads=heads, causal=False, activation=activation, attention=attention,
             scan=scan, remat=remat, dtype=dtype, rngs=rngs,
         )  # fmt: skip
         self.post_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)

@@ -36,6 +36,7 @@ class TextEncoder(nnx.Module):
         depth: int,
         heads: int,
         activation: str,
+        attention: str,
         scan: bool,
         remat: bool,
         dtype: jnp.dtype,
@@ -47,7 +48,7 @@ class TextEncoder(nnx.Module):
         self.token_embedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (vocab_size, width)))
         self.position = nnx.Param(nnx.initializers.normal(0.01)(rngs.params(), (length, width)))
         self.transformer = Transformer(
-            width=width, depth=depth, heads=heads, causal=True, activation=activation,
+            width=width, depth=depth, heads=heads, causal=True, activation=activation, attention=attention,
             scan=scan, remat=remat, dtype=dtype, rngs=rngs,
         )  # fmt: skip
         self.post_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)

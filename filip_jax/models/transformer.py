@@ -11,6 +11,8 @@ from filip_jax.errors import UserError
 from filip_jax.mesh import constrain_batch
 from filip_jax.sections import choose
 
+ATTENTIONS = ("xla", "cudnn")  # programs for the same function
+CUDNN_HEAD = 128  # the widest head that every GPU takes
 TOKENS = 2**16  # most that a tower takes: the loss numbers them with two bytes
 ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -21,9 +23,18 @@ ACTIVATIONS = {
 class Attention(nnx.Module):
     """Multi-head self-attention with one fused projection to queries, keys and values."""
 
-    def __init__(self, width: int, heads: int, causal: bool, out_std: float, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        causal: bool,
+        implementation: str,
+        out_std: float,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
         linear = partial(nnx.Linear, dtype=dtype, rngs=rngs)
-        self.heads, self.causal = heads, causal
+        self.heads, self.causal, self.implementation = heads, causal, implementation
         self.qkv = linear(width, 3 * width, kernel_init=nnx.initializers.normal(width**-0.5))
         self.out = linear(width, width, kernel_init=nnx.initializers.normal(out_std))
 
@@ -31,7 +42,7 @@ class Attention(nnx.Module):
         batch, length, width = x.shape
         heads = self.qkv(x.reshape(-1, width)).reshape(batch, length, 3, self.heads, width // self.heads)
         query, key, value = heads[:, :, 0], heads[:, :, 1], heads[:, :, 2]
-        x = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
+        x = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal, implementation=self.implementation)
         return self.out(x.reshape(-1, width)).reshape(batch, length, width)
 
 
@@ -39,14 +50,22 @@ class Block(nnx.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); the initial spreads are CLIP's."""
 
     def __init__(
-        self, width: int, heads: int, depth: int, causal: bool, activation: str, dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        width: int,
+        heads: int,
+        depth: int,
+        causal: bool,
+        activation: str,
+        attention: str,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
     ):
         out_std = width**-0.5 * (2 * depth) ** -0.5
         norm = partial(nnx.LayerNorm, width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         linear = partial(nnx.Linear, dtype=dtype, rngs=rngs)
         self.activation = choose(ACTIVATIONS, activation, "model.activation")
         self.attention_norm = norm()
-        self.attention = Attention(width, heads, causal, out_std, dtype, rngs)
+        self.attention = Attention(width, heads, causal, attention, out_std, dtype, rngs)
         self.mlp_norm = norm()
         self.mlp_in = linear(width, 4 * width, kernel_init=nnx.initializers.normal((2 * width) ** -0.5))
         self.mlp_out = linear(4 * width, width, kernel_init=nnx.initializers.normal(out_std))
@@ -63,6 +82,7 @@ class Transformer(nnx.Module):
     Args:
         scan: True compiles one block (short compile, big models); False unrolls them (faster on CPUs).
             The parameters are the same either way.
+        attention: "xla", or "cudnn": cuDNN's fused attention, on NVIDIA GPUs and in bfloat16 only.
         remat: whether the backward pass recomputes each block from its input instead of storing it.
     """
 
@@ -74,6 +94,7 @@ class Transformer(nnx.Module):
         heads: int,
         causal: bool,
         activation: str,
+        attention: str,
         scan: bool,
         remat: bool,
         dtype: jnp.dtype,
@@ -81,10 +102,18 @@ class Transformer(nnx.Module):
     ):
         if width % heads:
             raise UserError(f"a tower of width={width} does not split into heads={heads}")
+        if attention not in ATTENTIONS:
+            raise UserError(f"model.attention={attention!r} is not one of {', '.join(ATTENTIONS)}")
+        head = width // heads
+        if attention == "cudnn" and (dtype != jnp.bfloat16 or head % 8 or head > CUDNN_HEAD):
+            raise UserError(
+                f"model.attention='cudnn' needs model.dtype='bfloat16' and heads of a multiple of 8 up to {CUDNN_HEAD}, "
+                f"not {dtype.name} and heads of {head} (width={width}, heads={heads})"
+            )
         self.unroll, self.remat = (1 if scan else depth), remat
 
         def block(key):
-            return Block(width, heads, depth, causal, activation, dtype, nnx.Rngs(key))
+            return Block(width, heads, depth, causal, activation, attention, dtype, nnx.Rngs(key))
 
         self.blocks = jax.vmap(block)(jax.random.split(rngs.params(), depth))
 

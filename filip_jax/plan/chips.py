@@ -73,10 +73,10 @@ def forget_devices() -> None:
 
 
 def open_topology(name: str, slices: int = 1) -> tuple[str, list[Any]]:
-    """(the chip's name, the devices) of a TPU topology as JAX names it, or of so many GPUs of one host, as h200:8.
+    """(the chip's name, the devices) of a TPU topology as JAX names it, or of so many GPUs of a host, as h200:8.
 
     Args:
-        slices: of a TPU topology, joined by a slower network.
+        slices: so many of the TPU topology, or hosts of GPUs, joined by a slower network.
 
     Raises:
         UserError: no such topology, or its compiler is not installed.
@@ -87,8 +87,8 @@ def open_topology(name: str, slices: int = 1) -> tuple[str, list[Any]]:
     tpu = kind not in GPUS
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)+" if tpu else r"[1-8]?", shape):
         raise UserError(f"--topology={name}: {EXAMPLE}")
-    if slices < 1 or (slices > 1 and not tpu):
-        raise UserError(f"--slices={slices} must be at least 1, and 1 for GPUs, which are those of one host")
+    if slices < 1:
+        raise UserError(f"--slices={slices} must be at least 1")
     forget_devices()
     from jax.experimental import topologies
 
@@ -96,7 +96,9 @@ def open_topology(name: str, slices: int = 1) -> tuple[str, list[Any]]:
         if tpu:
             found = topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=slices)
         else:
-            found = topologies.get_topology_desc(platform="cuda", topology_name=kind, **_gpus(kind, int(shape or 1)))
+            found = topologies.get_topology_desc(
+                platform="cuda", topology_name=kind, **_gpus(kind, slices, int(shape or 1))
+            )
     except Exception as error:  # of many types
         said = " ".join(str(error).split())[:300]
         raise UserError(
@@ -106,9 +108,9 @@ def open_topology(name: str, slices: int = 1) -> tuple[str, list[Any]]:
     return kind, list(found.devices)
 
 
-def _gpus(kind: str, count: int) -> dict[str, str]:
+def _gpus(kind: str, hosts: int, count: int) -> dict[str, str]:
     memory, rate = GPUS[kind]
     numbers = f"clock_rate_ghz: 1.98 device_memory_size: {memory} memory_bandwidth: {rate}"
     libraries = "dnn_version_info { major: 9 minor: 10 }"
     config = f'{HOPPER} {numbers} }} platform_name: "CUDA" {libraries} device_description_str: "NVIDIA {kind.upper()}"'
-    return {"target_config": config, "topology": f"1x1x{count}"}
+    return {"target_config": config, "topology": f"{hosts}x1x{count}"}

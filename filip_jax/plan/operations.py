@@ -10,7 +10,10 @@ import jax
 def count_operations(function: Callable[..., Any], *arguments: Any) -> float:
     """Additions and multiplications of the matrix products and convolutions of `function`, over all devices.
 
-    Loops count as often as they run, of conditionals the largest branch, of a shard_map each device's part.
+    Scans count as often as they run, of conditionals the largest branch, of a shard_map each device's part.
+
+    Raises:
+        ValueError: matrix products in a loop whose rounds are not known before it runs.
     """
     return _of(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -34,6 +37,8 @@ def _equation(equation: Any) -> float:
         return 0.0
     if name == "scan":
         return parameters["length"] * sum(inner)
+    if name == "while" and sum(inner):
+        raise ValueError("matrix products in a while loop can not be counted")
     if name == "cond":
         return max(inner)
     if name == "shard_map":

@@ -57,9 +57,8 @@ class Program:
             loop = re.search(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)", line)
             choice = re.search(r" conditional\(.*branch_computations=\{([^}]*)\}", line)
             called = re.search(r" (?:call|async-start)\(.*(?:to_apply|calls)=%?([\w.\-]+)", line)
-            if loop:  # all of them count from 0 to the constant of their condition
-                ends = re.findall(r"= s32\[\]\S* constant\((\d+)\)", "\n".join(self.bodies.get(loop[1], [])))
-                yield line, loop[2], max(map(int, ends), default=1)
+            if loop:
+                yield line, loop[2], self._rounds(line, loop[1])
             elif choice:
                 names = [name.strip(" %") for name in choice[1].split(",")]
                 yield line, names[max(-len(names), min(branch, len(names) - 1))], 1
@@ -67,6 +66,18 @@ class Program:
                 yield line, called[1], 1
             else:
                 yield line, "", 1
+
+    def _rounds(self, line: str, condition: str) -> int:
+        """Of a loop: what the compiler knows, else the constant of its condition, to which ours count from 0.
+
+        Raises:
+            ValueError: neither is there.
+        """
+        known = re.search(r'known_trip_count"?:\{"?n"?:"?(\d+)', line)
+        ends = re.findall(r"= s32\[\]\S* constant\((\d+)\)", "\n".join(self.bodies.get(condition, [])))
+        if not known and not ends:
+            raise ValueError(f"unknown rounds of {line.strip()[:300]}")
+        return int(known[1]) if known else max(map(int, ends))
 
     def _group(self, line: str) -> int:
         """How many chips take part in a collective: {{0,1},{2,3}}, [2,2]<=[4] or mesh['a'=2,'b'=2] {'b'}; {} is all.

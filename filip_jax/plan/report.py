@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from filip_jax.checkpoint import abstract
 from filip_jax.errors import UserError
 from filip_jax.mesh import batch_shapes
-from filip_jax.plan.chips import CHIPS, GIB, Chip, open_topology
+from filip_jax.plan.chips import CHIPS, GIB, GPUS, Chip, open_topology
 from filip_jax.plan.operations import count_operations
 from filip_jax.plan.program import Program
 from filip_jax.sections import call
@@ -23,7 +23,7 @@ from filip_jax.train.setup import Setup, lower_step, make_setup
 Plan = dict[str, Any]
 TYPICAL = 0.4  # of a GPU's peak, where no compiler counts cycles
 GUESS = f"{TYPICAL:.0%} of the peak, a guess"
-# What is tried when it does not fit, one after the other: {config key: value}.
+# What is tried when it does not fit, one after the other, behind sharding over all chips: {config key: value}.
 REMEDIES: Sequence[Mapping[str, Any]] = (
     {"model.remat": True},
     {"model.remat": True, "microbatches": 2},
@@ -42,14 +42,17 @@ def plan(config: Mapping[str, Any], topology: str, slices: int = 1) -> Plan:
         UserError: no such topology, or a config that can not be.
     """
     kind, devices = open_topology(topology, slices)
+    if cudnn := config["model"]["attention"] == "cudnn" and kind in GPUS:  # which only a GPU can lower
+        config = {**config, "model": config["model"] | {"attention": "xla"}}
     chip, setup = CHIPS[kind], call(make_setup, config, "(top level)", devices=devices)
     found: Plan = {
         "topology": topology, "slices": slices, "chips": len(devices), "mesh": dict(setup.mesh.shape),
-        "batch_size": setup.batch_size, "total_steps": setup.total_steps, "chip_memory": chip.usable,
+        "batch_size": setup.batch_size, "total_steps": setup.total_steps, "chip_memory": chip.usable, "instead_of_cudnn": cudnn,
         **{part: _bytes(setup, part) for part in ("params", "opt_state", "ema")},
         "operations": step_operations(config, devices),
     }  # fmt: skip
-    compiled, wanted = _compile(lower_step(setup, abstract(setup.shapes, setup.shardings)))
+    held = sum(found[part] for part in ("params", "opt_state", "ema"))
+    compiled, wanted = _compile(lower_step(setup, abstract(setup.shapes, setup.shardings)), held)
     if compiled is None:
         return found | {"fits": False, "peak_memory": wanted}
     memory, width = compiled.memory_analysis(), config["model"]["embed_dim"]
@@ -67,14 +70,20 @@ def _bytes(setup: Setup, part: str) -> int:
     return sum(math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize for x, sharding in leaves)
 
 
-def _compile(lowered: Any) -> tuple[Any, float]:
-    """(the program, 0), or (None, the bytes of a chip that it would need) where the compiler finds no room."""
+def _compile(lowered: Any, held: float) -> tuple[Any, float]:
+    """(the program, 0), or (None, the bytes of a chip that it would need) where the compiler finds no room.
+
+    Args:
+        held: bytes of a chip's part of the state, which some of its messages leave out.
+    """
     try:
         return lowered.compile(), 0.0
     except jax.errors.JaxRuntimeError as error:
-        if not (used := re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", str(error))):
+        used = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", str(error))
+        temporary = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM", str(error))
+        if not (match := used or temporary):
             raise
-        return None, float(used[1]) * 1024 ** ("KMGT".index(used[2]) + 1)
+        return None, float(match[1]) * 1024 ** ("KMGT".index(match[2]) + 1) + (0 if used else held)
 
 
 def step_operations(config: Mapping[str, Any], devices: Sequence[Any]) -> float:
@@ -118,9 +127,11 @@ def _times(found: Plan, chip: Chip, cycles: float) -> Plan:
 
 def remedies(config: Mapping[str, Any], topology: str, slices: int = 1) -> Iterator[tuple[Mapping[str, Any], Plan]]:
     """Changes that need less memory, the smallest first, with their plans; ends with the first that fits."""
-    for change in REMEDIES:
+    everywhere = {"mesh.replica": 1, "mesh.data": -1} if config["mesh"]["replica"] != 1 else {}
+    for change in [everywhere, *(everywhere | remedy for remedy in REMEDIES)]:
         fewer = change.get("microbatches", config["microbatches"]) <= config["microbatches"]
-        if fewer and ("microbatches" in change or config["model"]["remat"]):
+        useless = fewer and ("microbatches" in change or config["model"]["remat"] and "model.remat" in change)
+        if not change or useless:
             continue  # no change, or one that needs more
         changed = json.loads(json.dumps(config))
         for key, value in change.items():
@@ -148,6 +159,8 @@ def say(found: Plan) -> str:
     lines += [f"| {said:<32} | {found[key] / GIB:>7.2f} |" for said, key in rows.items() if found.get(key)]
     lines += [f"| {'all':<32} | {peak:>7.2f} |", ""]
     lines += [f"it {'fits' if found['fits'] else 'DOES NOT FIT'}: {peak:.2f} of {room:.2f} GiB"]
+    if found["instead_of_cudnn"]:
+        lines += ["with XLA's attention: cuDNN's, which only a GPU can compile, needs less memory"]
     if "step_seconds" not in found:
         return "\n".join(lines)
     lines += [

@@ -37,6 +37,7 @@ from filip_jax.train.goodput import CompileCache, Goodput
 from filip_jax.train.init_from import Donor, open_donor
 from filip_jax.train.input_log import InputLog, forget_keys_after
 from filip_jax.train.metrics import MetricWriter, StepLog, say
+from filip_jax.train.profile import Profile
 from filip_jax.train.setup import Setup, make_setup
 from filip_jax.train.start import compile_step, newest_sound, open_source, open_workdir, prepare_tokenizer
 from filip_jax.train.step import State
@@ -125,10 +126,9 @@ class Trainer:
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
         self.feed = Feed(rows, lambda: watch.stop)
+        self.profile = call(Profile, setup.profile, "profile", workdir=workdir, start=self.step)
 
-    def _start(
-        self, newest: int | None, tokenizer: Tokenizer, donor: Donor | None
-    ) -> tuple[State, int, dict[str, Any]]:  # fmt: skip
+    def _start(self, newest: int | None, tokenizer: Tokenizer, donor: Donor | None) -> tuple[State, int, dict]:
         """(state, step, meta): of the newest checkpoint on this mesh, or a state that is born sharded."""
         setup = self.setup
         if newest is None:
@@ -151,8 +151,8 @@ class Trainer:
             )
         with self.watch.phase("restore"):
             state = self.checkpoints.restore(newest, abstract(setup.shapes, setup.shardings))
-        seconds = time.monotonic() - started
-        say(f"{self.place.name}: resuming at step {newest} of {setup.total_steps} ({seconds:.1f} s to restore)")
+        took = f"{time.monotonic() - started:.1f} s to restore"
+        say(f"{self.place.name}: resuming at step {newest} of {setup.total_steps} ({took})")
         return state, newest, meta
 
     def _open_logs(self, source: Source, meta: Mapping[str, Any]) -> None:
@@ -181,6 +181,7 @@ class Trainer:
         finally:
             with self.watch.phase("end"):
                 self.feed.close()
+                self.profile.close(self.state)
                 with contextlib.suppress(UserError):  # a save that failed was raised, or what ends the run is
                     self.checkpoints.wait()
                 self.writer.close()
@@ -197,7 +198,7 @@ class Trainer:
             if self.step == self.setup.total_steps:
                 break
             batch, rows, waited = self._next_batch()
-            with self.watch.phase("step"):
+            with self.watch.phase("step"), self.profile.at(self.step, self.state):
                 self.state, metrics = train_step(self.state, batch)
             self.step, self.samples_seen = self.step + 1, self.samples_seen + self.setup.batch_size
             self.watch.step = self.step
@@ -287,10 +288,9 @@ class Trainer:
         self._save()
         self._finish_saving()
         say(f"step {self.step}: evaluating {', '.join(each.name for each in self.evals)} ...")
-        parameters = self.state.get("ema", self.state["params"])
         self.eval_guard.step = self.step
         with self.watch.phase("evaluation"):
-            model = self.embedder.with_parameters(parameters, self.step)
+            model = self.embedder.with_parameters(self.state.get("ema", self.state["params"]), self.step)
             metrics = run_evals(model, self.evals, self.workdir, self.eval_guard)
             self.writer.write(self.step, metrics)
             service.on_first_process(lambda: record_step(self.workdir, self.step, metrics))

@@ -21,6 +21,7 @@ from filip_jax.sections import at_least, call, check, choose
 from filip_jax.train.guards import check_guards
 from filip_jax.train.init_from import origins_of
 from filip_jax.train.optimizer import Optimizer, make_optimizer
+from filip_jax.train.profile import check_profile
 from filip_jax.train.step import LOSSES, State, make_init, make_train_step, state_shardings
 from filip_jax.train.wandb_log import check_project
 
@@ -58,6 +59,7 @@ class Setup:
     log_every_steps: int
     log_keys: bool
     wandb_project: str
+    profile: Mapping[str, Any]
     eval_every_steps: int
     evals_fatal: bool
     evals: Mapping[str, Any]
@@ -78,6 +80,7 @@ def make_setup(
     guards: Mapping[str, Any],
     compile_cache: bool,
     log_every_steps: int, log_keys: bool, wandb_project: str,
+    profile: Mapping[str, Any],
     eval_every_steps: int, evals_fatal: bool, evals: Mapping[str, Any],
     devices: Sequence[jax.Device] | None = None,
 ) -> Setup:  # fmt: skip
@@ -91,6 +94,7 @@ def make_setup(
         ema_decay: of the moving average of the parameters that evaluations use; 0 keeps none.
         compile_cache: whether compiled programs are kept in the workdir for the next start.
         log_every_steps, eval_every_steps: periods; 0 never evaluates.
+        profile: which steps of this start are traced, see `Profile`.
         log_keys: whether the samples of each step are named in keys/ of the workdir.
         wandb_project: of Weights & Biases, which gets the metrics, too; "" for none.
         evals_fatal: whether an evaluation's error ends the run; else it is logged as eval/<name>/error.
@@ -107,9 +111,13 @@ def make_setup(
     check_numbers(**data)
     check(make_tokenizer, tokenizer, "tokenizer", ("source",))
     check_tokenizer_section(tokenizer["name"], tokenizer["path"], tokenizer["captions"])
-    _check_keeping(checkpoint, processes, guards, wandb_project)
+    _check_keeping(checkpoint, processes, guards, wandb_project, profile)
     check_evals(evals)
     network = make_model(**model)
+    if model["attention"] == "cudnn" and devices.devices.flat[0].platform != "gpu":
+        raise UserError(
+            f"model.attention='cudnn' needs NVIDIA GPUs, not {devices.devices.flat[0].platform}: take 'xla'"
+        )
     sizes = {"image_size": model["image"]["image_size"], "text_length": model["text"]["length"]}
     for key, size in sizes.items():
         if data[key] != size:
@@ -132,7 +140,7 @@ def make_setup(
         seed=seed, batch_size=batch_size, total_steps=total_steps, source=source, data=data, tokenizer=tokenizer,
         init_from=init_from, checkpoint=checkpoint, processes=processes, guards=guards,
         compile_cache=compile_cache, log_every_steps=log_every_steps, log_keys=log_keys,
-        wandb_project=wandb_project, eval_every_steps=eval_every_steps, evals_fatal=evals_fatal, evals=evals,
+        wandb_project=wandb_project, profile=profile, eval_every_steps=eval_every_steps, evals_fatal=evals_fatal, evals=evals,
     )  # fmt: skip
 
 
@@ -144,11 +152,12 @@ def lower_step(setup: Setup, state: State) -> jax.stages.Lowered:
         return jax.jit(setup.train_step, donate_argnums=0, out_shardings=outputs).lower(state, batch)
 
 
-def _check_keeping(checkpoint, processes, guards, wandb_project):
+def _check_keeping(checkpoint, processes, guards, wandb_project, profile):
     check_project(wandb_project)
     check(CheckpointWriter, checkpoint, "checkpoint", ("workdir",))
     call(check_processes, processes, "processes")
     call(check_guards, guards, "guards")
+    call(check_profile, profile, "profile")
 
 
 def _check_numbers(seed, total_steps, log_every_steps, eval_every_steps, ema_decay):

@@ -1,0 +1,186 @@
+"""The paper's runs planned for TPUs that are not here: the smallest topologies that fit, and weak scaling on paper.
+
+    python benchmarks/plans.py fit                for each chip upwards from a topology that is too small
+    python benchmarks/plans.py scaling            FILIP base, 640 pairs a chip, on 16, 64 and 256 chips
+    python benchmarks/plans.py loss               memory of the loss, in a ring and recomputed, 8 to 256 chips
+    python benchmarks/plans.py tokens             with and without the class token: 50 or 49, 197 or 196, 257 or 256
+
+Each row is what `filip plan` says, whose command is the row's last column; they take minutes each. Needs the
+extra `plan`. Nothing runs on a chip: memory is the compiler's, times are estimates by its cycles.
+"""
+
+import argparse
+import multiprocessing
+import sys
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+SHAPES = {"v5e": FLAT, "v6e": FLAT, "v5p": DEEP}
+SOURCE = "--config.source.path=PAIRS"  # plans read no data
+FIRST = {  # of each chip: about the largest that is too small, and where the search begins
+    "base": {"v5e": "2x4", "v6e": "2x2", "v5p": "2x2x1"},
+    "large": {"v5e": "4x8", "v6e": "4x4", "v5p": "2x2x2"},
+}
+SCALING = {"v5e": ("4x4", "8x8", "16x16"), "v5p": ("2x2x4", "4x4x4", "4x8x8")}
+RING = ["--config.loss.exchange=ring", "--config.loss.indices=recompute", "--config.loss.keep_tokens=1.0"]
+
+
+def child(queue, variant, topology, overrides):
+    from filip_jax.plan.chips import forget_devices
+
+    forget_devices()
+    from filip_jax.config import load_config
+    from filip_jax.plan.report import plan
+
+    try:
+        config = load_config(f"{ROOT}/configs/filip.py:{variant}", overrides)
+        queue.put(plan(config, topology))
+    except Exception as error:  # or the parent would wait for ever
+        queue.put(f"{topology}: {error!r}")
+
+
+def planned(variant, topology, overrides=()):
+    """The plan, made in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=child, args=(queue, variant, topology, [SOURCE, *overrides]))
+    process.start()
+    found = queue.get()
+    process.join()
+    if isinstance(found, str):
+        sys.exit(found)
+    words = " ".join(["filip plan", f"--config=configs/filip.py:{variant}", f"--topology={topology}", *overrides])
+    return found | {"command": words}
+
+
+def head(*columns):
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
+
+
+def row(*cells):
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def times(found):
+    """(ms of a step, samples/s, MFU, GiB that each chip receives) or dashes."""
+    if "step_seconds" not in found:
+        return ("-",) * 4
+    sent = sum(size for _, size in found["collectives"].values()) / 2**30
+    rate = f"{found['samples_per_second']:,.0f}"
+    return f"{1e3 * found['step_seconds']:,.0f}", rate, f"{100 * found['mfu']:.0f} %", f"{sent:.2f}"
+
+
+def fit(variants, chips):
+    head(
+        "model",
+        "topology",
+        "chips",
+        "GiB of a chip",
+        "fits",
+        "step ms",
+        "samples/s",
+        "MFU",
+        "days",
+        "chip-hours",
+        "command",
+    )
+    for variant in variants:
+        for chip in chips:
+            first = FIRST[variant][chip]
+            for shape in SHAPES[chip][SHAPES[chip].index(first) :]:
+                found = planned(variant, f"{chip}:{shape}")
+                memory = f"{found['peak_memory'] / 2**30:.1f} of {found['chip_memory'] / 2**30:.0f}"
+                cost = [f"{found['days']:.1f}", f"{found['chip_hours']:,.0f}"] if found["fits"] else ["-", "-"]
+                said = "yes" if found["fits"] else "no"
+                row(
+                    variant,
+                    found["topology"],
+                    str(found["chips"]),
+                    memory,
+                    said,
+                    *times(found)[:3],
+                    *cost,
+                    f"`{found['command']}`",
+                )
+                if found["fits"]:
+                    break
+
+
+def scaling(pairs):
+    head(
+        "topology",
+        "chips",
+        "global batch",
+        "GiB of a chip",
+        "of it the loss",
+        "step ms",
+        "samples/s",
+        "MFU",
+        "GiB received",
+        "command",
+    )
+    for chip, shapes in SCALING.items():
+        for shape in shapes:
+            chips = count_chips(shape)
+            found = planned("base", f"{chip}:{shape}", [f"--config.batch_size={pairs * chips}"])
+            memory = f"{found['peak_memory'] / 2**30:.2f}", f"{found.get('loss_temporary', 0) / 2**30:.2f}"
+            row(
+                found["topology"],
+                str(chips),
+                f"{found['batch_size']:,}",
+                *memory,
+                *times(found),
+                f"`{found['command']}`",
+            )
+
+
+def loss(pairs):
+    head("topology", "chips", "global batch", "GiB of the loss alone", "GiB of a chip", "command")
+    for shape in ("2x4", "4x4", "8x8", "16x16"):
+        overrides = [f"--config.batch_size={pairs * count_chips(shape)}", *RING]
+        found = planned("base", f"v5e:{shape}", overrides)
+        memory = f"{found.get('loss_temporary', 0) / 2**30:.3f}", f"{found['peak_memory'] / 2**30:.2f}"
+        row(found["topology"], str(found["chips"]), f"{found['batch_size']:,}", *memory, f"`{found['command']}`")
+
+
+def tokens(pairs):
+    """Each step without remat and at full text length, so that nothing else differs."""
+    plain = ["--config.model.remat=False", "--config.model.text.length_groups=1", f"--config.batch_size={4 * pairs}"]
+    head("model", "image tokens", "step ms", "GiB of a chip", "command")
+    for variant, patch_size in (("base", 32), ("base", 16), ("large", 14)):
+        for class_token in (True, False):
+            overrides = [f"--config.model.image.patch_size={patch_size}", f"--config.model.class_token={class_token}"]
+            found = planned(variant, "v5e:2x2", [*overrides, *plain])
+            count = (224 // patch_size) ** 2 + class_token
+            memory = f"{found['peak_memory'] / 2**30:.2f}"
+            row(f"{variant}, patches of {patch_size}", str(count), times(found)[0], memory, f"`{found['command']}`")
+
+
+def count_chips(shape):
+    """The chips of 4x8 or 2x2x4."""
+    count = 1
+    for size in shape.split("x"):
+        count *= int(size)
+    return count
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("fit", "scaling", "loss", "tokens"))
+    parser.add_argument("--models", default="base,large", help="of fit (default: both)")
+    parser.add_argument("--chips", default="v5e,v6e,v5p", help="of fit (default: all)")
+    parser.add_argument("--pairs", type=int, help="a chip (default: 640; of tokens 32)")
+    a = parser.parse_args()
+    print(
+        f"{date.today()}, jax {version('jax')}, libtpu {version('libtpu')}, python {' '.join(sys.argv)}\n", flush=True
+    )
+    if a.what == "fit":
+        fit(a.models.split(","), a.chips.split(","))
+    else:
+        functions = {"scaling": (scaling, 640), "loss": (loss, 640), "tokens": (tokens, 32)}
+        function, pairs = functions[a.what]
+        function(a.pairs or pairs)
