@@ -11,6 +11,8 @@ extra `plan`. Nothing runs on a chip: memory is the compiler's, times are estima
 
 import argparse
 import multiprocessing
+import re
+import subprocess
 import sys
 from datetime import date
 from importlib.metadata import version
@@ -25,8 +27,6 @@ FIRST = {  # of each chip: about the largest that is too small, and where the se
     "base": {"v5e": "2x4", "v6e": "2x2", "v5p": "2x2x1"},
     "large": {"v5e": "4x8", "v6e": "4x4", "v5p": "2x2x2"},
 }
-SCALING = {"v5e": ("4x4", "8x8", "16x16"), "v5p": ("2x2x4", "4x4x4", "4x8x8")}
-RING = ["--config.loss.exchange=ring", "--config.loss.indices=recompute", "--config.loss.keep_tokens=1.0"]
 
 
 def child(queue, variant, topology, overrides):
@@ -110,54 +110,41 @@ def fit(variants, chips):
                     break
 
 
-def scaling(pairs):
-    head(
-        "topology",
-        "chips",
-        "global batch",
-        "GiB of a chip",
-        "of it the loss",
-        "step ms",
-        "samples/s",
-        "MFU",
-        "GiB received",
-        "command",
-    )
-    for chip, shapes in SCALING.items():
-        for shape in shapes:
-            chips = count_chips(shape)
-            found = planned("base", f"{chip}:{shape}", [f"--config.batch_size={pairs * chips}"])
-            memory = f"{found['peak_memory'] / 2**30:.2f}", f"{found.get('loss_temporary', 0) / 2**30:.2f}"
-            row(
-                found["topology"],
-                str(chips),
-                f"{found['batch_size']:,}",
-                *memory,
-                *times(found),
-                f"`{found['command']}`",
-            )
+def scaling(pairs, shapes):
+    names = "topology", "chips", "global batch", "GiB of a chip", "of it the loss", "step ms", "samples/s", "MFU"
+    head(*names, "GiB received", "command")
+    for shape in shapes:
+        chips = count_chips(shape)
+        found = planned("base", f"v5e:{shape}", [f"--config.batch_size={pairs * chips}"])
+        memory = f"{found['peak_memory'] / 2**30:.2f}", f"{found.get('loss_temporary', 0) / 2**30:.2f}"
+        batch = f"{found['batch_size']:,}"
+        row(found["topology"], str(chips), batch, *memory, *times(found), f"`{found['command']}`")
 
 
-def loss(pairs):
-    head("topology", "chips", "global batch", "GiB of the loss alone", "GiB of a chip", "command")
-    for shape in ("2x4", "4x4", "8x8", "16x16"):
-        overrides = [f"--config.batch_size={pairs * count_chips(shape)}", *RING]
-        found = planned("base", f"v5e:{shape}", overrides)
-        memory = f"{found.get('loss_temporary', 0) / 2**30:.3f}", f"{found['peak_memory'] / 2**30:.2f}"
-        row(found["topology"], str(found["chips"]), f"{found['batch_size']:,}", *memory, f"`{found['command']}`")
+def loss(pairs, shapes):
+    """The loss compiled alone, whatever its batch: exact, the texts of one chip after the other, indices found again."""
+    options = ["--exchange=ring", "--indices=recompute", "--forms=auto", "--dtype=bfloat16", f"--batch={pairs}"]
+    head("topology", "global batch", "GiB of a chip", "command")
+    for shape in shapes:
+        words = ["python", "benchmarks/loss.py", f"--topology=v5e:{shape}", *options]
+        done = subprocess.run([sys.executable, *words[1:]], cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr)
+        memory = re.search(r"temporary memory ([\d.]+) GiB", done.stdout)[1]
+        row(f"v5e:{shape}", f"{pairs * count_chips(shape):,}", memory, f"`{' '.join(words)}`")
 
 
-def tokens(pairs):
-    """Each step without remat and at full text length, so that nothing else differs."""
-    plain = ["--config.model.remat=False", "--config.model.text.length_groups=1", f"--config.batch_size={4 * pairs}"]
-    head("model", "image tokens", "step ms", "GiB of a chip", "command")
-    for variant, patch_size in (("base", 32), ("base", 16), ("large", 14)):
+def tokens(pairs, _):
+    """Each step on one chip, without remat and at full text length, so that little else differs."""
+    plain = ["--config.model.remat=False", "--config.model.text.length_groups=1", f"--config.batch_size={pairs}"]
+    head("patches of", "image tokens", "step ms", "GiB of a chip", "command")
+    for patch_size in (32, 16, 14):
         for class_token in (True, False):
             overrides = [f"--config.model.image.patch_size={patch_size}", f"--config.model.class_token={class_token}"]
-            found = planned(variant, "v5e:2x2", [*overrides, *plain])
-            count = (224 // patch_size) ** 2 + class_token
+            found = planned("base", "v5e:1x1", [*overrides, *plain])
             memory = f"{found['peak_memory'] / 2**30:.2f}"
-            row(f"{variant}, patches of {patch_size}", str(count), times(found)[0], memory, f"`{found['command']}`")
+            count = (224 // patch_size) ** 2 + class_token
+            row(str(patch_size), str(count), times(found)[0], memory, f"`{found['command']}`")
 
 
 def count_chips(shape):
@@ -173,14 +160,14 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=("fit", "scaling", "loss", "tokens"))
     parser.add_argument("--models", default="base,large", help="of fit (default: both)")
     parser.add_argument("--chips", default="v5e,v6e,v5p", help="of fit (default: all)")
-    parser.add_argument("--pairs", type=int, help="a chip (default: 640; of tokens 32)")
+    parser.add_argument("--shapes", help="of v5e, of scaling (default: 4x4,8x8,16x16) and loss (2x4 before them)")
+    parser.add_argument("--pairs", type=int, help="a chip (default: 640; of tokens 64)")
     a = parser.parse_args()
-    print(
-        f"{date.today()}, jax {version('jax')}, libtpu {version('libtpu')}, python {' '.join(sys.argv)}\n", flush=True
-    )
+    versions = f"jax {version('jax')}, libtpu {version('libtpu')}"
+    print(f"{date.today()}, {versions}, python {' '.join(sys.argv)}\n", flush=True)
     if a.what == "fit":
         fit(a.models.split(","), a.chips.split(","))
     else:
-        functions = {"scaling": (scaling, 640), "loss": (loss, 640), "tokens": (tokens, 32)}
-        function, pairs = functions[a.what]
-        function(a.pairs or pairs)
+        shapes = (a.shapes or ("2x4," if a.what == "loss" else "") + "4x4,8x8,16x16").split(",")
+        function, pairs = {"scaling": (scaling, 640), "loss": (loss, 640), "tokens": (tokens, 64)}[a.what]
+        function(a.pairs or pairs, shapes)

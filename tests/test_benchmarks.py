@@ -1,5 +1,6 @@
 """The benchmarks run, small; programs for TPUs and GPUs compile where their compilers are installed."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -70,10 +71,33 @@ def test_a_step_beside_clips():
         f"--config.model.{tower}.{key}" for tower in ("image", "text") for key in ("width=32", "depth=1", "heads=2")
     ]
     smaller = ["--config.data.image_size=64", "--config.data.text_length=8", "--config.tokenizer.vocab_size=99"]
-    output = benchmark("--batch=8", "--repeat=1", *small, *smaller, script="step.py")
-    rows = re.findall(r"^\| (CLIP|FILIP 25 %|FILIP exact) +\| +([\d.]+) \|", output, re.MULTILINE)
-    assert [name for name, _ in rows] == ["CLIP", "FILIP 25 %", "FILIP exact"]
-    assert "measured" in output and all(float(ms) > 0 for _, ms in rows)
+    few = ["--batch=8", "--repeat=1", "--patch_sizes=32", *small, *smaller]
+    output = benchmark(*few, script="train_step.py")
+    rows = dict(re.findall(r"^\| (\w+) \| 32 \| (.*) \|$", output, re.MULTILINE))
+    for form in ("clip", "filip_quarter", "filip_exact"):
+        ms, rate, ratio, measured, makers, _ = rows[form].split(" | ")
+        assert float(rate.replace(",", "")) == pytest.approx(8e3 / float(ms), rel=0.1) and makers == "-"
+        assert float(ratio.rstrip("x")) > 0 and 0 < float(measured.rstrip(" %")) < 100
+    if importlib.util.find_spec("torch") is None:  # said, as one line, and no number made up
+        assert rows["open_clip"] == rows["pytorch_clip"] == "ModuleNotFoundError: No module named 'torch'"
+    assert "measured" in output.splitlines()[-1]
+    table = benchmark(*few, "--trace=clip", script="train_step.py")
+    shares = [float(share) for share in re.findall(r"^\| .* \| ([\d.]+) % \|$", table, re.MULTILINE)]
+    assert len(shares) > 5 and shares == sorted(shares, reverse=True) and sum(shares) <= 101
+
+
+def test_what_the_trainer_adds_to_its_program():
+    output = benchmark("--steps=200", script="dispatch.py")
+    trainer, program, added = map(
+        float, re.search(r"^\| ([\d.]+) ms \| ([\d.]+) ms \| (-?[\d.]+) ms \|$", output, re.M).groups()
+    )
+    assert trainer > 0 < program and added == pytest.approx(trainer - program, abs=2e-3)
+
+
+def test_a_table_of_plans():
+    pytest.importorskip("libtpu")
+    output = benchmark("loss", "--pairs=8", "--shapes=2x2", script="plans.py")
+    assert re.search(r"^\| v5e:2x2 \| 32 \| [\d.]+ \| `python benchmarks/loss.py --topology=v5e:2x2 ", output, re.M)
 
 
 def test_the_cleaning_rules():

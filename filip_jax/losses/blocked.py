@@ -85,11 +85,16 @@ def highest(
 
     "auto" and "pallas" are a kernel on TPUs for bfloat16, XLA elsewhere.
     """
-    inner = dict.fromkeys(TILE_BYTES, tiles.highest)
-    (p, _, d), t = images.shape, texts.shape[1]
-    if implementation != "xla" and t >= EIGHT and not pallas_tpu.why_not(p, t, d, images.dtype):
-        inner["tpu"] = pallas_tpu.highest
-    return _on_each_platform(_highest, inner, TILE_BYTES, images, texts, mask)
+    inner, tile_bytes = dict.fromkeys(TILE_BYTES, tiles.highest), dict(TILE_BYTES)
+    (p, i, d), t = images.shape, texts.shape[1]
+    if implementation in ("auto", "pallas") and t >= EIGHT and not pallas_tpu.why_not(p, t, d, images.dtype):
+        inner["tpu"], tile_bytes["tpu"] = pallas_tpu.highest, _tpu_kernel_bytes(i, t)
+    return _on_each_platform(_highest, inner, tile_bytes, images, texts, mask)
+
+
+def _tpu_kernel_bytes(i, t):
+    """A tile for the kernels on TPUs: they fill up fewer texts to those of a program, for nothing."""
+    return max(TILE_BYTES["tpu"], 4 * pallas_tpu.TEXTS * t * i)
 
 
 def by_length(
@@ -107,7 +112,7 @@ def by_length(
 
 def _maxima(implementation, images, texts):
     """What finds the maxima on each platform, and the bytes of its tile."""
-    (p, _, d), t = images.shape, texts.shape[1]
+    (p, i, d), t = images.shape, texts.shape[1]
     of_tpu, of_gpu = pallas_tpu.why_not(p, t, d, images.dtype), pallas_gpu.why_not(p, t, d, images.dtype)
     maxima, tile_bytes = dict.fromkeys(TILE_BYTES, tiles.maxima), dict(TILE_BYTES)
     if implementation == "pallas":
@@ -119,7 +124,8 @@ def _maxima(implementation, images, texts):
         if not of_gpu:
             maxima["gpu"], tile_bytes["gpu"] = pallas_gpu.maxima, GPU_KERNEL_BYTES
     if implementation == "pallas" or (implementation == "auto" and t >= EIGHT):
-        maxima["tpu"] = tiles.maxima if of_tpu else pallas_tpu.maxima
+        if not of_tpu:
+            maxima["tpu"], tile_bytes["tpu"] = pallas_tpu.maxima, _tpu_kernel_bytes(i, t)
     return maxima, tile_bytes
 
 

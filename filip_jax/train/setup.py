@@ -25,6 +25,10 @@ from filip_jax.train.profile import check_profile
 from filip_jax.train.step import LOSSES, State, make_init, make_train_step, state_shardings
 from filip_jax.train.wandb_log import check_project
 
+# By default the compiler cuts each product with a gathered parameter into a loop of small ones, which rewrites the
+# activations again and again; parameters are small beside them and are gathered faster than that.
+COMPILER_OPTIONS = {"tpu": {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "100000"}}
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -146,10 +150,13 @@ def make_setup(
 
 def lower_step(setup: Setup, state: State) -> jax.stages.Lowered:
     """The training step for a state, arrays or shapes with shardings, and a batch of the run; not compiled yet."""
-    outputs = (setup.shardings, replicated(setup.mesh))
+    outputs, platform = (setup.shardings, replicated(setup.mesh)), setup.mesh.devices.flat[0].platform
     batch = batch_shapes(setup.mesh, setup.batch_size, setup.data["image_size"], setup.data["text_length"])
     with jax.set_mesh(setup.mesh):
-        return jax.jit(setup.train_step, donate_argnums=0, out_shardings=outputs).lower(state, batch)
+        step = jax.jit(
+            setup.train_step, donate_argnums=0, out_shardings=outputs, compiler_options=COMPILER_OPTIONS.get(platform)
+        )
+        return step.lower(state, batch)
 
 
 def _check_keeping(checkpoint, processes, guards, wandb_project, profile):

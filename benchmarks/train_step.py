@@ -1,0 +1,179 @@
+"""Whole training steps of FILIP and CLIP beside open_clip's and a plain PyTorch CLIP's: samples/s and MFU.
+
+    python benchmarks/train_step.py                                     ViT-B/32 and ViT-B/16 on the chips that are here
+    python benchmarks/train_step.py --batch=512 --config.model.remat=False --config.model.attention=cudnn
+    python benchmarks/train_step.py --trace=filip_exact                 where a step's time goes, operation by operation
+    python benchmarks/train_step.py --topology=v5p:2x2x2 --patch_sizes=32   compiled for TPUs that are not here
+
+Ours are configs/clip.py:base and configs/filip.py:base with 25 % of the tokens and with all;
+--config.KEY=VALUE changes all three, and the peers' sizes. Peers run where PyTorch (and open_clip) is installed, on
+one GPU or CPU: bfloat16, torch.compile on GPUs, fused AdamW. All take noise as images and texts of full length, and
+are timed after two steps; their matrix operations are those of the model at full length, whatever is computed twice.
+MFU stands beside the chip's largest measured matrix product and beside its maker's peak.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import topology
+from loss import reason
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+FORMS = {  # config and keep_tokens; of peers none
+    "clip": ("clip", 1.0), "filip_quarter": ("filip", 0.25), "filip_exact": ("filip", 1.0),
+    "open_clip": (), "pytorch_clip": (),
+}  # fmt: skip
+SAID = ("form", "patch", "ms", "samples/s", "beside clip", "MFU, measured peak", "MFU, maker's peak", "GiB")
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=1024, help="pairs of one chip")
+    parser.add_argument("--patch_sizes", default="32,16", help="pixels, several with commas (default: 32,16)")
+    parser.add_argument("--forms", default=",".join(FORMS), help="some of them (default: all)")
+    parser.add_argument("--topology", help="v5e:4x4, v5p:2x2x2 ...")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--trace", metavar="FORM", help="the operations that take longest in a step of this form")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    a, overrides = parser.parse_known_args()
+    a.forms, a.patch_sizes = a.forms.split(","), a.patch_sizes.split(",")
+    if unknown := set(a.forms) - set(FORMS) or ({a.trace} - set(FORMS) if a.trace else ()):
+        parser.error(f"{', '.join(unknown)}: forms are {', '.join(FORMS)}")
+    if wrong := [each for each in overrides if not each.startswith("--config.")]:
+        parser.error(f"unknown: {' '.join(wrong)}")
+    return a, [f"--config.batch_size={a.batch}", *overrides]
+
+
+def load(form, patch_size, overrides):
+    """The config of one of our forms."""
+    from filip_jax.config import load_config
+
+    name, keep_tokens = FORMS[form]
+    sizes = [f"--config.model.image.patch_size={patch_size}", f"--config.loss.keep_tokens={keep_tokens}"]
+    return load_config(str(CONFIGS / f"{name}.py:base"), [*sizes, *overrides])
+
+
+def measure(a, patch_size, overrides):
+    """One form in this process: what `compare` prints of it, as one line of JSON."""
+    if not FORMS[a.only]:
+        import torch_step
+
+        config = load("clip", patch_size, overrides)
+        return torch_step.measure(a.only, config, a.batch, a.repeat)
+    devices = topology.devices_of(a.topology) if a.topology else None
+    import jax
+
+    from filip_jax.checkpoint import abstract
+    from filip_jax.plan.program import Program
+    from filip_jax.plan.report import step_operations
+    from filip_jax.sections import call
+    from filip_jax.train.setup import lower_step, make_setup
+
+    devices = devices or jax.devices()
+    config = load(a.only, patch_size, overrides) | {"batch_size": a.batch * len(devices)}
+    setup = call(make_setup, config, "(top level)", devices=devices)
+    compiled = lower_step(setup, abstract(setup.shapes, setup.shardings)).compile()
+    result = {"memory": compiled.memory_analysis().temp_size_in_bytes, "chips": len(devices)}
+    result |= {"operations": step_operations(config, devices)}
+    if a.topology:
+        chip = topology.CHIPS[a.topology.split(":")[0]]
+        program = Program(compiled.as_text(), config["model"]["embed_dim"] * chip.clock / chip.operations)
+        return result | {"chip": a.topology, "peak": None, "seconds": program.cycles() / chip.clock}
+    seconds = run(compiled, setup, config, a.repeat, a.trace)
+    return result | {"chip": devices[0].device_kind, "peak": matrix_peak(), "seconds": seconds}
+
+
+def run(compiled, setup, config, repeat, trace):
+    """The median of some steps after two, on noise and texts of full length."""
+    import time
+
+    import jax
+    import numpy as np
+
+    from filip_jax.mesh import global_batch
+
+    rng, size = np.random.default_rng(0), config["data"]["image_size"]
+    images = rng.integers(0, 256, (config["batch_size"], size, size, 3), np.uint8)
+    ids = rng.integers(1, config["model"]["text"]["vocab_size"], (len(images), config["data"]["text_length"]), np.int32)
+    batch = global_batch(setup.mesh, {"image": images, "ids": ids})
+    state, spent = jax.jit(setup.init, out_shardings=setup.shardings)(jax.random.key(0)), []
+    with tempfile.TemporaryDirectory() as folder:
+        for step in range(2 + repeat):
+            if trace and step == 2:
+                jax.profiler.start_trace(folder)
+            started = time.perf_counter()
+            state, metrics = jax.block_until_ready(compiled(state, batch))
+            spent.append(time.perf_counter() - started)
+        if trace:
+            import trace_table
+
+            jax.profiler.stop_trace()
+            print(trace_table.table(Path(folder), repeat), flush=True)
+    assert np.isfinite(metrics["train/loss"])
+    return sorted(spent[2:])[repeat // 2]
+
+
+def matrix_peak():
+    """Matrix operations a second of the first device, of a large product in bfloat16; of a CPU in float32."""
+    import time
+
+    import jax
+    import jax.numpy as jnp
+
+    cpu = jax.default_backend() == "cpu"
+    size, best = (2048 if cpu else 8192), 1e9
+    square = jax.random.normal(jax.random.key(0), (size, size), jnp.float32 if cpu else jnp.bfloat16)
+    product = jax.jit(jnp.matmul)
+    for _ in range(10):
+        started = time.perf_counter()
+        jax.block_until_ready(product(square, square))
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+def compare(a, overrides):
+    chips = {}
+    print(f"{date.today()}, python {' '.join(sys.argv)}\n\n| {' | '.join(SAID)} |\n|{' --- |' * len(SAID)}", flush=True)
+    for patch_size in a.patch_sizes:
+        results = {}
+        for form in a.forms:
+            words = [f"--only={form}", f"--patch_sizes={patch_size}"]
+            done = subprocess.run([sys.executable, *sys.argv, *words], capture_output=True, text=True)
+            if done.returncode:
+                print(f"| {form} | {patch_size} | {reason(done.stderr)} |", flush=True)
+                continue
+            results[form] = found = json.loads(done.stdout.strip().splitlines()[-1])
+            chips.setdefault(found["chip"], f"{found['chips']} {found['chip']}, {found.get('library', 'ours')}")
+            print(line(form, patch_size, found, results, a.batch), flush=True)
+    how = "times are the compiler's estimates" if a.topology else "measured"
+    print(f"\n{'; '.join(chips.values())}; jax {version('jax')}; {how}")
+
+
+def line(form, patch_size, found, results, batch):
+    """A row of the table; peers do the matrix operations of our CLIP."""
+    seconds, clip = found["seconds"], results.get("clip")
+    operations = found.get("operations") or (clip and clip["operations"])
+    done = operations / seconds / found["chips"] if operations else None
+    peak = found["peak"] or (clip and clip["peak"])
+    makers = [chip.operations for name, chip in topology.CHIPS.items() if name in found["chip"].lower()]
+    share = [f"{100 * done / each:.1f} %" if done and each else "-" for each in (peak, makers[0] if makers else None)]
+    ratio = f"{clip['seconds'] / seconds:.2f}x" if clip else "-"
+    rate = f"{batch * found['chips'] / seconds:,.0f}"
+    cells = form, patch_size, f"{1e3 * seconds:.1f}", rate, ratio, *share, f"{found['memory'] / 2**30:.2f}"
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    arguments, rest = parse()
+    if arguments.trace and not arguments.only:
+        arguments.only = arguments.trace
+    if arguments.only:
+        print(json.dumps(measure(arguments, arguments.patch_sizes[0], rest)))
+    else:
+        compare(arguments, rest)
