@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import unit
+from conftest import make_devices_mesh, unit
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -46,7 +46,7 @@ class Words:
 class Oracle(Embedder):
     """An embedder that knows: an image's patches hold class numbers, and words are the classes' vectors."""
 
-    tokenizer, image_size, text_length, batch_size, logit_scale, step = Words(), 12, 8, 4, 20.0, 7
+    tokenizer, image_size, text_length, batch_size, logit_scale, step, mesh = Words(), 12, 8, 4, 20.0, 7, None
 
     def __init__(self, pooling="tokens"):
         self.pooling = pooling
@@ -104,16 +104,18 @@ class Scenes:
         return Record(str(index), picture(*numbers), captions, label=pairs[index][0], regions=regions)
 
 
-def test_blocks_equal_the_whole(monkeypatch):
+@pytest.mark.parametrize("mesh", [None, (1, 2), (2, 4)])
+@pytest.mark.parametrize("images, texts, patches, words", [(7, 5, 3, 6), (37, 41, 3, 19), (20, 3, 1, 1)])
+def test_blocks_on_any_devices_equal_the_whole(monkeypatch, mesh, images, texts, patches, words):
     rng = np.random.default_rng(0)
-    images, texts = (
-        unit(rng.normal(size=(7, 3, 4))).astype(np.float32),
-        unit(rng.normal(size=(5, 6, 4))).astype(np.float32),
-    )
-    mask = rng.random((5, 6)) < 0.6
-    whole = token_similarity(images, texts, mask)
-    monkeypatch.setattr(similarity, "BLOCK_ELEMENTS", 3 * 6 * 4)
-    for mine, expected in zip(similarity.similarity_matrices(images, texts, mask), whole):
+    images = unit(rng.normal(size=(images, patches, 4))).astype(np.float32)
+    texts = unit(rng.normal(size=(texts, words, 4))).astype(np.float32)
+    mask = rng.random(texts.shape[:2]) < 0.6
+    mask[0] = False
+    monkeypatch.setattr(similarity, "IMAGES", 16)
+    monkeypatch.setattr(similarity, "TEXTS", 8)
+    found = similarity.similarity_matrices(images, texts, mask, make_devices_mesh(*mesh) if mesh else None)
+    for mine, expected in zip(found, token_similarity(images, texts, mask)):
         np.testing.assert_allclose(mine, expected, atol=1e-6)
 
 
@@ -148,7 +150,53 @@ def test_retrieval_counts_recall_and_the_loss():
     with pytest.raises(UserError, match="evals.val.examples=11, but the source has 10 records"):
         check_records(Scenes(), 11, "evals.val")
     chance = retrieval.baselines(Scenes(), examples=10)["chance"]
-    assert chance["image_to_text_R@1"] == 0.1 and chance["text_to_image_R@5"] == 0.5
+    assert chance["image_to_text_R@1"] == pytest.approx(0.1) and chance["text_to_image_R@5"] == pytest.approx(0.5)
+
+
+class Several(Scenes):
+    """The same pictures with one to three texts each: the words, turned round, and twice."""
+
+    def captions(self, index):
+        first, second = super().__getitem__(index).caption.split()
+        texts = [f"{first} {second}", f"{second} {first}", f"{first} {second} {first}"]
+        return tuple(map(Caption, texts[: 1 + index % 3]))
+
+
+def test_retrieval_with_several_texts_of_an_image():
+    metrics = retrieval.evaluate(Oracle(), Several(), Path(), examples=10, captions=0, prompt="a {}")
+    texts = [(n, caption.text) for n in range(10) for caption in Several().captions(n)]
+    images = Oracle().encode_image([Several()[n].image for n in range(10)])
+    s_i, s_t = (np.asarray(s) for s in token_similarity(images, *Oracle().encode_text([f"a {t}" for _, t in texts])))
+    owner = np.array([n for n, _ in texts])
+    for k in (1, 5, 10):
+        hits = [
+            max((s_i[n] >= s).sum() - (s_i[n, owner == n] >= s).sum() < k for s in s_i[n, owner == n])
+            for n in range(10)
+        ]
+        assert metrics[f"image_to_text_R@{k}"] == np.mean(hits)
+        assert metrics[f"text_to_image_R@{k}"] == np.mean(
+            [(s_t[:, t] >= s_t[n, t]).sum() <= k for t, n in enumerate(owner)]
+        )
+    assert 0 < metrics["image_to_text_mAP@R"] <= 1 and (metrics["pairs"], metrics["texts"]) == (10, 19)
+    first = retrieval.evaluate(Oracle(), Several(), Path(), examples=10)
+    assert "texts" not in first and first["loss"] != metrics["loss"]
+    chance = retrieval.baselines(Several(), examples=10, captions=0)["chance"]
+    assert chance["image_to_text_R@1"] == pytest.approx(1.9 / 19) and chance["text_to_image_R@1"] == pytest.approx(0.1)
+    with pytest.raises(UserError, match="the prompt 'a photo' has no {}"):
+        retrieval.evaluate(Oracle(), Several(), Path(), examples=10, prompt="a photo")
+    with pytest.raises(UserError, match="retrieval.captions=-1 must be at least 0"):
+        retrieval.evaluate(Oracle(), Several(), Path(), examples=10, captions=-1)
+
+
+def test_texts_are_cut_to_the_longest(monkeypatch):
+    from filip_jax.evals import records
+
+    monkeypatch.setattr(records, "TEXTS", 2)
+    texts = ["a", "a b", "a b c", "d", "e"]
+    tokens, mask = records.encode_texts(Oracle(), texts)
+    whole, expected = Oracle().encode_text(texts)
+    assert mask.shape == (5, 5) and (mask == expected[:, :5]).all()
+    assert np.array_equal(tokens * mask[..., None], whole[:, :5] * mask[..., None])
 
 
 def test_token_wise_models_average_similarities_and_global_ones_embeddings():

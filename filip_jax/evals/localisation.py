@@ -55,7 +55,7 @@ def _points_into(box, scores: np.ndarray, size: int) -> bool:
 
 
 def _with_regions(source: Source, examples: int) -> list[Record]:
-    records = first_records(source, examples)
+    records = list(first_records(source, examples))
     if not any(record.regions for record in records):
         raise UserError("localisation needs a source whose records have regions")
     return records

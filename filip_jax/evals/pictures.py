@@ -18,7 +18,7 @@ def evaluate(model: Embedder, source: Source, output: Path, *, examples: int) ->
 
     The bare view of pair n stands beside as <n>.png, its caption as <n>.txt.
     """
-    records = first_records(source, examples)
+    records = list(first_records(source, examples))
     alignments = align(model, list(views(records, model.image_size)), [record.caption for record in records])
     if jax.process_index() != 0:
         return {"pages": len(records)}

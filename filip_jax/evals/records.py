@@ -1,9 +1,10 @@
 """The records of an evaluation: checked when it is opened, decoded one by one when it runs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from filip_jax.data.decode import decode
 from filip_jax.data.preprocess import centre_view
@@ -11,6 +12,8 @@ from filip_jax.data.record import BadRecord, Record
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
 from filip_jax.inference import Embedder
+
+TEXTS = 1024  # that are encoded before their pads are cut off
 
 
 def check_records(source: Source, examples: int, key: str) -> None:
@@ -26,22 +29,20 @@ def check_records(source: Source, examples: int, key: str) -> None:
             raise UserError(f"{key}: record {' '.join(source.where(index))} has an empty caption")
 
 
-def first_records(source: Source, count: int) -> list[Record]:
-    """Records 0 to count - 1, images still encoded.
+def first_records(source: Source, count: int) -> Iterator[Record]:
+    """Records 0 to count - 1, one at a time, images still encoded.
 
     Raises:
         UserError: one that can not be read; an evaluation replaces none.
     """
-    records = []
     for index in range(count):
         try:
-            records.append(source[index])
+            yield source[index]
         except BadRecord as error:
             raise UserError(f"record {' '.join(source.where(index))}: {error}") from error
-    return records
 
 
-def views(records: Sequence[Record], size: int) -> Iterator[UInt8[np.ndarray, "size size 3"]]:
+def views(records: Iterable[Record], size: int) -> Iterator[UInt8[np.ndarray, "size size 3"]]:
     """What the image tower sees of each record, one picture in memory at a time.
 
     Raises:
@@ -54,8 +55,23 @@ def views(records: Sequence[Record], size: int) -> Iterator[UInt8[np.ndarray, "s
             raise UserError(f"record {record.key}: {error}") from error
 
 
-def encode_images(model: Embedder, records: Sequence[Record]) -> Float[np.ndarray, "n p d"]:
-    """The image tokens of all records, batch by batch."""
-    starts = range(0, len(records), model.batch_size)
-    batches = (list(views(records[start : start + model.batch_size], model.image_size)) for start in starts)
+def encode_images(model: Embedder, records: Iterable[Record]) -> Float[np.ndarray, "n p d"]:
+    """The image tokens of all records; of the pictures one batch is in memory."""
+    pictures = views(records, model.image_size)
+    batches = iter(lambda: list(islice(pictures, model.batch_size)), [])
     return np.concatenate([model.encode_image(batch) for batch in batches])
+
+
+def encode_texts(
+    model: Embedder, texts: Sequence[str]
+) -> tuple[Float[np.ndarray, "n longest d"], Bool[np.ndarray, "n longest"]]:
+    """The tokens of all texts and their mask, no longer than the longest text."""
+    parts = []
+    for start in range(0, len(texts), TEXTS):
+        tokens, mask = model.encode_text(texts[start : start + TEXTS])
+        long = int(np.where(mask, np.arange(1, mask.shape[1] + 1), 1).max())
+        parts.append((tokens[:, :long].copy(), mask[:, :long]))  # the copy lets the rest go
+    longest = max(mask.shape[1] for _, mask in parts)
+    tokens = [np.pad(tokens, ((0, 0), (0, longest - tokens.shape[1]), (0, 0))) for tokens, _ in parts]
+    masks = [np.pad(mask, ((0, 0), (0, longest - mask.shape[1]))) for _, mask in parts]
+    return np.concatenate(tokens), np.concatenate(masks)

@@ -5,53 +5,96 @@ from pathlib import Path
 import numpy as np
 
 from filip_jax.data.sources import Source, make_source
+from filip_jax.errors import UserError
 from filip_jax.evals import pixels
-from filip_jax.evals.records import encode_images, first_records
-from filip_jax.evals.similarity import ranks, similarity_matrices
+from filip_jax.evals.ranking import Ranking, chance
+from filip_jax.evals.records import encode_images, encode_texts, first_records
+from filip_jax.evals.similarity import similarity_blocks
 from filip_jax.inference import Embedder
-from filip_jax.losses import similarity_loss
+from filip_jax.sections import at_least
 
 RANKS = (1, 5, 10)
 
 
-def evaluate(model: Embedder, source: Source, output: Path, *, examples: int, neighbours: dict | None = None) -> dict:
-    """Recall of each image's own text among all texts by s_I, and of each text's image by s_T.
+def evaluate(
+    model: Embedder,
+    source: Source,
+    output: Path,
+    *,
+    examples: int,
+    captions: int = 1,
+    prompt: str = "{}",
+    neighbours: dict | None = None,
+) -> dict:
+    """Recall of an image's texts among all texts by s_I, and of a text's image among all images by s_T.
+
+    An image is found if one of its texts is among the first k, as Flickr30K and COCO count. Neither similarities nor
+    pictures are held whole: memory grows with the embeddings only.
 
     Args:
-        examples: how many pairs of the source, from the first.
+        examples: how many records of the source, from the first.
+        captions: how many texts of each record, from the first; 0 takes all.
+        prompt: a text with {} for the caption.
+
+    Returns:
+        loss, image_to_text_R@1 …, pairs; with several texts also image_to_text_mAP@R and their number.
     """
-    records = first_records(source, examples)
-    images = encode_images(model, records)
-    texts, mask = model.encode_text([record.caption for record in records])
-    image_to_text, text_to_image = similarity_matrices(images, texts, mask)
-    loss = similarity_loss(image_to_text, text_to_image, model.logit_scale)
-    return {"loss": float(loss), **_recalls(image_to_text, text_to_image), "pairs": len(records)}
+    if "{}" not in prompt:
+        raise UserError(f"retrieval: the prompt {prompt!r} has no {{}}, in whose place the caption stands")
+    texts, owners = _texts(source, examples, captions)
+    images = encode_images(model, first_records(source, examples))
+    tokens, mask = encode_texts(model, [prompt.replace("{}", text) for text in texts])
+    blocks = similarity_blocks(images, tokens, mask, model.mesh)
+    of_images, of_texts = _rank(owners, examples, blocks, model.logit_scale)
+    metrics = {"loss": (of_images.loss() + of_texts.loss()) / 2, **_recalls(of_images, of_texts), "pairs": examples}
+    if len(texts) != examples:
+        metrics |= {"image_to_text_mAP@R": of_images.average_precision(), "texts": len(texts)}
+    return metrics
 
 
-def baselines(source: Source, *, examples: int, neighbours: dict | None = None) -> dict[str, dict]:
+def baselines(
+    source: Source, *, examples: int, captions: int = 1, prompt: str = "{}", neighbours: dict | None = None
+) -> dict[str, dict]:
     """Chance and the raw-pixel nearest neighbour.
 
     Args:
         neighbours: {source, examples} of training pairs. An image is taken for its nearest one in
             pixels, whose caption then stands for it: texts are ranked by the words they share.
     """
-    chance = {f"{way}_R@{k}": k / examples for way in ("image_to_text", "text_to_image") for k in RANKS}
+    texts, owners = _texts(source, examples, captions)
+    ways = {"image_to_text": (np.bincount(owners), len(texts)), "text_to_image": ([1], examples)}
+    found = {"chance": {f"{way}_R@{k}": chance(k, *ways[way]) for way in ways for k in RANKS}}
     if neighbours is None:
-        return {"chance": chance}
-    records = first_records(source, examples)
+        return found
     training = make_source(neighbours["source"])
-    references = first_records(training, neighbours["examples"])
-    nearest = pixels.pixel_distances(records, references).argmin(axis=1)
-    words = [set(record.caption.lower().split()) for record in records]
+    references = list(first_records(training, neighbours["examples"]))
+    nearest = pixels.pixel_distances(list(first_records(source, examples)), references).argmin(axis=1)
+    words = [set(text.lower().split()) for text in texts]
     guessed = [set(references[index].caption.lower().split()) for index in nearest]
     shared = np.array([[len(g & w) / len(g | w) for w in words] for g in guessed])
-    return {"chance": chance, pixels.NAME: _recalls(shared, shared)}
+    block = np.arange(examples), np.arange(len(texts)), shared, shared
+    return found | {pixels.NAME: _recalls(*_rank(owners, examples, [block], 1.0))}
 
 
-def _recalls(image_to_text: np.ndarray, text_to_image: np.ndarray) -> dict[str, float]:
-    own = np.arange(len(image_to_text))
-    metrics = {}
-    for way, scores in (("image_to_text", image_to_text), ("text_to_image", text_to_image.T)):
-        rank = ranks(scores, own)
-        metrics |= {f"{way}_R@{k}": float((rank <= k).mean()) for k in RANKS}
-    return metrics
+def _texts(source, examples, captions):
+    """The texts of the records, and whose each is."""
+    at_least(0, "retrieval", captions=captions)
+    each = [source.captions(index)[: captions or None] for index in range(examples)]
+    owners = np.repeat(np.arange(examples), [len(some) for some in each])
+    return [caption.text for some in each for caption in some], owners
+
+
+def _rank(owners, examples, blocks, scale):
+    """(Ranking of texts for images, of images for texts) over all blocks."""
+    pairs = np.stack([owners, np.arange(len(owners))], axis=1)
+    of_images = Ranking(pairs, examples, len(owners), ranks=RANKS[-1], scale=scale)
+    of_texts = Ranking(pairs[:, ::-1], len(owners), examples, ranks=RANKS[-1], scale=scale)
+    for rows, columns, image_to_text, text_to_image in blocks:
+        of_images.add(rows, columns, image_to_text)
+        of_texts.add(columns, rows, text_to_image.T)
+    return of_images, of_texts
+
+
+def _recalls(of_images: Ranking, of_texts: Ranking) -> dict[str, float]:
+    both = (("image_to_text", of_images), ("text_to_image", of_texts))
+    return {f"{way}_R@{k}": ranking.recall(k) for way, ranking in both for k in RANKS}

@@ -1,32 +1,88 @@
-"""All image-text similarities of an evaluation, block by block in bounded memory."""
+"""All image-text similarities of an evaluation, block by block in bounded memory, on all devices of a mesh."""
+
+from collections.abc import Iterator
+from functools import cache
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Bool, Float, Int
 
-from filip_jax.losses import token_similarity
+from filip_jax.losses import blocked
+from filip_jax.mesh import BATCH_AXES
 
-BLOCK_ELEMENTS = 2**26  # of the token-token tensor of one block: 256 MiB in float32
+IMAGES, TEXTS, EIGHT = 1024, 512, 8  # of a block, at most
 
-_block = jax.jit(token_similarity)
+Block = tuple[Int[np.ndarray, " r"], Int[np.ndarray, " c"], Float[np.ndarray, "r c"], Float[np.ndarray, "r c"]]
+
+
+def similarity_blocks(
+    image_tokens: Float[np.ndarray, "i p d"],
+    text_tokens: Float[np.ndarray, "j t d"],
+    text_mask: Bool[np.ndarray, "j t"],
+    mesh: Mesh | None = None,
+) -> Iterator[Block]:
+    """`token_similarity` of every image with every text: (which images, which texts, image_to_text, text_to_image).
+
+    Texts come sorted by length, and each block only as long as its longest.
+
+    Args:
+        mesh: devices that share the images of each block; None is JAX's own first.
+    """
+    lengths = np.where(text_mask, np.arange(1, text_mask.shape[1] + 1), 0).max(axis=1)
+    order, devices = np.argsort(lengths, kind="stable"), mesh.size if mesh else 1
+    rows = _size(len(image_tokens), IMAGES, devices)
+    for row in range(0, len(image_tokens), rows):
+        here = np.arange(row, min(row + rows, len(image_tokens)))
+        images = _put(_filled(image_tokens[here], rows).transpose(1, 0, 2), mesh, PartitionSpec(None, BATCH_AXES))
+        columns = _size(len(order), TEXTS, 1)
+        for column in range(0, len(order), columns):
+            those = order[column : column + columns]
+            long = min(-(-max(int(lengths[those[-1]]), 1) // EIGHT) * EIGHT, text_mask.shape[1])
+            texts, mask = (_filled(x[those, :long], columns) for x in (text_tokens, text_mask))
+            both = _block_on(mesh)(images, _put(texts, mesh, PartitionSpec()), _put(mask, mesh, PartitionSpec()))
+            yield here, those, *(np.asarray(x)[: len(those), : len(here)].T for x in both)
 
 
 def similarity_matrices(
     image_tokens: Float[np.ndarray, "i p d"],
     text_tokens: Float[np.ndarray, "j t d"],
     text_mask: Bool[np.ndarray, "j t"],
+    mesh: Mesh | None = None,
 ) -> tuple[Float[np.ndarray, "i j"], Float[np.ndarray, "i j"]]:
-    """`token_similarity` of every image with every text: (image_to_text, text_to_image)."""
-    side = max(1, int((BLOCK_ELEMENTS / (image_tokens.shape[1] * text_tokens.shape[1])) ** 0.5))
-    shape = (len(image_tokens), len(text_tokens))
-    results = np.empty(shape, np.float32), np.empty(shape, np.float32)
-    for row in range(0, shape[0], side):
-        for column in range(0, shape[1], side):
-            here = slice(row, row + side), slice(column, column + side)
-            block = _block(image_tokens[here[0]], text_tokens[here[1]], text_mask[here[1]])
-            for result, values in zip(results, block):
-                result[here] = values
+    """`token_similarity` of every image with every text, whole: (image_to_text, text_to_image)."""
+    results = tuple(np.empty((len(image_tokens), len(text_tokens)), np.float32) for _ in range(2))
+    for rows, columns, *both in similarity_blocks(image_tokens, text_tokens, text_mask, mesh):
+        for result, values in zip(results, both):
+            result[np.ix_(rows, columns)] = values
     return results
+
+
+@cache
+def _block_on(mesh):
+    """The program of a block, one for each mesh."""
+    return jax.jit(_block, out_shardings=NamedSharding(mesh, PartitionSpec()) if mesh else None)
+
+
+def _block(images, texts, mask):
+    return blocked.forward(images, texts, mask)[:2]
+
+
+def _put(x, mesh, spec):
+    return jax.device_put(x, NamedSharding(mesh, spec)) if mesh else x
+
+
+def _size(count, most, devices):
+    """Of blocks: few distinct sizes, so that few programs are compiled, split evenly over the devices."""
+    size = EIGHT
+    while size < min(count, most):
+        size *= 2
+    return -(-size // devices) * devices
+
+
+def _filled(x, count):
+    """Up to so many rows, with zeros."""
+    return np.pad(x, [(0, count - len(x))] + [(0, 0)] * (x.ndim - 1))
 
 
 def ranks(scores: Float[np.ndarray, "n m"], true: np.ndarray) -> np.ndarray:

@@ -54,8 +54,8 @@ def class_similarities(
     if model.pooling == "global":
         mean = np.mean([tokens for tokens, _ in encoded], axis=0)
         mean /= np.linalg.norm(mean, axis=-1, keepdims=True)
-        return similarity_matrices(images, mean, encoded[0][1])
-    both = [similarity_matrices(images, tokens, mask) for tokens, mask in encoded]
+        return similarity_matrices(images, mean, encoded[0][1], model.mesh)
+    both = [similarity_matrices(images, tokens, mask, model.mesh) for tokens, mask in encoded]
     return np.mean([s_i for s_i, _ in both], axis=0), np.mean([s_t for _, s_t in both], axis=0)
 
 
@@ -71,7 +71,7 @@ def baselines(source: Source, *, prompts: Sequence[str], neighbours: dict | None
     if neighbours is None:
         return {"chance": chance}
     training = make_source(neighbours["source"])
-    references = first_records(training, neighbours["examples"])
+    references = list(first_records(training, neighbours["examples"]))
     distances = pixels.pixel_distances(records, references)
     scores = np.full((len(records), classes), -np.inf)
     for column, reference in enumerate(references):
@@ -82,7 +82,7 @@ def baselines(source: Source, *, prompts: Sequence[str], neighbours: dict | None
 
 
 def _labelled(source: Source):
-    records = first_records(source, len(source))
+    records = list(first_records(source, len(source)))
     if not records or any(record.label is None for record in records) or not hasattr(source, "class_names"):
         raise UserError("zero_shot needs a source of labelled images with class names")
     return records

@@ -1,0 +1,81 @@
+"""How right answers rank among all, from blocks of scores: what is kept grows with the queries, not with the answers."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+
+class Ranking:
+    """The ranks of the right answers of each query; ties and NaN count against them.
+
+    Args:
+        pairs: (query, a right answer of it), each pair once; a query may have several, and needs one.
+        queries, answers: how many there are.
+        ranks: the largest rank that will be asked for; that of a query's right answers is always known.
+        scale: of the scores, for the loss.
+    """
+
+    def __init__(self, pairs: Int[np.ndarray, "n 2"], queries: int, answers: int, *, ranks: int, scale: float = 1.0):
+        self.query, self.answer, self.answers, self.scale = pairs[:, 0], pairs[:, 1], answers, scale
+        self.rights = np.bincount(self.query, minlength=queries)
+        keep = max(ranks, int(self.rights.max(initial=1)))
+        self.right = np.full(len(pairs), -np.inf, np.float32)
+        self.wrong = np.full((queries, keep), -np.inf, np.float32)  # each query's best wrong answers, in no order
+        self.log_sum = np.full(queries, -np.inf)
+        self.sum = np.zeros(queries)
+
+    def add(
+        self, rows: Int[np.ndarray, " r"], columns: Int[np.ndarray, " c"], scores: Float[np.ndarray, "r c"]
+    ) -> None:
+        """Scores of some queries with some answers; each query meets each answer once."""
+        scaled = self.scale * scores.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # of a model that has diverged
+            self.log_sum[rows] = np.logaddexp(self.log_sum[rows], np.logaddexp.reduce(scaled, axis=1))
+        row, column = _places(rows, len(self.rights))[self.query], _places(columns, self.answers)[self.answer]
+        here = (row >= 0) & (column >= 0)
+        row, column = row[here], column[here]
+        np.add.at(self.sum, self.query[here], scaled[row, column])
+        self.right[here] = np.nan_to_num(scores[row, column], nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+        wrong = np.nan_to_num(scores, nan=np.inf, posinf=np.inf, neginf=-np.inf)
+        wrong[row, column] = -np.inf
+        keep = self.wrong.shape[1]
+        both = np.concatenate([self.wrong[rows], wrong], axis=1)
+        self.wrong[rows] = np.partition(both, both.shape[1] - keep, axis=1)[:, -keep:]
+
+    def recall(self, k: int) -> float:
+        """The share of queries with a right answer among their first k."""
+        best = np.full(len(self.rights), -np.inf, np.float32)
+        np.maximum.at(best, self.query, self.right)
+        return float(((self.wrong >= best[:, None]).sum(axis=1) < k).mean())
+
+    def average_precision(self) -> float:
+        """mAP@R (Musgrave et al. 2020, arXiv 2003.08505, section 3.2): of R right answers, within the first R."""
+        order = np.lexsort((-self.right, self.query))
+        starts = np.cumsum(self.rights) - self.rights
+        place = np.arange(len(order)) - starts[self.query[order]] + 1  # among the query's right answers, from 1
+        before = (self.wrong[self.query[order]] >= self.right[order, None]).sum(axis=1)
+        found = place + before <= self.rights[self.query[order]]
+        precision = np.bincount(self.query[order], np.where(found, place / (place + before), 0.0), len(self.rights))
+        return float((precision / self.rights).mean())
+
+    def loss(self) -> float:
+        """Softmax cross-entropy over all answers, spread evenly over the right ones."""
+        with np.errstate(invalid="ignore"):
+            return float((self.log_sum - self.sum / self.rights).mean())
+
+
+def _places(chosen, count):
+    """Where each of `count` stands in `chosen`, -1 for nowhere."""
+    places = np.full(count, -1)
+    places[chosen] = np.arange(len(chosen))
+    return places
+
+
+def chance(k: int, rights: Int[np.ndarray, " n"] | Sequence[int], answers: int) -> float:
+    """Recall at k of random orders, for queries with so many right answers each."""
+    counts = np.asarray(rights)
+    missed = np.ones(len(counts))
+    for taken in range(min(k, answers)):
+        missed *= np.maximum(answers - counts - taken, 0) / (answers - taken)
+    return float(1 - missed.mean())
