@@ -15,6 +15,7 @@ from filip_jax.errors import UserError
 from filip_jax.evals import localisation, pixels, retrieval, similarity, zero_shot
 from filip_jax.evals.alignment import Alignment, align, content_words
 from filip_jax.evals.draw import _caption, draw_alignment, missing_glyphs
+from filip_jax.evals.prompts import make_prompts
 from filip_jax.evals.records import check_records
 from filip_jax.evals.run import (
     forget_after,
@@ -144,8 +145,8 @@ def test_retrieval_counts_recall_and_the_loss():
     texts, mask = Oracle().encode_text([Scenes()[n].caption for n in range(10)])
     assert metrics["loss"] == pytest.approx(float(filip_loss(images, texts, mask, 20.0)), rel=1e-5)
     s_i, s_t = (np.asarray(s) for s in token_similarity(images, texts, mask))
-    assert metrics["image_to_text_R@1"] == np.mean([(s_i[n] >= s_i[n, n]).sum() == 1 for n in range(10)])
-    assert metrics["text_to_image_R@5"] == np.mean([(s_t[:, n] >= s_t[n, n]).sum() <= 5 for n in range(10)])
+    assert metrics["image_to_text_R@1"] == np.mean([(s_i[n] >= s_i[n, n] - 1e-6).sum() == 1 for n in range(10)])
+    assert metrics["text_to_image_R@5"] == np.mean([(s_t[:, n] >= s_t[n, n] - 1e-6).sum() <= 5 for n in range(10)])
     assert metrics["image_to_text_R@1"] < metrics["image_to_text_R@10"] == 1.0 and metrics["pairs"] == 10
     with pytest.raises(UserError, match="evals.val.examples=11, but the source has 10 records"):
         check_records(Scenes(), 11, "evals.val")
@@ -170,12 +171,12 @@ def test_retrieval_with_several_texts_of_an_image():
     owner = np.array([n for n, _ in texts])
     for k in (1, 5, 10):
         hits = [
-            max((s_i[n] >= s).sum() - (s_i[n, owner == n] >= s).sum() < k for s in s_i[n, owner == n])
+            max((s_i[n] >= s - 1e-6).sum() - (s_i[n, owner == n] >= s - 1e-6).sum() < k for s in s_i[n, owner == n])
             for n in range(10)
         ]
         assert metrics[f"image_to_text_R@{k}"] == np.mean(hits)
         assert metrics[f"text_to_image_R@{k}"] == np.mean(
-            [(s_t[:, t] >= s_t[n, t]).sum() <= k for t, n in enumerate(owner)]
+            [(s_t[:, t] >= s_t[n, t] - 1e-6).sum() <= k for t, n in enumerate(owner)]
         )
     assert 0 < metrics["image_to_text_mAP@R"] <= 1 and (metrics["pairs"], metrics["texts"]) == (10, 19)
     first = retrieval.evaluate(Oracle(), Several(), Path(), examples=10)
@@ -202,13 +203,13 @@ def test_texts_are_cut_to_the_longest(monkeypatch):
 def test_token_wise_models_average_similarities_and_global_ones_embeddings():
     images = Oracle().encode_image([picture(*range(n, n + 9)) for n in range(4)])
     prompts = ("a {} here", "{}", "the big {} of them all")
-    s_i, s_t = zero_shot.class_similarities(Oracle(), images, NAMES, prompts)
+    s_i, s_t = zero_shot.ClassTexts(Oracle(), NAMES, prompts).similarities(images)
     each = [token_similarity(images, *Oracle().encode_text([p.format(n) for n in NAMES])) for p in prompts]
     np.testing.assert_allclose(s_i, np.mean([np.asarray(s[0]) for s in each], axis=0), atol=1e-6)
     np.testing.assert_allclose(s_t, np.mean([np.asarray(s[1]) for s in each], axis=0), atol=1e-6)
     model = Oracle("global")
     pooled = model.encode_image([picture(*range(n, n + 9)) for n in range(4)])
-    s_i, s_t = zero_shot.class_similarities(model, pooled, NAMES, prompts)
+    s_i, s_t = zero_shot.ClassTexts(model, NAMES, prompts).similarities(pooled)
     mean = np.mean([model.encode_text([p.format(n) for n in NAMES])[0] for p in prompts], axis=0)
     np.testing.assert_allclose(s_i, pooled[:, 0] @ unit(mean)[:, 0].T, atol=1e-6)
     np.testing.assert_allclose(s_i, s_t, atol=1e-6)
@@ -218,11 +219,17 @@ def test_token_wise_models_average_similarities_and_global_ones_embeddings():
 def test_zero_shot_accuracy_by_both_rules():
     metrics = zero_shot.evaluate(Oracle(), Scenes(), Path(), prompts=("{}",))
     images = Oracle().encode_image([Scenes()[n].image for n in range(10)])
-    s_i, s_t = zero_shot.class_similarities(Oracle(), images, Scenes.class_names, ("{}",))
+    s_i, s_t = zero_shot.ClassTexts(Oracle(), Scenes.class_names, ("{}",)).similarities(images)
     labels = [Scenes()[n].label for n in range(10)]
-    assert metrics["image_to_text_top1"] == np.mean([(s_i[n] >= s_i[n, c]).sum() == 1 for n, c in enumerate(labels)])
-    assert metrics["text_to_image_top1"] == np.mean([(s_t[n] >= s_t[n, c]).sum() == 1 for n, c in enumerate(labels)])
+    assert metrics["image_to_text_top1"] == np.mean(
+        [(s_i[n] >= s_i[n, c] - 1e-6).sum() == 1 for n, c in enumerate(labels)]
+    )
+    assert metrics["text_to_image_top1"] == np.mean(
+        [(s_t[n] >= s_t[n, c] - 1e-6).sum() == 1 for n, c in enumerate(labels)]
+    )
     assert metrics["image_to_text_top5"] == 1.0
+    right = {c: [(s_i[n] >= s_i[n, c] - 1e-6).sum() == 1 for n in range(10) if labels[n] == c] for c in set(labels)}
+    assert metrics["image_to_text_per_class"] == pytest.approx(np.mean([np.mean(hits) for hits in right.values()]))
     assert metrics["image_to_text_top1_low"] <= metrics["image_to_text_top1"] <= metrics["image_to_text_top1_high"]
     assert zero_shot.baselines(Scenes(), prompts=("{}",))["chance"]["image_to_text_top1"] == 0.2
 
@@ -230,8 +237,35 @@ def test_zero_shot_accuracy_by_both_rules():
         def __getitem__(self, index):
             return Record("0", picture(*range(9)), (Caption("a caption"),))
 
-    with pytest.raises(UserError, match="labelled images"):
+    with pytest.raises(UserError, match="labelled images; record 0 has no label"):
         zero_shot.evaluate(Oracle(), Unlabelled(), Path(), prompts=("{}",))
+
+
+def test_images_in_chunks_give_the_same_numbers(monkeypatch):
+    whole = zero_shot.evaluate(Oracle(), Scenes(), Path(), prompts=("{}", "a {}"))
+    monkeypatch.setattr(zero_shot, "IMAGES", 3)
+    assert zero_shot.evaluate(Oracle(), Scenes(), Path(), prompts=("{}", "a {}")) == whole
+
+
+def test_prompts_are_templates_a_file_or_combinations(tmp_path):
+    assert make_prompts(("a {}", "{}")) == ["a {}", "{}"]
+    (tmp_path / "templates.txt").write_text("a photo of a {}.\n\n  art of the {}.\n")
+    assert make_prompts(str(tmp_path / "templates.txt")) == ["a photo of a {}.", "art of the {}."]
+    parts = dict(prefixes=("a photo of a", ""), descriptions=("a type of pet", ""), suffixes=("I like it.", ""))
+    assert make_prompts(parts) == [
+        "a photo of a {}, a type of pet. I like it.", "a photo of a {}, a type of pet.", "a photo of a {}. I like it.",
+        "a photo of a {}.", "{}, a type of pet. I like it.", "{}, a type of pet.", "{}. I like it.", "{}.",
+    ]  # fmt: skip
+    for wrong, message in (
+        ((), "no prompts"),
+        (("a photo",), "the prompt 'a photo' has no {}"),
+        ((3,), "the prompt 3 has no {}"),
+        (str(tmp_path / "none.txt"), "prompts='.*none.txt' can not be read"),
+        (dict(prefix="a"), "prompts have no prefix; their parts are prefixes, descriptions, suffixes"),
+        (dict(prefixes="a photo of"), "prompts.prefixes='a photo of' is not a list"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_prompts(wrong)
 
 
 def test_pointing_finds_what_the_oracle_knows():

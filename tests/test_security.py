@@ -24,7 +24,8 @@ from filip_jax.data.decode import FORMATS, decode
 from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import make_source
 from filip_jax.errors import UserError
-from filip_jax.evals.zero_shot import class_similarities
+from filip_jax.evals.prompts import make_prompts
+from filip_jax.evals.zero_shot import ClassTexts
 from filip_jax.files import JSON_BYTES, read_json, read_lines
 from filip_jax.inference import Embedder
 
@@ -256,13 +257,14 @@ def test_a_prompt_is_no_format_string(monkeypatch):
         raise KeyboardInterrupt(texts)
 
     monkeypatch.setattr(Embedder, "encode_text", encode_text)
-    model, images = object.__new__(Embedder), np.zeros((1, 1, 2))
+    model = object.__new__(Embedder)
+    model.mesh = None
     with pytest.raises(KeyboardInterrupt) as texts:
-        class_similarities(model, images, ["a {0} dog"], ["{} {0.__class__} {:>99999999999}"])
+        ClassTexts(model, ["a {0} dog"], make_prompts(["{} {0.__class__} {:>99999999999}"]))
     assert texts.value.args == (["a {0} dog {0.__class__} {:>99999999999}"],)
     for prompt in ("a dog", "", "{0}"):
         with pytest.raises(UserError, match=r"has no \{\}"):
-            class_similarities(model, images, ["dog"], [prompt])
+            make_prompts([prompt])
 
 
 def test_only_the_six_formats_are_decoded():

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from filip_jax.evals.similarity import TIE
+
 
 class Ranking:
-    """The ranks of the right answers of each query; ties and NaN count against them.
+    """The ranks of the right answers of each query; ties, up to TIE, and NaN count against them.
 
     Args:
         pairs: (query, a right answer of it), each pair once; a query may have several, and needs one.
@@ -47,14 +49,14 @@ class Ranking:
         """The share of queries with a right answer among their first k."""
         best = np.full(len(self.rights), -np.inf, np.float32)
         np.maximum.at(best, self.query, self.right)
-        return float(((self.wrong >= best[:, None]).sum(axis=1) < k).mean())
+        return float(((self.wrong >= best[:, None] - TIE).sum(axis=1) < k).mean())
 
     def average_precision(self) -> float:
         """mAP@R (Musgrave et al. 2020, arXiv 2003.08505, section 3.2): of R right answers, within the first R."""
         order = np.lexsort((-self.right, self.query))
         starts = np.cumsum(self.rights) - self.rights
         place = np.arange(len(order)) - starts[self.query[order]] + 1  # among the query's right answers, from 1
-        before = (self.wrong[self.query[order]] >= self.right[order, None]).sum(axis=1)
+        before = (self.wrong[self.query[order]] >= self.right[order, None] - TIE).sum(axis=1)
         found = place + before <= self.rights[self.query[order]]
         precision = np.bincount(self.query[order], np.where(found, place / (place + before), 0.0), len(self.rights))
         return float((precision / self.rights).mean())

@@ -12,6 +12,7 @@ from filip_jax.losses import blocked
 from filip_jax.mesh import BATCH_AXES
 
 IMAGES, TEXTS, EIGHT = 1024, 512, 8  # of a block, at most
+TIE = 1e-6  # similarities that are nearer are equal: what is left is rounding, which other blocks and devices do otherwise
 
 Block = tuple[Int[np.ndarray, " r"], Int[np.ndarray, " c"], Float[np.ndarray, "r c"], Float[np.ndarray, "r c"]]
 
@@ -86,8 +87,12 @@ def _filled(x, count):
 
 
 def ranks(scores: Float[np.ndarray, "n m"], true: np.ndarray) -> np.ndarray:
-    """The rank, from 1, of the true column in each row; ties and NaN count against it."""
-    return (~(scores < scores[np.arange(len(scores)), true][:, None])).sum(axis=1)
+    """The rank, from 1, of the true column in each row; ties, up to TIE, and NaN count against it."""
+    bound = scores[np.arange(len(scores)), true][:, None] - TIE
+    bound[np.isnan(bound)] = -np.inf
+    better = ~(scores < bound)
+    better[np.arange(len(scores)), true] = True
+    return better.sum(axis=1)
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:

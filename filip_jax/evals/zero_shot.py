@@ -5,61 +5,95 @@ different prompts have nothing to do with each other. Global models average and 
 embeddings, as CLIP does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 
+from filip_jax.data.record import Record
 from filip_jax.data.sources import Source, make_source
 from filip_jax.errors import UserError
 from filip_jax.evals import pixels
-from filip_jax.evals.records import encode_images, first_records
+from filip_jax.evals.prompts import make_prompts
+from filip_jax.evals.records import encode_images, encode_texts, first_records
 from filip_jax.evals.similarity import ranks, similarity_matrices, wilson
 from filip_jax.inference import Embedder
 
 RANKS = (1, 5)
+IMAGES = 2048  # whose tokens are held at a time
+Prompts = Sequence[Any] | str | Mapping[str, Any]
 
 
 def evaluate(
-    model: Embedder, source: Source, output: Path, *, prompts: Sequence[str], neighbours: dict | None = None
+    model: Embedder, source: Source, output: Path, *, prompts: Prompts, neighbours: dict | None = None
 ) -> dict:
     """Top-1 and top-5 of every labelled image among the source's `class_names`, by both rules.
 
+    Memory: the real tokens of all class texts and the tokens of IMAGES images; 1,000 classes in 80 prompts of 12
+    tokens of 256 numbers are 1 GB.
+
     Args:
-        prompts: texts with {} for the class name.
+        prompts: templates with {} for the class name, or what `make_prompts` makes them of.
 
     Returns:
         image_to_text_top1 … (s_I, the paper's rule), text_to_image_top1 … (s_T), each with the
-        bounds _low and _high of its 95 % interval.
+        bounds _low and _high of its 95 % interval; image_to_text_per_class … is the mean over the classes.
     """
-    records = _labelled(source)
-    images = encode_images(model, records)
-    image_to_text, text_to_image = class_similarities(model, images, source.class_names, prompts)
-    labels = np.array([record.label for record in records])
-    return {
-        **_accuracies("image_to_text", image_to_text, labels),
-        **_accuracies("text_to_image", text_to_image, labels),
-        "images": len(records),
-    }
+    records, labels, rank = _labelled(source), [], ([], [])
+    classes = ClassTexts(model, source.class_names, make_prompts(prompts))
+    while chunk := list(islice(records, IMAGES)):
+        images, here = encode_images(model, chunk), np.array([record.label for record in chunk])
+        labels.extend(here)
+        for found, scores in zip(rank, classes.similarities(images)):
+            found.append(ranks(scores, here))
+    labels = np.array(labels)
+    ways = dict(zip(("image_to_text", "text_to_image"), map(np.concatenate, rank)))
+    metrics = [_accuracies(way, found, labels) for way, found in ways.items()]
+    return {**metrics[0], **metrics[1], "images": len(labels)}
 
 
-def class_similarities(
-    model: Embedder, images: np.ndarray, class_names: Sequence[str], prompts: Sequence[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(s_I, s_T) of each image with each class, over all prompts."""
-    for prompt in prompts:
-        if not isinstance(prompt, str) or "{}" not in prompt:
-            raise UserError(f"zero_shot: the prompt {prompt!r} has no {{}}, in whose place the class name stands")
-    encoded = [model.encode_text([prompt.replace("{}", name) for name in class_names]) for prompt in prompts]
-    if model.pooling == "global":
-        mean = np.mean([tokens for tokens, _ in encoded], axis=0)
-        mean /= np.linalg.norm(mean, axis=-1, keepdims=True)
-        return similarity_matrices(images, mean, encoded[0][1], model.mesh)
-    both = [similarity_matrices(images, tokens, mask, model.mesh) for tokens, mask in encoded]
-    return np.mean([s_i for s_i, _ in both], axis=0), np.mean([s_t for _, s_t in both], axis=0)
+class ClassTexts:
+    """What stands for the classes: the tokens of all prompts, without pads, or of a global model one embedding each.
+
+    Args:
+        class_names: of the classes, in the order of their labels.
+        prompts: templates with {} in whose place a name stands.
+    """
+
+    def __init__(self, model: Embedder, class_names: Sequence[str], prompts: Sequence[str]):
+        self.mesh, self.packed = model.mesh, []
+        for prompt in prompts:
+            tokens, mask = encode_texts(model, [prompt.replace("{}", name) for name in class_names])
+            self.packed.append((tokens[mask], mask.sum(axis=1)))
+        if model.pooling == "global":
+            mean = np.mean([tokens for tokens, _ in self.packed], axis=0)
+            mean /= np.linalg.norm(mean, axis=-1, keepdims=True)
+            self.packed = [(mean, np.ones(len(mean), int))]
+
+    def similarities(
+        self, images: Float[np.ndarray, "i p d"]
+    ) -> tuple[Float[np.ndarray, "i classes"], Float[np.ndarray, "i classes"]]:
+        """(s_I, s_T) of each image with each class, averaged over the prompts."""
+        total = None
+        for packed in self.packed:
+            both = similarity_matrices(images, *_unpacked(*packed), self.mesh)
+            total = both if total is None else tuple(sum_ + one for sum_, one in zip(total, both))
+        return tuple(sum_ / len(self.packed) for sum_ in total)
 
 
-def baselines(source: Source, *, prompts: Sequence[str], neighbours: dict | None = None) -> dict[str, dict]:
+def _unpacked(
+    tokens: Float[np.ndarray, "real d"], lengths: np.ndarray
+) -> tuple[Float[np.ndarray, "n t d"], Bool[np.ndarray, "n t"]]:
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    whole = np.zeros((*mask.shape, tokens.shape[1]), tokens.dtype)
+    whole[mask] = tokens
+    return whole, mask
+
+
+def baselines(source: Source, *, prompts: Prompts, neighbours: dict | None = None) -> dict[str, dict]:
     """Chance and the raw-pixel nearest neighbour.
 
     Args:
@@ -67,32 +101,40 @@ def baselines(source: Source, *, prompts: Sequence[str], neighbours: dict | None
             nearest image.
     """
     records, classes = _labelled(source), len(source.class_names)
-    chance = {f"{way}_top{k}": k / classes for way in ("image_to_text", "text_to_image") for k in RANKS}
+    chance = {f"{way}_top{k}": min(k / classes, 1.0) for way in ("image_to_text", "text_to_image") for k in RANKS}
     if neighbours is None:
         return {"chance": chance}
     training = make_source(neighbours["source"])
     references = list(first_records(training, neighbours["examples"]))
-    distances = pixels.pixel_distances(records, references)
-    scores = np.full((len(records), classes), -np.inf)
+    records = list(records)
+    distances, labels = pixels.pixel_distances(records, references), np.array([record.label for record in records])
+    scores = np.full((len(labels), classes), -np.inf)
     for column, reference in enumerate(references):
         scores[:, reference.label] = np.maximum(scores[:, reference.label], -distances[:, column])
-    labels = np.array([record.label for record in records])
-    both = _accuracies("image_to_text", scores, labels) | _accuracies("text_to_image", scores, labels)
+    rank = ranks(scores, labels)
+    both = _accuracies("image_to_text", rank, labels) | _accuracies("text_to_image", rank, labels)
     return {"chance": chance, pixels.NAME: both}
 
 
-def _labelled(source: Source):
-    records = list(first_records(source, len(source)))
-    if not records or any(record.label is None for record in records) or not hasattr(source, "class_names"):
+def _labelled(source: Source) -> Iterator[Record]:
+    """All records, one at a time, each with a label."""
+    if not hasattr(source, "class_names"):
         raise UserError("zero_shot needs a source of labelled images with class names")
-    return records
+
+    def records():
+        for record in first_records(source, len(source)):
+            if record.label is None:
+                raise UserError(f"zero_shot needs a source of labelled images; record {record.key} has no label")
+            yield record
+
+    return records()
 
 
-def _accuracies(way: str, scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    rank = ranks(scores, labels)
+def _accuracies(way: str, rank: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     metrics = {}
     for k in RANKS:
         hits = int((rank <= k).sum())
         low, high = wilson(hits, len(rank))
         metrics |= {f"{way}_top{k}": hits / len(rank), f"{way}_top{k}_low": low, f"{way}_top{k}_high": high}
-    return metrics
+    of_classes = [float((rank[labels == label] == 1).mean()) for label in np.unique(labels)]
+    return metrics | {f"{way}_per_class": float(np.mean(of_classes))}

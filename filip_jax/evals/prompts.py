@@ -1,0 +1,55 @@
+"""The texts that stand for classes: templates with {} in the class name's place."""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from filip_jax.errors import UserError
+
+PARTS = ("prefixes", "descriptions", "suffixes")
+
+
+def make_prompts(prompts: Sequence[Any] | str | Mapping[str, Any]) -> list[str]:
+    """The templates of a config's `prompts`.
+
+    Args:
+        prompts: templates; a text file with one on each line; or {prefixes, descriptions, suffixes}, of which every
+            combination is taken: "[prefix] {}, [description]. [suffix]." as FILIP's, each part left out where it is "".
+
+    Raises:
+        UserError: no template, one without {}, an unknown part, or a file that can not be read.
+    """
+    if isinstance(prompts, Mapping):
+        templates = _combined(prompts)
+    elif isinstance(prompts, str):
+        templates = _read(Path(prompts))
+    else:
+        templates = list(prompts)
+    if not templates:
+        raise UserError("zero_shot: there are no prompts")
+    for template in templates:
+        if not isinstance(template, str) or "{}" not in template:
+            raise UserError(f"zero_shot: the prompt {template!r} has no {{}}, in whose place the class name stands")
+    return templates
+
+
+def _combined(parts):
+    if unknown := set(parts) - set(PARTS):
+        raise UserError(f"zero_shot: prompts have no {', '.join(sorted(unknown))}; their parts are {', '.join(PARTS)}")
+    for part, texts in parts.items():
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"zero_shot: prompts.{part}={texts!r} is not a list of texts")
+    templates = []
+    for prefix, description, suffix in product(*(parts.get(part) or ("",) for part in PARTS)):
+        sentence = f"{prefix} {{}}".strip() + (f", {description}" if description else "")
+        templates.append(f"{sentence}. {suffix.rstrip('.')}." if suffix else f"{sentence}.")
+    return templates
+
+
+def _read(file: Path) -> list[str]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"zero_shot: prompts={str(file)!r} can not be read: {error}") from error
+    return [line.strip() for line in lines if line.strip()]
