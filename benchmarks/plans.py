@@ -10,6 +10,7 @@ extra `plan`. Nothing runs on a chip: memory is the compiler's, times are estima
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import re
 import subprocess
@@ -17,15 +18,16 @@ import sys
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from queue import Empty
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 SHAPES = {"v5e": FLAT, "v6e": FLAT, "v5p": DEEP}
 SOURCE = "--config.source.path=PAIRS"  # plans read no data
-FIRST = {  # of each chip: about the largest that is too small, and where the search begins
+FIRST = {  # of each chip: where the search begins; down while it fits, up while it does not
     "base": {"v5e": "2x4", "v6e": "2x2", "v5p": "2x2x1"},
-    "large": {"v5e": "4x8", "v6e": "4x4", "v5p": "2x2x2"},
+    "large": {"v5e": "4x8", "v6e": "4x4", "v5p": "2x2x4"},
 }
 
 
@@ -49,7 +51,12 @@ def planned(variant, topology, overrides=()):
     queue = context.Queue()
     process = context.Process(target=child, args=(queue, variant, topology, [SOURCE, *overrides]))
     process.start()
-    found = queue.get()
+    found = None
+    while found is None:
+        with contextlib.suppress(Empty):
+            found = queue.get(timeout=1.0)
+        if found is None and not process.is_alive():
+            sys.exit(f"{topology}: the compiler's process ended with {process.exitcode}, for want of memory perhaps")
     process.join()
     if isinstance(found, str):
         sys.exit(found)
@@ -75,39 +82,20 @@ def times(found):
 
 
 def fit(variants, chips):
-    head(
-        "model",
-        "topology",
-        "chips",
-        "GiB of a chip",
-        "fits",
-        "step ms",
-        "samples/s",
-        "MFU",
-        "days",
-        "chip-hours",
-        "command",
-    )
+    names = "model", "topology", "chips", "GiB of a chip", "fits", "step ms", "samples/s", "MFU", "days", "chip-hours"
+    head(*names, "command")
     for variant in variants:
         for chip in chips:
-            first = FIRST[variant][chip]
-            for shape in SHAPES[chip][SHAPES[chip].index(first) :]:
-                found = planned(variant, f"{chip}:{shape}")
-                memory = f"{found['peak_memory'] / 2**30:.1f} of {found['chip_memory'] / 2**30:.0f}"
+            shapes, place, step, found = SHAPES[chip], SHAPES[chip].index(FIRST[variant][chip]), 0, None
+            while 0 <= place < len(shapes) and (found is None or found["fits"] == (step < 0)):
+                found = planned(variant, f"{chip}:{shapes[place]}")
+                memory = f"{found['peak_memory'] / 2**30:.1f} of {found['chip_memory'] / 2**30:.1f}"
                 cost = [f"{found['days']:.1f}", f"{found['chip_hours']:,.0f}"] if found["fits"] else ["-", "-"]
-                said = "yes" if found["fits"] else "no"
-                row(
-                    variant,
-                    found["topology"],
-                    str(found["chips"]),
-                    memory,
-                    said,
-                    *times(found)[:3],
-                    *cost,
-                    f"`{found['command']}`",
-                )
-                if found["fits"]:
-                    break
+                said, count = "yes" if found["fits"] else "no", str(found["chips"])
+                numbers = [memory, said, *times(found)[:3], *cost]
+                row(variant, found["topology"], count, *numbers, f"`{found['command']}`")
+                step = step or (-1 if found["fits"] else 1)
+                place += step
 
 
 def scaling(pairs, shapes):
@@ -116,7 +104,10 @@ def scaling(pairs, shapes):
     for shape in shapes:
         chips = count_chips(shape)
         found = planned("base", f"v5e:{shape}", [f"--config.batch_size={pairs * chips}"])
-        memory = f"{found['peak_memory'] / 2**30:.2f}", f"{found.get('loss_temporary', 0) / 2**30:.2f}"
+        memory = (
+            f"{found['peak_memory'] / 2**30:.2f}",
+            f"{found['loss_temporary'] / 2**30:.2f}" if found["fits"] else "-",
+        )
         batch = f"{found['batch_size']:,}"
         row(found["topology"], str(chips), batch, *memory, *times(found), f"`{found['command']}`")
 

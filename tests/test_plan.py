@@ -22,6 +22,8 @@ from filip_jax.losses.selection import select_tokens
 from filip_jax.plan.chips import CHIPS, open_topology
 from filip_jax.plan.operations import count_operations
 from filip_jax.plan.program import Program
+from filip_jax.plan.report import _compile
+from filip_jax.train.setup import COMPILER_OPTIONS
 
 SIZES = st.integers(1, 9)
 
@@ -154,10 +156,41 @@ def test_what_is_sent_is_read_from_a_real_program():
     assert (count, size) == (30, 30 * 2 * 1024 * 128 * 4 * 3 / 4) and program.cycles() > 0
 
 
+def test_a_compiler_counts_arguments_when_it_finds_no_room():
+    """So that nothing is added to what its message says."""
+    pytest.importorskip("libtpu")
+    mesh = Mesh(open_topology("v5e:1x1")[1], ("data",), axis_types=(AxisType.Auto,))
+    x = jax.ShapeDtypeStruct((3 * 2**30,), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    compiled, needed = _compile(jax.jit(lambda x: x[::-1] + x.sum(), donate_argnums=0).lower(x), "v5e:1x1")
+    assert compiled is None and needed == pytest.approx(24 * 2**30, rel=0.01)
+
+
+def test_what_sharded_parameters_send_is_known_to_the_byte():
+    """Each layer's are gathered twice, and their gradients summed into pieces."""
+    pytest.importorskip("libtpu")
+    mesh = Mesh(open_topology("v5e:2x4")[1], ("data",), axis_types=(AxisType.Auto,))
+
+    def of(spec, *shape):
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
+
+    def loss(parameters, x):
+        def layer(x, parameters):
+            x = jnp.tanh(jnp.matmul(x, parameters, precision="highest"))
+            return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec("data"))), None
+
+        return (jax.lax.scan(layer, x, parameters)[0] ** 2).sum()
+
+    parameters = of(PartitionSpec(None, None, "data"), 8, 1024, 1024)
+    step = jax.jit(jax.grad(loss), out_shardings=parameters.sharding, compiler_options=COMPILER_OPTIONS["tpu"])
+    program = Program(step.lower(parameters, of(PartitionSpec("data"), 1024, 1024)).compile().as_text())
+    layer = 1024**2 * 7 / 8
+    assert program.collectives() == {"all-gather": (16, 16 * layer * 4), "reduce-scatter": (8, 8 * layer * 4)}
+
+
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("v9:2x2", "the chip is not one of v4, v5e, v5p, v6e, h100, h200; write it as v5e:4x4"),
+        ("v9:2x2", "the chip is not one of v5e, v5p, v6e, h100, h200; write it as v5e:4x4"),
         ("v5e", "write it as v5e:4x4"),
         ("v5e:4", "write it as v5e:4x4"),
         ("h200:0", "write it as v5e:4x4"),
@@ -190,8 +223,9 @@ def test_a_plan_of_a_tpu_slice():
     assert found["step_seconds"] == max(found["computing_seconds"], found["sending_seconds"])
     assert found["samples_per_second"] == pytest.approx(128 / found["step_seconds"])
     assert found["chip_hours"] == pytest.approx(8 * 60 * found["step_seconds"] / 3600)
-    gradients = found["collectives"]["all-reduce"][1]  # over two replicas each chip sums at least what it keeps
-    assert gradients >= 2 * found["params"] / 2
+    sent = found["collectives"]  # over two replicas each chip sums at least what it keeps
+    assert sent["all-reduce"][1] + 2 * sent.get("reduce-scatter", (0, 0))[1] >= 2 * found["params"] / 2
+    assert found["links"] == "of one slice" and found["activations"] <= found["temporary"]
 
 
 def test_a_plan_of_gpus_is_marked_as_a_guess():
@@ -246,8 +280,6 @@ def test_what_does_not_fit_is_changed_until_it_does(monkeypatch, capsys):
 
 
 def test_a_compiler_that_finds_no_room_says_how_much_it_needs():
-    from filip_jax.plan.report import _compile
-
     class Lowered:
         def __init__(self, said):
             self.said = said
@@ -256,12 +288,12 @@ def test_a_compiler_that_finds_no_room_says_how_much_it_needs():
             raise jax.errors.JaxRuntimeError(self.said)
 
     said = "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 20.41G of 15.75G hbm."
-    assert _compile(Lowered(said), 7) == (None, 20.41 * 2**30)
+    assert _compile(Lowered(said), "v5e:2x2") == (None, 20.41 * 2**30)
     said = "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
     said += "temporaries (23.90G) exceeds available HBM (15.75G). HLO module: jit_train_step."
-    assert _compile(Lowered(said), 2**30) == (None, 24.90 * 2**30)
-    with pytest.raises(jax.errors.JaxRuntimeError, match="another"):
-        _compile(Lowered("another"), 0)
+    assert _compile(Lowered(said), "v5e:2x2") == (None, 23.90 * 2**30)
+    with pytest.raises(UserError, match="--topology=v5e:2x2: its compiler refuses the training step: another"):
+        _compile(Lowered("another"), "v5e:2x2")
 
 
 @pytest.mark.parametrize("pairs", [512, 2048, 10_240])

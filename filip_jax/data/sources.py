@@ -7,10 +7,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from filip_jax.data.array_record import ArrayRecord
+from filip_jax.data.class_folder import ClassFolder
 from filip_jax.data.emoji_scenes import EmojiScenes
 from filip_jax.data.folder import Folder
 from filip_jax.data.joined import WEIGHT, Joined, Mixture
 from filip_jax.data.kept import Kept
+from filip_jax.data.labelled import Labelled
 from filip_jax.data.parquet import Parquet
 from filip_jax.data.record import Caption, Record
 from filip_jax.data.side_captions import SideCaptions
@@ -23,6 +25,7 @@ from filip_jax.sections import check, choose
 SOURCES = {
     "emoji_scenes": EmojiScenes,
     "folder": Folder,
+    "class_folder": ClassFolder,
     "webdataset": WebDataset,
     "array_record": ArrayRecord,
     "parquet": Parquet,
@@ -68,6 +71,7 @@ def make_source(section: Mapping[str, Any], key: str = "source") -> Source:
             origins of the side file. One is drawn per visit, by weight.
         side_captions: a file of more captions, see side_captions.py.
         keep: a folder that `filip data filter` wrote.
+        label, class_names: which text holds the class of an image, and a file of the classes' names, see `Labelled`.
     The name "mixture" has as its options named sections, each with a `weight` if it likes.
 
     Raises:
@@ -97,7 +101,10 @@ def _make_mixture(parts: Mapping[str, Any], key: str) -> Mixture:
 
 
 def _make(kind: Callable[..., Source], section: dict[str, Any], key: str) -> Source:
-    side_captions, keep = (_text(section, name) for name in ("side_captions", "keep"))
+    names = ("side_captions", "keep", "label", "class_names")
+    side_captions, keep, label, class_names = (_text(section, name) for name in names)
+    if label:
+        section["caption_keys"] = (*(k for k in section.get("caption_keys", ()) if k != label), label)
     weights = _weights(section["caption_keys"]) if "caption_keys" in section else None
     side = SideCaptions(side_captions, section.get("index", "")) if side_captions else None
     if weights is not None:
@@ -105,8 +112,10 @@ def _make(kind: Callable[..., Source], section: dict[str, Any], key: str) -> Sou
     try:
         check(kind, section, key)
     except UserError as error:
-        raise UserError(f"{error}, and of every source side_captions, keep") from error
+        raise UserError(f"{error}, and of every source {', '.join(names)}") from error
     source = kind(**section)
+    if label or class_names:
+        source = Labelled(source, label=label, class_names=class_names)
     if weights is None and side is None and not keep:
         return source
     return Joined(source, weights=weights, side=side, kept=Kept(keep) if keep else None)

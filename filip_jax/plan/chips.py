@@ -3,6 +3,7 @@
 Compiling for chips that are not here needs the compiler's own library (the extra `plan`), not a device.
 """
 
+import importlib.util
 import os
 import re
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ class Chip:
 
     Attributes:
         operations: bfloat16 matrix operations a second at the peak.
-        memory: bytes.
+        memory: bytes; of a TPU those that libtpu 0.0.52 leaves to programs.
         memory_rate: bytes a second from it.
         link_rate: bytes a second to other chips of its slice or host, all links together, one way.
         clock: cycles a second, of those that the compiler counts; 0 where it counts none.
@@ -39,12 +40,11 @@ class Chip:
         return self.memory * (1.0 if self.clock else GPU_SHARE)
 
 
-# https://docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e and NVIDIA's data sheets of H100 and H200 SXM; 2026-11.
+# https://docs.cloud.google.com/tpu/docs/v5e, v5p, v6e and NVIDIA's data sheets of H100 and H200 SXM; 2026-11.
 CHIPS = {
-    "v4": Chip(275e12, 32 * GIB, 1228e9, 300e9, 1.05e9),
-    "v5e": Chip(197e12, 16 * GIB, 819e9, 200e9, 1.5e9),
-    "v5p": Chip(459e12, 95 * GIB, 2765e9, 600e9, 1.75e9),
-    "v6e": Chip(918e12, 32 * GIB, 1638e9, 400e9, 1.75e9),
+    "v5e": Chip(197e12, 15.75 * GIB, 819e9, 200e9, 1.5e9),
+    "v5p": Chip(459e12, 95.73 * GIB, 2765e9, 600e9, 1.75e9),
+    "v6e": Chip(918e12, 31.24 * GIB, 1638e9, 400e9, 1.75e9),
     "h100": Chip(989e12, 85e9, 3350e9, 450e9),
     "h200": Chip(989e12, 150e9, 4800e9, 450e9),
 }
@@ -101,10 +101,10 @@ def open_topology(name: str, slices: int = 1) -> tuple[str, list[Any]]:
             )
     except Exception as error:  # of many types
         said = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"--topology={name}: {said}; the compilers come with pip install 'filip_jax[plan]', topologies are those "
-            "that can be booked"
-        ) from error
+        package = "libtpu" if tpu else "jax_cuda13_plugin"
+        there = importlib.util.find_spec(package) is not None
+        hint = "topologies are those that can be booked" if there else "pip install -e '.[plan]' brings its compiler"
+        raise UserError(f"--topology={name}: {said}; {hint}") from error
     return kind, list(found.devices)
 
 

@@ -111,14 +111,18 @@ class Program:
         for line, inner, often in self._lines(name, -1):
             if inner:
                 self._collect(inner, times * often, found)
-            elif fused := re.search(r" fusion\(.*calls=%?([\w.\-]+)", line):  # which libtpu puts some of them into
-                self._collect(fused[1], times, found)
+            elif fused := re.search(r"%?([\w.\-]+) = .* fusion\(.*calls=%?([\w.\-]+)", line):
+                # libtpu's: the start of one, what runs beside it and its end each hold the same collective.
+                if not (
+                    fused[1].startswith("async-collective-start") or fused[2].startswith("async_collective_fusion")
+                ):
+                    self._collect(fused[2], times, found)
             match = re.search(rf"= (\(?.*?\)?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
             if match:
-                kind, size = (
-                    match[2],
-                    _received(match[2], _results(match[2], match[1], bool(match[3])), self._group(line)),
-                )
+                kind, group = match[2], self._group(line)
+                size = _received(kind, _results(kind, match[1], bool(match[3])), group)
+                if kind == "all-reduce" and name.startswith("all-reduce-scatter"):  # libtpu's: each keeps a piece
+                    kind, size = "reduce-scatter", size / 2
                 count, total = found.get(kind, (0, 0.0))
                 found[kind] = count + times, total + times * size
 

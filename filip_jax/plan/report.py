@@ -51,8 +51,7 @@ def plan(config: Mapping[str, Any], topology: str, slices: int = 1) -> Plan:
         **{part: _bytes(setup, part) for part in ("params", "opt_state", "ema")},
         "operations": step_operations(config, devices),
     }  # fmt: skip
-    held = sum(found[part] for part in ("params", "opt_state", "ema"))
-    compiled, wanted = _compile(lower_step(setup, abstract(setup.shapes, setup.shardings)), held)
+    compiled, wanted = _compile(lower_step(setup, abstract(setup.shapes, setup.shardings)), topology)
     if compiled is None:
         return found | {"fits": False, "peak_memory": wanted}
     memory, width = compiled.memory_analysis(), config["model"]["embed_dim"]
@@ -61,6 +60,7 @@ def plan(config: Mapping[str, Any], topology: str, slices: int = 1) -> Plan:
     program = Program(compiled.as_text(), width * chip.clock / chip.operations)
     found |= {"fits": peak <= chip.usable, "peak_memory": peak, "temporary": memory.temp_size_in_bytes}
     found |= {"loss_temporary": loss_temporary(setup), "collectives": program.collectives()}
+    found["activations"] = max(found["temporary"] - found["loss_temporary"], 0)
     return found | _times(found, chip, program.cycles())
 
 
@@ -70,20 +70,21 @@ def _bytes(setup: Setup, part: str) -> int:
     return sum(math.prod(sharding.shard_shape(x.shape)) * x.dtype.itemsize for x, sharding in leaves)
 
 
-def _compile(lowered: Any, held: float) -> tuple[Any, float]:
+def _compile(lowered: Any, topology: str) -> tuple[Any, float]:
     """(the program, 0), or (None, the bytes of a chip that it would need) where the compiler finds no room.
 
-    Args:
-        held: bytes of a chip's part of the state, which some of its messages leave out.
+    Raises:
+        UserError: the compiler refuses it for another reason.
     """
     try:
         return lowered.compile(), 0.0
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", str(error))
-        temporary = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM", str(error))
-        if not (match := used or temporary):
-            raise
-        return None, float(match[1]) * 1024 ** ("KMGT".index(match[2]) + 1) + (0 if used else held)
+        said = " ".join(str(error).split())
+        used = re.search(r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", said)
+        needed = re.search(r"HLO temporaries \(([\d.]+)([KMGT])\) exceeds available HBM", said)  # arguments included
+        if not (match := used or needed):
+            raise UserError(f"--topology={topology}: its compiler refuses the training step: {said[:500]}") from error
+        return None, float(match[1]) * 1024 ** ("KMGT".index(match[2]) + 1)
 
 
 def step_operations(config: Mapping[str, Any], devices: Sequence[Any]) -> float:
@@ -119,7 +120,7 @@ def _times(found: Plan, chip: Chip, cycles: float) -> Plan:
     seconds = max(computing, sent)
     hours = seconds * found["total_steps"] / 3600
     return {
-        "estimate": how, "computing_seconds": computing, "sending_seconds": sent, "step_seconds": seconds,
+        "estimate": how, "links": "of one slice" if found["slices"] > 1 else "", "computing_seconds": computing, "sending_seconds": sent, "step_seconds": seconds,
         "mfu": ideal / seconds, "samples_per_second": found["batch_size"] / seconds,
         "days": hours / 24, "chip_hours": hours * found["chips"],
     }  # fmt: skip
@@ -155,7 +156,8 @@ def say(found: Plan) -> str:
         "", "| memory of a chip                 |     GiB |", "| -------------------------------- | ------- |",
     ]  # fmt: skip
     rows = {"parameters": "params", "optimiser": "opt_state", "average of the parameters": "ema"}
-    rows |= {"temporary, at the peak": "temporary", "of it at most: the loss alone": "loss_temporary"}
+    rows |= {"temporary, at the peak": "temporary", "  activations and gradients": "activations"}
+    rows |= {"  the loss, at most": "loss_temporary"}
     lines += [f"| {said:<32} | {found[key] / GIB:>7.2f} |" for said, key in rows.items() if found.get(key)]
     lines += [f"| {'all':<32} | {peak:>7.2f} |", ""]
     lines += [f"it {'fits' if found['fits'] else 'DOES NOT FIT'}: {peak:.2f} of {room:.2f} GiB"]

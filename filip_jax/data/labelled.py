@@ -1,0 +1,107 @@
+"""Labelled images from any source: the class of each record stands in one of its texts."""
+
+import dataclasses
+import hashlib
+
+from filip_jax import storage
+from filip_jax.data.record import METADATA_BYTES, BadRecord, Caption, Record
+from filip_jax.errors import UserError
+
+
+class Labelled:
+    """A source whose records have a label, and the class's name as their text.
+
+    Args:
+        source: of any kind.
+        label: the origin of the texts that hold the class, as a number from 0 or as its name; "" where the source has
+            labels of its own, whose classes get other names.
+        class_names: a text file with one name on each line, in the order of the numbers; "" takes those that the
+            texts hold, sorted, or the source's own.
+
+    Raises:
+        UserError: names that can not be read, too few of them or twice the same, or records without a class.
+    """
+
+    def __init__(self, source, *, label: str, class_names: str):
+        self.source, self.label = source, label
+        names = read_names(class_names) if class_names else None
+        if not label:
+            own = getattr(source, "class_names", None)
+            if own is None:
+                raise UserError("class_names: the source has no labels; say which text holds them: label=cls")
+            if names is not None and len(names) != len(own):
+                raise UserError(
+                    f"class_names={class_names!r} has {len(names)} names, but the source {len(own)} classes"
+                )
+        elif names is None:
+            names = sorted({self._class(index) for index in range(len(source))})
+            if all(name.isdecimal() for name in names):
+                raise UserError(
+                    f"label={label!r} holds numbers: say what they mean, class_names=FILE with a name a line"
+                )
+        self.class_names = names
+        self.numbers = {name: number for number, name in enumerate(names)}
+        self.shard_sizes, self.seen = source.shard_sizes, source.seen
+        digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
+        self.identity = f"{source.identity} label {label} {digest}"
+        if hasattr(source, "image_head"):
+            self.image_head = source.image_head
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        record = self.source[index]
+        label = self._number(self._of(record.captions)) if self.label else record.label
+        return dataclasses.replace(record, label=label, captions=self._named(record.captions, label))
+
+    def captions(self, index: int) -> tuple[Caption, ...]:
+        if not self.label:
+            return self[index].captions
+        captions = self.source.captions(index)
+        return self._named(captions, self._number(self._of(captions)))
+
+    def where(self, index: int) -> tuple[str, str]:
+        return self.source.where(index)
+
+    def _named(self, captions, label):
+        others = tuple(caption for caption in captions if caption.origin != self.label and self.label)
+        return (Caption(self.class_names[label], self.label or "label"), *others)
+
+    def _class(self, index: int) -> str:
+        try:
+            return self._of(self.source.captions(index))
+        except BadRecord as error:
+            raise UserError(f"record {' '.join(self.source.where(index))}: {error}") from error
+
+    def _of(self, captions) -> str:
+        for caption in captions:
+            if caption.origin == self.label:
+                return caption.text.strip()
+        raise BadRecord(f"no class in {self.label!r}")
+
+    def _number(self, text: str) -> int:
+        number = self.numbers.get(text, int(text) if text.isdecimal() and len(text) < 10 else -1)
+        if not 0 <= number < len(self.class_names):
+            raise BadRecord(f"{self.label}={text[:100]!r} is none of {len(self.class_names)} classes")
+        return number
+
+
+def read_names(file: str) -> list[str]:
+    """The lines of a file of class names, none empty, none twice.
+
+    Raises:
+        UserError: it can not be read, or breaks this.
+    """
+    try:
+        names = storage.read(file, 0, METADATA_BYTES).decode("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"class_names={file!r} can not be read: {error}") from error
+    names = [name.strip() for name in names]
+    while names and not names[-1]:
+        names.pop()
+    doubled = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if not names or "" in names or doubled:
+        what = f"{doubled[0]!r} twice" if doubled else "an empty line" if names else "no name"
+        raise UserError(f"class_names={file!r} has {what}; it needs one name on each line")
+    return names
