@@ -13,14 +13,30 @@ def table(folder, steps):
     events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
     named = [event for event in events if event.get("ph") == "M" and event["name"] == "process_name"]
     devices = {event["pid"] for event in named if "/device:" in event["args"]["name"]}
-    spent = collections.Counter()
+    lines = collections.defaultdict(list)
     for event in events:
-        arguments = event.get("args", {})
         # On accelerators the lines of a device hold the operations; the host's threads do on CPUs.
-        if event.get("ph") == "X" and "hlo_op" in arguments and (event["pid"] in devices or not devices):
-            spent[arguments["hlo_op"].rstrip("0123456789.")] += event["dur"]
+        if event.get("ph") == "X" and "hlo_op" in event.get("args", {}) and (event["pid"] in devices or not devices):
+            lines[event["pid"], event["tid"]].append(event)
+    spent = collections.Counter()
+    for line in lines.values():
+        for event, time in own_times(line):
+            spent[event["args"]["hlo_op"].rstrip("0123456789.")] += time
     whole = sum(spent.values())
-    lines = [
+    rows = [
         f"| {name} | {time / 1e3 / steps:.2f} | {100 * time / whole:.1f} % |" for name, time in spent.most_common(ROWS)
     ]
-    return "\n".join(["| operations | ms of a step | share |", "| --- | --- | --- |", *lines])
+    return "\n".join(["| operations | ms of a step | share |", "| --- | --- | --- |", *rows])
+
+
+def own_times(events):
+    """[event, its time without that of the events within it, as a loop's body] of one line."""
+    around, found = [], []
+    for event in sorted(events, key=lambda each: (each["ts"], -each["dur"])):
+        while around and around[-1][0]["ts"] + around[-1][0]["dur"] <= event["ts"]:
+            around.pop()
+        if around:
+            around[-1][1] -= event["dur"]
+        found.append([event, event["dur"]])
+        around.append(found[-1])
+    return found

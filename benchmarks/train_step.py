@@ -29,6 +29,10 @@ FORMS = {  # config and keep_tokens; of peers none
     "clip": ("clip", 1.0), "filip_quarter": ("filip", 0.25), "filip_exact": ("filip", 1.0),
     "open_clip": (), "pytorch_clip": (),
 }  # fmt: skip
+KINDS = (  # what devices call themselves, the longer name first
+    ("v5 lite", "v5e"), ("v5e", "v5e"), ("v5p", "v5p"), ("v6 lite", "v6e"), ("v6e", "v6e"), ("tpu v5", "v5p"),
+    ("h100", "h100"), ("h200", "h200"),
+)  # fmt: skip
 SAID = ("form", "patch", "ms", "samples/s", "beside clip", "MFU, measured peak", "MFU, maker's peak", "GiB")
 
 
@@ -43,6 +47,8 @@ def parse():
     parser.add_argument("--only", help=argparse.SUPPRESS)
     a, overrides = parser.parse_known_args()
     a.forms, a.patch_sizes = a.forms.split(","), a.patch_sizes.split(",")
+    if a.topology and a.topology.split(":")[0] in topology.GPUS:
+        parser.error(f"--topology={a.topology}: no compiler counts the cycles of GPUs")
     if unknown := set(a.forms) - set(FORMS) or ({a.trace} - set(FORMS) if a.trace else ()):
         parser.error(f"{', '.join(unknown)}: forms are {', '.join(FORMS)}")
     if wrong := [each for each in overrides if not each.startswith("--config.")]:
@@ -161,7 +167,7 @@ def line(form, patch_size, found, results, batch):
     operations = found.get("operations") or (clip and clip["operations"])
     done = operations / seconds / found["chips"] if operations else None
     peak = found["peak"] or (clip and clip["peak"])
-    makers = [chip.operations for name, chip in topology.CHIPS.items() if name in found["chip"].lower()]
+    makers = [topology.CHIPS[name].operations for kind, name in KINDS if kind in found["chip"].lower()]
     share = [f"{100 * done / each:.1f} %" if done and each else "-" for each in (peak, makers[0] if makers else None)]
     ratio = f"{clip['seconds'] / seconds:.2f}x" if clip else "-"
     rate = f"{batch * found['chips'] / seconds:,.0f}"

@@ -107,7 +107,7 @@ class Workdir:
         for file in files:
             name = file.path.removeprefix(f"{self.name}/")
             parts = name.split("/")  # a bucket's names are any text: ".." would leave the mirror
-            small = parts[0] not in (CHECKPOINTS, "running.json") and not {"", ".", ".."} & set(parts)
+            small = parts[0] not in (CHECKPOINTS, "running.json", "profile") and not {"", ".", ".."} & set(parts)
             if small and wanted(name) and self.seen.get(name) != file:
                 storage.write(str(self.folder / name), storage.read(file.path))
                 self.seen[name], self.uploaded[name] = file, _stamp(self.folder / name)

@@ -40,10 +40,12 @@ worker() {
 }
 
 loop() {
-    local code word workdir="" before="" now restarts=0
+    local code word previous="" workdir="" before="" now restarts=0
     echo $$ > filip_jax.pid
     for word in "$@"; do
         case $word in --workdir=*) workdir=${word#--workdir=} ;; esac
+        [ "$previous" != --workdir ] || workdir=$word
+        previous=$word
     done
     cd filip_jax
     while :; do
@@ -52,7 +54,8 @@ loop() {
         case $code in 0 | 1 | 2 | 130) break ;; esac
         now=$(.venv/bin/filip inspect "$workdir" 2>/dev/null | sed -n 's/^step  *\([0-9]*\).*/\1/p' | head -n 1 || true)
         [ "$now" = "$before" ] || restarts=0
-        restarts=$((restarts + 1)) before=$now
+        [ "$code" = 42 ] || restarts=$((restarts + 1)) # 42 has saved
+        before=$now
         ((restarts < 5)) || { echo "tpu_pod.sh: five starts in a row without a new checkpoint: giving up"; break; }
         echo "tpu_pod.sh: ended with $code, starting again"
     done
@@ -144,7 +147,8 @@ while :; do
     said=$(mktemp) started=$SECONDS
     attempt "$@" 2>&1 | tee "$said" || true
     [ -z "$dry" ] || { delete; exit 0; }
-    ended=$(sed -n 's/.*tpu_pod.sh: the run ended with \([0-9]*\).*/\1/p' "$said" | sort -n | tail -n 1)
+    ended=$(sed -n 's/.*tpu_pod.sh: the run ended with \([0-9]*\).*/\1/p' "$said" | sort -n)
+    ended=$(grep -m 1 -x '[12]' <<< "$ended" || tail -n 1 <<< "$ended") # one worker's mistake explains the others' ends
     rm "$said"
     [ -z "$ended" ] || break
     quick=$((SECONDS - started < 600 ? quick + 1 : 0))

@@ -1,6 +1,8 @@
 """The benchmarks run, small; programs for TPUs and GPUs compile where their compilers are installed."""
 
+import gzip
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -84,6 +86,19 @@ def test_a_step_beside_clips():
     table = benchmark(*few, "--trace=clip", script="train_step.py")
     shares = [float(share) for share in re.findall(r"^\| .* \| ([\d.]+) % \|$", table, re.MULTILINE)]
     assert len(shares) > 5 and shares == sorted(shares, reverse=True) and sum(shares) <= 101
+
+
+def test_a_loop_is_not_counted_with_its_body(tmp_path):
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from trace_table import table
+
+    def event(name, start, duration):
+        return {"ph": "X", "pid": 1, "tid": 2, "ts": start, "dur": duration, "name": name, "args": {"hlo_op": name}}
+
+    events = [event("while.1", 0, 100), event("dot.1", 10, 30), event("dot.2", 50, 40), event("add.3", 100, 50)]
+    (tmp_path / "a.trace.json.gz").write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) % \|$", table(tmp_path, 1), re.M)
+    assert rows == [("dot", "0.07", "46.7"), ("add", "0.05", "33.3"), ("while", "0.03", "20.0")]
 
 
 def test_what_the_trainer_adds_to_its_program():

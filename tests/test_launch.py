@@ -206,7 +206,7 @@ def test_slurm_gives_up_when_nothing_new_is_saved(slurm):
 
 def test_other_numbers_of_tasks_are_refused(slurm):
     done = slurm(tasks=8, gpus=8)
-    assert done.returncode == 2 and "--ntasks-per-node=4 must be 1 or the number of GPUs of a node, 8" in done.stderr
+    assert done.returncode == 2 and "--ntasks-per-node must be 1 or the number of GPUs of a node, 8" in done.stderr
 
 
 JOBSETS = list(yaml.safe_load_all((ROOT / "launch/jobset.yaml").read_text()))

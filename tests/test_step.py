@@ -139,10 +139,13 @@ def test_meshes_and_batches_that_do_not_fit_are_refused():
     "replica, data, microbatches, options",
     [
         (1, 1, 4, {}),
+        *((replica, 8 // replica, 1, {}) for replica in (1, 2, 4, 8)),  # every mesh of eight devices
         (2, 4, 2, {"exchange": "ring", "indices": "recompute"}),
     ],
 )
-def test_microbatches_give_the_gradients_of_the_whole_batch(config, one_device, replica, data, microbatches, options):
+def test_meshes_and_microbatches_give_the_gradients_of_the_whole_batch(
+    config, one_device, replica, data, microbatches, options
+):
     """Of SGD, whose step is the gradient; with remat, dropped patches, length groups and every exchange."""
     config = small(
         config,

@@ -129,14 +129,27 @@ def test_names_are_folders_whatever_the_values(tmp_path):
 
 @pytest.mark.parametrize("given, legal", [(None, ["0", "1"]), ("3,5", ["3", "5"])])
 def test_jobs_have_a_gpu_each_and_no_more_than_there_are(monkeypatch, given, legal):
-    monkeypatch.setattr(sweep.Path, "glob", lambda self, pattern: [sweep.Path(f"/dev/nvidia{n}") for n in (0, 1)])
+    devices = [sweep.Path(f"/dev/nvidia{n}") for n in (0, 1)]
+    monkeypatch.setattr(sweep.Path, "glob", lambda self, pattern: devices if "nvidia" in pattern else [])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert sweep._gpus() == []  # JAX_PLATFORMS=cpu
+    monkeypatch.delenv("JAX_PLATFORMS")
     if given:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
     assert sweep._gpus() == legal
     with pytest.raises(UserError, match="--jobs=3 must be at most 2, the number of GPUs"):
         sweep.run_points([], 3)
     assert sweep.run_points([], 2) == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert sweep._gpus() == []
+
+
+def test_tpus_are_one_processes(monkeypatch):
+    monkeypatch.setattr(sweep.Path, "glob", lambda self, pattern: ["/dev/accel0"] if "accel" in pattern else [])
+    assert sweep.run_points([], 2) == []  # JAX_PLATFORMS=cpu
+    monkeypatch.delenv("JAX_PLATFORMS")
+    with pytest.raises(UserError, match="--jobs=2: on TPUs one process takes all chips"):
+        sweep.run_points([], 2)
 
 
 def test_a_bucket_is_no_place_for_a_sweep(file):

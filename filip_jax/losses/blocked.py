@@ -116,7 +116,8 @@ def _maxima(implementation, images, texts):
     of_tpu, of_gpu = pallas_tpu.why_not(p, t, d, images.dtype), pallas_gpu.why_not(p, t, d, images.dtype)
     maxima, tile_bytes = dict.fromkeys(TILE_BYTES, tiles.maxima), dict(TILE_BYTES)
     if implementation == "pallas":
-        here = jax.default_backend()
+        of_mesh = jax.sharding.get_abstract_mesh().abstract_device  # in a plan another than this machine's
+        here = getattr(of_mesh, "platform", None) or jax.default_backend()
         refused = of_gpu if here == "gpu" else of_tpu
         if refused:
             raise UserError(f"implementation='pallas' on {here}: {refused}; take auto or xla")

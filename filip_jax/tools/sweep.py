@@ -125,6 +125,8 @@ def run_points(points: Sequence[Point], jobs: int) -> list[str]:
     if jobs < 1:
         raise UserError(f"--jobs={jobs} must be at least 1")
     gpus = _gpus()
+    if jobs > 1 and _has_tpus():
+        raise UserError(f"--jobs={jobs}: on TPUs one process takes all chips; take --jobs=1")
     if len(gpus) and not 1 <= jobs <= len(gpus):
         raise UserError(f"--jobs={jobs} must be at most {len(gpus)}, the number of GPUs")
     todo = [point for point in points if not point.is_finished()]
@@ -158,10 +160,22 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def _gpus() -> list[str]:
-    """The GPUs that JAX would see here, by CUDA_VISIBLE_DEVICES or by what there is."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    """The GPUs that JAX would see here, by JAX_PLATFORMS, CUDA_VISIBLE_DEVICES or by what there is."""
+    given, platforms = os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("JAX_PLATFORMS", "")
+    if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
+        return []
     found = sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
-    return found if given is None or not found else list(filter(None, given.split(",")))
+    return (
+        found
+        if given is None or not found
+        else [name for name in given.split(",") if name and not name.startswith("-")]
+    )
+
+
+def _has_tpus() -> bool:
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    there = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev/vfio").glob("[0-9]*")]
+    return bool(there) and (not platforms or "tpu" in platforms.split(","))
 
 
 def _start(point: Point, gpu: str) -> subprocess.Popen:

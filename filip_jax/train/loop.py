@@ -126,7 +126,8 @@ class Trainer:
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
         self.feed = Feed(rows, lambda: watch.stop)
-        self.profile = call(Profile, setup.profile, "profile", workdir=workdir, start=self.step)
+        given = {"workdir": workdir, "name": self.place.name, "start": self.step, "total_steps": setup.total_steps}
+        self.profile = call(Profile, setup.profile, "profile", **given)
 
     def _start(self, newest: int | None, tokenizer: Tokenizer, donor: Donor | None) -> tuple[State, int, dict]:
         """(state, step, meta): of the newest checkpoint on this mesh, or a state that is born sharded."""

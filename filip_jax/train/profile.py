@@ -1,5 +1,7 @@
 """Traces of a few steps, to see where their time goes: launch/profiles.md says how to read them."""
 
+import contextlib
+import warnings
 from pathlib import Path
 
 import jax
@@ -21,21 +23,25 @@ class Profile:
 
     Args:
         workdir: the run's folder.
-        start: the step that this start begins from.
+        name: of the workdir, for people.
+        start, total_steps: the step that this start begins from, and the run's last.
         first_step: the first to trace, counted from this start: 1 is its first, which is no usual one.
         steps: so many; 0 traces none.
     """
 
-    def __init__(self, workdir: Path, start: int, *, first_step: int, steps: int):
-        self.folder, self.active = workdir / FOLDER, False
+    def __init__(self, workdir: Path, name: str, start: int, total_steps: int, *, first_step: int, steps: int):
+        self.folder, self.name, self.active = workdir / FOLDER, f"{name}/{FOLDER}", False
         self.first = start + first_step - 1 if steps and jax.process_index() == 0 else -1
-        self.end = self.first + steps
+        self.end = min(self.first + steps, total_steps)
+        if steps and start < total_steps < start + first_step:
+            said = f"profile.first_step={first_step}: no step is traced, this start has {total_steps - start} left"
+            warnings.warn(said, stacklevel=2)
 
     def at(self, step: int, state: object) -> jax.profiler.StepTraceAnnotation:
         """What the step after `step` runs in; begins and ends the trace, for which it waits for the devices."""
         if step == self.first:
             jax.block_until_ready(state)
-            say(f"tracing the steps {step + 1} to {self.end} into {self.folder} ...")
+            say(f"tracing the steps {step + 1} to {self.end} into {self.name} ...")
             jax.profiler.start_trace(str(self.folder))
             self.active = True
         elif self.active and step >= self.end:
@@ -46,6 +52,8 @@ class Profile:
         """Ends the trace if one is under way, when `state` is computed."""
         if self.active:
             self.active = False
-            jax.block_until_ready(state)
-            jax.profiler.stop_trace()
-            say(f"traced: xprof --logdir={self.folder}")
+            with contextlib.suppress(Exception):  # a step that failed says so itself
+                jax.block_until_ready(state)
+            with contextlib.suppress(Exception):
+                jax.profiler.stop_trace()
+                say(f"traced: xprof --logdir={self.name}")
