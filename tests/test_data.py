@@ -247,7 +247,9 @@ def test_tensorflow_datasets_without_tensorflow(tmp_path):
 
 
 def test_an_unknown_source_or_option_is_refused():
-    with pytest.raises(UserError, match="source.name='webdata' is not one of emoji_scenes, folder, webdataset"):
+    with pytest.raises(
+        UserError, match="source.name='webdata' is not one of emoji_scenes, folder, class_folder, webdataset"
+    ):
         make_source(dict(name="webdata", path="x"))
     with pytest.raises(UserError, match=r"config section source \(folder\): .*; its keys are path, caption_keys"):
         make_source(dict(name="folder", paht="x"))

@@ -126,8 +126,7 @@ class Trainer:
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
         self.feed = Feed(rows, lambda: watch.stop)
-        given = {"workdir": workdir, "name": self.place.name, "start": self.step, "total_steps": setup.total_steps}
-        self.profile = call(Profile, setup.profile, "profile", **given)
+        self.profile = Profile(self.place, self.step, setup.total_steps, **setup.profile)
 
     def _start(self, newest: int | None, tokenizer: Tokenizer, donor: Donor | None) -> tuple[State, int, dict]:
         """(state, step, meta): of the newest checkpoint on this mesh, or a state that is born sharded."""

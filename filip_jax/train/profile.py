@@ -2,12 +2,12 @@
 
 import contextlib
 import warnings
-from pathlib import Path
 
 import jax
 
 from filip_jax.sections import at_least
 from filip_jax.train.metrics import say
+from filip_jax.workdir import Workdir
 
 FOLDER = "profile"
 
@@ -22,15 +22,14 @@ class Profile:
     """Traces some steps of this start into profile/ of the workdir, on the first process, in XProf's format.
 
     Args:
-        workdir: the run's folder.
-        name: of the workdir, for people.
+        place: the run's workdir.
         start, total_steps: the step that this start begins from, and the run's last.
         first_step: the first to trace, counted from this start: 1 is its first, which is no usual one.
         steps: so many; 0 traces none.
     """
 
-    def __init__(self, workdir: Path, name: str, start: int, total_steps: int, *, first_step: int, steps: int):
-        self.folder, self.name, self.active = workdir / FOLDER, f"{name}/{FOLDER}", False
+    def __init__(self, place: Workdir, start: int, total_steps: int, *, first_step: int, steps: int):
+        self.folder, self.name, self.active = place.folder / FOLDER, f"{place.name}/{FOLDER}", False
         self.first = start + first_step - 1 if steps and jax.process_index() == 0 else -1
         self.end = min(self.first + steps, total_steps)
         if steps and start < total_steps < start + first_step:

@@ -1,0 +1,143 @@
+"""Labelled images: class directories, CLIP_benchmark's tars, lists of files and TFDS are one data set."""
+
+import io
+import tarfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from test_evals import Oracle, picture, word_number
+
+from filip_jax.data.record import BadRecord
+from filip_jax.data.sources import make_source
+from filip_jax.errors import UserError
+from filip_jax.evals import zero_shot
+
+NAMES = ["cat", "red apple", "sun"]
+LABELS = [0, 0, 1, 1, 1, 2, 2]
+rng = np.random.default_rng(0)
+
+
+def encoded(label):
+    """A picture whose patches hold one word of its class, and noise."""
+    numbers = rng.integers(0, 64, 9)
+    numbers[rng.integers(0, 9, 4)] = word_number(NAMES[label].split()[-1])
+    file = io.BytesIO()
+    Image.fromarray(picture(*numbers)).save(file, "PNG")
+    return file.getvalue()
+
+
+PICTURES = [encoded(label) for label in LABELS]
+
+
+class Labelled(tfds.core.GeneratorBasedBuilder):
+    """The pictures, as TensorFlow Datasets writes them."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "label": tfds.features.ClassLabel(names=NAMES),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, _):
+        return {"test": self._generate_examples()}
+
+    def _generate_examples(self):
+        for n, (data, label) in enumerate(zip(PICTURES, LABELS)):
+            yield n, {"image": io.BytesIO(data), "label": label}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """One data set in four forms: the config's section of each."""
+    folder = tmp_path_factory.mktemp("labelled")
+    (folder / "names.txt").write_text("\n".join(NAMES) + "\n")
+    lines = ["path,label"]
+    for n, (data, label) in enumerate(zip(PICTURES, LABELS)):
+        file = folder / "directories" / NAMES[label].replace(" ", "_") / f"{n}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+        lines.append(f"{file.relative_to(folder)},{NAMES[label]}")
+    (folder / "list.csv").write_text("\n".join(lines) + "\n")
+    (folder / "wds/test").mkdir(parents=True)
+    with tarfile.open(folder / "wds/test/0.tar", "w") as tar:
+        for n, (data, label) in enumerate(zip(PICTURES, LABELS)):
+            for kind, content in (("png", data), ("cls", str(label).encode())):
+                info = tarfile.TarInfo(f"{n:04}.{kind}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    builder = Labelled(data_dir=str(folder / "tfds"), file_format="array_record")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        builder.download_and_prepare()
+    names = str(folder / "names.txt")
+    return {
+        "class_folder": dict(name="class_folder", path=str(folder / "directories")),
+        "webdataset": dict(name="webdataset", path=str(folder / "wds/test"), label="cls", class_names=names),
+        "csv": dict(name="csv", path=str(folder / "list.csv"), image="path", label="label"),
+        "tfds": dict(name="tfds", path=str(builder.data_path), split="test", caption_keys=("label",)),
+    }
+
+
+def test_every_reader_gives_one_number(data):
+    prompts = dict(prefixes=("a photo of a", "a"), suffixes=("I like it.", ""))
+    found = {}
+    for name, section in data.items():
+        source = make_source(section)
+        assert source.class_names == NAMES and len(source) == len(LABELS)
+        assert sorted(source[n].label for n in range(len(source))) == LABELS
+        assert all(source[n].caption == source.captions(n)[0].text == NAMES[source[n].label] for n in range(7))
+        found[name] = zero_shot.evaluate(Oracle(), source, Path(), prompts=prompts)
+    assert all(metrics == found["tfds"] for metrics in found.values())
+    assert 0 < found["tfds"]["image_to_text_top1"] < 1
+
+
+def test_classes_get_other_names(data, tmp_path):
+    (tmp_path / "names.txt").write_text("Katze\nApfel\nSonne\n")
+    source = make_source(data["class_folder"] | {"class_names": str(tmp_path / "names.txt")})
+    assert [source[n].caption for n in (0, 2, 6)] == ["Katze", "Apfel", "Sonne"] and source[6].label == 2
+    assert source.identity != make_source(data["class_folder"]).identity
+
+
+@pytest.mark.parametrize(
+    "section, names, message",
+    [
+        ("webdataset", None, "label='cls' holds numbers: say what they mean, class_names=FILE"),
+        ("webdataset", "cat\ncat\nsun\n", "has 'cat' twice; it needs one name on each line"),
+        ("webdataset", "cat\n\nsun\n", "has an empty line"),
+        ("webdataset", "", "has no name"),
+        ("class_folder", "cat\nsun\n", "has 2 names, but the source 3 classes"),
+    ],
+)
+def test_names_that_can_not_be(data, tmp_path, section, names, message):
+    options = {key: value for key, value in data[section].items() if key != "class_names"}
+    if names is not None:
+        (tmp_path / "names.txt").write_text(names)
+        options["class_names"] = str(tmp_path / "names.txt")
+    with pytest.raises(UserError, match=message):
+        make_source(options)
+
+
+def test_a_class_that_is_none_is_a_bad_record(data, tmp_path):
+    (tmp_path / "names.txt").write_text("cat\nred apple\n")
+    source = make_source(data["webdataset"] | {"class_names": str(tmp_path / "names.txt")})
+    assert source[0].label == 0
+    with pytest.raises(BadRecord, match="cls='2' is none of 2 classes"):
+        source[6]
+    with pytest.raises(UserError, match="class_names='none' can not be read"):
+        make_source(data["webdataset"] | {"class_names": "none"})
+    with pytest.raises(UserError, match="the source has no labels; say which text holds them"):
+        make_source(dict(data["csv"], label="", caption_keys=("label",), class_names=str(tmp_path / "names.txt")))
+
+
+def test_folders_that_hold_no_classes(tmp_path):
+    with pytest.raises(UserError, match="no directory in .* holds images"):
+        make_source(dict(name="class_folder", path=str(tmp_path)))
+    with pytest.raises(UserError, match="path='none' is not a folder"):
+        make_source(dict(name="class_folder", path="none"))
