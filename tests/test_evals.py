@@ -14,6 +14,7 @@ from filip_jax.data.record import Caption, Record, Region
 from filip_jax.errors import UserError
 from filip_jax.evals import localisation, pixels, retrieval, similarity, zero_shot
 from filip_jax.evals.alignment import Alignment, align, content_words
+from filip_jax.evals.clip_benchmark import write_results
 from filip_jax.evals.draw import _caption, draw_alignment, missing_glyphs
 from filip_jax.evals.prompts import make_prompts
 from filip_jax.evals.records import check_records
@@ -331,6 +332,27 @@ def test_baselines_of_a_config_and_their_files(tmp_path, small_demo):
     record_step(tmp_path, 7, {"a/b": 3.0})
     forget_after(tmp_path, 6)
     assert list(read_results(tmp_path)["steps"]) == ["5"]
+
+
+def test_results_in_the_form_of_clip_benchmark(tmp_path):
+    classified = zero_shot.evaluate(Oracle(), Scenes(), Path(), prompts=("{}",))
+    found = retrieval.evaluate(Oracle(), Several(), Path(), examples=10, captions=0)
+    metrics = {f"cifar10/{key}": value for key, value in classified.items()}
+    metrics |= {f"coco/{key}": value for key, value in found.items()}
+    for name, kind in (("cifar10", zero_shot), ("coco", retrieval), ("boxes", localisation)):
+        write_results(tmp_path, "runs/base", 7, name, kind, metrics)
+    files = {file.name: json.loads(file.read_text()) for file in (tmp_path / "clip_benchmark").iterdir()}
+    assert files["cifar10_step_7.json"] == {
+        "dataset": "cifar10", "model": "runs/base", "pretrained": "step_7", "task": "zeroshot_classification",
+        "metrics": {
+            "acc1": classified["image_to_text_top1"], "acc5": classified["image_to_text_top5"],
+            "mean_per_class_recall": classified["image_to_text_per_class"],
+        },
+    }  # fmt: skip
+    result = files["coco_step_7.json"]
+    assert result["task"] == "zeroshot_retrieval" and len(result["metrics"]) == 6 and len(files) == 2
+    assert result["metrics"]["image_retrieval_recall@5"] == found["text_to_image_R@5"]
+    assert result["metrics"]["text_retrieval_recall@1"] == found["image_to_text_R@1"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 from filip_jax.data.sources import Source, make_source
 from filip_jax.errors import UserError
 from filip_jax.evals import localisation, pictures, retrieval, zero_shot
+from filip_jax.evals.clip_benchmark import write_results
 from filip_jax.evals.records import check_records
 from filip_jax.files import read_json, write_atomically
 from filip_jax.inference import Embedder, Run
@@ -113,6 +114,8 @@ def evaluate_runs(workdirs: Sequence[str | Path], step: str, evals: Mapping[str,
             print(f"{run.workdir} at step {model.step}: {', '.join(each.name for each in wanted)} ...", flush=True)
             columns[f"{name}, step {model.step}"] = metrics = run_evals(model, wanted, run.workdir)
             record_step(run.workdir, model.step, metrics)
+            for each in wanted:
+                write_results(run.workdir, name, model.step, each.name, each.kind, metrics)
         of_run = run_baselines(wanted)
         record_baselines(run.workdir, of_run)
         run.place.flush()

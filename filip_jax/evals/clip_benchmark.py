@@ -1,0 +1,48 @@
+"""Results as the files that CLIP_benchmark writes and `clip_benchmark build` gathers: one for each task of a model."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from filip_jax.evals import retrieval, zero_shot
+from filip_jax.files import write_atomically
+
+FOLDER = "clip_benchmark"
+# Its name of the task, and of each metric; its text retrieval looks for the texts of an image.
+TASKS: Mapping[ModuleType, tuple[str, Mapping[str, str]]] = {
+    zero_shot: (
+        "zeroshot_classification",
+        {
+            "acc1": "image_to_text_top1",
+            "acc5": "image_to_text_top5",
+            "mean_per_class_recall": "image_to_text_per_class",
+        },
+    ),
+    retrieval: (
+        "zeroshot_retrieval",
+        {f"text_retrieval_recall@{k}": f"image_to_text_R@{k}" for k in retrieval.RANKS}
+        | {f"image_retrieval_recall@{k}": f"text_to_image_R@{k}" for k in retrieval.RANKS},
+    ),
+}
+
+
+def write_results(
+    workdir: Path, model: str, step: int, name: str, kind: ModuleType, metrics: Mapping[str, Any]
+) -> None:
+    """Writes clip_benchmark/NAME_step_N.json of the workdir, for evaluations of a kind that CLIP_benchmark knows.
+
+    Args:
+        model: the run's name.
+        name: of the evaluation, which stands for the data set.
+        metrics: {"NAME/metric": number} of all evaluations.
+    """
+    if kind not in TASKS:
+        return
+    task, names = TASKS[kind]
+    found = {theirs: metrics[f"{name}/{ours}"] for theirs, ours in names.items() if f"{name}/{ours}" in metrics}
+    result = {"dataset": name, "model": model, "pretrained": f"step_{step}", "task": task, "metrics": found}
+    folder = workdir / FOLDER
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / f"{name}_step_{step}.json", json.dumps(result, indent=2) + "\n")
