@@ -1,6 +1,7 @@
 """Labelled images: class directories, CLIP_benchmark's tars, lists of files and TFDS are one data set."""
 
 import io
+import shutil
 import tarfile
 import warnings
 from pathlib import Path
@@ -8,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from conftest import ROOT
 from PIL import Image
 from test_evals import Oracle, picture, word_number
 
+from filip_jax.config import load_config
 from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import make_source
 from filip_jax.errors import UserError
 from filip_jax.evals import zero_shot
+from filip_jax.evals.run import check_evals, open_evals, run_evals
 
 NAMES = ["cat", "red apple", "sun"]
 LABELS = [0, 0, 1, 1, 1, 2, 2]
@@ -96,6 +100,22 @@ def test_every_reader_gives_one_number(data):
         found[name] = zero_shot.evaluate(Oracle(), source, Path(), prompts=prompts)
     assert all(metrics == found["tfds"] for metrics in found.values())
     assert 0 < found["tfds"]["image_to_text_top1"] < 1
+
+
+def test_clip_benchmarks_folders_are_read_as_they_are(data, tmp_path):
+    """Its own layout for one of the twelve sets; all of them are described alike."""
+    folder = tmp_path / "wds_cifar10"
+    shutil.copytree(data["webdataset"]["path"], folder / "test")
+    shutil.copy(data["webdataset"]["class_names"], folder / "classnames.txt")
+    (folder / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\na {c}.\n")
+    file = str(ROOT / "configs/eval/clip_benchmark.py")
+    evals = load_config(f"{file}:cifar10", [f"--config.root={tmp_path}"])["evals"]
+    found = run_evals(Oracle(), open_evals(evals), tmp_path)
+    expected = zero_shot.evaluate(Oracle(), make_source(data["tfds"]), Path(), prompts=("a photo of a {}.", "a {}."))
+    assert found == {f"cifar10/{metric}": value for metric, value in expected.items()}
+    every = load_config(file)["evals"]
+    check_evals(every)
+    assert len(every) == 12 and every["imagenet"]["source"]["path"] == "clip_benchmark/wds_imagenet1k/test"
 
 
 def test_classes_get_other_names(data, tmp_path):

@@ -14,7 +14,7 @@ def make_prompts(prompts: Sequence[Any] | str | Mapping[str, Any]) -> list[str]:
     """The templates of a config's `prompts`.
 
     Args:
-        prompts: templates; a text file with one on each line; or {prefixes, descriptions, suffixes}, of which every
+        prompts: templates; a text file with one on each line, {c} as in CLIP_benchmark's is {}; or {prefixes, descriptions, suffixes}, of which every
             combination is taken: "[prefix] {}, [description]. [suffix]." as FILIP's, each part left out where it is "".
 
     Raises:
@@ -52,4 +52,4 @@ def _read(file: Path) -> list[str]:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"zero_shot: prompts={str(file)!r} can not be read: {error}") from error
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip().replace("{c}", "{}") for line in lines if line.strip()]
