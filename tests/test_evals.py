@@ -1,11 +1,12 @@
 """Evaluation: its similarity rules, ranks, intervals, pointing and pictures, on models whose answers are known."""
 
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_devices_mesh, unit
+from conftest import ROOT, make_devices_mesh, unit
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,6 +18,7 @@ from filip_jax.evals.alignment import Alignment, align, content_words
 from filip_jax.evals.clip_benchmark import write_results
 from filip_jax.evals.draw import _caption, draw_alignment, missing_glyphs
 from filip_jax.evals.prompts import make_prompts
+from filip_jax.evals.published import beside_published, published
 from filip_jax.evals.records import check_records
 from filip_jax.evals.run import (
     forget_after,
@@ -332,6 +334,32 @@ def test_baselines_of_a_config_and_their_files(tmp_path, small_demo):
     record_step(tmp_path, 7, {"a/b": 3.0})
     forget_after(tmp_path, 6)
     assert list(read_results(tmp_path)["steps"]) == ["5"]
+
+
+def test_published_rows_stand_beside_ours():
+    assert beside_published({"ours": {"val/image_to_text_R@1": 0.5}}) == ""
+    lines = beside_published({
+        "a, step 5": {"imagenet/image_to_text_top1": 0.4321, "coco/text_to_image_R@1": 0.25}, "b, step 5": {"imagenet/images": 3},
+    }).splitlines()  # fmt: skip
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == ["model", "setting", "source", "imagenet", "coco:t2i"] and {len(row) for row in cells} == {5}
+    rows = {(row[0], row[1]): row[2:] for row in cells[2:]}
+    of_large = [row[3:] for row in cells if row[0] == "FILIP large"]
+    assert of_large == [["77.1", ""], ["", "45.9"]]
+    assert rows["FILIP (DeCLIP's code)", "ViT-B/32, YFCC15M"][1:] == ["39.5", ""]
+    assert rows["a, step 5", "this run"] == ["measured", "43.2", "25.0"] and rows["b, step 5", "this run"][1:] == [
+        "",
+        "",
+    ]
+
+
+def test_published_averages_are_those_of_the_papers():
+    """Of the twelve sets, which is why the rows are believed: 65.3, 70.9, 75.3 and 78.3."""
+    means = [np.mean(list(numbers.values())) for *_, numbers in published() if len(numbers) == 12]
+    assert means == pytest.approx([65.3, 70.9, 75.3, 78.3], abs=0.06)
+    assert all(setting and source for _, setting, source, _ in published())
+    sets = runpy.run_path(str(ROOT / "configs/eval/clip_benchmark.py"))["SETS"]
+    assert {task for *_, numbers in published() for task in numbers if ":" not in task} == set(sets)
 
 
 def test_results_in_the_form_of_clip_benchmark(tmp_path):

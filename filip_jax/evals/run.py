@@ -13,6 +13,7 @@ from filip_jax.data.sources import Source, make_source
 from filip_jax.errors import UserError
 from filip_jax.evals import localisation, pictures, retrieval, zero_shot
 from filip_jax.evals.clip_benchmark import write_results
+from filip_jax.evals.published import beside_published
 from filip_jax.evals.records import check_records
 from filip_jax.files import read_json, write_atomically
 from filip_jax.inference import Embedder, Run
@@ -121,7 +122,8 @@ def evaluate_runs(workdirs: Sequence[str | Path], step: str, evals: Mapping[str,
         run.place.flush()
         for baseline, metrics in of_run.items():
             baselines.setdefault(baseline, {})[name] = metrics
-    return table(columns | _merged(baselines))
+    beside = beside_published(columns)
+    return table(columns | _merged(baselines)) + (f"\n\n{beside}" if beside else "")
 
 
 def _short_names(workdirs: Sequence[Path]) -> list[str]:

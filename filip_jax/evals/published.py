@@ -1,0 +1,44 @@
+"""Published zero-shot numbers, with their setting and where they are from, beside one's own."""
+
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+# model, setting, source, then task=percent: the top-1 of a data set, or the R@1 of a retrieval, i2t or t2i.
+FILE = "published.txt"
+METRICS = {"": "image_to_text_top1", "i2t": "image_to_text_R@1", "t2i": "text_to_image_R@1"}
+
+
+def published() -> list[tuple[str, str, str, dict[str, float]]]:
+    """(model, setting, source, {"imagenet" or "coco:i2t": percent}) of each row that is known."""
+    rows = []
+    for line in (files("filip_jax.assets") / FILE).read_text(encoding="utf-8").splitlines():
+        model, setting, source, numbers = line.split("\t")
+        pairs = (number.split("=") for number in numbers.split())
+        rows.append((model, setting, source, {task: float(percent) for task, percent in pairs}))
+    return rows
+
+
+def beside_published(columns: Mapping[str, Mapping[str, Any]]) -> str:
+    """A markdown table of published models and these, for the tasks that both have; "" where there is none.
+
+    Args:
+        columns: {model: {"NAME/metric": number}}; an evaluation is a task by its name: imagenet, cifar10, coco …
+    """
+    known = list(dict.fromkeys(task for *_, numbers in published() for task in numbers))
+    tasks = [task for task in known if any(_metric(task) in metrics for metrics in columns.values())]
+    if not tasks:
+        return ""
+    lines = [["model", "setting", "source", *tasks], ["---"] * (3 + len(tasks))]
+    for model, setting, source, numbers in published():
+        if any(task in numbers for task in tasks):
+            lines.append([model, setting, source, *(f"{numbers[t]:.1f}" if t in numbers else "" for t in tasks)])
+    for model, metrics in columns.items():
+        ours = (metrics.get(_metric(task)) for task in tasks)
+        lines.append([model, "this run", "measured", *("" if x is None else f"{100 * x:.1f}" for x in ours)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _metric(task: str) -> str:
+    name, _, way = task.partition(":")
+    return f"{name}/{METRICS[way]}"
