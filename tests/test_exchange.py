@@ -355,7 +355,7 @@ def temporary_bytes(devices, exchange, indices, b, p, t, d):
 
 
 def test_memory_is_flat_in_the_number_of_devices():
-    """From 2 to 8 devices: in the ring only the scores grow; indices and gathered texts cost what they say."""
+    """From 2 to 8 devices: nothing grows in the ring, recomputed; scores, indices and gathered texts cost what they say."""
     sizes = dict(b=64, p=49, t=16, d=96)
     indices, scores, texts = 64 * 64 * (49 + 16), 2 * 4 * 64 * 64, 64 * 16 * 96 * 4
 
@@ -364,10 +364,10 @@ def test_memory_is_flat_in_the_number_of_devices():
         return small, (large - small) / 6
 
     flat, of_ring = growth("ring", "recompute")
-    assert 6 * of_ring < 0.05 * flat and of_ring <= 2 * scores
-    assert indices <= growth("ring", "save")[1] - of_ring <= indices + 2 * scores
+    assert 6 * of_ring < 0.001 * flat
+    assert indices <= growth("ring", "save")[1] <= indices + 4 * scores
     of_gather = growth("gather", "recompute")[1]
-    assert 2 * texts <= of_gather - of_ring <= 2 * texts + 3 * scores  # the texts, their gradients, sorted scores
+    assert 2 * texts <= of_gather <= 2 * texts + 5 * scores  # the texts, their gradients, sorted scores
     assert indices <= growth("gather", "save")[1] - of_gather <= indices + 2 * scores
 
 

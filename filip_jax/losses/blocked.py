@@ -6,7 +6,9 @@ next to nothing. What happens inside a block stands in tiles.py, and in a kernel
 Letters as in similarity.py; here images and texts are all of one device's: i images, j texts.
 """
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,12 +69,31 @@ def backward(
         implementation, runs: as in `forward`.
     """
     maxima, tile_bytes = _maxima(implementation, images, texts)
-    spread = {"cpu": tiles.spread, "gpu": tiles.spread, "tpu": tiles.spread_at_once}
-    if maxima["gpu"] is pallas_gpu.maxima:
-        spread["gpu"] = pallas_gpu_spread.spread
-    inner = {platform: (maxima[platform], spread[platform]) for platform in spread}
+    inner = {platform: (maxima[platform], spread) for platform, spread in _spreads(maxima).items()}
     arrays = (images, texts, mask, best, image_to_text, text_to_image)
     return _on_each_platform(partial(_backward, runs), inner, tile_bytes, *arrays)
+
+
+def backward_of(
+    images: Float[jax.Array, "p i d"],
+    texts: Float[jax.Array, "j t d"],
+    mask: Bool[jax.Array, "j t"],
+    more: Any,
+    cotangents: Callable[..., tuple[jax.Array, jax.Array, jax.Array]],
+    implementation: str = "xla",
+) -> tuple[Float[jax.Array, "p i d"], Float[jax.Array, "j t d"], Float[jax.Array, ""]]:
+    """`backward` where the gradients of the similarities follow from the similarities, block by block.
+
+    Args:
+        more: arrays [j, ...] that go with the texts.
+        cotangents: (image_to_text [j, i], text_to_image [j, i], more) of some texts -> gradients of both, and a number.
+
+    Returns:
+        gradients of images and texts, float32, and the sum of the numbers.
+    """
+    maxima, tile_bytes = _maxima(implementation, images, texts)
+    inner = {platform: (maxima[platform], spread) for platform, spread in _spreads(maxima).items()}
+    return _on_each_platform(partial(_backward_of, cotangents), inner, tile_bytes, images, texts, mask, more)
 
 
 def highest(
@@ -139,6 +160,12 @@ def _on_each_platform(function, inner, tile_bytes, *arrays):
     )
 
 
+def _spreads(maxima):
+    """What spreads the gradients on each platform."""
+    of_gpu = pallas_gpu_spread.spread if maxima["gpu"] is pallas_gpu.maxima else tiles.spread
+    return {"cpu": tiles.spread, "gpu": of_gpu, "tpu": tiles.spread_at_once}
+
+
 def _forward(runs, maxima, tile_bytes, images, texts, mask):
     p, i, _ = images.shape
     longest = texts.shape[1]
@@ -172,6 +199,27 @@ def _backward(runs, inner, tile_bytes, images, texts, mask, best, image_to_text,
 
     arrays = (texts, mask, of_chosen, of_choosers, best)
     return _over_blocks(block, jnp.zeros((p, i, d), jnp.float32), arrays, i, tile_bytes, runs)
+
+
+def _backward_of(cotangents, inner, tile_bytes, images, texts, mask, more):
+    p, i, d = images.shape
+    maxima, spread = inner
+
+    def block(n, carry, arrays):
+        to_images, number = carry
+        (texts, mask), more = (x[:, :n] for x in arrays[:2]), arrays[2]
+        of_images, of_texts, best_text, best_image = maxima(images, texts, mask)
+        length = mask.sum(axis=1)[:, None]
+        image_to_text = jnp.where(length > 0, of_images / p, 0.0)
+        text_to_image = jnp.where(length > 0, of_texts / jnp.maximum(length, 1), 0.0)
+        to_first, to_second, one = cotangents(image_to_text, text_to_image, more)
+        weights = jnp.where(length > 0, to_first / p, 0.0), to_second / jnp.maximum(length, 1)
+        to_images, to_texts = spread(to_images, images, texts, mask, best_image, best_text, *weights)
+        return (to_images, number + one), _pad(to_texts, arrays[0].shape[1])
+
+    start = jnp.zeros((p, i, d), jnp.float32), jnp.zeros(())
+    (to_images, number), to_texts = _over_blocks(block, start, (texts, mask, more), i, tile_bytes)
+    return to_images, to_texts, number
 
 
 def _highest(highest, tile_bytes, images, texts, mask):

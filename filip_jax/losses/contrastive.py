@@ -17,6 +17,7 @@ from filip_jax.errors import UserError
 from filip_jax.losses.exchange import EXCHANGES, IMPLEMENTATIONS, INDICES, all_similarities, make_plan
 from filip_jax.losses.selection import SELECTIONS, select_tokens
 from filip_jax.losses.similarity import Array, check_tokens
+from filip_jax.losses.streamed import streamed_loss
 from filip_jax.losses.targets import GROUP_RULES, contrastive
 from filip_jax.mesh import batch_devices, context_batch_axes
 
@@ -179,9 +180,12 @@ def _filip_loss(
         if row_mask is not None:
             images, texts, mask = (_fill(x, row_mask) for x in (images, texts, mask))
         images, texts, mask = select_tokens(images, texts, mask, keep_tokens, selection, plan["implementation"])
-        similarities = all_similarities(images, texts, mask, make_plan(axes, devices, images, texts, **plan))
-        targets = dict(axes=axes, group_rule=group_rule, label_smoothing=label_smoothing)
-        return contrastive(*similarities, logit_scale, group_ids, row_mask, **targets)
+        decided = make_plan(axes, devices, images, texts, **plan)
+        targets = dict(group_rule=group_rule, label_smoothing=label_smoothing)
+        if decided.exchange == "ring" and decided.indices == "recompute" and decided.implementation != "reference":
+            return streamed_loss(images, texts, mask, logit_scale, group_ids, row_mask, decided, **targets)
+        similarities = all_similarities(images, texts, mask, decided)
+        return contrastive(*similarities, logit_scale, group_ids, row_mask, axes=axes, **targets)
 
     arrays = (image_tokens, text_tokens, text_mask, jnp.asarray(logit_scale, jnp.float32), group_ids, row_mask)
     if not axes:

@@ -11,7 +11,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from filip_jax.losses import blocked
 from filip_jax.losses.similarity import token_similarity
@@ -102,11 +102,11 @@ def _forward(image_tokens, text_tokens, text_mask, plan):
     else:
 
         def step(shard, _):
-            following = _pass_on(shard, plan)
+            following = pass_on(shard, plan)
             return following, compare(shard)
 
         _, (similarities, best) = jax.lax.scan(step, shard, None, length=plan.devices)
-        met = _met(plan)
+        met = meetings(plan)
         similarities = [x[met].reshape(-1, x.shape[-1]) for x in similarities]
     return tuple(x.T for x in similarities), (images, shard, best, text_mask.shape[1])
 
@@ -127,14 +127,14 @@ def _backward(plan, residuals, cotangents):
 
         def step(carry, met):
             shard, to_images, to_texts = carry
-            following, arrived = _pass_on((shard, to_texts), plan)  # both travel while this device computes
+            following, arrived = pass_on((shard, to_texts), plan)  # both travel while this device computes
             more, to_texts = compare(shard, *met)
             return (following, to_images + more, arrived + to_texts), None
 
         start = (shard, jnp.zeros(images.shape, jnp.float32), jnp.zeros(shard[0].shape, jnp.float32))
-        cotangents = [x.reshape(plan.devices, -1, x.shape[-1])[_met(plan)] for x in cotangents]
+        cotangents = [x.reshape(plan.devices, -1, x.shape[-1])[meetings(plan)] for x in cotangents]
         (_, to_images, to_texts), _ = jax.lax.scan(step, start, (best, cotangents))
-        to_texts = _pass_on(to_texts, plan)
+        to_texts = pass_on(to_texts, plan)
     to_texts = to_texts[jnp.argsort(shard[2]), :length].astype(shard[0].dtype)
     return to_images.transpose(1, 0, 2).astype(images.dtype), to_texts, None
 
@@ -148,11 +148,12 @@ def _gather_shards(shard, plan):
     return gather((texts, mask, order + len(order) * jax.lax.axis_index(plan.axes)), plan.axes)
 
 
-def _pass_on(tree, plan):
+def pass_on(tree, plan: Plan):
+    """What each device's neighbour before it in the ring had."""
     neighbours = [(n, (n + 1) % plan.devices) for n in range(plan.devices)]
     return jax.tree.map(lambda x: jax.lax.ppermute(x, plan.axes, neighbours), tree)
 
 
-def _met(plan):
+def meetings(plan: Plan) -> Int[jax.Array, " devices"]:
     """Whose texts this device meets at each step of the ring; this is also when it meets whose."""
     return (jax.lax.axis_index(plan.axes) - jnp.arange(plan.devices)) % plan.devices
