@@ -162,7 +162,7 @@ def say(found: Plan) -> str:
     lines += [f"| {'all':<32} | {peak:>7.2f} |", ""]
     lines += [f"it {'fits' if found['fits'] else 'DOES NOT FIT'}: {peak:.2f} of {room:.2f} GiB"]
     if found["instead_of_cudnn"]:
-        lines += ["with XLA's attention: cuDNN's, which only a GPU can compile, needs less memory"]
+        lines += ["with XLA's attention: cuDNN's can only be compiled where there is a GPU"]
     if "step_seconds" not in found:
         return "\n".join(lines)
     lines += [

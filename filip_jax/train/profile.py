@@ -53,6 +53,8 @@ class Profile:
             self.active = False
             with contextlib.suppress(Exception):  # a step that failed says so itself
                 jax.block_until_ready(state)
-            with contextlib.suppress(Exception):
+            try:
                 jax.profiler.stop_trace()
                 say(f"traced: xprof --logdir={self.name}")
+            except Exception as error:  # of many types; a run does not end for its trace
+                warnings.warn(f"{self.name}: the trace can not be written: {error}", stacklevel=2)
