@@ -1,6 +1,7 @@
 """The commands `filip plan` and `filip sweep`: before and around runs."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,10 @@ The config's file has, beside get_config(), a function sweep() that yields {key:
 
 Without --run one full command for each run that is not finished is printed, to be submitted wherever you like.
 With --run they are trained here, --jobs at a time (on GPUs each has one then). Each has a folder of its own in
-the workdir; finished ones are skipped, others go on. What is evaluated is one table, in sweep.md and sweep.csv."""
+the workdir; finished ones are skipped, others go on. What is evaluated is one table, in sweep.md and sweep.csv.
+
+The file may have evaluations alone, as those of configs/eval/: then --workdir names runs that are trained already, with
+* several of them, and each point is evaluated, as `filip eval --config=FILE` does."""
 
 
 def add_plan_commands(command: Callable[..., Any]) -> None:
@@ -82,6 +86,10 @@ def _remedy(config, arguments):
 
 
 def _sweep(arguments, overrides) -> None:
+    from filip_jax.config import is_eval_config, load_config
+
+    if is_eval_config(load_config(arguments.config, overrides)):
+        return _sweep_evals(arguments, overrides)
     from filip_jax.tools.sweep import commands, open_sweep, run_points, write_results
 
     points = open_sweep(arguments.config, arguments.workdir, overrides)
@@ -98,3 +106,19 @@ def _sweep(arguments, overrides) -> None:
     )
     if failed:
         raise UserError("; ".join(failed))
+
+
+def _sweep_evals(arguments, overrides) -> None:
+    from filip_jax.config import load_evals
+
+    evals = load_evals(arguments.config, overrides)
+    if not arguments.here:
+        print(
+            shlex.join(["filip", "eval", f"--workdir={arguments.workdir}", f"--config={arguments.config}", *overrides])
+        )
+        print(f"evaluates {', '.join(evals)}", file=sys.stderr)
+        return
+    from filip_jax.evals.checkpoints import evaluate_runs
+    from filip_jax.evals.choice import Choice
+
+    print(evaluate_runs(arguments.workdir, Choice(), evals))
