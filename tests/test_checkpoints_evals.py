@@ -1,6 +1,7 @@
 """Evaluations over the checkpoints of runs: which, what is done before, tables, plots, and runs that still go on."""
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -10,11 +11,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import make_devices_mesh
+from conftest import ROOT, make_devices_mesh
 from hypothesis import given
 from hypothesis import strategies as st
 
 from filip_jax.cli import main
+from filip_jax.config import load_evals
 from filip_jax.errors import UserError
 from filip_jax.evals import checkpoints
 from filip_jax.evals.checkpoints import evaluate_runs
@@ -260,12 +262,25 @@ def test_an_eval_sweep_evaluates_each_point(run, jobs, capsys):
     words = ["sweep", f"--config={file}", f"--workdir={run.parent}/*", *filter(None, [jobs])]
     assert main(words) == 0
     output, error = capsys.readouterr()
-    names = [f"seen prompts={run.parent}/{n}.txt".replace("/", "_") for n in (1, 2)]
+    names = [
+        name
+        for name in load_evals(str(file))
+        if re.fullmatch(r"seen prompts=.{91}_[0-9a-f]{8}|seen prompts=.{1,92}", name)
+    ]
+    assert len(set(names)) == 2 and not any("/" in name for name in names)
     if jobs:
         assert all(f"| {name}/image_to_text_top1 " in output for name in names)
         assert {name.split("/")[0] for name in read_results(run)["steps"]["6"]} == set(names)
     else:
         assert output.startswith("filip eval '--workdir=") and all(name in error for name in names)
+
+
+def test_the_shipped_sweep_of_prompts(run, capsys):
+    assert main(["sweep", f"--config={ROOT}/configs/eval/prompts.py", f"--workdir={run}", "--run"]) == 0
+    found = read_results(run)["steps"]["6"]
+    names = dict.fromkeys(name.split("/")[0] for name in found)
+    assert list(names)[1] == "emoji prompts=('a {}',)" and len(names) == 5
+    assert "| emoji prompts=('a {}',)/image_to_text_top1 " in capsys.readouterr().out
 
 
 def test_charts_are_whole_svg_whatever_the_numbers():
