@@ -1,4 +1,4 @@
-"""The commands `filip plan` and `filip sweep`: before and around runs."""
+"""The commands `filip plan`, `filip sweep` and `filip report`: before, around and after runs."""
 
 import json
 import shlex
@@ -32,8 +32,14 @@ The file may have evaluations alone, as those of configs/eval/: then --workdir n
 * several of them, and each point is evaluated, as `filip eval --config=FILE` does."""
 
 
+REPORT = """Write one page about a run, which opens in any browser and loads nothing from a network.
+
+Curves, throughput, where the time went, evaluations beside baselines and published models, alignment pictures,
+samples of the data and the config: what the workdir holds."""
+
+
 def add_plan_commands(command: Callable[..., Any]) -> None:
-    """Adds both; `command` makes a parser of a name, what it runs and its help."""
+    """Adds them; `command` makes a parser of a name, what it runs and its help."""
     plan = command("plan", _plan, PLAN, workdir=False)
     plan.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="and --config.key=value behind it")
     plan.add_argument("--topology", required=True, metavar="CHIP:SHAPE", help="v5e:4x4, v5p:2x2x2, h200:8 …")
@@ -49,6 +55,15 @@ def add_plan_commands(command: Callable[..., Any]) -> None:
     sweep.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="and --config.key=value behind it")
     sweep.add_argument("--run", dest="here", action="store_true", help="train what is not finished on this machine")
     sweep.add_argument("--jobs", type=int, default=1, help="so many at a time (default: 1)")
+
+    page = command("report", _report, REPORT)
+    page.add_argument("--output", default="", metavar="FILE.html", help="default: report.html in the workdir")
+
+
+def _report(arguments, _) -> None:
+    from filip_jax.tools.report import report
+
+    print(f"wrote {report(arguments.workdir, arguments.output)}")
 
 
 def _plan(arguments, overrides) -> None:

@@ -21,7 +21,7 @@ from filip_jax.errors import UserError
 from filip_jax.evals import checkpoints
 from filip_jax.evals.checkpoints import evaluate_runs
 from filip_jax.evals.choice import Choice, best_step, find_workdirs, short_names
-from filip_jax.evals.curves import POINTS, chart, metric_plot, points
+from filip_jax.evals.curves import HEIGHT, POINTS, WIDTH, chart, metric_plot, points
 from filip_jax.evals.results import read_results
 from filip_jax.evals.run import open_evals
 from filip_jax.inference import Run
@@ -298,7 +298,7 @@ def test_charts_are_whole_svg_whatever_the_numbers():
 def test_every_point_of_a_chart_lies_inside_of_it(line):
     root = xml.fromstring(chart("x", {"line": sorted(line)}))
     dots = [(float(c.get("cx")), float(c.get("cy"))) for c in root.iter("{http://www.w3.org/2000/svg}circle")]
-    assert len(dots) == len(line) and all(0 <= x <= 400 and 0 <= y <= 250 for x, y in dots)
+    assert len(dots) == len(line) and all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in dots)
 
 
 def test_eight_devices_are_used(trained):

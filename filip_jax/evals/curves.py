@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-WIDTH, HEIGHT = 400, 250  # pixels of one chart
+WIDTH, HEIGHT = 384, 240  # pixels of one chart
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 30  # around its axes
 COLUMNS = 3
 POINTS = 400  # of a line; of more, neighbours are averaged
@@ -25,13 +25,17 @@ def metric_plot(
         names: of the evaluations.
     """
     found = [metric for steps in curves.values() for metrics in steps.values() for metric in metrics]
-    metrics = [m for m in dict.fromkeys(found) if m.split("/")[0] in names and m.endswith(HEADLINES)]
     charts = []
-    for metric in metrics:
+    for metric in headlines(found, names):
         lines = {run: points(steps, metric) for run, steps in curves.items()}
         levels = {name: numbers[metric] for name, numbers in baselines.items() if metric in numbers}
         charts.append(chart(metric, lines, levels))
     return page(charts) if charts else ""
+
+
+def headlines(metrics: Sequence[str], names: set[str]) -> list[str]:
+    """Those of some evaluations that are drawn."""
+    return [m for m in dict.fromkeys(metrics) if m.split("/")[0] in names and m.endswith(HEADLINES)]
 
 
 def points(steps: Mapping[str, Mapping[str, Any]], metric: str) -> list[tuple[float, float]]:
@@ -77,7 +81,7 @@ def chart(title: str, lines: Mapping[str, Line], levels: Mapping[str, float] | N
         parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         if len(placed) <= 40:
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4" fill="{colour}"/>' for x, y in placed]
-        if len(drawn) > 1:
+        if len(drawn) > 1 and name:
             parts.append(_text(LEFT + 6, TOP + 12 + 13 * number, name[-48:], colour=colour))
     return _svg(WIDTH, HEIGHT, "".join(parts))
 

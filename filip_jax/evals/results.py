@@ -119,18 +119,23 @@ def _write(workdir: Path, results: dict[str, Any]) -> None:
 
 def table(columns: Mapping[str, Metrics]) -> str:
     """Metrics as rows, columns as given, in markdown; intervals stand behind their number."""
-    rows = [
-        m
-        for m in dict.fromkeys(m for metrics in columns.values() for m in metrics)
-        if not m.endswith(("_low", "_high"))
+    lines = [
+        ["", *columns],
+        *([row, *(cell(metrics, row) for metrics in columns.values())] for row in rows_of(columns)),
     ]
-    lines = [["", *columns], *([row, *(_cell(metrics, row) for metrics in columns.values())] for row in rows)]
     widths = [max(len(line[n]) for line in lines) for n in range(len(columns) + 1)]
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join("| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(line, widths)) + " |" for line in lines)
 
 
-def _cell(metrics: Metrics, row: str) -> str:
+def rows_of(columns: Mapping[str, Metrics]) -> list[str]:
+    """The metrics that have a row in a table."""
+    found = dict.fromkeys(metric for metrics in columns.values() for metric in metrics)
+    return [metric for metric in found if not metric.endswith(("_low", "_high"))]
+
+
+def cell(metrics: Metrics, row: str) -> str:
+    """A metric as a table shows it, with its interval if it has one; "" without."""
     if row not in metrics:
         return ""
     value = metrics[row]
