@@ -5,18 +5,22 @@ import pickle
 
 import numpy as np
 import pytest
-from pairs import picture
+from conftest import ROOT
+from pairs import picture, tar
+from test_evals import Oracle
 
+from filip_jax.config import load_config
 from filip_jax.data.decode import decode
 from filip_jax.data.record import BadRecord, Caption
 from filip_jax.data.sources import Source, fingerprint, make_source
 from filip_jax.errors import UserError
+from filip_jax.evals.run import check_evals, open_evals, run_evals
 
 # (split, folder, file, number of the image, captions with their numbers), in the order of Karpathy's file
 IMAGES = [
     ("test", "val2014", "COCO_val2014_000000000042.png", 42, [(770337, "A man. "), (771687, "A café."), (9, "A bike.")]),
-    ("restval", "val2014", "COCO_val2014_000000000073.png", 73, [(5, "Two"), (4, "motorcycles")]),
-    ("val", "val2014", "COCO_val2014_000000000074.png", 74, [(6, "A dog")]),
+    ("restval", "val2014", "COCO_val2014_000000000033.png", 33, [(5, "Two"), (4, "motorcycles")]),
+    ("val", "val2014", "COCO_val2014_000000000034.png", 34, [(6, "A dog")]),
     ("train", "train2014", "COCO_train2014_000000000009.png", 9, [(7, "Food"), (8, "Broccoli")]),
 ]  # fmt: skip
 
@@ -64,7 +68,7 @@ def expected(number, texts):
     return tuple(Caption(text.strip(), key=str(key)) for key, text in texts)
 
 
-@pytest.mark.parametrize("split, numbers", [("train", [73, 9]), ("val", [74]), ("test", [42])])
+@pytest.mark.parametrize("split, numbers", [("train", [33, 9]), ("val", [34]), ("test", [42])])
 @pytest.mark.parametrize("coco", [True, False])
 def test_karpathys_splits(data, tmp_path, coco, split, numbers):
     opened = make_source(data(karpathys(coco), tmp_path if coco else tmp_path / "flat", split=split))
@@ -84,7 +88,7 @@ def test_karpathys_splits(data, tmp_path, coco, split, numbers):
 def test_cocos_annotations(data):
     """Images and the captions of each in the file's order, whatever order the images have their captions in."""
     source = make_source(data(cocos()))
-    assert [source.where(n)[1] for n in range(4)] == ["42", "73", "74", "9"]
+    assert [source.where(n)[1] for n in range(4)] == ["42", "33", "34", "9"]
     assert [[caption.key for caption in source.captions(n)] for n in range(4)] == [
         ["9", "770337", "771687"], ["5", "4"], ["6"], ["8", "7"],
     ]  # fmt: skip
@@ -145,3 +149,31 @@ def test_a_file_that_is_none_or_a_split_that_it_lacks(data, content, options, me
     with pytest.raises(UserError, match=message) as error:
         make_source(data(content) | options)
     assert "\n" not in str(error.value)
+
+
+def test_the_shipped_evaluations_of_retrieval(data, tmp_path):
+    """Karpathy's files and CLIP_benchmark's tars of the same pictures give the same numbers."""
+    members = []
+    for n, (_, _, file, number, texts) in enumerate(IMAGES):
+        lines = "\n".join(text.strip() for _, text in texts)
+        members += [(f"s{n:07}.png", picture(number)), (f"s{n:07}.txt", lines.encode())]
+    for name, coco, wds in (("flickr30k", False, "wds_flickr30k"), ("coco", True, "wds_mscoco_captions")):
+        content = karpathys(coco)
+        for image in content["images"]:
+            image["split"] = "test"
+        (tmp_path / f"dataset_{name}.json").write_text(json.dumps(content))
+        (tmp_path / wds / "test").mkdir(parents=True)
+        tar(tmp_path / wds / "test/0.tar", members)
+    (tmp_path / "flat").rename(tmp_path / "flickr30k-images")
+    file = str(ROOT / "configs/eval/retrieval.py")
+    found = {}
+    for variant in ("all", "clip_benchmark"):
+        evals = load_config(f"{file}:{variant}")["evals"]
+        check_evals(evals)
+        assert {name: section["examples"] for name, section in evals.items()} == {"flickr30k": 1_000, "coco": 5_000}
+        small = [f"--config.root={tmp_path}", *(f"--config.evals.{name}.examples=4" for name in evals)]
+        found[variant] = run_evals(Oracle(), open_evals(load_config(f"{file}:{variant}", small)["evals"]), tmp_path)
+    assert found["all"] == found["clip_benchmark"] and found["all"]["coco/texts"] == 8
+    assert {name.split("/")[0] for name in found["all"]} == {"flickr30k", "coco"}
+    (only,) = load_config(f"{file}:coco")["evals"].values()
+    assert only["source"]["path"] == "retrieval/dataset_coco.json" and only["captions"] == 5
