@@ -44,8 +44,7 @@ def get_config(variant: str = "flickr30k") -> ConfigDict:
 
     config.batch_size = 5_120
     batch_size = config.get_ref("batch_size")
-    steps_an_epoch = PAIRS[data] // batch_size
-    config.total_steps = EPOCHS * steps_an_epoch
+    config.total_steps = EPOCHS * (PAIRS[data] // batch_size)
     config.data.image_size = IMAGE_SIZE[size]
     config.source = split("train", each_caption=True)
     config.loss.positives = "image"
@@ -53,7 +52,7 @@ def get_config(variant: str = "flickr30k") -> ConfigDict:
     config.optimizer.warmup_steps = config.get_ref("total_steps") // 10
     config.optimizer.weight_decay = 3e-4
     config.log_every_steps = 10
-    config.eval_every_steps = steps_an_epoch
+    config.eval_every_steps = PAIRS[data] // batch_size  # an epoch
     config.evals = dict(
         test=dict(kind="retrieval", source=split("test"), examples=TESTED[data], captions=0, prompt="{}"),
     )

@@ -153,10 +153,22 @@ def test_the_papers_numbers(name, tested):
         assert config["optimizer"]["name"] == "lamb" and config["optimizer"]["weight_decay"] == 3e-4
         assert config["batch_size"] == 5120 and config["loss"]["positives"] == "image"
         assert config["optimizer"]["peak_learning_rate"] == pytest.approx(6.32e-4, rel=1e-3)
-        assert config["total_steps"] == 3 * config["eval_every_steps"]
+        assert config["total_steps"] == 3 * config["eval_every_steps"] > 80
         test = config["evals"]["test"]
         assert test["examples"] == tested and test["captions"] == 0 and test["source"]["split"] == "test"
         assert config["source"]["path"] == test["source"]["path"] == "a.json" and config["source"]["each_caption"]
+
+
+def test_a_number_on_the_command_line_changes_no_other_but_what_follows_it():
+    file = f"{ROOT}/configs/finetune.py:coco"
+    plain, silent, smaller = (
+        load_config(file, overrides)
+        for overrides in ([], ["--config.eval_every_steps=0"], ["--config.batch_size=2560"])
+    )
+    assert silent == plain | {"eval_every_steps": 0}
+    assert smaller["total_steps"] == 3 * (566_747 // 2560) == 3 * smaller["eval_every_steps"]
+    assert smaller["optimizer"]["peak_learning_rate"] == pytest.approx(2e-4 * 5**0.5)
+    assert smaller["optimizer"]["warmup_steps"] == smaller["total_steps"] // 10
 
 
 # A whole run.
