@@ -68,6 +68,7 @@ def get_config(variant: str = "filip") -> ConfigDict:
             name="contrastive",
             keep_tokens=1.0,
             selection="batch",
+            positives="pair",
             label_smoothing=0.0,
             dtype="float32",
             implementation="auto",

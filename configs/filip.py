@@ -70,6 +70,7 @@ def get_config(variant: str = "base") -> ConfigDict:
             name="contrastive",
             keep_tokens=0.25,  # the paper's, chosen on each device; 1.0 is the exact loss
             selection="batch",
+            positives="pair",  # "image": all captions of an image in a batch are right answers
             label_smoothing=0.0,
             dtype="bfloat16",  # of the tokens between devices; the paper: float16
             implementation="auto",

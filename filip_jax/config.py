@@ -30,6 +30,7 @@ FREE_SECTIONS = (
     "checkpoint", "compile_cache", "evals", "evals_fatal", "eval_every_steps", "guards", "log_every_steps", "log_keys",
     "mesh", "processes", "profile", "wandb_project",
 )  # fmt: skip
+LATER = {"loss": {"positives": "pair"}}  # keys that came later, and what earlier runs did
 FREE_DATA_KEYS = ("workers", "threads", "max_bad_fraction")
 
 
@@ -218,6 +219,7 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
 
 def _result_relevant(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in config.items() if name not in FREE_SECTIONS}
+    kept |= {name: keys | kept[name] for name, keys in LATER.items() if name in kept}
     return kept | {
         "data": {name: value for name, value in config.get("data", {}).items() if name not in FREE_DATA_KEYS}
     }

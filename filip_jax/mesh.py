@@ -115,11 +115,17 @@ def global_batch(mesh: Mesh, local: Mapping[str, np.ndarray]) -> dict[str, jax.A
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in local.items()}
 
 
-def batch_shapes(mesh: Mesh, batch_size: int, image_size: int, text_length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """What `global_batch` gives of a training batch, without its content."""
+def batch_shapes(
+    mesh: Mesh, batch_size: int, image_size: int, text_length: int, groups: bool
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `global_batch` gives of a training batch, with or without `group`, without its content."""
     sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-    image = jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), np.uint8, sharding=sharding)
-    return {"image": image, "ids": jax.ShapeDtypeStruct((batch_size, text_length), np.int32, sharding=sharding)}
+    shapes = {"image": ((image_size, image_size, 3), np.uint8), "ids": ((text_length,), np.int32)}
+    shapes |= {"group": ((), np.int32)} if groups else {}
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
+        for name, (shape, dtype) in shapes.items()
+    }
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:

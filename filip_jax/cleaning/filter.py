@@ -17,6 +17,7 @@ from filip_jax.cleaning.pieces import CAPTIONS, PIECE, Work, piece_bounds, run
 from filip_jax.cleaning.repeats import count_repeats, write_array
 from filip_jax.cleaning.report import Tally, summary
 from filip_jax.cleaning.rules import Rules
+from filip_jax.data.each_caption import EachCaption
 from filip_jax.data.joined import Mixture
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
@@ -133,6 +134,8 @@ def _check(source: Source, dry_run: bool, first: int, spread: int, workers: int)
         raise UserError("filter: the source has no records")
     if isinstance(source, Mixture):
         raise UserError("filter: a mixture; filter its sources one by one, each has its own `keep`")
+    if isinstance(source, EachCaption):
+        raise UserError("filter: each_caption=True: filter without it; training takes it beside `keep`")
     if getattr(source, "kept", None) is not None:
         raise UserError(f"filter: keep={source.kept.folder!r}: the data was filtered; filter all of it, with all rules")
     if workers < 0:

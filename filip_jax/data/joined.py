@@ -105,7 +105,7 @@ class Mixture:
         UserError: weights of some parts only, or one that is no number above 0.
     """
 
-    def __init__(self, parts: Mapping[str, Joined], weights: Mapping[str, Any]):
+    def __init__(self, parts: Mapping[str, Any], weights: Mapping[str, Any]):
         self.parts = dict(parts)
         for name, part in parts.items():
             weight = weights.get(name)

@@ -16,10 +16,11 @@ import grain
 import numpy as np
 from absl import flags
 
+from filip_jax.data.each_caption import ImageNumbers
 from filip_jax.data.joined import Mixture
 from filip_jax.data.order import Order, Part, Visit
 from filip_jax.data.preprocess import check_augment, training_view
-from filip_jax.data.record import BadRecord, Caption
+from filip_jax.data.record import BadRecord, Caption, that_say
 from filip_jax.data.sources import Source
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
@@ -44,7 +45,7 @@ class Bad:
 
 
 class Samples:
-    """The global stream, by number: {image, ids, truncated, part, index, bad}.
+    """The global stream, by number: {image, ids, truncated, part, index, bad[, group]}.
 
     A record that can not be used is replaced by another of its part, drawn by the sample's number;
     `bad` names each that was tried before.
@@ -52,10 +53,11 @@ class Samples:
 
     def __init__(
         self, parts: Mapping[str, Source], order: Order, tokenizer: Tokenizer, *, image_size: int, text_length: int,
-        augment: Mapping[str, Any], seed: int,
+        augment: Mapping[str, Any], seed: int, groups: bool = False,
     ):  # fmt: skip
         self.names, self.sources, self.order = list(parts), list(parts.values()), order
         self.tokenizer, self.image_size, self.text_length, self.augment = tokenizer, image_size, text_length, augment
+        self.image_number = ImageNumbers(self.sources) if groups else None
         self.key = int.from_bytes(hashlib.blake2b(f"samples {seed}".encode(), digest_size=8).digest(), "little")
 
     def __len__(self) -> int:
@@ -83,6 +85,8 @@ class Samples:
         caption, image = _draw(self.sources[visit.part], visit.index, self.image_size, rng, self.augment)
         ids, truncated = self.tokenizer.encode([caption], self.text_length)
         place = {"part": np.int32(visit.part), "index": np.int64(visit.index)}
+        if self.image_number:
+            place["group"] = self.image_number(visit.part, visit.index)
         return {"image": image, "ids": ids[0], "truncated": truncated[0], **place}
 
 
@@ -102,18 +106,13 @@ def draw_caption(captions: Sequence[Caption], rng: np.random.Generator) -> str:
     Raises:
         BadRecord: there is none.
     """
-    said = [caption for caption in captions if caption.text.strip() and _is_unicode(caption.text)]
+    said = that_say(captions)
     if not said:
         raise BadRecord("no caption")
     if len(said) == 1:
         return said[0].text
     ends = np.cumsum([caption.weight for caption in said])
     return said[int(np.searchsorted(ends, rng.random() * ends[-1], side="right"))].text
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether the text has no lone surrogates, as JSON may bring them."""
-    return text.isascii() or not any(0xD800 <= ord(character) < 0xE000 for character in text)
 
 
 class _ProcessRows(grain.MapDataset):
@@ -212,11 +211,13 @@ def batches(
     start: int,
     process_index: int,
     process_count: int,
+    groups: bool = False,
 ) -> Iterator[Batch]:
     """Endless batches of this process's rows.
 
     {image uint8 [rows, size, size, 3], ids int32 [rows, length], truncated bool [rows], part int32 and
-    index int64 [rows]: which record of which part, bad: the records that were replaced}
+    index int64 [rows]: which record of which part, bad: the records that were replaced; with groups also
+    group int32 [rows]: which image}
 
     Args:
         batch_size: of the global batch; `rows` is its share of one process.
@@ -227,10 +228,11 @@ def batches(
         workers: processes that prepare batches; 0 prepares in threads of this process.
         threads: that prepare batches, per worker.
         start: how many samples of the global stream the run has consumed.
+        groups: whether rows say which image they show; it is the same number in all processes.
 
     Raises:
         UserError: the batch does not split over the processes or is larger than this host's memory, an empty
-            source, a number out of range.
+            source, a number out of range, more images than groups can name.
     """
     check_numbers(
         workers=workers, threads=threads, text_length=text_length, max_bad_fraction=max_bad_fraction, augment=augment
@@ -243,7 +245,7 @@ def batches(
     order = make_order(source, seed=seed, shuffle=shuffle, block_size=block_size)
     samples = Samples(
         parts_of(source), order, tokenizer,
-        image_size=image_size, text_length=text_length, augment=augment, seed=seed,
+        image_size=image_size, text_length=text_length, augment=augment, seed=seed, groups=groups,
     )  # fmt: skip
     rows = _ProcessRows(grain.MapDataset.source(samples), batch_size, start, process_index, process_count)
     whole = rows.batch(batch_size // process_count, drop_remainder=True, batch_fn=_stack)

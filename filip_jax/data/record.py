@@ -1,5 +1,6 @@
 """What every data source yields: one image with its texts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +42,15 @@ class Caption:
     origin: str = "caption"
     weight: float = 1.0
     key: str = ""
+
+
+def that_say(captions: Sequence[Caption]) -> tuple[Caption, ...]:
+    """The texts that are not blank and have no lone surrogates, as JSON may bring them."""
+    return tuple(caption for caption in captions if caption.text.strip() and _is_unicode(caption.text))
+
+
+def _is_unicode(text: str) -> bool:
+    return text.isascii() or not any(0xD800 <= ord(character) < 0xE000 for character in text)
 
 
 @dataclass(frozen=True)

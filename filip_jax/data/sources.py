@@ -9,6 +9,7 @@ import numpy as np
 from filip_jax.data.annotations import Annotations
 from filip_jax.data.array_record import ArrayRecord
 from filip_jax.data.class_folder import ClassFolder
+from filip_jax.data.each_caption import EachCaption
 from filip_jax.data.emoji_scenes import EmojiScenes
 from filip_jax.data.folder import Folder
 from filip_jax.data.joined import WEIGHT, Joined, Mixture
@@ -73,6 +74,8 @@ def make_source(section: Mapping[str, Any], key: str = "source") -> Source:
             origins of the side file. One is drawn per visit, by weight.
         side_captions: a file of more captions, see side_captions.py.
         keep: a folder that `filip data filter` wrote.
+        each_caption: True makes each caption of an image a sample of its own, so that an epoch visits all of them
+            once, see `EachCaption`.
         label, class_names: which text holds the class of an image, and a file of the classes' names, see `Labelled`.
     The name "mixture" has as its options named sections, each with a `weight` if it likes.
 
@@ -103,24 +106,29 @@ def _make_mixture(parts: Mapping[str, Any], key: str) -> Mixture:
 
 
 def _make(kind: Callable[..., Source], section: dict[str, Any], key: str) -> Source:
+    each_caption = section.pop("each_caption", False)
+    if not isinstance(each_caption, bool):
+        raise UserError(f"each_caption={each_caption!r} is not True or False")
     names = ("side_captions", "keep", "label", "class_names")
     side_captions, keep, label, class_names = (_text(section, name) for name in names)
     if label:
         section["caption_keys"] = (*(k for k in section.get("caption_keys", ()) if k != label), label)
     weights = _weights(section["caption_keys"]) if "caption_keys" in section else None
+    if each_caption and len(set((weights or {}).values())) > 1:
+        raise UserError("each_caption=True takes each caption once an epoch: give caption_keys without weights")
     side = SideCaptions(side_captions, section.get("index", "")) if side_captions else None
     if weights is not None:
         section["caption_keys"] = tuple(name for name in weights if side is None or name not in side.origins)
     try:
         check(kind, section, key)
     except UserError as error:
-        raise UserError(f"{error}, and of every source {', '.join(names)}") from error
+        raise UserError(f"{error}, and of every source {', '.join(names)}, each_caption") from error
     source = kind(**section)
     if label or class_names:
         source = Labelled(source, label=label, class_names=class_names)
-    if weights is None and side is None and not keep:
-        return source
-    return Joined(source, weights=weights, side=side, kept=Kept(keep) if keep else None)
+    if weights is not None or side is not None or keep:
+        source = Joined(source, weights=weights, side=side, kept=Kept(keep) if keep else None)
+    return EachCaption(source) if each_caption else source
 
 
 def _text(section: dict[str, Any], name: str) -> str:

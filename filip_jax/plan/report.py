@@ -13,12 +13,11 @@ import jax.numpy as jnp
 
 from filip_jax.checkpoint import abstract
 from filip_jax.errors import UserError
-from filip_jax.mesh import batch_shapes
 from filip_jax.plan.chips import CHIPS, GIB, GPUS, Chip, open_topology
 from filip_jax.plan.operations import count_operations
 from filip_jax.plan.program import Program
 from filip_jax.sections import call
-from filip_jax.train.setup import Setup, lower_step, make_setup
+from filip_jax.train.setup import Setup, batch_of, lower_step, make_setup
 
 Plan = dict[str, Any]
 TYPICAL = 0.4  # of a GPU's peak, where no compiler counts cycles
@@ -91,15 +90,14 @@ def step_operations(config: Mapping[str, Any], devices: Sequence[Any]) -> float:
     """Matrix operations that one step needs, of all texts at full length: nothing is computed twice for want of memory."""
     model, loss = config["model"] | {"remat": False}, config["loss"] | {"implementation": "reference"}
     plain = call(make_setup, {**config, "model": model, "loss": loss, "microbatches": 1}, "", devices=devices)
-    batch = batch_shapes(plain.mesh, plain.batch_size, plain.data["image_size"], plain.data["text_length"])
     with jax.set_mesh(plain.mesh):
-        return count_operations(plain.train_step, abstract(plain.shapes, plain.shardings), batch)
+        return count_operations(plain.train_step, abstract(plain.shapes, plain.shardings), batch_of(plain))
 
 
 def loss_temporary(setup: Setup) -> int:
     """Bytes of one chip that the loss and its gradient need beside the tokens, compiled alone."""
-    batch = batch_shapes(setup.mesh, setup.batch_size, setup.data["image_size"], setup.data["text_length"])
-    model, split = setup.model, batch["ids"].sharding
+    batch, model = batch_of(setup), setup.model
+    split, groups = batch["ids"].sharding, {"group_ids": batch["group"]} if setup.groups else {}
 
     def encode(parameters, batch):
         noise = jnp.zeros((setup.batch_size, model.noise_size)) if model.noise_size else None
@@ -109,7 +107,7 @@ def loss_temporary(setup: Setup) -> int:
         tokens = jax.eval_shape(encode, setup.shapes["params"], batch)
         tokens = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split) for x in tokens]
         gradient = jax.value_and_grad(partial(setup.loss, logit_scale=14.0), argnums=(0, 1))
-        lowered = jax.jit(gradient, out_shardings=(None, (split, split))).lower(*tokens)
+        lowered = jax.jit(gradient, out_shardings=(None, (split, split))).lower(*tokens, **groups)
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 

@@ -38,7 +38,7 @@ from filip_jax.train.init_from import Donor, open_donor
 from filip_jax.train.input_log import InputLog, forget_keys_after
 from filip_jax.train.metrics import MetricWriter, StepLog, say
 from filip_jax.train.profile import Profile
-from filip_jax.train.setup import Setup, make_setup
+from filip_jax.train.setup import Setup, batch_of, make_setup
 from filip_jax.train.start import compile_step, newest_sound, open_source, open_workdir, prepare_tokenizer
 from filip_jax.train.step import State
 from filip_jax.train.wandb_log import WandbLog
@@ -121,7 +121,7 @@ class Trainer:
         self._open_logs(source, meta)
         rows = call(
             batches, setup.data, "data", source=source, tokenizer=tokenizer, batch_size=setup.batch_size,
-            seed=setup.seed, start=self.samples_seen,
+            seed=setup.seed, start=self.samples_seen, groups=setup.groups,
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
         self.feed = Feed(rows, lambda: watch.stop)
@@ -226,8 +226,8 @@ class Trainer:
             self._save()
         self.watch.set_unsaved(True)
         rows = self.feed.take()
-        where = {name: rows[name] for name in ("part", "index")}
-        return global_batch(self.setup.mesh, {"image": rows["image"], "ids": rows["ids"]}), where, waited
+        where, given = ({name: rows[name] for name in names} for names in (("part", "index"), batch_of(self.setup)))
+        return global_batch(self.setup.mesh, given), where, waited
 
     def _is_ready(self, seconds: float) -> bool:
         """Whether this process can take the next step; raises what keeps it from ever doing so."""

@@ -22,7 +22,7 @@ from filip_jax.train.guards import check_guards
 from filip_jax.train.init_from import origins_of
 from filip_jax.train.optimizer import Optimizer, make_optimizer
 from filip_jax.train.profile import check_profile
-from filip_jax.train.step import LOSSES, State, make_init, make_train_step, state_shardings
+from filip_jax.train.step import LOSSES, POSITIVES, State, make_init, make_train_step, state_shardings
 from filip_jax.train.wandb_log import check_project
 
 # By default the compiler cuts each product with a gathered parameter into a loop of small ones, which rewrites the
@@ -38,6 +38,7 @@ class Setup:
         init: key -> state.
         train_step: (state, batch) -> (state, metrics).
         loss: (image_tokens, text_tokens, text_mask, logit_scale) -> scalar.
+        groups: whether a batch says which rows show one image.
         shapes, shardings: of the state.
     """
 
@@ -47,6 +48,7 @@ class Setup:
     init: Callable[[jax.Array], State]
     train_step: Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]
     loss: Callable[..., jax.Array]
+    groups: bool
     shapes: State
     shardings: State
     seed: int
@@ -110,7 +112,7 @@ def make_setup(
     _check_numbers(seed, total_steps, log_every_steps, eval_every_steps, ema_decay)
     devices = call(make_mesh, mesh, "mesh", devices=devices)
     check_batch_size(batch_size, devices, microbatches)
-    given = ("source", "tokenizer", "batch_size", "seed", "start", "process_index", "process_count")
+    given = ("source", "tokenizer", "batch_size", "seed", "start", "process_index", "process_count", "groups")
     check(batches, data, "data", given)
     check_numbers(**data)
     check(make_tokenizer, tokenizer, "tokenizer", ("source",))
@@ -127,7 +129,7 @@ def make_setup(
         if data[key] != size:
             raise UserError(f"data.{key}={data[key]}, but the model is built for {size}")
     parameters = jax.eval_shape(network.init, jax.random.key(seed))
-    objective = _make_loss(jax.eval_shape(partial(_tokens, network, **sizes), parameters), **loss)
+    objective, groups = _make_loss(jax.eval_shape(partial(_tokens, network, **sizes), parameters), **loss)
     call(origins_of, init_from, "init_from", parameters=parameters)
     moves = call(make_optimizer, optimizer, "optimizer", parameters=parameters, total_steps=total_steps)
     init = make_init(network, moves, ema_decay)
@@ -139,6 +141,7 @@ def make_setup(
         init=init,
         train_step=make_train_step(network, objective, moves, ema_decay, seed, microbatches, guards["spike_sigmas"]),
         loss=objective,
+        groups=groups,
         shapes=shapes,
         shardings=state_shardings(devices, shapes, moves),
         seed=seed, batch_size=batch_size, total_steps=total_steps, source=source, data=data, tokenizer=tokenizer,
@@ -151,12 +154,17 @@ def make_setup(
 def lower_step(setup: Setup, state: State) -> jax.stages.Lowered:
     """The training step for a state, arrays or shapes with shardings, and a batch of the run; not compiled yet."""
     outputs, platform = (setup.shardings, replicated(setup.mesh)), setup.mesh.devices.flat[0].platform
-    batch = batch_shapes(setup.mesh, setup.batch_size, setup.data["image_size"], setup.data["text_length"])
     with jax.set_mesh(setup.mesh):
         step = jax.jit(
             setup.train_step, donate_argnums=0, out_shardings=outputs, compiler_options=COMPILER_OPTIONS.get(platform)
         )
-        return step.lower(state, batch)
+        return step.lower(state, batch_of(setup))
+
+
+def batch_of(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch of the run."""
+    sizes = setup.data["image_size"], setup.data["text_length"]
+    return batch_shapes(setup.mesh, setup.batch_size, *sizes, setup.groups)
 
 
 def _check_keeping(checkpoint, processes, guards, wandb_project, profile):
@@ -183,13 +191,18 @@ def _tokens(network, parameters, image_size, text_length):
     return images, *network.encode_text(parameters, jnp.ones((2, text_length), jnp.int32))
 
 
-def _make_loss(tokens, name: str = "", **options: Any) -> Callable[..., jax.Array]:
-    """The loss with its options, tried on the model's tokens so that a wrong one shows before anything is compiled."""
-    function = choose(LOSSES, name, "loss.name")
-    given = ("image_tokens", "text_tokens", "text_mask", "logit_scale", "group_ids", "row_mask")
+def _make_loss(
+    tokens, name: str = "", positives: str = "pair", **options: Any
+) -> tuple[Callable[..., jax.Array], bool]:
+    """The loss with its options, tried on the model's tokens so that a wrong one shows before anything is compiled.
+
+    Beside it, whether it needs to know which rows show one image.
+    """
+    function, groups = choose(LOSSES, name, "loss.name"), choose(POSITIVES, positives, "loss.positives")
+    given = ("image_tokens", "text_tokens", "text_mask", "logit_scale", "group_ids", "group_rule", "row_mask")
     check(function, options, "loss", given)
     try:
         jax.eval_shape(partial(function, **options), *tokens, 1.0)
     except UserError as error:
         raise UserError(f"loss.{error}") from error
-    return partial(function, **options)
+    return partial(function, **options), groups

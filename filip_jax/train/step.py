@@ -21,6 +21,9 @@ MAX_LOGIT_SCALE = 100.0  # CLIP's bound
 # (image_tokens, text_tokens, text_mask, logit_scale) -> scalar. With one token per side, as global
 # models give, "contrastive" is CLIP's loss.
 LOSSES: dict[str, Callable[..., jax.Array]] = {"contrastive": filip_loss}
+# The right answers in a batch, and whether it has to say which rows show one image: an image's own text only, or all
+# texts of the image.
+POSITIVES = {"pair": False, "image": True}
 
 
 def make_init(model: Model, optimizer: Optimizer, ema_decay: float) -> Callable[[jax.Array], State]:
@@ -66,7 +69,9 @@ def make_train_step(
 ) -> Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
     """The function (state, batch) -> (next state, metrics of this step); run it under `jax.set_mesh`.
 
-    The batch holds `image` uint8 [b, h, w, 3] and `ids` int [b, t], row k of one with row k of the other.
+    The batch holds `image` uint8 [b, h, w, 3] and `ids` int [b, t], row k of one with row k of the other. Where it
+    holds `group` int32 [b], rows of one group show one image: each has all texts of the group as right answers, with
+    equal probability, and each text all images (FILIP's soft targets in fine-tuning, table 10).
 
     Args:
         seed: of what is drawn anew in each step and for each sample: the patches that are dropped.
@@ -84,13 +89,15 @@ def make_train_step(
             key = jax.random.fold_in(jax.random.key(seed), state["step"])
             noise = jax.random.uniform(key, (len(batch["ids"]), model.noise_size))
             batch = batch | {"noise": constrain_batch(noise)}
+        groups = {"group_ids": batch["group"]} if "group" in batch else {}
+        batch = {name: rows for name, rows in batch.items() if name != "group"}
         trainable, frozen = optimizer.split(state["params"])
         trainable = paths.unflatten(trainable)
 
         def loss_of(trainable):
             parameters = paths.unflatten(paths.flatten(trainable) | frozen)
             tokens_and_mask = in_pieces(encode, microbatches)(parameters, batch)
-            return loss(*tokens_and_mask, jnp.exp(parameters["logit_scale"]))
+            return loss(*tokens_and_mask, jnp.exp(parameters["logit_scale"]), **groups)
 
         value, gradient = jax.value_and_grad(loss_of)(trainable)
         updates, opt_state = optimizer.transform.update(gradient, state["opt_state"], trainable)
