@@ -24,7 +24,7 @@ ROOMS = [
     {"tools"},
     {"train"},
     {"plan"},
-    {"cli_data", "cli_plan"},
+    {"cli_align", "cli_data", "cli_plan"},
     {"cli"},
 ]  # fmt: skip
 STRANGERS = [("losses", "models"), ("losses", "data"), ("models", "data")]  # neither imports the other
