@@ -11,7 +11,7 @@ from typing import Any
 
 from filip_jax.data.sources import Source, make_source
 from filip_jax.errors import UserError
-from filip_jax.evals import localisation, pictures, retrieval, zero_shot
+from filip_jax.evals import linear_probe, localisation, pictures, retrieval, zero_shot
 from filip_jax.evals.clip_benchmark import write_results
 from filip_jax.evals.published import beside_published
 from filip_jax.evals.records import check_records
@@ -22,7 +22,13 @@ from filip_jax.sections import check, choose
 FILE = "evals.json"
 # Each has evaluate(model, source, output, **options) -> numbers and baselines(source, **options) ->
 # {name: numbers}. A new kind is a file beside this and a line here.
-KINDS = {"retrieval": retrieval, "zero_shot": zero_shot, "localisation": localisation, "pictures": pictures}
+KINDS = {
+    "retrieval": retrieval,
+    "zero_shot": zero_shot,
+    "linear_probe": linear_probe,
+    "localisation": localisation,
+    "pictures": pictures,
+}
 
 Metrics = dict[str, Any]  # numbers; texts under eval/<name>/error
 Guard = Callable[[str, Callable[[], Metrics]], Metrics]
@@ -216,4 +222,4 @@ def _cell(metrics: Metrics, row: str) -> str:
         return str(value)
     if f"{row}_low" in metrics:
         return f"{value:.3f} [{metrics[f'{row}_low']:.3f}, {metrics[f'{row}_high']:.3f}]"
-    return f"{value:.3f}"
+    return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"
