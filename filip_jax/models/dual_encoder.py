@@ -94,8 +94,7 @@ class DualEncoder(nnx.Module):
     ) -> Float[jax.Array, "b width"]:
         """What the image tower knows before the shared space, float32: the mean of its patches, without class token.
 
-        That is what the paper's linear probe sees. With global pooling it is the class
-        token, as in CLIP's.
+        That is what the paper's linear probe sees. With global pooling it is the class token, as in CLIP's.
         """
         x = self.image(images).astype(jnp.float32)
         return x[:, 0] if pooling == "global" else x[:, int(self.class_token) :].mean(axis=1)
