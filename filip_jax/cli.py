@@ -6,7 +6,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 from filip_jax.cli_align import add_align_command, step_number
 from filip_jax.cli_data import add_data_commands, source_section

@@ -393,8 +393,8 @@ def test_an_evaluation_that_can_not_be_is_refused(section, message):
 
 
 def test_the_table_lines_up_and_shows_intervals():
-    text = table({"ours": {"a": 0.5, "a_low": 0.25, "a_high": 0.75, "n": 12}, "chance": {"a": 0.125}})
-    assert text.splitlines()[2:] == ["| a | 0.500 [0.250, 0.750] | 0.125  |", "| n | 12                   |        |"]
+    text = table({"ours": {"a": 0.5, "a_low": 0.25, "a_high": 0.75, "n": 12}, "chance": {"a": 0.00012}})
+    assert text.splitlines()[2:] == ["| a | 0.500 [0.250, 0.750] | 1.2e-04 |", "| n | 12                   |         |"]
     assert len({len(line) for line in text.splitlines()}) == 1
 
 
