@@ -6,7 +6,7 @@ r"""FILIP's fine-tuning for retrieval on Flickr30K or COCO, as in the paper (arX
 
 flickr30k and coco go on from a run of configs/filip.py:large, at 392 pixels instead of 224: its 16 x 16 positions become
 28 x 28. flickr30k_base and coco_base go on from one of configs/filip.py:base, at 384 pixels, since patches of 32 do not
-divide 392. source.path is Karpathy's file of splits, source.images the folder of its images; both hold for the test
+divide 392. source.path is Karpathy's file of splits, source.images the folder of its images (of COCO that of train2014 and val2014); both hold for the test
 split, too. Other data with several captions an image: --source NAME key=value ... each_caption=True, and
 --config.eval_every_steps=0.
 

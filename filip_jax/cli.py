@@ -1,7 +1,6 @@
 """The command `filip`: train, eval, inspect, align; see also cli_plan.py and cli_data.py."""
 
 import argparse
-import glob
 import os
 import sys
 import traceback
@@ -48,9 +47,19 @@ line; 42 stopped and saved, 43 a hang or a lost process: the same command goes o
 
 EVAL = """Evaluate checkpoints of one run, or of all runs that a pattern matches, and print one table.
 
-The model is always built from the run's own config.json; the evaluations come from there too
-unless --config names a file whose get_config() has a section `evals`. Numbers are added to each
-run's evals.json, beside those of the baselines that need no model."""
+  filip eval --workdir=runs/demo/filip
+  filip eval --workdir="runs/demo/*" --step=all
+  filip eval --workdir=runs/filip_base --step=best --metric=imagenet/image_to_text_top1 --config=configs/eval/clip_benchmark.py
+  filip eval --workdir=gs://bucket/runs/filip_base --watch
+
+The model is always built from the run's own config.json; the evaluations come from there too unless --config names
+a file whose get_config() has a section `evals`; with a function sweep() in it each point is evaluated. Numbers are
+added to each run's evals.json, beside those of the baselines that need no model; the table and a plot over the steps
+are written as evals.md and evals.svg, in the run's folder or in that of all runs. What evals.json holds of this very
+checkpoint, data and evaluation is not evaluated again, unless with --again.
+
+With --watch it goes on with each new checkpoint until the run has its last one. Where a run in a bucket is watched, it
+should not evaluate itself (eval_every_steps=0): both would write evals.json. All devices of this machine are used."""
 
 INSPECT = """Print what a checkpoint holds: its tree, sizes, step, hashes, config and files.
 
@@ -149,8 +158,17 @@ def _parser() -> argparse.ArgumentParser:
     add_plan_commands(command)
 
     evaluate = command("eval", _eval, EVAL)
-    evaluate.add_argument("--step", default="latest", help="latest, all, or a number (default: latest)")
+    evaluate.add_argument("--step", default="latest", help="latest, all, best or a number (default: latest)")
+    evaluate.add_argument("--metric", default="", metavar="EVALUATION/METRIC", help="by which a step is the best")
     evaluate.add_argument("--config", metavar="FILE.py[:variant]", help="evaluations other than the run's own")
+    evaluate.add_argument("--again", action="store_true", help="evaluate what is recorded already, too")
+    evaluate.add_argument("--watch", action="store_true", help="wait for more checkpoints until the run has ended")
+    evaluate.add_argument(
+        "--idle_minutes", type=float, default=0.0, help="without a new one end a watch (default: never)"
+    )
+    evaluate.add_argument(
+        "--batch_size", type=int, default=64, help="images or texts at a time, per device (default: 64)"
+    )
 
     inspect = command("inspect", _inspect, INSPECT, workdir=False)
     inspect.add_argument("checkpoint", metavar="CHECKPOINT", help="a workdir, or a folder in its checkpoints/")
@@ -206,17 +224,14 @@ def _join(config, watch) -> None:
 
 
 def _eval(arguments, overrides) -> None:
-    from filip_jax.config import FILE, load_config
-    from filip_jax.evals.run import evaluate_runs
+    from filip_jax.config import load_evals
+    from filip_jax.evals.checkpoints import evaluate_runs
+    from filip_jax.evals.choice import Choice
 
-    matched = [Path(path) for path in sorted(glob.glob(arguments.workdir)) if (Path(path) / FILE).is_file()]
-    evals = None
-    if arguments.config:
-        config = load_config(arguments.config, overrides)
-        if "evals" not in config:
-            raise UserError(f"--config={arguments.config} has no section `evals`")
-        evals = config["evals"]
-    print(evaluate_runs(matched or [arguments.workdir], arguments.step, evals))
+    names = ("step", "metric", "again", "watch", "idle_minutes", "batch_size")
+    choice = Choice(**{name: getattr(arguments, name) for name in names})
+    evals = load_evals(arguments.config, overrides) if arguments.config else None
+    print(evaluate_runs(arguments.workdir, choice, evals))
 
 
 def _inspect(arguments, _) -> None:

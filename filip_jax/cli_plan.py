@@ -1,6 +1,7 @@
-"""The commands `filip plan` and `filip sweep`: before and around runs."""
+"""The commands `filip plan`, `filip sweep` and `filip report`: before, around and after runs."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,11 +26,20 @@ The config's file has, beside get_config(), a function sweep() that yields {key:
 
 Without --run one full command for each run that is not finished is printed, to be submitted wherever you like.
 With --run they are trained here, --jobs at a time (on GPUs each has one then). Each has a folder of its own in
-the workdir; finished ones are skipped, others go on. What is evaluated is one table, in sweep.md and sweep.csv."""
+the workdir; finished ones are skipped, others go on. What is evaluated is one table, in sweep.md and sweep.csv.
+
+The file may have evaluations alone, as those of configs/eval/: then --workdir names runs that are trained already, with
+* several of them, and each point is evaluated, as `filip eval --config=FILE` does."""
+
+
+REPORT = """Write one page about a run, which opens in any browser and loads nothing from a network.
+
+Curves, throughput, where the time went, evaluations beside baselines and published models, alignment pictures,
+samples of the data and the config: what the workdir holds."""
 
 
 def add_plan_commands(command: Callable[..., Any]) -> None:
-    """Adds both; `command` makes a parser of a name, what it runs and its help."""
+    """Adds them; `command` makes a parser of a name, what it runs and its help."""
     plan = command("plan", _plan, PLAN, workdir=False)
     plan.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="and --config.key=value behind it")
     plan.add_argument("--topology", required=True, metavar="CHIP:SHAPE", help="v5e:4x4, v5p:2x2x2, h200:8 …")
@@ -45,6 +55,15 @@ def add_plan_commands(command: Callable[..., Any]) -> None:
     sweep.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="and --config.key=value behind it")
     sweep.add_argument("--run", dest="here", action="store_true", help="train what is not finished on this machine")
     sweep.add_argument("--jobs", type=int, default=1, help="so many at a time (default: 1)")
+
+    page = command("report", _report, REPORT)
+    page.add_argument("--output", default="", metavar="FILE.html", help="default: report.html in the workdir")
+
+
+def _report(arguments, _) -> None:
+    from filip_jax.tools.report import report
+
+    print(f"wrote {report(arguments.workdir, arguments.output)}")
 
 
 def _plan(arguments, overrides) -> None:
@@ -82,6 +101,10 @@ def _remedy(config, arguments):
 
 
 def _sweep(arguments, overrides) -> None:
+    from filip_jax.config import is_eval_config, load_config
+
+    if is_eval_config(load_config(arguments.config, overrides)):
+        return _sweep_evals(arguments, overrides)
     from filip_jax.tools.sweep import commands, open_sweep, run_points, write_results
 
     points = open_sweep(arguments.config, arguments.workdir, overrides)
@@ -98,3 +121,19 @@ def _sweep(arguments, overrides) -> None:
     )
     if failed:
         raise UserError("; ".join(failed))
+
+
+def _sweep_evals(arguments, overrides) -> None:
+    from filip_jax.config import load_evals
+
+    evals = load_evals(arguments.config, overrides)
+    if not arguments.here:
+        print(
+            shlex.join(["filip", "eval", f"--workdir={arguments.workdir}", f"--config={arguments.config}", *overrides])
+        )
+        print(f"evaluates {', '.join(evals)}", file=sys.stderr)
+        return
+    from filip_jax.evals.checkpoints import evaluate_runs
+    from filip_jax.evals.choice import Choice
+
+    print(evaluate_runs(arguments.workdir, Choice(), evals))

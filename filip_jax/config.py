@@ -4,10 +4,12 @@ Below the commands there are no configs, only functions with keyword arguments (
 """
 
 import difflib
+import hashlib
 import importlib.util
 import json
 import re
 import traceback
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ from filip_jax.files import read_json, write_atomically
 from filip_jax.redact import redacted
 
 FILE = "config.json"
+NAME = 100  # characters of a point of a sweep
 # What may change between two starts of one run without changing what it computes.
 FREE_SECTIONS = (
     "checkpoint", "compile_cache", "evals", "evals_fatal", "eval_every_steps", "guards", "log_every_steps", "log_keys",
@@ -71,6 +74,55 @@ def load_sweep(file: str) -> list[dict[str, Any]]:
         if not isinstance(point, Mapping) or not all(isinstance(key, str) for key in point):
             raise UserError(f"--config={path}: sweep() yields {point!r}, which is not {{config key: value}}")
     return [dict(point) for point in points]
+
+
+def load_evals(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The section `evals` of `FILE.py[:variant]`; of a file of evaluations with a function sweep() those of all its points,
+    each named after its evaluation and point: "val prompt=a {}".
+
+    Raises:
+        UserError: there is none, or as `load_config` and `load_sweep` do.
+    """
+    config = load_config(file, overrides)
+    if "evals" not in config:
+        raise UserError(f"--config={file} has no section `evals`")
+    path = Path(file.partition(":")[0])
+    if not is_eval_config(config) or not hasattr(_load(path), "sweep"):
+        return config["evals"]
+    points, evals = load_sweep(file), {}
+    for name, point in zip(name_points(points), points):
+        if len(name := re.sub(r"[/\s|]+", " ", name)) > NAME:
+            name = f"{name[: NAME - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        of_point = load_config(file, [*overrides, *settings(point)])["evals"]
+        evals |= {f"{each} {name}": section for each, section in of_point.items()}
+    return evals
+
+
+def is_eval_config(config: Mapping[str, Any]) -> bool:
+    """Whether a config has evaluations alone, and trains nothing."""
+    return "evals" in config and "total_steps" not in config
+
+
+def settings(point: Mapping[str, Any]) -> list[str]:
+    """The overrides --config.key=value of a point of a sweep."""
+    return [f"--config.{key}={_text(value)}" for key, value in point.items()]
+
+
+def name_points(points: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Their names, as "pooling=tokens,rate=0.001"; keys are as short as tells them apart."""
+    alike = Counter(_last(key) for key in {key for values in points for key in values})
+    return [
+        ",".join(f"{_last(k) if alike[_last(k)] == 1 else k}={_text(v)}" for k, v in values.items())
+        for values in points
+    ]
+
+
+def _last(key: str) -> str:
+    return key.rsplit(".", 1)[-1]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)
 
 
 def _load(path: Path) -> ModuleType:

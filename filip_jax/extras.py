@@ -1,6 +1,8 @@
 """Packages that pip installs on demand: the extras of setup.cfg."""
 
 import importlib
+import importlib.util
+from pathlib import Path
 from types import ModuleType
 
 from filip_jax.errors import UserError
@@ -18,6 +20,20 @@ def extra_module(module: str, extra: str, what: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UserError(
-            f"{what} the package {module!r}, which is not installed: pip install -e '.[{extra}]' in a clone of filip_jax"
-        ) from error
+        raise UserError(_missing(module, extra, what)) from error
+
+
+def extra_folder(module: str, extra: str, what: str) -> Path:
+    """The folder of a package that is read as data; none of its code runs.
+
+    Raises:
+        UserError: as `extra_module`.
+    """
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise UserError(_missing(module, extra, what))
+    return Path(spec.origin).parent
+
+
+def _missing(module, extra, what):
+    return f"{what} the package {module!r}, which is not installed: pip install -e '.[{extra}]' in a clone of filip_jax"

@@ -152,11 +152,14 @@ def _one_device() -> Mesh:
 class Run:
     """A workdir of `filip train`, opened for reading; `place` brings what is added to it back into a bucket.
 
+    Args:
+        mesh, batch_size: of its `Embedder`.
+
     Raises:
         UserError: no run there, or its tokenizer is missing or not the one it was trained with.
     """
 
-    def __init__(self, workdir: str | Path):
+    def __init__(self, workdir: str | Path, mesh: Mesh | None = None, batch_size: int = 64):
         self.place = Workdir(workdir)
         self.workdir = self.place.folder
         self.config = read_config(self.workdir)
@@ -165,8 +168,9 @@ class Run:
         self.model = make_model(**self.config["model"] | {"attention": "xla"})  # the same function, on any device
         data = self.config["data"]
         self.embedder = Embedder(
-            self.model, self.tokenizer, image_size=data["image_size"], text_length=data["text_length"]
-        )
+            self.model, self.tokenizer, image_size=data["image_size"], text_length=data["text_length"],
+            mesh=mesh, batch_size=batch_size,
+        )  # fmt: skip
 
     def load(self, step: int | None = None) -> Embedder:
         """The model at a step, by default the newest; EMA parameters where the run has them.

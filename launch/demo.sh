@@ -25,6 +25,10 @@ for variant in $variants; do
     "$filip" train --config="$root/configs/demo.py:$variant" --workdir="$runs/${variant/quick/filip}"
 done
 "$filip" eval --workdir="$runs/*" --step=latest  # of an earlier call, too; a run without a checkpoint is left out
+for variant in $variants; do
+    "$filip" report --workdir="$runs/${variant/quick/filip}"
+done
 echo
-echo "numbers    $runs/*/evals.json, metrics.jsonl, tensorboard/"
+echo "pages      $runs/*/report.html: open one in a browser"
+echo "numbers    $runs/*/evals.json, evals.md, metrics.jsonl, tensorboard/"
 echo "pictures   $runs/*/pictures/alignment/*.png"

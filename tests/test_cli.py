@@ -109,7 +109,7 @@ MISTAKES = {
     "no workdir": (["eval", "--workdir=RUN/nothing"], "nothing holds no run: "),
     "no run matches": (["eval", "--workdir=RUN/n*"], "holds no run"),
     "no step": (["eval", "--workdir=RUN/run", "--step=3"], "has no checkpoint of step 3; it has steps 4"),
-    "bad step": (["eval", "--workdir=RUN/run", "--step=last"], "--step=last is not latest, all or a number"),
+    "bad step": (["eval", "--workdir=RUN/run", "--step=last"], "--step=last is not latest, all, best or a number"),
     "stray argument": (["eval", "--workdir=RUN/run", "--config.seed=1"], "unknown argument '--config.seed=1'"),
     "no evals": (["eval", "--workdir=RUN/run", "--config=RUN/empty.py"], "has no section `evals`"),
     "no image": (["align", "--workdir=RUN/run", "--image=RUN/none.png", "--text=x", "--output=RUN/p.png"], "none.png: no such file"),

@@ -20,15 +20,8 @@ from filip_jax.evals.draw import _caption, draw_alignment, missing_glyphs
 from filip_jax.evals.prompts import make_prompts
 from filip_jax.evals.published import beside_published, published
 from filip_jax.evals.records import check_records
-from filip_jax.evals.run import (
-    forget_after,
-    open_evals,
-    read_results,
-    record_baselines,
-    record_step,
-    run_baselines,
-    table,
-)
+from filip_jax.evals.results import forget_after, read_results, record_baselines, record_step, recorded, table
+from filip_jax.evals.run import open_evals, run_baselines
 from filip_jax.inference import Embedder
 from filip_jax.losses import filip_loss, token_similarity
 
@@ -323,17 +316,27 @@ def test_baselines_of_a_config_and_their_files(tmp_path, small_demo):
     assert baselines["chance"]["val/image_to_text_R@1"] == 1 / 32
     assert 0.1 < baselines["chance"]["pointing/pointing_accuracy"] < 0.2
     assert 0 <= baselines[pixels.NAME]["unseen_cells/image_to_text_top5"] <= 1
-    record_step(tmp_path, 5, {"a/b": 1.0})
-    record_step(tmp_path, 5, {"a/c": 2.0})
-    record_baselines(tmp_path, {"chance": {"other/x": 0.5}})
-    record_baselines(tmp_path, baselines)
+    record_step(tmp_path, 5, {"a/b": 1.0, "eval/e/error": "no memory"}, {"a": {"task": "1"}, "e": {"task": "2"}})
+    record_step(tmp_path, 5, {"c/d": 2.0}, {"c": {"task": "3"}})
+    record_baselines(tmp_path, {"chance": {"other/x": 0.5}}, {"other": "4"})
+    record_baselines(tmp_path, baselines, {"val": "5"})
     results = json.loads((tmp_path / "evals.json").read_text())
-    assert results["steps"] == {"5": {"a/b": 1.0, "a/c": 2.0}} and results == read_results(tmp_path)
+    assert results["steps"] == {"5": {"a/b": 1.0, "eval/e/error": "no memory", "c/d": 2.0}}
+    assert results == read_results(tmp_path) and results["baseline_tasks"] == {"other": "4", "val": "5"}
+    assert (
+        recorded(tmp_path, 5, "a", {"task": "1"}) == {"a/b": 1.0} and recorded(tmp_path, 5, "e", {"task": "2"}) is None
+    )
+    assert recorded(tmp_path, 5, "a", {"task": "9"}) is None and recorded(tmp_path, 4, "a", {"task": "1"}) is None
+    record_step(tmp_path, 5, {"a/x": 3.0, "e/f": 1.0}, {})  # by somebody who does not say what was evaluated
+    assert recorded(tmp_path, 5, "a", {"task": "1"}) is None and recorded(tmp_path, 5, "c", {"task": "3"}) == {
+        "c/d": 2.0
+    }
+    assert read_results(tmp_path)["steps"] == {"5": {"c/d": 2.0, "a/x": 3.0, "e/f": 1.0}}
     assert results["baselines"].pop("chance") == baselines.pop("chance") | {"other/x": 0.5}
     assert results["baselines"] == baselines
-    record_step(tmp_path, 7, {"a/b": 3.0})
+    record_step(tmp_path, 7, {"a/b": 3.0}, {"a": {"task": "1"}})
     forget_after(tmp_path, 6)
-    assert list(read_results(tmp_path)["steps"]) == ["5"]
+    assert list(read_results(tmp_path)["steps"]) == list(read_results(tmp_path)["tasks"]) == ["5"]
 
 
 def test_published_rows_stand_beside_ours():
@@ -368,7 +371,7 @@ def test_results_in_the_form_of_clip_benchmark(tmp_path):
     metrics = {f"cifar10/{key}": value for key, value in classified.items()}
     metrics |= {f"coco/{key}": value for key, value in found.items()}
     for name, kind in (("cifar10", zero_shot), ("coco", retrieval), ("boxes", localisation)):
-        write_results(tmp_path, "runs/base", 7, name, kind, metrics)
+        write_results(tmp_path, "runs/base", 7, name, kind, metrics, {"task": "12"})
     files = {file.name: json.loads(file.read_text()) for file in (tmp_path / "clip_benchmark").iterdir()}
     assert files["cifar10_step_7.json"] == {
         "dataset": "cifar10", "model": "runs/base", "pretrained": "step_7", "task": "zeroshot_classification",
@@ -376,6 +379,7 @@ def test_results_in_the_form_of_clip_benchmark(tmp_path):
             "acc1": classified["image_to_text_top1"], "acc5": classified["image_to_text_top5"],
             "mean_per_class_recall": classified["image_to_text_per_class"],
         },
+        "sha256": {"task": "12"},
     }  # fmt: skip
     result = files["coco_step_7.json"]
     assert result["task"] == "zeroshot_retrieval" and len(result["metrics"]) == 6 and len(files) == 2

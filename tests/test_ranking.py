@@ -44,6 +44,7 @@ def test_ranks_in_blocks_equal_sorts_of_the_whole(matrix, k):
         count = row.sum()
         precisions.append(sum(row[: n + 1].mean() for n in range(count) if row[n]) / count)
     assert ranking.average_precision() == pytest.approx(np.mean(precisions))
+    assert ranking.r_precision() == pytest.approx(np.mean([row[: row.sum()].mean() for row in hits]))
     logits = 3.0 * scores
     log_probabilities = logits - np.log(np.exp(logits - logits.max()).sum(axis=1, keepdims=True)) - logits.max()
     expected = -np.mean([log_probabilities[n, right[n]].mean() for n in range(len(right))])
@@ -54,6 +55,7 @@ def test_by_hand():
     """One query, right answers 0, 1 and 2 of six; their order is 0 (right), 4, 1 (right), 5, 2 (right), 3."""
     ranking = ranked([[0.9, 0.6, 0.3, 0.1, 0.8, 0.5]], [[1, 1, 1, 0, 0, 0]])
     assert ranking.average_precision() == pytest.approx((1 / 1 + 2 / 3) / 3)  # the third comes after the first three
+    assert ranking.r_precision() == pytest.approx(2 / 3)
     assert ranking.recall(1) == 1.0
     late = ranked([[0.7, 0.6, 0.3, 0.1, 0.8, 0.9]], [[1, 1, 1, 0, 0, 0]])
     assert [late.recall(k) for k in (1, 2, 3)] == [0.0, 0.0, 1.0]
@@ -65,6 +67,7 @@ def test_ties_and_nan_count_against_the_model():
     assert [ranked(np.zeros((4, 6)), right).recall(k) for k in (1, 5, 6)] == [0.0, 0.0, 1.0]
     assert ranked(np.full((4, 6), np.nan), right).recall(5) == 0.0
     assert ranked(np.full((4, 6), np.nan), right).average_precision() == 0.0
+    assert ranked(np.zeros((4, 6)), right).r_precision() == ranked(np.full((4, 6), np.nan), right).r_precision() == 0.0
     assert ranked(np.where(right, np.nan, -1.0), right).recall(5) == 0.0
     assert ranked(np.where(right, np.inf, 1.0), right).recall(1) == 1.0
     assert ranked(np.where(right, 1.0, -np.inf), right).recall(1) == 1.0

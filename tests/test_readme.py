@@ -84,7 +84,7 @@ def test_the_quick_demo_trains_evaluates_draws_and_closes_with_a_table(demo):
     rows = dict(re.findall(r"^\| (\S+) +\| (.*) \|$", output, re.MULTILINE))
     ours, chance, neighbour = (cell.strip() for cell in rows["val/image_to_text_R@1"].split("|"))
     assert float(ours) > 4 * float(chance) > 0 and float(neighbour) >= 0
-    for name in ("config.json", "metrics.jsonl", "tensorboard", "checkpoints", "evals.json"):
+    for name in ("config.json", "metrics.jsonl", "tensorboard", "checkpoints", "evals.json", "evals.svg", "report.html"):
         assert (workdir / name).exists()
     assert len(list((workdir / "pictures/alignment").glob("*_step_*.png"))) == 8
     assert str(workdir.parent) in output.splitlines()[-1]
@@ -99,9 +99,11 @@ def test_the_other_demos_train_what_they_say(tmp_path):
     for options, variants in (([], ["filip"]), (["--clip"], ["filip", "clip"])):
         done = scripts("launch/demo.sh", *options, runs=tmp_path, venv=tmp_path / "venv")
         commands = [line for line in done.stdout.splitlines() if line.startswith("filip ")]
-        assert [c.split("demo.py:")[1].split()[0] for c in commands[:-1]] == variants
-        assert commands[-1] == f"filip eval --workdir={tmp_path}/demo/* --step=latest"
-        for command in commands[:-1]:
+        training, after = commands[: len(variants)], commands[len(variants) :]
+        assert [c.split("demo.py:")[1].split()[0] for c in training] == variants
+        assert after[0] == f"filip eval --workdir={tmp_path}/demo/* --step=latest"
+        assert after[1:] == [f"filip report --workdir={tmp_path}/demo/{variant}" for variant in variants]
+        for command in training:
             built(shlex.split(command)[2:])
     assert scripts("launch/demo.sh", "--nonsense", runs=tmp_path, venv=tmp_path / "venv").returncode == 2
 
@@ -190,6 +192,9 @@ def test_commands(command, demo, pairs, tars, tmp_path, monkeypatch, capsys):
         pytest.importorskip("libtpu")
         done = subprocess.run([sys.executable, "-m", "filip_jax", *words[1:]], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0 and "it fits: " in done.stdout, done.stderr
+    elif words[1] == "sweep" and "configs/eval/" in words[2]:
+        monkeypatch.chdir(ROOT)
+        assert main(words[1:]) == 0 and capsys.readouterr().out.count("/image_to_text_top1 ") == 5
     elif words[1] == "sweep":
         monkeypatch.chdir(ROOT)
         assert main(words[1:]) == 0 and capsys.readouterr().out.count("filip train --config=configs/demo.py") == 6

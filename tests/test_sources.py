@@ -64,6 +64,28 @@ def test_a_json_member_may_hold_captions(tmp_path):
     assert [caption.text for caption in one[7].captions] == ["picture 7", "a 7", "b 7"]
 
 
+def test_a_text_may_hold_a_caption_a_line(tmp_path):
+    """As clip_benchmark/webdataset_builder.py writes retrieval: lines joined, a caption's own newline as two signs."""
+    captions = [["A man.", "Two men\non bikes.", " A café. "], ["One line"], ["windows", "lines", ""]]
+    joined = ["\n".join(c.replace("\n", r"\n") for c in each) for each in captions[:2]] + ["windows\r\nlines\n"]
+    samples = enumerate(joined)
+    tar(
+        tmp_path / "0.tar",
+        [m for n, text in samples for m in ((f"s{n:07}.png", picture(n)), (f"s{n:07}.txt", text.encode()))],
+    )
+    section = dict(name="webdataset", path=str(tmp_path))
+    source = make_source(section | {"lines": True})
+    assert [[caption.text for caption in source.captions(n)] for n in range(3)] == [
+        ["A man.", r"Two men\non bikes.", "A café."], ["One line"], ["windows", "lines"],
+    ]  # fmt: skip
+    assert source[0].captions == source.captions(0) and {caption.origin for caption in source.captions(2)} == {"txt"}
+    plain = make_source(section)
+    assert [caption.text for caption in plain.captions(2)] == ["windows\r\nlines"]
+    assert fingerprint(plain) != fingerprint(source)
+    with pytest.raises(UserError, match="lines=3 is not True or False"):
+        make_source(section | {"lines": 3})
+
+
 def test_the_index_is_made_once_and_again_for_what_is_new(tmp_path, monkeypatch):
     section = write_webdataset(tmp_path, SHARDS)
     make_source(section)

@@ -183,7 +183,10 @@ def test_advice_is_the_change_that_promises_most(read, decoding, cores, said):
     [
         (["index"], "name a source, as in: webdataset path=/data/cc3m, or a --config"),
         (["index", "webdataset", "/data"], "'/data' is not key=value"),
-        (["index", "tars", "path=x"], "source.name='tars' is not one of emoji_scenes, folder, class_folder, webdataset"),
+        (
+            ["index", "tars", "path=x"],
+            "source.name='tars' is not one of emoji_scenes, folder, class_folder, webdataset",
+        ),
         (["index", "folder", "path=nowhere"], "path='nowhere' is not a folder"),
         (["index", "folder", "path=.", "--nonsense=1"], "unknown argument '--nonsense=1'"),
         (

@@ -50,7 +50,7 @@ def write_manifest(folder: str, content: Mapping[str, Any], state_folder: str) -
         hashes = list(pool.map(lambda file: _sha256(file.path), found))
     files = {name: {"size": f.size, "sha256": sha} for name, f, sha in zip(names, found, hashes)}
     manifest = {"format": FORMAT, "state": state_folder, **content, "files": files}
-    manifest["sha256"] = _sha256_of(manifest)
+    manifest["sha256"] = manifest_sha256(manifest)
     storage.write(storage.join(folder, FILE), (json.dumps(manifest, indent=1) + "\n").encode())
     return manifest
 
@@ -68,7 +68,7 @@ def read_manifest(folder: str) -> Manifest:
     try:
         manifest = json.loads(data)
         sha = manifest.pop("sha256")
-        sound = manifest["format"] == FORMAT and sha == _sha256_of(manifest) and _is_sound(manifest)
+        sound = manifest["format"] == FORMAT and sha == manifest_sha256(manifest) and _is_sound(manifest)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         sound = False
     if not sound:
@@ -115,7 +115,8 @@ def _damage_of(folder: str, name: str, entry: Mapping[str, Any]) -> str:
     return "" if sha == entry["sha256"] else f"{path} has another content than was written (SHA-256)"
 
 
-def _sha256_of(manifest: Manifest) -> str:
+def manifest_sha256(manifest: Manifest) -> str:
+    """Of all that it says, the hashes of the checkpoint's files too."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from filip_jax import folders, storage
-from filip_jax.checkpoint.manifest import ASIDE, FILE, Manifest, damage, describe, read_manifest
+from filip_jax.checkpoint.manifest import ASIDE, FILE, Manifest, damage, describe, manifest_sha256, read_manifest
 from filip_jax.errors import UserError
 
 FOLDER = "checkpoints"
@@ -54,6 +54,10 @@ class Checkpoints:
     def meta(self, step: int) -> dict[str, Any]:
         """The position of the run: samples seen, hashes of tokenizer and data."""
         return self.manifest(step)["meta"]
+
+    def sha256(self, step: int) -> str:
+        """Of the checkpoint of a step as it was written, all its files."""
+        return manifest_sha256(self.manifest(step))
 
     def damage(self, step: int, share: int = 0, shares: int = 1) -> str:
         """Which file of a checkpoint is not as it was written, and how; "" if all are well.

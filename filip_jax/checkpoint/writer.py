@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from filip_jax import buckets, folders, storage
+from filip_jax import __version__, buckets, folders, storage
 from filip_jax.checkpoint.manifest import ASIDE, FILE, describe, write_manifest
 from filip_jax.checkpoint.reader import Checkpoints
 from filip_jax.errors import UserError
@@ -72,7 +72,12 @@ class CheckpointWriter(Checkpoints):
         self.wait()
         self.since = started = time.monotonic()
         folder, name = self.folder(step), self._free_name(step)
-        content = {"step": step, "tree": describe(state), "meta": dict(meta), "config": dict(config)}
+        content = {
+            "step": step,
+            "tree": describe(state),
+            "meta": {"filip_jax_version": __version__, **meta},
+            "config": dict(config),
+        }
         try:
             if jax.process_index() == 0:
                 storage.write(storage.join(folder, CLAIM), json.dumps({"state": name}).encode())

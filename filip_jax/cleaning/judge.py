@@ -1,7 +1,7 @@
 """What the rules make of one record: kept, kept with other texts, or dropped, and by which rule."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -127,7 +127,7 @@ class Judge:
         if text == caption.text:
             return caption
         verdict.hits.append((NAMED, f"{text} <- {caption.text}"))
-        return Caption(text, caption.origin, caption.weight)
+        return replace(caption, text=text)
 
 
 def picture_size(source: Source, index: int) -> tuple[int, int]:

@@ -35,11 +35,13 @@ class Caption:
     Attributes:
         origin: where it comes from: a column, a member's suffix, a field, a side file's name for it.
         weight: how often it is drawn, beside the image's other texts.
+        key: the text's own name, where the data gives it one.
     """
 
     text: str
     origin: str = "caption"
     weight: float = 1.0
+    key: str = ""
 
 
 def that_say(captions: Sequence[Caption]) -> tuple[Caption, ...]:

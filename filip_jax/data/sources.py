@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from filip_jax.data.annotations import Annotations
 from filip_jax.data.array_record import ArrayRecord
 from filip_jax.data.class_folder import ClassFolder
 from filip_jax.data.each_caption import EachCaption
@@ -32,6 +33,7 @@ SOURCES = {
     "parquet": Parquet,
     "jsonl": Table,
     "csv": Table,
+    "annotations": Annotations,
     "tfds": Tfds,
 }
 

@@ -39,6 +39,8 @@ class WebDataset:
         path: a folder, a pattern or braces: "/data/cc3m", "gs://bucket/cc3m/{00000..00331}.tar".
         caption_keys: members ("txt", "de.txt") or fields of the JSON member ("json.caption"); each
             holds a text, a JSON field may hold a list of them.
+        lines: whether each line of a text member is a text of its own, as CLIP_benchmark's retrieval tars have them
+            (its webdataset_builder writes, and its reader splits, lines by `str.splitlines`).
         index: folder of indices, each in a folder of its own; "" is the folder .filip_index beside the tars.
             For tars in a bucket name a local one: then a record is one request.
         processes: that make the index; 0 makes it in this one.
@@ -47,16 +49,19 @@ class WebDataset:
         UserError: no tars, missing ones, an index that can not be written, or a caption key that no sample has.
     """
 
-    def __init__(self, *, path: str, caption_keys: Sequence[str] = ("txt",), index: str = "", processes: int = 0):
+    def __init__(
+        self, *, path: str, caption_keys: Sequence[str] = ("txt",), lines: bool = False, index: str = "",
+        processes: int = 0,
+    ):  # fmt: skip
         found = storage.find(path, (".tar",), "path")
         self.root = storage.common_folder([file.path for file in found])
         own = f"{storage.name_of(self.root)}.{hashlib.sha256(_bytes(self.root)).hexdigest()[:8]}"
         self.index = storage.join(index, own) if index else storage.join(self.root, ".filip_index")
-        self.caption_keys = tuple(caption_keys)
+        self.caption_keys, self.lines = tuple(caption_keys), lines
         self.shards = read_index(found, self.root, self.index, processes)
         self.shard_sizes = np.array([shard.rows for shard in self.shards], np.int64)
         self.ends = np.cumsum(self.shard_sizes).tolist()
-        self.identity = _identity(self.shards, self.caption_keys)
+        self.identity = _identity(self.shards, self.caption_keys) + (" lines" if lines else "")
         kinds, problems = _sum(dict(shard.kinds) for shard in self.shards), _sum(s.problems for s in self.shards)
         self.seen = f"{len(found)} tars hold {_listed(kinds) or 'nothing'}" + (
             f"; left out: {_listed(problems)}" if problems else ""
@@ -153,11 +158,12 @@ class WebDataset:
                     fields = self._json(shard, members)
                 found += [Caption(text, key) for text in _texts(fields, key)]
             elif key in members:
-                text = self._member(shard, members, key, CAPTION_BYTES)
                 try:
-                    found.append(Caption(text.decode("utf-8").strip(), key))
+                    text = self._member(shard, members, key, CAPTION_BYTES).decode("utf-8")
                 except UnicodeDecodeError as error:
                     raise BadRecord(f"{key} is not UTF-8: {error}") from error
+                texts = [line for line in text.splitlines() if line.strip()] if self.lines else [text]
+                found += [Caption(text.strip(), key) for text in texts]
         return tuple(found)
 
     def _json(self, shard: Shard, members) -> dict:

@@ -29,7 +29,7 @@ TASKS: Mapping[ModuleType, tuple[str, Mapping[str, str]]] = {
 
 
 def write_results(
-    workdir: Path, model: str, step: int, name: str, kind: ModuleType, metrics: Mapping[str, Any]
+    workdir: Path, model: str, step: int, name: str, kind: ModuleType, metrics: Mapping[str, Any], hashes: Mapping
 ) -> None:
     """Writes clip_benchmark/NAME_step_N.json of the workdir, for evaluations of a kind that CLIP_benchmark knows.
 
@@ -37,12 +37,14 @@ def write_results(
         model: the run's name.
         name: of the evaluation, which stands for the data set.
         metrics: {"NAME/metric": number} of all evaluations.
+        hashes: SHA-256 of the checkpoint, the data, class names, prompts …, which CLIP_benchmark's own have not.
     """
     if kind not in TASKS:
         return
     task, names = TASKS[kind]
     found = {theirs: metrics[f"{name}/{ours}"] for theirs, ours in names.items() if f"{name}/{ours}" in metrics}
     result = {"dataset": name, "model": model, "pretrained": f"step_{step}", "task": task, "metrics": found}
+    result |= {"sha256": dict(hashes)}
     folder = workdir / FOLDER
     folder.mkdir(exist_ok=True)
     write_atomically(folder / f"{name}_step_{step}.json", json.dumps(result, indent=2) + "\n")

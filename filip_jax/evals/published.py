@@ -20,7 +20,15 @@ def published() -> list[tuple[str, str, str, dict[str, float]]]:
 
 
 def beside_published(columns: Mapping[str, Mapping[str, Any]]) -> str:
-    """A markdown table of published models and these, for the tasks that both have; "" where there is none.
+    """`published_rows` as a markdown table; "" where there is none."""
+    if not (rows := published_rows(columns)):
+        return ""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def published_rows(columns: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """A header and rows of published models and these, for the tasks that both have; none where there is none.
 
     Args:
         columns: {model: {"NAME/metric": number}}; an evaluation is a task by its name: imagenet, cifar10, coco …
@@ -28,15 +36,15 @@ def beside_published(columns: Mapping[str, Mapping[str, Any]]) -> str:
     known = list(dict.fromkeys(task for *_, numbers in published() for task in numbers))
     tasks = [task for task in known if any(_metric(task) in metrics for metrics in columns.values())]
     if not tasks:
-        return ""
-    lines = [["model", "setting", "source", *tasks], ["---"] * (3 + len(tasks))]
+        return []
+    lines = [["model", "setting", "source", *tasks]]
     for model, setting, source, numbers in published():
         if any(task in numbers for task in tasks):
             lines.append([model, setting, source, *(f"{numbers[t]:.1f}" if t in numbers else "" for t in tasks)])
     for model, metrics in columns.items():
         ours = (metrics.get(_metric(task)) for task in tasks)
         lines.append([model, "this run", "measured", *("" if x is None else f"{100 * x:.1f}" for x in ours)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return lines
 
 
 def _metric(task: str) -> str:

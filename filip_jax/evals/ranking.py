@@ -51,15 +51,25 @@ class Ranking:
         np.maximum.at(best, self.query, self.right)
         return float(((self.wrong >= best[:, None] - TIE).sum(axis=1) < k).mean())
 
+    def r_precision(self) -> float:
+        """Of a query's R right answers, the share that is among the first R."""
+        query, _, _, found = self._places()
+        return float((np.bincount(query, found, len(self.rights)) / self.rights).mean())
+
     def average_precision(self) -> float:
         """mAP@R (Musgrave et al. 2020, arXiv 2003.08505, section 3.2): of R right answers, within the first R."""
-        order = np.lexsort((-self.right, self.query))
-        starts = np.cumsum(self.rights) - self.rights
-        place = np.arange(len(order)) - starts[self.query[order]] + 1  # among the query's right answers, from 1
-        before = (self.wrong[self.query[order]] >= self.right[order, None] - TIE).sum(axis=1)
-        found = place + before <= self.rights[self.query[order]]
-        precision = np.bincount(self.query[order], np.where(found, place / (place + before), 0.0), len(self.rights))
+        query, place, before, found = self._places()
+        precision = np.bincount(query, np.where(found, place / (place + before), 0.0), len(self.rights))
         return float((precision / self.rights).mean())
+
+    def _places(self):
+        """Of each right answer: its query, its place among that one's right answers from 1, the wrong answers before it,
+        and whether it is among the first R."""
+        order = np.lexsort((-self.right, self.query))
+        query, starts = self.query[order], np.cumsum(self.rights) - self.rights
+        place = np.arange(len(order)) - starts[query] + 1
+        before = (self.wrong[query] >= self.right[order, None] - TIE).sum(axis=1)
+        return query, place, before, place + before <= self.rights[query]
 
     def loss(self) -> float:
         """Softmax cross-entropy over all answers, spread evenly over the right ones."""

@@ -7,6 +7,7 @@ import numpy as np
 from filip_jax.data.sources import Source, make_source
 from filip_jax.errors import UserError
 from filip_jax.evals import pixels
+from filip_jax.evals.positives import ExtendedRanking, read_positives
 from filip_jax.evals.ranking import Ranking, chance
 from filip_jax.evals.records import encode_images, encode_texts, first_records
 from filip_jax.evals.similarity import similarity_blocks
@@ -24,6 +25,7 @@ def evaluate(
     examples: int,
     captions: int = 1,
     prompt: str = "{}",
+    positives: str = "",
     neighbours: dict | None = None,
 ) -> dict:
     """Recall of an image's texts among all texts by s_I, and of a text's image among all images by s_T.
@@ -35,27 +37,32 @@ def evaluate(
         examples: how many records of the source, from the first.
         captions: how many texts of each record, from the first; 0 takes all.
         prompt: a text with {} for the caption.
+        positives: which answers are right beyond a pair's own: "eccv_caption" for COCO's 5K (extra `eval`), or a JSON
+            file by keys, see positives.py. "" for none.
 
     Returns:
-        loss, image_to_text_R@1 …, pairs; with several texts also image_to_text_mAP@R and their number.
+        loss, image_to_text_R@1 …, pairs; with several texts also image_to_text_mAP@R and their number; with positives,
+        of the queries that they list, image_to_text_extended_R@1, …_extended_R-precision and …_extended_mAP@R.
     """
     if "{}" not in prompt:
         raise UserError(f"retrieval: the prompt {prompt!r} has no {{}}, in whose place the caption stands")
     texts, owners = _texts(source, examples, captions)
+    extended = _extended(source, examples, texts, positives) if positives else None
     images = encode_images(model, first_records(source, examples))
-    tokens, mask = encode_texts(model, [prompt.replace("{}", text) for text in texts])
+    tokens, mask = encode_texts(model, [prompt.replace("{}", caption.text) for caption in texts])
     blocks = similarity_blocks(images, tokens, mask, model.mesh)
-    of_images, of_texts = _rank(owners, examples, blocks, model.logit_scale)
+    of_images, of_texts = _rank(owners, examples, blocks, model.logit_scale, extended)
     metrics = {"loss": (of_images.loss() + of_texts.loss()) / 2, **_recalls(of_images, of_texts), "pairs": examples}
     if len(texts) != examples:
         metrics |= {"image_to_text_mAP@R": of_images.average_precision(), "texts": len(texts)}
-    return metrics
+    return metrics | (extended.numbers() if extended else {})
 
 
 def baselines(
-    source: Source, *, examples: int, captions: int = 1, prompt: str = "{}", neighbours: dict | None = None
-) -> dict[str, dict]:
-    """Chance and the raw-pixel nearest neighbour.
+    source: Source, *, examples: int, captions: int = 1, prompt: str = "{}", positives: str = "",
+    neighbours: dict | None = None,
+) -> dict[str, dict]:  # fmt: skip
+    """Chance and the raw-pixel nearest neighbour, of the pairs alone.
 
     Args:
         neighbours: {source, examples} of training pairs. An image is taken for its nearest one in
@@ -69,7 +76,7 @@ def baselines(
     training = make_source(neighbours["source"])
     references = list(first_records(training, neighbours["examples"]))
     nearest = pixels.pixel_distances(list(first_records(source, examples)), references).argmin(axis=1)
-    words = [set(text.lower().split()) for text in texts]
+    words = [set(caption.text.lower().split()) for caption in texts]
     guessed = [set(references[index].caption.lower().split()) for index in nearest]
     shared = np.array([[len(g & w) / len(g | w) for w in words] for g in guessed])
     block = np.arange(examples), np.arange(len(texts)), shared, shared
@@ -81,17 +88,24 @@ def _texts(source, examples, captions):
     at_least(0, "retrieval", captions=captions)
     each = [source.captions(index)[: captions or None] for index in range(examples)]
     owners = np.repeat(np.arange(examples), [len(some) for some in each])
-    return [caption.text for some in each for caption in some], owners
+    return [caption for some in each for caption in some], owners
 
 
-def _rank(owners, examples, blocks, scale):
-    """(Ranking of texts for images, of images for texts) over all blocks."""
+def _extended(source, examples, texts, positives):
+    images = [source.where(index)[1] for index in range(examples)]
+    return ExtendedRanking(read_positives(positives), images, [caption.key for caption in texts])
+
+
+def _rank(owners, examples, blocks, scale, extended=None):
+    """(Ranking of texts for images, of images for texts) over all blocks, which an ExtendedRanking sees, too."""
     pairs = np.stack([owners, np.arange(len(owners))], axis=1)
     of_images = Ranking(pairs, examples, len(owners), ranks=RANKS[-1], scale=scale)
     of_texts = Ranking(pairs[:, ::-1], len(owners), examples, ranks=RANKS[-1], scale=scale)
     for rows, columns, image_to_text, text_to_image in blocks:
         of_images.add(rows, columns, image_to_text)
         of_texts.add(columns, rows, text_to_image.T)
+        if extended is not None:
+            extended.add(rows, columns, image_to_text, text_to_image)
     return of_images, of_texts
 
 

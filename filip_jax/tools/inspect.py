@@ -57,18 +57,23 @@ def inspect(source: Source, *, records: int, image_size: int, augment: Mapping[s
     if records < 1:
         raise UserError(f"records={records} must be at least 1")
     lines = [f"{len(source)} records in {len(source.shard_sizes)} shards; {one_line(source.seen)}"]
-    views: list[tuple[np.ndarray, str]] = []
     for name, part in parts_of(source).items():
         found = look(part, records)
         lines += ["", f"{name}: {len(part)} records, {found.records} looked at", *_lines(found)]
-    for n in range(4 * COLUMNS * ROWS if len(source) else 0):  # some may be bad
-        if len(views) < COLUMNS * ROWS:
-            views += _view(source, n, 4 * COLUMNS * ROWS, image_size, augment)
-    if views:
+    if views := sample_views(source, image_size, augment):
         output.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(views).save(output)
         lines += ["", f"wrote {output}: {len(views)} records as the model sees them"]
     return "\n".join(lines)
+
+
+def sample_views(source: Source, image_size: int, augment: Mapping[str, Any]) -> list[tuple[np.ndarray, str]]:
+    """Views of some records, evenly spread, with a caption each: enough for a contact sheet, if so many are good."""
+    views: list[tuple[np.ndarray, str]] = []
+    for n in range(4 * COLUMNS * ROWS if len(source) else 0):  # some may be bad
+        if len(views) < COLUMNS * ROWS:
+            views += _view(source, n, 4 * COLUMNS * ROWS, image_size, augment)
+    return views
 
 
 def look(source: Source, records: int) -> Findings:

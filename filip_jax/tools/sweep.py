@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,10 @@ from typing import Any
 
 from filip_jax import storage
 from filip_jax.checkpoint import Checkpoints
-from filip_jax.config import check_same_run, load_config, load_sweep
+from filip_jax.config import check_same_run, load_config, load_sweep, name_points, settings
 from filip_jax.errors import UserError
-from filip_jax.evals.run import FILE as RESULTS
-from filip_jax.evals.run import read_results, table
+from filip_jax.evals.results import FILE as RESULTS
+from filip_jax.evals.results import read_results, table
 from filip_jax.files import write_atomically
 from filip_jax.progress import Progress
 
@@ -55,7 +54,7 @@ class Point:
         steps = read_results(self.workdir)["steps"]
         last = max(map(int, steps), default=None)
         numbers = {} if last is None else {"step": last} | steps[str(last)]
-        return {key: _text(value) for key, value in self.values.items()} | numbers
+        return {key: str(value) for key, value in self.values.items()} | numbers
 
 
 def open_sweep(file: str, workdir: str, overrides: Sequence[str] = ()) -> list[Point]:
@@ -70,31 +69,20 @@ def open_sweep(file: str, workdir: str, overrides: Sequence[str] = ()) -> list[P
     if storage.is_remote(workdir):
         raise UserError(f"--workdir={workdir}: a sweep gathers its runs in a local folder")
     listed = load_sweep(file)
-    alike = Counter(_last(key) for key in {key for values in listed for key in values})
     points = {}
-    for values in listed:
-        settings = [f"--config.{key}={_text(value)}" for key, value in values.items()]
-        config = load_config(file, [*overrides, *settings])
-        parts = [f"{_last(k) if alike[_last(k)] == 1 else k}={_text(v)}" for k, v in values.items()]
-        name = _folder(",".join(parts))
+    for name, values in zip(map(_folder, name_points(listed)), listed):
+        own = settings(values)
+        config = load_config(file, [*overrides, *own])
         if name in points:
             raise UserError(f"--config={file}: sweep() gives {name} twice")
         place = Path(workdir) / name
         if (place / "config.json").exists():
             check_same_run(place, config)
-        words = ["train", f"--config={file}", f"--workdir={place}", *overrides, *settings]
+        words = ["train", f"--config={file}", f"--workdir={place}", *overrides, *own]
         points[name] = Point(name, values, config, place, words)
     if not points:
         raise UserError(f"--config={file}: sweep() gives no point")
     return list(points.values())
-
-
-def _last(key: str) -> str:
-    return key.rsplit(".", 1)[-1]
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else repr(value)
 
 
 def _folder(text: str) -> str:

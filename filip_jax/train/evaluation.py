@@ -11,7 +11,7 @@ import jax
 from filip_jax.cluster import service
 from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch
 from filip_jax.errors import UserError
-from filip_jax.evals.run import Metrics
+from filip_jax.evals.results import Metrics
 from filip_jax.files import read_json, write_atomically
 from filip_jax.workdir import Workdir
 

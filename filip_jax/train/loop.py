@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 
-from filip_jax import __version__
 from filip_jax.checkpoint import CheckpointWriter, abstract
 from filip_jax.cluster import service
 from filip_jax.cluster.join import preflight
@@ -26,7 +25,8 @@ from filip_jax.data.pipeline import batches, parts_of
 from filip_jax.data.sources import Source, fingerprint
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import Preempted, UserError
-from filip_jax.evals.run import Eval, forget_after, is_recorded, open_evals, record_step, run_evals, table
+from filip_jax.evals.results import forget_after, is_recorded, table
+from filip_jax.evals.run import Eval, open_evals, record_evals, run_evals
 from filip_jax.inference import Embedder, check_tokenizer
 from filip_jax.mesh import global_batch
 from filip_jax.redact import redacted
@@ -112,8 +112,7 @@ class Trainer:
         donor = None if newest is not None else open_donor(setup.init_from, setup.shapes["params"])
         tokenizer = prepare_tokenizer(self.place, setup, source, started=newest is not None)
         service.on_first_process(lambda: save_config(workdir, config))
-        identity = {"tokenizer_sha256": tokenizer.sha256, "data_sha256": fingerprint(source)}
-        self.meta = identity | {"filip_jax_version": __version__}
+        self.meta = {"tokenizer_sha256": tokenizer.sha256, "data_sha256": fingerprint(source)}
         sizes = {name: setup.data[name] for name in ("image_size", "text_length")}
         self.embedder = Embedder(setup.model, tokenizer, **sizes, mesh=setup.mesh)
         self.eval_guard = EvalGuard(self.place, watch, setup.evals_fatal)
@@ -160,7 +159,7 @@ class Trainer:
         service.on_first_process(lambda: forget_after(workdir, self.step))
         of_each = service.together if self.place.is_remote else service.on_first_process  # a mirror is a process's own
         of_each(lambda: forget_keys_after(workdir, self.step))
-        recorded = service.of_first_process(is_recorded(workdir, self.step, self.evals))
+        recorded = service.of_first_process(is_recorded(workdir, self.step, [each.name for each in self.evals]))
         self.evaluated_step = self.step if recorded else None
         wandb = WandbLog(workdir, project=setup.wandb_project, name=self.place.name, config=self.config)
         self.writer = MetricWriter(workdir, step=self.step, evaluated=recorded, also=wandb)
@@ -293,7 +292,8 @@ class Trainer:
             model = self.embedder.with_parameters(self.state.get("ema", self.state["params"]), self.step)
             metrics = run_evals(model, self.evals, self.workdir, self.eval_guard)
             self.writer.write(self.step, metrics)
-            service.on_first_process(lambda: record_step(self.workdir, self.step, metrics))
+            where = self.workdir, self.checkpoints, self.step
+            service.on_first_process(lambda: record_evals(*where, metrics, self.evals))
         self.place.push(now=True)
         self.evaluated_step = self.step
         say(table({f"step {self.step}": metrics}))

@@ -1,0 +1,90 @@
+"""Which runs and checkpoints are evaluated."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filip_jax import storage
+from filip_jax.config import FILE as CONFIG
+from filip_jax.errors import UserError
+from filip_jax.evals.curves import HEADLINES
+
+STEPS = ("latest", "all", "best")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which checkpoints are evaluated, and how.
+
+    Attributes:
+        step: "latest", "all", "best" by `metric`, or a number.
+        metric: "EVALUATION/metric"; "" is the first of a run's that ends as HEADLINES say.
+        again: what is recorded already is evaluated, too.
+        watch: waits for more checkpoints until each run has its last one.
+        idle_minutes: after so long without a new one the watch ends; 0 is never.
+        batch_size: images or texts that go through a tower at once, on each device.
+    """
+
+    step: str = "latest"
+    metric: str = ""
+    again: bool = False
+    watch: bool = False
+    idle_minutes: float = 0.0
+    batch_size: int = 64
+
+    def check(self) -> None:
+        """Raises a UserError for a choice that can not be."""
+        if self.step not in STEPS and not self.step.isdecimal():
+            raise UserError(f"--step={self.step} is not {', '.join(STEPS)} or a number")
+        if self.watch and self.step not in ("latest", "all"):
+            raise UserError(f"--step={self.step}: --watch evaluates new checkpoints: take latest or all")
+        if self.metric and self.step != "best":
+            raise UserError(f"--metric={self.metric} is for --step=best, not {self.step}")
+        if self.idle_minutes and not self.watch:
+            raise UserError("--idle_minutes is for --watch")
+        if not 0 <= self.idle_minutes < float("inf"):
+            raise UserError(f"--idle_minutes={self.idle_minutes} must be at least 0 and finite")
+        if not 1 <= self.batch_size <= 1 << 20:
+            raise UserError(f"--batch_size={self.batch_size} must be at least 1 and at most {1 << 20}")
+
+
+def find_workdirs(pattern: str) -> list[str]:
+    """The workdirs that a pattern matches, sorted."""
+    return sorted(storage.folder_of(path) for path in storage.listed(storage.join(pattern.rstrip("/"), CONFIG)))
+
+
+def best_step(path: str, recorded_steps: Mapping[str, Mapping[str, Any]], steps: Sequence[int], metric: str) -> int:
+    """The step with the best recorded number of a metric among those with a checkpoint; of equal ones the first.
+
+    Raises:
+        UserError: no number of it is recorded.
+    """
+    numbers = {step: recorded_steps.get(str(step), {}) for step in steps}
+    known = list(dict.fromkeys(name for metrics in numbers.values() for name, x in metrics.items() if _is_number(x)))
+    metric = metric or next((name for name in known if name.endswith(HEADLINES)), "")
+    of_metric = {step: metrics[metric] for step, metrics in numbers.items() if _is_number(metrics.get(metric))}
+    if not of_metric:
+        have = f"; known are {', '.join(known[:12])}" if known else ""
+        raise UserError(
+            f"--step=best: {path} has no number of {metric or 'any evaluation'} for the checkpoints that are there: "
+            f"evaluate them with --step=all first{have}"
+        )
+    sign = -1 if metric.endswith("loss") else 1
+    best = max(of_metric, key=lambda step: (sign * of_metric[step], -step))
+    print(f"{path}: step {best} is the best of {len(of_metric)} by {metric}: {of_metric[best]:.4g}", flush=True)
+    return best
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The last parts of the paths, as many as tell them apart."""
+    parts = [path.split("/") if storage.is_remote(path) else Path(path).resolve().parts for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-count:]) for p in parts]
+        if len(set(names)) == len(names):
+            break
+    return names

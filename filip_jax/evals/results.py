@@ -1,0 +1,146 @@
+"""evals.json of a run: the numbers of every evaluation by step, and of which checkpoint and task they are."""
+
+import contextlib
+import fcntl
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filip_jax.errors import UserError
+from filip_jax.files import read_json, write_atomically
+
+FILE = "evals.json"
+
+Metrics = dict[str, Any]  # numbers; texts under eval/<name>/error
+Task = dict[str, Any]  # {"checkpoint": its SHA-256, "task": the evaluation's, …}
+EMPTY = {"steps": {}, "baselines": {}, "tasks": {}, "baseline_tasks": {}}
+
+
+def read_results(workdir: Path) -> dict[str, Any]:
+    """evals.json: {steps: {"<step>": metrics}, baselines: {name: metrics}, tasks: {"<step>": {evaluation: Task}},
+    baseline_tasks: {evaluation: SHA-256}}; empty before the first.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    file = workdir / FILE
+    found = read_json(file) if file.exists() else {}
+    results = {key: found.get(key, {}) for key in EMPTY}
+    for part, content in results.items():
+        kind = str if part == "baseline_tasks" else dict
+        if not isinstance(content, dict) or not all(isinstance(value, kind) for value in content.values()):
+            raise UserError(f"{file} is damaged: {part} is not what is written there")
+    return results
+
+
+def is_recorded(workdir: Path, step: int, names: list[str]) -> bool:
+    """Whether evals.json has a number of each of these evaluations at this step."""
+    found = {metric.removeprefix("eval/").split("/")[0] for metric in read_results(workdir)["steps"].get(str(step), {})}
+    return all(name in found for name in names)
+
+
+def recorded(workdir: Path, step: int, name: str, task: Task) -> Metrics | None:
+    """The numbers of an evaluation of this very checkpoint and task, or None; an error is no number."""
+    results = read_results(workdir)
+    if results["tasks"].get(str(step), {}).get(name) != task:
+        return None
+    numbers = results["steps"].get(str(step), {})
+    return {metric: value for metric, value in numbers.items() if metric.startswith(f"{name}/")} or None
+
+
+def forget_after(workdir: Path, step: int) -> None:
+    """Removes the steps beyond this one, to which a run goes back, from evals.json; a damaged file is set aside."""
+    with _locked(workdir):
+        try:
+            results = read_results(workdir)
+            kept = {part: {str(int(n)): v for n, v in results[part].items()} for part in ("steps", "tasks")}
+        except (UserError, ValueError) as error:
+            aside = workdir / f"damaged_{FILE}"
+            os.replace(workdir / FILE, aside)
+            warnings.warn(f"{error}; it is now {aside}, and evaluations are recorded anew", stacklevel=2)
+            return
+        kept = {part: {n: v for n, v in of_part.items() if int(n) <= step} for part, of_part in kept.items()}
+        if results | kept != results:
+            _write(workdir, results | kept)
+
+
+def record_step(workdir: Path, step: int, metrics: Metrics, tasks: Mapping[str, Task]) -> None:
+    """Adds the metrics of one step to evals.json, in place of what these evaluations had there.
+
+    Args:
+        tasks: what was evaluated, by the evaluation's name.
+    """
+    with _locked(workdir):
+        results = read_results(workdir)
+        names = {metric.removeprefix("eval/").split("/")[0] for metric in metrics}
+        before = results["steps"].get(str(step), {})
+        kept = {m: value for m, value in before.items() if m.removeprefix("eval/").split("/")[0] not in names}
+        results["steps"][str(step)] = kept | metrics
+        sound = {name: task for name, task in tasks.items() if f"eval/{name}/error" not in metrics}
+        others = {name: task for name, task in results["tasks"].get(str(step), {}).items() if name not in names}
+        if found := others | sound:
+            results["tasks"][str(step)] = found
+        _write(workdir, results)
+
+
+def record_baselines(workdir: Path, baselines: Mapping[str, Metrics], tasks: Mapping[str, str]) -> None:
+    """Adds numbers of baselines to evals.json.
+
+    Args:
+        tasks: the SHA-256 of each evaluation that they are of.
+    """
+    with _locked(workdir):
+        results = read_results(workdir)
+        for name, metrics in baselines.items():
+            results["baselines"][name] = results["baselines"].get(name, {}) | metrics
+        results["baseline_tasks"] |= tasks
+        _write(workdir, results)
+
+
+@contextlib.contextmanager
+def _locked(workdir: Path) -> Iterator[None]:
+    """A training and `filip eval --watch` both write. On NFS a folder can not be locked: the last one wins."""
+    lock = os.open(workdir, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _write(workdir: Path, results: dict[str, Any]) -> None:
+    found = {key: value for key, value in results.items() if value or key in ("steps", "baselines")}
+    write_atomically(workdir / FILE, json.dumps(found, indent=2) + "\n")
+
+
+def table(columns: Mapping[str, Metrics]) -> str:
+    """Metrics as rows, columns as given, in markdown; intervals stand behind their number."""
+    lines = [
+        ["", *columns],
+        *([row, *(cell(metrics, row) for metrics in columns.values())] for row in rows_of(columns)),
+    ]
+    widths = [max(len(line[n]) for line in lines) for n in range(len(columns) + 1)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join("| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(line, widths)) + " |" for line in lines)
+
+
+def rows_of(columns: Mapping[str, Metrics]) -> list[str]:
+    """The metrics that have a row in a table."""
+    found = dict.fromkeys(metric for metrics in columns.values() for metric in metrics)
+    return [metric for metric in found if not metric.endswith(("_low", "_high"))]
+
+
+def cell(metrics: Metrics, row: str) -> str:
+    """A metric as a table shows it, with its interval if it has one; "" without."""
+    if row not in metrics:
+        return ""
+    value = metrics[row]
+    if isinstance(value, (int, str)):
+        return str(value)
+    if f"{row}_low" in metrics:
+        return f"{value:.3f} [{metrics[f'{row}_low']:.3f}, {metrics[f'{row}_high']:.3f}]"
+    return f"{value:.3f}"

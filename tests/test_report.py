@@ -1,0 +1,117 @@
+"""`filip report`: one page about a run that holds all it shows and loads nothing."""
+
+import base64
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from filip_jax.cli import main
+from filip_jax.evals.checkpoints import evaluate_runs
+from filip_jax.evals.choice import Choice
+from filip_jax.tools.report import report
+from filip_jax.train.loop import train
+
+VOID = {"meta", "img", "br", "rect", "path", "circle"}
+LOADS = ("src", "href", "xlink:href", "data", "action", "poster", "srcset")
+
+
+class Page(HTMLParser):
+    """What stands in a page: texts, elements that are left open, and whatever it would load."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.texts, self.open, self.loads, self.tags = [], [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.open += [] if tag in VOID else [tag]
+        self.loads += [value for name, value in attributes if name in LOADS]
+        self.loads += [
+            found for name, value in attributes if name == "style" for found in re.findall(r"url\((.*?)\)", value)
+        ]
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+@pytest.fixture(scope="module")
+def run(small_demo, tmp_path_factory):
+    """A run with evaluations at two steps, one of them a published task, and pictures."""
+    workdir = tmp_path_factory.mktemp("report") / "a <run>"
+    evals = {"alignment": small_demo["evals"]["alignment"], "cifar10": small_demo["evals"]["seen_cells"]}
+    train(workdir, small_demo | {"total_steps": 4, "eval_every_steps": 2, "evals": evals})
+    evaluate_runs(str(workdir), Choice())
+    return workdir
+
+
+def read(path):
+    with open(path, encoding="utf-8") as file:
+        html = file.read()
+    page = Page(html)
+    assert page.open == [] and all(load.startswith("data:image/webp;base64,") for load in page.loads)
+    assert "script" not in page.tags and "link" not in page.tags and "iframe" not in page.tags
+    assert "default-src 'none'" in html and "@import" not in html and "url(" not in html
+    assert set(re.findall(r"https?://[^\"'< ]*", html)) <= {"http://www.w3.org/2000/svg"}
+    return page
+
+
+def test_the_page_holds_what_the_run_has(run, capsys):
+    assert main(["report", f"--workdir={run}"]) == 0
+    assert capsys.readouterr().out == f"wrote {run}/report.html\n"
+    page = read(run / "report.html")
+    assert {"a <run>", "4", "100 %", "loss", "pairs per second", "optimizer.peak_learning_rate", "chance"} <= set(
+        page.texts
+    )
+    assert {"Evaluations", "Training", "Where the time went", "What words see", "The data", "Config"} <= set(page.texts)
+    assert "FILIP base" in page.texts and "a <run>, step 4" in page.texts and "cifar10" in page.texts
+    results = json.loads((run / "evals.json").read_text())["steps"]["4"]
+    assert f"{results['cifar10/image_to_text_top1']:.3f}" in page.texts
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-2])  # the last line is the evaluation's
+    assert f"{last['train/loss']:.4g}" in page.texts
+    assert page.tags.count("img") == 2 + 1 and page.tags.count("svg") == 2 + 6  # pages and contact sheet; charts
+    with Image.open(io.BytesIO(base64.b64decode(page.loads[0].partition(",")[2]))) as picture:
+        assert picture.size[0] > 700
+
+
+def test_a_page_of_a_run_that_has_nothing_yet(run, tmp_path):
+    (tmp_path / "new").mkdir()
+    config = json.loads((run / "config.json").read_text())
+    config["source"] = {"name": "folder", "path": "/nowhere/<b>"}
+    (tmp_path / "new/config.json").write_text(json.dumps(config))
+    page = read(report(str(tmp_path / "new"), str(tmp_path / "out/page.html")))
+    assert "None yet: filip eval makes them." in page.texts and "No step is logged yet." in page.texts
+    assert any("It is not here: source: folder: path='/nowhere/<b>' is not a folder" in text for text in page.texts)
+
+
+def test_what_is_damaged_is_named(run, tmp_path, capsys):
+    copy = shutil.copytree(run, tmp_path / "run")
+    next((copy / "checkpoints").rglob("manifest.json")).write_text("torn")
+    with (copy / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "train/loss": Infinity}\n{"step')
+    read(report(str(copy)))
+    next((copy / "pictures").rglob("*_step_0000004.png")).write_bytes(b"no picture")
+    page = read(report(str(copy)))
+    assert any("can not be read" in text for text in page.texts)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--workdir=/nowhere/run"], "/nowhere/run holds no run: config.json is missing"),
+        (["--workdir=RUN", "--output=page.pdf"], "--output=page.pdf: the page is HTML; name it FILE.html"),
+    ],
+)
+def test_mistakes_are_one_line(run, words, said, capsys):
+    assert main(["report", *(word.replace("RUN", str(run)) for word in words)]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
