@@ -114,6 +114,9 @@ def get_config(variant: str = "filip") -> ConfigDict:
             seen_cells=classify("seen_cells"),
             unseen_cells=classify("unseen_cells"),
             unseen_concepts=classify("unseen_concepts"),
+            probe=dict(
+                kind="linear_probe", source=emoji("seen_cells"), training=emoji("seen_cells", scenes=500, seed=1)
+            ),
             alignment=dict(kind="pictures", source=val, examples=8),
         ),
     ))  # fmt: skip

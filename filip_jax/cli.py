@@ -1,4 +1,4 @@
-"""The command `filip`: train, eval, inspect, align; see also cli_plan.py and cli_data.py."""
+"""The command `filip`: train, eval, inspect; see also cli_align.py, cli_data.py and cli_plan.py."""
 
 import argparse
 import os
@@ -6,8 +6,8 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
+from filip_jax.cli_align import add_align_command, step_number
 from filip_jax.cli_data import add_data_commands, source_section
 from filip_jax.cli_plan import add_plan_commands
 from filip_jax.cluster.watch import PREEMPTED, Watch, leave
@@ -72,11 +72,6 @@ CHECKPOINT is the workdir of a run, of which the newest is taken or that of --st
 Layers are stacked: they stand on one line, as do copies of the parameters (ema, the optimiser's moments).
 With --verify all files are read; one that is not as it was written is named, with exit code 2. No
 accelerator is touched, so it can run beside a training."""
-
-ALIGN = """Draw which patches of an image each word of a text matches, on one page (PNG).
-
-The picture is scaled and centre-cropped as in evaluation. Left: what the model sees. Right: each
-patch in the colour of the word it matches best. Below: for each word, its match with every patch."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -177,11 +172,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_data_commands(commands)
 
-    align = command("align", _align, ALIGN)
-    align.add_argument("--step", default="latest", help="latest or a number (default: latest)")
-    align.add_argument("--image", required=True, help="a picture file: JPEG, PNG, WebP …")
-    align.add_argument("--text", required=True)
-    align.add_argument("--output", required=True, metavar="FILE.png")
+    add_align_command(command)
     return parser
 
 
@@ -237,41 +228,4 @@ def _eval(arguments, overrides) -> None:
 def _inspect(arguments, _) -> None:
     from filip_jax.checkpoint.inspect import inspect
 
-    print(inspect(arguments.checkpoint, _step_number(arguments.step), arguments.verify))
-
-
-def _align(arguments, _) -> None:
-    from filip_jax.data.decode import decode
-    from filip_jax.data.preprocess import centre_view
-    from filip_jax.evals.alignment import align
-    from filip_jax.evals.draw import draw_alignment, missing_glyphs
-    from filip_jax.inference import load_model
-
-    image, output = Path(arguments.image), Path(arguments.output)
-    if not image.is_file():
-        raise UserError(f"--image={image}: no such file")
-    if output.suffix.lower() != ".png":
-        raise UserError(f"--output={output}: the picture is a PNG; name it so")
-    if not arguments.text.strip():
-        raise UserError("--text is empty")
-    if any(0xD800 <= ord(character) < 0xE000 for character in arguments.text):
-        raise UserError("--text is not valid UTF-8")
-    try:
-        picture = decode(image.read_bytes())
-    except ValueError as error:
-        raise UserError(f"--image={image}: {error}") from error
-    model = load_model(arguments.workdir, _step_number(arguments.step))
-    (alignment,) = align(model, [centre_view(picture, model.image_size)], [arguments.text])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    draw_alignment(alignment).save(output)
-    if unknown := missing_glyphs(arguments.text):
-        warnings.warn(f"the page's font does not know {unknown}", stacklevel=2)
-    print(f"wrote {output}")
-
-
-def _step_number(step: str) -> int | None:
-    if step == "latest":
-        return None
-    if not step.isdecimal():
-        raise UserError(f"--step={step} is not latest or a number")
-    return int(step)
+    print(inspect(arguments.checkpoint, step_number(arguments.step), arguments.verify))

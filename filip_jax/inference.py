@@ -58,6 +58,7 @@ class Embedder:
         self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
         jit = partial(jax.jit, static_argnames="pooling", out_shardings=replicated(self.mesh))
         self._image, self._text = jit(model.encode_image), jit(model.encode_text)
+        self._features = jit(model.image_features)
         self.parameters: dict[str, Any] = {}
         self.step = 0
 
@@ -84,6 +85,33 @@ class Embedder:
         Raises:
             UserError: no image, or one that is not uint8 [h, w, 3].
         """
+        return self._run(self._image, self._views(images), pooling)
+
+    def image_features(
+        self, images: Shaped[Array, "n h w 3"] | Sequence[Shaped[Array, "_h _w 3"]], pooling: str = "tokens"
+    ) -> Float[np.ndarray, "n width"]:
+        """What a linear classifier of images is trained on, float32: the mean over the image tower's patches.
+
+        It is taken before the projection into the space that images and texts share, and not normalised.
+
+        Args:
+            images: as of `encode_image`.
+            pooling: "tokens", or "global" for the class token instead of the mean, whatever the model's own is.
+
+        Raises:
+            UserError: as `encode_image`; "global" of a model without a class token.
+        """
+        return self._run(self._features, self._views(images), pooling)
+
+    def features_of_views(
+        self, views: Shaped[jax.Array, "n size size 3"], pooling: str = "tokens"
+    ) -> Float[jax.Array, "n width"]:
+        """`image_features` of views of `image_size` that lie on the mesh, split over it; whole on every device."""
+        with jax.set_mesh(self.mesh):
+            return self._features(self.parameters, views, pooling=pooling)
+
+    def _views(self, images) -> np.ndarray:
+        """What the image tower sees of each image."""
         if len(images) == 0:
             raise UserError("there are no images to encode")
         for index, image in enumerate(images):
@@ -92,8 +120,7 @@ class Embedder:
                 raise UserError(f"image {index} is {kind}; images are arrays, uint8 [h, w, 3]")
             if 0 in image.shape:
                 raise UserError(f"image {index} is {kind}; it has no pixel")
-        views = [centre_view(decode(np.asarray(image)), self.image_size) for image in images]
-        return self._run(self._image, np.stack(views), pooling)
+        return np.stack([centre_view(decode(np.asarray(image)), self.image_size) for image in images])
 
     def encode_text(
         self, texts: Sequence[str], pooling: str | None = None

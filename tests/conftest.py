@@ -92,6 +92,10 @@ def small_demo(demo_config) -> dict:
     evals = copy.deepcopy(demo_config["evals"])
     evals["val"] |= {"examples": 32, "source": evals["val"]["source"] | {"scenes": 32}}
     evals["pointing"] |= {"examples": 16, "source": evals["val"]["source"]}
+    evals["probe"] |= {
+        "training": evals["probe"]["training"] | {"scenes": 50},
+        "protocol": {"name": "lbfgs", "regularisation": (1.0,)},
+    }
     evals["alignment"] |= {"examples": 2, "source": evals["val"]["source"]}
     for each in evals.values():
         if "neighbours" in each:

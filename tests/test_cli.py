@@ -48,6 +48,30 @@ def test_align_draws_a_page(run, capsys):
 
 
 @pytest.mark.smoke
+def test_align_draws_a_class_name_in_the_papers_prompt(run, capsys):
+    arguments = [word for word in align(run, ("output", run / "label.png")) if not word.startswith("--text")]
+    code, output, error = said(capsys, *arguments, "--label=top hat")
+    assert code == 0 and "label.png" in output and not error
+    with Image.open(run / "label.png") as page:
+        assert page.size[0] > 700
+    for wrong in ([], ["--label=hat", "--text=hat"]):
+        with pytest.raises(SystemExit) as stop:
+            said(capsys, *arguments, *wrong)
+        assert stop.value.code == 2 and "--label" in capsys.readouterr().err
+
+
+def test_a_label_that_the_context_does_not_reach_is_refused(run, capsys):
+    shutil.copytree(run / "run", run / "short")
+    config = json.loads((run / "short/config.json").read_text())
+    config["data"]["text_length"] = 5
+    (run / "short/config.json").write_text(json.dumps(config))
+    arguments = [word for word in align(run, ("workdir", run / "short")) if not word.startswith("--text")]
+    code, _, error = said(capsys, *arguments, "--label=hat")
+    last = error.splitlines()[-1]
+    assert code == 2 and last == "filip: error: --label=hat: the model's context of 5 tokens ends before it"
+
+
+@pytest.mark.smoke
 def test_eval_prints_a_table_beside_the_baselines_and_records_it(run, capsys):
     code, output, _ = said(capsys, "eval", f"--workdir={run / 'r*'}", "--step=all")
     assert code == 0
@@ -115,6 +139,7 @@ MISTAKES = {
     "no image": (["align", "--workdir=RUN/run", "--image=RUN/none.png", "--text=x", "--output=RUN/p.png"], "none.png: no such file"),
     "image is text": (["align", "--workdir=RUN/run", "--image=RUN/no_picture.jpg", "--text=x", "--output=RUN/p.png"], "no picture that can be read"),
     "empty text": (["align", "--workdir=RUN/run", "--image=RUN/picture.jpg", "--text= ", "--output=RUN/p.png"], "--text is empty"),
+    "empty label": (["align", "--workdir=RUN/run", "--image=RUN/picture.jpg", "--label= ", "--output=RUN/p.png"], "--label is empty"),
     "workdir is a file": (["train", f"--config={DEMO}", "--workdir=RUN/picture.jpg"], "picture.jpg is a file"),
     "output is nowhere": (["align", "--workdir=RUN/run", "--image=RUN/picture.jpg", "--text=x", "--output=RUN/picture.jpg/p.png"], "picture.jpg"),
     "not a png": (["align", "--workdir=RUN/run", "--image=RUN/picture.jpg", "--text=x", "--output=RUN/p.jpg"], "name it so"),

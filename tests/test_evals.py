@@ -9,14 +9,12 @@ import pytest
 from conftest import ROOT, make_devices_mesh, unit
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from filip_jax.data.record import Caption, Record, Region
 from filip_jax.errors import UserError
 from filip_jax.evals import localisation, pixels, retrieval, similarity, zero_shot
-from filip_jax.evals.alignment import Alignment, align, content_words
+from filip_jax.evals.alignment import align, content_words
 from filip_jax.evals.clip_benchmark import write_results
-from filip_jax.evals.draw import _caption, draw_alignment, missing_glyphs
 from filip_jax.evals.prompts import make_prompts
 from filip_jax.evals.published import beside_published, published
 from filip_jax.evals.records import check_records
@@ -265,7 +263,8 @@ def test_prompts_are_templates_a_file_or_combinations(tmp_path):
 
 
 def test_pointing_finds_what_the_oracle_knows():
-    assert localisation.evaluate(Oracle(), Scenes(), Path(), examples=10) == {"pointing_accuracy": 1.0, "phrases": 20}
+    found = localisation.evaluate(Oracle(), Scenes(), Path(), examples=10)
+    assert (found["pointing_accuracy"], found["phrases"], found["phrases_left_out"]) == (1.0, 20, 0)
     assert localisation.baselines(Scenes(), examples=10)["chance"]["pointing_accuracy"] == pytest.approx(1 / 9)
 
     class Wrong(Oracle):
@@ -289,20 +288,6 @@ def test_an_alignment_names_words_and_patches():
         "tail",
         "up",
     ]
-
-
-def test_the_page_shows_the_claims_in_their_words_colours():
-    view = np.full((48, 48, 3), 128, np.uint8)
-    similarity = np.zeros((2, 6, 6))
-    similarity[0, 1, 1], similarity[1, 4, 4] = 1, 1
-    chosen = np.full((6, 6), -1)
-    chosen[1, 1], chosen[4, 4] = 0, 1
-    page = draw_alignment(Alignment(view, "dog cat", 7, [(0, 3), (4, 7)], similarity, chosen), boxes=[(8, 8, 16, 16)])
-    claims = np.asarray(page)[42:378, 368:704].astype(int)
-    assert np.ptp(claims[10, 10]) == 0, "an unclaimed patch stays grey"
-    first, second = claims[56 + 28, 56 + 28], claims[4 * 56 + 28, 4 * 56 + 28]
-    assert np.ptp(first) > 40 and np.ptp(second) > 40 and np.abs(first - second).max() > 40
-    assert isinstance(page, Image.Image) and page.size[0] > 700
 
 
 def test_the_pixel_neighbour_knows_identical_pictures():
@@ -408,26 +393,12 @@ def test_an_evaluation_that_can_not_be_is_refused(section, message):
 
 
 def test_the_table_lines_up_and_shows_intervals():
-    text = table({"ours": {"a": 0.5, "a_low": 0.25, "a_high": 0.75, "n": 12}, "chance": {"a": 0.125}})
-    assert text.splitlines()[2:] == ["| a | 0.500 [0.250, 0.750] | 0.125  |", "| n | 12                   |        |"]
+    text = table({"ours": {"a": 0.5, "a_low": 0.25, "a_high": 0.75, "n": 12}, "chance": {"a": 0.00012}})
+    assert text.splitlines()[2:] == ["| a | 0.500 [0.250, 0.750] | 1.2e-04 |", "| n | 12                   |         |"]
     assert len({len(line) for line in text.splitlines()}) == 1
 
 
-def test_a_long_caption_has_its_own_lines_and_ends_where_the_model_stops_reading():
-    view, grid = np.zeros((48, 48, 3), np.uint8), np.zeros((6, 6), int)
-    text = "dog " * 60
-    words = [(4 * n, 4 * n + 3) for n in range(40)]
-    long = Alignment(view, text, 160, words, np.zeros((40, 6, 6), np.float32), grid)
-    placed = _caption(long, 1040)
-    assert "(not read" in placed[-1][2] and "dog " * 3 not in placed[-2][2]
-    assert all(x + 10 < 1040 for _, x, *_ in placed) and placed[-1][0] >= 2
-    short = Alignment(view, "dog", 3, [(0, 3)], np.zeros((1, 6, 6), np.float32), grid)
-    rows = 26 * placed[-1][0] + (-(-40 // 6) - 1) * (160 + 26 + 16)
-    assert draw_alignment(long).height == draw_alignment(short).height + rows
-
-
-def test_words_of_scripts_without_spaces_are_characters_and_unknown_glyphs_are_named():
+def test_words_of_scripts_without_spaces_are_characters():
     assert [text for text in map("一只 dog's 🐶, a the!".__getitem__, (slice(*w) for w in content_words("一只 dog's 🐶, a the!")))] == [
         "一", "只", "dog's", "🐶",
     ]  # fmt: skip
-    assert missing_glyphs("a dog 只") == "只"

@@ -19,7 +19,7 @@ from filip_jax.cli import main
 from filip_jax.cli_data import source_section
 from filip_jax.config import load_config
 from filip_jax.data.sources import SOURCES, make_source
-from filip_jax.evals.run import open_evals
+from filip_jax.evals.run import check_evals, open_evals
 from filip_jax.losses import pallas_gpu
 from filip_jax.sections import call, check
 from filip_jax.train.setup import make_setup
@@ -84,7 +84,15 @@ def test_the_quick_demo_trains_evaluates_draws_and_closes_with_a_table(demo):
     rows = dict(re.findall(r"^\| (\S+) +\| (.*) \|$", output, re.MULTILINE))
     ours, chance, neighbour = (cell.strip() for cell in rows["val/image_to_text_R@1"].split("|"))
     assert float(ours) > 4 * float(chance) > 0 and float(neighbour) >= 0
-    for name in ("config.json", "metrics.jsonl", "tensorboard", "checkpoints", "evals.json", "evals.svg", "report.html"):
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "evals.json",
+        "evals.svg",
+        "report.html",
+    ):
         assert (workdir / name).exists()
     assert len(list((workdir / "pictures/alignment").glob("*_step_*.png"))) == 8
     assert str(workdir.parent) in output.splitlines()[-1]
@@ -219,7 +227,10 @@ def test_python_blocks(number, demo, monkeypatch, capsys):
     if "image_to_text" in names:
         assert names["image_to_text"].shape == names["text_to_image"].shape == (1, 2) and capsys.readouterr().out
     elif "get_config" in names:
-        source = names["get_config"]().to_dict()["source"]
+        config = names["get_config"]().to_dict()
+        if "source" not in config:
+            return check_evals(config["evals"])
+        source = config["source"]
         assert source.pop("name") == "mixture"
         for section in source.values():  # the paths are not there: nothing but the options can be checked
             options = {k: v for k, v in section.items() if k not in ("name", "weight", "side_captions", "caption_keys")}

@@ -45,7 +45,7 @@ class Bad:
 
 
 class Samples:
-    """The global stream, by number: {image, ids, truncated, part, index, bad[, group]}.
+    """The global stream, by number: {image, label, ids, truncated, part, index, bad[, group]}.
 
     A record that can not be used is replaced by another of its part, drawn by the sample's number;
     `bad` names each that was tried before.
@@ -82,20 +82,20 @@ class Samples:
         return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, attempt]))
 
     def _row(self, visit: Visit, rng: np.random.Generator) -> Batch:
-        caption, image = _draw(self.sources[visit.part], visit.index, self.image_size, rng, self.augment)
+        caption, image, label = _draw(self.sources[visit.part], visit.index, self.image_size, rng, self.augment)
         ids, truncated = self.tokenizer.encode([caption], self.text_length)
         place = {"part": np.int32(visit.part), "index": np.int64(visit.index)}
         if self.image_number:
             place["group"] = self.image_number(visit.part, visit.index)
-        return {"image": image, "ids": ids[0], "truncated": truncated[0], **place}
+        return {"image": image, "label": np.int32(label), "ids": ids[0], "truncated": truncated[0], **place}
 
 
 def _draw(source: Source, index: int, size: int, rng: np.random.Generator, augment: Mapping[str, Any]):
-    """A caption and a view of a record; BadRecord if it can not be used."""
+    """A caption, a view and the label, -1 for none, of a record; BadRecord if it can not be used."""
     record = source[index]
     caption = draw_caption(record.captions, rng)
     try:
-        return caption, training_view(record.image, size, rng, **augment)
+        return caption, training_view(record.image, size, rng, **augment), -1 if record.label is None else record.label
     except ValueError as error:
         raise BadRecord(str(error)) from error
 
@@ -215,8 +215,8 @@ def batches(
 ) -> Iterator[Batch]:
     """Endless batches of this process's rows.
 
-    {image uint8 [rows, size, size, 3], ids int32 [rows, length], truncated bool [rows], part int32 and
-    index int64 [rows]: which record of which part, bad: the records that were replaced; with groups also
+    {image uint8 [rows, size, size, 3], label int32 [rows], -1 for none, ids int32 [rows, length], truncated bool [rows],
+    part int32 and index int64 [rows]: which record of which part, bad: the records that were replaced; with groups also
     group int32 [rows]: which image}
 
     Args:

@@ -1,6 +1,7 @@
 """Word-patch alignment: which patches each word of a text matches (FILIP, section 4.4)."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,9 +10,11 @@ from jaxtyping import Float, Int, UInt8
 from filip_jax.errors import UserError
 from filip_jax.inference import Embedder
 
-# Left out of pictures: a causal text tower lets them repeat the word before ("a carrot, a" …).
+PROMPT = "a photo of a {}."  # of the paper's pictures
 NO_SPACES = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # kana, Chinese characters, Hangul
+# Left out of pictures: a causal text tower lets them repeat the word before ("a carrot, a" …).
 FUNCTION_WORDS = frozenset("a an and are as at by for in is it its of on or that the their this to with".split())
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -22,60 +25,108 @@ class Alignment:
         view: the square picture that the image tower saw.
         text: the text.
         read: how many of its characters the model's context holds.
+        spans: of each token from BOS to EOS, the characters text[start:end] that it stands for; none of those two,
+            and none of what is only a part of a character that the token behind it completes.
         words: those looked at, as (start, end) in characters; words beyond the context are missing.
+        pieces: of each word, the indices of its tokens.
         similarity: of each word with each patch, row by row; a word of several pieces is their mean.
-        chosen: for each patch the one of these words it matches best, -1 if it matches BOS or EOS
+        chosen_token: for each patch the index of the token it matches best among all that take part, BOS being 0.
+        chosen: for each patch the one of these words that has the token it matches best, -1 if BOS or EOS match
             better; words that are not looked at take no part.
     """
 
     view: UInt8[np.ndarray, "size size 3"]
     text: str
     read: int
-    words: list[tuple[int, int]]
+    spans: list[Span]
+    words: list[Span]
+    pieces: list[list[int]]
     similarity: Float[np.ndarray, "words grid grid"]
+    chosen_token: Int[np.ndarray, "grid grid"]
     chosen: Int[np.ndarray, "grid grid"]
 
+    @property
+    def tokens(self) -> list[str]:
+        """The text of each token without spaces around it, "[BOS]" and "[EOS]" of these."""
+        return ["[BOS]", *(self.text[start:end].strip() for start, end in self.spans[1:-1]), "[EOS]"]
 
-def align(model: Embedder, views: list[np.ndarray], texts: list[str], phrases=None) -> list[Alignment]:
+
+def align(
+    model: Embedder,
+    views: Sequence[UInt8[np.ndarray, "size size 3"]],
+    texts: Sequence[str],
+    phrases: Sequence[Sequence[Span]] | None = None,
+) -> list[Alignment]:
     """The alignment of each view with its text.
 
     Works on global models too: their patches and words go through the same projections.
 
     Args:
-        views: pictures as the image tower sees them, uint8 [size, size, 3].
+        views: pictures as the image tower sees them.
         phrases: for each text the (start, end) to look at; by default every word but function words.
+
+    Raises:
+        UserError: no phrases are given and a text has no word to look at.
     """
     images = model.encode_image(views, pooling="tokens")
     tokens, mask = model.encode_text(texts, pooling="tokens")
     grid = int(images.shape[1] ** 0.5)
     patches = images[:, -grid * grid :]  # a class token, where it takes part, stands first
-    return [
-        _align(view, text, patches[n], tokens[n], mask[n], _spans(model, text), phrases[n] if phrases else None)
-        for n, (view, text) in enumerate(zip(views, texts))
-    ]
+    found = []
+    for n, (view, text) in enumerate(zip(views, texts)):
+        spans = model.tokenizer.spans(text, model.text_length)
+        words = _whole_words(text, spans) if phrases is None else phrases[n]
+        found.append(_align(view, text, spans, words, patches[n] @ tokens[n].T, mask[n]))
+        if phrases is None and not found[-1].words:
+            raise UserError(f"no word to look at in {text!r}")
+    return found
 
 
-def _spans(model: Embedder, text: str) -> list[tuple[int, int]]:
-    return model.tokenizer.spans(text, model.text_length)
-
-
-def _align(view, text, patches, tokens, mask, spans, phrases) -> Alignment:
-    grid = int(len(patches) ** 0.5)
-    words = content_words(text) if phrases is None else phrases
-    pieces = [[k for k, (start, end) in enumerate(spans) if start < w[1] and end > w[0]] for w in words]
+def _align(view, text, spans, words, scores, mask) -> Alignment:
+    """`scores`: of each patch with each token, [patches, tokens]; `mask`: which tokens take part."""
+    grid = int(len(scores) ** 0.5)
+    pieces = [[k for k, span in enumerate(spans[:-1]) if k and _is_part(span, word)] for word in words]
     kept = [n for n, of_word in enumerate(pieces) if of_word]
-    if not kept:
-        raise UserError(f"no word to look at in {text!r}")
-    scores = patches @ tokens.T
     by_word = np.array([scores[:, pieces[n]].mean(axis=1) for n in kept]).reshape(-1, grid, grid)
-    ends = [k for k in (0, len(spans) - 1) if mask[k]]
-    rest = scores[:, ends].max(axis=1, initial=-np.inf).reshape(1, grid, grid)
-    chosen = np.concatenate([rest, by_word]).argmax(axis=0) - 1
-    read = max(end for _, end in spans[:-1]) if len(spans) > 2 else 0
-    return Alignment(view, text, read, [words[n] for n in kept], by_word, chosen)
+    word_of = np.full(scores.shape[1], -1)
+    for word, n in reversed(list(enumerate(kept))):
+        word_of[pieces[n]] = word
+    ends = np.isin(np.arange(len(mask)), (0, len(spans) - 1)) & mask
+    chosen_token, chosen = (
+        np.where(those, scores, -np.inf).argmax(axis=1).reshape(grid, grid) for those in (mask, ends | (word_of >= 0))
+    )
+    return Alignment(
+        view=view, text=text, read=max((end for _, end in spans[1:-1]), default=0), spans=spans,
+        words=[words[n] for n in kept], pieces=[pieces[n] for n in kept], similarity=by_word.astype(np.float32),
+        chosen_token=chosen_token, chosen=word_of[chosen],
+    )  # fmt: skip
 
 
-def content_words(text: str) -> list[tuple[int, int]]:
+def _whole_words(text: str, spans: list[Span]) -> list[Span]:
+    """The content words; those that one token covers, as of a script without spaces, are one."""
+    words: list[Span] = []
+    for word in content_words(text):
+        if words and any(_is_part(span, words[-1]) and _is_part(span, word) for span in spans[1:-1]):
+            words[-1] = (words[-1][0], word[1])
+        else:
+            words.append(word)
+    return words
+
+
+def _is_part(token: Span, word: Span) -> bool:
+    """Whether a token stands for some of the word; the bytes before a character's last have an empty span before it."""
+    (start, end), (first, last) = token, word
+    return first <= start < last if start == end else start < last and end > first
+
+
+def label_prompt(label: str) -> tuple[str, list[Span]]:
+    """The paper's prompt of a class name, and its content words, of which the last is the whole name."""
+    text, start = PROMPT.format(label), PROMPT.index("{}")
+    name = (start, start + len(label))
+    return text, [word for word in content_words(text) if word[1] <= name[0]] + [name]
+
+
+def content_words(text: str) -> list[Span]:
     """The words of a text as (start, end), without `FUNCTION_WORDS`; characters where a script has no spaces."""
     words = [
         match.span() for match in re.finditer(rf"[{NO_SPACES}]|[^\W{NO_SPACES}](?:[^\W{NO_SPACES}]|['’-])*|\S", text)

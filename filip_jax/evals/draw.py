@@ -1,16 +1,32 @@
-"""An alignment as a picture that a person understands at a glance."""
+"""An alignment as a page that a person understands at a glance."""
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw
 
+from filip_jax.data.decode import Box
 from filip_jax.evals.alignment import Alignment
+from filip_jax.evals.fonts import font_name, sized
+from filip_jax.evals.panels import (
+    INK,
+    PAPER,
+    Colour,
+    Letters,
+    has_numbers,
+    heat_panel,
+    inferno,
+    patches_panel,
+    picture_panel,
+    words_panel,
+)
 
-LARGE, SMALL, GAP, LINE = 336, 160, 16, 26  # pixels
-PER_ROW = 6
-INK, PAPER, FAINT = (30, 30, 30), (255, 255, 255), (150, 150, 150)
+PANEL, GAP, TITLE, LINE = 448, 24, 52, 58  # pixels
+MAPS = 6  # heat maps in a row; half as many, and larger, if all stand in one row then
+WIDTH = 3 * PANEL + 4 * GAP
+GREY, PALE = (120, 120, 120), (165, 165, 165)
 PALETTE = [
     ImageColor.getrgb(colour)
     for colour in (
@@ -28,114 +44,163 @@ PALETTE = [
 ]
 
 
-def draw_alignment(alignment: Alignment, boxes: Sequence[tuple[float, float, float, float]] = ()) -> Image.Image:
-    """One page: the picture, each patch in the colour of the word it chooses, and what each word sees.
+def draw_alignment(alignment: Alignment, boxes: Sequence[Box] = (), label: int | None = None) -> Image.Image:
+    """One page: the text's tokens with their positions, the picture, the position that each patch chooses (FILIP,
+    section 4.4), the patch that each word chooses, and each word's similarity with every patch as a heat map.
 
     Args:
-        boxes: (left, top, right, bottom) in pixels of the view, outlined where they are known.
+        boxes: in pixels of the view, outlined where they are known.
+        label: which of the words is a class name: its patches alone are coloured then.
     """
-    rows = -(-len(alignment.words) // PER_ROW)
-    width = max(2 * LARGE + 3 * GAP, PER_ROW * (SMALL + GAP) + GAP)
-    top = GAP + LINE
-    caption = _caption(alignment, width - 2 * GAP)
-    below = top + LARGE + GAP + LINE * (2 + max((line for line, *_ in caption), default=0)) + GAP
-    page = Image.new("RGB", (width, below + rows * (SMALL + LINE + GAP) + LINE), PAPER)
+    letters = partial(sized, font_name(alignment.text))
+    of_patches = alignment.chosen
+    if label is not None:
+        of_patches = np.where(np.isin(alignment.chosen_token, alignment.pieces[label]), label, -1)
+    colours = _colours(len(alignment.words), of_patches, label)
+    signs = _legend(alignment, letters, WIDTH - 2 * GAP)
+    first = GAP + TITLE + (signs[-1].line + 1) * LINE  # where the panels begin
+    second = first + TITLE + PANEL + GAP  # and the heat maps
+    count = len(alignment.words)
+    in_row = MAPS if count > MAPS // 2 else MAPS // 2
+    side = (WIDTH - GAP) // in_row - GAP
+    page = Image.new("RGB", (WIDTH, second + TITLE + -(-count // in_row) * (side + 66) + GAP), PAPER)
     pen = ImageDraw.Draw(page)
 
-    for left, title, picture in (
-        (GAP, "picture", _enlarged(alignment.view, LARGE)),
-        (LARGE + 2 * GAP, "each patch in the colour of the word below that it matches best", _claims(alignment)),
-    ):
-        pen.text((left, GAP), title, INK, _font(16))
-        page.paste(picture, (left, top))
-    for box in boxes:
-        edges = [GAP + box[0] * _zoom(alignment), top + box[1] * _zoom(alignment)]
-        edges += [GAP + box[2] * _zoom(alignment), top + box[3] * _zoom(alignment)]
-        pen.rectangle(edges, outline=INK, width=4)
-        pen.rectangle([edges[0] + 1, edges[1] + 1, edges[2] - 1, edges[3] - 1], outline=PAPER, width=2)
-    for line, x, piece, colour in caption:
-        pen.text((GAP + x, top + LARGE + GAP + line * LINE), piece, colour, _font(22))
-
-    pen.text(
-        (GAP, below - LINE), "what each word sees: bright patches match it, the best one is framed", INK, _font(16)
+    _title(pen, (GAP, GAP), "text", "the tokens as the model reads them, and their positions", letters)
+    for before, sign in zip([None, *signs], signs):
+        sign.draw(pen, GAP, GAP + TITLE, before, colours, letters)
+    names = _names(alignment, letters)
+    panels = (
+        picture_panel(alignment, PANEL, boxes),
+        patches_panel(alignment, PANEL, of_patches, colours, letters),
+        words_panel(alignment, PANEL, colours, names, letters),
     )
-    for n, (start, end) in enumerate(alignment.words):
-        left = GAP + n % PER_ROW * (SMALL + GAP)
-        top = below + n // PER_ROW * (SMALL + LINE + GAP)
-        pen.text((left, top), alignment.text[start:end], _colour(alignment, n), _font(18))
-        page.paste(_spotlight(alignment, n), (left, top + LINE))
+    for n, (panel, (title, more)) in enumerate(zip(panels, _titles(of_patches, bool(boxes), label))):
+        left = GAP + n * (PANEL + GAP)
+        _title(pen, (left, first), title, more, letters)
+        page.paste(panel, (left, first + TITLE))
+
+    more = "similarity of each patch, from the word's lowest (dark) to its highest (bright, framed)"
+    _title(pen, (GAP, second), "each word: how well every patch matches it", more, letters)
+    for n in range(count):
+        left, top = GAP + n % in_row * (side + GAP), second + TITLE + n // in_row * (side + 66)
+        page.paste(_heat_map(alignment, n, side, colours[n], letters), (left, top))
     return page
 
 
-def _claims(alignment: Alignment) -> Image.Image:
-    picture = _enlarged(alignment.view, LARGE).convert("L").convert("RGB")
-    grid = len(alignment.chosen)
-    tint, alpha = np.zeros((grid, grid, 3), np.uint8), np.zeros((grid, grid), np.uint8)
-    for n in range(len(alignment.words)):
-        tint[alignment.chosen == n] = _colour(alignment, n)
-        alpha[alignment.chosen == n] = 130
-    tint, alpha = (Image.fromarray(a).resize((LARGE, LARGE), Image.Resampling.NEAREST) for a in (tint, alpha))
-    return Image.composite(tint, picture, alpha)
+def _titles(of_patches: np.ndarray, boxes: bool, label: int | None) -> list[tuple[str, str]]:
+    """And what is said below them, of the three panels."""
+    grid = len(of_patches)
+    numbers = "numbers: positions" if has_numbers(grid, PANEL) else "too many for numbers"
+    words = "colours: words; pale: another token wins"
+    if label is not None:
+        words = f"{(of_patches == label).sum()} of {grid * grid} choose the class name"
+    return [
+        ("the picture", "framed: the things that the text names" if boxes else "as the model sees it"),
+        ("each patch: the token it matches best", f"{numbers}; {words}"),
+        (
+            "each word: the patch it matches best",
+            "framed" + ("; grey: no patch chooses the word" if label is None else ""),
+        ),
+    ]
 
 
-def _spotlight(alignment: Alignment, word: int) -> Image.Image:
-    scores = alignment.similarity[word]
-    grid = len(scores)
-    span = scores.max() - scores.min()
-    light = (scores - scores.min()) / (span if span > 0 else 1)
-    mask = Image.fromarray((255 * (0.12 + 0.88 * light**2)).astype(np.uint8))
-    picture = _enlarged(alignment.view, SMALL)
-    lit = Image.composite(picture, Image.new("RGB", picture.size), mask.resize(picture.size, Image.Resampling.NEAREST))
-    row, column = np.unravel_index(scores.argmax(), scores.shape)
-    patch = SMALL / grid
-    frame = [column * patch, row * patch, (column + 1) * patch - 1, (row + 1) * patch - 1]
-    ImageDraw.Draw(lit).rectangle(frame, outline=_colour(alignment, word), width=3)
-    return lit
+def _title(pen, place, title: str, more: str, letters: Letters) -> None:
+    pen.text(place, title, INK, letters(19))
+    pen.text((place[0], place[1] + 24), more, GREY, letters(14))
 
 
-def _caption(alignment: Alignment, width: float) -> list[tuple[int, float, str, tuple[int, int, int]]]:
-    """(line, x, piece, colour) of the text up to where the model stopped reading, wrapped at a width.
+def _colours(words: int, of_patches: np.ndarray, label: int | None) -> list[Colour]:
+    """Of each word; one that no patch chooses, and that is not the class name, is grey."""
+    chosen = [n for n in range(words) if n == label or (of_patches == n).any()]
+    return [PALETTE[chosen.index(n) % len(PALETTE)] if n in chosen else GREY for n in range(words)]
 
-    Each word that some patch chose has its colour.
+
+def _names(alignment: Alignment, letters: Letters) -> list[str]:
+    """What stands for the words where room is scarce: a long one loses its end, many are their positions."""
+    if len(alignment.words) > 24:
+        return [str(pieces[0]) if len(pieces) == 1 else f"{pieces[0]}-{pieces[-1]}" for pieces in alignment.pieces]
+    return [_cut(alignment.text[start:end], PANEL / 3, letters(16)) for start, end in alignment.words]
+
+
+def _cut(text: str, width: float, font) -> str:
+    """The text, or what fits of it."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def _heat_map(alignment: Alignment, word: int, side: int, colour: Colour, letters: Letters) -> Image.Image:
+    """Of one word: its name, its heat map, and the scale of that."""
+    scores, (start, end) = alignment.similarity[word], alignment.words[word]
+    drawn = Image.new("RGB", (side, side + 58), PAPER)
+    pen = ImageDraw.Draw(drawn)
+    pen.text((0, 11), _cut(alignment.text[start:end], side, letters(18)), colour, letters(18), anchor="lm")
+    drawn.paste(heat_panel(alignment.view, scores, side), (0, 24))
+    low, high = f"{scores.min():.2f}", f"{scores.max():.2f}"
+    pen.text((0, side + 41), low, GREY, letters(13), anchor="lm")
+    pen.text((side - 1, side + 41), high, GREY, letters(13), anchor="rm")
+    left, right = (round(letters(13).getlength(text)) + 8 for text in (low, high))
+    bar = inferno(np.linspace(0, 1, side - left - right)[None].repeat(9, axis=0))
+    drawn.paste(Image.fromarray(bar), (left, side + 37))
+    return drawn
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A token in the legend: its position, or those of the parts of one character, above its text.
+
+    Attributes:
+        gap: pixels before it.
+        x: where it begins in its line.
+        word: index, -1 of none.
     """
-    font, pieces, position = _font(22), [], 0
-    for n, (start, end) in enumerate(alignment.words):
-        pieces += [(piece, FAINT) for piece in re.findall(r"\s*\S+|\s+", alignment.text[position:start])]
-        pieces.append((alignment.text[start:end], _colour(alignment, n)))
-        position = end
-    pieces += [(piece, FAINT) for piece in re.findall(r"\s*\S+|\s+", alignment.text[position : alignment.read])]
-    if alignment.read < len(alignment.text):
-        pieces.append((" … (not read: longer than the context)", INK))
-    line, x, placed = 0, 0.0, []
-    for piece, colour in pieces:
-        if x and x + font.getlength(piece) > width:
-            line, x, piece = line + 1, 0.0, piece.lstrip()
-        placed.append((line, x, piece, colour))
-        x += font.getlength(piece)
-    return placed
+
+    number: str
+    text: str
+    gap: int
+    word: int
+    width: float = 0.0
+    x: float = 0.0
+    line: int = 0
+
+    def draw(self, pen, left: float, top: float, before: "Sign | None", colours: Sequence[Colour], letters: Letters):
+        """At these coordinates of the legend's corner; a bar joins it with the sign before, of the same word."""
+        x, y = left + self.x, top + self.line * LINE
+        colour = colours[self.word] if self.word >= 0 else PALE
+        pen.text((x + self.width / 2, y + 8), self.number, GREY, letters(13), anchor="mm")
+        pen.text((x + self.width / 2, y + 29), self.text, colour, letters(21), anchor="mm")
+        if self.word >= 0:
+            joined = before is not None and (before.word, before.line) == (self.word, self.line)
+            pen.line([x - self.gap * joined, y + 45, x + self.width, y + 45], fill=colour, width=4)
 
 
-def missing_glyphs(text: str) -> str:
-    """The characters of a text that the pages can not show."""
-    font = _font(22)
-    unknown = bytes(font.getmask("\uffff"))
-    return "".join(sorted({c for c in text if not c.isspace() and bytes(font.getmask(c)) == unknown}))
+def _legend(alignment: Alignment, letters: Letters, width: float) -> list[Sign]:
+    """The tokens, wrapped at a width."""
+    signs, x, line = [], 0.0, 0
+    for sign in _signs(alignment):
+        wide = max(letters(21).getlength(sign.text), letters(13).getlength(sign.number)) + 2
+        if x and x + sign.gap + wide > width:
+            x, line = 0.0, line + 1
+        x += sign.gap if x else 0
+        signs.append(replace(sign, width=wide, x=x, line=line))
+        x += wide
+    return signs
 
 
-def _colour(alignment: Alignment, word: int) -> tuple[int, int, int]:
-    """The word's colour, faint if no patch chose it; the same word in the text has the same colour."""
-    chosen = [n for n in range(len(alignment.words)) if (alignment.chosen == n).any()]
-    return PALETTE[chosen.index(word) % len(PALETTE)] if word in chosen else FAINT
-
-
-def _enlarged(view: np.ndarray, size: int) -> Image.Image:
-    rule = Image.Resampling.NEAREST if len(view) < size else Image.Resampling.BICUBIC
-    return Image.fromarray(view).resize((size, size), rule)
-
-
-def _zoom(alignment: Alignment) -> float:
-    return LARGE / len(alignment.view)
-
-
-def _font(size: int):
-    return ImageFont.load_default(size)
+def _signs(alignment: Alignment) -> Iterator[Sign]:
+    """Of the tokens, not yet placed; those that make up one character are one."""
+    word_of = {k: n for n, pieces in reversed(list(enumerate(alignment.pieces))) for k in pieces}
+    first, before, last = 0, 0, -1
+    for k, ((start, end), token) in enumerate(zip(alignment.spans, alignment.tokens)):
+        if start == end and 0 < k < len(alignment.spans) - 2:
+            continue  # a part of a character
+        word = word_of.get(k, -1)
+        apart = first < 2 or token == "[EOS]" or alignment.text[before:end][:1].isspace()
+        gap = 14 if apart else 0 if word == last else 5
+        yield Sign(str(k) if first == k else f"{first}-{k}", token or "·", gap, word)
+        first, before, last = k + 1, end, word
+    if alignment.read < len(alignment.text.rstrip()):
+        yield Sign("", "… (not read: longer than the context)", 14, -1)

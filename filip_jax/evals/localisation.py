@@ -1,61 +1,156 @@
-"""Localisation: does the patch that a phrase matches best lie on the thing it names?"""
+"""Localisation: do the patches that a phrase matches lie on the thing it names?"""
 
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float
 
-from filip_jax.data.decode import decode
+from filip_jax.data.decode import Box, decode
 from filip_jax.data.preprocess import box_in_centre_view
 from filip_jax.data.record import Record
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
-from filip_jax.evals.alignment import align
+from filip_jax.evals.alignment import Span, align
 from filip_jax.evals.records import first_records, views
+from filip_jax.evals.similarity import wilson
 from filip_jax.inference import Embedder
+from filip_jax.progress import Progress
+
+RECORDS = 256  # that are held at a time
+HALF = (0.5,)  # between the darkest and the brightest patch, whatever level a model's similarities have
 
 
-def evaluate(model: Embedder, source: Source, output: Path, *, examples: int) -> dict:
-    """Pointing accuracy: the share of phrases whose best patch has its centre in the phrase's box."""
-    records = _with_regions(source, examples)
-    phrases = [[(region.start, region.end) for region in record.regions] for record in records]
-    hits = []
-    for record, alignment in zip(
-        records, align(model, list(views(records, model.image_size)), [r.caption for r in records], phrases)
-    ):
-        boxes = {
-            (region.start, region.end): box for region, box in zip(record.regions, view_boxes(record, model.image_size))
-        }
-        for word, scores in zip(alignment.words, alignment.similarity):
-            hits.append(_points_into(boxes[word], scores, model.image_size))
-    return {"pointing_accuracy": float(np.mean(hits)), "phrases": len(hits)}
+def evaluate(model: Embedder, source: Source, output: Path, *, examples: int, thresholds: Any = HALF) -> dict:
+    """How well the similarity maps of phrases fall on the boxes of the things they name.
+
+    A phrase with several boxes has them all. Boxes are cut at the edges of the centre view; phrases that have none
+    in it, or that lie beyond the context, are left out and counted.
+
+    Args:
+        thresholds: one or more numbers; a patch is lit if its similarity, scaled from the phrase's least (0) to its best (1), is at
+            least this.
+
+    Returns:
+        pointing_accuracy: the share of phrases whose best patch has its centre in a box, with the bounds _low and
+        _high of its 95 % interval; iou@0.5 …: the mean over the phrases of the area common to lit patches and
+        boxes by the area of either.
+    """
+    _check(thresholds)
+    hits, ious, left_out, progress = 0, [], 0, Progress("localising", examples)
+    for records in _chunks(source, examples):
+        boxes = [_boxes_of_phrases(record, model.image_size) for record in records]
+        phrases, captions = [list(of_record) for of_record in boxes], [record.caption for record in records]
+        for here, alignment in zip(boxes, align(model, list(views(records, model.image_size)), captions, phrases)):
+            seen = {word: here[word] for word in alignment.words if here[word]}
+            left_out += len(here) - len(seen)
+            for word, scores in zip(alignment.words, alignment.similarity):
+                if word in seen:
+                    hits += _points_into(seen[word], scores, model.image_size)
+                    ious.append([iou(lit(scores, least), seen[word], model.image_size) for least in thresholds])
+        progress.advance(len(records))
+    if not ious:
+        raise UserError("localisation: no phrase of these records has a box in the centre view")
+    low, high = wilson(hits, len(ious))
+    pointing = {"pointing_accuracy": hits / len(ious), "pointing_accuracy_low": low, "pointing_accuracy_high": high}
+    means = zip(thresholds, np.mean(ious, axis=0))
+    areas = {f"iou@{least:g}": float(mean) for least, mean in means}
+    return pointing | areas | {"phrases": len(ious), "phrases_left_out": left_out}
 
 
-def baselines(source: Source, *, examples: int) -> dict[str, dict]:
-    """Chance: the mean share of the picture that a phrase's box covers."""
-    shares = []
-    for record in _with_regions(source, examples):
-        for left, top, right, bottom in view_boxes(record, size=1):
-            width, height = (min(b, 1) - max(a, 0) for a, b in ((left, right), (top, bottom)))
-            shares.append(max(width, 0) * max(height, 0))
-    return {"chance": {"pointing_accuracy": float(np.mean(shares))}}
+def baselines(source: Source, *, examples: int, thresholds: Any = HALF) -> dict[str, dict]:
+    """Chance: the mean share of the picture that a phrase's boxes cover.
+
+    So often a patch taken at random points into them, and this is the IoU of a map that lights the whole picture;
+    one that lights patches at random has less.
+    """
+    _check(thresholds)
+    side = 1024  # of the view, in which boxes are known to a pixel: no model says how large its own is
+    everything = np.ones((1, 1), bool)
+    shares = [
+        iou(everything, boxes, side)
+        for records in _chunks(source, examples)
+        for record in records
+        for boxes in _boxes_of_phrases(record, side).values()
+        if boxes
+    ]
+    names = ["pointing_accuracy", *(f"iou@{least:g}" for least in thresholds)]
+    return {"chance": dict.fromkeys(names, float(np.mean(shares)))} if shares else {}
 
 
-def view_boxes(record: Record, size: int) -> list[tuple[float, float, float, float]]:
-    """The boxes of a record's regions in pixels of its centre view of this size."""
-    shape = decode(record.image).size
+def lit(scores: Float[np.ndarray, "grid grid"], least: float) -> Bool[np.ndarray, "grid grid"]:
+    """The patches whose similarity, scaled from the least (0) to the best (1), is at least this; none of a flat map."""
+    span = scores.max() - scores.min()
+    return scores - scores.min() >= least * span if span > 0 else np.zeros(scores.shape, bool)
+
+
+def iou(cells: Bool[np.ndarray, "grid grid"], boxes: Sequence[Box], size: float) -> float:
+    """The area in both the cells and the boxes, by the area in either; exact, for boxes that overlap too.
+
+    Args:
+        cells: of a square view, row by row.
+        boxes: in pixels of the view, within it.
+        size: pixels of the view's side.
+    """
+    edges = np.array(boxes)
+    lines = np.linspace(0, size, len(cells) + 1)
+    x, y = (np.unique(np.concatenate([lines, edges[:, n], edges[:, n + 2]])) for n in (0, 1))
+    area = np.outer(np.diff(y), np.diff(x))
+    x, y = (x[1:] + x[:-1]) / 2, (y[1:] + y[:-1]) / 2  # the centres of rectangles that no line cuts
+    column, row = (np.minimum(line * len(cells) / size, len(cells) - 1).astype(int) for line in (x, y))
+    of_cells = cells[np.ix_(row, column)]
+    of_boxes = np.zeros(area.shape, bool)
+    for left, top, right, bottom in boxes:
+        of_boxes |= np.outer((top < y) & (y < bottom), (left < x) & (x < right))
+    return float(area[of_cells & of_boxes].sum() / area[of_cells | of_boxes].sum())
+
+
+def view_boxes(record: Record, size: int) -> list[Box]:
+    """The boxes of a record's regions in pixels of its centre view of this size; they may reach beyond it.
+
+    Raises:
+        UserError: the image can not be read.
+    """
+    try:
+        shape = decode(record.image).size
+    except ValueError as error:
+        raise UserError(f"record {record.key}: {error}") from error
     return [box_in_centre_view(region.box, shape, size) for region in record.regions]
 
 
-def _points_into(box, scores: np.ndarray, size: int) -> bool:
+def _boxes_of_phrases(record: Record, size: int) -> Mapping[Span, list[Box]]:
+    """The boxes of each phrase as far as they lie in the centre view."""
+    found: dict[Span, list[Box]] = {}
+    for region, box in zip(record.regions, view_boxes(record, size)):
+        left, top, right, bottom = (float(np.clip(edge, 0, size)) for edge in box)
+        inside = [(left, top, right, bottom)] if left < right and top < bottom else []
+        found.setdefault((region.start, region.end), []).extend(inside)
+    return found
+
+
+def _points_into(boxes: Sequence[Box], scores: np.ndarray, size: int) -> bool:
     row, column = np.unravel_index(scores.argmax(), scores.shape)
     patch = size / len(scores)
     x, y = (column + 0.5) * patch, (row + 0.5) * patch
-    left, top, right, bottom = box
-    return bool(left <= x < right and top <= y < bottom)
+    inside = any(left <= x < right and top <= y < bottom for left, top, right, bottom in boxes)
+    return inside and not np.isnan(scores).any()
 
 
-def _with_regions(source: Source, examples: int) -> list[Record]:
-    records = list(first_records(source, examples))
-    if not any(record.regions for record in records):
+def _chunks(source: Source, examples: int) -> Iterator[list[Record]]:
+    """The first records, of which so many as are held at a time; those without regions are left out."""
+    records, some = first_records(source, examples), False
+    while chunk := list(islice(records, RECORDS)):
+        chunk = [record for record in chunk if record.regions]
+        if chunk:
+            some = True
+            yield chunk
+    if not some:
         raise UserError("localisation needs a source whose records have regions")
-    return records
+
+
+def _check(thresholds: Any) -> None:
+    numbers = thresholds if isinstance(thresholds, (list, tuple)) else ()
+    if not numbers or not all(isinstance(least, (int, float)) and 0 < least <= 1 for least in numbers):
+        raise UserError(f"localisation.thresholds={thresholds!r} must be a list of numbers above 0, at most 1")

@@ -42,6 +42,27 @@ def first_records(source: Source, count: int) -> Iterator[Record]:
             raise UserError(f"record {' '.join(source.where(index))}: {error}") from error
 
 
+def labelled_records(source: Source, kind: str) -> Iterator[Record]:
+    """All records, one at a time, each with a label.
+
+    Args:
+        kind: of the evaluation, for the message.
+
+    Raises:
+        UserError: the source has no classes, at once; a record without label, when it is its turn.
+    """
+    if not hasattr(source, "class_names"):
+        raise UserError(f"{kind} needs a source of labelled images with class names")
+
+    def records():
+        for record in first_records(source, len(source)):
+            if record.label is None:
+                raise UserError(f"{kind} needs a source of labelled images; record {record.key} has no label")
+            yield record
+
+    return records()
+
+
 def views(records: Iterable[Record], size: int) -> Iterator[UInt8[np.ndarray, "size size 3"]]:
     """What the image tower sees of each record, one picture in memory at a time.
 

@@ -143,4 +143,4 @@ def cell(metrics: Metrics, row: str) -> str:
         return str(value)
     if f"{row}_low" in metrics:
         return f"{value:.3f} [{metrics[f'{row}_low']:.3f}, {metrics[f'{row}_high']:.3f}]"
-    return f"{value:.3f}"
+    return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"

@@ -12,7 +12,7 @@ from typing import Any
 from filip_jax import __version__
 from filip_jax.checkpoint import Checkpoints
 from filip_jax.data.sources import SOURCES, Source, fingerprint, make_source
-from filip_jax.evals import localisation, pictures, retrieval, zero_shot
+from filip_jax.evals import linear_probe, localisation, pictures, retrieval, zero_shot
 from filip_jax.evals.records import check_records
 from filip_jax.evals.results import Metrics, Task, record_step
 from filip_jax.inference import Embedder
@@ -20,7 +20,13 @@ from filip_jax.sections import check, choose
 
 # Each has evaluate(model, source, output, **options) -> numbers and baselines(source, **options) ->
 # {name: numbers}. A new kind is a file beside this and a line here.
-KINDS = {"retrieval": retrieval, "zero_shot": zero_shot, "localisation": localisation, "pictures": pictures}
+KINDS = {
+    "retrieval": retrieval,
+    "zero_shot": zero_shot,
+    "linear_probe": linear_probe,
+    "localisation": localisation,
+    "pictures": pictures,
+}
 
 Guard = Callable[[str, Callable[[], Metrics]], Metrics]
 

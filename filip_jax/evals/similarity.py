@@ -12,6 +12,7 @@ from filip_jax.losses import blocked
 from filip_jax.mesh import BATCH_AXES
 
 IMAGES, TEXTS, EIGHT = 1024, 512, 8  # of a block, at most
+TOP = (1, 5)  # so many classes may be named
 TIE = 1e-6  # similarities that are nearer are equal: what is left is rounding, which other blocks and devices do otherwise
 
 Block = tuple[Int[np.ndarray, " r"], Int[np.ndarray, " c"], Float[np.ndarray, "r c"], Float[np.ndarray, "r c"]]
@@ -93,6 +94,18 @@ def ranks(scores: Float[np.ndarray, "n m"], true: np.ndarray) -> np.ndarray:
     better = ~(scores < bound)
     better[np.arange(len(scores)), true] = True
     return better.sum(axis=1)
+
+
+def accuracies(rank: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], prefix: str = "") -> dict[str, float]:
+    """top1 and top5 of ranks, each with the bounds _low and _high of its 95 % interval, and per_class: the mean of
+    the classes' top1."""
+    metrics = {}
+    for k in TOP:
+        hits = int((rank <= k).sum())
+        low, high = wilson(hits, len(rank))
+        metrics |= {f"{prefix}top{k}": hits / len(rank), f"{prefix}top{k}_low": low, f"{prefix}top{k}_high": high}
+    of_classes = [float((rank[labels == label] == 1).mean()) for label in np.unique(labels)]
+    return metrics | {f"{prefix}per_class": float(np.mean(of_classes))}
 
 
 def wilson(hits: int, count: int) -> tuple[float, float]:

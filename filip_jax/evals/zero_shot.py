@@ -5,7 +5,7 @@ different prompts have nothing to do with each other. Global models average and 
 embeddings, as CLIP does.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from filip_jax.data.record import Record
 from filip_jax.data.sources import Source, make_source
-from filip_jax.errors import UserError
 from filip_jax.evals import pixels
 from filip_jax.evals.prompts import make_prompts
-from filip_jax.evals.records import encode_images, encode_texts, first_records
-from filip_jax.evals.similarity import ranks, similarity_matrices, wilson
+from filip_jax.evals.records import encode_images, encode_texts, first_records, labelled_records
+from filip_jax.evals.similarity import TOP, accuracies, ranks, similarity_matrices
 from filip_jax.inference import Embedder
 
-RANKS = (1, 5)
 IMAGES = 2048  # whose tokens are held at a time
 Prompts = Sequence[Any] | str | Mapping[str, Any]
 
@@ -42,7 +39,7 @@ def evaluate(
         image_to_text_top1 … (s_I, the paper's rule), text_to_image_top1 … (s_T), each with the
         bounds _low and _high of its 95 % interval; image_to_text_per_class … is the mean over the classes.
     """
-    records, labels, rank = _labelled(source), [], ([], [])
+    records, labels, rank = labelled_records(source, "zero_shot"), [], ([], [])
     classes = ClassTexts(model, source.class_names, make_prompts(prompts))
     while chunk := list(islice(records, IMAGES)):
         images, here = encode_images(model, chunk), np.array([record.label for record in chunk])
@@ -51,7 +48,7 @@ def evaluate(
             found.append(ranks(scores, here))
     labels = np.array(labels)
     ways = dict(zip(("image_to_text", "text_to_image"), map(np.concatenate, rank)))
-    metrics = [_accuracies(way, found, labels) for way, found in ways.items()]
+    metrics = [accuracies(found, labels, f"{way}_") for way, found in ways.items()]
     return {**metrics[0], **metrics[1], "images": len(labels)}
 
 
@@ -100,8 +97,8 @@ def baselines(source: Source, *, prompts: Prompts, neighbours: dict | None = Non
         neighbours: {source, examples} of labelled training images; each class is as near as its
             nearest image.
     """
-    records, classes = _labelled(source), len(source.class_names)
-    chance = {f"{way}_top{k}": min(k / classes, 1.0) for way in ("image_to_text", "text_to_image") for k in RANKS}
+    records, classes = labelled_records(source, "zero_shot"), len(source.class_names)
+    chance = {f"{way}_top{k}": min(k / classes, 1.0) for way in ("image_to_text", "text_to_image") for k in TOP}
     if neighbours is None:
         return {"chance": chance}
     training = make_source(neighbours["source"])
@@ -112,29 +109,5 @@ def baselines(source: Source, *, prompts: Prompts, neighbours: dict | None = Non
     for column, reference in enumerate(references):
         scores[:, reference.label] = np.maximum(scores[:, reference.label], -distances[:, column])
     rank = ranks(scores, labels)
-    both = _accuracies("image_to_text", rank, labels) | _accuracies("text_to_image", rank, labels)
+    both = accuracies(rank, labels, "image_to_text_") | accuracies(rank, labels, "text_to_image_")
     return {"chance": chance, pixels.NAME: both}
-
-
-def _labelled(source: Source) -> Iterator[Record]:
-    """All records, one at a time, each with a label."""
-    if not hasattr(source, "class_names"):
-        raise UserError("zero_shot needs a source of labelled images with class names")
-
-    def records():
-        for record in first_records(source, len(source)):
-            if record.label is None:
-                raise UserError(f"zero_shot needs a source of labelled images; record {record.key} has no label")
-            yield record
-
-    return records()
-
-
-def _accuracies(way: str, rank: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    metrics = {}
-    for k in RANKS:
-        hits = int((rank <= k).sum())
-        low, high = wilson(hits, len(rank))
-        metrics |= {f"{way}_top{k}": hits / len(rank), f"{way}_top{k}_low": low, f"{way}_top{k}_high": high}
-    of_classes = [float((rank[labels == label] == 1).mean()) for label in np.unique(labels)]
-    return metrics | {f"{way}_per_class": float(np.mean(of_classes))}

@@ -25,6 +25,8 @@ class Model:
         init: key -> parameters, nested dicts of float32 arrays.
         encode_image: (parameters, images uint8 [b, h, w, 3], pooling=None, noise=None) -> tokens [b, p, d].
         encode_text: (parameters, ids [b, t], pooling=None) -> (tokens [b, k, d], mask [b, k]).
+        image_features: (parameters, images uint8 [b, h, w, 3], pooling=None) -> [b, width of the image tower], for
+            linear probes, see `DualEncoder`; "global" needs a class token.
         pooling: "tokens" or "global": what the encoders give when asked for no other.
         noise_size: numbers per image in `noise` [b, noise_size], which chooses the patches that are
             dropped; 0 for a model that drops none.
@@ -33,6 +35,7 @@ class Model:
     init: Callable[..., dict[str, Any]]
     encode_image: Callable[..., jax.Array]
     encode_text: Callable[..., tuple[jax.Array, jax.Array]]
+    image_features: Callable[..., jax.Array]
     pooling: str
     noise_size: int
 
@@ -62,6 +65,11 @@ def make_model(**config) -> Model:
     def encode_text(parameters, ids, pooling=None):
         return nnx.merge(graphdef, parameters).encode_text(ids, pooling)
 
+    def image_features(parameters, images, pooling=None):
+        if pooling == "global" and not config["class_token"]:
+            raise UserError("model.class_token=False, but global image features are the class token")
+        return nnx.merge(graphdef, parameters).image_features(images, pooling)
+
     image = config["image"]
     noise_size = (image["image_size"] // image["patch_size"]) ** 2 if image["patch_dropout"] else 0
-    return Model(init, encode_image, encode_text, config["pooling"], noise_size)
+    return Model(init, encode_image, encode_text, image_features, config["pooling"], noise_size)

@@ -89,6 +89,16 @@ class DualEncoder(nnx.Module):
         """Text tokens and the mask of those that take part; k is t, or 1 if the pooling is global."""
         return self.project_text(self.text(ids), ids, pooling or self.pooling)
 
+    def image_features(
+        self, images: UInt8[jax.Array, "b h w 3"], pooling: str | None = None
+    ) -> Float[jax.Array, "b width"]:
+        """What the image tower knows before the shared space, float32: the mean of its patches, without class token.
+
+        That is what the paper's linear probe sees. With global pooling it is the class token, as in CLIP's.
+        """
+        x = self.image(images).astype(jnp.float32)
+        return x[:, 0] if pooling == "global" else x[:, int(self.class_token) :].mean(axis=1)
+
     def project_image(self, x: Float[jax.Array, "b n width"], pooling: str) -> Float[jax.Array, "b p d"]:
         """The image tower's tokens that take part, in the shared space."""
         if pooling == "global":
