@@ -4,19 +4,19 @@ r"""FILIP's fine-tuning for retrieval on Flickr30K or COCO, as in the paper (arX
         --config.init_from.path=runs/filip_large --config.tokenizer.path=runs/filip_large/tokenizer.model \
         --config.source.path=dataset_flickr30k.json --config.source.images=flickr30k-images
 
-flickr30k and coco go on from a run of configs/filip.py:large, at 392 pixels instead of 224: its 16 x 16 positions become
-28 x 28. flickr30k_base and coco_base go on from one of configs/filip.py:base, at 384 pixels, since patches of 32 do not
-divide 392. source.path is Karpathy's file of splits, source.images the folder of its images; both hold for the test
-split, too. Other data with several captions an image: --source NAME key=value ... each_caption=True, and
---config.eval_every_steps=0.
+flickr30k and coco go on from a run of configs/filip.py:large, at 392 pixels instead of 224: its 16 x 16 positions
+become 28 x 28. flickr30k_base and coco_base go on from one of configs/filip.py:base, at 384 pixels, since patches of
+32 do not divide 392. source.path is Karpathy's file of splits, source.images the folder of its images (of COCO that
+of train2014 and val2014); both hold for the test split, too. Other data with several captions an image: --source NAME
+key=value ... each_caption=True, and --config.eval_every_steps=0.
 
 Each caption is a sample of its own, an epoch visits all of them once, and 3 epochs are trained, in whole batches. All
-captions of an image that meet in a batch are right answers, with equal probability (loss.positives="image"). After each
-epoch the test split is ranked, all captions of its 1,000 or 5,000 images. The paper's models (large) reach R@1 image to text and text to
-image of 96.6 and 87.1 % on Flickr30K, 78.9 and 61.2 % on COCO.
+captions of an image that meet in a batch are right answers, with equal probability (loss.positives="image"). After
+each epoch the test split is ranked, all captions of its 1,000 or 5,000 images. The paper's models (large) reach R@1
+image to text and text to image of 96.6 and 87.1 % on Flickr30K, 78.9 and 61.2 % on COCO.
 
-What the paper does not say: whether the square-root rule of pre-training raises the base learning rate of 2e-4 here, too
-(it does here, to 6.3e-4; --config.optimizer.peak_learning_rate=2e-4 is without), the warm-up (here a tenth of the
+What the paper does not say: whether the square-root rule of pre-training raises the base learning rate of 2e-4 here,
+too (it does here, to 6.3e-4; --config.optimizer.peak_learning_rate=2e-4 is without), the warm-up (here a tenth of the
 steps), augmentation and the selection of tokens (here those of pre-training). Its evaluations put prompts around
 captions: --config.evals.test.prompt="a good photo of {}".
 """

@@ -1,5 +1,7 @@
 """Fine-tuning for retrieval: the step with several right answers by hand, and a run from a smaller picture's run."""
 
+import contextlib
+import io
 import json
 import subprocess
 
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT, free_port, small
-from pairs import write_folder
+from pairs import key, texts, write_folder
 from runs import command, environment, logged
 
 from filip_jax import load_model, paths
@@ -176,41 +178,52 @@ def test_a_number_on_the_command_line_changes_no_other_but_what_follows_it():
 
 @pytest.fixture(scope="module")
 def tuning(tmp_path_factory):
-    """(folder, config): from a run of 2x2 patches of 8 pixels on single captions to one of 4x4 on all captions."""
+    """(folder, config, output) of a run of 4x4 patches on all captions of Karpathy's splits, from one of 2x2 on pairs.
+
+    20 pictures have two captions each; two more, with 3 and 1, are the test split.
+    """
     folder = tmp_path_factory.mktemp("tuning")
     (folder / "pairs").mkdir()
-    section = write_folder(folder / "pairs", [range(20)])
-
-    def shrunk(name, size, **more):
-        vocabulary = {
-            "tokenizer.vocab_size": 300,
-            "model.text.vocab_size": 300,
-            "data.workers": 0,
-            "data.text_length": 12,
+    write_folder(folder / "pairs", [range(22)])
+    said = [list(texts(n).values()) for n in range(20)] + [["picture 20", "Bild 20", "text 20"], ["picture 21"]]
+    images = [
+        {
+            "filename": f"{key(n)}.png", "split": "test" if n >= 20 else "train",
+            "sentences": [{"raw": text, "sentid": 10 * n + k} for k, text in enumerate(some)],
         }
-        model = {"model.image.image_size": size, "model.image.patch_size": 8, "model.text.length": 12}
-        short = {"total_steps": 3, "optimizer.warmup_steps": 1, "log_every_steps": 1, "model.remat": False}
-        changes = vocabulary | model | short | {"data.image_size": size, "source": section} | more
-        return small(load_config(str(ROOT / "configs" / name)), **changes)
+        for n, some in enumerate(said)
+    ]  # fmt: skip
+    (folder / "splits.json").write_text(json.dumps({"images": images}))
 
-    train(folder / "first", shrunk("filip.py:large", 16, **{"model.image.patch_dropout": 0.5}))
-    tuned = shrunk(
-        "finetune.py:flickr30k", 32, **{
-            "init_from.path": str(folder / "first"), "tokenizer.path": str(folder / "first/tokenizer.model"),
-            "source": section | {"each_caption": True}, "evals.test.source": section, "evals.test.examples": 20,
-            "eval_every_steps": 3,
-        },
-    )  # fmt: skip
-    return folder, tuned
+    def shrunk(name, size, overrides, **more):
+        config = load_config(f"{ROOT}/configs/{name}", [f"--config.{key}={value}" for key, value in overrides.items()])
+        changes = {
+            "tokenizer.vocab_size": 300, "model.text.vocab_size": 300, "data.text_length": 12, "model.text.length": 12,
+            "data.image_size": size, "model.image.image_size": size, "model.image.patch_size": 8, "model.remat": False,
+            "model.image.depth": 1, "model.text.depth": 1, "data.workers": 0, "total_steps": 3,
+            "optimizer.warmup_steps": 1, "log_every_steps": 1,
+        }  # fmt: skip
+        return small(config, **changes | more)
+
+    of_pairs = {"source.path": folder / "pairs", "model.image.patch_dropout": 0.5}
+    train(folder / "first", shrunk("filip.py:large", 16, of_pairs))
+    of_splits = {
+        "source.path": folder / "splits.json", "source.images": folder / "pairs",
+        "init_from.path": folder / "first", "tokenizer.path": folder / "first/tokenizer.model",
+    }  # fmt: skip
+    exact = {"loss.keep_tokens": 1.0, "loss.dtype": "float32"}  # which do not depend on the number of devices
+    more = {"evals.test.examples": 2, "eval_every_steps": 3} | exact
+    tuned, said = shrunk("finetune.py:flickr30k", 32, of_splits, **more), io.StringIO()
+    with contextlib.redirect_stdout(said):
+        train(folder / "tuned", tuned)
+    return folder, tuned, said.getvalue()
 
 
-def test_a_run_is_tuned_on_all_captions_at_more_pixels_and_ranked(tuning, capsys):
-    folder, config = tuning
-    train(folder / "tuned", config)
-    output = capsys.readouterr().out
+def test_a_run_is_tuned_on_all_captions_at_more_pixels_and_ranked(tuning):
+    folder, _, output = tuning
     assert "image/position: resized from 2x2 to 4x4" in output and "; fresh:" not in output
     numbers = json.loads((folder / "tuned/evals.json").read_text())["steps"]["3"]
-    assert numbers["test/pairs"] == 20 and numbers["test/texts"] == 40
+    assert numbers["test/pairs"] == 2 and numbers["test/texts"] == 4
     assert {"test/image_to_text_R@1", "test/text_to_image_R@1", "test/image_to_text_mAP@R"} <= set(numbers)
     assert len(logged(folder / "tuned")) == 3 and np.isfinite([loss for _, loss in logged(folder / "tuned")]).all()
     assert load_model(folder / "tuned").encode_image(np.zeros((1, 40, 40, 3), np.uint8)).shape == (1, 16, 16)
@@ -220,18 +233,17 @@ def test_a_run_is_tuned_on_all_captions_at_more_pixels_and_ranked(tuning, capsys
 
 def test_two_processes_tune_as_one_does(tuning):
     """Each knows the images of its own rows only."""
-    folder, config = tuning
-    config = config | {"eval_every_steps": 0, "loss": config["loss"] | {"keep_tokens": 1.0, "dtype": "float32"}}
-    train(folder / "one", config)
+    folder, config, _ = tuning
     cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     processes = [
         subprocess.Popen(
-            command(folder / "two", config, "--distributed"), env=environment(1, JAX_PROCESS_ID=str(index), **cluster),
+            command(folder / "two", config | {"eval_every_steps": 0}, "--distributed"),
+            env=environment(1, JAX_PROCESS_ID=str(index), **cluster),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for index in range(2)
     ]  # fmt: skip
     outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
-    found, expected = ([loss for _, loss in logged(folder / name)] for name in ("two", "one"))
+    found, expected = ([loss for _, loss in logged(folder / name)] for name in ("two", "tuned"))
     assert found == pytest.approx(expected, rel=1e-4)
