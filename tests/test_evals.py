@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from filip_jax.data.record import Caption, Record, Region
 from filip_jax.errors import UserError
-from filip_jax.evals import localisation, pixels, retrieval, similarity, zero_shot
+from filip_jax.evals import linear_probe, localisation, pixels, retrieval, similarity, zero_shot
 from filip_jax.evals.alignment import align, content_words
 from filip_jax.evals.clip_benchmark import write_results
 from filip_jax.evals.prompts import make_prompts
@@ -122,6 +122,17 @@ def test_ranks_equal_a_sort_and_ties_never_win(seed):
     expected = [order[n].tolist().index(true[n]) + 1 for n in range(5)]
     assert similarity.ranks(scores, true).tolist() == expected
     assert similarity.ranks(np.zeros((5, 6)), true).tolist() == [6] * 5
+
+
+@given(st.integers(0, 1000))
+def test_accuracies_are_scikit_learns(seed):
+    rng = np.random.default_rng(seed)
+    labels = np.concatenate([np.arange(7), rng.choice(7, 40, p=[0.5, 0.2, 0.1, 0.1, 0.05, 0.04, 0.01])])  # unbalanced
+    scores = rng.permutation(labels.size * 7).reshape(-1, 7).astype(float)
+    found = similarity.accuracies(similarity.ranks(scores, labels), labels)
+    assert found["top1"] == pytest.approx(top_k_accuracy_score(labels, scores, k=1))
+    assert found["top5"] == pytest.approx(top_k_accuracy_score(labels, scores, k=5))
+    assert found["per_class"] == pytest.approx(balanced_accuracy_score(labels, scores.argmax(axis=1)))
 
 
 def test_a_diverged_model_finds_nothing():
@@ -355,7 +366,9 @@ def test_results_in_the_form_of_clip_benchmark(tmp_path):
     found = retrieval.evaluate(Oracle(), Several(), Path(), examples=10, captions=0)
     metrics = {f"cifar10/{key}": value for key, value in classified.items()}
     metrics |= {f"coco/{key}": value for key, value in found.items()}
-    for name, kind in (("cifar10", zero_shot), ("coco", retrieval), ("boxes", localisation)):
+    metrics |= {"pets/top1": 0.5, "pets/top5": 0.75, "pets/per_class": 0.25, "pets/top1_low": 0.4}
+    kinds = (("cifar10", zero_shot), ("coco", retrieval), ("boxes", localisation), ("pets", linear_probe))
+    for name, kind in kinds:
         write_results(tmp_path, "runs/base", 7, name, kind, metrics, {"task": "12"})
     files = {file.name: json.loads(file.read_text()) for file in (tmp_path / "clip_benchmark").iterdir()}
     assert files["cifar10_step_7.json"] == {
@@ -367,7 +380,10 @@ def test_results_in_the_form_of_clip_benchmark(tmp_path):
         "sha256": {"task": "12"},
     }  # fmt: skip
     result = files["coco_step_7.json"]
-    assert result["task"] == "zeroshot_retrieval" and len(result["metrics"]) == 6 and len(files) == 2
+    assert result["task"] == "zeroshot_retrieval" and len(result["metrics"]) == 6 and len(files) == 3
+    probe = files["pets_step_7.json"]
+    assert probe["task"] == "linear_probe"
+    assert probe["metrics"] == {"lp_acc1": 0.5, "lp_acc5": 0.75, "lp_mean_per_class_recall": 0.25}
     assert result["metrics"]["image_retrieval_recall@5"] == found["text_to_image_R@5"]
     assert result["metrics"]["text_retrieval_recall@1"] == found["image_to_text_R@1"]
 

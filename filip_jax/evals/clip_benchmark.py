@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from filip_jax.evals import retrieval, zero_shot
+from filip_jax.evals import linear_probe, retrieval, zero_shot
 from filip_jax.files import write_atomically
 
 FOLDER = "clip_benchmark"
@@ -19,6 +19,10 @@ TASKS: Mapping[ModuleType, tuple[str, Mapping[str, str]]] = {
             "acc5": "image_to_text_top5",
             "mean_per_class_recall": "image_to_text_per_class",
         },
+    ),
+    linear_probe: (
+        "linear_probe",
+        {"lp_acc1": "top1", "lp_acc5": "top5", "lp_mean_per_class_recall": "per_class"},
     ),
     retrieval: (
         "zeroshot_retrieval",
