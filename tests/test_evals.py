@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT, make_devices_mesh, unit
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
 from filip_jax.data.record import Caption, Record, Region
 from filip_jax.errors import UserError
