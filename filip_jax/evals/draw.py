@@ -181,7 +181,7 @@ def _legend(alignment: Alignment, letters: Letters, width: float) -> list[Sign]:
     """The tokens, wrapped at a width."""
     signs, x, line = [], 0.0, 0
     for sign in _signs(alignment):
-        wide = max(letters(21).getlength(sign.text), letters(13).getlength(sign.number)) + 2
+        wide = max(letters(21).getlength(sign.text), letters(13).getlength(sign.number) + 4) + 2
         if x and x + sign.gap + wide > width:
             x, line = 0.0, line + 1
         x += sign.gap if x else 0
