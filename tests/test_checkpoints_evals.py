@@ -92,6 +92,12 @@ def test_what_has_changed_is_evaluated_again(run, evaluated):
     evaluate_runs(str(run), Choice(), section)
     assert evaluated == [(6, "val")]
     evaluated.clear()
+    config = json.loads((run / "config.json").read_text())
+    config["model"]["pooling"] = "global"  # another function of the same parameters
+    (run / "config.json").write_text(json.dumps(config))
+    evaluate_runs(str(run), Choice(), section)
+    assert evaluated == [(6, "val"), (6, "seen")]
+    evaluated.clear()
     shutil.rmtree(run / "checkpoints/6")
     shutil.copytree(
         run / "checkpoints/4", run / "checkpoints/6"
@@ -101,7 +107,7 @@ def test_what_has_changed_is_evaluated_again(run, evaluated):
     results = read_results(run)
     del results["steps"]["6"]["val/loss"]
     assert set(results["tasks"]["6"]) == {"val", "seen"}
-    assert {"checkpoint", "task", "data", "class_names", "prompts"} == set(results["tasks"]["6"]["seen"])
+    assert {"checkpoint", "model", "task", "data", "class_names", "prompts"} == set(results["tasks"]["6"]["seen"])
 
 
 def test_a_task_is_its_data_options_and_files(small_demo, tmp_path):

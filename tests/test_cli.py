@@ -148,7 +148,7 @@ MISTAKES = {
     "no tokenizer": (["eval", "--workdir=RUN/mute"], "has no tokenizer"),
     "torn config": (["eval", "--workdir=RUN/torn"], "torn/config.json is damaged"),
     "empty config": (["align", "--workdir=RUN/empty", "--image=RUN/picture.jpg", "--text=x", "--output=RUN/p.png"], "it has no section model"),
-    "torn checkpoint": (["eval", "--workdir=RUN/rotten"], "the checkpoint of step 4 is damaged: "),
+    "torn checkpoint": (["eval", "--workdir=RUN/rotten", "--again"], "the checkpoint of step 4 is damaged: "),
     "torn results": (["eval", "--workdir=RUN/lost"], "lost/evals.json is damaged"),
     "only function words": (["align", "--workdir=RUN/run", "--image=RUN/picture.jpg", "--text=a the of", "--output=RUN/p.png"], "no word to look at"),
     "broken config file": (["train", "--config=RUN/broken.py", "--workdir=RUN/x"], "broken.py, line 2: ZeroDivisionError"),

@@ -13,8 +13,8 @@ from filip_jax.evals.choice import Choice, best_step, find_workdirs, short_names
 from filip_jax.evals.clip_benchmark import write_results
 from filip_jax.evals.curves import metric_plot
 from filip_jax.evals.published import beside_published
-from filip_jax.evals.results import Metrics, read_results, record_baselines, recorded, table
-from filip_jax.evals.run import Eval, open_evals, record_evals, run_baselines, run_evals
+from filip_jax.evals.results import Metrics, Task, read_results, record_baselines, record_step, recorded, table
+from filip_jax.evals.run import Eval, open_evals, run_baselines, run_evals, tasks_of
 from filip_jax.inference import Run
 from filip_jax.mesh import make_mesh
 
@@ -165,8 +165,8 @@ class _Session:
         if step not in run.checkpoints.steps():
             have = ", ".join(map(str, run.checkpoints.steps())) or "none"
             raise UserError(f"{run.place.name} has no checkpoint of step {step}; it has steps {have}")
-        sha256 = run.checkpoints.sha256(step)
-        done = {} if self.choice.again else self._done(run, step, sha256, wanted)
+        tasks = tasks_of(wanted, run.checkpoints, step, run.config)
+        done = {} if self.choice.again else self._done(run, step, tasks)
         todo = [each for each in wanted if each.name not in done]
         if done:
             print(f"{run.place.name} at step {step}: {', '.join(done)}: done before", flush=True)
@@ -174,12 +174,11 @@ class _Session:
         for each in todo:
             print(f"{run.place.name} at step {step}: {each.name} ...", flush=True)
             done[each.name] = metrics = run_evals(model, [each], run.workdir)
-            record_evals(run.workdir, run.checkpoints, step, metrics, [each])
-            write_results(run.workdir, name, step, each.name, each.kind, metrics, {"checkpoint": sha256} | each.task)
+            record_step(run.workdir, step, metrics, {each.name: tasks[each.name]})
+            write_results(run.workdir, name, step, each.name, each.kind, metrics, tasks[each.name])
         return {metric: value for each in wanted for metric, value in done[each.name].items()}
 
-    def _done(self, run: Run, step: int, sha256: str, wanted: Sequence[Eval]) -> dict[str, Metrics]:
-        tasks = {each.name: {"checkpoint": sha256} | each.task for each in wanted}
+    def _done(self, run: Run, step: int, tasks: Mapping[str, Task]) -> dict[str, Metrics]:
         found = {name: recorded(run.workdir, step, name, task) for name, task in tasks.items()}
         return {name: metrics for name, metrics in found.items() if metrics is not None}
 

@@ -14,7 +14,7 @@ from filip_jax.checkpoint import Checkpoints
 from filip_jax.data.sources import SOURCES, Source, fingerprint, make_source
 from filip_jax.evals import linear_probe, localisation, pictures, retrieval, zero_shot
 from filip_jax.evals.records import check_records
-from filip_jax.evals.results import Metrics, Task, record_step
+from filip_jax.evals.results import Metrics, Task
 from filip_jax.inference import Embedder
 from filip_jax.sections import check, choose
 
@@ -121,10 +121,16 @@ def run_evals(model: Embedder, evals: Sequence[Eval], workdir: Path, guard: Guar
     return metrics
 
 
-def record_evals(workdir: Path, checkpoints: Checkpoints, step: int, metrics: Metrics, evals: Sequence[Eval]) -> None:
-    """Adds the metrics of these evaluations of a checkpoint to evals.json."""
+def tasks_of(evals: Sequence[Eval], checkpoints: Checkpoints, step: int, config: Mapping[str, Any]) -> dict[str, Task]:
+    """What these evaluations of a checkpoint are of, by name: each one's `task`, the checkpoint's SHA-256, the model's.
+
+    Args:
+        config: of the run, by which the model is built.
+    """
+    sizes = {name: config["data"][name] for name in ("image_size", "text_length")}
+    model = _sha256(json.dumps(_plain(config["model"]) | sizes, sort_keys=True).encode())
     sha256 = checkpoints.sha256(step)
-    record_step(workdir, step, metrics, {each.name: each.task | {"checkpoint": sha256} for each in evals})
+    return {each.name: {"checkpoint": sha256, "model": model} | each.task for each in evals}
 
 
 def run_baselines(evals: Sequence[Eval]) -> dict[str, Metrics]:

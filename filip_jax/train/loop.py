@@ -25,8 +25,8 @@ from filip_jax.data.pipeline import batches, parts_of
 from filip_jax.data.sources import Source, fingerprint
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import Preempted, UserError
-from filip_jax.evals.results import forget_after, is_recorded, table
-from filip_jax.evals.run import Eval, open_evals, record_evals, run_evals
+from filip_jax.evals.results import forget_after, is_recorded, record_step, table
+from filip_jax.evals.run import Eval, open_evals, run_evals, tasks_of
 from filip_jax.inference import Embedder, check_tokenizer
 from filip_jax.mesh import global_batch
 from filip_jax.redact import redacted
@@ -292,8 +292,8 @@ class Trainer:
             model = self.embedder.with_parameters(self.state.get("ema", self.state["params"]), self.step)
             metrics = run_evals(model, self.evals, self.workdir, self.eval_guard)
             self.writer.write(self.step, metrics)
-            where = self.workdir, self.checkpoints, self.step
-            service.on_first_process(lambda: record_evals(*where, metrics, self.evals))
+            where = self.evals, self.checkpoints, self.step, self.config
+            service.on_first_process(lambda: record_step(self.workdir, self.step, metrics, tasks_of(*where)))
         self.place.push(now=True)
         self.evaluated_step = self.step
         say(table({f"step {self.step}": metrics}))
