@@ -35,7 +35,7 @@ The file may have evaluations alone, as those of configs/eval/: then --workdir n
 REPORT = """Write one page about a run, which opens in any browser and loads nothing from a network.
 
 Curves, throughput, where the time went, evaluations beside baselines and published models, alignment pictures,
-samples of the data and the config: what the workdir holds."""
+samples of the data, if it is here (its source is opened), and the config: what the workdir holds."""
 
 
 def add_plan_commands(command: Callable[..., Any]) -> None:

@@ -24,7 +24,7 @@ from filip_jax.files import read_json, write_atomically
 from filip_jax.redact import redacted
 
 FILE = "config.json"
-NAME = 100  # characters of a point of a sweep
+NAME = 100  # bytes of an evaluation of a sweep
 # What may change between two starts of one run without changing what it computes.
 FREE_SECTIONS = (
     "checkpoint", "compile_cache", "evals", "evals_fatal", "eval_every_steps", "guards", "log_every_steps", "log_keys",
@@ -91,11 +91,17 @@ def load_evals(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         return config["evals"]
     points, evals = load_sweep(file), {}
     for name, point in zip(name_points(points), points):
-        if len(name := re.sub(r"[/\s|]+", " ", name)) > NAME:
-            name = f"{name[: NAME - 9]}_{hashlib.sha256(name.encode()).hexdigest()[:8]}"
         of_point = load_config(file, [*overrides, *settings(point)])["evals"]
-        evals |= {f"{each} {name}": section for each, section in of_point.items()}
+        evals |= {_short(f"{each} {name}"): section for each, section in of_point.items()}
     return evals
+
+
+def _short(name: str) -> str:
+    """A name for tables and files, which no other has."""
+    plain = re.sub(r"[/\s|]+", " ", name)
+    if plain == name and len(plain.encode()) <= NAME:
+        return plain
+    return plain.encode()[: NAME - 9].decode("utf-8", "ignore") + "_" + hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
 def is_eval_config(config: Mapping[str, Any]) -> bool:

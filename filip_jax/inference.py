@@ -189,6 +189,13 @@ class Run:
     def __init__(self, workdir: str | Path, mesh: Mesh | None = None, batch_size: int = 64):
         self.place = Workdir(workdir)
         self.workdir = self.place.folder
+        try:
+            self._open(mesh, batch_size)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, mesh, batch_size):
         self.config = read_config(self.workdir)
         self.tokenizer = read_tokenizer(self.workdir)
         self.checkpoints = Checkpoints(self.place.name)
@@ -198,6 +205,10 @@ class Run:
             self.model, self.tokenizer, image_size=data["image_size"], text_length=data["text_length"],
             mesh=mesh, batch_size=batch_size,
         )  # fmt: skip
+
+    def close(self) -> None:
+        """Brings what was added into the bucket, and removes its mirror. Models that were loaded live on."""
+        self.place.close()
 
     def load(self, step: int | None = None) -> Embedder:
         """The model at a step, by default the newest; EMA parameters where the run has them.
@@ -225,7 +236,11 @@ def load_model(workdir: str | Path, step: int | None = None) -> Embedder:
     Raises:
         UserError: `workdir` holds no run, no checkpoint of this step, or one of another model.
     """
-    return Run(workdir).load(step)
+    run = Run(workdir)
+    try:
+        return run.load(step)
+    finally:
+        run.close()
 
 
 def read_tokenizer(workdir: Path) -> Tokenizer:

@@ -58,6 +58,6 @@ def at_least(least: float, section: str = "", **values: float) -> None:
 
 def choose(table: Mapping[str, T], name: str, key: str) -> T:
     """The entry of a table of choices, or a UserError that lists them."""
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise UserError(f"{key}={name!r} is not one of {', '.join(table)}")
     return table[name]

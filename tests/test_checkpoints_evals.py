@@ -1,6 +1,7 @@
 """Evaluations over the checkpoints of runs: which, what is done before, tables, plots, and runs that still go on."""
 
 import json
+import os
 import re
 import shutil
 import threading
@@ -14,16 +15,17 @@ import pytest
 from conftest import ROOT, make_devices_mesh
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from filip_jax.cli import main
 from filip_jax.config import load_evals
 from filip_jax.errors import UserError
-from filip_jax.evals import checkpoints
+from filip_jax.evals import checkpoints, watch
 from filip_jax.evals.checkpoints import evaluate_runs
 from filip_jax.evals.choice import Choice, best_step, find_workdirs, short_names
 from filip_jax.evals.curves import HEIGHT, POINTS, WIDTH, chart, metric_plot, points
-from filip_jax.evals.results import read_results
-from filip_jax.evals.run import open_evals
+from filip_jax.evals.results import comparable, read_results
+from filip_jax.evals.run import open_evals, tasks_of
 from filip_jax.inference import Run
 from filip_jax.train.loop import train
 
@@ -97,29 +99,70 @@ def test_what_has_changed_is_evaluated_again(run, evaluated):
     (run / "config.json").write_text(json.dumps(config))
     evaluate_runs(str(run), Choice(), section)
     assert evaluated == [(6, "val"), (6, "seen")]
+    results = read_results(run)["tasks"]["6"]
+    assert set(results) == {"val", "seen"}
+    assert set(results["seen"]) == {"checkpoint", "model", "task", "data", "class_names", "prompts"}
+
+
+def test_another_checkpoint_of_the_same_step_is_evaluated_again(run, small_demo, tmp_path, evaluated):
+    evaluate_runs(str(run), Choice())
+    before = read_results(run)["steps"]["6"]
+    config = json.loads((run / "config.json").read_text())
+    shutil.rmtree(run / "checkpoints")
+    train(tmp_path / "other", config | {"seed": 1})
+    shutil.copytree(tmp_path / "other/checkpoints", run / "checkpoints")
     evaluated.clear()
-    shutil.rmtree(run / "checkpoints/6")
-    shutil.copytree(
-        run / "checkpoints/4", run / "checkpoints/6"
-    )  # another checkpoint of the same name is not that of before
-    with pytest.raises(UserError, match="is the checkpoint of step 4, but not named so"):
-        evaluate_runs(str(run), Choice(), section)
-    results = read_results(run)
-    del results["steps"]["6"]["val/loss"]
-    assert set(results["tasks"]["6"]) == {"val", "seen"}
-    assert {"checkpoint", "model", "task", "data", "class_names", "prompts"} == set(results["tasks"]["6"]["seen"])
+    evaluate_runs(str(run), Choice())
+    assert evaluated == [(6, "val"), (6, "seen")] and read_results(run)["steps"]["6"] != before
 
 
-def test_a_task_is_its_data_options_and_files(small_demo, tmp_path):
-    section = {"seen": small_demo["evals"]["seen_cells"] | {"prompts": str(tmp_path / "prompts.txt")}}
-    (tmp_path / "prompts.txt").write_text("a {}\n")
-    first = open_evals(section)[0].task
-    assert open_evals(section)[0].task == first
-    (tmp_path / "prompts.txt").write_text("the {}\n")
-    second = open_evals(section)[0].task
-    assert first["task"] != second["task"] and first["prompts"] != second["prompts"] and first["data"] == second["data"]
-    section["seen"]["neighbours"] = section["seen"]["neighbours"] | {"examples": 51}
-    assert open_evals(section)[0].task["task"] != second["task"]
+def pictures_of_classes(folder):
+    for name, colour in (("red", (200, 0, 0)), ("blue", (0, 0, 200))):
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (20, 20), colour).save(folder / name / "a.png")
+    return {
+        "kind": "zero_shot",
+        "source": {"name": "class_folder", "path": str(folder)},
+        "prompts": str(folder / "p.txt"),
+    }
+
+
+def test_a_task_is_its_data_options_and_files(tmp_path):
+    """Of what stays as long as it was: nothing but the time and the content of a file differs."""
+    section = pictures_of_classes(tmp_path / "data")
+    prompts = tmp_path / "data/p.txt"
+    prompts.write_text("a {}\n")
+    (first,) = open_evals({"x": section})
+    assert open_evals({"x": section})[0].task == first.task
+    os.utime(prompts, (0, 0))
+    assert open_evals({"x": section})[0].task["prompts"] == first.task["prompts"]  # its content alone
+    prompts.write_text("b {}\n")
+    second = open_evals({"x": section})[0].task
+    assert first.task["task"] != second["task"] and first.task["prompts"] != second["prompts"]
+    Image.new("RGB", (20, 20), (0, 200, 0)).save(tmp_path / "data/red/a.png")  # as many bytes as before
+    third = open_evals({"x": section})[0].task
+    assert third["data"] != second["data"] and third["class_names"] == second["class_names"]
+    neighbours = {"source": section["source"], "examples": 2}
+    (fourth,) = open_evals({"x": section | {"neighbours": neighbours}})
+    assert fourth.task == third and fourth.baseline_task != third["task"]  # the model's numbers do not hang on them
+    long = open_evals({"x": section | {"prompts": ["a photo of {} " * 400]}})[0].task
+    assert long["prompts"] not in (first.task["prompts"], second["prompts"])
+
+
+def test_what_names_data_that_is_not_here_is_not_recorded_as_done(tmp_path, run, evaluated):
+    section = pictures_of_classes(tmp_path / "data")
+    (tmp_path / "data/p.txt").write_text("a {}\n")
+    absent = {"name": "class_folder", "path": str(tmp_path / "nowhere")}
+    (each,) = open_evals({"x": section | {"neighbours": {"source": absent, "examples": 3}}})
+    checkpoints_of_run = Run(run).checkpoints
+    config = json.loads((run / "config.json").read_text())
+    assert set(tasks_of([each], checkpoints_of_run, 6, config)) == {"x"}
+    probe = {"kind": "linear_probe", "source": section["source"], "training": absent}
+    (each,) = open_evals({"x": probe})
+    assert tasks_of([each], checkpoints_of_run, 6, config) == {}
+    with pytest.raises(UserError, match="nowhere' is not a folder"):
+        evaluate_runs(str(run), Choice(), {"x": probe, "seen": section})
+    assert evaluated == [(6, "seen")]  # the others are evaluated
 
 
 def test_what_the_training_has_evaluated_is_not_evaluated_again(small_demo, tmp_path, evaluated):
@@ -129,6 +172,7 @@ def test_what_the_training_has_evaluated_is_not_evaluated_again(small_demo, tmp_
     before = read_results(tmp_path / "run")["steps"]
     evaluate_runs(str(tmp_path / "run"), Choice(step="all"))
     assert evaluated == [] and read_results(tmp_path / "run")["steps"] == before and list(before) == ["2", "4"]
+    assert len(list((tmp_path / "run/clip_benchmark").glob("val_step_*.json"))) == 2
 
 
 def test_several_runs_are_one_table_and_one_plot(run, evaluated):
@@ -159,6 +203,32 @@ def test_the_best_step_by_a_metric(run, evaluated, capsys):
         evaluate_runs(str(run), Choice(step="best", metric="val/R@3"))
 
 
+def test_numbers_of_another_task_are_not_compared(run, evaluated, capsys):
+    section = json.loads((run / "config.json").read_text())["evals"]
+    easy = {"val": section["val"] | {"examples": 2}}
+    evaluate_runs(str(run), Choice(step="2"), easy)
+    evaluate_runs(str(run), Choice(step="6"), section)
+    assert set(comparable(read_results(run))["2"]) == set()
+    capsys.readouterr()
+    evaluate_runs(str(run), Choice(step="best", metric="val/image_to_text_R@1"), section)
+    assert "step 6 is the best of 1 by val/image_to_text_R@1" in capsys.readouterr().out
+
+
+def test_baselines_of_other_data_are_forgotten_and_again_counts_them_anew(run, monkeypatch):
+    section = {"val": json.loads((run / "config.json").read_text())["evals"]["val"] | {"examples": 8}}
+    neighbours = {"source": section["val"]["source"], "examples": 8}
+    evaluate_runs(str(run), Choice(), {"val": section["val"] | {"neighbours": neighbours}})
+    assert set(read_results(run)["baselines"]) == {"chance", "pixel neighbour"}
+    evaluate_runs(str(run), Choice(), section)
+    assert set(read_results(run)["baselines"]) == {"chance"}
+    counted, whole = [], checkpoints.run_baselines
+    monkeypatch.setattr(checkpoints, "run_baselines", lambda evals: counted.extend(evals) or whole(evals))
+    evaluate_runs(str(run), Choice(step="all"), section)
+    assert counted == []
+    evaluate_runs(str(run), Choice(step="all", again=True), section)
+    assert len(counted) == 1  # once for all steps
+
+
 def test_the_best_of_numbers():
     steps = {"1": {"a/R@1": 0.5, "a/loss": 2.0}, "2": {"a/R@1": float("nan")}, "3": {"a/R@1": 0.9}, "4": {"a/R@1": 0.9}}
     assert best_step("run", steps, [1, 2, 3, 4], "") == 3  # the first of equals
@@ -177,7 +247,7 @@ def test_a_damaged_checkpoint_keeps_nothing_from_the_others(run, evaluated, caps
 
 
 def test_a_watch_evaluates_each_checkpoint_that_comes_and_ends_with_the_run(run, evaluated, monkeypatch, capsys):
-    monkeypatch.setattr(checkpoints, "POLL", 0.05)
+    monkeypatch.setattr(watch, "POLL", 0.05)
     aside = run.parent.parent / "aside"
     (run / "checkpoints").rename(aside)
     (run / "checkpoints").mkdir()
@@ -193,8 +263,66 @@ def test_a_watch_evaluates_each_checkpoint_that_comes_and_ends_with_the_run(run,
     assert "waiting for a checkpoint: " in capsys.readouterr().out
 
 
+def test_a_watch_goes_on_over_removed_checkpoints_and_failing_disks(run, monkeypatch, capsys):
+    monkeypatch.setattr(watch, "POLL", 0.01)
+    session = checkpoints.Session(str(run), Choice(watch=True, step="all"), None)
+    calls = []
+
+    def evaluate_step(path, step):
+        calls.append(step)
+        if step == 2:
+            shutil.rmtree(run / "checkpoints/2")
+            raise FileNotFoundError("gone")
+        if step == 4 and calls.count(4) < 2:
+            raise OSError("the network is down")
+        if step == 6:
+            raise ZeroDivisionError
+
+    listed, times = session.find_runs, iter([OSError("no bucket"), OSError("no bucket")])
+
+    def find_runs():
+        for error in times:
+            raise error
+        listed()
+
+    monkeypatch.setattr(session, "evaluate_step", evaluate_step)
+    monkeypatch.setattr(session, "find_runs", find_runs)
+    with pytest.warns(UserWarning) as said:
+        watch.follow(session)
+    assert calls.count(2) == 1 and calls.count(4) == 2 and calls.count(6) == watch.ATTEMPTS
+    texts = [str(each.message) for each in said]
+    assert sum("no bucket; the watch goes on" in text for text in texts) == 2
+    assert any("step 2 was removed before it was evaluated" in text for text in texts)
+    assert list(session.failures) == [(str(run), 6, "")] and "it is tried again" in capsys.readouterr().out
+
+
+def test_a_run_that_goes_back_is_evaluated_anew(run, monkeypatch):
+    monkeypatch.setattr(watch, "POLL", 0.01)
+    session = checkpoints.Session(str(run), Choice(watch=True, idle_minutes=0.02), None)
+    calls = []
+    shutil.copytree(run / "checkpoints/6", run.parent / "aside")
+    shutil.rmtree(run / "checkpoints/6")
+
+    def find_runs():
+        session.runs.setdefault(str(run), Run(run)) if not session.runs else None
+        if len(calls) == 1:
+            shutil.copytree(run / "checkpoints/4", run.parent / "four")
+            shutil.rmtree(run / "checkpoints/4")
+            calls.append("back")
+        elif calls and calls[-1] == "back" and not (run / "checkpoints/4").exists():
+            polls.append(1)
+            if len(polls) == 2:
+                shutil.copytree(run.parent / "four", run / "checkpoints/4")
+
+    polls = []
+    monkeypatch.setattr(session, "evaluate_step", lambda path, step: calls.append(step))
+    monkeypatch.setattr(session, "find_runs", find_runs)
+    watch.follow(session)
+    assert calls == [4, "back", 4]
+
+
 def test_a_watch_from_the_newest_leaves_out_what_was_before_and_ends_when_nothing_comes(run, evaluated, monkeypatch):
-    monkeypatch.setattr(checkpoints, "POLL", 0.01)
+    monkeypatch.setattr(watch, "POLL", 0.01)
     shutil.rmtree(run / "checkpoints/6")
     evaluate_runs(str(run), Choice(watch=True, idle_minutes=1e-3))
     assert {step for step, _ in evaluated} == {4}
@@ -268,17 +396,28 @@ def test_an_eval_sweep_evaluates_each_point(run, jobs, capsys):
     words = ["sweep", f"--config={file}", f"--workdir={run.parent}/*", *filter(None, [jobs])]
     assert main(words) == 0
     output, error = capsys.readouterr()
-    names = [
-        name
-        for name in load_evals(str(file))
-        if re.fullmatch(r"seen prompts=.{91}_[0-9a-f]{8}|seen prompts=.{1,92}", name)
-    ]
+    names = [name for name in load_evals(str(file)) if re.fullmatch(r"seen prompts=.*_[0-9a-f]{8}", name)]
     assert len(set(names)) == 2 and not any("/" in name for name in names)
     if jobs:
         assert all(f"| {name}/image_to_text_top1 " in output for name in names)
         assert {name.split("/")[0] for name in read_results(run)["steps"]["6"]} == set(names)
     else:
         assert output.startswith("filip eval '--workdir=") and all(name in error for name in names)
+
+
+def test_points_that_look_alike_have_names_of_their_own(tmp_path):
+    file = tmp_path / "alike.py"
+    prompts = ["a {}", "a  {}", "a/{}", "一张照片" * 40 + "{}", "一张照片" * 40 + "，{}"]
+    file.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "  return ConfigDict(dict(evals=dict(x=dict(kind='retrieval', source={}, prompt=''))))\n"
+        "def sweep():\n"
+        f"  yield from ({{'evals.x.prompt': prompt}} for prompt in {prompts!r})\n"
+    )
+    names = load_evals(str(file))
+    assert len(names) == 5 and "x prompt=a {}" in names and all(len(name.encode()) <= 100 for name in names)
+    assert [section["prompt"] for section in names.values()] == prompts
 
 
 def test_the_shipped_sweep_of_prompts(run, capsys):
@@ -308,8 +447,8 @@ def test_every_point_of_a_chart_lies_inside_of_it(line):
 
 
 def test_eight_devices_are_used(trained):
-    run = checkpoints._Session(str(trained), Choice(), None)
-    run._find_runs()
+    run = checkpoints.Session(str(trained), Choice(), None)
+    run.find_runs()
     (found,) = run.runs.values()
     assert found.embedder.mesh.size == jax.local_device_count() == 8 and found.embedder.batch_size == 512
     assert np.isfinite(found.load().logit_scale)

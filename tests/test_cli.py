@@ -150,7 +150,7 @@ MISTAKES = {
     "empty config": (["align", "--workdir=RUN/empty", "--image=RUN/picture.jpg", "--text=x", "--output=RUN/p.png"], "it has no section model"),
     "torn checkpoint": (["eval", "--workdir=RUN/rotten", "--again"], "the checkpoint of step 4 is damaged: "),
     "torn results": (["eval", "--workdir=RUN/lost"], "lost/evals.json is damaged"),
-    "only function words": (["align", "--workdir=RUN/run", "--image=RUN/picture.jpg", "--text=a the of", "--output=RUN/p.png"], "no word to look at"),
+    "no word": (["align", "--workdir=RUN/run", "--image=RUN/picture.jpg", "--text=… — !", "--output=RUN/p.png"], "no word to look at"),
     "broken config file": (["train", "--config=RUN/broken.py", "--workdir=RUN/x"], "broken.py, line 2: ZeroDivisionError"),
     "no syntax": (["train", "--config=RUN/syntax.py", "--workdir=RUN/x"], "syntax.py, line 1: SyntaxError"),
     "batch of none": (["train", f"--config={ROOT}/configs/filip.py", "--workdir=RUN/x", "--config.batch_size=0"], "ZeroDivisionError"),

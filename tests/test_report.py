@@ -6,8 +6,10 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+from conftest import signed
 from PIL import Image
 
 from filip_jax.cli import main
@@ -73,7 +75,7 @@ def test_the_page_holds_what_the_run_has(run, capsys):
         page.texts
     )
     assert {"Evaluations", "Training", "Where the time went", "What words see", "The data", "Config"} <= set(page.texts)
-    assert "FILIP base" in page.texts and "a <run>, step 4" in page.texts and "cifar10" in page.texts
+    assert "FILIP base" in page.texts and "cifar10" in page.texts
     results = json.loads((run / "evals.json").read_text())["steps"]["4"]
     assert f"{results['cifar10/image_to_text_top1']:.3f}" in page.texts
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-2])  # the last line is the evaluation's
@@ -90,18 +92,52 @@ def test_a_page_of_a_run_that_has_nothing_yet(run, tmp_path):
     (tmp_path / "new/config.json").write_text(json.dumps(config))
     page = read(report(str(tmp_path / "new"), str(tmp_path / "out/page.html")))
     assert "None yet: filip eval makes them." in page.texts and "No step is logged yet." in page.texts
-    assert any("It is not here: source: folder: path='/nowhere/<b>' is not a folder" in text for text in page.texts)
+    assert any(
+        "It can not be shown here: source: folder: path='/nowhere/<b>' is not a folder" in text for text in page.texts
+    )
 
 
 def test_what_is_damaged_is_named(run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "run")
-    next((copy / "checkpoints").rglob("manifest.json")).write_text("torn")
+    (copy / "checkpoints/4/manifest.json").write_text("torn")
     with (copy / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 5, "train/loss": Infinity}\n{"step')
-    read(report(str(copy)))
-    next((copy / "pictures").rglob("*_step_0000004.png")).write_bytes(b"no picture")
+        file.write('{"step": 5, "train/loss": Infinity, "train/lr": 0.25}\n{"step')
+    (copy / "pictures/alignment/0_step_0000004.png").write_bytes(b"no picture")
     page = read(report(str(copy)))
-    assert any("can not be read" in text for text in page.texts)
+    assert any("0_step_0000004.png can not be read" in text for text in page.texts)
+    assert any("manifest.json is damaged" in text for text in page.texts)
+    assert "inf" in page.texts  # the newest loss
+
+
+def test_what_comes_from_elsewhere_is_text(run, tmp_path):
+    """Names and values of a checkpoint, of evaluations and of a config that somebody else has made."""
+    copy, evil = shutil.copytree(run, tmp_path / "run"), '<meta http-equiv="refresh" content="0;url=https://evil/">'
+    manifest = json.loads((copy / "checkpoints/4/manifest.json").read_text())
+    manifest["meta"] |= {evil: evil}
+    (copy / "checkpoints/4/manifest.json").write_text(signed(manifest))
+    results = json.loads((copy / "evals.json").read_text())
+    results["steps"]["4"] |= {f"{evil}/top1": 0.5, "cifar10/text": evil}
+    results["baselines"][evil] = {f"{evil}/top1": 0.25}
+    results["tasks"]["4"][evil] = {evil: evil}
+    (copy / "evals.json").write_text(json.dumps(results))
+    config = json.loads((copy / "config.json").read_text())
+    config["source"] = {"name": evil, evil: evil}
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "pictures" / "<b>").mkdir()
+    page = Page(Path(report(str(copy))).read_text())
+    assert page.tags.count("meta") == 3 and "b" not in page.tags[page.tags.index("section") :] and page.open == []
+    assert sum(evil in text for text in page.texts) > 6
+
+
+def test_each_evaluation_has_its_newest_step(run, tmp_path):
+    """Evaluations at an earlier step, as of --step=best, stand beside those of the newest."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    results = json.loads((copy / "evals.json").read_text())
+    results["steps"]["2"] |= {"imagenet/image_to_text_top1": 0.5, "eval/probe/error": "no memory"}
+    (copy / "evals.json").write_text(json.dumps(results))
+    page = read(report(str(copy)))
+    assert "imagenet/image_to_text_top1" in page.texts and "0.500" in page.texts and "50.0" in page.texts
+    assert "no memory" in page.texts
 
 
 @pytest.mark.parametrize(

@@ -125,14 +125,27 @@ def _without_tokens(fields: dict) -> dict:
     return fields
 
 
+def _file(name: str) -> str:
+    """A name below the folder of the images, which is where both layouts have them.
+
+    Raises:
+        UserError: it leads elsewhere.
+    """
+    name = _text(name)
+    if storage.is_remote(name) or os.path.isabs(name) or ".." in name.split("/"):
+        raise UserError(f"annotations: the image {name[:200]!r} does not lie below the folder `images`")
+    return name
+
+
 def _of_karpathy(image: dict) -> _Image:
     name, split = _text(image["filename"]), _text(image["split"])
     key = _text(str(image["cocoid"])) if "cocoid" in image else os.path.splitext(name)[0]
     texts = [
         _pair(sentence["raw"], sentence["sentid"]) for sentence in image["sentences"] if is_caption(sentence["raw"])
     ]
-    file = os.path.join(_text(image.get("filepath", "")), name)
-    return _Image(file, key, "train" if split == "restval" else split, texts)
+    return _Image(
+        _file(os.path.join(image.get("filepath", ""), name)), key, "train" if split == "restval" else split, texts
+    )
 
 
 def _of_coco(images: list[dict], annotations: list[dict]) -> Iterator[_Image]:
@@ -141,7 +154,7 @@ def _of_coco(images: list[dict], annotations: list[dict]) -> Iterator[_Image]:
         if is_caption(annotation["caption"]):
             texts[annotation["image_id"]].append(_pair(annotation["caption"], annotation["id"]))
     for image in images:
-        yield _Image(_text(image["file_name"]), _text(str(image["id"])), "", texts[image["id"]])
+        yield _Image(_file(image["file_name"]), _text(str(image["id"])), "", texts[image["id"]])
 
 
 def _pair(text: str, key: int | str) -> tuple[str, str]:

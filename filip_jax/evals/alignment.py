@@ -1,6 +1,7 @@
 """Word-patch alignment: which patches each word of a text matches (FILIP, section 4.4)."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -127,9 +128,14 @@ def label_prompt(label: str) -> tuple[str, list[Span]]:
 
 
 def content_words(text: str) -> list[Span]:
-    """The words of a text as (start, end), without `FUNCTION_WORDS`; characters where a script has no spaces."""
+    """The words of a text as (start, end), without `FUNCTION_WORDS` if it has others; characters where a script has no spaces."""
     words = [
         match.span() for match in re.finditer(rf"[{NO_SPACES}]|[^\W{NO_SPACES}](?:[^\W{NO_SPACES}]|['’-])*|\S", text)
     ]
-    words = [(start, end) for start, end in words if any(c.isalnum() or ord(c) > 0x2000 for c in text[start:end])]
-    return [(start, end) for start, end in words if text[start:end].lower() not in FUNCTION_WORDS]
+    words = [(start, end) for start, end in words if any(map(_says, text[start:end]))]
+    return [(start, end) for start, end in words if text[start:end].lower() not in FUNCTION_WORDS] or words
+
+
+def _says(character: str) -> bool:
+    """Whether it is a letter, a number or a picture, and no punctuation."""
+    return character.isalnum() or (ord(character) > 0x2000 and unicodedata.category(character)[0] not in "PZC")

@@ -1,26 +1,23 @@
 """Evaluations of the checkpoints of runs: which, those that are done already, one table and one plot of all."""
 
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
-from filip_jax import storage
 from filip_jax.errors import UserError
+from filip_jax.evals import pictures
 from filip_jax.evals.choice import Choice, best_step, find_workdirs, short_names
 from filip_jax.evals.clip_benchmark import write_results
-from filip_jax.evals.curves import metric_plot
-from filip_jax.evals.published import beside_published
-from filip_jax.evals.results import Metrics, Task, read_results, record_baselines, record_step, recorded, table
+from filip_jax.evals.results import Metrics, comparable, read_results, record_baselines, record_step, recorded
 from filip_jax.evals.run import Eval, open_evals, run_baselines, run_evals, tasks_of
+from filip_jax.evals.summary import write_summary
+from filip_jax.evals.watch import follow
 from filip_jax.inference import Run
 from filip_jax.mesh import make_mesh
 
-POLL = 5.0  # seconds
-SAY = 60.0  # seconds between two lines that it waits
-TABLE, PLOT = "evals.md", "evals.svg"
+Key = tuple[str, int]  # a workdir and a step
 
 
 def evaluate_runs(workdirs: str, choice: Choice, evals: Mapping[str, Mapping[str, Any]] | None = None) -> str:
@@ -34,194 +31,165 @@ def evaluate_runs(workdirs: str, choice: Choice, evals: Mapping[str, Mapping[str
         evals: instead of each run's own.
 
     Raises:
-        UserError: no run, no such checkpoint, or an evaluation that can not be. Of several checkpoints the others
-            are evaluated first. Of several runs those without any checkpoint are left out, with a warning.
+        UserError: no run, no such checkpoint, or an evaluation that can not be; all others are evaluated first, and
+            the table is printed. Of several runs those without any checkpoint are left out, with a warning.
     """
     choice.check()
-    return _Session(workdirs, choice, evals).run()
+    session = Session(workdirs, choice, evals)
+    try:
+        follow(session) if choice.watch else session.evaluate()
+        output = session.summary() if session.found else ""
+    finally:
+        session.close()
+    if session.failures:
+        print(output, flush=True)
+        raise UserError("; ".join(dict.fromkeys(session.failures.values())))
+    return output
 
 
-class _Session:
+class Session:
     """One call of `evaluate_runs`: the runs by workdir, and what was found."""
 
-    def __init__(self, workdirs, choice, evals):
+    def __init__(self, workdirs: str, choice: Choice, evals: Mapping[str, Any] | None):
         self.workdirs, self.choice, self.evals = workdirs, choice, evals
         self.mesh = make_mesh(devices=jax.local_devices())
         self.runs: dict[str, Run] = {}
-        self.opened: dict[str, list[Eval]] = {}  # by config section: several runs share their data
-        self.floors: dict[str, int] = {}  # the first step that a watch from "latest" looks at
-        self.found: dict[tuple[str, int], Metrics] = {}
-        self.failures: dict[tuple[str, int], str] = {}
+        self.opened: dict[str, Eval | str] = {}  # by section, which several runs may share; or why it can not be
+        self.found: dict[Key, Metrics] = {}
         self.baselines: dict[str, dict[str, Metrics]] = {}
+        self.counted: set[tuple[str, str]] = set()  # of which baselines
+        self.failures: dict[Any, str] = {}
 
-    def run(self) -> str:
-        if self.choice.watch:
-            self._follow()
-        else:
-            self._find_runs()
-            trained = [path for path, run in self.runs.items() if run.checkpoints.steps()]
-            for path in self.runs:
-                if path not in trained and len(self.runs) > 1:
-                    warnings.warn(f"{path} has no checkpoint yet and is left out", stacklevel=2)
-            for path in trained or list(self.runs)[:1]:
-                for step in self._chosen(path):
-                    self._evaluate(path, step)
-        output = self._report() if self.found else ""
-        if self.failures:
-            print(output, flush=True)
-            raise UserError("; ".join(self.failures.values()))
-        return output
+    def close(self) -> None:
+        """Lets the runs go."""
+        for run in self.runs.values():
+            run.close()
 
-    def _find_runs(self) -> None:
+    def evaluate(self) -> None:
+        """All checkpoints that are chosen."""
+        self.find_runs()
+        trained = [path for path, run in self.runs.items() if run.checkpoints.steps()]
+        for path in self.runs:
+            if path not in trained and len(self.runs) > 1:
+                warnings.warn(f"{path} has no checkpoint yet and is left out", stacklevel=2)
+        for path in trained or list(self.runs)[:1]:
+            try:
+                chosen = self._chosen(path)
+            except (UserError, OSError) as error:
+                self.failures[path] = str(error)
+                continue
+            for step in chosen:
+                try:
+                    self.evaluate_step(path, step)
+                except (UserError, OSError) as error:
+                    self.failures[path, step, ""] = str(error)
+
+    def find_runs(self) -> None:
+        """Opens the runs that are there; why one can not be opened is kept."""
         paths = find_workdirs(self.workdirs)
         for path in paths or ([] if self.choice.watch else [self.workdirs]):
             if path not in self.runs:
                 try:
                     self.runs[path] = Run(path, self.mesh, self.choice.batch_size * self.mesh.size)
-                except UserError:
-                    if not self.choice.watch:  # it may be about to begin
-                        raise
+                    self.failures.pop(path, None)
+                except (UserError, OSError) as error:  # in a watch it may be about to begin
+                    self.failures[path] = str(error)
 
-    def _chosen(self, path: str) -> list[int]:
+    def _chosen(self, path: str) -> Sequence[int]:
         """The steps to evaluate.
 
         Raises:
             UserError: there is no such checkpoint, or no number by which one is the best.
         """
-        checkpoints, step = self.runs[path].checkpoints, self.choice.step
-        steps = checkpoints.steps()
-        if self.choice.watch:
-            floor = self.floors.setdefault(path, max(steps, default=0) if step == "latest" else 0)
-            return [step for step in steps if step >= floor]
+        run, step = self.runs[path], self.choice.step
+        steps = run.checkpoints.steps()
+        if step.isdecimal() and int(step) not in steps:
+            have = f"; it has steps {', '.join(map(str, steps))}" if steps else " yet"
+            raise UserError(f"{path} has no checkpoint of step {step}{have}")
         if step.isdecimal():
             return [int(step)]
         if not steps:
             raise UserError(f"{path} has no checkpoint yet")
         if step == "best":
-            return [best_step(path, read_results(self.runs[path].workdir)["steps"], steps, self.choice.metric)]
+            tasks = {each.name: each.task["task"] for each in self._wanted(run)}
+            return [best_step(path, comparable(read_results(run.workdir), tasks), steps, self.choice.metric)]
         return steps if step == "all" else steps[-1:]
 
-    def _follow(self) -> None:
-        """Evaluates each new checkpoint until all runs have ended, or nothing comes any more."""
-        moved, said = time.monotonic(), 0.0
-        while True:
-            self._find_runs()
-            ended = self.runs and all(
-                self._is_finished(path) for path in self.runs
-            )  # nothing comes after what is seen now
-            for path in self.runs:
-                for step in self._chosen(path):
-                    if (path, step) not in self.found and (path, step) not in self.failures:
-                        self._evaluate(path, step)
-                        moved = time.monotonic()
-            if ended:
-                return
-            now = time.monotonic()
-            if self.choice.idle_minutes and now - moved > 60 * self.choice.idle_minutes:
-                print(f"no new checkpoint for {self.choice.idle_minutes:g} minutes", flush=True)
-                return
-            if now - said > SAY:
-                said = now
-                print(self._waiting(), flush=True)
-            time.sleep(POLL)
+    def _wanted(self, run: Run) -> list[Eval]:
+        """The evaluations that can be opened; why the others can not is kept."""
+        sections, wanted = run.config["evals"] if self.evals is None else self.evals, []
+        for name, section in sections.items():
+            key = f"{name} {section!r}"
+            if key not in self.opened:
+                try:
+                    (self.opened[key],) = open_evals({name: section})
+                    self.opened[key].task  # noqa: B018 - what it names is there
+                except (UserError, OSError) as error:
+                    self.opened[key] = self.failures[name] = str(error)
+            wanted += [self.opened[key]] if isinstance(self.opened[key], Eval) else []
+        return wanted
 
-    def _waiting(self) -> str:
-        if not self.runs:
-            return f"waiting for a run: {self.workdirs}"
-        left = [path for path in self.runs if not self._is_finished(path)]
-        newest = max(self.runs[left[0]].checkpoints.steps(), default=0)
-        rest = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        last = self.runs[left[0]].config.get("total_steps", "?")
-        return f"waiting for a checkpoint: {left[0]} is at step {newest} of {last}{rest}"
-
-    def _is_finished(self, path: str) -> bool:
-        last = self.runs[path].config.get("total_steps", float("inf"))
-        return max(self.runs[path].checkpoints.steps(), default=0) >= last
-
-    def _evaluate(self, path: str, step: int) -> None:
-        """Records what is missing of one checkpoint; what goes wrong is kept where there are others to evaluate."""
+    def evaluate_step(self, path: str, step: int) -> None:
+        """Records what is missing of one checkpoint; what goes wrong keeps nothing from the rest."""
         run, name = self.runs[path], self._name(path)
-        try:
-            wanted = self._open(run)
-            self.found[path, step] = self._numbers(run, name, step, wanted)
-            self.baselines.setdefault(path, {}).update(self._baselines(run, wanted))
-            run.place.flush()
-        except (UserError, OSError) as error:
-            if self.choice.watch and step not in run.checkpoints.steps():
-                warnings.warn(f"{path}: step {step} was removed before it was evaluated", stacklevel=2)
-            elif not self.choice.watch and self.choice.step != "all" and len(self.runs) == 1:
-                raise
-            self.failures[path, step] = str(error)
-
-    def _open(self, run: Run) -> list[Eval]:
-        section = run.config["evals"] if self.evals is None else self.evals
-        key = repr(section)
-        if key not in self.opened:
-            self.opened[key] = open_evals(section)
-        return self.opened[key]
-
-    def _numbers(self, run: Run, name: str, step: int, wanted: Sequence[Eval]) -> Metrics:
-        """All numbers of a checkpoint, each recorded as soon as it is known."""
-        if step not in run.checkpoints.steps():
-            have = ", ".join(map(str, run.checkpoints.steps())) or "none"
-            raise UserError(f"{run.place.name} has no checkpoint of step {step}; it has steps {have}")
+        wanted = self._wanted(run)
         tasks = tasks_of(wanted, run.checkpoints, step, run.config)
         done = {} if self.choice.again else self._done(run, step, tasks)
-        todo = [each for each in wanted if each.name not in done]
         if done:
-            print(f"{run.place.name} at step {step}: {', '.join(done)}: done before", flush=True)
+            print(f"{path} at step {step}: {', '.join(done)}: done before", flush=True)
+        todo = [each for each in wanted if each.name not in done]
         model = run.load(step) if todo else None
         for each in todo:
-            print(f"{run.place.name} at step {step}: {each.name} ...", flush=True)
-            done[each.name] = metrics = run_evals(model, [each], run.workdir)
-            record_step(run.workdir, step, metrics, {each.name: tasks[each.name]})
-            write_results(run.workdir, name, step, each.name, each.kind, metrics, tasks[each.name])
-        return {metric: value for each in wanted for metric, value in done[each.name].items()}
+            print(f"{path} at step {step}: {each.name} ...", flush=True)
+            try:
+                done[each.name] = run_evals(model, [each], run.workdir)
+                record_step(run.workdir, step, done[each.name], {each.name: tasks[each.name]})
+            except (UserError, OSError) as error:
+                self.failures[path, step, each.name] = f"{each.name} at step {step}: {error}"
+        for each in wanted:
+            if each.name in done:
+                write_results(run.workdir, name, step, each.name, each.kind, done[each.name], tasks[each.name])
+        numbers = {metric: value for each in wanted for metric, value in done.get(each.name, {}).items()}
+        if numbers:
+            self.found[path, step] = numbers
+        self._add_baselines(run, path, wanted)
+        run.place.flush()
 
-    def _done(self, run: Run, step: int, tasks: Mapping[str, Task]) -> dict[str, Metrics]:
+    def _done(self, run: Run, step: int, tasks: Mapping[str, Any]) -> dict[str, Metrics]:
         found = {name: recorded(run.workdir, step, name, task) for name, task in tasks.items()}
-        return {name: metrics for name, metrics in found.items() if metrics is not None}
+        drawn = {each.name for each in self._wanted(run) if each.kind is pictures}
+        there = {name for name in drawn if pictures.pages(run.workdir / "pictures" / name, step)}
+        return {name: m for name, m in found.items() if m is not None and (name not in drawn or name in there)}
 
-    def _baselines(self, run: Run, wanted: Sequence[Eval]) -> dict[str, Metrics]:
-        """Those of all evaluations, from evals.json where they are known there."""
-        results = read_results(run.workdir)
-        tasks = {each.name: each.task["task"] for each in wanted}
-        todo = [each for each in wanted if results["baseline_tasks"].get(each.name) != tasks[each.name]]
-        if todo or self.choice.again:
-            record_baselines(run.workdir, run_baselines(todo), {each.name: tasks[each.name] for each in todo})
-            results = read_results(run.workdir)
-        kept = {
-            baseline: {m: value for m, value in metrics.items() if m.split("/")[0] in tasks}
-            for baseline, metrics in results["baselines"].items()
-        }
-        return {baseline: metrics for baseline, metrics in kept.items() if metrics}
+    def _add_baselines(self, run: Run, path: str, wanted: Sequence[Eval]) -> None:
+        """Those of the evaluations, from evals.json where they are known there."""
+        known = read_results(run.workdir)["baseline_tasks"]
+        for each in wanted:
+            if (path, each.name) in self.counted:
+                continue
+            self.counted.add((path, each.name))
+            try:
+                if self.choice.again or known.get(each.name) != each.baseline_task:
+                    record_baselines(run.workdir, run_baselines([each]), {each.name: each.baseline_task})
+            except (UserError, OSError) as error:
+                self.failures[path, each.name] = f"baselines of {each.name}: {error}"
+        names = {each.name for each in wanted}
+        for baseline, metrics in read_results(run.workdir)["baselines"].items():
+            self.baselines.setdefault(path, {})[baseline] = {
+                m: x for m, x in metrics.items() if m.split("/")[0] in names
+            }
 
     def _name(self, path: str) -> str:
         return short_names(list(self.runs))[list(self.runs).index(path)]
 
-    def _report(self) -> str:
+    def summary(self) -> str:
         """The table; it is written with the plot."""
-        columns = {f"{self._name(path)}, step {step}": metrics for (path, step), metrics in self.found.items()}
-        baselines = self._merged_baselines()
-        beside = beside_published(columns)
-        text = table(columns | baselines) + (f"\n\n{beside}" if beside else "")
-        names = {each.name for evals in self.opened.values() for each in evals}
-        curves = {self._name(path): read_results(self.runs[path].workdir)["steps"] for path, _ in self.found}
-        plot = metric_plot(curves, baselines, names)
         paths = list(dict.fromkeys(path for path, _ in self.found))
-        folder = paths[0] if len(paths) == 1 else storage.common_folder(paths)
-        files = {TABLE: text + "\n", PLOT: plot} if plot else {TABLE: text + "\n"}
-        for file, content in files.items():
-            storage.write(storage.join(folder, file), content.encode())
-        return f"{text}\n\nwritten: {', '.join(storage.join(folder, file) for file in files)}"
-
-    def _merged_baselines(self) -> dict[str, Metrics]:
-        """One column per baseline; one per run and baseline where runs disagree on a number."""
-        columns: dict[str, Metrics] = {}
-        for baseline in dict.fromkeys(name for of_run in self.baselines.values() for name in of_run):
-            of_runs = {path: b[baseline] for path, b in self.baselines.items() if baseline in b}
-            merged = {metric: value for metrics in of_runs.values() for metric, value in metrics.items()}
-            agree = all(merged[metric] == value for metrics in of_runs.values() for metric, value in metrics.items())
-            own = {f"{baseline} ({self._name(path)})": metrics for path, metrics in of_runs.items()}
-            columns |= {baseline: merged} if agree else own
-        return columns
+        names = {each.name for each in self.opened.values() if isinstance(each, Eval)}
+        return write_summary(
+            paths,
+            columns={f"{self._name(path)}, step {step}": metrics for (path, step), metrics in self.found.items()},
+            baselines={self._name(path): self.baselines[path] for path in paths},
+            curves={self._name(path): comparable(read_results(self.runs[path].workdir)) for path in paths},
+            names=names,
+        )

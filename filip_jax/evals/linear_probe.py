@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from filip_jax.cluster import service
 from filip_jax.data.pipeline import batches
 from filip_jax.data.sources import Source, make_source
 from filip_jax.errors import UserError
@@ -117,7 +118,7 @@ def by_lbfgs(
     training: Source,
     pooling: str,
     *,
-    regularisation: Sequence[Any] = (),
+    regularisation: Sequence[Any] | float = (),
     max_iterations: int = 1000,
     tolerance: float = 1e-4,
 ) -> tuple[logistic.Classifier, dict[str, Any]]:
@@ -135,6 +136,7 @@ def by_lbfgs(
     """
     at_least(1, "linear_probe.protocol", max_iterations=max_iterations)
     at_least(0, "linear_probe.protocol", tolerance=tolerance)
+    regularisation = regularisation if isinstance(regularisation, (list, tuple)) else (regularisation,)
     for c in regularisation:
         if isinstance(c, bool) or not isinstance(c, int | float) or not 0 < c < np.inf:
             raise UserError(f"linear_probe.protocol.regularisation={c!r} is not a number above 0")
@@ -242,7 +244,10 @@ def by_sgd(
     total, sgd = max(round(epochs * len(training) / batch_size), 1), None
     progress = Progress("linear probe, steps", total)
     for _ in range(total):
-        batch = global_batch(model.mesh, _labelled(next(rows)))
+        rows_here, wrong = _labelled(next(rows))
+        if said := next(filter(None, service.gather(wrong)), ""):  # one process alone would leave the others waiting
+            raise UserError(said)
+        batch = global_batch(model.mesh, rows_here)
         features = model.features_of_views(batch["image"], pooling)
         sgd = sgd or logistic.Sgd(
             features.shape[1], len(training.class_names), model.mesh,
@@ -254,19 +259,16 @@ def by_sgd(
     return sgd.classifier, {"steps": total}
 
 
-def _labelled(rows: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The views and labels of a batch; an evaluation replaces no record.
-
-    Raises:
-        UserError: a record can not be used, or has no label.
-    """
+def _labelled(rows: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], str]:
+    """The views and labels of a batch, and what is wrong with it: an evaluation replaces no record."""
+    wrong = ""
     if rows["bad"]:
         bad = rows["bad"][0]
-        raise UserError(f"linear_probe: training: record {bad.shard} {bad.key}: {bad.reason}")
-    if (rows["label"] < 0).any():
+        wrong = f"linear_probe: training: record {bad.shard} {bad.key}: {bad.reason}"
+    elif (rows["label"] < 0).any():
         index = rows["index"][rows["label"] < 0][0]
-        raise UserError(f"linear_probe needs a source of labelled images; record {index} has no label")
-    return {"image": rows["image"], "label": rows["label"]}
+        wrong = f"linear_probe needs a source of labelled images; record {index} has no label"
+    return {"image": rows["image"], "label": rows["label"]}, wrong
 
 
 PROTOCOLS = {"lbfgs": by_lbfgs, "sgd": by_sgd}

@@ -31,6 +31,11 @@ def evaluate(model: Embedder, source: Source, output: Path, *, examples: int) ->
     return {"pages": examples}
 
 
+def pages(output: Path, step: int) -> list[Path]:
+    """Those of a step that are there."""
+    return sorted(output.glob(f"*_step_{step:07d}.png"))
+
+
 def _save(output: Path, n: int, record: Record, alignment: Alignment, model: Embedder) -> None:
     draw_alignment(alignment, view_boxes(record, model.image_size)).save(output / f"{n}_step_{model.step:07d}.png")
     Image.fromarray(alignment.view).save(output / f"{n}.png")

@@ -24,8 +24,10 @@ def make_prompts(prompts: Sequence[Any] | str | Mapping[str, Any]) -> list[str]:
         templates = _combined(prompts)
     elif isinstance(prompts, str):
         templates = _read(Path(prompts))
-    else:
+    elif isinstance(prompts, (list, tuple)):
         templates = list(prompts)
+    else:
+        raise UserError(f"zero_shot: prompts={prompts!r} are no list, file or {', '.join(PARTS)}")
     if not templates:
         raise UserError("zero_shot: there are no prompts")
     for template in templates:

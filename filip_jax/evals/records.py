@@ -18,7 +18,7 @@ TEXTS = 1024  # that are encoded before their pads are cut off
 
 def check_records(source: Source, examples: int, key: str) -> None:
     """Raises a UserError unless the source has so many records, each with a caption."""
-    if examples < 1 or examples > len(source):
+    if type(examples) is not int or not 1 <= examples <= len(source):
         raise UserError(f"{key}.examples={examples}, but the source has {len(source)} records")
     for index in range(examples):
         try:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from filip_jax.errors import UserError
+from filip_jax.evals.tasks import Task
 from filip_jax.files import read_json, write_atomically
 
 FILE = "evals.json"
+LOCK = ".evals.tmp"  # beside it; a .tmp is not brought into buckets
 
 Metrics = dict[str, Any]  # numbers; texts under eval/<name>/error
-Task = dict[str, Any]  # {"checkpoint": its SHA-256, "task": the evaluation's, …}
 EMPTY = {"steps": {}, "baselines": {}, "tasks": {}, "baseline_tasks": {}}
 
 
@@ -36,9 +37,14 @@ def read_results(workdir: Path) -> dict[str, Any]:
     return results
 
 
+def evaluation_of(metric: str) -> str:
+    """The name of the evaluation that a metric, or an error, is of."""
+    return metric.removeprefix("eval/").split("/")[0]
+
+
 def is_recorded(workdir: Path, step: int, names: list[str]) -> bool:
     """Whether evals.json has a number of each of these evaluations at this step."""
-    found = {metric.removeprefix("eval/").split("/")[0] for metric in read_results(workdir)["steps"].get(str(step), {})}
+    found = {evaluation_of(metric) for metric in read_results(workdir)["steps"].get(str(step), {})}
     return all(name in found for name in names)
 
 
@@ -49,6 +55,32 @@ def recorded(workdir: Path, step: int, name: str, task: Task) -> Metrics | None:
         return None
     numbers = results["steps"].get(str(step), {})
     return {metric: value for metric, value in numbers.items() if metric.startswith(f"{name}/")} or None
+
+
+def comparable(results: Mapping[str, Any], tasks: Mapping[str, str] | None = None) -> dict[str, Metrics]:
+    """{"<step>": metrics} of evaluations of the same task at all steps, in the order of the steps.
+
+    Args:
+        results: what `read_results` gives.
+        tasks: {evaluation: its `task`}; that of others is that of their newest step.
+    """
+    steps = sorted(results["steps"], key=int)
+
+    def task(step, name):
+        return results["tasks"].get(step, {}).get(name, {}).get("task", "")
+
+    newest = {
+        evaluation_of(metric): task(step, evaluation_of(metric)) for step in steps for metric in results["steps"][step]
+    }
+    wanted = newest | dict(tasks or {})
+    return {
+        step: {
+            m: x
+            for m, x in results["steps"][step].items()
+            if task(step, evaluation_of(m)) == wanted.get(evaluation_of(m))
+        }
+        for step in steps
+    }
 
 
 def forget_after(workdir: Path, step: int) -> None:
@@ -75,9 +107,9 @@ def record_step(workdir: Path, step: int, metrics: Metrics, tasks: Mapping[str, 
     """
     with _locked(workdir):
         results = read_results(workdir)
-        names = {metric.removeprefix("eval/").split("/")[0] for metric in metrics}
+        names = {evaluation_of(metric) for metric in metrics}
         before = results["steps"].get(str(step), {})
-        kept = {m: value for m, value in before.items() if m.removeprefix("eval/").split("/")[0] not in names}
+        kept = {m: value for m, value in before.items() if evaluation_of(m) not in names}
         results["steps"][str(step)] = kept | metrics
         sound = {name: task for name, task in tasks.items() if f"eval/{name}/error" not in metrics}
         others = {name: task for name, task in results["tasks"].get(str(step), {}).items() if name not in names}
@@ -87,25 +119,29 @@ def record_step(workdir: Path, step: int, metrics: Metrics, tasks: Mapping[str, 
 
 
 def record_baselines(workdir: Path, baselines: Mapping[str, Metrics], tasks: Mapping[str, str]) -> None:
-    """Adds numbers of baselines to evals.json.
+    """Puts numbers of baselines into evals.json, in place of all that these evaluations had there.
 
     Args:
         tasks: the SHA-256 of each evaluation that they are of.
     """
     with _locked(workdir):
         results = read_results(workdir)
-        for name, metrics in baselines.items():
-            results["baselines"][name] = results["baselines"].get(name, {}) | metrics
+        before = {
+            name: {metric: x for metric, x in metrics.items() if evaluation_of(metric) not in tasks}
+            for name, metrics in results["baselines"].items()
+        }
+        merged = {name: before.get(name, {}) | baselines.get(name, {}) for name in (*before, *baselines)}
+        results["baselines"] = {name: metrics for name, metrics in merged.items() if metrics}
         results["baseline_tasks"] |= tasks
         _write(workdir, results)
 
 
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
-    """A training and `filip eval --watch` both write. On NFS a folder can not be locked: the last one wins."""
-    lock = os.open(workdir, os.O_RDONLY)
+    """A training and `filip eval --watch` both write, perhaps on two machines."""
+    lock = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # a file system without locks: the last one wins
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
     finally:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from filip_jax.data.sources import Source, make_source
+from filip_jax.data.record import that_say
+from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
 from filip_jax.evals import pixels
 from filip_jax.evals.positives import ExtendedRanking, read_positives
@@ -35,7 +36,7 @@ def evaluate(
 
     Args:
         examples: how many records of the source, from the first.
-        captions: how many texts of each record, from the first; 0 takes all.
+        captions: how many texts of each record, from the first that is not blank; 0 takes all.
         prompt: a text with {} for the caption.
         positives: which answers are right beyond a pair's own: "eccv_caption" for COCO's 5K (extra `eval`), or a JSON
             file by keys, see positives.py. "" for none.
@@ -73,8 +74,7 @@ def baselines(
     found = {"chance": {f"{way}_R@{k}": chance(k, *ways[way]) for way in ways for k in RANKS}}
     if neighbours is None:
         return found
-    training = make_source(neighbours["source"])
-    references = list(first_records(training, neighbours["examples"]))
+    references = pixels.read_references(neighbours)
     nearest = pixels.pixel_distances(list(first_records(source, examples)), references).argmin(axis=1)
     words = [set(caption.text.lower().split()) for caption in texts]
     guessed = [set(references[index].caption.lower().split()) for index in nearest]
@@ -86,7 +86,7 @@ def baselines(
 def _texts(source, examples, captions):
     """The texts of the records, and whose each is."""
     at_least(0, "retrieval", captions=captions)
-    each = [source.captions(index)[: captions or None] for index in range(examples)]
+    each = [that_say(source.captions(index))[: captions or None] for index in range(examples)]
     owners = np.repeat(np.arange(examples), [len(some) for some in each])
     return [caption for some in each for caption in some], owners
 

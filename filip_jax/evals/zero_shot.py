@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from filip_jax.data.sources import Source, make_source
+from filip_jax.data.sources import Source
 from filip_jax.evals import pixels
 from filip_jax.evals.prompts import make_prompts
-from filip_jax.evals.records import encode_images, encode_texts, first_records, labelled_records
+from filip_jax.evals.records import encode_images, encode_texts, labelled_records
 from filip_jax.evals.similarity import TOP, accuracies, ranks, similarity_matrices
 from filip_jax.inference import Embedder
 
@@ -101,8 +101,7 @@ def baselines(source: Source, *, prompts: Prompts, neighbours: dict | None = Non
     chance = {f"{way}_top{k}": min(k / classes, 1.0) for way in ("image_to_text", "text_to_image") for k in TOP}
     if neighbours is None:
         return {"chance": chance}
-    training = make_source(neighbours["source"])
-    references = list(first_records(training, neighbours["examples"]))
+    references = pixels.read_references(neighbours)
     records = list(records)
     distances, labels = pixels.pixel_distances(records, references), np.array([record.label for record in records])
     scores = np.full((len(labels), classes), -np.inf)

@@ -21,7 +21,7 @@ from filip_jax.data.sources import make_source
 from filip_jax.errors import UserError, one_line
 from filip_jax.evals.curves import COLOURS, chart, headlines, points
 from filip_jax.evals.published import published_rows
-from filip_jax.evals.results import cell, read_results, rows_of
+from filip_jax.evals.results import cell, comparable, evaluation_of, read_results, rows_of
 from filip_jax.files import read_lines
 from filip_jax.paths import flatten
 from filip_jax.tools.inspect import contact_sheet, sample_views
@@ -50,7 +50,15 @@ def report(workdir: str, output: str = "") -> str:
     if not output.endswith(".html"):
         raise UserError(f"--output={output}: the page is HTML; name it FILE.html")
     place = Workdir(workdir)
-    folder = place.folder
+    try:
+        html = _page(workdir, place.folder)
+    finally:
+        place.close()
+    storage.write(output, html.encode("utf-8", "replace"))
+    return output
+
+
+def _page(workdir: str, folder: Path) -> str:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{workdir} holds no run: {CONFIG} is missing")
     config, results, lines = read_config(folder), read_results(folder), read_lines(folder / "metrics.jsonl")
@@ -65,13 +73,11 @@ def report(workdir: str, output: str = "") -> str:
         _config(config),
     ])  # fmt: skip
     style = (files("filip_jax.assets") / "report.css").read_text(encoding="utf-8")
-    html = (
+    return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(_name(workdir))}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f'<meta name="viewport" content="width=device-width"><style>{style}</style></head><body>{page}</body></html>\n'
     )
-    storage.write(output, html.encode("utf-8", "replace"))
-    return output
 
 
 def _name(workdir: str) -> str:
@@ -125,21 +131,27 @@ def _large(value: Any) -> str:
 
 
 def _evaluations(workdir, results) -> str:
-    steps = sorted(results["steps"], key=int)
-    if not steps:
+    if not results["steps"]:
         return _section("Evaluations", '<p class="faint">None yet: filip eval makes them.</p>')
-    newest = results["steps"][steps[-1]]
+    steps, newest, of = comparable(results), {}, {}
+    for step, metrics in steps.items():  # of each evaluation its newest step
+        names = {evaluation_of(metric) for metric in metrics}
+        newest = {metric: x for metric, x in newest.items() if evaluation_of(metric) not in names} | metrics
+        of |= dict.fromkeys(names, step)
     baselines = {name: x for name, x in results["baselines"].items() if set(x) & set(newest)}
-    columns = {f"step {int(steps[-1]):,}": newest} | baselines
-    rows = [[escape(row), *(_cell(metrics, row) for metrics in columns.values())] for row in rows_of({"": newest})]
-    content = _table(["", *map(escape, columns)], rows, ours=1)
-    names = {metric.split("/")[0] for metrics in results["steps"].values() for metric in metrics}
+    columns = {"": newest} | baselines
+    rows = [
+        [escape(row), f"{int(of[evaluation_of(row)]):,}", *(_cell(metrics, row) for metrics in columns.values())]
+        for row in rows_of({"": newest})
+    ]
+    content = _table(["", "step", "this run", *map(escape, baselines)], rows, ours=2)
+    found = [metric for metrics in steps.values() for metric in metrics]
     if charts := [
-        chart(m, {"run": points(results["steps"], m)}, {n: x[m] for n, x in baselines.items() if m in x})
-        for m in headlines([metric for metrics in results["steps"].values() for metric in metrics], names)
+        chart(m, {"run": points(steps, m)}, {n: x[m] for n, x in baselines.items() if m in x})
+        for m in headlines(found, set(map(evaluation_of, found)))
     ]:
         content += f'<h3>over the steps</h3><div class="charts">{"".join(charts)}</div>'
-    if table := published_rows({f"{_name(workdir)}, step {steps[-1]}": newest}):
+    if table := published_rows({_name(workdir): newest}):
         rows = [[escape(text) for text in row] for row in table[1:]]
         content += f"<h3>beside published models, in percent</h3>{_table([escape(name) for name in table[0]], rows)}"
     return _section("Evaluations", content)
@@ -201,10 +213,10 @@ def _pictures(folder: Path) -> str:
 def _samples(config) -> str:
     """A contact sheet of the training data, if it is here."""
     try:
-        source = make_source(config["source"])
+        source = make_source({name: x for name, x in config["source"].items() if name != "each_caption"})
         views = sample_views(source, config["data"]["image_size"], config["data"]["augment"])
-    except (UserError, OSError, KeyError) as error:
-        return _section("The data", f'<p class="faint">It is not here: {escape(one_line(str(error)))}</p>')
+    except Exception as error:  # data that was moved or changed, a config of an earlier version: the page is of the run
+        return _section("The data", f'<p class="faint">It can not be shown here: {escape(one_line(str(error)))}</p>')
     said = f"{len(source):,} records; some of them as the model sees them:"
     picture = _image(contact_sheet(views)) if views else ""
     return _section("The data", f'<p>{said}</p><div class="pictures">{picture}</div>')
@@ -232,7 +244,7 @@ def _provenance(workdir, results) -> str:
         try:
             manifest = checkpoints.manifest(steps[-1])
             rows += [
-                [f"newest: {name}", escape(str(x))] for name, x in manifest["meta"].items() if not isinstance(x, dict)
+                [escape(f"newest: {name}"), escape(str(x))] for name, x in manifest["meta"].items() if not isinstance(x, dict)
             ]
         except (UserError, OSError) as error:
             rows += [["newest", escape(one_line(str(error)))]]
