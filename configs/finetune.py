@@ -10,6 +10,9 @@ become 28 x 28. flickr30k_base and coco_base go on from one of configs/filip.py:
 of train2014 and val2014); both hold for the test split, too. Other data with several captions an image: --source NAME
 key=value ... each_caption=True, and --config.eval_every_steps=0.
 
+total_steps is that of the data set: for other data give --config.total_steps=3 * captions / 5120. A run on other data is
+evaluated with evaluations of one's own, filip eval --config=FILE.
+
 Each caption is a sample of its own, an epoch visits all of them once, and 3 epochs are trained, in whole batches. All
 captions of an image that meet in a batch are right answers, with equal probability (loss.positives="image"). After
 each epoch the test split is ranked, five captions of each of its 1,000 or 5,000 images. The paper's models (large) reach R@1

@@ -154,8 +154,17 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = command("eval", _eval, EVAL)
     evaluate.add_argument("--step", default="latest", help="latest, all, best or a number (default: latest)")
-    evaluate.add_argument("--metric", default="", metavar="EVALUATION/METRIC", help="by which a step is the best")
-    evaluate.add_argument("--config", metavar="FILE.py[:variant]", help="evaluations other than the run's own")
+    evaluate.add_argument(
+        "--metric",
+        default="",
+        metavar="EVALUATION/METRIC",
+        help="by which a step is the best (default: the first of evals.json that is R@1, top1 … of something)",
+    )
+    evaluate.add_argument(
+        "--config",
+        metavar="FILE.py[:variant]",
+        help="evaluations other than the run's own; --config.evals.NAME.key=value behind it",
+    )
     evaluate.add_argument("--again", action="store_true", help="evaluate what is recorded already, too")
     evaluate.add_argument("--watch", action="store_true", help="wait for more checkpoints until the run has ended")
     evaluate.add_argument(

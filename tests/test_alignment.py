@@ -15,7 +15,7 @@ from filip_jax.data.sentence_pieces import train_sentence_pieces
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
 from filip_jax.evals import draw, fonts, localisation, panels
-from filip_jax.evals.alignment import Alignment, align, label_prompt
+from filip_jax.evals.alignment import Alignment, align, content_words, label_prompt
 from filip_jax.evals.draw import draw_alignment
 
 VIEW = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
@@ -116,6 +116,15 @@ def test_characters_of_one_token_are_one_word():
 
     (found,) = align(Characters(), [picture(*range(9))], ["气球红"])
     assert found.words == [(0, 2), (2, 3)] and found.pieces == [[1], [2]]
+
+
+def test_punctuation_is_no_word_and_emoji_are():
+    def words(text):
+        return [text[start:end] for start, end in content_words(text)]
+
+    assert words("a dog — and a “cat”…") == ["dog", "cat"] and words("一只狗，在草地上。") == list("一只狗在草地上")
+    assert words("a 🐕 on it!") == ["🐕"] and words("… — !") == []
+    assert words("it is on the") == ["it", "is", "on", "the"]  # of words that say little, where there are no others
 
 
 def test_a_label_is_one_word_of_the_papers_prompt():

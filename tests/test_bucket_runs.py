@@ -9,6 +9,9 @@ from conftest import make_devices_mesh
 from filip_jax import load_model, storage
 from filip_jax.checkpoint import Checkpoints
 from filip_jax.cluster.watch import PREEMPTED, Watch
+from filip_jax.evals.checkpoints import evaluate_runs
+from filip_jax.evals.choice import Choice
+from filip_jax.tools.report import report
 from filip_jax.train.evaluation import FILE, MOST_ATTEMPTS, EvalGuard
 from filip_jax.train.loop import train
 from filip_jax.train.metrics import StepLog
@@ -36,7 +39,9 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(small_demo, kind, request, tmp_p
     assert Checkpoints(url).steps() == [8, 12] and all(Checkpoints(url).damage(step) == "" for step in (8, 12))
     for name in ("metrics.jsonl", "keys/process_0.jsonl", "evals.json"):
         mine, expected = storage.read(f"{url}/{name}"), (tmp_path / "disk" / name).read_bytes()
-        if name == "metrics.jsonl":
+        if name == "evals.json":  # whose hashes of checkpoints differ
+            mine, expected = (json.loads(text)["steps"] for text in (mine, expected))
+        elif name == "metrics.jsonl":
             mine, expected = (
                 [
                     (line["step"], line.get("train/loss"), line.get("val/loss"))
@@ -49,6 +54,15 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(small_demo, kind, request, tmp_p
     assert any(name.startswith("tensorboard/") for name in names) and "config.json" in names
     assert not any(name.startswith("compiled/") for name in names)
     assert load_model(url).step == 12
+    few = {"few": config["evals"]["val"] | {"examples": 8}}
+    mirrors = tmp_path / "cache/filip_jax"
+    said = evaluate_runs(f"{url.removesuffix('trained')}t*", Choice(step="all"), few)
+    assert f"written: {url}/evals.md, {url}/evals.svg" in said and "| trained, step 12 " in said
+    recorded = json.loads(storage.read(f"{url}/evals.json"))
+    assert recorded["steps"]["8"]["few/pairs"] == 8 and "val/loss" in recorded["steps"]["8"]
+    assert storage.exists(f"{url}/clip_benchmark/few_step_12.json")
+    assert report(url) == f"{url}/report.html" and b"few/image_to_text_R@1" in storage.read(f"{url}/report.html")
+    assert not any(path.is_dir() for path in mirrors.rglob("process_*"))  # nothing is left behind
 
 
 def test_a_stop_in_an_evaluation_is_not_blamed_on_it_though_the_bucket_remembers(s3, tmp_path, monkeypatch):

@@ -73,7 +73,7 @@ def test_all_checkpoints_are_evaluated_once(run, evaluated, capsys):
     assert (run / "evals.md").read_text().splitlines()[0] == lines[0]
     plot = xml.fromstring((run / "evals.svg").read_text())
     titles = [text.text for text in plot.iter("{http://www.w3.org/2000/svg}text")]
-    assert "val/image_to_text_R@1" in titles and "seen/image_to_text_top1" in titles and "chance" in titles
+    assert "image_to_text_R@1, val" in titles and "image_to_text_top1, seen" in titles and "chance" in titles
     before = (run / "evals.json").read_text()
     evaluated.clear()
     assert evaluate_runs(str(run), Choice(step="all")) == text and evaluated == []  # not even baselines change

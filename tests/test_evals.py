@@ -184,7 +184,11 @@ def test_retrieval_with_several_texts_of_an_image():
         assert metrics[f"text_to_image_R@{k}"] == np.mean(
             [(s_t[:, t] >= s_t[n, t] - 1e-6).sum() <= k for t, n in enumerate(owner)]
         )
-    assert 0 < metrics["image_to_text_mAP@R"] <= 1 and (metrics["pairs"], metrics["texts"]) == (10, 19)
+    assert (
+        0 < metrics["image_to_text_mAP@R"] <= 1
+        and (metrics["images"], metrics["texts"]) == (10, 19)
+        and "pairs" not in metrics
+    )
     first = retrieval.evaluate(Oracle(), Several(), Path(), examples=10)
     assert "texts" not in first and first["loss"] != metrics["loss"]
     chance = retrieval.baselines(Several(), examples=10, captions=0)["chance"]
@@ -193,6 +197,30 @@ def test_retrieval_with_several_texts_of_an_image():
         retrieval.evaluate(Oracle(), Several(), Path(), examples=10, prompt="a photo")
     with pytest.raises(UserError, match="retrieval.captions=-1 must be at least 0"):
         retrieval.evaluate(Oracle(), Several(), Path(), examples=10, captions=-1)
+
+
+class Blank(Several):
+    """Every second text says nothing."""
+
+    def captions(self, index):
+        return tuple(each for caption in super().captions(index) for each in (caption, Caption(" ")))
+
+
+def test_blank_texts_are_none():
+    several, blank = (
+        retrieval.evaluate(Oracle(), source, Path(), examples=10, captions=2) for source in (Several(), Blank())
+    )
+    assert several == blank and blank["texts"] == 16
+
+
+def test_wrong_neighbours_and_prompts_are_named():
+    for wrong in (5, {"source": {}}, {"source": {}, "examples": 3, "more": 1}):
+        with pytest.raises(UserError, match="is not a section of the keys source and examples"):
+            retrieval.baselines(Scenes(), examples=10, neighbours=wrong)
+    with pytest.raises(UserError, match="zero_shot: prompts=5 are no list, file or prefixes"):
+        make_prompts(5)
+    with pytest.raises(UserError, match="evals.x=3 is not a section"):
+        open_evals({"x": 3})
 
 
 def test_texts_are_cut_to_the_longest(monkeypatch):
@@ -266,7 +294,7 @@ def test_prompts_are_templates_a_file_or_combinations(tmp_path):
         ((), "no prompts"),
         (("a photo",), "the prompt 'a photo' has no {}"),
         ((3,), "the prompt 3 has no {}"),
-        (str(tmp_path / "none.txt"), "prompts='.*none.txt' can not be read"),
+        (str(tmp_path / "none.txt"), "prompts='.*none.txt': a text names a file, and that can not be read"),
         (dict(prefix="a"), "prompts have no prefix; their parts are prefixes, descriptions, suffixes"),
         (dict(prefixes="a photo of"), "prompts.prefixes='a photo of' is not a list"),
     ):
@@ -339,18 +367,16 @@ def test_baselines_of_a_config_and_their_files(tmp_path, small_demo):
 def test_published_rows_stand_beside_ours():
     assert beside_published({"ours": {"val/image_to_text_R@1": 0.5}}) == ""
     lines = beside_published({
-        "a, step 5": {"imagenet/image_to_text_top1": 0.4321, "coco/text_to_image_R@1": 0.25}, "b, step 5": {"imagenet/images": 3},
+        "a, step 5": {"imagenet/image_to_text_top1": 0.4321, "coco/text_to_image_R@1": 0.25, "coco/pairs": 10}, "b, step 5": {"imagenet/images": 3},
     }).splitlines()  # fmt: skip
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert cells[0] == ["model", "setting", "source", "imagenet", "coco:t2i"] and {len(row) for row in cells} == {5}
+    assert cells[0] == ["model", "setting", "imagenet", "coco:t2i", "source"] and {len(row) for row in cells} == {5}
     rows = {(row[0], row[1]): row[2:] for row in cells[2:]}
-    of_large = [row[3:] for row in cells if row[0] == "FILIP large"]
+    of_large = [row[2:4] for row in cells if row[0] == "FILIP large"]
     assert of_large == [["77.1", ""], ["", "45.9"]]
-    assert rows["FILIP (DeCLIP's code)", "ViT-B/32, YFCC15M"][1:] == ["39.5", ""]
-    assert rows["a, step 5", "this run"] == ["measured", "43.2", "25.0"] and rows["b, step 5", "this run"][1:] == [
-        "",
-        "",
-    ]
+    assert rows["FILIP (DeCLIP's code)", "ViT-B/32, YFCC15M"][:2] == ["39.5", ""]
+    assert rows["a, step 5", "this run"] == ["43.2", "25.0", "measured, coco: 10 images"]
+    assert rows["b, step 5", "this run"] == ["", "", "measured, imagenet: 3 images"]
 
 
 def test_published_averages_are_those_of_the_papers():

@@ -224,7 +224,7 @@ def test_a_run_is_tuned_on_all_captions_at_more_pixels_and_ranked(tuning):
     name = "flickr30k_finetuned"
     assert "image/position: resized from 2x2 to 4x4" in output and "; fresh:" not in output
     numbers = json.loads((folder / "tuned/evals.json").read_text())["steps"]["3"]
-    assert numbers[f"{name}/pairs"] == 2 and numbers[f"{name}/texts"] == 4
+    assert numbers[f"{name}/images"] == 2 and numbers[f"{name}/texts"] == 4
     assert {f"{name}/{way}_R@1" for way in ("image_to_text", "text_to_image")} < set(numbers)
     assert len(logged(folder / "tuned")) == 3 and np.isfinite([loss for _, loss in logged(folder / "tuned")]).all()
     assert load_model(folder / "tuned").encode_image(np.zeros((1, 40, 40, 3), np.uint8)).shape == (1, 16, 16)

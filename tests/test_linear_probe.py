@@ -175,7 +175,7 @@ def test_a_separable_set_of_the_shipped_config_is_separated_on_any_devices(root,
         )
         assert (metrics["cifar10_probe/images"], metrics["cifar10_probe/training_images"]) == (30, 48)
         assert 0.88 < metrics["cifar10_probe/top1_low"] < 1 and metrics["cifar10_probe/converged"] == 1
-        assert metrics["cifar10_probe/regularisation"] == found[0]["cifar10_probe/regularisation"]
+        assert metrics["cifar10_probe/C"] == found[0]["cifar10_probe/C"]
     assert run_baselines(opened) == {"chance": {"cifar10_probe/top1": 1 / 6, "cifar10_probe/top5": 5 / 6}}
 
 
@@ -184,9 +184,9 @@ def test_a_blind_model_finds_nothing_and_one_value_of_c_is_taken_as_it_is(root):
     model.parameters["image"]["post_norm"]["scale"] *= 0
     found = linear_probe.evaluate(
         model, make_source(section(root, "test")), root, training=section(root, "train"),
-        protocol=dict(name="lbfgs", regularisation=(0.5,)),
+        protocol=dict(name="lbfgs", regularisation=0.5),
     )  # fmt: skip
-    assert found["top1"] == 0 and found["regularisation"] == 0.5
+    assert found["top1"] == 0 and found["C"] == 0.5
 
 
 def test_the_shipped_config_names_the_papers_sets():
@@ -211,6 +211,7 @@ ERRORS = {
     "protocol": ({}, dict(protocol=dict(name="ridge")), "protocol.name='ridge' is not one of lbfgs, sgd"),
     "protocol's name": ({}, dict(protocol="svm"), "protocol.name='svm' is not one of lbfgs, sgd"),
     "option": ({}, dict(protocol=dict(name="lbfgs", epochs=3)), "its keys are regularisation, max_iterations, tolerance"),
+    "text": ({}, dict(protocol=dict(name="lbfgs", regularisation="1")), "regularisation='1' is not a number above 0"),
     "negative": ({}, dict(protocol=dict(name="lbfgs", regularisation=(1.0, -1.0))), "regularisation=-1.0 is not a number"),
     "too short": ({}, dict(protocol=dict(name="sgd", epochs=10)), "epochs=10 must be above warmup_epochs=10"),
     "momentum": ({}, dict(protocol=dict(name="sgd", momentum=1.0)), "momentum=1.0 must be at least 0 and below 1"),

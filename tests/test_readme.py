@@ -137,6 +137,8 @@ SMALL = {  # options that make a benchmark short
     "benchmarks/fuzz.py": ["--cases=40", "--limit=60"],
     "benchmarks/chaos.py": ["--only=disks", "--steps=12"],
     "benchmarks/dispatch.py": ["--steps=100"],
+    "benchmarks/retrieval.py": ["--images=40", "--captions=80"],
+    "benchmarks/zero_shot.py": ["--classes=10", "--prompts=2", "--images=4"],
 }
 
 
@@ -153,7 +155,7 @@ def check_benchmark(words):
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.search(
-        r"^\| (xla|300|open|all|tars) |^\| a step of the trainer |calls of our kernels|^\| disks .* one line, exit 2: |^\d+: \d+ MB$",
+        r"^\| (xla|300|open|all|tars|images|classes) |^\| a step of the trainer |calls of our kernels|^\| disks .* one line, exit 2: |^\d+: \d+ MB$",
         done.stdout,
         re.MULTILINE,
     ), done.stdout

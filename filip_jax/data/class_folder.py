@@ -1,6 +1,7 @@
 """A folder of class directories: cat/1.jpg, cat/2.jpg, dog/1.jpg, as torchvision's ImageFolder reads."""
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,13 +35,17 @@ class ClassFolder:
         found = [sorted(file for file in each.rglob("*") if file.suffix.lower() in SUFFIXES) for each in directories]
         if not any(found):
             raise UserError(f"class_folder: no directory in {path!r} holds images ({', '.join(SUFFIXES)})")
+        if bare := [each.name for each, files in zip(directories, found) if not files]:
+            some = ", ".join(bare[:5]) + (" …" if len(bare) > 5 else "")
+            warnings.warn(f"class_folder: {len(bare)} classes of {path!r} have no image: {some}", stacklevel=2)
         self.root, self.class_names = root, [each.name.replace("_", " ") for each in directories]
         self.images = [str(file.relative_to(root)) for files in found for file in files]
         self.labels = [label for label, files in enumerate(found) for _ in files]
         self.shard_sizes = np.array([len(files) for files in found])
         lines = (f"{name} {(root / name).stat().st_size}" for name in self.images)
         self.identity = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
-        self.seen = f"{len(self.images)} images of {len(directories)} classes"
+        some = ", ".join(self.class_names[:4]) + (" …" if len(directories) > 4 else "")
+        self.seen = f"{len(self.images)} images of {len(directories)} classes: {some}"
 
     def __len__(self) -> int:
         return len(self.images)

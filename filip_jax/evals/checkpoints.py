@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from filip_jax.errors import UserError
+from filip_jax.errors import UserError, one_line
 from filip_jax.evals import pictures
 from filip_jax.evals.choice import Choice, best_step, find_workdirs, short_names
 from filip_jax.evals.clip_benchmark import write_results
@@ -140,7 +140,8 @@ class Session:
         todo = [each for each in wanted if each.name not in done]
         model = run.load(step) if todo else None
         for each in todo:
-            print(f"{path} at step {step}: {each.name} ...", flush=True)
+            said = one_line(each.source.seen)
+            print(f"{path} at step {step}: {each.name} ({len(each.source):,} records; {said}) ...", flush=True)
             try:
                 done[each.name] = run_evals(model, [each], run.workdir)
                 record_step(run.workdir, step, done[each.name], {each.name: tasks[each.name]})

@@ -57,22 +57,33 @@ def find_workdirs(pattern: str) -> list[str]:
 def best_step(path: str, recorded_steps: Mapping[str, Mapping[str, Any]], steps: Sequence[int], metric: str) -> int:
     """The step with the best recorded number of a metric among those with a checkpoint; of equal ones the first.
 
+    Args:
+        recorded_steps: {"<step>": metrics}, of the same evaluations at all steps.
+        steps: that have a checkpoint.
+        metric: "" is the first that ends as HEADLINES say.
+
     Raises:
         UserError: no number of it is recorded.
     """
-    numbers = {step: recorded_steps.get(str(step), {}) for step in steps}
-    known = list(dict.fromkeys(name for metrics in numbers.values() for name, x in metrics.items() if _is_number(x)))
+    numbers = {int(step): metrics for step, metrics in recorded_steps.items()}
+    here = [numbers[step] for step in steps if step in numbers]
+    known = list(dict.fromkeys(name for metrics in here for name, x in metrics.items() if _is_number(x)))
+    known = [name for name in known if name.endswith((*HEADLINES, "loss"))]
     metric = metric or next((name for name in known if name.endswith(HEADLINES)), "")
-    of_metric = {step: metrics[metric] for step, metrics in numbers.items() if _is_number(metrics.get(metric))}
-    if not of_metric:
-        have = f"; known are {', '.join(known[:12])}" if known else ""
+    sign = -1 if metric.endswith("loss") else 1
+    of_metric = {step: sign * metrics[metric] for step, metrics in numbers.items() if _is_number(metrics.get(metric))}
+    present = {step: value for step, value in of_metric.items() if step in steps}
+    if not present:
+        have = f"; known are {', '.join(known)}" if known else ""
         raise UserError(
             f"--step=best: {path} has no number of {metric or 'any evaluation'} for the checkpoints that are there: "
             f"evaluate them with --step=all first{have}"
         )
-    sign = -1 if metric.endswith("loss") else 1
-    best = max(of_metric, key=lambda step: (sign * of_metric[step], -step))
-    print(f"{path}: step {best} is the best of {len(of_metric)} by {metric}: {of_metric[best]:.4g}", flush=True)
+    best, ever = (max(each, key=lambda step: (each[step], -step)) for each in (present, of_metric))
+    said = f"{path}: step {best} is the best of {len(present)} by {metric}: {sign * present[best]:.4g}"
+    if of_metric[ever] > present[best]:
+        said += f" (step {ever} had {sign * of_metric[ever]:.4g}, but its checkpoint was removed)"
+    print(said, flush=True)
     return best
 
 

@@ -1,6 +1,7 @@
 """Results as the files that CLIP_benchmark writes and `clip_benchmark build` gathers: one for each task of a model."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -47,8 +48,10 @@ def write_results(
         return
     task, names = TASKS[kind]
     found = {theirs: metrics[f"{name}/{ours}"] for theirs, ours in names.items() if f"{name}/{ours}" in metrics}
-    result = {"dataset": name, "model": model, "pretrained": f"step_{step}", "task": task, "metrics": found}
+    data = name.removesuffix("_probe")  # which the task says
+    result = {"dataset": data, "model": model, "pretrained": f"step_{step}", "task": task, "metrics": found}
     result |= {"sha256": dict(hashes)}
     folder = workdir / FOLDER
     folder.mkdir(exist_ok=True)
-    write_atomically(folder / f"{name}_step_{step}.json", json.dumps(result, indent=2) + "\n")
+    file = re.sub(r"[^\w.=,+-]", "_", f"{name}_step_{step}.json")
+    write_atomically(folder / file, json.dumps(result, indent=2) + "\n")

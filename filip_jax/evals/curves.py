@@ -7,6 +7,8 @@ from typing import Any
 
 WIDTH, HEIGHT = 384, 240  # pixels of one chart
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 30  # around its axes
+HEADROOM, LINE = 0.08, 14  # above the highest point, as a share; pixels of a line of the legend
+TITLE = 52  # characters that fit
 COLUMNS = 3
 POINTS = 400  # of a line; of more, neighbours are averaged
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6d4c41", "#444444")  # Okabe and Ito
@@ -29,8 +31,14 @@ def metric_plot(
     for metric in headlines(found, names):
         lines = {run: points(steps, metric) for run, steps in curves.items()}
         levels = {name: numbers[metric] for name, numbers in baselines.items() if metric in numbers}
-        charts.append(chart(metric, lines, levels))
+        charts.append(chart(title_of(metric), lines, levels))
     return page(charts) if charts else ""
+
+
+def title_of(metric: str) -> str:
+    """What is measured, then of which evaluation, whose name may be long."""
+    evaluation, _, name = metric.partition("/")
+    return f"{name}, {evaluation}"
 
 
 def headlines(metrics: Sequence[str], names: set[str]) -> list[str]:
@@ -64,12 +72,15 @@ def chart(title: str, lines: Mapping[str, Line], levels: Mapping[str, float] | N
     if min(ys) >= 0 and max(ys) <= 1:
         ys.append(0.0)
     (x0, x1), (y0, y1) = _range(xs), _range(ys)
+    y1 += HEADROOM * (y1 - y0)
+    several = [name for name in drawn if name and len(drawn) > 1]
+    top = TOP + LINE * len(several)
 
     def place(x, y):
         across, up = (x - x0) / (x1 - x0), (y - y0) / (y1 - y0)
-        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+        return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - top - BOTTOM)
 
-    parts = [_text(LEFT, 18, title, size=13, weight="bold"), *_axes(place, (x0, x1), (y0, y1))]
+    parts = [_text(8, 18, _cut(title), size=13, weight="bold"), *_axes(place, (x0, x1), (y0, y1))]
     for name, y in levels.items():
         (ax, ay), (bx, _) = place(x0, y), place(x1, y)
         parts.append(f'<path d="M{ax:.1f} {ay:.1f}H{bx:.1f}" stroke="#888" stroke-dasharray="4 3"/>')
@@ -81,8 +92,8 @@ def chart(title: str, lines: Mapping[str, Line], levels: Mapping[str, float] | N
         parts.append(f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         if len(placed) <= 40:
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4" fill="{colour}"/>' for x, y in placed]
-        if len(drawn) > 1 and name:
-            parts.append(_text(LEFT + 6, TOP + 12 + 13 * number, name[-48:], colour=colour))
+        if name in several:
+            parts.append(_text(8, TOP + LINE * (several.index(name) + 1) - 6, _cut(name), colour=colour))
     return _svg(WIDTH, HEIGHT, "".join(parts))
 
 
@@ -110,6 +121,10 @@ def _text(x, y, text, *, size=11, anchor="start", colour="#444", weight="normal"
     )
 
 
+def _cut(text: str) -> str:
+    return text if len(text) <= TITLE else text[: TITLE - 1] + "…"
+
+
 def _short(x: float) -> str:
     for size, unit in ((1e6, "M"), (1e4, "k")):
         if abs(x) >= size:
@@ -120,7 +135,8 @@ def _short(x: float) -> str:
 def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     if low == high:
-        low, high = low - (abs(low) or 1) * 0.5, high + (abs(high) or 1) * 0.5
+        wide = 1 if abs(low) >= 1 else (abs(low) or 1) * 0.5
+        low, high = low - wide, high + wide
     return low, high
 
 

@@ -40,7 +40,7 @@ def evaluate(
     *,
     training: Mapping[str, Any],
     pooling: str = "tokens",
-    protocol: str | Mapping[str, Any] = "lbfgs",
+    protocol: Any = "lbfgs",
 ) -> dict:
     """Top-1 and top-5 of every labelled image of the source, by a classifier that is trained on other images.
 
@@ -76,7 +76,9 @@ def evaluate(
     classifier, numbers = call(train, options, "linear_probe.protocol", model=model, training=others, pooling=pooling)
     features, labels = collect(model, source, pooling)
     rank = logistic.ranks(classifier, logistic.put_examples(features, labels, model.mesh))
-    return accuracies(rank, labels) | {"images": len(labels), "training_images": len(others)} | numbers
+    return accuracies(rank, labels) | {
+        "images": len(labels), "training_images": len(others), "classes": len(source.class_names),
+    } | numbers  # fmt: skip
 
 
 def _first_difference(here: Sequence[str], there: Sequence[str]) -> tuple[str, str]:
@@ -91,7 +93,7 @@ def baselines(
     *,
     training: Mapping[str, Any],
     pooling: str = "tokens",
-    protocol: str | Mapping[str, Any] = "lbfgs",
+    protocol: Any = "lbfgs",
 ) -> dict[str, dict]:
     """Chance."""
     return {"chance": {f"top{k}": min(k / len(source.class_names), 1.0) for k in TOP}}
@@ -131,7 +133,7 @@ def by_lbfgs(
         max_iterations, tolerance: where a fit ends; scikit-learn's `max_iter` and `tol`.
 
     Returns:
-        The classifier, and: regularisation, the C that was chosen; iterations of the last fit, and whether it has
+        The classifier, and: C, the regularisation that was chosen; iterations of the last fit, and whether it has
         converged (1 or 0).
     """
     at_least(1, "linear_probe.protocol", max_iterations=max_iterations)
@@ -145,13 +147,13 @@ def by_lbfgs(
     mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
     features -= mean  # moves no minimum: the bias takes it up, and has no penalty
     examples, classes = logistic.put_examples(features, labels, model.mesh), len(training.class_names)
-    progress = Progress("linear probe", (fits + (fits > 1)) * max_iterations)
+    progress = Progress("linear probe, fits", fits + (fits > 1))
 
     def fit(chosen, c):
         found = logistic.fit(
             examples, chosen, classes, c, max_iterations=max_iterations, tolerance=tolerance, advance=progress.advance
         )
-        progress.advance(max_iterations - found[1])
+        progress.advance()
         return found
 
     def right(c):
@@ -164,7 +166,7 @@ def by_lbfgs(
         c = best_regularisation(right, regularisation)
     classifier, iterations, converged = fit(np.ones(len(labels), bool), c)
     classifier["bias"] -= mean @ classifier["weight"]
-    return classifier, {"regularisation": float(c), "iterations": iterations, "converged": int(converged)}
+    return classifier, {"C": float(c), "iterations": iterations, "converged": int(converged)}
 
 
 def validation_split(labels: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:

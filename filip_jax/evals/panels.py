@@ -47,7 +47,7 @@ def patches_panel(
     own = [np.isin(alignment.chosen_token, pieces) & (words == n) for n, pieces in enumerate(alignment.pieces)]
     own = np.any(own, axis=0)
     mask = np.where(own, 165, np.where(words >= 0, 75, 0)).astype(np.uint8)
-    panel = Image.composite(_blocks(tint, side), _grey(alignment.view, side, 0.75, 255), _blocks(mask, side))
+    panel = Image.composite(_blocks(tint, side), _grey(alignment.view, side, 0.5, 255), _blocks(mask, side))
     pen, patch = ImageDraw.Draw(panel), side / grid
     for row, column in zip(*np.nonzero(words >= 0)):
         _outline(pen, words, row, column, patch, colours[words[row, column]])
@@ -99,7 +99,7 @@ def heat_panel(view: np.ndarray, scores: Float[np.ndarray, "grid grid"], side: i
     grid, span = len(scores), float(scores.max() - scores.min())
     heat = Image.fromarray(((scores - scores.min()) / (span if span > 0 else 1)).astype(np.float32))
     heat = np.nan_to_num(np.clip(np.asarray(heat.resize((side, side), Image.Resampling.BICUBIC)), 0, 1))
-    panel = Image.blend(_grey(view, side, 1, 0), Image.fromarray(inferno(heat)), 0.68)
+    panel = Image.blend(_grey(view, side, 0.6, 128), Image.fromarray(inferno(heat)), 0.78)
     row, column = _best(scores)
     patch = side / grid
     _frame(ImageDraw.Draw(panel), (column * patch, row * patch, (column + 1) * patch, (row + 1) * patch), INK)

@@ -129,7 +129,8 @@ def _check(keys, known: Mapping[str, int], said: str) -> None:
     missing = [key for key in dict.fromkeys(keys) if key not in known]
     if missing:
         raise UserError(
-            f"{said} names {len(missing)} keys that are not among the {len(known)} evaluated, such as {missing[0]!r}"
+            f"{said} names {len(missing)} keys that are not among the {len(known)} evaluated, such as "
+            f"{missing[0]!r}; those are such as {next(iter(known), '')!r}"
         )
 
 

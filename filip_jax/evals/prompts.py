@@ -1,6 +1,6 @@
 """The texts that stand for classes: templates with {} in the class name's place."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from filip_jax.errors import UserError
 PARTS = ("prefixes", "descriptions", "suffixes")
 
 
-def make_prompts(prompts: Sequence[Any] | str | Mapping[str, Any]) -> list[str]:
+def make_prompts(prompts: Any) -> list[str]:
     """The templates of a config's `prompts`.
 
     Args:
@@ -53,5 +53,8 @@ def _read(file: Path) -> list[str]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"zero_shot: prompts={str(file)!r} can not be read: {error}") from error
+        raise UserError(
+            f"zero_shot: prompts={str(file)!r}: a text names a file, and that can not be read ({error}); "
+            "a list of prompts is written ('a photo of a {}', '{}')"
+        ) from error
     return [line.strip().replace("{c}", "{}") for line in lines if line.strip()]

@@ -1,6 +1,6 @@
 """Published zero-shot numbers, with their setting and where they are from, beside one's own."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -37,14 +37,22 @@ def published_rows(columns: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     tasks = [task for task in known if any(_metric(task) in metrics for metrics in columns.values())]
     if not tasks:
         return []
-    lines = [["model", "setting", "source", *tasks]]
+    lines = [["model", "setting", *tasks, "source"]]
     for model, setting, source, numbers in published():
         if any(task in numbers for task in tasks):
-            lines.append([model, setting, source, *(f"{numbers[t]:.1f}" if t in numbers else "" for t in tasks)])
+            lines.append([model, setting, *(f"{numbers[t]:.1f}" if t in numbers else "" for t in tasks), source])
     for model, metrics in columns.items():
         ours = (metrics.get(_metric(task)) for task in tasks)
-        lines.append([model, "this run", "measured", *("" if x is None else f"{100 * x:.1f}" for x in ours)])
+        numbers = ("" if x is None else f"{100 * x:.1f}" for x in ours)
+        lines.append([model, "this run", *numbers, f"measured, {_counted(metrics, tasks)}"])
     return lines
+
+
+def _counted(metrics: Mapping[str, Any], tasks: Sequence[str]) -> str:
+    """On how many images: a part of a data set is not that data set."""
+    names = dict.fromkeys(task.partition(":")[0] for task in tasks)
+    counts = {name: metrics.get(f"{name}/images", metrics.get(f"{name}/pairs")) for name in names}
+    return ", ".join(f"{name}: {count:,} images" for name, count in counts.items() if count is not None)
 
 
 def _metric(task: str) -> str:

@@ -1,6 +1,7 @@
 """Retrieval of held-out pairs: recall at 1, 5 and 10 both ways, and the loss over all of them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ def evaluate(
     captions: int = 1,
     prompt: str = "{}",
     positives: str = "",
-    neighbours: dict | None = None,
+    neighbours: Any = None,
 ) -> dict:
     """Recall of an image's texts among all texts by s_I, and of a text's image among all images by s_T.
 
@@ -42,11 +43,10 @@ def evaluate(
             file by keys, see positives.py. "" for none.
 
     Returns:
-        loss, image_to_text_R@1 …, pairs; with several texts also image_to_text_mAP@R and their number; with positives,
+        loss, image_to_text_R@1 …, pairs; with several texts image_to_text_mAP@R, images and texts instead of pairs; with positives,
         of the queries that they list, image_to_text_extended_R@1, …_extended_R-precision and …_extended_mAP@R.
     """
-    if "{}" not in prompt:
-        raise UserError(f"retrieval: the prompt {prompt!r} has no {{}}, in whose place the caption stands")
+    check_options(prompt=prompt)
     texts, owners = _texts(source, examples, captions)
     extended = _extended(source, examples, texts, positives) if positives else None
     images = encode_images(model, first_records(source, examples))
@@ -55,13 +55,23 @@ def evaluate(
     of_images, of_texts = _rank(owners, examples, blocks, model.logit_scale, extended)
     metrics = {"loss": (of_images.loss() + of_texts.loss()) / 2, **_recalls(of_images, of_texts), "pairs": examples}
     if len(texts) != examples:
-        metrics |= {"image_to_text_mAP@R": of_images.average_precision(), "texts": len(texts)}
+        del metrics["pairs"]
+        counts = {"images": examples, "texts": len(texts)}
+        metrics |= {"image_to_text_mAP@R": of_images.average_precision()} | counts
     return metrics | (extended.numbers() if extended else {})
+
+
+def check_options(*, prompt: str = "{}", positives: str = "", **others: Any) -> None:
+    """Raises a UserError for a prompt or positives that can not be."""
+    if "{}" not in prompt:
+        raise UserError(f"retrieval: the prompt {prompt!r} has no {{}}, in whose place the caption stands")
+    if positives:
+        read_positives(positives)
 
 
 def baselines(
     source: Source, *, examples: int, captions: int = 1, prompt: str = "{}", positives: str = "",
-    neighbours: dict | None = None,
+    neighbours: Any = None,
 ) -> dict[str, dict]:  # fmt: skip
     """Chance and the raw-pixel nearest neighbour, of the pairs alone.
 

@@ -19,7 +19,8 @@ from filip_jax.inference import Embedder
 from filip_jax.sections import check, choose
 
 # Each has evaluate(model, source, output, **options) -> numbers and baselines(source, **options) ->
-# {name: numbers}. A new kind is a file beside this and a line here.
+# {name: numbers}; if it likes, check_options(**options), which raises a UserError before anything is evaluated. A new kind is a
+# file beside this and a line here.
 KINDS = {
     "retrieval": retrieval,
     "zero_shot": zero_shot,
@@ -57,7 +58,7 @@ class Eval:
         return hashes_of(self.kind.__name__, self.section, self.source, self.options)["task"]
 
 
-def open_evals(evals: Mapping[str, Mapping[str, Any]]) -> list[Eval]:
+def open_evals(evals: Mapping[str, Any]) -> list[Eval]:
     """Every evaluation of an `evals` section, ready to run, its captions looked through.
 
     Raises:
@@ -69,11 +70,13 @@ def open_evals(evals: Mapping[str, Mapping[str, Any]]) -> list[Eval]:
 
 def _open(name: str, *, kind: str, source: Mapping[str, Any], **options: Any) -> Eval:
     records = make_source(source, f"evals.{name}.source")
+    if hasattr(KINDS[kind], "check_options"):
+        KINDS[kind].check_options(**options)
     check_records(records, options.get("examples", len(records)), f"evals.{name}")
     return Eval(name, KINDS[kind], records, source, options)
 
 
-def check_evals(evals: Mapping[str, Mapping[str, Any]]) -> None:
+def check_evals(evals: Mapping[str, Any]) -> None:
     """Raises a UserError if a section has an unknown kind or option; opens no data."""
     for name, section in evals.items():
         if not isinstance(section, Mapping):

@@ -24,9 +24,7 @@ IMAGES = 2048  # whose tokens are held at a time
 Prompts = Sequence[Any] | str | Mapping[str, Any]
 
 
-def evaluate(
-    model: Embedder, source: Source, output: Path, *, prompts: Prompts, neighbours: dict | None = None
-) -> dict:
+def evaluate(model: Embedder, source: Source, output: Path, *, prompts: Prompts, neighbours: Any = None) -> dict:
     """Top-1 and top-5 of every labelled image among the source's `class_names`, by both rules.
 
     Memory: the real tokens of all class texts and the tokens of IMAGES images; 1,000 classes in 80 prompts of 12
@@ -49,7 +47,12 @@ def evaluate(
     labels = np.array(labels)
     ways = dict(zip(("image_to_text", "text_to_image"), map(np.concatenate, rank)))
     metrics = [accuracies(found, labels, f"{way}_") for way, found in ways.items()]
-    return {**metrics[0], **metrics[1], "images": len(labels)}
+    return {**metrics[0], **metrics[1], "images": len(labels), "classes": len(source.class_names)}
+
+
+def check_options(*, prompts: Prompts, neighbours: Any = None) -> None:
+    """Raises a UserError for prompts that can not be."""
+    make_prompts(prompts)
 
 
 class ClassTexts:
@@ -90,7 +93,7 @@ def _unpacked(
     return whole, mask
 
 
-def baselines(source: Source, *, prompts: Prompts, neighbours: dict | None = None) -> dict[str, dict]:
+def baselines(source: Source, *, prompts: Prompts, neighbours: Any = None) -> dict[str, dict]:
     """Chance and the raw-pixel nearest neighbour.
 
     Args:

@@ -19,7 +19,7 @@ from filip_jax.config import read_config
 from filip_jax.data.decode import decode
 from filip_jax.data.sources import make_source
 from filip_jax.errors import UserError, one_line
-from filip_jax.evals.curves import COLOURS, chart, headlines, points
+from filip_jax.evals.curves import COLOURS, chart, headlines, points, title_of
 from filip_jax.evals.published import published_rows
 from filip_jax.evals.results import cell, comparable, evaluation_of, read_results, rows_of
 from filip_jax.files import read_lines
@@ -88,9 +88,9 @@ def _section(title: str, content: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{content}</section>"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], ours: int | None = None, wide: bool = False) -> str:
-    """Cells are HTML already."""
-    kinds = [' class="ours"' if n == ours else ' class="wide"' if wide and n else "" for n in range(len(header))]
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], ours: int = -1, wide: Sequence[int] = ()) -> str:
+    """Cells are HTML already; of the columns `ours` is in bold, and long texts of `wide` have several lines."""
+    kinds = [' class="ours"' if n == ours else ' class="wide"' if n in wide else "" for n in range(len(header))]
     head = "".join(f"<th>{name}</th>" for name in header)
     body = ("".join(f"<td{kind}>{text}</td>" for kind, text in zip(kinds, row)) for row in rows)
     return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in body)}</table>"
@@ -147,13 +147,14 @@ def _evaluations(workdir, results) -> str:
     content = _table(["", "step", "this run", *map(escape, baselines)], rows, ours=2)
     found = [metric for metrics in steps.values() for metric in metrics]
     if charts := [
-        chart(m, {"run": points(steps, m)}, {n: x[m] for n, x in baselines.items() if m in x})
+        chart(title_of(m), {"run": points(steps, m)}, {n: x[m] for n, x in baselines.items() if m in x})
         for m in headlines(found, set(map(evaluation_of, found)))
     ]:
         content += f'<h3>over the steps</h3><div class="charts">{"".join(charts)}</div>'
     if table := published_rows({_name(workdir): newest}):
         rows = [[escape(text) for text in row] for row in table[1:]]
-        content += f"<h3>beside published models, in percent</h3>{_table([escape(name) for name in table[0]], rows)}"
+        header = [escape(name) for name in table[0]]
+        content += f"<h3>beside published models, in percent</h3>{_table(header, rows, wide=(1, len(header) - 1))}"
     return _section("Evaluations", content)
 
 
@@ -244,14 +245,16 @@ def _provenance(workdir, results) -> str:
         try:
             manifest = checkpoints.manifest(steps[-1])
             rows += [
-                [escape(f"newest: {name}"), escape(str(x))] for name, x in manifest["meta"].items() if not isinstance(x, dict)
+                [escape(f"newest: {name}"), escape(str(x))]
+                for name, x in manifest["meta"].items()
+                if not isinstance(x, dict)
             ]
         except (UserError, OSError) as error:
             rows += [["newest", escape(one_line(str(error)))]]
     for step, tasks in sorted(results["tasks"].items(), key=lambda pair: int(pair[0]))[-1:]:
         rows += [[f"step {step}: {escape(name)}", _hashes(task)] for name, task in tasks.items()]
     return _section(
-        "Where the numbers are from", _table(["", "SHA-256, its first 12 digits, of evaluations"], rows, wide=True)
+        "Where the numbers are from", _table(["", "SHA-256, its first 12 digits, of evaluations"], rows, wide=(1,))
     )
 
 
@@ -262,5 +265,5 @@ def _hashes(task: Mapping[str, str]) -> str:
 def _config(config) -> str:
     rows = [[escape(key.replace("/", ".")), escape(repr(value))] for key, value in flatten(config).items()]
     return _section(
-        "Config", f"<details><summary>{len(rows)} values</summary>{_table(['', ''], rows, wide=True)}</details>"
+        "Config", f"<details><summary>{len(rows)} values</summary>{_table(['', ''], rows, wide=(1,))}</details>"
     )
