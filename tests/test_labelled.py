@@ -1,6 +1,7 @@
 """Labelled images: class directories, CLIP_benchmark's tars, lists of files and TFDS are one data set."""
 
 import io
+import runpy
 import shutil
 import tarfile
 import warnings
@@ -18,6 +19,7 @@ from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import make_source
 from filip_jax.errors import UserError
 from filip_jax.evals import zero_shot
+from filip_jax.evals.prompts import make_prompts
 from filip_jax.evals.run import check_evals, open_evals, run_evals
 
 NAMES = ["cat", "red apple", "sun"]
@@ -45,7 +47,7 @@ class Labelled(tfds.core.GeneratorBasedBuilder):
     def _info(self):
         features = {
             "image": tfds.features.Image(shape=(None, None, 3)),
-            "label": tfds.features.ClassLabel(names=NAMES),
+            "label": tfds.features.ClassLabel(names=[name.replace(" ", "_") for name in NAMES]),
         }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
@@ -116,6 +118,26 @@ def test_clip_benchmarks_folders_are_read_as_they_are(data, tmp_path):
     every = load_config(file)["evals"]
     check_evals(every)
     assert len(every) == 12 and every["imagenet"]["source"]["path"] == "clip_benchmark/wds_imagenet1k/test"
+
+
+def test_tensorflow_datasets_folders_are_read_as_they_are(data, tmp_path):
+    """The same set as TFDS prepares it, its only version found; in prompts of the paper's form."""
+    version = Path(data["tfds"]["path"])
+    shutil.copytree(version, tmp_path / "cifar10" / version.name)
+    file = str(ROOT / "configs/eval/tfds.py")
+    evals = load_config(f"{file}:cifar10", [f"--config.root={tmp_path}"])["evals"]
+    found = run_evals(Oracle(), open_evals(evals), tmp_path)
+    prompts = make_prompts(evals["cifar10"]["prompts"])
+    assert len(prompts) == 2 * 7 and "a photo of the {}. It's cute." in prompts and "a photo of a {}." in prompts
+    expected = zero_shot.evaluate(Oracle(), make_source(data["webdataset"]), Path(), prompts=prompts)
+    assert found == {f"cifar10/{metric}": value for metric, value in expected.items()}
+    every = load_config(file)["evals"]
+    check_evals(every)
+    sets = runpy.run_path(str(ROOT / "configs/eval/clip_benchmark.py"))["SETS"]
+    assert list(every) == sorted(name for name in sets if name != "aircraft")
+    shutil.copytree(version, tmp_path / "cifar10/2.0.0")
+    with pytest.raises(UserError, match="cifar10' holds several versions: name one of 1.0.0, 2.0.0"):
+        open_evals(evals)
 
 
 def test_classes_get_other_names(data, tmp_path):

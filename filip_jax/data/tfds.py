@@ -20,11 +20,11 @@ class Tfds:
     """One split of a data set that was prepared with file_format="array_record".
 
     Args:
-        path: the folder of the prepared version, which holds dataset_info.json.
+        path: the folder of the prepared version, which holds dataset_info.json, or that in which it is the only one.
         split: "train", "test[:1000]" …
         image: name of the image feature.
         caption_keys: names of features of text, of sequences of texts, or of a class label, whose name
-            becomes the caption.
+            becomes the caption, with spaces for `_`.
 
     Raises:
         UserError: no prepared data there, no such split or feature, or features of classes that are not TensorFlow
@@ -35,7 +35,7 @@ class Tfds:
         if path.startswith("s3://"):
             raise UserError(f"tfds: path={path!r}: the reader of TensorFlow Datasets knows no s3://; copy the data")
         self.path, self.image, self.caption_keys = path, image, tuple(caption_keys)
-        path = os.path.expanduser(path)
+        path = self.path = _version(os.path.expanduser(path))
         _check_features(path)
         try:
             builder = tfds.builder_from_directory(path)
@@ -49,9 +49,12 @@ class Tfds:
         labels = [name for name in caption_keys if isinstance(self.features[name], tfds.features.ClassLabel)]
         self.label = labels[0] if labels else None
         if self.label:
-            self.class_names = list(self.features[self.label].names)
+            own = self.features[self.label].names
+            self.class_names = [name.replace("_", " ") for name in own]
         self.shard_sizes = np.array([len(self.data)])
         self.identity = f"{builder.info.full_name} {split} {image} {' '.join(caption_keys)}"
+        if self.label and self.class_names != own:
+            self.identity += " with spaces"
         self.seen = f"features {', '.join(self.features)}"
 
     def __len__(self) -> int:
@@ -78,6 +81,19 @@ class Tfds:
                 decoded = (t.decode("utf-8", "replace") if isinstance(t, bytes) else t for t in texts)
                 found += [Caption(t, key) for t in decoded if is_caption(t)]
         return tuple(found)
+
+
+def _version(path: str) -> str:
+    """The folder of the one version that a data set's folder holds; itself where it is one.
+
+    Raises:
+        UserError: there are several.
+    """
+    found = [] if storage.exists(storage.join(path, FEATURES)) else storage.listed(storage.join(path, f"*/{FEATURES}"))
+    if len(found) > 1:
+        versions = ", ".join(sorted(storage.name_of(storage.folder_of(file)) for file in found))
+        raise UserError(f"tfds: path={path!r} holds several versions: name one of {versions}")
+    return storage.folder_of(found[0]) if found else path
 
 
 def _check_features(path: str) -> None:
