@@ -14,12 +14,14 @@ import pytest
 from conftest import make_devices_mesh, small
 from jax.sharding import SingleDeviceSharding
 
-from filip_jax import paths
+from filip_jax import __version__, paths
 from filip_jax.checkpoint import Checkpoints, CheckpointWriter, abstract
 from filip_jax.errors import UserError
 from filip_jax.models import make_model
 from filip_jax.train.optimizer import make_optimizer
 from filip_jax.train.step import make_init, state_shardings
+
+BY = {"filip_jax_version": __version__}  # which each checkpoint says
 
 
 def make_writer(workdir, **options):
@@ -79,7 +81,7 @@ def test_a_state_comes_back_exactly_on_any_mesh(config, saved, replica, data):
 def test_the_newest_stay_with_their_meta_and_parts(saved):
     checkpoints = Checkpoints(saved[0])
     assert checkpoints.steps() == [2, 3]
-    assert checkpoints.meta(3) == {"samples_seen": 48}
+    assert checkpoints.meta(3) == BY | {"samples_seen": 48}
     assert checkpoints.has(3, "ema") and not checkpoints.has(3, "teacher")
 
 
@@ -123,7 +125,7 @@ def test_an_optimiser_of_another_run_is_refused_with_the_paths(config, saved):
 def test_the_manifest_says_what_the_checkpoint_holds(saved):
     workdir, state, _ = saved
     manifest = Checkpoints(workdir).manifest(3)
-    assert manifest["step"] == 3 and manifest["config"] == {"seed": 7} and manifest["meta"] == {"samples_seen": 48}
+    assert manifest["step"] == 3 and manifest["config"] == {"seed": 7} and manifest["meta"] == BY | {"samples_seen": 48}
     position = state["params"]["text"]["position"]
     assert manifest["tree"]["params/text/position"] == {"shape": list(position.shape), "dtype": "float32"}
     written = {
@@ -205,7 +207,7 @@ def test_the_remains_of_a_kill_are_cleared_away_and_a_damaged_step_is_saved_agai
     assert writer.steps() == [] and (folder / "1/state/_METADATA").exists()
     writer.save(1, state, {"again": 1}, {})
     writer.wait()
-    assert writer.steps() == [1] and writer.meta(1) == {"again": 1} and writer.damage(1) == ""
+    assert writer.steps() == [1] and writer.meta(1) == BY | {"again": 1} and writer.damage(1) == ""
 
 
 def test_a_save_that_fails_is_raised_at_the_next_look(tmp_path, monkeypatch):
@@ -315,7 +317,7 @@ def test_a_kill_while_saving_leaves_only_whole_checkpoints(tmp_path, delay):
     target = {"params": {"x": jax.ShapeDtypeStruct((2000, 1000), np.float32, sharding=here)}}
     for step in checkpoints.steps():
         assert (np.asarray(checkpoints.restore(step, target)["params"]["x"]) == step).all()
-        assert checkpoints.meta(step) == {"samples_seen": step}
+        assert checkpoints.meta(step) == BY | {"samples_seen": step}
 
 
 def test_paths_flatten_and_unflatten_are_inverse():

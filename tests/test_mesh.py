@@ -2,13 +2,12 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from filip_jax.errors import UserError
 from filip_jax.mesh import arrange, make_mesh
@@ -31,16 +30,19 @@ def gpus(hosts, each, processes_each=1):
     return [Gpu(n, n // each, n * processes_each // each if processes_each > 1 else n // each) for n in numbers]
 
 
-@given(st.sampled_from([1, 2, 3, 4, 8]), st.sampled_from([1, 2, 4, 6]), st.data())
-def test_every_device_stands_once_and_hosts_go_to_replica_first(hosts, each, data):
-    devices = gpus(hosts, each, data.draw(st.sampled_from([1, each])))
-    replica = data.draw(st.sampled_from([n for n in range(1, len(devices) + 1) if len(devices) % n == 0]))
-    with pytest.warns(UserWarning) if replica % hosts else contextlib.nullcontext():
-        found = arrange(devices, replica, len(devices) // replica)
-    assert found.shape == (replica, len(devices) // replica)
-    assert sorted(device.id for device in found.flat) == list(range(len(devices)))
-    for row in found:
-        assert len({device.slice_index for device in row}) == hosts // math.gcd(hosts, replica)
+@pytest.mark.parametrize("each", [1, 2, 4, 6])
+@pytest.mark.parametrize("hosts", [1, 2, 3, 4, 8])
+def test_every_device_stands_once_and_hosts_go_to_replica_first(hosts, each):
+    count = hosts * each
+    for processes, replica in itertools.product({1, each}, range(1, count + 1)):
+        if count % replica:
+            continue
+        with pytest.warns(UserWarning) if replica % hosts else contextlib.nullcontext():
+            found = arrange(gpus(hosts, each, processes), replica, count // replica)
+        assert found.shape == (replica, count // replica)
+        assert sorted(device.id for device in found.flat) == list(range(count))
+        for row in found:
+            assert len({device.slice_index for device in row}) == hosts // math.gcd(hosts, replica)
 
 
 def test_hosts_of_different_sizes_are_refused():

@@ -5,6 +5,7 @@ FILIP's and CLIP's probes, which leave that to the regularisation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -245,19 +246,22 @@ def by_sgd(
     )  # fmt: skip
     total, sgd = max(round(epochs * len(training) / batch_size), 1), None
     progress = Progress("linear probe, steps", total)
-    for _ in range(total):
-        rows_here, wrong = _labelled(next(rows))
-        if said := next(filter(None, service.gather(wrong)), ""):  # one process alone would leave the others waiting
-            raise UserError(said)
-        batch = global_batch(model.mesh, rows_here)
-        features = model.features_of_views(batch["image"], pooling)
-        sgd = sgd or logistic.Sgd(
-            features.shape[1], len(training.class_names), model.mesh,
-            peak_learning_rate=base_learning_rate * batch_size / 256, momentum=momentum, weight_decay=weight_decay,
-            warmup_steps=min(round(warmup_epochs * len(training) / batch_size), total - 1), total_steps=total,
-        )  # fmt: skip
-        sgd.step(features, batch["label"])
-        progress.advance()
+    with closing(rows):
+        for _ in range(total):
+            here, wrong = _labelled(next(rows))
+            if said := next(
+                filter(None, service.gather(wrong)), ""
+            ):  # one process alone would leave the others waiting
+                raise UserError(said)
+            batch = global_batch(model.mesh, here)
+            features = model.features_of_views(batch["image"], pooling)
+            sgd = sgd or logistic.Sgd(
+                features.shape[1], len(training.class_names), model.mesh,
+                peak_learning_rate=base_learning_rate * batch_size / 256, momentum=momentum, weight_decay=weight_decay,
+                warmup_steps=min(round(warmup_epochs * len(training) / batch_size), total - 1), total_steps=total,
+            )  # fmt: skip
+            sgd.step(features, batch["label"])
+            progress.advance()
     return sgd.classifier, {"steps": total}
 
 
