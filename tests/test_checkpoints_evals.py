@@ -237,6 +237,18 @@ def test_the_best_of_numbers():
         best_step("run", steps, [2, 5], "a/R@1")
 
 
+def test_pictures_alone_have_no_baseline_and_are_drawn_again_where_they_are_gone(run, evaluated):
+    section = {
+        "pages": {"kind": "pictures", "source": json.loads((run / "config.json").read_text())["source"], "examples": 1}
+    }
+    assert "| pages/pages | 1 " in evaluate_runs(str(run), Choice(), section)
+    evaluate_runs(str(run), Choice(), section)
+    assert evaluated == [(6, "pages")]
+    shutil.rmtree(run / "pictures")
+    evaluate_runs(str(run), Choice(), section)
+    assert evaluated == [(6, "pages")] * 2 and (run / "pictures/pages/0_step_0000006.png").exists()
+
+
 def test_a_damaged_checkpoint_keeps_nothing_from_the_others(run, evaluated, capsys):
     file = next((run / "checkpoints/4").rglob("manifest.ocdbt"))
     file.write_bytes(b"torn")

@@ -364,6 +364,19 @@ def test_baselines_of_a_config_and_their_files(tmp_path, small_demo):
     assert list(read_results(tmp_path)["steps"]) == list(read_results(tmp_path)["tasks"]) == ["5"]
 
 
+@pytest.mark.parametrize("wrong", [
+    {"steps": {"x": {}}}, {"steps": []}, {"steps": {"1": 2}}, {"tasks": {"1": {"a": "b"}}}, {"tasks": {"-1": {}}},
+    {"baselines": {"chance": 1}}, {"baseline_tasks": {"val": {}}},
+], ids=str)  # fmt: skip
+def test_results_that_somebody_else_wrote_are_refused_and_set_aside(tmp_path, wrong):
+    (tmp_path / "evals.json").write_text(json.dumps(wrong))
+    with pytest.raises(UserError, match="evals.json is damaged: "):
+        read_results(tmp_path)
+    with pytest.warns(UserWarning, match="it is now .*damaged_evals.json"):
+        forget_after(tmp_path, 5)
+    assert read_results(tmp_path)["steps"] == {} and (tmp_path / "damaged_evals.json").exists()
+
+
 def test_published_rows_stand_beside_ours():
     assert beside_published({"ours": {"val/image_to_text_R@1": 0.5}}) == ""
     lines = beside_published({

@@ -42,7 +42,8 @@ def evaluate_runs(workdirs: str, choice: Choice, evals: Mapping[str, Mapping[str
     finally:
         session.close()
     if session.failures:
-        print(output, flush=True)
+        if output:
+            print(output, flush=True)
         raise UserError("; ".join(dict.fromkeys(session.failures.values())))
     return output
 
@@ -190,7 +191,7 @@ class Session:
         return write_summary(
             paths,
             columns={f"{self._name(path)}, step {step}": metrics for (path, step), metrics in self.found.items()},
-            baselines={self._name(path): self.baselines[path] for path in paths},
+            baselines={self._name(path): self.baselines.get(path, {}) for path in paths},
             curves={self._name(path): comparable(read_results(self.runs[path].workdir)) for path in paths},
             names=names,
         )

@@ -34,6 +34,10 @@ def read_results(workdir: Path) -> dict[str, Any]:
         kind = str if part == "baseline_tasks" else dict
         if not isinstance(content, dict) or not all(isinstance(value, kind) for value in content.values()):
             raise UserError(f"{file} is damaged: {part} is not what is written there")
+    of_steps = [*results["steps"], *results["tasks"]]
+    of_tasks = [task for tasks in results["tasks"].values() for task in tasks.values()]
+    if not all(step.isdecimal() for step in of_steps) or not all(isinstance(task, dict) for task in of_tasks):
+        raise UserError(f"{file} is damaged: its steps or tasks are not what is written there")
     return results
 
 
