@@ -115,7 +115,8 @@ def get_config(variant: str = "filip") -> ConfigDict:
             unseen_cells=classify("unseen_cells"),
             unseen_concepts=classify("unseen_concepts"),
             probe=dict(
-                kind="linear_probe", source=emoji("seen_cells"), training=emoji("seen_cells", scenes=500, seed=1)
+                kind="linear_probe", source=emoji("seen_cells"), training=emoji("seen_cells", scenes=500, seed=1),
+                protocol=dict(name="lbfgs", max_iterations=50 if quick else 1000),
             ),
             alignment=dict(kind="pictures", source=val, examples=8),
         ),

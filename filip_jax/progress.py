@@ -6,6 +6,15 @@ import time
 PERIOD = 5.0  # seconds between lines
 
 
+_silent = False
+
+
+def silence() -> None:
+    """No more lines of this process: another one does the same work and says how far it is."""
+    global _silent
+    _silent = True
+
+
 class Progress:
     """Prints to stderr how far the work is, every few seconds and at the end.
 
@@ -23,6 +32,8 @@ class Progress:
         """`count` more are done."""
         self.done += count
         now = time.monotonic()
+        if _silent:
+            return
         if now - self.said >= PERIOD or (self.done == self.total and self.said > self.started):
             self.said = now
             rate = (self.done - self.first) / max(now - self.started, 1e-9)
@@ -31,3 +42,8 @@ class Progress:
             percent = 100 * self.done // max(self.total, 1)
             line = f"{self.what}: {self.done}/{self.total} ({percent}%)  {rate:.0f}/s  ETA {clock}"
             print(line, file=sys.stderr, flush=True)
+
+    def spare(self, count: int) -> None:
+        """`count` of the total need not be done."""
+        self.total -= count
+        self.advance(0)

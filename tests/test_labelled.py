@@ -106,7 +106,7 @@ def test_every_reader_gives_one_number(data):
 
 def test_clip_benchmarks_folders_are_read_as_they_are(data, tmp_path):
     """Its own layout for one of the twelve sets; all of them are described alike."""
-    folder = tmp_path / "wds_cifar10"
+    folder = tmp_path / "wds_vtab-cifar10"
     shutil.copytree(data["webdataset"]["path"], folder / "test")
     shutil.copy(data["webdataset"]["class_names"], folder / "classnames.txt")
     (folder / "zeroshot_classification_templates.txt").write_text("a photo of a {c}.\na {c}.\n")

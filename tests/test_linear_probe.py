@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 import tarfile
 
 import jax
@@ -14,6 +15,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from test_models import CONFIG, IMAGES, config
 
+from filip_jax import progress
 from filip_jax.config import load_config
 from filip_jax.data.sources import make_source
 from filip_jax.data.tokenizer import Tokenizer
@@ -141,7 +143,7 @@ def toy_model(mesh=(1, 1)):
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """Coloured pictures in the layout of CLIP_benchmark's folders: 48 for training, 30 for test."""
-    folder = tmp_path_factory.mktemp("root") / "wds_cifar10"
+    folder = tmp_path_factory.mktemp("root") / "wds_vtab-cifar10"
     for split, count in (("train", 48), ("test", 30)):
         (folder / split).mkdir(parents=True)
         with tarfile.open(folder / split / "0.tar", "w") as tar:
@@ -158,7 +160,7 @@ def root(tmp_path_factory):
 
 
 def section(root, split, **changes):
-    folder = root / "wds_cifar10"
+    folder = root / "wds_vtab-cifar10"
     return (
         dict(name="webdataset", path=str(folder / split), label="cls", class_names=str(folder / "classnames.txt"))
         | changes
@@ -177,6 +179,19 @@ def test_a_separable_set_of_the_shipped_config_is_separated_on_any_devices(root,
         assert 0.88 < metrics["cifar10_probe/top1_low"] < 1 and metrics["cifar10_probe/converged"] == 1
         assert metrics["cifar10_probe/C"] == found[0]["cifar10_probe/C"]
     assert run_baselines(opened) == {"chance": {"cifar10_probe/top1": 1 / 6, "cifar10_probe/top5": 5 / 6}}
+
+
+def test_progress_goes_to_a_hundred_percent_and_another_process_says_nothing(root, monkeypatch, capfd):
+    monkeypatch.setattr(progress, "PERIOD", 0.0)
+    linear_probe.by_lbfgs(toy_model(), make_source(section(root, "train")), "tokens", max_iterations=50)
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("linear probe, iterations at most")]
+    percents = [int(re.search(r"\((\d+)%\)", line)[1]) for line in lines]
+    assert len(lines) > 16 and percents == sorted(percents) and percents[-1] == 100 and "/800 " in lines[0]
+    assert all(re.search(r"ETA \d+:\d\d:\d\d$", line) for line in lines)
+    monkeypatch.setattr(progress, "_silent", False)
+    progress.silence()
+    linear_probe.by_lbfgs(toy_model(), make_source(section(root, "train")), "tokens", max_iterations=50)
+    assert not capfd.readouterr().err
 
 
 def test_a_blind_model_finds_nothing_and_one_value_of_c_is_taken_as_it_is(root):

@@ -122,6 +122,10 @@ class SlurmJob:
         fields = dict(field.partition("=")[::2] for field in run("scontrol", "show", "job", self.id).split())
         return fields["JobState"], int(fields["Restarts"])
 
+    def is_ending(self):
+        """Whether a node still has a process of Slurm's that will say how the last start ended."""
+        return subprocess.run(["pgrep", "--full", rf"^slurmstepd: \[{self.id}\."], stdout=subprocess.DEVNULL).returncode == 0
+
     def said(self):
         return self.log.read_text() if self.log.exists() else ""
 
@@ -146,8 +150,9 @@ def test_a_preempted_job_is_requeued_and_comes_to_the_same(whole, cluster, tmp_p
     until(lambda: max(chaos.losses(workdir), default=0) >= 18, 300)
     other = run("sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", f"--output={tmp_path}/other.log",
                 "--wrap=srun hostname").strip()  # fmt: skip
-    until(lambda: job.state() == ("PENDING", 1), 100)
-    run("scontrol", "update", f"jobid={job.id}", "StartTime=now")  # Slurm lets it wait for two minutes
+    until(lambda: job.state() == ("PENDING", 1) and not job.is_ending(), 100)
+    # Slurm lets it wait for two minutes, for the end of a batch script that it hears of late is taken for the next one's.
+    run("scontrol", "update", f"jobid={job.id}", "StartTime=now")
     assert job.wait() == ("COMPLETED", 1), job.said()
     assert re.search("saving step|everything is saved", job.said()) and "slurm.sbatch: ended with 42" in job.said()
     assert "start 2: 2 tasks on n[1-2]" in job.said() and "resuming at step" in job.said()

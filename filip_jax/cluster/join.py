@@ -15,7 +15,7 @@ import jaxlib
 import numpy as np
 from jax._src import distributed
 
-from filip_jax import __version__
+from filip_jax import __version__, progress
 from filip_jax.cluster import service
 from filip_jax.cluster.watch import HUNG, Watch, check_signals
 from filip_jax.errors import UserError
@@ -47,7 +47,7 @@ def join_processes(watch: Watch, heartbeat_seconds: int, start_seconds: int) -> 
 
     The cluster (Slurm, Kubernetes, TPU, Open MPI) tells who and how many they are; without one,
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do. If the others do not come in
-    `start_seconds`, the watch ends the process: JAX itself would only abort.
+    `start_seconds`, the watch ends the process: JAX itself would only abort. Progress is shown by the first process.
 
     Raises:
         UserError: neither does, the address can not be, or this process is there already.
@@ -76,6 +76,8 @@ def join_processes(watch: Watch, heartbeat_seconds: int, start_seconds: int) -> 
             f"--distributed: {first}; outside of Slurm, Kubernetes, TPU and Open MPI set "
             "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID (0 to number - 1, each once)"
         ) from error
+    if jax.process_index():
+        progress.silence()
 
 
 _claimed: list[socket.socket] = []  # held until the process ends

@@ -148,13 +148,13 @@ def by_lbfgs(
     mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
     features -= mean  # moves no minimum: the bias takes it up, and has no penalty
     examples, classes = logistic.put_examples(features, labels, model.mesh), len(training.class_names)
-    progress = Progress("linear probe, fits", fits + (fits > 1))
+    progress = Progress("linear probe, iterations at most", (fits + (fits > 1)) * max_iterations)
 
     def fit(chosen, c):
         found = logistic.fit(
             examples, chosen, classes, c, max_iterations=max_iterations, tolerance=tolerance, advance=progress.advance
         )
-        progress.advance()
+        progress.spare(max_iterations - found[1])
         return found
 
     def right(c):
