@@ -17,6 +17,7 @@ from test_evals import Oracle, picture, word_number
 from filip_jax.config import load_config
 from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import make_source
+from filip_jax.data.tfds import in_words
 from filip_jax.errors import UserError
 from filip_jax.evals import zero_shot
 from filip_jax.evals.prompts import make_prompts
@@ -183,3 +184,24 @@ def test_folders_that_hold_no_classes(tmp_path):
         make_source(dict(name="class_folder", path=str(tmp_path)))
     with pytest.raises(UserError, match="path='none' is not a folder"):
         make_source(dict(name="class_folder", path="none"))
+
+
+# Of the papers; CIFAR's names and the pictures come with the data, which TFDS prepares.
+CLASSES = dict(
+    caltech101=102, cars=196, flowers102=102, food101=101, sun397=397, dtd=47, pets=37, eurosat=10, imagenet=1000
+)
+
+
+def test_the_shipped_config_names_what_tensorflow_datasets_has_and_classes_become_words(tmp_path):
+    sets = runpy.run_path(str(ROOT / "configs/eval/tfds.py"))["SETS"]
+    found = {}
+    for name, (folder, *_) in sets.items():
+        features = tfds.builder(folder, data_dir=tmp_path).info.features
+        assert isinstance(features["image"], tfds.features.Image)
+        found[name] = in_words(features["label"].names)
+    assert {name: len(classes) for name, classes in found.items()} == CLASSES | dict(cifar10=10, cifar100=100)
+    assert all(len(set(classes)) == len(classes) for classes in found.values())
+    assert not any(set("_/") & set(each) for classes in found.values() for each in classes)
+    assert found["eurosat"][:3] == ["annual crop", "forest", "herbaceous vegetation"]
+    assert found["sun397"][0] == "abbey" and "apartment building outdoor" in found["sun397"]
+    assert "american pit bull terrier" in found["pets"] and "Chevrolet TrailBlazer SS 2009" in found["cars"]

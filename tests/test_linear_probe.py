@@ -184,7 +184,9 @@ def test_a_separable_set_of_the_shipped_config_is_separated_on_any_devices(root,
 def test_progress_goes_to_a_hundred_percent_and_another_process_says_nothing(root, monkeypatch, capfd):
     monkeypatch.setattr(progress, "PERIOD", 0.0)
     linear_probe.by_lbfgs(toy_model(), make_source(section(root, "train")), "tokens", max_iterations=50)
-    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("linear probe, iterations at most")]
+    lines = [
+        line for line in capfd.readouterr().err.splitlines() if line.startswith("linear probe, iterations at most")
+    ]
     percents = [int(re.search(r"\((\d+)%\)", line)[1]) for line in lines]
     assert len(lines) > 16 and percents == sorted(percents) and percents[-1] == 100 and "/800 " in lines[0]
     assert all(re.search(r"ETA \d+:\d\d:\d\d$", line) for line in lines)

@@ -124,7 +124,10 @@ class SlurmJob:
 
     def is_ending(self):
         """Whether a node still has a process of Slurm's that will say how the last start ended."""
-        return subprocess.run(["pgrep", "--full", rf"^slurmstepd: \[{self.id}\."], stdout=subprocess.DEVNULL).returncode == 0
+        return (
+            subprocess.run(["pgrep", "--full", rf"^slurmstepd: \[{self.id}\."], stdout=subprocess.DEVNULL).returncode
+            == 0
+        )
 
     def said(self):
         return self.log.read_text() if self.log.exists() else ""

@@ -3,8 +3,8 @@ r"""Zero-shot classification on FILIP's data sets as TensorFlow Datasets prepare
     filip eval --workdir=runs/filip_base --config=configs/eval/tfds.py --config.root=/data/tensorflow_datasets
 
 `root` is the data_dir of data that was prepared with file_format="array_record"; TensorFlow itself is not needed here. Eleven
-sets: TFDS has no FGVC Aircraft (clip_benchmark.py has). `:pets` behind the file takes that set alone. Classes have TFDS's own
-names, with spaces; ImageNet's are codes there: imagenet2012/classnames.txt must hold 1,000 names in the order of the codes, as
+sets: TFDS has no FGVC Aircraft (clip_benchmark.py has). `:pets` behind the file takes that set alone; SUN397 is its first official
+partition, as in CLIP. Classes have TFDS's own names, as words; ImageNet's are codes there: imagenet2012/classnames.txt must hold 1,000 names in the order of the codes, as
 CLIP_benchmark's wds_imagenet1k/classnames.txt does. EuroSAT has one split, all of it is counted.
 
 Prompts are "[prefix] {}, [description]. [suffix]." with every combination of these (appendix A.4). The paper's own lists are not
@@ -22,7 +22,7 @@ SETS = {  # TFDS's folder and split, descriptions, suffixes; in the order of the
     "cars": ("cars196", "test", ("a type of car",), LIKED[:2]),
     "flowers102": ("oxford_flowers102", "test", ("a type of flower", "a type of bloom"), LIKED[:2]),
     "food101": ("food101", "validation", ("a type of food", "a type of nourishment"), LIKED[:2]),
-    "sun397": ("sun397/tfds", "test", ("",), LIKED[:2]),
+    "sun397": ("sun397/standard-part1-120k", "test", ("",), LIKED[:2]),
     "dtd": ("dtd", "test", ("a type of texture",), LIKED[:2]),
     "pets": ("oxford_iiit_pet", "test", ("a type of pet",), LIKED[:2]),
     "eurosat": ("eurosat/rgb", "train", ("an example of aerial or satellite image",), LIKED[:2]),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ class Tfds:
         split: "train", "test[:1000]" …
         image: name of the image feature.
         caption_keys: names of features of text, of sequences of texts, or of a class label, whose name
-            becomes the caption, with spaces for `_`.
+            becomes the caption, as words: see `in_words`.
 
     Raises:
         UserError: no prepared data there, no such split or feature, or features of classes that are not TensorFlow
@@ -50,11 +51,11 @@ class Tfds:
         self.label = labels[0] if labels else None
         if self.label:
             own = self.features[self.label].names
-            self.class_names = [name.replace("_", " ") for name in own]
+            self.class_names = in_words(own)
         self.shard_sizes = np.array([len(self.data)])
         self.identity = f"{builder.info.full_name} {split} {image} {' '.join(caption_keys)}"
         if self.label and self.class_names != own:
-            self.identity += " with spaces"
+            self.identity += " in words"
         self.seen = f"features {', '.join(self.features)}"
 
     def __len__(self) -> int:
@@ -81,6 +82,14 @@ class Tfds:
                 decoded = (t.decode("utf-8", "replace") if isinstance(t, bytes) else t for t in texts)
                 found += [Caption(t, key) for t in decoded if is_caption(t)]
         return tuple(found)
+
+
+def in_words(names: Sequence[str]) -> list[str]:
+    """Class names as one would write them: american_bulldog, SUN397's /a/apse/indoor, EuroSAT's AnnualCrop."""
+    names = [re.sub(r"^/\w/", "", name) for name in names]
+    if not any(re.search(r"[\s_/]", name) for name in names):  # elsewhere a capital is a name's own, as in TrailBlazer
+        names = [re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower() for name in names]
+    return [re.sub(r"[_/]", " ", name) for name in names]
 
 
 def _version(path: str) -> str:
