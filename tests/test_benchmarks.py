@@ -142,6 +142,12 @@ def test_many_shards():
     assert "15 in 3 shards" in output and len(re.findall(r"\d/s +\|$", output, re.MULTILINE)) == 6
 
 
+def test_pictures_for_evaluations():
+    output = benchmark("--images=6", "--repeat=1", "--busy=8", script="evals_input.py")
+    rows = re.findall(r"^\| (on a disk|30 ms away) \|.*?\|((?: \d+ \|){5})$", output, re.MULTILINE)
+    assert len(rows) == 4 and all(int(number) > 0 for _, row in rows for number in re.findall(r"\d+", row))
+
+
 @pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="no dpkg-deb")
 def test_cleaning_a_package_of_drawings(tmp_path):
     drawings = tmp_path / "package/usr/share/openclipart/svg"

@@ -18,7 +18,7 @@ from filip_jax.evals.alignment import align, content_words
 from filip_jax.evals.clip_benchmark import write_results
 from filip_jax.evals.prompts import make_prompts
 from filip_jax.evals.published import beside_published, published
-from filip_jax.evals.records import check_records
+from filip_jax.evals.records import check_records, views
 from filip_jax.evals.results import forget_after, read_results, record_baselines, record_step, recorded, table
 from filip_jax.evals.run import open_evals, run_baselines
 from filip_jax.inference import Embedder
@@ -331,7 +331,7 @@ def test_an_alignment_names_words_and_patches():
 
 
 def test_the_pixel_neighbour_knows_identical_pictures():
-    records = [Scenes()[n] for n in range(10)]
+    records = list(views(Scenes(), 10, pixels.SIZE, pixels.AHEAD))
     assert pixels.pixel_distances(records, records[::-1]).argmin(axis=1).tolist() == list(range(9, -1, -1))
 
 

@@ -19,7 +19,7 @@ from filip_jax.data.pipeline import batches
 from filip_jax.data.sources import Source, make_source
 from filip_jax.errors import UserError
 from filip_jax.evals import logistic
-from filip_jax.evals.records import labelled_records, views
+from filip_jax.evals.records import labelled_views
 from filip_jax.evals.similarity import TOP, accuracies
 from filip_jax.inference import Embedder
 from filip_jax.mesh import check_batch_size, global_batch
@@ -103,16 +103,18 @@ def baselines(
 def collect(
     model: Embedder, source: Source, pooling: str
 ) -> tuple[Float[np.ndarray, "n width"], Int[np.ndarray, " n"]]:
-    """The features and labels of all records; of the pictures one batch is in memory."""
+    """The features and labels of all records; two batches of pictures are in memory."""
     progress = Progress("features of images", len(source))
-    records, features, labels = labelled_records(source, "linear_probe"), np.empty((0, 0)), []
-    while batch := list(islice(records, model.batch_size)):
-        found = model.image_features(list(views(batch, model.image_size)), pooling)
-        if not labels:
-            features = np.empty((len(source), found.shape[1]), np.float32)
-        features[len(labels) : len(labels) + len(batch)] = found
-        labels.extend(record.label for record in batch)
-        progress.advance(len(batch))
+    features, labels = np.empty((0, 0)), []
+    with closing(labelled_views(source, "linear_probe", model.image_size, model.batch_size)) as records:
+        while batch := list(islice(records, model.batch_size)):
+            found = model.image_features([record.image for record in batch], pooling)
+            if not labels:
+                features = np.empty((len(source), found.shape[1]), np.float32)
+            features[len(labels) : len(labels) + len(batch)] = found
+            labels.extend(record.label for record in batch)
+            progress.advance(len(batch))
+            del batch  # before the next one is there
     return features, np.array(labels, np.int32)
 
 

@@ -1,25 +1,29 @@
 """Localisation: do the patches that a phrase matches lie on the thing it names?"""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from filip_jax.data.decode import Box, decode
-from filip_jax.data.preprocess import box_in_centre_view
-from filip_jax.data.record import Record
+from filip_jax.data.decode import Box
+from filip_jax.data.record import Record, Region
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
 from filip_jax.evals.alignment import Span, align
-from filip_jax.evals.records import first_records, views
+from filip_jax.evals.records import as_seen, open_picture, prepared, seen_regions
 from filip_jax.evals.similarity import wilson
 from filip_jax.inference import Embedder
 from filip_jax.progress import Progress
 
-RECORDS = 256  # that are held at a time
+T = TypeVar("T")
+
+RECORDS = 256  # that are held at a time, and so many ahead
+SIDE = 1024  # pixels of the view that chance is of; boxes are known to a pixel, and no model says how large its own is
 HALF = (0.5,)  # between the darkest and the brightest patch, whatever level a model's similarities have
 
 
@@ -40,10 +44,10 @@ def evaluate(model: Embedder, source: Source, output: Path, *, examples: int, th
     """
     _check(thresholds)
     hits, ious, left_out, progress = 0, [], 0, Progress("localising", examples)
-    for records in _chunks(source, examples):
-        boxes = [_boxes_of_phrases(record, model.image_size) for record in records]
+    for records in _chunks(source, examples, partial(as_seen, size=model.image_size)):
+        boxes = [_boxes_of_phrases(record.regions, model.image_size) for record in records]
         phrases, captions = [list(of_record) for of_record in boxes], [record.caption for record in records]
-        for here, alignment in zip(boxes, align(model, list(views(records, model.image_size)), captions, phrases)):
+        for here, alignment in zip(boxes, align(model, [record.image for record in records], captions, phrases)):
             seen = {word: here[word] for word in alignment.words if here[word]}
             left_out += len(here) - len(seen)
             for word, scores in zip(alignment.words, alignment.similarity):
@@ -67,13 +71,12 @@ def baselines(source: Source, *, examples: int, thresholds: Any = HALF) -> dict[
     one that lights patches at random has less.
     """
     _check(thresholds)
-    side = 1024  # of the view, in which boxes are known to a pixel: no model says how large its own is
     everything = np.ones((1, 1), bool)
     shares = [
-        iou(everything, boxes, side)
-        for records in _chunks(source, examples)
-        for record in records
-        for boxes in _boxes_of_phrases(record, side).values()
+        iou(everything, boxes, SIDE)
+        for chunk in _chunks(source, examples, lambda record: seen_regions(record, open_picture(record), SIDE))
+        for regions in chunk
+        for boxes in _boxes_of_phrases(regions, SIDE).values()
         if boxes
     ]
     names = ["pointing_accuracy", *(f"iou@{least:g}" for least in thresholds)]
@@ -107,24 +110,11 @@ def iou(cells: Bool[np.ndarray, "grid grid"], boxes: Sequence[Box], size: float)
     return float(area[of_cells & of_boxes].sum() / area[of_cells | of_boxes].sum())
 
 
-def view_boxes(record: Record, size: int) -> list[Box]:
-    """The boxes of a record's regions in pixels of its centre view of this size; they may reach beyond it.
-
-    Raises:
-        UserError: the image can not be read.
-    """
-    try:
-        shape = decode(record.image).size
-    except ValueError as error:
-        raise UserError(f"record {record.key}: {error}") from error
-    return [box_in_centre_view(region.box, shape, size) for region in record.regions]
-
-
-def _boxes_of_phrases(record: Record, size: int) -> Mapping[Span, list[Box]]:
+def _boxes_of_phrases(regions: Sequence[Region], size: int) -> Mapping[Span, list[Box]]:
     """The boxes of each phrase as far as they lie in the centre view."""
     found: dict[Span, list[Box]] = {}
-    for region, box in zip(record.regions, view_boxes(record, size)):
-        left, top, right, bottom = (float(np.clip(edge, 0, size)) for edge in box)
+    for region in regions:
+        left, top, right, bottom = (float(np.clip(edge, 0, size)) for edge in region.box)
         inside = [(left, top, right, bottom)] if left < right and top < bottom else []
         found.setdefault((region.start, region.end), []).extend(inside)
     return found
@@ -138,14 +128,15 @@ def _points_into(boxes: Sequence[Box], scores: np.ndarray, size: int) -> bool:
     return inside and not np.isnan(scores).any()
 
 
-def _chunks(source: Source, examples: int) -> Iterator[list[Record]]:
-    """The first records, of which so many as are held at a time; those without regions are left out."""
-    records, some = first_records(source, examples), False
-    while chunk := list(islice(records, RECORDS)):
-        chunk = [record for record in chunk if record.regions]
-        if chunk:
-            some = True
-            yield chunk
+def _chunks(source: Source, examples: int, prepare: Callable[[Record], T]) -> Iterator[list[T]]:
+    """The first records, prepared, of which so many as are held at a time; those without regions are left out."""
+    some, of_regions = False, lambda record: prepare(record) if record.regions else None
+    with closing(prepared(source, examples, of_regions, RECORDS)) as found:
+        for _ in range(0, examples, RECORDS):
+            chunk = [each for each in islice(found, RECORDS) if each is not None]
+            if chunk:
+                some = True
+                yield chunk
     if not some:
         raise UserError("localisation needs a source whose records have regions")
 

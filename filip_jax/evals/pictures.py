@@ -1,5 +1,6 @@
 """Pictures of the word-patch alignment of some pairs: an evaluation for the eye."""
 
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -10,8 +11,7 @@ from filip_jax.data.record import Record
 from filip_jax.data.sources import Source
 from filip_jax.evals.alignment import Alignment, align
 from filip_jax.evals.draw import draw_alignment
-from filip_jax.evals.localisation import view_boxes
-from filip_jax.evals.records import first_records, views
+from filip_jax.evals.records import views
 from filip_jax.inference import Embedder
 
 
@@ -20,14 +20,14 @@ def evaluate(model: Embedder, source: Source, output: Path, *, examples: int) ->
 
     The bare view of pair n stands beside as <n>.png, its caption as <n>.txt.
     """
-    records = first_records(source, examples)
-    for first in range(0, examples, model.batch_size):
-        here = list(islice(records, model.batch_size))
-        alignments = align(model, list(views(here, model.image_size)), [record.caption for record in here])
-        if jax.process_index() == 0:
-            output.mkdir(parents=True, exist_ok=True)
-            for n, (record, alignment) in enumerate(zip(here, alignments), first):
-                _save(output, n, record, alignment, model)
+    with closing(views(source, examples, model.image_size, model.batch_size)) as records:
+        for first in range(0, examples, model.batch_size):
+            here = list(islice(records, model.batch_size))
+            alignments = align(model, [record.image for record in here], [record.caption for record in here])
+            if jax.process_index() == 0:
+                output.mkdir(parents=True, exist_ok=True)
+                for n, (record, alignment) in enumerate(zip(here, alignments), first):
+                    _save(output, n, record, alignment, model)
     return {"pages": examples}
 
 
@@ -37,7 +37,7 @@ def pages(output: Path, step: int) -> list[Path]:
 
 
 def _save(output: Path, n: int, record: Record, alignment: Alignment, model: Embedder) -> None:
-    draw_alignment(alignment, view_boxes(record, model.image_size)).save(output / f"{n}_step_{model.step:07d}.png")
+    draw_alignment(alignment, [region.box for region in record.regions]).save(output / f"{n}_step_{model.step:07d}.png")
     Image.fromarray(alignment.view).save(output / f"{n}.png")
     (output / f"{n}.txt").write_text(record.caption + "\n", "utf-8")
 

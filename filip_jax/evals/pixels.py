@@ -8,14 +8,15 @@ import numpy as np
 from filip_jax.data.record import Record
 from filip_jax.data.sources import make_source
 from filip_jax.errors import UserError
-from filip_jax.evals.records import check_records, first_records, views
+from filip_jax.evals.records import check_records, views
 
 SIZE = 48  # pixels of the side to which all pictures are brought
+AHEAD = 64  # pictures
 NAME = "pixel neighbour"
 
 
 def read_references(neighbours: Any) -> list[Record]:
-    """The training records of an evaluation's option `neighbours`, {source, examples}.
+    """The training records of an evaluation's option `neighbours`, {source, examples}, as seen at SIZE.
 
     Raises:
         UserError: it is not that, or the records can not be read.
@@ -24,14 +25,14 @@ def read_references(neighbours: Any) -> list[Record]:
         raise UserError(f"neighbours={neighbours!r} is not a section of the keys source and examples")
     source = make_source(neighbours["source"], "neighbours.source")
     check_records(source, neighbours["examples"], "neighbours")
-    return list(first_records(source, neighbours["examples"]))
+    return list(views(source, neighbours["examples"], SIZE, AHEAD))
 
 
 def pixel_distances(records: Sequence[Record], references: Sequence[Record]) -> np.ndarray:
-    """Squared pixel distances [records, references], per value, of colours in 0 to 1."""
+    """Squared pixel distances [records, references], per value, of colours in 0 to 1; of views of SIZE pixels."""
     a, b = _pixels(records), _pixels(references)
     return ((a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T) / a.shape[1]
 
 
 def _pixels(records: Sequence[Record]) -> np.ndarray:
-    return np.stack([view.reshape(-1) / np.float32(255) for view in views(records, SIZE)])
+    return np.stack([record.image.reshape(-1) / np.float32(255) for record in records])

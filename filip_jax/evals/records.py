@@ -1,18 +1,26 @@
-"""The records of an evaluation: checked when it is opened, decoded one by one when it runs."""
+"""The records of an evaluation: checked when it is opened, read and decoded ahead of the model when it runs."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
+from PIL import Image
 
 from filip_jax.data.decode import decode
-from filip_jax.data.preprocess import centre_view
-from filip_jax.data.record import BadRecord, Record
+from filip_jax.data.preprocess import box_in_centre_view, centre_view
+from filip_jax.data.record import BadRecord, Record, Region
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
+from filip_jax.evals.ahead import in_order
 from filip_jax.inference import Embedder
 
+T = TypeVar("T")
+
+CAPTIONS = 256  # that are read ahead
 TEXTS = 1024  # that are encoded before their pads are cut off
 
 
@@ -20,30 +28,42 @@ def check_records(source: Source, examples: int, key: str) -> None:
     """Raises a UserError unless the source has so many records, each with a caption."""
     if type(examples) is not int or not 1 <= examples <= len(source):
         raise UserError(f"{key}.examples={examples}, but the source has {len(source)} records")
-    for index in range(examples):
+
+    def captions(index):
         try:
-            captions = source.captions(index)
+            return source.captions(index)
         except BadRecord as error:
             raise UserError(f"{key}: record {' '.join(source.where(index))}: {error}") from error
-        if not captions or not captions[0].text.strip():
+
+    for index, found in enumerate(in_order(captions, examples, CAPTIONS)):
+        if not found or not found[0].text.strip():
             raise UserError(f"{key}: record {' '.join(source.where(index))} has an empty caption")
 
 
-def first_records(source: Source, count: int) -> Iterator[Record]:
-    """Records 0 to count - 1, one at a time, images still encoded.
+def prepared(source: Source, count: int, prepare: Callable[[Record], T], ahead: int) -> Iterator[T]:
+    """What `prepare` makes of records 0 to count - 1, in order, by threads ahead of the caller, see `in_order`.
 
     Raises:
-        UserError: one that can not be read; an evaluation replaces none.
+        UserError: one that can not be read, or what `prepare` raises, when it is its turn; an evaluation replaces none.
     """
-    for index in range(count):
+
+    def one(index):
         try:
-            yield source[index]
+            record = source[index]
         except BadRecord as error:
             raise UserError(f"record {' '.join(source.where(index))}: {error}") from error
+        return prepare(record)
+
+    return in_order(one, count, ahead)
 
 
-def labelled_records(source: Source, kind: str) -> Iterator[Record]:
-    """All records, one at a time, each with a label.
+def views(source: Source, count: int, size: int, ahead: int) -> Iterator[Record]:
+    """Records 0 to count - 1 `as_seen`; raises what `prepared` raises."""
+    return prepared(source, count, partial(as_seen, size=size), ahead)
+
+
+def labelled_views(source: Source, kind: str, size: int, ahead: int) -> Iterator[Record]:
+    """All records `as_seen`, each with a label.
 
     Args:
         kind: of the evaluation, for the message.
@@ -54,33 +74,45 @@ def labelled_records(source: Source, kind: str) -> Iterator[Record]:
     if not hasattr(source, "class_names"):
         raise UserError(f"{kind} needs a source of labelled images with class names")
 
-    def records():
-        for record in first_records(source, len(source)):
-            if record.label is None:
-                raise UserError(f"{kind} needs a source of labelled images; record {record.key} has no label")
-            yield record
+    def one(record):
+        if record.label is None:
+            raise UserError(f"{kind} needs a source of labelled images; record {record.key} has no label")
+        return as_seen(record, size)
 
-    return records()
+    return prepared(source, len(source), one, ahead)
 
 
-def views(records: Iterable[Record], size: int) -> Iterator[UInt8[np.ndarray, "size size 3"]]:
-    """What the image tower sees of each record, one picture in memory at a time.
+def as_seen(record: Record, size: int) -> Record:
+    """The record as the image tower sees it: its image is the centre view, and boxes are in pixels of that.
 
     Raises:
         UserError: an image that can not be read, named by its record.
     """
-    for record in records:
-        try:
-            yield centre_view(decode(record.image), size)
-        except ValueError as error:
-            raise UserError(f"record {record.key}: {error}") from error
+    picture = open_picture(record)
+    return replace(record, image=centre_view(picture, size), regions=seen_regions(record, picture, size))
 
 
-def encode_images(model: Embedder, records: Iterable[Record]) -> Float[np.ndarray, "n p d"]:
-    """The image tokens of all records; of the pictures one batch is in memory."""
-    pictures = views(records, model.image_size)
-    batches = iter(lambda: list(islice(pictures, model.batch_size)), [])
-    return np.concatenate([model.encode_image(batch) for batch in batches])
+def open_picture(record: Record) -> Image.Image:
+    """The record's image, decoded. Raises a UserError, which names the record, if it can not be read."""
+    try:
+        return decode(record.image)
+    except ValueError as error:
+        raise UserError(f"record {record.key}: {error}") from error
+
+
+def seen_regions(record: Record, picture: Image.Image, size: int) -> tuple[Region, ...]:
+    """The record's regions with boxes in pixels of its picture's centre view, beyond which they may reach."""
+    return tuple(replace(each, box=box_in_centre_view(each.box, picture.size, size)) for each in record.regions)
+
+
+def encode_images(model: Embedder, records: Iterator[Record]) -> tuple[Float[np.ndarray, "n p d"], list[int | None]]:
+    """The image tokens of all records `as_seen`, and their labels; two batches of pictures are in memory."""
+    tokens, labels = [], []
+    while batch := list(islice(records, model.batch_size)):
+        tokens.append(model.encode_image([record.image for record in batch]))
+        labels += [record.label for record in batch]
+        del batch  # before the next one is there
+    return np.concatenate(tokens), labels
 
 
 def encode_texts(

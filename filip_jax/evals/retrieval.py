@@ -1,5 +1,6 @@
 """Retrieval of held-out pairs: recall at 1, 5 and 10 both ways, and the loss over all of them."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ from filip_jax.data.record import that_say
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
 from filip_jax.evals import pixels
+from filip_jax.evals.ahead import in_order
 from filip_jax.evals.positives import ExtendedRanking, read_positives
 from filip_jax.evals.ranking import Ranking, chance
-from filip_jax.evals.records import encode_images, encode_texts, first_records
+from filip_jax.evals.records import CAPTIONS, encode_images, encode_texts, views
 from filip_jax.evals.similarity import similarity_blocks
 from filip_jax.inference import Embedder
 from filip_jax.sections import at_least
@@ -49,7 +51,8 @@ def evaluate(
     check_options(prompt=prompt)
     texts, owners = _texts(source, examples, captions)
     extended = _extended(source, examples, texts, positives) if positives else None
-    images = encode_images(model, first_records(source, examples))
+    with closing(views(source, examples, model.image_size, model.batch_size)) as records:
+        images, _ = encode_images(model, records)
     tokens, mask = encode_texts(model, [prompt.replace("{}", caption.text) for caption in texts])
     blocks = similarity_blocks(images, tokens, mask, model.mesh)
     of_images, of_texts = _rank(owners, examples, blocks, model.logit_scale, extended)
@@ -85,7 +88,8 @@ def baselines(
     if neighbours is None:
         return found
     references = pixels.read_references(neighbours)
-    nearest = pixels.pixel_distances(list(first_records(source, examples)), references).argmin(axis=1)
+    records = list(views(source, examples, pixels.SIZE, pixels.AHEAD))
+    nearest = pixels.pixel_distances(records, references).argmin(axis=1)
     words = [set(caption.text.lower().split()) for caption in texts]
     guessed = [set(references[index].caption.lower().split()) for index in nearest]
     shared = np.array([[len(g & w) / len(g | w) for w in words] for g in guessed])
@@ -96,7 +100,7 @@ def baselines(
 def _texts(source, examples, captions):
     """The texts of the records, and whose each is."""
     at_least(0, "retrieval", captions=captions)
-    each = [that_say(source.captions(index))[: captions or None] for index in range(examples)]
+    each = [that_say(found)[: captions or None] for found in in_order(source.captions, examples, CAPTIONS)]
     owners = np.repeat(np.arange(examples), [len(some) for some in each])
     return [caption for some in each for caption in some], owners
 

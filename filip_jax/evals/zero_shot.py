@@ -6,6 +6,7 @@ embeddings, as CLIP does.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from jaxtyping import Bool, Float
 from filip_jax.data.sources import Source
 from filip_jax.evals import pixels
 from filip_jax.evals.prompts import make_prompts
-from filip_jax.evals.records import encode_images, encode_texts, labelled_records
+from filip_jax.evals.records import encode_images, encode_texts, labelled_views
 from filip_jax.evals.similarity import TOP, accuracies, ranks, similarity_matrices
 from filip_jax.inference import Embedder
 
@@ -37,13 +38,14 @@ def evaluate(model: Embedder, source: Source, output: Path, *, prompts: Prompts,
         image_to_text_top1 … (s_I, the paper's rule), text_to_image_top1 … (s_T), each with the
         bounds _low and _high of its 95 % interval; image_to_text_per_class … is the mean over the classes.
     """
-    records, labels, rank = labelled_records(source, "zero_shot"), [], ([], [])
-    classes = ClassTexts(model, source.class_names, make_prompts(prompts))
-    while chunk := list(islice(records, IMAGES)):
-        images, here = encode_images(model, chunk), np.array([record.label for record in chunk])
-        labels.extend(here)
-        for found, scores in zip(rank, classes.similarities(images)):
-            found.append(ranks(scores, here))
+    labels, rank = [], ([], [])
+    with closing(labelled_views(source, "zero_shot", model.image_size, model.batch_size)) as records:
+        classes = ClassTexts(model, source.class_names, make_prompts(prompts))
+        for _ in range(0, len(source), IMAGES):
+            images, here = encode_images(model, islice(records, IMAGES))
+            labels += here
+            for found, scores in zip(rank, classes.similarities(images)):
+                found.append(ranks(scores, np.array(here)))
     labels = np.array(labels)
     ways = dict(zip(("image_to_text", "text_to_image"), map(np.concatenate, rank)))
     metrics = [accuracies(found, labels, f"{way}_") for way, found in ways.items()]
@@ -100,7 +102,7 @@ def baselines(source: Source, *, prompts: Prompts, neighbours: Any = None) -> di
         neighbours: {source, examples} of labelled training images; each class is as near as its
             nearest image.
     """
-    records, classes = labelled_records(source, "zero_shot"), len(source.class_names)
+    records, classes = labelled_views(source, "zero_shot", pixels.SIZE, pixels.AHEAD), len(source.class_names)
     chance = {f"{way}_top{k}": min(k / classes, 1.0) for way in ("image_to_text", "text_to_image") for k in TOP}
     if neighbours is None:
         return {"chance": chance}
