@@ -6,7 +6,9 @@ import pickle
 import shutil
 import sys
 import tarfile
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from filip_jax.data.decode import decode
 from filip_jax.data.record import BadRecord, Caption
 from filip_jax.data.sources import Source, fingerprint, make_source
 from filip_jax.errors import UserError
+from filip_jax.evals.ahead import in_order
 
 SHARDS = [range(0, 5), range(5, 6), range(6, 10)]
 
@@ -39,6 +42,22 @@ def test_every_reader_gives_the_same_pairs(write, tmp_path):
             assert of.captions(n) == record.captions and of.where(n) == (record.shard, record.key)
             assert record.image.startswith(of.image_head(n)[:50])
     assert fingerprint(make_source(write(tmp_path, SHARDS))) == fingerprint(source)
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+def test_threads_read_the_same_records(write, tmp_path, monkeypatch):
+    """As training and evaluations do; with such short turns they meet everywhere."""
+    source, plain = make_source(write(tmp_path, SHARDS)), make_source(write(tmp_path, SHARDS))
+    expected = [(plain[n], plain.captions(n), plain.where(n)) for n in range(10)]
+    indices = [*range(10)] * 20 + np.random.default_rng(0).integers(0, 10, 200).tolist()
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda n: (source[n], source.captions(n), source.where(n)), indices))
+    finally:
+        sys.setswitchinterval(before)
+    assert all(one == expected[n] for n, one in zip(indices, found))
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
@@ -495,6 +514,21 @@ def test_few_readers_of_array_record_stay_open(tmp_path, monkeypatch):
     source = make_source(write_array_record(tmp_path, [[n] for n in range(20)]))
     for n in np.random.default_rng(0).permutation(20).tolist():
         assert source[n].key == key(n) and len(source._readers) <= 3
+
+
+def test_threads_side_by_side_share_what_array_record_reads_ahead(tmp_path, monkeypatch):
+    for file in range(2):
+        with array_record.RecordWriter(tmp_path / f"{file}.array_record") as writer:
+            for n in range(1000 * file, 1000 * file + 1000):
+                writer.write(records.Record(str(n), b"image", (Caption("a"),)))
+    source, read = make_source({"name": "array_record", "path": str(tmp_path)}), []
+    monkeypatch.setattr(
+        array_record.ArrayRecord, "_read_some",
+        lambda self, index, many, plain=array_record.ArrayRecord._read_some: read.append(plain(self, index, many)) or read[-1],
+    )  # fmt: skip
+    keys = in_order(lambda n: (source[n].key, time.sleep(0.001))[0], 2000, 64)  # as if it were decoded
+    assert list(keys) == [str(n) for n in range(2000)]
+    assert sum(map(len, read)) < 2 * 2000 and sum(len(block) > 1 for block in read) < 16
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)

@@ -31,7 +31,7 @@ READER = "readahead_buffer_size:0,max_parallelism:0"
 AHEAD = 256  # records …
 READERS = 64
 LOOKED_AT = 64  # records
-LOCAL = ("_ahead", "_latest", "_readers", "_lock")  # attributes that each process has of its own
+LOCAL = ("_ahead", "_alone", "_latest", "_readers", "_lock", "_turn")  # attributes that each process has of its own
 AHEAD_BYTES = 1 << 24  # … and bytes, about
 SUFFIXES = (".array_record", ".arrayrecord")
 
@@ -78,7 +78,8 @@ class ArrayRecord:
         return {name: value for name, value in vars(self).items() if name not in LOCAL}
 
     def __setstate__(self, state):
-        vars(self).update(state, _ahead=(-1, ()), _latest=(-1, None), _readers=OrderedDict(), _lock=Lock())
+        own = dict(_ahead=(-1, ()), _alone=-2, _latest=(-1, None), _readers=OrderedDict(), _lock=Lock(), _turn=Lock())
+        vars(self).update(state, **own)
 
     def __getitem__(self, index: int) -> Record:
         key, captions, image = self._parse(index, check=True)
@@ -103,19 +104,26 @@ class ArrayRecord:
         return storage.name_of(self.files[bisect_right(self.ends, index)])
 
     def _read(self, index: int) -> bytes:
-        """A record. Whoever reads one after the other, as cleaning and converting do, gets many at once."""
+        """A record. Whoever reads one after the other, as cleaning, converting and evaluating do, gets many at once."""
         first, block = self._ahead
         if first <= index < first + len(block):
             return block[index - first]
+        if index not in (first + len(block), self._alone + 1):
+            self._alone = index
+            return self._read_some(index, 1)[0]
+        with self._turn:  # one thread reads them for all
+            first, block = self._ahead
+            if not first <= index < first + len(block):
+                first, block = self._ahead = index, self._read_some(index, self._many)
+        return block[index - first]
+
+    def _read_some(self, index: int, many: int) -> Sequence[bytes]:
         file = bisect_right(self.ends, index)
         start = index - self.ends[file] + int(self.shard_sizes[file])
-        many = self._many if index == first + len(block) else 1
         try:
-            block = self._reader(file).read(start, min(start + many, int(self.shard_sizes[file])))
+            return self._reader(file).read(start, min(start + many, int(self.shard_sizes[file])))
         except (RuntimeError, IndexError):  # a damaged record spoils only itself
-            block = self._read_one(file, start)
-        self._ahead = index, block
-        return block[0]
+            return self._read_one(file, start)
 
     def _read_one(self, file: int, start: int) -> Sequence[bytes]:
         try:
