@@ -120,7 +120,11 @@ class Embedder:
                 raise UserError(f"image {index} is {kind}; images are arrays, uint8 [h, w, 3]")
             if 0 in image.shape:
                 raise UserError(f"image {index} is {kind}; it has no pixel")
-        return np.stack([centre_view(decode(np.asarray(image)), self.image_size) for image in images])
+        return np.stack([self._view(np.asarray(image)) for image in images])
+
+    def _view(self, image: np.ndarray) -> np.ndarray:
+        size = self.image_size
+        return image if image.shape == (size, size, 3) else centre_view(decode(image), size)
 
     def encode_text(
         self, texts: Sequence[str], pooling: str | None = None

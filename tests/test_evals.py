@@ -9,8 +9,10 @@ import pytest
 from conftest import ROOT, make_devices_mesh, unit
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
+from filip_jax.data.preprocess import centre_view
 from filip_jax.data.record import Caption, Record, Region
 from filip_jax.errors import UserError
 from filip_jax.evals import linear_probe, localisation, pixels, retrieval, similarity, zero_shot
@@ -333,6 +335,15 @@ def test_an_alignment_names_words_and_patches():
 def test_the_pixel_neighbour_knows_identical_pictures():
     records = list(views(Scenes(), 10, pixels.SIZE, pixels.AHEAD))
     assert pixels.pixel_distances(records, records[::-1]).argmin(axis=1).tolist() == list(range(9, -1, -1))
+
+
+def test_a_view_goes_to_the_tower_as_it_is_and_all_else_is_cropped():
+    rng = np.random.default_rng(0)
+    for shape in ((12, 12, 3), (12, 13, 3), (24, 24, 3), (5, 12, 3)):
+        image = rng.integers(0, 256, shape, dtype=np.uint8)
+        (found,) = Oracle()._views([image])
+        assert np.array_equal(found, centre_view(Image.fromarray(image), 12))
+        assert np.array_equal(found, image) == (shape == (12, 12, 3))
 
 
 def test_baselines_of_a_config_and_their_files(tmp_path, small_demo):
