@@ -108,7 +108,25 @@ def accuracies(rank: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], prefi
     return metrics | {f"{prefix}per_class": float(np.mean(of_classes))}
 
 
-def wilson(hits: int, count: int) -> tuple[float, float]:
+def interval(right: Bool[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> tuple[float, float]:
+    """The 95 % interval of the share that is right, of queries that come in groups, as the captions of one image do.
+
+    It is Wilson's for so many independent queries as vary as much as these (Kish 1965): their number where groups do
+    not matter, that of the groups where all in one are alike.
+
+    Args:
+        groups: the number of each query's group, from 0, none without a query.
+    """
+    rate, sizes = right.mean(), np.bincount(groups)
+    spread = np.bincount(groups, right) - rate * sizes
+    if rate in (0, 1):
+        count = len(sizes)
+    else:
+        count = len(right) * min(rate * (1 - rate) * len(right) / max((spread**2).sum(), 1e-9), 1)
+    return wilson(rate * count, count)
+
+
+def wilson(hits: float, count: float) -> tuple[float, float]:
     """The 95 % interval of a rate (Wilson 1927)."""
     z, rate = 1.96, hits / count
     centre = (rate + z**2 / (2 * count)) / (1 + z**2 / count)
