@@ -1,6 +1,6 @@
 """All image-text similarities of an evaluation, block by block in bounded memory, on all devices of a mesh."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import jax
@@ -87,11 +87,19 @@ def _filled(x, count):
     return np.pad(x, [(0, count - len(x))] + [(0, 0)] * (x.ndim - 1))
 
 
-def ranks(scores: Float[np.ndarray, "n m"], true: np.ndarray) -> np.ndarray:
-    """The rank, from 1, of the true column in each row; ties, up to TIE, and NaN count against it."""
+def ranks(scores: Float[np.ndarray, "n m"], true: np.ndarray, names: Sequence[str] = ()) -> np.ndarray:
+    """The rank, from 1, of the true column in each row; ties, up to TIE, and NaN count against it.
+
+    Args:
+        names: of the columns. Those of one name, as ImageNet's two kinds of missile in CLIP's list, are no rivals whom a
+            model could tell apart: the first of them is found first.
+    """
     bound = scores[np.arange(len(scores)), true][:, None] - TIE
     bound[np.isnan(bound)] = -np.inf
     better = ~(scores < bound)
+    if len(set(names)) < len(names):
+        numbers = np.unique(np.array(names), return_inverse=True)[1]
+        better &= (numbers != numbers[true][:, None]) | (np.arange(len(names)) < true[:, None])
     better[np.arange(len(scores)), true] = True
     return better.sum(axis=1)
 
