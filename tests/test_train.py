@@ -288,6 +288,25 @@ def test_the_paper_config_trains_on_a_folder(demo_config, tmp_path):
         assert load_model(tmp_path / name).encode_text(["a dog"])[0].shape == (1, 77 if name == "filip" else 1, 16)
 
 
+def test_data_workers_leave_nothing_behind(config, tmp_path):
+    """At the end of a run, of one that is stopped, and of one that has nothing left to do."""
+    config = config | {"data": config["data"] | {"workers": 2}, "eval_every_steps": 0, "total_steps": 3}
+    for _ in range(2):
+        arguments = command(tmp_path / "whole", config)
+        done = subprocess.run(arguments, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0 and not re.search("leaked|Traceback", done.stderr), done.stderr
+        assert [step for step, _ in logged(tmp_path / "whole")] == [1, 2, 3]
+    arguments = command(tmp_path / "stopped", config | {"total_steps": 10**5})
+    with subprocess.Popen(
+        arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as run:
+        while run.poll() is None and len(logged(tmp_path / "stopped")) < 3:
+            time.sleep(0.2)
+        run.terminate()
+        said = run.stderr.read()  # to the last word of Python's resource tracker, which outlives the run
+    assert run.returncode == 42 and "leaked" not in said, said
+
+
 def test_steps_that_are_not_finite_are_skipped_named_and_end_the_run_in_the_end(config, tmp_path, capsys):
     hot = json.loads(json.dumps(config)) | {"guards": {"max_skipped": 3, "spike_sigmas": 0.0}}
     hot["optimizer"] |= {"peak_learning_rate": 1e30, "warmup_steps": 0}

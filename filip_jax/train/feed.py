@@ -1,6 +1,7 @@
 """Batches, taken in a thread, so that a main thread that waits for one still hears what happens."""
 
 import contextlib
+import gc
 import queue
 import threading
 import time
@@ -63,8 +64,14 @@ class Feed:
         return item
 
     def close(self) -> None:
-        """Ends the thread, if what it waits for lets it, and the iterator."""
+        """Ends the thread, if what it waits for lets it, and the iterator; lets go of the batches that nobody took."""
         self.closed.set()
         self.thread.join(5.0)
         if not self.thread.is_alive():
             self.rows.close()
+        self.item = None
+        with contextlib.suppress(queue.Empty):
+            self.queue.get_nowait()
+        # JAX lets go of the batch that it read last only now. Batches of data workers lie in shared memory, of which
+        # Python would complain when the process ends.
+        gc.collect()

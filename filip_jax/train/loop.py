@@ -121,7 +121,7 @@ class Trainer:
             seed=setup.seed, start=self.samples_seen, groups=setup.groups,
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
-        self.feed = Feed(rows, lambda: watch.stop)
+        self.feed = Feed(rows if self.step < setup.total_steps else (row for row in ()), lambda: watch.stop)
         self.profile = Profile(self.place, self.step, setup.total_steps, **setup.profile)
 
     def _start(self, newest: int | None, tokenizer: Tokenizer, donor: Donor | None) -> tuple[State, int, dict]:
@@ -196,6 +196,7 @@ class Trainer:
             batch, rows, waited = self._next_batch()
             with self.watch.phase("step"), self.profile.at(self.step, self.state):
                 self.state, metrics = train_step(self.state, batch)
+            del batch  # an error would hold it while the feed is closed
             self.step, self.samples_seen = self.step + 1, self.samples_seen + self.setup.batch_size
             self.watch.step = self.step
             self.log.push(self.step, metrics, waited, rows)
@@ -277,8 +278,7 @@ class Trainer:
 
     def _evaluation_is_due(self) -> bool:
         every, last = self.setup.eval_every_steps, self.step == self.setup.total_steps
-        due = every and self.step and (self.step % every == 0 or last)
-        return bool(due) and self.step != self.evaluated_step
+        return bool(every and self.step and (self.step % every == 0 or last)) and self.step != self.evaluated_step
 
     def _evaluate(self) -> None:
         self._save()
