@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "benchmarks/chaos_config.py"
 PREEMPTED, HUNG = 42, 43
 HEARTBEAT, START = 10, 30  # seconds, as in the config
+DEVICES = 4  # of each process
 PATIENCE = 180  # seconds after which a run that should have ended is said to hang
 
 
@@ -49,12 +50,13 @@ class Job:
     """The processes of one start of a run.
 
     Args:
+        devices: CPU devices of each process, by default DEVICES.
         slow: the phase to stretch, see chaos_config.py.
         options: more words for `filip train`.
     """
 
     def __init__(
-        self, workdir: Path, *, processes: int = 2, devices: int = 4, slow: str = "", options: tuple = (), **more: str
+        self, workdir: Path, *, processes: int = 2, devices: int = 0, slow: str = "", options: tuple = (), **more: str
     ):
         self.workdir = workdir
         self.logs = Path(tempfile.mkdtemp(prefix=f"{workdir.name}_"))
@@ -67,7 +69,7 @@ class Job:
         self.processes = []
         for index in range(processes):
             environment = os.environ | {
-                "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices or DEVICES}",
                 "CHAOS": slow, "PHASES": str(self.logs / "phases_%"), "JAX_PROCESS_ID": str(index),
                 "JAX_NUM_PROCESSES": str(processes), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", **more,
             }  # fmt: skip
@@ -239,7 +241,7 @@ def kills(folder: Path, whole: Path, count: int, random_: random.Random, options
 
 
 STOPS = {  # phase: (phase to stretch, options)
-    "compile": ("", ("--config.compile_cache=False",)),
+    "compile": ("", ()),
     "data": ("data", ()),
     "step": ("", ()),
     "evaluation": ("evaluation", ()),
@@ -267,7 +269,9 @@ def stops(folder: Path, whole: Path, count: int, random_: random.Random, options
 def stopped(workdir: Path, phase: str, number: int, random_: random.Random, options: tuple) -> float:
     """One stop in a phase; the seconds that it took, or 0.0 if the run ended before."""
     slow, more = STOPS[phase]
-    job = Job(workdir, slow=slow, options=(*options, *more), CHAOS_SECONDS="1" if phase == "data" else "3")
+    uncached = {"JAX_ENABLE_COMPILATION_CACHE": "0"} if phase == "compile" else {}
+    seconds = {"CHAOS_SECONDS": "1" if phase == "data" else "3"}
+    job = Job(workdir, slow=slow, options=(*options, *more), **seconds, **uncached)
     first = not saved_steps(workdir)
     reached = random_.randint(1, 8) if phase in ("step", "data") else 0  # not in the first one only
 

@@ -11,7 +11,8 @@ ALIGN = """Draw which patches of an image match which words of a text, on one pa
 
 The picture is scaled and centre-cropped as in evaluation. The page shows, from top to bottom:
 
-  the tokens of the text with their positions, from 0, the [BOS]; the pieces of a word are underlined together
+  the tokens of the text with their positions, from 0, the [BOS]; the pieces of a word are underlined together,
+  and "…" stands where the context cuts the text
   the picture; for each patch the position of the token that it matches best; for each word its best patch
   for each word a heat map of its similarity with every patch
 

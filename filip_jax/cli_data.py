@@ -31,8 +31,8 @@ With --config the views are those of training, augmentation included; else those
 
 CONVERT = """Write a source as ArrayRecord, resized if you like; started again, it goes on.
 
-Every record whose image can be read is written, in the source's order. The folder also receives convert.json and, for
-each shard with records that could not be used, their names and the reasons."""
+Every record whose image can be read is written, in the source's order, with its keys and those of its captions. The
+folder also receives convert.json and, for each shard with records that could not be used, their names and the reasons."""
 
 FILTER = """Clean a source as FILIP cleaned its data: what is kept goes into a folder, the data stays as it is.
 

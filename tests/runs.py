@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+from environment import QUICKLY
+
 
 def command(workdir, config, *options):
     """`filip train` of this config, as somebody would start it, on one device."""
@@ -14,7 +16,7 @@ def command(workdir, config, *options):
 
 
 def environment(devices=1, **more):
-    return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"} | more
+    return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {QUICKLY}"} | more
 
 
 def logged(workdir):

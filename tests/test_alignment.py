@@ -227,7 +227,88 @@ def test_a_long_text_has_lines_and_ends_where_the_model_stops_reading():
     for one, after in zip(signs, signs[1:]):
         assert (after.line, after.x) > (one.line, one.x) and (after.line > one.line or after.x >= one.x + one.width)
     cut = Alignment(**{**long.__dict__, "text": long.text + " and so on"})
-    assert "not read" in draw._legend(cut, LETTERS, 800)[-1].text
+    before, mark, end = draw._legend(cut, LETTERS, 800)[-3:]
+    assert (before.text, mark.text, end.text) == ("word59", "…", "[EOS]") and mark.gap > 0
+
+
+def reader(length):
+    """A model of so many tokens with a tokenizer of few pieces."""
+    model = Oracle()
+    model.tokenizer, model.text_length = (
+        Tokenizer(train_sentence_pieces(["a big dog"] * 50 + ["a tree"] * 50, 280)),
+        length,
+    )
+
+    def encode_text(texts, pooling=None):
+        ids, _ = model.tokenizer.encode(texts, length)
+        return VECTORS[ids % 64].astype(np.float32), ids > 0
+
+    model.encode_text = encode_text
+    return model
+
+
+@pytest.mark.parametrize("text", ["a big doghouse by dogtrees", "dogs-dogs: big trees", "big 只 dogs"])
+def test_of_a_text_that_is_cut_only_what_the_model_reads_is_named(text):
+    """The truth is what the tokenizer makes of the ids that the model gets; half a character is none."""
+    whole = len(reader(64).tokenizer.spans(text, 64))
+    for length in range(4, whole + 2):
+        model = reader(length)
+        (found,) = align(model, [picture(*range(9))], [text])
+        ids = model.tokenizer.encode([text], length)[0][0].tolist()
+        read = model.tokenizer.pieces.processor.decode(ids).rstrip("\ufffd").rstrip()
+        if length >= whole:
+            assert found.read == len(text) and found.names == [text[start:end] for start, end in found.words]
+            continue
+        assert text[: found.read].rstrip() == read
+        for name, (start, end) in zip(found.names, found.words):
+            assert name == (text[start:end] if end <= len(read) else text[start : len(read)] + "…"), (length, name)
+        assert [sign.text for sign in draw._legend(found, LETTERS, 1000)][-2:] == ["…", "[EOS]"]
+
+
+def cut_alignment(text, length):
+    return align(reader(length), [picture(*range(9))], [text])[0]
+
+
+def test_a_cut_within_a_word_between_words_and_within_a_character():
+    text = "a big doghouse 只"
+    spans = reader(64).tokenizer.spans(text, 64)
+    pieces = [text[start:end] for start, end in spans]
+    assert pieces[:5] == ["", "a", " big", " dog", "h"] and pieces[-4:] == ["", "", "只", ""], pieces
+    within, between, character = (cut_alignment(text, n) for n in (6, 5, len(spans) - 1))
+    assert within.names == ["big", "dogh…"] and within.pieces == [[2], [3, 4]] and within.words[1] == (6, 14)
+    assert between.names == ["big", "dog…"]
+    assert cut_alignment("a big dog tree", 5).names == ["big", "dog"]
+    assert character.names == ["big", "doghouse", "…"] and character.read == text.index("只")
+    glued = {length: draw._legend(cut_alignment(text, length), LETTERS, 1000)[-2].gap == 0 for length in (4, 5, 6)}
+    assert glued == {4: False, 5: True, 6: True}
+
+
+def test_half_a_character_is_not_read_where_each_of_its_bytes_has_all_of_it():
+    class Bytes(Oracle):
+        text_length = 4
+
+        class tokenizer:  # as CLIP's
+            def spans(text, length):
+                return [*[(0, 0), (0, 3), (4, 5), (4, 5), (5, 6)][: length - 1], (6, 6)]
+
+    (found,) = align(Bytes(), [picture(*range(9))], ["dog 狗熊"])
+    assert (found.read, found.names, found.pieces) == (4, ["dog", "…"], [[1], [2]])
+
+
+def test_a_page_says_that_its_text_was_cut_and_only_then(monkeypatch):
+    titles = []
+    monkeypatch.setattr(draw, "_title", lambda pen, place, title, more, letters: titles.append(more))
+    for text, length in (("a big doghouse", 6), ("a big doghouse", 64), ("a dog\u200b\u200b", 64)):
+        found = cut_alignment(text, length)
+        draw_alignment(found)
+        assert ("the text is cut" in titles[0]) == (length == 6), titles
+        assert ("…" in [sign.text for sign in draw._legend(found, LETTERS, 1000)]) == (length == 6)
+        titles.clear()
+    (found,) = align(reader(6), [picture(*range(9))], ["a big doghouse"], [[(6, 14)]])
+    names = []
+    monkeypatch.setattr(draw, "_cut", lambda text, width, font: names.append(text) or text)
+    draw_alignment(found, label=0)
+    assert names == ["dogh…", "dogh…"], "on the patches and above the heat map"
 
 
 def test_a_font_is_looked_for_and_missing_glyphs_are_named_and_drawn(monkeypatch):

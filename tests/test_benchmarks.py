@@ -12,13 +12,14 @@ import sys
 import jax.numpy as jnp
 import pytest
 from conftest import ROOT
+from environment import QUICKLY
 
 from filip_jax.losses import pallas_gpu
 
 
 def benchmark(*arguments, script="loss.py"):
     command = [sys.executable, f"benchmarks/{script}", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": QUICKLY}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -1,4 +1,4 @@
-"""The short form of benchmarks/chaos.py: two processes of four devices, broken for real (disks: tests/test_readme.py)."""
+"""The short form of benchmarks/chaos.py: two processes of two devices, broken for real (disks: tests/test_readme.py)."""
 
 import os
 import random
@@ -22,6 +22,7 @@ def quick():
     """The started processes compile as users' do; one cache for all of them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        patch.setattr(chaos, "DEVICES", 2)
         yield
 
 
@@ -55,7 +56,7 @@ def test_whatever_happens_to_the_newest_checkpoint_the_one_before_is_taken(whole
 def test_local_runs_are_restarted_and_give_up(whole, tmp_path):
     """launch/local.sh: killed once, preempted once by a signal to the script, then left to end."""
     workdir = tmp_path / "run"
-    command = ["bash", str(ROOT / "launch/local.sh"), "-n", "2", "-d", "4", f"--config={chaos.CONFIG}"]
+    command = ["bash", str(ROOT / "launch/local.sh"), "-n", "2", "-d", f"{chaos.DEVICES}", f"--config={chaos.CONFIG}"]
     command += [f"--workdir={workdir}", *OPTIONS]
     environment = os.environ | {"FILIP": f"{sys.prefix}/bin/filip", "XLA_FLAGS": "", "GRACE": "20"}
 
@@ -69,6 +70,8 @@ def test_local_runs_are_restarted_and_give_up(whole, tmp_path):
 
     first = start()
     reach(11, first)
+    while not chaos.saved_steps(workdir):  # steps go on while they are saved
+        time.sleep(0.02)
     listed = subprocess.run(["pgrep", "-f", f"filip train .*--workdir={workdir} "], capture_output=True, text=True)
     os.kill(int(listed.stdout.split()[0]), signal.SIGKILL)
     reach(22, first)

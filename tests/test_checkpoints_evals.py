@@ -23,13 +23,27 @@ from filip_jax.errors import UserError
 from filip_jax.evals import checkpoints, watch
 from filip_jax.evals.checkpoints import evaluate_runs
 from filip_jax.evals.choice import Choice, best_step, find_workdirs, short_names
-from filip_jax.evals.curves import HEIGHT, POINTS, WIDTH, chart, metric_plot, points
+from filip_jax.evals.curves import (
+    HEIGHT,
+    NUMBERS,
+    POINTS,
+    WIDE,
+    WIDTH,
+    Bar,
+    bar_chart,
+    chart,
+    metric_charts,
+    metric_plot,
+    page,
+    points,
+)
 from filip_jax.evals.results import comparable, read_results
 from filip_jax.evals.run import open_evals, tasks_of
 from filip_jax.inference import Run
 from filip_jax.train.loop import train
 
 STEPS = [2, 4, 6]
+SVG = "{http://www.w3.org/2000/svg}"  # before the names of its elements
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +86,7 @@ def test_all_checkpoints_are_evaluated_once(run, evaluated, capsys):
     assert [cell.strip() for cell in lines[0].split("|")[2:-1]] == ["a, step 2", "a, step 4", "a, step 6", "chance"]
     assert (run / "evals.md").read_text().splitlines()[0] == lines[0]
     plot = xml.fromstring((run / "evals.svg").read_text())
-    titles = [text.text for text in plot.iter("{http://www.w3.org/2000/svg}text")]
+    titles = [text.text for text in plot.iter(f"{SVG}text")]
     assert "image_to_text_R@1, val" in titles and "image_to_text_top1, seen" in titles and "chance" in titles
     before = (run / "evals.json").read_text()
     evaluated.clear()
@@ -438,14 +452,67 @@ def test_the_shipped_sweep_of_prompts(run, capsys):
     names = dict.fromkeys(name.split("/")[0] for name in found)
     assert list(names)[1] == "emoji prompts=('a {}',)" and len(names) == 5
     assert "| emoji prompts=('a {}',)/image_to_text_top1 " in capsys.readouterr().out
+    plot = xml.fromstring((run / "evals.svg").read_text())
+    texts = [text.text for text in plot.iter(f"{SVG}text")]
+    for way in ("image_to_text", "text_to_image"):
+        assert texts.count(f"{way}_top1, emoji prompts=…") == 1  # one chart of the five points, by their prompts
+        most = max(names, key=lambda name: found[f"{name}/{way}_top1"])
+        assert texts[texts.index("95 % interval") - 1] == "chance" and most.removeprefix("emoji prompts=") in texts
+
+
+BARS = {
+    "x/a_top1": 0.25, "x/a_top1_low": 0.125, "x/a_top1_high": 0.5, "y/a_top1": 0.75, "z/a_top1": float("nan"), "z/n": 3,
+    "y/R@1": 0.5,
+}  # fmt: skip
+
+
+def test_evaluations_of_one_step_are_bars_sorted_with_intervals_and_baselines():
+    baselines = {"chance": {"x/a_top1": 0.5, "y/a_top1": 0.25}, "pixels": {"x/a_top1": float("nan")}}
+    runs = {"one": {"7": BARS}, "two": {"9": {"x/a_top1": 0.5}}, "none": {}}
+    charts = metric_charts(runs, baselines, {"x", "y", "z"})
+    first, second = map(xml.fromstring, charts)
+    texts = [text.text for text in first.iter(f"{SVG}text")]
+    rows = [text for text in texts if text.split(",")[0] in "xyz"]
+    assert rows == ["y, one", "x, two", "x, one"] and "0.250 [0.125, 0.500]" in texts
+    assert "chance" in texts and "pixels" not in texts and "95 % interval" in texts
+    zero, one = (8, 8 + (WIDE - 8 - NUMBERS) / 0.75)  # where 0 and 1 would be: the longest bar reaches to the numbers
+    boxes = [each for each in first.iter(f"{SVG}rect") if each.get("opacity")]
+    assert [(float(box.get("x")), float(box.get("width"))) for box in boxes] == [
+        (zero, pytest.approx(value * (one - zero), abs=0.06)) for value in (0.75, 0.5, 0.25)
+    ]
+    lines = [path.get("d") for path in first.iter(f"{SVG}path") if path.get("stroke-dasharray")]
+    levels = [float(line[1:].split()[0]) for line in lines if "v" in line]
+    assert levels == [pytest.approx(zero + level * (one - zero), abs=0.06) for level in (0.25, 0.5, 0.5)]
+    (interval,) = (path.get("d") for path in first.iter(f"{SVG}path") if path.get("stroke-width"))
+    ends = [float(part.split()[0]) for part in interval.split("M")[1:]]
+    assert ends[1:] == [pytest.approx(zero + bound * (one - zero), abs=0.06) for bound in (0.125, 0.5)]
+    assert [t.text for t in second.iter(f"{SVG}text")][0] == "R@1" and "95 % interval" not in charts[1]
+    runs["two"]["10"] = {"x/a_top1": 0.5}  # a curve then, and the others stay bars
+    names = [xml.fromstring(chart).find(f"{SVG}text").text for chart in metric_charts(runs, baselines, {"x", "y"})]
+    assert names == ["a_top1, x", "a_top1", "R@1"]
+
+
+@given(st.lists(st.tuples(st.text("ab<&>'=…", max_size=200), st.floats(-1e12, 1e12)), min_size=1, max_size=20))
+def test_every_bar_lies_inside_of_its_chart_and_charts_apart_from_each_other(rows):
+    bars = [Bar(name, value, "0", "#000", (value - 1, value + 2), {"chance": value / 2}) for name, value in rows]
+    drawn = bar_chart("x", bars)
+    dots = list(xml.fromstring(drawn).iter(f"{SVG}circle"))
+    high = int(xml.fromstring(drawn).get("height"))
+    assert len(dots) == len(rows) and all(
+        0 <= float(c.get("cx")) <= WIDE and 0 <= float(c.get("cy")) < high for c in dots
+    )
+    whole = xml.fromstring(page([chart("c", {"": [(1, 2)]})] * 2 + [drawn] * 3))
+    places = [tuple(map(int, g.get("transform")[10:-1].split())) for g in whole.findall(f"{SVG}g")]
+    assert places == [(0, 0), (WIDTH, 0), (0, HEIGHT), (WIDE, HEIGHT), (0, HEIGHT + high)]
+    assert (whole.get("width"), whole.get("height")) == (str(2 * WIDE), str(HEIGHT + 2 * high))
 
 
 def test_charts_are_whole_svg_whatever_the_numbers():
     lines = {"one": [(1, 0.5)], "none": [], "long & <odd>": [(x, x**2) for x in range(5000)]}
     root = xml.fromstring(chart("a < b", lines, {"chance": 0.1, "odd": float("nan")}))
-    texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    texts = [text.text for text in root.iter(f"{SVG}text")]
     assert {"a < b", "one", "long & <odd>", "chance"} <= set(texts) and "odd" not in texts
-    longest = max((path.get("d") for path in root.iter("{http://www.w3.org/2000/svg}path")), key=len)
+    longest = max((path.get("d") for path in root.iter(f"{SVG}path")), key=len)
     assert longest.count("L") < POINTS
     assert metric_plot({"run": {"1": {"val/loss": 1.0}}}, {}, {"val"}) == ""
     assert points({"3": {"m": 1.0}, "1": {"m": 2}, "2": {"m": float("inf")}, "4": {}}, "m") == [(1.0, 2.0), (3.0, 1.0)]
@@ -454,7 +521,7 @@ def test_charts_are_whole_svg_whatever_the_numbers():
 @given(st.lists(st.tuples(st.integers(0, 10**7), st.floats(-1e12, 1e12)), min_size=1, max_size=20))
 def test_every_point_of_a_chart_lies_inside_of_it(line):
     root = xml.fromstring(chart("x", {"line": sorted(line)}))
-    dots = [(float(c.get("cx")), float(c.get("cy"))) for c in root.iter("{http://www.w3.org/2000/svg}circle")]
+    dots = [(float(c.get("cx")), float(c.get("cy"))) for c in root.iter(f"{SVG}circle")]
     assert len(dots) == len(line) and all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in dots)
 
 

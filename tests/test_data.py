@@ -208,6 +208,9 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
             "image": tfds.features.Image(shape=(None, None, 3)),
             "caption": tfds.features.Text(),
             "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+            "captions": tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()}),
+            "objects": tfds.features.Sequence({"label": tfds.features.ClassLabel(names=["tail"])}),
+            "notes": {"names": tfds.features.Sequence(tfds.features.Text())},
         }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
@@ -216,10 +219,11 @@ class Tiny(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self):
         for n in range(5):
-            yield (
-                n,
-                {"image": io.BytesIO(png(np.full((6, 5, 3), n, np.uint8))), "caption": f"picture {n}", "label": n % 2},
-            )
+            yield n, {
+                "image": io.BytesIO(png(np.full((6, 5, 3), n, np.uint8))), "caption": f"picture {n}", "label": n % 2,
+                "captions": [{"id": 10 * n + k, "text": f"text {n} {k}"} for k in range(n)],
+                "objects": [{"label": 0}], "notes": {"names": [f"name {n}", "tail"]},
+            }  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore::Warning")
@@ -237,10 +241,18 @@ def test_tensorflow_datasets_without_tensorflow(tmp_path):
     assert [r.caption for r in (labelled[0], labelled[1])] == [
         ("cat", "dog")[r.label] for r in (labelled[0], labelled[1])
     ]
+    nested = make_source(dict(name="tfds", path=path, split="train", caption_keys=("captions/text", "notes/names")))
+    for n in range(5):
+        texts = [caption.text for caption in nested.captions(n)]
+        number = int(texts[-2][-1])
+        assert texts == [*(f"text {number} {k}" for k in range(number)), f"name {number}", "tail"]
+    texts = "caption, captions/text, label, notes/names"
     for options, message in (
         (dict(path=str(tmp_path), split="train"), "dataset_info.json"),
         (dict(path=path, split="valid"), "Unknown split 'valid'"),
-        (dict(path=path, split="train", caption_keys=("text",)), "no feature 'text'; it has"),
+        (dict(path=path, split="train", caption_keys=("text",)), f"no text 'text'; its texts are {texts}$"),
+        (dict(path=path, split="train", caption_keys=("captions",)), f"no text 'captions'; its texts are {texts}$"),
+        (dict(path=path, split="train", image="caption"), "no image 'caption'; its images are image$"),
     ):
         with pytest.raises(UserError, match=message):
             make_source(dict(name="tfds", **options))

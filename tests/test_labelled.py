@@ -1,6 +1,7 @@
 """Labelled images: class directories, CLIP_benchmark's tars, lists of files and TFDS are one data set."""
 
 import io
+import json
 import runpy
 import shutil
 import tarfile
@@ -14,14 +15,16 @@ from conftest import ROOT
 from PIL import Image
 from test_evals import Oracle, picture, word_number
 
+from filip_jax import storage
 from filip_jax.config import load_config
 from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import make_source
 from filip_jax.data.tfds import in_words
 from filip_jax.errors import UserError
-from filip_jax.evals import zero_shot
+from filip_jax.evals import similarity, zero_shot
 from filip_jax.evals.prompts import make_prompts
 from filip_jax.evals.run import check_evals, open_evals, run_evals
+from filip_jax.evals.tasks import hashes_of
 
 NAMES = ["cat", "red apple", "sun"]
 LABELS = [0, 0, 1, 1, 1, 2, 2]
@@ -152,7 +155,6 @@ def test_classes_get_other_names(data, tmp_path):
     "section, names, message",
     [
         ("webdataset", None, "label='cls' holds numbers: say what they mean, class_names=FILE"),
-        ("webdataset", "cat\ncat\nsun\n", "has 'cat' twice; it needs one name on each line"),
         ("webdataset", "cat\n\nsun\n", "has an empty line"),
         ("webdataset", "", "has no name"),
         ("class_folder", "cat\nsun\n", "has 2 names, but the source 3 classes"),
@@ -173,10 +175,58 @@ def test_a_class_that_is_none_is_a_bad_record(data, tmp_path):
     assert source[0].label == 0
     with pytest.raises(BadRecord, match="cls='2' is none of 2 classes"):
         source[6]
-    with pytest.raises(UserError, match="class_names='none' can not be read"):
+    with pytest.raises(UserError, match="class_names='none': the file can not be read"):
         make_source(data["webdataset"] | {"class_names": "none"})
     with pytest.raises(UserError, match="the source has no labels; say which text holds them"):
         make_source(dict(data["csv"], label="", caption_keys=("label",), class_names=str(tmp_path / "names.txt")))
+
+
+def test_classes_of_one_name_are_no_rivals(data, tmp_path):
+    """CLIP's list for ImageNet has missile and sunglasses twice: the first is found, as by an argmax, and the other is not."""
+    (tmp_path / "names.txt").write_text("sun\nred apple\nsun\n")
+    doubled = data["webdataset"] | {"class_names": str(tmp_path / "names.txt")}
+    found = zero_shot.evaluate(Oracle(), make_source(doubled), Path(), prompts=("{}",))
+    alone = zero_shot.evaluate(Oracle(), make_source(data["webdataset"]), Path(), prompts=("{}",))
+    hits = [round(numbers["image_to_text_top1"] * len(LABELS)) for numbers in (found, alone)]
+    assert found["classes"] == 3 and 0 < hits[0] <= hits[1]
+    scores = np.array([[0.5, 0.1, 0.5], [0.5, 0.1, 0.5], [0.5, 0.9, 0.5], [0.1, 0.1, 0.1]])
+    names = ["sun", "red apple", "sun"]
+    assert similarity.ranks(scores, np.array([0, 2, 2, 1]), names).tolist() == [1, 2, 3, 3]
+    assert similarity.ranks(scores, np.array([0, 2, 2, 1])).tolist() == [2, 2, 3, 3]
+    csv = data["csv"] | {"class_names": str(tmp_path / "names.txt")}
+    assert make_source(csv)[2].label == 1
+    with pytest.raises(BadRecord, match="'sun' names several classes"):
+        make_source(csv)[6]
+
+
+@pytest.mark.filterwarnings("ignore::Warning")
+def test_names_and_prompts_stand_in_json_files_and_in_buckets_too(data, tmp_path, bucket):
+    """As CLIP_benchmark keeps them; what a result says of them changes with them."""
+    file = tmp_path / "names.json"
+    file.write_text(json.dumps({"three": NAMES, "two": NAMES[:2], "numbers": [1]}))
+    (tmp_path / "prompts.json").write_text(json.dumps({"three": ["a {c}.", "my {c}"]}))
+    for name in ("names.json", "prompts.json"):
+        storage.write(f"{bucket}/{name}", (tmp_path / name).read_bytes())
+    found = [
+        make_source(data["webdataset"] | {"class_names": f"{place}/names.json:three"}).class_names
+        for place in (tmp_path, bucket)
+    ]
+    assert found == [NAMES, NAMES]
+    assert [make_prompts(f"{place}/prompts.json:three") for place in (tmp_path, bucket)] == [["a {}.", "my {}"]] * 2
+    source = make_source(data["webdataset"])
+    tasks = [hashes_of("zero_shot", {}, source, {"prompts": f"{tmp_path}/prompts.json:three"})]
+    (tmp_path / "prompts.json").write_text(json.dumps({"three": ["a {c}.", "our {c}"]}))
+    tasks.append(hashes_of("zero_shot", {}, source, {"prompts": f"{tmp_path}/prompts.json:three"}))
+    assert tasks[0]["prompts"] != tasks[1]["prompts"] and tasks[0]["task"] != tasks[1]["task"]
+    for name, message in (
+        ("four", "has no list of texts 'four'; its names are numbers, three, two"),
+        ("numbers", "no list of texts"),
+    ):
+        with pytest.raises(UserError, match=message):
+            make_source(data["webdataset"] | {"class_names": f"{file}:{name}"})
+    file.write_text("{")
+    with pytest.raises(UserError, match="class_names='.*names.json:three': the file can not be read: Expecting"):
+        make_source(data["webdataset"] | {"class_names": f"{file}:three"})
 
 
 def test_folders_that_hold_no_classes(tmp_path):

@@ -210,9 +210,13 @@ def test_the_shipped_config_names_the_papers_sets():
     evals = load_config(str(ROOT / "configs/eval/linear_probe.py"))["evals"]
     check_evals(evals)
     zero_shot = load_config(str(ROOT / "configs/eval/clip_benchmark.py"))["evals"]
-    assert {name: each["source"] for name, each in evals.items()} == {
-        f"{n}_probe": z["source"] for n, z in zero_shot.items()
-    }
+    tfds = load_config(str(ROOT / "configs/eval/tfds.py"))["evals"]
+    sources = {f"{n}_probe": z["source"] for n, z in zero_shot.items()} | {"sun397_probe": tfds["sun397"]["source"]}
+    assert {name: each["source"] for name, each in evals.items()} == sources
+    assert all(
+        each["training"] == each["source"] | dict(split="train") or each["training"]["path"].endswith("/train")
+        for each in evals.values()
+    )
     assert evals["imagenet_probe"]["training"]["path"] == "clip_benchmark/wds_imagenet1k/train"
     names = {name: each["protocol"]["name"] for name, each in evals.items()}
     assert names.pop("imagenet_probe") == "sgd" and set(names.values()) == {"lbfgs"} and len(names) == 11
@@ -222,6 +226,7 @@ def test_the_shipped_config_names_the_papers_sets():
 ERRORS = {
     "other classes": (dict(class_names="OTHER"), {}, "source has 'grey' as class 5, training 'gray' as class 5"),
     "fewer classes": (dict(class_names="FEWER"), {}, "source has 6 classes, training 5"),
+    "the source itself": (dict(path="TEST"), {}, "training is the source itself"),
     "no labels": (dict(label="", class_names=""), {}, "class names; training has none"),
     "no data": (dict(path="none"), {}, "linear_probe.training: "),
     "pooling": ({}, dict(pooling="mean", protocol="sgd"), "linear_probe.pooling='mean' is not one of tokens, global"),
@@ -244,7 +249,7 @@ def test_a_probe_that_can_not_be_is_refused(name, root, tmp_path):
     (tmp_path / "FEWER").write_text("\n".join(NAMES[:5]))
     if changes.get("class_names"):
         changes = changes | {"class_names": str(tmp_path / changes["class_names"])}
-    training = section(root, "train", **changes)
+    training = section(root, "test") if changes.get("path") == "TEST" else section(root, "train", **changes)
     if not training["label"]:
         training = {key: value for key, value in training.items() if value} | {"caption_keys": ("cls",)}
     with pytest.raises(UserError, match=message):

@@ -486,6 +486,8 @@ def test_heads_of_records_that_are_none(tmp_path):
     crc = zlib.crc32(b"x")
     wrong = [b"[" * 100_000, b"[]", b'{"key": 1, "captions": [], "crc32": %d}' % crc]
     wrong += [b'{"key": "k", "captions": [["a", 5]], "crc32": %d}' % crc, b"\xff"]
+    for keys in (b"[]", b'["1", "2"]', b"[1]", b"1", b"null"):
+        wrong.append(b'{"key": "k", "captions": [["a", "t"]], "text_keys": %s, "crc32": %d}' % (keys, crc))
     for head in wrong:
         with pytest.raises(BadRecord, match="damaged"):
             array_record.decode_record(encoded(head))
@@ -499,6 +501,18 @@ def test_heads_of_records_that_are_none(tmp_path):
         with pytest.raises(BadRecord, match=message):
             source[index]
     assert source.where(0)[1] == "0"
+
+
+def test_captions_without_keys_are_written_as_ever_and_those_with_keys_have_one_each():
+    image = b"\x89PNG"
+    old = '{"key": "k", "shard": "s", "captions": [["txt", "café"], ["de.txt", ""]], "crc32": 1542176421}'.encode()
+    plain = records.Record("k", image, (Caption("café", "txt"), Caption("", "de.txt")), shard="s")
+    assert array_record.encode_record(plain) == b"filip1\r\n" + len(old).to_bytes(4, "little") + old + image
+    assert array_record.decode_record(array_record.encode_record(plain)) == ("k", plain.captions, image)
+    long = Caption("x" * (records.CAPTION_BYTES + 1), "txt", key="7")
+    keyed = (Caption("a", "txt", key="café"), long, Caption("b", "txt"), Caption("b", "txt", key="9"))
+    _, found, _ = array_record.decode_record(array_record.encode_record(records.Record("k", image, keyed)))
+    assert found == (keyed[0], *keyed[2:])  # what is left out for its length takes its key along
 
 
 def test_of_our_records_the_captions_that_are_wanted(tmp_path):

@@ -11,6 +11,7 @@ import time
 
 import pytest
 from conftest import small
+from environment import QUICKLY
 
 from filip_jax.cli import main
 from filip_jax.errors import UserError
@@ -33,7 +34,8 @@ def file(small_demo, tmp_path_factory):
     return path
 
 
-def test_points_are_commands_then_runs_then_a_table_and_failures_are_named(file, tmp_path, capsys):
+def test_points_are_commands_then_runs_then_a_table_and_failures_are_named(file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", QUICKLY)
     names = ["peak_learning_rate=0.001,seed=0", "peak_learning_rate=0.002,seed=0"]
     words = ["sweep", f"--config={file}", f"--workdir={tmp_path}", "--config.log_every_steps=1"]
     assert main(words) == 0
@@ -80,7 +82,7 @@ def test_a_signal_is_handed_on_and_the_same_command_goes_on(file, tmp_path):
         "--jobs=2",
     ]
     words += ["--config.total_steps=100000", "--config.eval_every_steps=0", "--config.log_every_steps=1"]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=os.environ | {"XLA_FLAGS": ""}) as sweep:
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=os.environ | {"XLA_FLAGS": QUICKLY}) as sweep:
         folders = [tmp_path / f"peak_learning_rate={rate},seed=0" for rate in ("0.001", "0.002")]
         while not all(
             (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size for folder in folders

@@ -181,6 +181,34 @@ def test_a_mistake_on_one_process_stops_all_of_them_at_once(config, tmp_path):
     assert all("filip: error: tokenizer.vocab_size=20" in output for output in outputs), outputs
 
 
+LATE = """
+import os, sys, time
+class Late:
+    def find_spec(self, name, path=None, target=None):
+        if name == "filip_jax.train.loop" and os.environ["JAX_PROCESS_ID"] == "1":
+            time.sleep(5)
+sys.meta_path.insert(0, Late())
+"""
+
+
+def test_a_mistake_ends_no_process_before_the_last_has_come(config, tmp_path):
+    """Process 0 would take the others with it, with a crash of JAX's that a cluster takes for a reason to try again."""
+    cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
+    words = command(tmp_path / "run", config | {"seed": -1}, "--distributed")
+    file = tmp_path / "run.py"
+    file.write_text(LATE + file.read_text())
+    processes = [
+        subprocess.Popen(
+            words, env=environment(1, JAX_PROCESS_ID=str(index), **cluster), stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate(timeout=100)[0] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], outputs
+    assert all("filip: error: seed=-1 must be at least 0" in output for output in outputs), outputs
+
+
 def test_a_reader_that_is_gone_stops_no_run(config, tmp_path):
     """As where an ssh session or a terminal is lost: the pipe breaks, the run goes on to its end."""
     words = command(tmp_path / "run", config | {"eval_every_steps": 0})

@@ -2,9 +2,10 @@ r"""Zero-shot classification on FILIP's twelve data sets, as CLIP_benchmark publ
 
     filip eval --workdir=runs/filip_base --config=configs/eval/clip_benchmark.py --config.root=/data/clip_benchmark
 
-Each data set is a folder of https://huggingface.co/clip-benchmark below `root`, downloaded whole: wds_vtab-cifar10 and so on, with
-its tars, classnames.txt and zeroshot_classification_templates.txt, whose prompts are CLIP's. `:cifar10` behind the file takes
-that set alone. --config.evals.pets.prompts=FILE gives one other prompts; the paper's own lists are not known.
+Each data set is a folder of https://huggingface.co/clip-benchmark below `root`, downloaded whole: wds_vtab-cifar10 and so on,
+with its tars, classnames.txt and zeroshot_classification_templates.txt, whose prompts are CLIP's. SUN397 is all of its 108,754
+pictures there, of which CLIP counts 19,850. `:cifar10` behind the file takes that set alone. --config.evals.pets.prompts=FILE
+gives one other prompts; the paper's own lists are not known.
 """
 
 from ml_collections import ConfigDict

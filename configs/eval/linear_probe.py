@@ -1,10 +1,11 @@
-r"""Linear probes on FILIP's twelve data sets, as CLIP_benchmark publishes them in tars.
+r"""Linear probes on FILIP's twelve data sets, as CLIP_benchmark publishes them in tars, SUN397 as TFDS prepares it.
 
     filip eval --workdir=runs/filip_base --config=configs/eval/linear_probe.py --config.root=/data/clip_benchmark
 
-The folders are those of clip_benchmark.py: `train` teaches the classifier, `test` is counted. Eleven sets take L-BFGS and
-CLIP's search of the regularisation, ImageNet SGD on 90 epochs of new views, which needs many cores: `:cifar10` behind the
-file takes that set alone, and --config.evals.imagenet_probe.protocol.workers=32 more processes that decode.
+The folders are those of clip_benchmark.py: `train` teaches the classifier, `test` is counted. CLIP_benchmark does not split
+SUN397: its pictures would be counted that were learnt from. So it comes from --config.tfds_root, see tfds.py. Eleven sets take
+L-BFGS and CLIP's search of the regularisation, ImageNet SGD on 90 epochs of new views, which needs many cores: `:cifar10` behind
+the file takes that set alone, and --config.evals.imagenet_probe.protocol.workers=32 more processes that decode.
 """
 
 import runpy
@@ -13,21 +14,25 @@ from pathlib import Path
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
-SETS = runpy.run_path(str(Path(__file__).with_name("clip_benchmark.py")))["SETS"]
+SETS, TFDS_SETS = (
+    runpy.run_path(str(Path(__file__).with_name(file)))["SETS"] for file in ("clip_benchmark.py", "tfds.py")
+)
 VARIANTS = ("all", *SETS)
 
 
 def get_config(variant: str = "all") -> ConfigDict:
-    root = FieldReference("clip_benchmark")
+    root, tfds_root = FieldReference("clip_benchmark"), FieldReference("tensorflow_datasets")
+
+    def part(name, split):
+        if name == "sun397":
+            return dict(name="tfds", path=tfds_root + f"/{TFDS_SETS[name][0]}", split=split, caption_keys=("label",))
+        place = root + f"/{SETS[name]}"
+        return dict(name="webdataset", path=place + f"/{split}", label="cls", class_names=place + "/classnames.txt")
 
     def probe(name):
-        place = root + f"/{SETS[name]}"
-        source, training = (
-            dict(name="webdataset", path=place + f"/{split}", label="cls", class_names=place + "/classnames.txt")
-            for split in ("test", "train")
-        )
+        source, training = part(name, "test"), part(name, "train")
         protocol = dict(name="sgd", workers=16) if name == "imagenet" else dict(name="lbfgs")
         return dict(kind="linear_probe", source=source, training=training, protocol=protocol)
 
     names = SETS if variant == "all" else [variant]
-    return ConfigDict(dict(root=root, evals={f"{name}_probe": probe(name) for name in names}))
+    return ConfigDict(dict(root=root, tfds_root=tfds_root, evals={f"{name}_probe": probe(name) for name in names}))

@@ -2,8 +2,8 @@ r"""Which prompt is best: the demo's emoji by several, a sweep of evaluations ov
 
     filip sweep --config=configs/eval/prompts.py --workdir="runs/demo/*" --run
 
-Each point is an evaluation of its own in evals.json, and a row of the table. `filip eval --config=configs/eval/prompts.py`
-does the same, with --step, --watch and what else it has.
+Each point is an evaluation of its own in evals.json, rows of the table and a bar of the plot, evals.svg. `filip eval
+--config=configs/eval/prompts.py` does the same, with --step, --watch and what else it has.
 """
 
 from ml_collections import ConfigDict

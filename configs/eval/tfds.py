@@ -4,8 +4,10 @@ r"""Zero-shot classification on FILIP's data sets as TensorFlow Datasets prepare
 
 `root` is the data_dir of data that was prepared with file_format="array_record"; TensorFlow itself is not needed here. Eleven
 sets: TFDS has no FGVC Aircraft (clip_benchmark.py has). `:pets` behind the file takes that set alone; SUN397 is its first official
-partition, as in CLIP. Classes have TFDS's own names, as words; ImageNet's are codes there: imagenet2012/classnames.txt must hold 1,000 names in the order of the codes, as
-CLIP_benchmark's wds_imagenet1k/classnames.txt does. EuroSAT has one split, all of it is counted.
+partition, as in CLIP. EuroSAT has one split, all of it is counted. Classes have TFDS's own names, as words; ImageNet's are codes
+there: imagenet2012/classnames.txt must hold 1,000 names in the order of the codes, as wds_imagenet1k/classnames.txt of
+CLIP_benchmark's data does. The names that CLIP took lie in CLIP_benchmark's code (clip_benchmark/datasets):
+--config.evals.imagenet.source.class_names=en_classnames.json:imagenet1k.
 
 Prompts are "[prefix] {}, [description]. [suffix]." with every combination of these (appendix A.4). The paper's own lists are not
 known: descriptions and suffixes here are those that are recalled, so numbers are not the paper's to a tenth.

@@ -1,7 +1,8 @@
 """ArrayRecord files: those that `filip data convert` writes, and tf.train.Examples of other tools.
 
 A record of ours is MAGIC, the length of a JSON text as 4 bytes (little endian), the text, and the
-encoded image. The text is {"key", "shard", "captions": [[origin, text], …], "crc32": of the image}.
+encoded image. The text is {"key", "shard", "captions": [[origin, text], …], "crc32": of the image}, and
+where captions have keys of their own "text_keys": [key, …], one for each of them.
 """
 
 import hashlib
@@ -200,6 +201,8 @@ def encode_record(record: Record) -> bytes:
         "captions": [[caption.origin, caption.text] for caption in record.captions],
         "crc32": zlib.crc32(record.image),
     }
+    if any(caption.key for caption in record.captions):
+        head["text_keys"] = [caption.key for caption in record.captions]
     text = json.dumps(head, ensure_ascii=False).encode("utf-8", "replace")
     return MAGIC + struct.pack("<I", len(text)) + text + record.image
 
@@ -214,11 +217,13 @@ def decode_record(data: bytes, check: bool = True) -> tuple[str, tuple[Caption, 
         (length,) = struct.unpack_from("<I", data, len(MAGIC))
         start = len(MAGIC) + 4
         head, image = json.loads(data[start : start + length].decode()), data[start + length :]
-        captions = tuple(Caption(text, origin) for origin, text in head["captions"])
+        text_keys = head.get("text_keys", [""] * len(head["captions"]))
+        pairs = zip(head["captions"], text_keys, strict=True)
+        captions = tuple(Caption(text, origin, key=key) for (origin, text), key in pairs)
         key, crc32 = head["key"], head["crc32"]
-        if not all(isinstance(text, str) for text in (key, *(t for c in captions for t in (c.text, c.origin)))):
-            raise TypeError("its key, origins and captions must be texts")
-    except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
+        if not all(isinstance(text, str) for text in (key, *(t for c in captions for t in (c.text, c.origin, c.key)))):
+            raise TypeError("its keys, origins and captions must be texts")
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadRecord(f"the record is damaged: {error}") from error
     if check and zlib.crc32(image) != crc32:
         raise BadRecord("the image's checksum is wrong")

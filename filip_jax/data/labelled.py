@@ -3,8 +3,8 @@
 import dataclasses
 import hashlib
 
-from filip_jax import storage
-from filip_jax.data.record import METADATA_BYTES, BadRecord, Caption, Record
+from filip_jax.data.record import BadRecord, Caption, Record
+from filip_jax.data.text_lists import read_texts
 from filip_jax.errors import UserError
 
 
@@ -15,11 +15,11 @@ class Labelled:
         source: of any kind.
         label: the origin of the texts that hold the class, as a number from 0 or as its name; "" where the source has
             labels of its own, whose classes get other names.
-        class_names: a text file with one name on each line, in the order of the numbers; "" takes those that the
-            texts hold, sorted, or the source's own.
+        class_names: a text file with one name on each line, in the order of the numbers, or FILE.json:NAME, see
+            `read_texts`; "" takes those that the texts hold, sorted, or the source's own.
 
     Raises:
-        UserError: names that can not be read, too few of them or twice the same, or records without a class.
+        UserError: names that can not be read, too few of them, or records without a class.
     """
 
     def __init__(self, source, *, label: str, class_names: str):
@@ -41,6 +41,7 @@ class Labelled:
                 )
         self.class_names = names
         self.numbers = {name: number for number, name in enumerate(names)}
+        self.doubled = {name for number, name in enumerate(names) if self.numbers[name] != number}
         self.shard_sizes, self.seen = source.shard_sizes, source.seen
         digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
         self.identity = f"{source.identity} label {label} {digest}"
@@ -81,27 +82,25 @@ class Labelled:
         raise BadRecord(f"no class in {self.label!r}")
 
     def _number(self, text: str) -> int:
+        if text in self.doubled:
+            raise BadRecord(f"{self.label}={text[:100]!r} names several classes")
         number = self.numbers.get(text, int(text) if text.isdecimal() and len(text) < 10 else -1)
         if not 0 <= number < len(self.class_names):
             raise BadRecord(f"{self.label}={text[:100]!r} is none of {len(self.class_names)} classes")
         return number
 
 
-def read_names(file: str) -> list[str]:
-    """The lines of a file of class names, none empty, none twice.
+def read_names(place: str) -> list[str]:
+    """The class names of a file, none empty; some may be alike, as two of ImageNet's are in CLIP's list.
+
+    Args:
+        place: as of `read_texts`.
 
     Raises:
         UserError: it can not be read, or breaks this.
     """
-    try:
-        names = storage.read(file, 0, METADATA_BYTES).decode("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"class_names={file!r} can not be read: {error}") from error
-    names = [name.strip() for name in names]
-    while names and not names[-1]:
-        names.pop()
-    doubled = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if not names or "" in names or doubled:
-        what = f"{doubled[0]!r} twice" if doubled else "an empty line" if names else "no name"
-        raise UserError(f"class_names={file!r} has {what}; it needs one name on each line")
+    names = read_texts(place, "class_names")
+    if not names or "" in names:
+        what = "an empty line" if names else "no name"
+        raise UserError(f"class_names={place!r} has {what}; it needs one name on each line")
     return names

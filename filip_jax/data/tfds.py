@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,8 +24,8 @@ class Tfds:
         path: the folder of the prepared version, which holds dataset_info.json, or that in which it is the only one.
         split: "train", "test[:1000]" …
         image: name of the image feature.
-        caption_keys: names of features of text, of sequences of texts, or of a class label, whose name
-            becomes the caption, as words: see `in_words`.
+        caption_keys: names of features of text, alone or in sequences, "captions/text" within one of several parts; or of
+            a class label, whose name becomes the caption, as words: see `in_words`.
 
     Raises:
         UserError: no prepared data there, no such split or feature, or features of classes that are not TensorFlow
@@ -40,14 +40,13 @@ class Tfds:
         _check_features(path)
         try:
             builder = tfds.builder_from_directory(path)
-            self.features = builder.info.features
-            missing = [name for name in (image, *caption_keys) if name not in self.features]
-            if missing:
-                raise UserError(f"tfds: {path!r} has no feature {missing[0]!r}; it has {', '.join(self.features)}")
+            self.features = dict(builder.info.features)
+            self.texts = {"/".join(place): place for place in _texts(builder.info.features)}
             self.data = builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})
         except (OSError, ValueError, NotImplementedError) as error:
             raise UserError(f"tfds: path={path!r}, split={split!r}: {' '.join(str(error).split())}") from error
-        labels = [name for name in caption_keys if isinstance(self.features[name], tfds.features.ClassLabel)]
+        self._check_names()
+        labels = [name for name in caption_keys if isinstance(self.features.get(name), tfds.features.ClassLabel)]
         self.label = labels[0] if labels else None
         if self.label:
             own = self.features[self.label].names
@@ -57,6 +56,13 @@ class Tfds:
         if self.label and self.class_names != own:
             self.identity += " in words"
         self.seen = f"features {', '.join(self.features)}"
+
+    def _check_names(self):
+        if not isinstance(self.features.get(self.image), tfds.features.Image):
+            images = [name for name in self.features if isinstance(self.features[name], tfds.features.Image)]
+            raise UserError(f"tfds: {self.path!r} has no image {self.image!r}; its images are {', '.join(images)}")
+        if missing := [name for name in self.caption_keys if name not in self.texts]:
+            raise UserError(f"tfds: {self.path!r} has no text {missing[0]!r}; its texts are {', '.join(self.texts)}")
 
     def __len__(self) -> int:
         return len(self.data)
@@ -78,10 +84,35 @@ class Tfds:
             if key == self.label:
                 found += [Caption(self.class_names[int(features[key])], key)]
             else:
-                texts = [features[key]] if isinstance(features[key], bytes | str) else features[key]
+                texts = _values(features, self.texts[key])
                 decoded = (t.decode("utf-8", "replace") if isinstance(t, bytes) else t for t in texts)
                 found += [Caption(t, key) for t in decoded if is_caption(t)]
         return tuple(found)
+
+
+def _texts(feature: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Where captions can come from: texts at any depth, and the class labels of records."""
+    if isinstance(feature, tfds.features.FeaturesDict):
+        for name, inner in feature.items():
+            yield from _texts(inner, (*place, name))
+    elif isinstance(feature, tfds.features.Sequence):
+        inner = feature.feature
+        yield from () if isinstance(inner, tfds.features.ClassLabel) else _texts(inner, place)
+    elif isinstance(feature, tfds.features.ClassLabel):
+        yield from [place] if len(place) == 1 else ()
+    elif isinstance(feature, tfds.features.Tensor) and feature.np_dtype == np.object_:
+        yield place
+
+
+def _values(value: Any, place: tuple[str, ...]) -> Iterator[bytes | str]:
+    """The texts at a place of a record, in which sequences lie anywhere."""
+    if isinstance(value, Mapping):
+        yield from _values(value[place[0]], place[1:])
+    elif isinstance(value, bytes | str):
+        yield value
+    else:
+        for each in value:
+            yield from _values(each, place)
 
 
 def in_words(names: Sequence[str]) -> list[str]:

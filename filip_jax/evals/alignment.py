@@ -25,10 +25,11 @@ class Alignment:
     Attributes:
         view: the square picture that the image tower saw.
         text: the text.
-        read: how many of its characters the model's context holds.
+        read: how many of its characters the model reads; fewer than all where its context cuts the text.
         spans: of each token from BOS to EOS, the characters text[start:end] that it stands for; none of those two,
             and none of what is only a part of a character that the token behind it completes.
-        words: those looked at, as (start, end) in characters; words beyond the context are missing.
+        words: those looked at, as (start, end) in characters; words beyond the context are missing, one that it cuts is
+            whole here.
         pieces: of each word, the indices of its tokens.
         similarity: of each word with each patch, row by row; a word of several pieces is their mean.
         chosen_token: for each patch the index of the token it matches best among all that take part, BOS being 0.
@@ -50,6 +51,11 @@ class Alignment:
     def tokens(self) -> list[str]:
         """The text of each token without spaces around it, "[BOS]" and "[EOS]" of these."""
         return ["[BOS]", *(self.text[start:end].strip() for start, end in self.spans[1:-1]), "[EOS]"]
+
+    @property
+    def names(self) -> list[str]:
+        """What the model reads of each word, with "…" behind one that its context cuts."""
+        return [self.text[start : min(end, self.read)] + "…" * (end > self.read) for start, end in self.words]
 
 
 def align(
@@ -75,15 +81,24 @@ def align(
     patches = images[:, -grid * grid :]  # a class token, where it takes part, stands first
     found = []
     for n, (view, text) in enumerate(zip(views, texts)):
-        spans = model.tokenizer.spans(text, model.text_length)
+        spans, read = _spans(model, text)
         words = _whole_words(text, spans) if phrases is None else phrases[n]
-        found.append(_align(view, text, spans, words, patches[n] @ tokens[n].T, mask[n]))
+        found.append(_align(view, text, read, spans, words, patches[n] @ tokens[n].T, mask[n]))
         if phrases is None and not found[-1].words:
             raise UserError(f"no word to look at in {text!r}")
     return found
 
 
-def _align(view, text, spans, words, scores, mask) -> Alignment:
+def _spans(model: Embedder, text: str) -> tuple[list[Span], int]:
+    """Of the tokens in the model's context, and how many characters they stand for: all, if there is no further token."""
+    spans = model.tokenizer.spans(text, model.text_length + 1)
+    if len(spans) <= model.text_length:
+        return spans, len(text)
+    after, _ = spans.pop(-2)  # where the first that is not read begins, perhaps within a character
+    return spans, min(after, max((end for _, end in spans[1:-1]), default=0))
+
+
+def _align(view, text, read, spans, words, scores, mask) -> Alignment:
     """`scores`: of each patch with each token, [patches, tokens]; `mask`: which tokens take part."""
     grid = int(len(scores) ** 0.5)
     pieces = [[k for k, span in enumerate(spans[:-1]) if k and _is_part(span, word)] for word in words]
@@ -97,7 +112,7 @@ def _align(view, text, spans, words, scores, mask) -> Alignment:
         np.where(those, scores, -np.inf).argmax(axis=1).reshape(grid, grid) for those in (mask, ends | (word_of >= 0))
     )
     return Alignment(
-        view=view, text=text, read=max((end for _, end in spans[1:-1]), default=0), spans=spans,
+        view=view, text=text, read=read, spans=spans,
         words=[words[n] for n in kept], pieces=[pieces[n] for n in kept], similarity=by_word.astype(np.float32),
         chosen_token=chosen_token, chosen=word_of[chosen],
     )  # fmt: skip

@@ -23,8 +23,7 @@ Key = tuple[str, int]  # a workdir and a step
 def evaluate_runs(workdirs: str, choice: Choice, evals: Mapping[str, Mapping[str, Any]] | None = None) -> str:
     """Evaluates checkpoints of runs and their baselines, records the numbers, and gives one table.
 
-    The table and a plot over the steps go into evals.md and evals.svg of the run, or of the folder that all runs
-    lie in.
+    The table and a plot go into evals.md and evals.svg of the run, or of the folder that all runs lie in.
 
     Args:
         workdirs: a workdir, or a pattern with * that matches several; local or in a bucket.

@@ -1,5 +1,6 @@
 """An alignment as a page that a person understands at a glance."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -66,7 +67,10 @@ def draw_alignment(alignment: Alignment, boxes: Sequence[Box] = (), label: int |
     page = Image.new("RGB", (WIDTH, second + TITLE + -(-count // in_row) * (side + 66) + GAP), PAPER)
     pen = ImageDraw.Draw(page)
 
-    _title(pen, (GAP, GAP), "text", "the tokens as the model reads them, and their positions", letters)
+    more = "the tokens as the model reads them, and their positions"
+    if alignment.read < len(alignment.text):
+        more += "; “…”: the text is cut here, the model's context holds no more of it"
+    _title(pen, (GAP, GAP), "text", more, letters)
     for before, sign in zip([None, *signs], signs):
         sign.draw(pen, GAP, GAP + TITLE, before, colours, letters)
     names = _names(alignment, letters)
@@ -120,7 +124,7 @@ def _names(alignment: Alignment, letters: Letters) -> list[str]:
     """What stands for the words where room is scarce: a long one loses its end, many are their positions."""
     if len(alignment.words) > 24:
         return [str(pieces[0]) if len(pieces) == 1 else f"{pieces[0]}-{pieces[-1]}" for pieces in alignment.pieces]
-    return [_cut(alignment.text[start:end], PANEL / 3, letters(16)) for start, end in alignment.words]
+    return [_cut(name, PANEL / 3, letters(16)) for name in alignment.names]
 
 
 def _cut(text: str, width: float, font) -> str:
@@ -134,10 +138,10 @@ def _cut(text: str, width: float, font) -> str:
 
 def _heat_map(alignment: Alignment, word: int, side: int, colour: Colour, letters: Letters) -> Image.Image:
     """Of one word: its name, its heat map, and the scale of that."""
-    scores, (start, end) = alignment.similarity[word], alignment.words[word]
+    scores = alignment.similarity[word]
     drawn = Image.new("RGB", (side, side + 58), PAPER)
     pen = ImageDraw.Draw(drawn)
-    pen.text((0, 11), _cut(alignment.text[start:end], side, letters(18)), colour, letters(18), anchor="lm")
+    pen.text((0, 11), _cut(alignment.names[word], side, letters(18)), colour, letters(18), anchor="lm")
     drawn.paste(heat_panel(alignment.view, scores, side), (0, 24))
     low, high = f"{scores.min():.2f}", f"{scores.max():.2f}"
     pen.text((0, side + 41), low, GREY, letters(13), anchor="lm")
@@ -191,16 +195,20 @@ def _legend(alignment: Alignment, letters: Letters, width: float) -> list[Sign]:
 
 
 def _signs(alignment: Alignment) -> Iterator[Sign]:
-    """Of the tokens, not yet placed; those that make up one character are one."""
+    """Of the tokens, not yet placed; those that make up one character are one. "…" stands where the text is cut."""
     word_of = {k: n for n, pieces in reversed(list(enumerate(alignment.pieces))) for k in pieces}
     first, before, last = 0, 0, -1
     for k, ((start, end), token) in enumerate(zip(alignment.spans, alignment.tokens)):
         if start == end and 0 < k < len(alignment.spans) - 2:
             continue  # a part of a character
+        if k == len(alignment.spans) - 1 and alignment.read < len(alignment.text):
+            yield Sign("", "…", 0 if _within_a_word(alignment.text, alignment.read) else 14, -1)
         word = word_of.get(k, -1)
         apart = first < 2 or token == "[EOS]" or alignment.text[before:end][:1].isspace()
         gap = 14 if apart else 0 if word == last else 5
         yield Sign(str(k) if first == k else f"{first}-{k}", token or "·", gap, word)
         first, before, last = k + 1, end, word
-    if alignment.read < len(alignment.text.rstrip()):
-        yield Sign("", "… (not read: longer than the context)", 14, -1)
+
+
+def _within_a_word(text: str, place: int) -> bool:
+    return re.fullmatch(r"[\w'’-]{2}", text[max(place - 1, 0) : place + 1]) is not None

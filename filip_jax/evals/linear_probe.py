@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from filip_jax.cluster import service
 from filip_jax.data.pipeline import batches
-from filip_jax.data.sources import Source, make_source
+from filip_jax.data.sources import Source, fingerprint, make_source
 from filip_jax.errors import UserError
 from filip_jax.evals import logistic
 from filip_jax.evals.records import labelled_views
@@ -66,6 +66,10 @@ def evaluate(
     for each, place in ((source, "source"), (others, "training")):
         if not hasattr(each, "class_names"):
             raise UserError(f"linear_probe needs sources of labelled images with class names; {place} has none")
+    if fingerprint(source) == fingerprint(others):
+        raise UserError(
+            "linear_probe: training is the source itself, whose images would be counted that were learnt from"
+        )
     if list(source.class_names) != list(others.class_names):
         here, there = _first_difference(source.class_names, others.class_names)
         raise UserError(

@@ -17,6 +17,7 @@ from filip_jax.evals.ranking import Ranking
 from filip_jax.extras import extra_folder
 
 ECCV = "eccv_caption"
+NAMED = "the source `annotations`, or what `filip data convert` makes of it,"  # whose texts have keys
 WAYS = ("image_to_text", "text_to_image")
 FILE_BYTES = 1 << 28  # of a file of positives
 
@@ -120,7 +121,7 @@ def _numbers(keys: Sequence[str], said: str) -> dict[str, int]:
     numbers = {key: n for n, key in enumerate(keys)}
     if len(numbers) < len(keys):
         twice = next(key for n, key in enumerate(keys) if numbers[key] != n)
-        what = f"the key {twice!r} twice" if twice else "texts without a key; the source `annotations` names them"
+        what = f"the key {twice!r} twice" if twice else f"texts without a key; {NAMED} names them"
         raise UserError(f"{said}: the source has {what}")
     return numbers
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from itertools import product
-from pathlib import Path
 from typing import Any
 
+from filip_jax.data.text_lists import read_texts
 from filip_jax.errors import UserError
 
 PARTS = ("prefixes", "descriptions", "suffixes")
@@ -14,8 +14,9 @@ def make_prompts(prompts: Any) -> list[str]:
     """The templates of a config's `prompts`.
 
     Args:
-        prompts: templates; a text file with one on each line, {c} as in CLIP_benchmark's is {}; or {prefixes, descriptions, suffixes}, of which every
-            combination is taken: "[prefix] {}, [description]. [suffix]." as FILIP's, each part left out where it is "".
+        prompts: templates; a text file with one on each line, or FILE.json:NAME, see `read_texts`, {c} as in CLIP_benchmark's is {};
+            or {prefixes, descriptions, suffixes}, of which every combination is taken: "[prefix] {}, [description]. [suffix]." as
+            FILIP's, each part left out where it is "".
 
     Raises:
         UserError: no template, one without {}, an unknown part, or a file that can not be read.
@@ -23,7 +24,7 @@ def make_prompts(prompts: Any) -> list[str]:
     if isinstance(prompts, Mapping):
         templates = _combined(prompts)
     elif isinstance(prompts, str):
-        templates = _read(Path(prompts))
+        templates = [text.replace("{c}", "{}") for text in read_texts(prompts, "zero_shot.prompts") if text]
     elif isinstance(prompts, (list, tuple)):
         templates = list(prompts)
     else:
@@ -47,14 +48,3 @@ def _combined(parts):
         sentence = f"{prefix} {{}}".strip() + (f", {description}" if description else "")
         templates.append(f"{sentence}. {suffix.rstrip('.')}." if suffix else f"{sentence}.")
     return templates
-
-
-def _read(file: Path) -> list[str]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"zero_shot: prompts={str(file)!r}: a text names a file, and that can not be read ({error}); "
-            "a list of prompts is written ('a photo of a {}', '{}')"
-        ) from error
-    return [line.strip().replace("{c}", "{}") for line in lines if line.strip()]

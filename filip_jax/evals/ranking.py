@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from filip_jax.evals.similarity import TIE
 
@@ -45,11 +45,15 @@ class Ranking:
         both = np.concatenate([self.wrong[rows], wrong], axis=1)
         self.wrong[rows] = np.partition(both, both.shape[1] - keep, axis=1)[:, -keep:]
 
-    def recall(self, k: int) -> float:
-        """The share of queries with a right answer among their first k."""
+    def found(self, k: int) -> Bool[np.ndarray, " queries"]:
+        """Which queries have a right answer among their first k."""
         best = np.full(len(self.rights), -np.inf, np.float32)
         np.maximum.at(best, self.query, self.right)
-        return float(((self.wrong >= best[:, None] - TIE).sum(axis=1) < k).mean())
+        return (self.wrong >= best[:, None] - TIE).sum(axis=1) < k
+
+    def recall(self, k: int) -> float:
+        """The share of queries with a right answer among their first k."""
+        return float(self.found(k).mean())
 
     def r_precision(self) -> float:
         """Of a query's R right answers, the share that is among the first R."""

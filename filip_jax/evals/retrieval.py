@@ -14,7 +14,7 @@ from filip_jax.evals.ahead import in_order
 from filip_jax.evals.positives import ExtendedRanking, read_positives
 from filip_jax.evals.ranking import Ranking, chance
 from filip_jax.evals.records import CAPTIONS, encode_images, encode_texts, views
-from filip_jax.evals.similarity import similarity_blocks
+from filip_jax.evals.similarity import interval, similarity_blocks
 from filip_jax.inference import Embedder
 from filip_jax.sections import at_least
 
@@ -45,8 +45,8 @@ def evaluate(
             file by keys, see positives.py. "" for none.
 
     Returns:
-        loss, image_to_text_R@1 …, pairs; with several texts image_to_text_mAP@R, images and texts instead of pairs; with positives,
-        of the queries that they list, image_to_text_extended_R@1, …_extended_R-precision and …_extended_mAP@R.
+        loss, image_to_text_R@1 … with the bounds _low and _high of their 95 % intervals, pairs; with several texts
+        image_to_text_mAP@R, images and texts instead of pairs; with positives, of the queries that they list, image_to_text_extended_R@1, …_extended_R-precision and …_extended_mAP@R.
     """
     check_options(prompt=prompt)
     texts, owners = _texts(source, examples, captions)
@@ -56,7 +56,11 @@ def evaluate(
     tokens, mask = encode_texts(model, [prompt.replace("{}", caption.text) for caption in texts])
     blocks = similarity_blocks(images, tokens, mask, model.mesh)
     of_images, of_texts = _rank(owners, examples, blocks, model.logit_scale, extended)
-    metrics = {"loss": (of_images.loss() + of_texts.loss()) / 2, **_recalls(of_images, of_texts), "pairs": examples}
+    metrics = {
+        "loss": (of_images.loss() + of_texts.loss()) / 2,
+        **_recalls(of_images, of_texts, owners),
+        "pairs": examples,
+    }
     if len(texts) != examples:
         del metrics["pairs"]
         counts = {"images": examples, "texts": len(texts)}
@@ -94,7 +98,7 @@ def baselines(
     guessed = [set(references[index].caption.lower().split()) for index in nearest]
     shared = np.array([[len(g & w) / len(g | w) for w in words] for g in guessed])
     block = np.arange(examples), np.arange(len(texts)), shared, shared
-    return found | {pixels.NAME: _recalls(*_rank(owners, examples, [block], 1.0))}
+    return found | {pixels.NAME: _recalls(*_rank(owners, examples, [block], 1.0), owners)}
 
 
 def _texts(source, examples, captions):
@@ -123,6 +127,12 @@ def _rank(owners, examples, blocks, scale, extended=None):
     return of_images, of_texts
 
 
-def _recalls(of_images: Ranking, of_texts: Ranking) -> dict[str, float]:
-    both = (("image_to_text", of_images), ("text_to_image", of_texts))
-    return {f"{way}_R@{k}": ranking.recall(k) for way, ranking in both for k in RANKS}
+def _recalls(of_images: Ranking, of_texts: Ranking, owners: np.ndarray) -> dict[str, float]:
+    """R@k both ways, with bounds: the texts of one image are no independent queries."""
+    metrics = {}
+    both = (("image_to_text", of_images, np.arange(len(of_images.rights))), ("text_to_image", of_texts, owners))
+    for name, ranking, groups in ((f"{way}_R@", *rest) for way, *rest in both):
+        for k in RANKS:
+            low, high = interval(ranking.found(k), groups)
+            metrics |= {f"{name}{k}": ranking.recall(k), f"{name}{k}_low": low, f"{name}{k}_high": high}
+    return metrics

@@ -1,6 +1,6 @@
 """All image-text similarities of an evaluation, block by block in bounded memory, on all devices of a mesh."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 
 import jax
@@ -87,11 +87,19 @@ def _filled(x, count):
     return np.pad(x, [(0, count - len(x))] + [(0, 0)] * (x.ndim - 1))
 
 
-def ranks(scores: Float[np.ndarray, "n m"], true: np.ndarray) -> np.ndarray:
-    """The rank, from 1, of the true column in each row; ties, up to TIE, and NaN count against it."""
+def ranks(scores: Float[np.ndarray, "n m"], true: np.ndarray, names: Sequence[str] = ()) -> np.ndarray:
+    """The rank, from 1, of the true column in each row; ties, up to TIE, and NaN count against it.
+
+    Args:
+        names: of the columns. Those of one name, as ImageNet's two kinds of missile in CLIP's list, are no rivals whom a
+            model could tell apart: the first of them is found first.
+    """
     bound = scores[np.arange(len(scores)), true][:, None] - TIE
     bound[np.isnan(bound)] = -np.inf
     better = ~(scores < bound)
+    if len(set(names)) < len(names):
+        numbers = np.unique(np.array(names), return_inverse=True)[1]
+        better &= (numbers != numbers[true][:, None]) | (np.arange(len(names)) < true[:, None])
     better[np.arange(len(scores)), true] = True
     return better.sum(axis=1)
 
@@ -108,7 +116,25 @@ def accuracies(rank: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], prefi
     return metrics | {f"{prefix}per_class": float(np.mean(of_classes))}
 
 
-def wilson(hits: int, count: int) -> tuple[float, float]:
+def interval(right: Bool[np.ndarray, " n"], groups: Int[np.ndarray, " n"]) -> tuple[float, float]:
+    """The 95 % interval of the share that is right, of queries that come in groups, as the captions of one image do.
+
+    It is Wilson's for so many independent queries as vary as much as these (Kish 1965): their number where groups do
+    not matter, that of the groups where all in one are alike.
+
+    Args:
+        groups: the number of each query's group, from 0, none without a query.
+    """
+    rate, sizes = right.mean(), np.bincount(groups)
+    spread = np.bincount(groups, right) - rate * sizes
+    if rate in (0, 1):
+        count = len(sizes)
+    else:
+        count = len(right) * min(rate * (1 - rate) * len(right) / max((spread**2).sum(), 1e-9), 1)
+    return wilson(rate * count, count)
+
+
+def wilson(hits: float, count: float) -> tuple[float, float]:
     """The 95 % interval of a rate (Wilson 1927)."""
     z, rate = 1.96, hits / count
     centre = (rate + z**2 / (2 * count)) / (1 + z**2 / count)

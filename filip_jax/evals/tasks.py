@@ -9,6 +9,7 @@ from typing import Any
 from filip_jax import __version__, storage
 from filip_jax.checkpoint import Checkpoints
 from filip_jax.data.sources import SOURCES, Source, fingerprint, make_source
+from filip_jax.data.text_lists import file_of
 from filip_jax.errors import UserError
 
 RULES = 1  # raised where our code gives other numbers for the same task
@@ -86,7 +87,7 @@ def _contents(place: str, options: Mapping[str, Any]) -> Task:
 def _file(name: str) -> str:
     """Of a file's content, or of the version of a package; what is neither is refused when it is read."""
     try:
-        return _sha256(storage.read(name))
+        return _sha256(storage.read(file_of(name)))
     except (OSError, ValueError):
         try:
             return _sha256(f"{name} {version(name)}")

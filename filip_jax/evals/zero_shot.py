@@ -45,7 +45,7 @@ def evaluate(model: Embedder, source: Source, output: Path, *, prompts: Prompts,
             images, here = encode_images(model, islice(records, IMAGES))
             labels += here
             for found, scores in zip(rank, classes.similarities(images)):
-                found.append(ranks(scores, np.array(here)))
+                found.append(ranks(scores, np.array(here), source.class_names))
     labels = np.array(labels)
     ways = dict(zip(("image_to_text", "text_to_image"), map(np.concatenate, rank)))
     metrics = [accuracies(found, labels, f"{way}_") for way, found in ways.items()]
@@ -112,6 +112,6 @@ def baselines(source: Source, *, prompts: Prompts, neighbours: Any = None) -> di
     scores = np.full((len(labels), classes), -np.inf)
     for column, reference in enumerate(references):
         scores[:, reference.label] = np.maximum(scores[:, reference.label], -distances[:, column])
-    rank = ranks(scores, labels)
+    rank = ranks(scores, labels, source.class_names)
     both = accuracies(rank, labels, "image_to_text_") | accuracies(rank, labels, "text_to_image_")
     return {"chance": chance, pixels.NAME: both}

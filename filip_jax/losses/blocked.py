@@ -152,12 +152,16 @@ def _maxima(implementation, images, texts):
 
 
 def _on_each_platform(function, inner, tile_bytes, *arrays):
-    def on(platform):
-        return partial(function, inner[platform], tile_bytes[platform])
+    (_, i, _), (j, t, _) = (x.shape for x in arrays[:2])
+    made: dict[tuple, Callable] = {}  # what is alike on two platforms is traced once
 
-    return jax.lax.platform_dependent(
-        *arrays, cpu=on("cpu"), tpu=on("tpu"), cuda=on("gpu"), rocm=on("gpu"), default=on("cpu")
-    )
+    def on(platform):
+        key = inner[platform], min(tile_bytes[platform], 4 * t * i * j)
+        return made.setdefault(key, partial(function, *key))
+
+    others = {"tpu": on("tpu"), "cuda": on("gpu"), "rocm": on("gpu")}
+    others = {name: branch for name, branch in others.items() if branch is not on("cpu")}
+    return jax.lax.platform_dependent(*arrays, **others, default=on("cpu")) if others else on("cpu")(*arrays)
 
 
 def _spreads(maxima):

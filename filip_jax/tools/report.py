@@ -19,7 +19,7 @@ from filip_jax.config import read_config
 from filip_jax.data.decode import decode
 from filip_jax.data.sources import make_source
 from filip_jax.errors import UserError, one_line
-from filip_jax.evals.curves import COLOURS, chart, headlines, points, title_of
+from filip_jax.evals.curves import COLOURS, chart, metric_charts, points
 from filip_jax.evals.published import published_rows
 from filip_jax.evals.results import cell, comparable, evaluation_of, read_results, rows_of
 from filip_jax.files import read_lines
@@ -146,11 +146,8 @@ def _evaluations(workdir, results) -> str:
     ]
     content = _table(["", "step", "this run", *map(escape, baselines)], rows, ours=2)
     found = [metric for metrics in steps.values() for metric in metrics]
-    if charts := [
-        chart(title_of(m), {"run": points(steps, m)}, {n: x[m] for n, x in baselines.items() if m in x})
-        for m in headlines(found, set(map(evaluation_of, found)))
-    ]:
-        content += f'<h3>over the steps</h3><div class="charts">{"".join(charts)}</div>'
+    if charts := metric_charts({"run": steps}, baselines, set(map(evaluation_of, found))):
+        content += f'<h3>charts</h3><div class="charts">{"".join(charts)}</div>'
     if table := published_rows({_name(workdir): newest}):
         rows = [[escape(text) for text in row] for row in table[1:]]
         header = [escape(name) for name in table[0]]

@@ -16,7 +16,6 @@ import jax
 
 from filip_jax.checkpoint import CheckpointWriter, abstract
 from filip_jax.cluster import service
-from filip_jax.cluster.join import preflight
 from filip_jax.cluster.pulse import Pulse
 from filip_jax.cluster.roll_call import roll_call
 from filip_jax.cluster.watch import Watch
@@ -31,6 +30,7 @@ from filip_jax.inference import Embedder, check_tokenizer
 from filip_jax.mesh import global_batch
 from filip_jax.redact import redacted
 from filip_jax.sections import call
+from filip_jax.train import start
 from filip_jax.train.evaluation import EvalGuard
 from filip_jax.train.feed import Feed
 from filip_jax.train.goodput import CompileCache, Goodput
@@ -38,8 +38,7 @@ from filip_jax.train.init_from import Donor, open_donor
 from filip_jax.train.input_log import InputLog, forget_keys_after
 from filip_jax.train.metrics import MetricWriter, StepLog, say
 from filip_jax.train.profile import Profile
-from filip_jax.train.setup import Setup, batch_of, make_setup
-from filip_jax.train.start import compile_step, newest_sound, open_source, open_workdir, prepare_tokenizer
+from filip_jax.train.setup import Setup, batch_of
 from filip_jax.train.step import State
 from filip_jax.train.wandb_log import WandbLog
 from filip_jax.workdir import cache_folder
@@ -66,19 +65,17 @@ def train(workdir: str | Path, config: Mapping[str, Any], watch: Watch | None = 
 
 
 def _train(workdir: str | Path, config: Mapping[str, Any], watch: Watch) -> None:
-    setup = call(make_setup, config, "(top level)", devices=None)
-    watch.listen(setup.processes["stop_signals"])
-    watch.hang_seconds = setup.processes["hang_seconds"]
-    pulse = Pulse(watch, setup.processes["heartbeat_seconds"])
+    several = jax.process_count() > 1
+    pulse = Pulse(watch, config["processes"]["heartbeat_seconds"] if several else 0.0)  # which was checked on joining
     try:
-        say(preflight(config))
+        setup = start.prepare_setup(config, watch)
         trainer = Trainer(workdir, setup, config, watch)
         watch.set_base("step")
         trainer.run()
         with watch.phase("end"):
             service.gather("done")  # what the first process wrote last is there for all
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() > 1:
+        if several:
             pulse.wait_for_judgement(error)
         raise
     except Exception as error:
@@ -95,22 +92,22 @@ class Trainer:
 
     def __init__(self, path: str | Path, setup: Setup, config: Mapping[str, Any], watch: Watch):
         self.setup, self.config, self.watch = setup, redacted(config), watch
-        source = open_source(setup)
+        source = start.open_source(setup)
         if setup.batch_size > len(source):
             warnings.warn(f"batch_size={setup.batch_size}, but the source has {len(source)} records", stacklevel=2)
         self.evals: Sequence[Eval] = open_evals(setup.evals) if setup.eval_every_steps else []
-        self.place, self.lease = open_workdir(path, watch)
+        self.place, self.lease = start.open_workdir(path, watch)
         self.workdir = workdir = self.place.folder
         compiled = cache_folder() if self.place.is_remote else workdir
         self.cache = CompileCache(compiled / "compiled", setup.compile_cache)
         self.checkpoints = call(CheckpointWriter, setup.checkpoint, "checkpoint", workdir=self.place.name)
         self.checkpoints.before_manifest = self.place.flush
         with watch.phase("restore"):
-            newest = newest_sound(self.checkpoints)
+            newest = start.newest_sound(self.checkpoints)
         if newest is not None:
             check_same_run(workdir, config, self.checkpoints.manifest(newest)["config"])
         donor = None if newest is not None else open_donor(setup.init_from, setup.shapes["params"])
-        tokenizer = prepare_tokenizer(self.place, setup, source, started=newest is not None)
+        tokenizer = start.prepare_tokenizer(self.place, setup, source, started=newest is not None)
         service.on_first_process(lambda: save_config(workdir, config))
         self.meta = {"tokenizer_sha256": tokenizer.sha256, "data_sha256": fingerprint(source)}
         sizes = {name: setup.data[name] for name in ("image_size", "text_length")}
@@ -252,7 +249,7 @@ class Trainer:
     def _compile(self):
         started, spared = time.perf_counter(), self.cache.spared
         say("compiling the training step ...")
-        compiled = compile_step(self.setup, self.state, self.watch)
+        compiled = start.compile_step(self.setup, self.state, self.watch)
         seconds, spared = time.perf_counter() - started, self.cache.spared - spared
         say(f"compiled in {seconds:.1f} s" + (f"; the compile cache spared {spared:.1f} s" if spared else ""))
         self.log.note(compile=seconds, compile_spared=spared)

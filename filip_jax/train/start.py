@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from filip_jax import folders, storage
 from filip_jax.checkpoint import CheckpointWriter
 from filip_jax.checkpoint.shared import find_damage
 from filip_jax.cluster import service
+from filip_jax.cluster.join import preflight
 from filip_jax.cluster.watch import Watch
 from filip_jax.data.pipeline import check_usable
 from filip_jax.data.sources import Source, make_source
@@ -19,11 +20,26 @@ from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
 from filip_jax.errors import UserError
 from filip_jax.files import write_atomically
 from filip_jax.inference import TOKENIZER, read_tokenizer
+from filip_jax.sections import call
 from filip_jax.train.lease import Lease
 from filip_jax.train.metrics import say
-from filip_jax.train.setup import Setup, lower_step
+from filip_jax.train.setup import Setup, lower_step, make_setup
 from filip_jax.train.step import State
 from filip_jax.workdir import Workdir
+
+
+def prepare_setup(config: Mapping[str, Any], watch: Watch) -> Setup:
+    """What the config says, once all processes are here: the end of process 0 aborts those that still start.
+
+    Raises:
+        UserError: a config that can not be, or not the same on all processes.
+    """
+    processes = preflight(config)
+    setup = call(make_setup, config, "(top level)", devices=None)
+    watch.listen(setup.processes["stop_signals"])
+    watch.hang_seconds = setup.processes["hang_seconds"]
+    say(processes)
+    return setup
 
 
 def open_workdir(path: str | Path, watch: Watch) -> tuple[Workdir, Lease]:
