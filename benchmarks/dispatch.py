@@ -42,7 +42,7 @@ def measure(steps, workdir):
 
     from filip_jax.config import load_config
     from filip_jax.mesh import global_batch
-    from filip_jax.train import loop
+    from filip_jax.train import loop, start
 
     small = [f"--config.model.{tower}.{key}=1" for tower in ("image", "text") for key in ("depth", "heads")]
     small += [f"--config.model.{tower}.width=8" for tower in ("image", "text")]
@@ -59,7 +59,7 @@ def measure(steps, workdir):
     at, kept = [], {}
 
     def compile_step(setup, state, watch):
-        kept["setup"], kept["step"] = setup, loop_compile(setup, state, watch)
+        kept["setup"], kept["step"] = setup, start_compile(setup, state, watch)
 
         def timed(state, batch):
             at.append(time.perf_counter())
@@ -67,7 +67,7 @@ def measure(steps, workdir):
 
         return timed
 
-    loop_compile, loop.compile_step = loop.compile_step, compile_step
+    start_compile, start.compile_step = start.compile_step, compile_step
     loop.batches = lambda *_, **__: Repeated(rows)
     loop.train(workdir, config)
     at = np.array(at[WARM:])

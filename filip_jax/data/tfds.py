@@ -40,8 +40,8 @@ class Tfds:
         _check_features(path)
         try:
             builder = tfds.builder_from_directory(path)
-            self.features = dict(builder.info.features)
-            self.texts = {"/".join(place): place for place in _texts(builder.info.features)}
+            self.features = dict(sorted(builder.info.features.items()))  # which come in another order each time
+            self.texts = {"/".join(place): place for place in sorted(_texts(builder.info.features))}
             self.data = builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})
         except (OSError, ValueError, NotImplementedError) as error:
             raise UserError(f"tfds: path={path!r}, split={split!r}: {' '.join(str(error).split())}") from error
