@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from filip_jax.errors import UserError
-from filip_jax.losses import blocked, filip_loss, token_similarity
+from filip_jax.losses import blocked, filip_loss, tiles, token_similarity
 from filip_jax.losses.exchange import make_plan
 from filip_jax.losses.selection import select_tokens
 
@@ -328,6 +328,19 @@ def test_padding_is_skipped():
     blocked._over_blocks(function, None, (texts, mask), 4, tile_bytes=4 * 80 * 4 * 2)  # two texts a block
     jax.effects_barrier()
     assert used == [8, 16, 24, 80]
+
+
+def test_what_is_alike_on_two_platforms_is_traced_once(monkeypatch):
+    images, texts, mask = pairs(0, 4, 3, 8, 4)
+    traced, maxima = [], tiles.maxima
+    monkeypatch.setattr(tiles, "maxima", lambda *arrays: traced.append(1) or maxima(*arrays))
+    counts = []
+    for tile_bytes in (2**20, 4 * 8 * 4):  # all texts at once, as everywhere; one at a time, on CPUs alone
+        monkeypatch.setitem(blocked.TILE_BYTES, "cpu", tile_bytes)
+        traced.clear()
+        jax.eval_shape(lambda *arrays: blocked.forward(*arrays), images.swapaxes(0, 1), texts, mask)
+        counts.append(len(traced))
+    assert 0 < 2 * counts[0] == counts[1]
 
 
 def test_a_double_precision_session_is_served():
