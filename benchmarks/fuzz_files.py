@@ -17,6 +17,9 @@ SHAPES = ((1, 1), (1, 300), (300, 1), (40, 30), (17, 23), (2000, 3), (640, 480))
 LYING = (0, 1, 2, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x00FFFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 
+ENDINGS = ("pickle", "pyd", "npy", "tar", "a b", "x" * 150, "j\nk", "\x1b[31m", "\udcff", "cls")
+
+
 def damage(rng: random.Random, data: bytes, times: int) -> bytes:
     """The bytes with some changed, gone, doubled or overwritten by numbers that lie."""
     data = bytearray(data)
@@ -302,7 +305,7 @@ class Tars:
         ]
         found += [
             (
-                f"{stem}.{rng.choice(('pickle', 'pyd', 'npy', 'tar', 'a b', 'x' * 150, 'j\nk', '\x1b[31m', '\udcff', 'cls'))}",
+                f"{stem}.{rng.choice(ENDINGS)}",
                 rng.choice((self.pickle, b"1")),
             )
         ]
