@@ -133,7 +133,7 @@ def matrix_peak():
     import jax.numpy as jnp
 
     cpu = jax.default_backend() == "cpu"
-    size, best = (1024 if cpu else 8192), 1e9
+    size, best = (2048 if cpu else 8192), 1e9
     square = jax.random.normal(jax.random.key(0), (size, size), jnp.float32 if cpu else jnp.bfloat16)
     product = jax.jit(jnp.matmul)
     for _ in range(10):

@@ -200,7 +200,7 @@ def test_classes_of_one_name_are_no_rivals(data, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::Warning")
-def test_names_and_prompts_stand_in_json_files_and_in_buckets_too(data, tmp_path, bucket):
+def test_names_and_prompts_stand_in_json_files_and_in_buckets_too(data, tmp_path, bucket, monkeypatch):
     """As CLIP_benchmark keeps them; what a result says of them changes with them."""
     file = tmp_path / "names.json"
     file.write_text(json.dumps({"three": NAMES, "two": NAMES[:2], "numbers": [1]}))
@@ -227,6 +227,9 @@ def test_names_and_prompts_stand_in_json_files_and_in_buckets_too(data, tmp_path
     file.write_text("{")
     with pytest.raises(UserError, match="class_names='.*names.json:three': the file can not be read: Expecting"):
         make_source(data["webdataset"] | {"class_names": f"{file}:three"})
+    monkeypatch.setattr("filip_jax.data.text_lists.FILE_BYTES", 8)
+    with pytest.raises(UserError, match="can not be read: it has more than 8 bytes"):
+        make_source(data["webdataset"])
 
 
 def test_folders_that_hold_no_classes(tmp_path):

@@ -3,10 +3,10 @@
 import json
 
 from filip_jax import storage
-from filip_jax.data.record import METADATA_BYTES
 from filip_jax.errors import UserError, one_line
 
 JSON = ".json:"
+FILE_BYTES = 1 << 26  # of a file; the longest that are known have a few thousand lines
 
 
 def file_of(place: str) -> str:
@@ -29,7 +29,10 @@ def read_texts(place: str, key: str) -> list[str]:
     """
     file = file_of(place)
     try:
-        content = storage.read(file, 0, METADATA_BYTES).decode("utf-8")
+        content = storage.read(file, 0, FILE_BYTES + 1)
+        if len(content) > FILE_BYTES:
+            raise ValueError(f"it has more than {FILE_BYTES} bytes")
+        content = content.decode("utf-8")
         if file == place:
             lines = [line.strip() for line in content.splitlines()]
             while lines and not lines[-1]:
