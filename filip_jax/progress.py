@@ -45,5 +45,6 @@ class Progress:
 
     def spare(self, count: int) -> None:
         """`count` of the total need not be done."""
-        self.total -= count
-        self.advance(0)
+        if count:  # the end is said once
+            self.total -= count
+            self.advance(0)
