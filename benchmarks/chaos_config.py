@@ -73,8 +73,10 @@ def _cache_programs_of_each_process() -> None:
     """JAX lets the first process alone fill its cache; on CPUs the others find nothing there, their keys differ."""
     from jax._src import compilation_cache, compiler
 
-    def write(key, seconds, name, backend, executable):
-        compilation_cache.put_executable_and_time(key, name, executable, backend, int(seconds))
+    def write(key, seconds, name, backend, executable, *callbacks):
+        # JAX 0.10 passes host callbacks, too; a program that has some cannot be cached.
+        if not any(callbacks):
+            compilation_cache.put_executable_and_time(key, name, executable, backend, int(seconds))
 
     compiler._cache_write = write
 
