@@ -1,25 +1,127 @@
-"""Files that are whole or absent, whenever the process dies."""
+"""Files that are whole or absent, whenever the process dies, and that one process writes at a time."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
+import re
+import secrets
+import stat
+import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filip_jax.errors import UserError
 
 JSON_BYTES = 1 << 26  # of one JSON file of ours: configs, numbers, reports
+LOCK = ".filip.lock"  # in a folder that one command writes at a time
+TEMPORARY = re.compile(r"\.filip_[0-9a-f]{16}\.tmp")
+MIN_ABANDONED_SECONDS = 3600.0  # without a write, after which a temporary file may be that of a killed process
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
     """Writes beside the file, then renames over it; of several processes the last one wins."""
     data = content.encode("utf-8") if isinstance(content, str) else content
-    beside = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    with beside.open("wb") as handle:
-        handle.write(data)
-        handle.flush()
-        os.fsync(handle.fileno())
-    os.replace(beside, file)
+    with replacing(file) as beside:
+        beside.write_bytes(data)
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A new file to write to, which takes the place of `file` when the block ends, and goes if the block fails.
+
+    Its name is random, since process ids and host names repeat in containers. A link in the place of `file` is
+    replaced; what it leads to stays as it is.
+
+    Raises:
+        OSError: it cannot be written; names `file`.
+    """
+    beside = file.with_name(f".filip_{secrets.token_hex(8)}.tmp")
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks: its age alone says that it lives
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield beside
+            os.fsync(descriptor)
+            os.replace(beside, file)
+        except BaseException:
+            beside.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno and error.filename in (None, str(beside)):
+            raise OSError(error.errno, error.strerror, str(file)) from error
+        raise
+
+
+def remove_abandoned(folder: Path, seconds: float = MIN_ABANDONED_SECONDS) -> None:
+    """Removes the temporary files of killed processes from a folder; a living process holds a lock on its own.
+
+    Args:
+        seconds: since the last write to them.
+    """
+    for file in folder.iterdir() if folder.is_dir() else ():
+        with contextlib.suppress(OSError):  # gone, or held by a living process
+            status = file.lstat()
+            if TEMPORARY.fullmatch(file.name) and stat.S_ISREG(status.st_mode):
+                if time.time() - status.st_mtime >= seconds:
+                    with open_to_append(file) as handle:
+                        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        file.unlink()
+
+
+def open_to_append(file: Path) -> IO[bytes]:
+    """The file for appending and reading, made if it is not there.
+
+    Raises:
+        OSError: it is a symbolic link or no regular file, or it cannot be opened.
+    """
+    descriptor = os.open(
+        file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666
+    )
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no regular file", str(file))
+    return os.fdopen(descriptor, "a+b")
+
+
+@contextlib.contextmanager
+def locked(file: Path, busy: str = "") -> Iterator[None]:
+    """Holds a lock file, also against other hosts; the lock ends with the process.
+
+    Args:
+        busy: the message if another process holds it; the file goes at the end. By default this process waits, and
+            the file stays.
+
+    Raises:
+        UserError: another process holds it, and `busy` says so.
+        OSError: the lock file is a symbolic link or cannot be made.
+    """
+    with open_to_append(file) as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError as error:
+            raise UserError(busy) from error
+        except OSError:  # a file system without locks, where random names must do
+            pass
+        if busy and not _is_there(handle, file):  # who held it has removed it since
+            raise UserError(busy)
+        try:
+            yield
+        finally:
+            if busy:
+                file.unlink(missing_ok=True)
+
+
+def _is_there(handle: IO[bytes], file: Path) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(handle.fileno()), file.lstat())
+    return False
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 A path is local, gs://… or s3://…; credentials and endpoints are those that gcsfs and s3fs find.
 """
 
-import errno
 import glob
 import io
 import itertools
@@ -182,22 +181,6 @@ def read(path: str, offset: int = 0, size: int | None = None) -> bytes:
         rest = os.fstat(handle.descriptor).st_size - offset
         size = max(0, rest if size is None else min(size, rest))
     return os.pread(handle.descriptor, size, offset)
-
-
-def local_folder(folder: str, key: str) -> None:
-    """Makes a folder for an index that is mapped into memory.
-
-    Raises:
-        UserError: it lies in a bucket or can not be made.
-    """
-    if is_remote(folder):
-        raise UserError(f"{key}: set `index` to a local folder, from which texts are read")
-    try:
-        os.makedirs(folder, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, "it may not be written", folder)
-    except OSError as error:
-        raise UserError(f"{key}: the index can not be written: {error}; set `index` to a folder of your own") from error
 
 
 def open_stream(path: str) -> io.IOBase:

@@ -11,16 +11,20 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
 
-from filip_jax import storage
+from filip_jax import folders, storage
 from filip_jax.cluster.service import on_first_process
 from filip_jax.errors import UserError
+from filip_jax.files import write_atomically
 
 CHECKPOINTS = "checkpoints"
+DRAWN = ("clip_benchmark", "pictures")  # folders that evaluations write, and those of a whole run:
+WRITTEN = (CHECKPOINTS, "compiled", "keys", "profile", "quarantine", "skipped", "tensorboard", "wandb", *DRAWN)
+UNWALKED = (CHECKPOINTS, "wandb")  # a step may be a link, to be read; W&B makes links
 KEPT = ".kept"  # beside a mirror that could not be uploaded: nothing removes it
 EVERY_SECONDS = 30.0  # at most this often are files uploaded while the run goes on
 
@@ -58,6 +62,34 @@ class Workdir:
             self.uploading, self.thread, self.warned = threading.Lock(), threading.Thread(), False
             self.pushed = time.monotonic()
             self._download(lambda name: True)
+
+    def check_links(self, names: Sequence[str] = WRITTEN) -> None:
+        """Refuses to write through links: the folder itself may be one, what is written in it may not.
+
+        Raises:
+            UserError: one of the folders that are written is a symbolic link, or holds one.
+        """
+        for name in () if self.is_remote else names:
+            if name in UNWALKED and not (self.folder / name).is_symlink():
+                continue
+            remedy = f"remove the link; the whole workdir may be one (ln -s /elsewhere/run {self.name})"
+            folders.check_unlinked(self.folder / name, remedy)
+
+    def write_missing(self, files: Mapping[str, bytes]) -> list[str]:
+        """Writes again those of the files that somebody removed while the run goes on; their names.
+
+        In a bucket the mirror's other files follow with the next flush.
+
+        Raises:
+            OSError: one cannot be written.
+        """
+        missing = [name for name in files if not storage.exists(storage.join(self.name, name))]
+        for name in missing:
+            write_atomically(self.folder / name, files[name])
+        if missing and self.is_remote:
+            with self.uploading:
+                self.uploaded.clear()
+        return missing
 
     def push(self, *, now: bool = False) -> None:
         """Uploads in the background what changed, unless that began less than EVERY_SECONDS ago and not `now`.
@@ -164,6 +196,8 @@ def cache_folder() -> Path:
 
 def _mirror(url: str, process: int) -> tuple[Path, int]:
     """A new folder in the user's cache, below the URL's name, and its lock; two commands on one run do not share it."""
+    if ".." in url.split("/"):
+        raise UserError(f"{url}: '..' cannot stand in the name of a folder in a bucket")
     parent, host = cache_folder() / url.replace("://", "/"), socket.gethostname()
     parent.mkdir(parents=True, exist_ok=True)
     with _locked(parent):

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -74,7 +76,7 @@ def test_a_file_that_nobody_understands_holds_nothing(tmp_path, monkeypatch, con
     Lease(str(tmp_path)).close()
 
 
-def test_a_lease_stays_alive_until_somebody_removes_it(tmp_path, monkeypatch):
+def test_a_lease_stays_alive_and_is_written_again_where_somebody_removes_it(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "BEAT", 0.05)
     held, file = Lease(str(tmp_path)), tmp_path / "running.json"
     first = json.loads(file.read_text())["beat"]
@@ -82,8 +84,100 @@ def test_a_lease_stays_alive_until_somebody_removes_it(tmp_path, monkeypatch):
     assert json.loads(file.read_text())["beat"] > first
     file.unlink()
     lease.time.sleep(0.3)
-    assert not file.exists()
+    assert file.exists()
     held.close()
+    assert not file.exists()
+
+
+def moved(folder):
+    folder.rename(folder.with_name("elsewhere"))
+
+
+def made_anew(folder):
+    moved(folder)
+    folder.mkdir()
+
+
+def taken(folder):
+    made_anew(folder)
+    Lease(str(folder)).ended.set()  # a run of somebody else's, in the same process
+
+
+@pytest.mark.parametrize("happens", [moved, shutil.rmtree, made_anew, taken])
+def test_a_workdir_that_is_gone_is_noticed_at_once_and_by_the_clock(tmp_path, monkeypatch, happens):
+    folder, said = tmp_path / "run", []
+    folder.mkdir()
+    held = Lease(str(folder))
+    held.check()
+    happens(folder)
+    with pytest.raises(UserError, match=f"{folder} was moved or removed|another run began to write to {folder}"):
+        held.check()
+    left = sorted(folder.rglob("*")) if folder.exists() else None
+    monkeypatch.setattr(lease, "BEAT", 0.01)
+    held.lost = said.append
+    held._run()
+    held.close()
+    assert len(said) == 1 and str(folder) in said[0]
+    assert (sorted(folder.rglob("*")) if folder.exists() else None) == left  # nothing is made anew, or taken away
+
+
+@pytest.mark.parametrize("differs", ["namespace", "boot", "host"])
+@pytest.mark.parametrize("alive", [False, True])
+def test_a_process_of_another_container_is_watched_though_its_id_is_free_here(tmp_path, monkeypatch, differs, alive):
+    """Containers have the same host name and the same process ids: only its beats say that a run lives."""
+    monkeypatch.setattr(lease, "BEAT", 0.4)
+    other, file = Lease(str(tmp_path)), tmp_path / "running.json"
+    other.ended.set()
+    written = other.me | {differs: "another"}
+    file.write_text(json.dumps(written))
+    if not alive:
+        mine = Lease(str(tmp_path))
+        assert mine.me["token"] != written["token"]
+        return mine.close()
+    sleep = lease.time.sleep
+
+    def meanwhile(seconds):
+        file.write_text(json.dumps(written | {"beat": 8}))
+        sleep(seconds)
+
+    monkeypatch.setattr(lease.time, "sleep", meanwhile)
+    with pytest.raises(UserError, match="another run writes"):
+        Lease(str(tmp_path))
+
+
+def test_a_restart_on_the_same_host_does_not_wait(tmp_path, monkeypatch):
+    killed = Lease(str(tmp_path))
+    killed.ended.set()
+    (tmp_path / "running.json").write_text(json.dumps(killed.me | {"pid": 2**22 + 1}))
+    monkeypatch.setattr(lease.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    Lease(str(tmp_path)).close()
+
+
+def test_of_runs_that_begin_in_the_same_moment_one_writes(tmp_path):
+    """Sixteen at once: one has the workdir, the others say so."""
+    begin, held, refused = threading.Barrier(16), [], []
+
+    def start():
+        begin.wait()
+        try:
+            held.append(Lease(str(tmp_path)))
+        except UserError as error:
+            refused.append(str(error))
+
+    threads = [threading.Thread(target=start) for _ in range(16)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lease.Lease, "_is_alive", lambda *_: True)  # they are of one process, which sees itself as ended
+        [thread.start() for thread in threads], [thread.join() for thread in threads]
+    assert len(held) == 1 and len(refused) == 15
+    assert json.loads((tmp_path / "running.json").read_text())["token"] == held[0].me["token"]
+    held[0].close()
+
+
+def test_a_lease_of_another_run_is_not_taken_away(tmp_path):
+    mine, file = Lease(str(tmp_path)), tmp_path / "running.json"
+    file.write_text('{"host": "elsewhere", "pid": 1, "began": "5", "beat": 0}')
+    mine.close()
+    assert file.exists()
 
 
 def test_a_run_that_began_in_the_same_moment_is_noticed(tmp_path, monkeypatch):

@@ -282,10 +282,11 @@ def test_a_shard_that_was_lost_is_converted_again(pairs, tmp_path, capsys):
     words = ["convert", "webdataset", pairs, f"--output={tmp_path}/out", "--records_per_shard=7"]
     assert data(capsys, *words)[0] == 0
     (tmp_path / "out/00001.array_record").unlink()
-    (tmp_path / "out/00001.array_record.99.tmp").write_bytes(b"of one that was killed")
+    (tmp_path / f"out/.filip_{'0' * 16}.tmp").write_bytes(b"of one that was killed")
+    (tmp_path / "out/00001.notes.tmp").write_bytes(b"of somebody else")
     code, output, _ = data(capsys, *words)
     assert code == 0 and "wrote 23 records" in output and (tmp_path / "out/00001.array_record").is_file()
-    assert not list((tmp_path / "out").glob("*.tmp"))
+    assert [file.name for file in (tmp_path / "out").glob("*.tmp")] == ["00001.notes.tmp"]
 
 
 def test_pictures_with_large_profiles_and_torn_ones(tmp_path, capsys):

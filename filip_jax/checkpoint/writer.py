@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from filip_jax import __version__, buckets, folders, storage
 from filip_jax.checkpoint.manifest import ASIDE, FILE, describe, write_manifest
-from filip_jax.checkpoint.reader import Checkpoints
+from filip_jax.checkpoint.reader import STEP, Checkpoints
 from filip_jax.errors import UserError
 from filip_jax.sections import at_least
 
@@ -48,6 +48,7 @@ class CheckpointWriter(Checkpoints):
         at_least(1, "checkpoint", every_steps=every_steps, keep_last=keep_last)
         at_least(0, "checkpoint", every_minutes=every_minutes, keep_every_steps=keep_every_steps)
         super().__init__(workdir)
+        self.root = storage.folder_of(self.directory)
         self.every_minutes = every_minutes
         self.keep_last, self.keep_every_steps = keep_last, keep_every_steps
         self.orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), **buckets.prepare(self.directory))
@@ -67,9 +68,11 @@ class CheckpointWriter(Checkpoints):
         All processes call it at the same step.
 
         Raises:
-            UserError, OSError: this save or the one before failed.
+            UserError, OSError: this save or the one before failed, or the step's folder is a symbolic link.
         """
         self.wait()
+        if link := folders.first_link(self.folder(step), self.root):
+            raise UserError(f"{link} is a symbolic link, through which no checkpoint is saved: remove the link")
         self.since = started = time.monotonic()
         folder, name = self.folder(step), self._free_name(step)
         content = {
@@ -115,34 +118,55 @@ class CheckpointWriter(Checkpoints):
         }
         return sorted(found - marked)
 
+    def linked_steps(self) -> list[int]:
+        """The steps whose folder is a symbolic link: they are read, but nothing is written or removed there."""
+        if storage.is_remote(self.directory) or not os.path.isdir(self.directory):
+            return []
+        with os.scandir(self.directory) as found:
+            return sorted(int(each.name) for each in found if each.is_symlink() and STEP.fullmatch(each.name))
+
     def set_aside(self, step: int) -> None:
         """Makes a damaged checkpoint count no more; nothing of it is removed. For the first process."""
         manifest, content = storage.join(self.folder(step), FILE), b""
         with contextlib.suppress(OSError):  # it may be what can not be read
             content = folders.read_whole(manifest)
         storage.write(storage.join(self.folder(step), ASIDE), content)
-        folders.remove([manifest])
+        folders.remove([manifest], self.root)
 
-    def clean(self) -> None:
-        """Ends what saves and removals that were cut off have begun. For the first process."""
+    def clean(self, keep: int | None = None) -> None:
+        """Ends what saves and removals that were cut off have begun. For the first process, of a run known to be ours.
+
+        Args:
+            keep: the step that the run goes on from, which stays.
+        """
         for claim in folders.matches(self.directory, f"*/{CLAIM}"):
-            folder = storage.folder_of(claim)
             try:
-                claimed = json.loads(folders.read_whole(claim))
-                name, files = claimed["state"], claimed.get("files")
-                ours = re.fullmatch(r"state(_\d+)?", name) and all(file.startswith(f"{name}/") for file in files or ())
-                whole = storage.exists(storage.join(folder, FILE)) and self.manifest(int(storage.name_of(folder)))
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue  # nothing that we wrote, or a manifest that is damaged
-            if not ours or storage.exists(storage.join(folder, ASIDE)):
-                continue
-            if files is not None:
-                folders.remove([storage.join(folder, file) for file in (FILE, *files) if ".." not in file.split("/")])
-            elif not whole or whole["state"] != name:
-                left = (name, f"{name}.orbax-checkpoint-tmp*")
-                folders.remove([path for pattern in left for path in folders.matches(folder, pattern, deep=True)])
-            folders.remove([claim])
-            folders.remove_empty_folders(folder)
+                self._clean(claim, keep)
+            except OSError as error:
+                warnings.warn(f"what a save that was cut off has left stays where it is: {error}", stacklevel=2)
+
+    def _clean(self, claim: str, keep: int | None) -> None:
+        folder = storage.folder_of(claim)
+        if folders.first_link(folder, self.root) or not STEP.fullmatch(storage.name_of(folder)):
+            return
+        try:
+            claimed = json.loads(folders.read_whole(claim))
+            name, files = claimed["state"], claimed.get("files")
+            ours = re.fullmatch(r"state(_\d+)?", name) and all(file.startswith(f"{name}/") for file in files or ())
+            whole = storage.exists(storage.join(folder, FILE)) and self.manifest(int(storage.name_of(folder)))
+            paths = [storage.join(folder, file) for file in (FILE, *files)] if files is not None else []
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return  # nothing that we wrote, or a manifest that is damaged
+        if not ours or storage.exists(storage.join(folder, ASIDE)):
+            return
+        if files is not None and storage.name_of(folder) != str(keep):
+            folders.remove([path for path in paths if ".." not in path.split("/")], self.root)
+        elif not whole or whole["state"] != name:
+            left = (name, f"{name}.orbax-checkpoint-tmp*")
+            paths = [path for pattern in left for path in folders.matches(folder, pattern, deep=True)]
+            folders.remove(paths, self.root)
+        folders.remove([claim], self.root)
+        folders.remove_empty_folders(folder, self.root)
 
     def _finish(self, step: int, name: str, content: dict[str, Any], started: float) -> None:
         """In a thread: the manifest, when all processes have written; then the old ones go."""
@@ -151,7 +175,7 @@ class CheckpointWriter(Checkpoints):
             if jax.process_index() == 0:
                 self.before_manifest()
                 write_manifest(self.folder(step), content, name)
-                folders.remove([storage.join(self.folder(step), CLAIM)])
+                folders.remove([storage.join(self.folder(step), CLAIM)], self.root)
                 self._remove_old()
             self.seconds = time.monotonic() - started
         except Exception as error:
@@ -159,9 +183,9 @@ class CheckpointWriter(Checkpoints):
             self.error = self._failed(step, error)
 
     def _remove_old(self) -> None:
-        steps = self.steps()
+        steps, linked = self.steps(), self.linked_steps()
         for step in steps[: -self.keep_last]:
-            if not self.keep_every_steps or step % self.keep_every_steps:
+            if step not in linked and (not self.keep_every_steps or step % self.keep_every_steps):
                 try:
                     self._remove(step)
                 except (UserError, OSError) as error:
@@ -170,18 +194,23 @@ class CheckpointWriter(Checkpoints):
     def _remove(self, step: int) -> None:
         """Removes the files that the manifest lists, and no others; the manifest first."""
         folder, manifest = self.folder(step), self.manifest(step)
-        claim = storage.join(folder, CLAIM)
+        claim, paths = storage.join(folder, CLAIM), [storage.join(folder, name) for name in manifest["files"]]
+        for path in paths:
+            if link := folders.first_link(path, self.root):
+                raise UserError(f"{link} is a symbolic link, behind which nothing is removed")
         listed = {"state": manifest["state"], "files": list(manifest["files"])}
         storage.write(claim, json.dumps(listed).encode())  # a kill leaves what `clean` ends
-        folders.remove([storage.join(folder, FILE)])
-        folders.remove([storage.join(folder, name) for name in manifest["files"]])
-        folders.remove([claim])
-        folders.remove_empty_folders(folder)
+        folders.remove([storage.join(folder, FILE)], self.root)
+        folders.remove(paths, self.root)
+        folders.remove([claim], self.root)
+        folders.remove_empty_folders(folder, self.root)
 
     def _free_name(self, step: int) -> str:
         """state, or another name where the remains of a damaged checkpoint lie."""
-        taken = {path.removeprefix(self.folder(step) + "/").split("/")[0]
-                 for path in folders.matches(self.folder(step), "*/*")}  # fmt: skip
+        folder = self.folder(step)
+        taken = {path.removeprefix(f"{folder}/").split("/")[0] for path in folders.matches(folder, "*/*")}
+        if os.path.isdir(folder):
+            taken |= {name for name in os.listdir(folder) if os.path.islink(os.path.join(folder, name))}
         names = ("state", *(f"state_{n}" for n in range(1, 1000)))
         return next(name for name in names if name not in taken)
 

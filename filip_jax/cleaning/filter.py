@@ -1,9 +1,6 @@
 """The run of the cleaning rules over a source: two passes, resumable, bounded in memory."""
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from filip_jax.cleaning.judge import Judge
-from filip_jax.cleaning.pieces import CAPTIONS, PIECE, Work, piece_bounds, run
+from filip_jax.cleaning.pieces import CAPTIONS, PIECE, PLAN, Work, piece_bounds, run
 from filip_jax.cleaning.repeats import count_repeats, write_array
 from filip_jax.cleaning.report import Tally, summary
 from filip_jax.cleaning.rules import Rules
@@ -21,7 +18,7 @@ from filip_jax.data.each_caption import EachCaption
 from filip_jax.data.joined import Mixture
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
-from filip_jax.files import read_json, write_atomically
+from filip_jax.files import LOCK, locked, read_json, remove_abandoned, replacing, write_atomically
 from filip_jax.progress import Progress
 
 REPORT, DRY_REPORT, KEPT, TEXTS = "report.json", "dry_run.json", "kept.npy", "captions.arrow"
@@ -103,30 +100,59 @@ def filter_source(
         "models": _models(rules),
     }
     output.mkdir(parents=True, exist_ok=True)
-    if dry_run:
-        records = min(first or spread or len(source), len(source))
-        with tempfile.TemporaryDirectory(dir=output, prefix="dry_run_") as folder:
+    busy = f"filter: output={str(output)!r}: another process filters into it; wait until it has ended, or name another"
+    with locked(output / LOCK, busy):
+        remove_abandoned(output, 0.0)  # no other process writes here
+        if dry_run:
+            records = min(first or spread or len(source), len(source))
             bounds = piece_bounds(np.array([records]) if first or spread else source.shard_sizes, PIECE)
-            work = Work(source, rules, Path(folder), records, records if first else len(source), bounds)
-            report = plan | {"dry_run": True} | summary(_passes(work, workers), source)
-        write_atomically(output / DRY_REPORT, json.dumps(report, indent=1))
-        return report
+            work = Work(source, rules, output / "dry_run", records, records if first else len(source), bounds)
+            return _try(work, output, plan, workers)
+        bounds = piece_bounds(source.shard_sizes, PIECE)
+        return _filter(Work(source, rules, output / "work", len(source), len(source), bounds), output, plan, workers)
+
+
+def _try(work: Work, output: Path, plan: dict[str, Any], workers: int) -> dict[str, Any]:
+    """The report of a dry run."""
+    work.clear()
+    _make_folder(work)
+    try:
+        report = plan | {"dry_run": True} | summary(_passes(work, workers), work.source)
+    finally:
+        work.clear()
+    write_atomically(output / DRY_REPORT, json.dumps(report, indent=1))
+    return report
+
+
+def _filter(work: Work, output: Path, plan: dict[str, Any], workers: int) -> dict[str, Any]:
+    """The report of a filter that is carried to its end, from where it was stopped."""
     if (output / REPORT).is_file():
         report = read_json(output / REPORT)
         _same(output, {key: report.get(key) for key in plan}, plan)
         return report
-    work = Work(source, rules, output / "work", len(source), len(source), piece_bounds(source.shard_sizes, PIECE))
-    work.folder.mkdir(exist_ok=True)
-    begun = work.folder / "plan.json"
+    begun = work.folder / PLAN
     if begun.is_file():
         _same(output, read_json(begun), plan)
+    elif any((output / name).exists() for name in (KEPT, TEXTS)):
+        raise UserError(f"filter: output={str(output)!r} holds {KEPT} or {TEXTS}, but not of a filter: name another")
+    else:
+        _make_folder(work)
     write_atomically(begun, json.dumps(plan))
     tally = _passes(work, workers)
     _join(work, output, tally.totals["kept_records"])
-    report = plan | {"dry_run": False} | summary(tally, source)
+    report = plan | {"dry_run": False} | summary(tally, work.source)
     write_atomically(output / REPORT, json.dumps(report, indent=1))
-    shutil.rmtree(work.folder)
+    work.clear()
     return report
+
+
+def _make_folder(work: Work) -> None:
+    """Makes the folder of the pieces; one that holds anything is not ours."""
+    if not work.folder.is_symlink():
+        remove_abandoned(work.folder, 0.0)
+    if work.folder.is_symlink() or (work.folder.exists() and any(work.folder.iterdir())):
+        raise UserError(f"filter: {work.folder} is there, but no filter made it: name another output, or remove it")
+    work.folder.mkdir(exist_ok=True)
 
 
 def _check(source: Source, dry_run: bool, first: int, spread: int, workers: int) -> None:
@@ -189,17 +215,18 @@ def _pass(work: Work, step: str, ending: str, what: str, workers: int) -> None:
 def _join(work: Work, output: Path, kept: int) -> None:
     """The pieces' indices and texts as one file each; memory holds one piece."""
     pieces = range(len(work.bounds) - 1)
-    indices = np.lib.format.open_memmap(output / f"{KEPT}.tmp", "w+", np.int64, (kept,)) if kept else np.zeros(0, int)
-    at = 0
-    for piece in pieces:
-        own = np.load(work.file(piece, KEPT))
-        indices[at : at + len(own)] = own
-        at += len(own)
-    if not kept:  # an empty file can not be mapped
-        write_array(output / f"{KEPT}.tmp", indices)
-    del indices
-    _publish(output / KEPT)
-    with pa.OSFile(str(output / f"{TEXTS}.tmp"), "wb") as sink, pa.ipc.new_file(sink, CAPTIONS) as writer:
+    if kept:
+        with replacing(output / KEPT) as new:
+            indices, at = np.lib.format.open_memmap(new, "w+", np.int64, (kept,)), 0
+            for piece in pieces:
+                own = np.load(work.file(piece, KEPT))
+                indices[at : at + len(own)] = own
+                at += len(own)
+            del indices
+    else:  # an empty file cannot be mapped
+        write_array(output / KEPT, np.zeros(0, np.int64))
+    beside = replacing(output / TEXTS)
+    with beside as new, pa.OSFile(str(new), "wb") as sink, pa.ipc.new_file(sink, CAPTIONS) as writer:
         waiting: list[pa.Table] = []  # few large batches are searched faster than many small ones
         for piece in pieces:
             with pa.OSFile(str(work.file(piece, TEXTS))) as file:
@@ -207,15 +234,6 @@ def _join(work: Work, output: Path, kept: int) -> None:
             if sum(table.num_rows for table in waiting) >= BATCH or piece == pieces[-1]:
                 writer.write_table(pa.concat_tables(waiting).combine_chunks())
                 waiting = []
-    _publish(output / TEXTS)
-
-
-def _publish(file: Path) -> None:
-    """Gives file.tmp its name when all of it is on the disk."""
-    beside = file.with_name(f"{file.name}.tmp")
-    with beside.open("rb+") as handle:
-        os.fsync(handle.fileno())
-    beside.replace(file)
 
 
 def _short(value: Any) -> str:

@@ -1,6 +1,7 @@
 """The work on one piece of a source, in this process or in workers; each result file is whole or absent."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from filip_jax import folders
 from filip_jax.cleaning.judge import Judge
 from filip_jax.cleaning.repeats import repeats_of, write_array, write_hashes
 from filip_jax.cleaning.report import Tally
 from filip_jax.cleaning.rules import Rules, text_hash
 from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import Source
-from filip_jax.files import write_atomically
+from filip_jax.files import remove_abandoned, write_atomically
 from filip_jax.workers import run as run_workers
 
+PLAN = "plan.json"
+RESULT = re.compile(r"plan\.json|repeats\.npy|\d{8,}\.(hashes\.npy|kept\.npy|captions\.arrow|json)")
 PIECE = 10_000  # records at most
 CAPTIONS = pa.schema([("index", pa.int64()), ("origin", pa.string()), ("text", pa.string())])
 
@@ -49,6 +53,14 @@ class Work:
     def file(self, piece: int, ending: str) -> Path:
         """One of the piece's result files."""
         return self.folder / f"{piece:08}.{ending}"
+
+    def clear(self) -> None:
+        """Removes the results, and the folder if nothing else is in it; follows no link."""
+        if self.folder.is_dir() and not self.folder.is_symlink():
+            remove_abandoned(self.folder, 0.0)
+            root = str(self.folder.parent)
+            folders.remove([str(file) for file in self.folder.iterdir() if RESULT.fullmatch(file.name)], root)
+            folders.remove_empty_folders(str(self.folder), root)
 
 
 def piece_bounds(shard_sizes: np.ndarray, piece: int) -> tuple[int, ...]:

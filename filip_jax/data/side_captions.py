@@ -5,7 +5,6 @@ The side file is JSON lines or parquet with the columns key, origin and caption,
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip_jax import storage
+from filip_jax import folders, storage
 from filip_jax.data.record import CAPTION_BYTES, METADATA_BYTES, Caption, is_caption
 from filip_jax.errors import UserError
-from filip_jax.files import read_json
+from filip_jax.files import read_json, replacing
 
 COLUMNS = ("key", "origin", "caption")
 SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
@@ -50,7 +49,7 @@ class SideCaptions:
         name = hashlib.sha256(" ".join(map(str, found[0])).encode("utf-8", "surrogateescape")).hexdigest()[:16]
         self.stem = storage.join(folder, f"captions.{name}")
         if not storage.exists(f"{self.stem}.json"):
-            storage.local_folder(folder, f"side_captions={path!r}")
+            folders.local_folder(folder, f"side_captions={path!r}")
             self._make(path)
         facts = read_json(Path(f"{self.stem}.json"))
         if not {"origins", "sha256"} <= set(facts):
@@ -79,19 +78,19 @@ class SideCaptions:
     def _make(self, path: str) -> None:
         """Writes the texts as Arrow batches, the sorted hashes of their keys, and which row each has."""
         hashes, origins, digest = [], set(), hashlib.sha256()
-        beside = f"{self.stem}.{os.getpid()}.tmp"
-        with pa.OSFile(beside, "wb") as file, pa.ipc.new_file(file, SCHEMA) as out:
+        beside = replacing(Path(f"{self.stem}.arrow"))
+        with beside as new, pa.OSFile(str(new), "wb") as file, pa.ipc.new_file(file, SCHEMA) as out:
             for batch in _batches(path):
                 out.write_batch(batch)
                 digest.update(repr(batch.to_pydict()).encode())
                 keys, of_batch = batch.column(0).to_pylist(), batch.column(1).unique().to_pylist()
                 hashes.append(np.array([_hash(key) for key in keys], np.uint64))
                 origins |= set(of_batch)
-        os.replace(beside, f"{self.stem}.arrow")
         found = np.concatenate(hashes) if hashes else np.empty(0, np.uint64)
         order = np.argsort(found, kind="stable")
-        np.save(f"{self.stem}.rows.npy", order)
-        np.save(f"{self.stem}.hashes.npy", found[order])
+        for name, array in {"rows": order, "hashes": found[order]}.items():
+            with replacing(Path(f"{self.stem}.{name}.npy")) as new, new.open("wb") as file:
+                np.save(file, array)
         storage.write(
             f"{self.stem}.json", json.dumps({"origins": sorted(origins), "sha256": digest.hexdigest()}).encode()
         )

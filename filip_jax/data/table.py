@@ -4,7 +4,6 @@ import csv
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from filip_jax import storage
+from filip_jax import folders, storage
 from filip_jax.data.listed import read_listed
 from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, METADATA_BYTES, BadRecord, Caption, Record, is_caption
 from filip_jax.errors import UserError
-from filip_jax.files import read_json
+from filip_jax.files import read_json, replacing
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")
 ROWS = 1 << 16  # of a batch
@@ -52,7 +51,7 @@ class Table:
         folder = index or storage.join(storage.common_folder(self.files), ".filip_index")
         self.stem = storage.join(folder, f"table.{hashlib.sha256(place.encode()).hexdigest()[:16]}")
         if not storage.exists(f"{self.stem}.json"):
-            storage.local_folder(folder, f"path={path!r}")
+            folders.local_folder(folder, f"path={path!r}")
             self._make()
         facts = read_json(Path(f"{self.stem}.json"))
         if not {"identity", "sizes", "columns"} <= set(facts):
@@ -125,8 +124,8 @@ class Table:
             [],
             hashlib.sha256(f"{self.image} {self.key} {self.caption_keys}".encode()),
         )
-        beside = f"{self.stem}.{os.getpid()}.tmp"
-        with pa.OSFile(beside, "wb") as file, pa.ipc.new_file(file, schema) as out:
+        beside = replacing(Path(f"{self.stem}.arrow"))
+        with beside as new, pa.OSFile(str(new), "wb") as file, pa.ipc.new_file(file, schema) as out:
             for path in self.files:
                 count = 0
                 for count, fields in enumerate(_rows(path), 1):
@@ -139,7 +138,6 @@ class Table:
                 sizes.append(count)
             if waiting:
                 out.write_batch(pa.record_batch([*map(list, zip(*waiting))], schema=schema))
-        os.replace(beside, f"{self.stem}.arrow")
         facts = {"sizes": sizes, "columns": sorted(map(str, columns)), "identity": digest.hexdigest()}
         storage.write(f"{self.stem}.json", json.dumps(facts).encode())
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from filip_jax import storage
+from filip_jax import folders, storage
 from filip_jax.errors import UserError
 from filip_jax.progress import Progress
 from filip_jax.storage import Found
@@ -172,6 +172,8 @@ def read_index(shards: Sequence[Found], root: str, folder: str, processes: int =
     names = {file.path: file.path.removeprefix(root).lstrip("/") for file in shards}
     new = [file for file in shards if not _is_of(known.get(names[file.path]), file, folder)]
     if new:
+        if not storage.is_remote(folder):
+            folders.local_folder(folder, root)
         progress = Progress("indexing tars", len(new))
         with _pool(processes) as pool:
             made = [pool.submit(_make, file, names[file.path], folder) for file in new]

@@ -1,7 +1,6 @@
 """evals.json of a run: the numbers of every evaluation by step, and of which checkpoint and task they are."""
 
 import contextlib
-import fcntl
 import json
 import os
 import warnings
@@ -11,7 +10,7 @@ from typing import Any
 
 from filip_jax.errors import UserError
 from filip_jax.evals.tasks import Task
-from filip_jax.files import read_json, write_atomically
+from filip_jax.files import locked, read_json, write_atomically
 
 FILE = "evals.json"
 LOCK = ".evals.tmp"  # beside it; a .tmp is not brought into buckets
@@ -143,13 +142,8 @@ def record_baselines(workdir: Path, baselines: Mapping[str, Metrics], tasks: Map
 @contextlib.contextmanager
 def _locked(workdir: Path) -> Iterator[None]:
     """A training and `filip eval --watch` both write, perhaps on two machines."""
-    lock = os.open(workdir / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks: the last one wins
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(workdir / LOCK):
         yield
-    finally:
-        os.close(lock)
 
 
 def _write(workdir: Path, results: dict[str, Any]) -> None:

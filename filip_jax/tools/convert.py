@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,7 @@ from filip_jax.data.decode import decode
 from filip_jax.data.record import BadRecord, Record
 from filip_jax.data.sources import Source, make_source
 from filip_jax.errors import UserError
-from filip_jax.files import read_json, write_atomically
+from filip_jax.files import LOCK, locked, read_json, remove_abandoned, replacing, write_atomically
 from filip_jax.progress import Progress
 from filip_jax.sections import at_least
 from filip_jax.workers import run
@@ -54,7 +53,8 @@ def convert(
         {records, bad: {reason: count}, repeated_images, bytes}.
 
     Raises:
-        UserError: a number out of range, or an output that was begun with other data or options.
+        UserError: a number out of range, or an output that was begun with other data or options, or that
+            another process writes.
     """
     at_least(0, short_side=short_side)
     at_least(1, records_per_shard=records_per_shard, workers=workers)
@@ -63,15 +63,16 @@ def convert(
         "identity": source.identity, "length": len(source), "short_side": short_side, "records_per_shard": records_per_shard,
     }  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
-    _check_plan(output, plan)
-    total = -(-len(source) // records_per_shard)
-    for rest in output.glob("[0-9]*.tmp"):  # of one that was killed
-        rest.unlink()
-    left = [number for number in range(total) if not _is_done(output, number)]
-    progress = Progress("converting shards", total, total - len(left))
-    for _ in run(_converter, (dict(section), output, plan), left, workers):
-        progress.advance()
-    return _summary(output, total)
+    busy = f"{output}: another process converts into it; wait until it has ended, or give another output"
+    with locked(output / LOCK, busy):
+        _check_plan(output, plan)
+        remove_abandoned(output, 0.0)  # no other process writes here
+        total = -(-len(source) // records_per_shard)
+        left = [number for number in range(total) if not _is_done(output, number)]
+        progress = Progress("converting shards", total, total - len(left))
+        for _ in run(_converter, (dict(section), output, plan), left, workers):
+            progress.advance()
+        return _summary(output, total)
 
 
 def _check_plan(output: Path, plan: dict[str, Any]) -> None:
@@ -84,7 +85,7 @@ def _check_plan(output: Path, plan: dict[str, Any]) -> None:
                 f"{output} was begun with another {changed[0]} ({begun.get(changed[0])!r}, now {plan[changed[0]]!r}): "
                 "give the old options or another output"
             )
-    elif any(output.iterdir()):
+    elif any(file.name != LOCK for file in output.iterdir()):
         raise UserError(f"{output} is not empty and holds no {PLAN}: give an empty or a new folder")
     else:
         write_atomically(file, json.dumps(plan, indent=2) + "\n")
@@ -97,8 +98,7 @@ def _converter(section: dict[str, Any], output: Path, plan: dict[str, Any]) -> C
 def _convert_shard(source: Source, output: Path, plan: dict[str, Any], number: int) -> None:
     first = number * plan["records_per_shard"]
     count, bad, hashes, reasons = 0, [], [], Counter()
-    beside = output / f"{number:05d}.array_record.{os.getpid()}.tmp"
-    with RecordWriter(beside) as writer:
+    with replacing(output / f"{number:05d}.array_record") as beside, RecordWriter(beside) as writer:
         for index in range(first, min(first + plan["records_per_shard"], len(source))):
             try:
                 record = source[index]
@@ -111,7 +111,6 @@ def _convert_shard(source: Source, output: Path, plan: dict[str, Any], number: i
                 shard, key = source.where(index)
                 reasons[_reason(str(error))] += 1
                 bad.append(json.dumps({"shard": shard, "key": key, "reason": str(error)}) + "\n")
-    os.replace(beside, output / f"{number:05d}.array_record")
     if bad:
         write_atomically(output / f"{number:05d}.{BAD}", "".join(bad))
     write_atomically(output / f"{number:05d}.hashes", b"".join(hashes))

@@ -15,6 +15,7 @@ import numpy as np
 from filip_jax.data.pipeline import Bad
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
+from filip_jax.files import open_to_append, replacing
 
 FOLDER = "quarantine"
 SKIPPED = "skipped"  # the samples of steps that the guards skipped
@@ -104,9 +105,9 @@ class InputLog:
 
 
 def _append(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
+    file.parent.mkdir(exist_ok=True)  # a workdir that is gone is not made anew
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    with file.open("a+b") as stream:
+    with open_to_append(file) as stream:
         if stream.tell():
             stream.seek(-1, os.SEEK_END)
             text = text if stream.read(1) == b"\n" else "\n" + text  # a line that a kill tore
@@ -116,10 +117,8 @@ def _append(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 def forget_keys_after(workdir: Path, step: int) -> None:
     """Removes the steps beyond this one, to which a run goes back, from the logs of samples, line by line."""
     for file in (*(workdir / KEYS).glob("*.jsonl"), *(workdir / SKIPPED).glob("*.jsonl")):
-        beside = file.with_suffix(".tmp")
-        with file.open("rb") as lines, beside.open("wb") as kept:
+        with replacing(file) as beside, file.open("rb") as lines, beside.open("wb") as kept:
             kept.writelines(line for line in lines if _stands(line, step))
-        os.replace(beside, file)
 
 
 def _stands(line: bytes, step: int) -> bool:

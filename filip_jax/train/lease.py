@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -12,20 +13,23 @@ from typing import Any
 
 from filip_jax import folders, storage
 from filip_jax.errors import UserError
+from filip_jax.files import locked, write_atomically
 
 FILE = "running.json"
+LOCK = ".running.tmp"  # beside it, while a start looks whether another run writes there
 BEAT = 10.0  # seconds between signs of life
+SEEN_BY = ("host", "boot", "namespace")  # where all are the same, a process sees another one by its id
 
 
 class Lease:
     """Holds a workdir for this process, if it is the first of its run.
 
-    A run of a process that is gone from this host gives way at once. One of another host is watched
-    for two beats first: no clock of two hosts is compared.
+    A run of a process that is gone from this host gives way at once. One of another host or another container, which
+    may have the same host name and process id, is watched for two beats first: no clock of two hosts is compared.
 
     Attributes:
         clock: gives the run's seconds, of all its starts; kept with each sign of life.
-        lost: called with a line when another run took the workdir in the same moment.
+        lost: called with a line when another run took the workdir, or it was moved or removed.
         reached: what the clock of a start that was killed had come to, within BEAT; 0.0 after others.
 
     Raises:
@@ -33,20 +37,24 @@ class Lease:
     """
 
     def __init__(self, place: str, holds: bool = True):
-        self.path, self.holds, self.reached, began = storage.join(place, FILE), holds, 0.0, time.monotonic()
+        self.place, self.path, self.holds = place, storage.join(place, FILE), holds
+        self.reached, began = 0.0, time.monotonic()
         self.clock: Callable[[], float] = lambda: self.reached + time.monotonic() - began
         self.lost: Callable[[str], None] = lambda line: None
-        if holds:
-            self._hold()
-
-    def _hold(self) -> None:
-        self.me = {"host": socket.gethostname(), "pid": os.getpid(), "began": _began(os.getpid()), "beat": 0}
-        if other := self._read():
-            self._check(other)
-            with contextlib.suppress(KeyError, TypeError, ValueError):  # of an older version, or not ours
-                self.reached = max(0.0, float(other["seconds"]))
+        self.turn = threading.Lock()
+        if not holds:
+            return
+        self.me = {"token": secrets.token_hex(8), **_place_of_process(), "pid": os.getpid(), "began": _began(os.getpid())}
+        self.me["beat"] = 0
+        self.folder = None if storage.is_remote(place) else os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            busy = f"another run starts in {place} at this moment: give another --workdir, or try again"
+            with contextlib.nullcontext() if self.folder is None else locked(Path(place, LOCK), busy):
+                self._take()
+        except BaseException:
+            self._let_go()
+            raise
         self.ended = threading.Event()
-        self._write()
         threading.Thread(target=self._run, daemon=True, name="lease").start()
 
     def close(self) -> None:
@@ -54,60 +62,126 @@ class Lease:
         if not self.holds:
             return
         self.ended.set()
-        with contextlib.suppress(OSError):
-            folders.remove([self.path])
+        with self.turn, contextlib.suppress(OSError):
+            if (self._read() or {}).get("token") == self.me["token"]:
+                folders.remove([self.path], self.place)
+        self._let_go()
+
+    def check(self) -> None:
+        """Looks whether the workdir is still this run's; a lease that somebody removed there is written again.
+
+        Raises:
+            UserError: another run took it, or it is no longer the folder that this run opened.
+            OSError: the disk or the bucket fails.
+        """
+        if not self.holds:
+            return
+        with self.turn:
+            other = self._read()
+            if other and other.get("token") != self.me["token"]:
+                raise UserError(
+                    f"another run began to write to {self.place} at the same time: process {other.get('pid')} on "
+                    f"{other.get('host')}; this one ends"
+                )
+            if not other and not self._is_same_folder():
+                raise UserError(
+                    f"{self.place} was moved or removed while the run wrote there; this run ends. What it has saved lies "
+                    "where the folder is now: with --workdir naming that, the same command goes on"
+                )
+            self._write()
+
+    def _is_same_folder(self) -> bool:
+        if self.folder is None:
+            return True
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return os.path.samestat(os.stat(self.place), os.fstat(self.folder))
+        return False
+
+    def _take(self) -> None:
+        if other := self._read():
+            self._check_ended(other)
+            with contextlib.suppress(KeyError, TypeError, ValueError):  # of an older version, or not ours
+                self.reached = max(0.0, float(other["seconds"]))
+        self._write()
+
+    def _let_go(self) -> None:
+        if self.folder is not None:
+            os.close(self.folder)
+            self.folder = None
 
     def _run(self) -> None:
         while not self.ended.wait(BEAT):
             self.me["beat"] += 1
-            with contextlib.suppress(OSError):  # a disk that fails is the run's own matter
-                if not storage.exists(self.path):
-                    return  # somebody removed it
-                if (other := self._read()) and (other.get("host"), other.get("pid")) != (
-                    self.me["host"],
-                    self.me["pid"],
-                ):
-                    return self.lost(
-                        f"filip: error: another run began to write to {storage.folder_of(self.path)} at the same time: "
-                        f"process {other.get('pid')} on {other.get('host')}; this one ends"
-                    )
-                self._write()
+            try:
+                self.check()
+            except UserError as error:
+                if self.ended.is_set():
+                    return
+                return self.lost(f"filip: error: {error}")
+            except OSError:
+                continue  # a disk that fails is the run's own matter
 
     def _write(self) -> None:
         self.me["seconds"] = round(self.clock(), 1)
-        storage.write(self.path, json.dumps(self.me).encode())
+        data = json.dumps(self.me).encode()
+        if self.folder is None:
+            storage.write(self.path, data)
+        else:
+            write_atomically(Path(self.path), data)  # which makes no folder anew
 
     def _read(self) -> dict[str, Any] | None:
         try:
             found = json.loads(folders.read_whole(self.path))
             return found if isinstance(found, dict) else None
-        except (OSError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
             return None
 
-    def _check(self, other: dict[str, Any]) -> None:
-        host, pid, began = (other.get(name) for name in ("host", "pid", "began"))
-        if host == self.me["host"]:
-            alive = pid != self.me["pid"] and began is not None and _began(pid) == began
+    def _check_ended(self, other: dict[str, Any]) -> None:
+        if all(other.get(name) == self.me[name] is not None for name in SEEN_BY):
+            alive = self._is_alive(other.get("pid"), other.get("began"))
         else:
-            alive = self._beats(other)
-        if alive:
+            alive = None
+        if self._beats(other) if alive is None else alive:
             raise UserError(
-                f"another run writes to {storage.folder_of(self.path)}: process {pid} on {host}; wait until it has "
-                f"ended, or give another --workdir (if it can not be, remove {self.path})"
+                f"another run writes to {self.place}: process {other.get('pid')} on {other.get('host')}; wait until it "
+                f"has ended, or give another --workdir (if it can not be, remove {self.path})"
             )
+
+    def _is_alive(self, pid: Any, began: Any) -> bool | None:
+        """Whether a process of this host and namespace lives; None if this one may not know."""
+        if not isinstance(pid, int) or not 0 < pid < 1 << 31 or pid == self.me["pid"] or began is None:
+            return False
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:  # of another user, whom /proc may hide
+            return None if _began(pid) is None else _began(pid) == began
+        return _began(pid) == began
 
     def _beats(self, other: dict[str, Any]) -> bool:
         end = time.monotonic() + 2.5 * BEAT
         while time.monotonic() < end:
             time.sleep(0.5)
-            if (found := self._read()) != other:
-                return found is not None
+            with contextlib.suppress(OSError):
+                if (found := self._read()) != other:
+                    return found is not None
         return False
 
 
+def _place_of_process() -> dict[str, str | None]:
+    """Where this process is seen by its id: host, kernel and pid namespace."""
+    boot = namespace = None
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.readlink("/proc/self/ns/pid")
+    return dict(zip(SEEN_BY, (socket.gethostname(), boot, namespace)))
+
+
 def _began(pid: Any) -> str | None:
-    """When the process of this host began, so that a later one of the same number is not taken for it."""
+    """When the living process of this host began, so that a later one of the same number is not taken for it."""
     try:
-        return Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]  # a zombie writes nothing any more
     except (OSError, ValueError, TypeError, IndexError):
         return None

@@ -19,7 +19,7 @@ from filip_jax.cluster import service
 from filip_jax.cluster.pulse import Pulse
 from filip_jax.cluster.roll_call import roll_call
 from filip_jax.cluster.watch import Watch
-from filip_jax.config import check_same_run, save_config
+from filip_jax.config import save_config
 from filip_jax.data.pipeline import batches, parts_of
 from filip_jax.data.sources import Source, fingerprint
 from filip_jax.data.tokenizer import Tokenizer
@@ -40,6 +40,7 @@ from filip_jax.train.metrics import MetricWriter, StepLog, say
 from filip_jax.train.profile import Profile
 from filip_jax.train.setup import Setup, batch_of
 from filip_jax.train.step import State
+from filip_jax.train.upkeep import Upkeep
 from filip_jax.train.wandb_log import WandbLog
 from filip_jax.workdir import cache_folder
 
@@ -74,6 +75,7 @@ def _train(workdir: str | Path, config: Mapping[str, Any], watch: Watch) -> None
         trainer.run()
         with watch.phase("end"):
             service.gather("done")  # what the first process wrote last is there for all
+            service.on_first_process(lambda: trainer.upkeep.check_usable(trainer.saved_step))
     except jax.errors.JaxRuntimeError as error:
         if several:
             pulse.wait_for_judgement(error)
@@ -101,19 +103,19 @@ class Trainer:
         compiled = cache_folder() if self.place.is_remote else workdir
         self.cache = CompileCache(compiled / "compiled", setup.compile_cache)
         self.checkpoints = call(CheckpointWriter, setup.checkpoint, "checkpoint", workdir=self.place.name)
-        self.checkpoints.before_manifest = self.place.flush
         with watch.phase("restore"):
-            newest = start.newest_sound(self.checkpoints)
-        if newest is not None:
-            check_same_run(workdir, config, self.checkpoints.manifest(newest)["config"])
+            newest = start.newest_sound(self.checkpoints, workdir, config)
         donor = None if newest is not None else open_donor(setup.init_from, setup.shapes["params"])
         tokenizer = start.prepare_tokenizer(self.place, setup, source, started=newest is not None)
         service.on_first_process(lambda: save_config(workdir, config))
+        self.upkeep = Upkeep(self.place, self.lease)
+        self.checkpoints.before_manifest = self.upkeep.before_manifest
         self.meta = {"tokenizer_sha256": tokenizer.sha256, "data_sha256": fingerprint(source)}
         sizes = {name: setup.data[name] for name in ("image_size", "text_length")}
         self.embedder = Embedder(setup.model, tokenizer, **sizes, mesh=setup.mesh)
         self.eval_guard = EvalGuard(self.place, watch, setup.evals_fatal)
         self.state, self.step, meta = self._start(newest, tokenizer, donor)
+        self.names = {"checkpoints"}
         self.samples_seen, self.saved_step, watch.step = meta.get("samples_seen", 0), self.step, self.step
         self._open_logs(source, meta)
         rows = call(
@@ -182,12 +184,16 @@ class Trainer:
                     self.checkpoints.wait()
                 self.writer.close()
                 self.lease.close()
-                self.names = {"checkpoints", *(file.name for file in self.workdir.iterdir())}
+                with contextlib.suppress(OSError):  # a workdir that is gone
+                    self.names |= {file.name for file in self.workdir.iterdir()}
                 self.place.close()
 
     def _run(self) -> None:
         """The order that the module promises."""
-        train_step = self._compile() if self.step < self.setup.total_steps else None
+        train_step = None
+        if self.step < self.setup.total_steps:
+            train_step = start.compile_and_say(self.setup, self.state, self.watch, self.cache, self.log)
+            self.log.restart_clock(self.step)
         while True:
             if self._evaluation_is_due():
                 self._evaluate()
@@ -246,19 +252,11 @@ class Trainer:
         say(self.goodput.table())
         raise Preempted(f"{reason}: step {self.step} of {self.setup.total_steps} is saved; the same command goes on")
 
-    def _compile(self):
-        started, spared = time.perf_counter(), self.cache.spared
-        say("compiling the training step ...")
-        compiled = start.compile_step(self.setup, self.state, self.watch)
-        seconds, spared = time.perf_counter() - started, self.cache.spared - spared
-        say(f"compiled in {seconds:.1f} s" + (f"; the compile cache spared {spared:.1f} s" if spared else ""))
-        self.log.note(compile=seconds, compile_spared=spared)
-        self.log.restart_clock(self.step)
-        return compiled
-
     def _save(self) -> None:
         """Starts a save, if this step is not saved yet; the time that training stands still for it is logged."""
         self.log.flush()
+        with self.watch.phase("save"):
+            service.on_first_process(self.upkeep.look)
         if self.step == self.saved_step:
             return
         started = time.perf_counter()
@@ -274,6 +272,11 @@ class Trainer:
         """Waits until everything is on disk: now a stop would lose nothing."""
         with self.watch.phase("save"):
             service.together(self.checkpoints.wait)
+        if service.of_first_process(self.upkeep.has_lost(self.saved_step)):  # somebody removed it
+            self.saved_step = None
+            self._save()
+            with self.watch.phase("save"):
+                service.together(self.checkpoints.wait)
         self.watch.set_unsaved(self.step != self.saved_step)
 
     def _evaluation_is_due(self) -> bool:

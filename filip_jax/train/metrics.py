@@ -1,5 +1,6 @@
 """Where the numbers of a run go: metrics.jsonl, TensorBoard, and one line of progress."""
 
+import io
 import json
 import math
 import time
@@ -12,7 +13,7 @@ import jax
 from tensorboardX import SummaryWriter
 
 from filip_jax.errors import UserError
-from filip_jax.files import read_lines, write_atomically
+from filip_jax.files import open_to_append, read_lines, write_atomically
 from filip_jax.train.goodput import Goodput
 from filip_jax.train.input_log import InputLog
 
@@ -50,7 +51,7 @@ class MetricWriter:
         self.enabled = jax.process_index() == 0
         if not self.enabled:
             return
-        file = workdir / FILE
+        self.file = file = workdir / FILE
         lines = read_lines(file)
         kept = [line for line in lines if _stands(line, step, evaluated)]
         dropped = [line for line in lines if not _stands(line, step, evaluated) and "train/loss" in line]
@@ -61,12 +62,19 @@ class MetricWriter:
                 f"{file} reached step {reached}, but there is no checkpoint: the run begins anew", stacklevel=2
             )
         write_atomically(file, "".join(json.dumps(line) + "\n" for line in kept))
-        self.lines = file.open("a", buffering=1, encoding="utf-8")
+        self._open()
         self.events = SummaryWriter(str(workdir / FOLDER), purge_step=step + 1, flush_secs=10)
+
+    def _open(self) -> None:
+        self.lines = io.TextIOWrapper(open_to_append(self.file), "utf-8", line_buffering=True)
 
     def write(self, step: int, metrics: Mapping[str, float | str]) -> None:
         """One line, handed to the operating system when the call returns; texts stand in the file only."""
         if self.enabled:
+            if not self.file.exists() and self.file.parent.exists():
+                warnings.warn(f"{self.file} was removed while the run wrote to it: begun anew", stacklevel=2)
+                self.lines.close()
+                self._open()
             said = {k: v if isinstance(v, str) or math.isfinite(v) else str(v) for k, v in metrics.items()}
             self.lines.write(json.dumps({"step": step, **said}) + "\n")
             for name, value in metrics.items():

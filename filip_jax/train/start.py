@@ -14,15 +14,19 @@ from filip_jax.checkpoint.shared import find_damage
 from filip_jax.cluster import service
 from filip_jax.cluster.join import preflight
 from filip_jax.cluster.watch import Watch
+from filip_jax.config import FILE as CONFIG
+from filip_jax.config import check_same_run, read_config
 from filip_jax.data.pipeline import check_usable
 from filip_jax.data.sources import Source, make_source
 from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
 from filip_jax.errors import UserError
-from filip_jax.files import write_atomically
+from filip_jax.files import remove_abandoned, write_atomically
 from filip_jax.inference import TOKENIZER, read_tokenizer
 from filip_jax.sections import call
+from filip_jax.train.goodput import CompileCache
+from filip_jax.train.input_log import FOLDER, KEYS, SKIPPED
 from filip_jax.train.lease import Lease
-from filip_jax.train.metrics import say
+from filip_jax.train.metrics import StepLog, say
 from filip_jax.train.setup import Setup, lower_step, make_setup
 from filip_jax.train.step import State
 from filip_jax.workdir import Workdir
@@ -46,7 +50,7 @@ def open_workdir(path: str | Path, watch: Watch) -> tuple[Workdir, Lease]:
     """The run's folder, made, tried and held against other runs.
 
     Raises:
-        UserError: it is a file, nothing can be written there, or another run writes there.
+        UserError: it is a file, nothing can be written there, or only behind a link, or another run writes there.
     """
     opened: list[Workdir] = []
     leases: list[Lease] = []
@@ -56,10 +60,12 @@ def open_workdir(path: str | Path, watch: Watch) -> tuple[Workdir, Lease]:
             workdir = Workdir(path)
             if workdir.folder.exists() and not workdir.folder.is_dir():
                 raise UserError(f"--workdir={path} is a file")
+            if jax.process_index() == 0:
+                workdir.check_links()
             workdir.folder.mkdir(parents=True, exist_ok=True)
             tried = storage.join(workdir.name, f".written_{jax.process_index()}")
             storage.write(tried, b"x" * 4096)
-            folders.remove([tried])
+            folders.remove([tried], workdir.name)
             opened.append(workdir)
         except OSError as error:
             raise UserError(f"--workdir={path}: nothing can be written there: {error}") from error
@@ -75,6 +81,17 @@ def compile_step(setup: Setup, state: State, watch: Watch) -> Callable[..., Any]
     """The training step, compiled for the state and a batch of the run."""
     with watch.phase("compile"), jax.set_mesh(setup.mesh):
         return lower_step(setup, state).compile()
+
+
+def compile_and_say(setup: Setup, state: State, watch: Watch, cache: CompileCache, log: StepLog) -> Callable[..., Any]:
+    """The same; says and logs how long it took."""
+    started, spared = time.perf_counter(), cache.spared
+    say("compiling the training step ...")
+    compiled = compile_step(setup, state, watch)
+    seconds, spared = time.perf_counter() - started, cache.spared - spared
+    say(f"compiled in {seconds:.1f} s" + (f"; the compile cache spared {spared:.1f} s" if spared else ""))
+    log.note(compile=seconds, compile_spared=spared)
+    return compiled
 
 
 def open_source(setup: Setup) -> Source:
@@ -112,16 +129,16 @@ def prepare_tokenizer(workdir: Workdir, setup: Setup, source: Source, *, started
     return tokenizer
 
 
-def newest_sound(checkpoints: CheckpointWriter) -> int | None:
+def newest_sound(checkpoints: CheckpointWriter, workdir: Path, config: Mapping[str, Any]) -> int | None:
     """The newest step whose files are as they were written; None for a run that has saved nothing.
 
     Every process reads a share of the files. Damaged checkpoints that are newer count no more from
-    here on; their files stay.
+    here on; their files stay. Nothing is removed or set aside before the config says that the run is this one.
 
     Raises:
-        UserError: there are checkpoints, and all of them are damaged.
+        UserError: there are checkpoints, and all of them are damaged; the run is of another config; or the next
+            checkpoints would be written through a symbolic link.
     """
-    service.on_first_process(checkpoints.clean)
     steps, damaged = service.of_first_process(checkpoints.steps()), []
     for step in reversed(steps):
         started = time.monotonic()
@@ -131,6 +148,9 @@ def newest_sound(checkpoints: CheckpointWriter) -> int | None:
         damaged.append((step, found))
     else:
         step = None
+    if step is not None:
+        check_same_run(workdir, config, checkpoints.manifest(step)["config"])
+    service.on_first_process(lambda: _clean(checkpoints, workdir, config, step))
     strange = service.of_first_process(checkpoints.without_manifest())
     for folder in strange if jax.process_index() == 0 else ():
         warnings.warn(f"{folder} has no manifest.json: it is no checkpoint, and is left as it is", stacklevel=2)
@@ -146,3 +166,25 @@ def newest_sound(checkpoints: CheckpointWriter) -> int | None:
             warnings.warn(said, stacklevel=2)
         service.on_first_process(lambda number=number: checkpoints.set_aside(number))
     return step
+
+
+def _clean(checkpoints: CheckpointWriter, workdir: Path, config: Mapping[str, Any], step: int | None) -> None:
+    """Removes what killed starts of this run have left, if it is this run."""
+    for linked in checkpoints.linked_steps():
+        folder = checkpoints.folder(linked)
+        if step is None or linked > step:
+            raise UserError(
+                f"{folder} is a symbolic link where this run would save: remove the link; what it leads to stays as it is"
+            )
+        warnings.warn(f"{folder} is a symbolic link: it is read, and never removed", stacklevel=2)
+    if step is None:
+        if not (workdir / CONFIG).exists():
+            return  # nothing says that the remains are ours
+        saved = read_config(workdir)  # which raises if it is no run's: a new run would overwrite it
+        try:
+            check_same_run(workdir, config, saved)
+        except UserError:
+            return
+    checkpoints.clean(keep=step)
+    for folder in (workdir, *(workdir / name for name in (FOLDER, KEYS, SKIPPED))):
+        remove_abandoned(folder)
