@@ -9,8 +9,7 @@ import itertools
 import logging
 import os
 import re
-import threading
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,11 +17,13 @@ from typing import Any, NamedTuple
 
 import fsspec
 
+from filip_jax import handles
 from filip_jax.errors import UserError
 from filip_jax.files import write_atomically
+from filip_jax.walk import say_left_out, sift, walk
 
 DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}  # scheme: the package that reads it, and the extra of the scheme's name
-OPEN_FILES, SMALL = 256, 1 << 20  # descriptors, bytes
+SMALL = 1 << 20  # bytes
 PATHS = 1 << 20  # that the braces of one path stand for
 for scheme in ("gs", "gcs", "s3"):  # TensorStore and other processes write past fsspec, which would not notice
     fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
@@ -64,25 +65,28 @@ class Found(NamedTuple):
     stamp: str
 
 
-def find(path: str, suffixes: tuple[str, ...], key: str) -> list[Found]:
-    """All files that `path` names, sorted.
+def find(path: str, suffixes: tuple[str, ...], key: str, left_out: Counter[str] | None = None) -> list[Found]:
+    """Return all files that `path` names, sorted.
 
     Args:
         path: a file, a folder, a pattern with * ? [] or braces: "cc3m/{00000..00331}.tar".
-        suffixes: endings of the files that count in a folder.
+        suffixes: endings, in lower case, of the files that count in a folder, by the rules of walk.py; "" takes every
+            file, whatever its name.
         key: the config key of the path, for messages.
+        left_out: receives counts by reason of what does not count beside them.
 
     Raises:
         UserError: nothing there; names from braces that are not there.
     """
     found: dict[str, Found] = {}
-    missing = []
+    missing, left_out = [], Counter() if left_out is None else left_out
     for pattern in expand_braces(path):
-        here = _list(pattern, suffixes)
+        here = _list(pattern, suffixes, left_out)
         missing += [] if here else [pattern]
         found |= {file.path: file for file in here}
     if not found:
-        raise UserError(f"{key}={path!r}: there is no such file, nor a folder with {' or '.join(suffixes)} in it")
+        what = f"there is no such file, nor a folder with {' or '.join(suffixes)} in it"
+        raise UserError("; ".join(filter(None, [f"{key}={path!r}: {what}", say_left_out(left_out)])))
     if missing:
         some = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         raise UserError(f"{key}={path!r}: {len(missing)} of {len(missing) + len(found)} files are missing: {some}")
@@ -108,11 +112,14 @@ def expand_braces(path: str) -> list[str]:
     return paths
 
 
-def _list(pattern: str, suffixes: tuple[str, ...]) -> list[Found]:
+def _list(pattern: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> list[Found]:
     if not is_remote(pattern):
-        if os.path.isdir(pattern):
+        if os.path.isdir(pattern) and "" in suffixes:
             names = (os.path.join(root, name) for root, _, files in os.walk(pattern) for name in files)
-            return [_local(name) for name in names if name.endswith(suffixes) and os.path.isfile(name)]
+            return [_local(name) for name in names if os.path.isfile(name)]
+        if os.path.isdir(pattern):
+            files = walk(pattern, suffixes, left_out) if suffixes else []
+            return [Found(os.path.join(pattern, name), size, str(time)) for name, size, time in files]
         names = glob.glob(pattern) if glob.has_magic(pattern) else [pattern]
         return [_local(name) for name in names if os.path.isfile(name)]
     system, scheme = _system(pattern), pattern.split("://")[0]
@@ -121,8 +128,10 @@ def _list(pattern: str, suffixes: tuple[str, ...]) -> list[Found]:
             infos = system.glob(pattern, detail=True)
         else:
             infos = system.find(pattern, detail=True)
-            folder = list(infos) != [system._strip_protocol(pattern)]
-            infos = {name: info for name, info in infos.items() if not folder or name.endswith(suffixes)}
+            top = system._strip_protocol(pattern)
+            if list(infos) != [top] and "" not in suffixes:
+                names = {name: (name.removeprefix(top), info["size"]) for name, info in infos.items()}
+                infos = {name: infos[name] for name in sift(names, suffixes, left_out)}
     return _files(scheme, infos)
 
 
@@ -133,7 +142,7 @@ def find_all(folder: str) -> list[Found]:
         OSError: the disk or the bucket fails.
     """
     if not is_remote(folder):
-        return sorted(_list(folder, ("",))) if os.path.isdir(folder) else []
+        return sorted(_list(folder, ("",), Counter())) if os.path.isdir(folder) else []
     system, scheme = _system(folder), folder.split("://")[0]
     with _reaching(folder):
         return sorted(_files(scheme, system.find(folder.rstrip("/") + "/", detail=True)))
@@ -176,7 +185,7 @@ def read(path: str, offset: int = 0, size: int | None = None) -> bytes:
     if is_remote(path):
         with _reaching(path):
             return _system(path).cat_file(path, start=offset, end=None if size is None else offset + size)
-    handle = _open(path)
+    handle = handles.open_file(path)
     if size is None or size > SMALL:  # no more memory than there are bytes
         rest = os.fstat(handle.descriptor).st_size - offset
         size = max(0, rest if size is None else min(size, rest))
@@ -225,13 +234,12 @@ def write(path: str, data: bytes) -> None:
     else:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(path), data)
-        with _lock:
-            _handles.pop(path, None)  # of the file that was there before
+        handles.forget(path)  # the file that was there before
 
 
 def listed(pattern: str) -> list[str]:
     """The files that a pattern with * matches."""
-    return [file.path for file in _list(pattern, ())]
+    return [file.path for file in _list(pattern, (), Counter())]
 
 
 def remove_remote(path: str) -> None:
@@ -252,31 +260,3 @@ def _system(path: str) -> fsspec.AbstractFileSystem:
         raise UserError(
             f"{path}: the package {DRIVERS[scheme]} is missing: pip install -e '.[{scheme}]' in a clone of filip_jax"
         ) from error
-
-
-class _Handle:
-    """A descriptor that closes when its last user lets it go."""
-
-    def __init__(self, path: str):
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-
-    def __del__(self):
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
-
-
-_handles: OrderedDict[str, _Handle] = OrderedDict()
-_lock = threading.Lock()
-
-
-def _open(path: str) -> _Handle:
-    with _lock:
-        if path in _handles:
-            _handles.move_to_end(path)
-            return _handles[path]
-    handle = _Handle(path)
-    with _lock:
-        _handles[path] = handle
-        while len(_handles) > OPEN_FILES:
-            _handles.popitem(last=False)
-    return handle

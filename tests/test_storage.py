@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pairs import key, texts, write_jsonl, write_parquet, write_webdataset
 
-from filip_jax import storage
+from filip_jax import handles, storage
 from filip_jax.data.listed import read_listed
 from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import fingerprint, make_source
@@ -109,7 +109,7 @@ def test_braces_are_a_shells(first, count, width):
 
 
 def test_many_files_are_read_with_few_descriptors(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "OPEN_FILES", 8)
+    monkeypatch.setattr(handles, "OPEN_FILES", 8)
     for n in range(50):
         (tmp_path / str(n)).write_bytes(bytes([n]) * 20)
     before = len(os.listdir("/proc/self/fd"))

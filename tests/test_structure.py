@@ -12,7 +12,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = [
     {"redact"},
     {"errors"},
-    {"console", "extras", "files", "paths", "progress", "sections", "workers"},
+    {"console", "extras", "files", "handles", "paths", "progress", "sections", "walk", "workers"},
     {"storage"},
     {"buckets", "cluster", "config", "folders", "mesh"},
     {"workdir"},
