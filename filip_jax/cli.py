@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from filip_jax.cli_align import add_align_command, step_number
 from filip_jax.cli_data import add_data_commands, source_section
 from filip_jax.cli_plan import add_plan_commands
-from filip_jax.cluster.watch import PREEMPTED, Watch, leave
+from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch, leave
 from filip_jax.console import outlive_readers
-from filip_jax.errors import Preempted, UserError, one_line
+from filip_jax.errors import Preempted, ProcessLost, UserError, one_line
 
 DESCRIPTION = "FILIP: fine-grained contrastive language-image pre-training in JAX."
 EPILOG = """examples:
@@ -101,8 +101,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"filip: error: {one_line(str(error))}", file=sys.stderr)
         return 2
     except Preempted as stopped:
-        print(f"filip: {stopped}; exit {PREEMPTED}", file=sys.stderr)
+        print(f"filip: {stopped}; the same command goes on; exit {PREEMPTED}", file=sys.stderr)
         return PREEMPTED
+    except ProcessLost as error:
+        print(f"filip: {error}; the same command goes on; exit {HUNG}", file=sys.stderr)
+        return HUNG
     except KeyboardInterrupt:
         on = "; the same command goes on from the newest checkpoint" if arguments.command == "train" else ""
         print(f"filip: interrupted{on}", file=sys.stderr)

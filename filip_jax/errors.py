@@ -1,4 +1,4 @@
-"""The exceptions for mistakes that a user can mend and for runs that were asked to stop; what messages look like."""
+"""The exceptions for mistakes that a user can mend and for runs that end before their time; what messages look like."""
 
 from filip_jax.redact import redact
 
@@ -18,6 +18,16 @@ class UserError(ValueError):
 
 class Preempted(Exception):
     """The run was asked to stop, and everything is saved: the command line ends with exit code 42."""
+
+
+class ProcessLost(Exception):
+    """A process that the command needs is gone, said in one line with the likely cause.
+
+    The command line ends with exit code 43: the same command goes on.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(one_line(message))
 
 
 def one_line(text: str) -> str:

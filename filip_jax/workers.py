@@ -1,4 +1,4 @@
-"""The same work on many items, in this process or in others that end with it."""
+"""The same work on many items, in this process or in others that end with it; words for a process that is gone."""
 
 import multiprocessing
 import os
@@ -10,43 +10,77 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any
 
-from filip_jax.errors import UserError
+from filip_jax.errors import ProcessLost
+
+CAUSES = {
+    signal.SIGKILL: "out of memory?",
+    signal.SIGBUS: "no room left in /dev/shm (Docker's --shm-size), or a file that was cut while it was read?",
+    **dict.fromkeys(
+        (signal.SIGSEGV, signal.SIGABRT, signal.SIGILL, signal.SIGFPE),
+        "a crash in native code, perhaps on a damaged file: does `filip data inspect` end so, too?",
+    ),
+}
 
 
 def run(
-    make: Callable[..., Callable[[int], Any]], arguments: tuple, items: Sequence[int], workers: int
+    make: Callable[..., Callable[[int], Any]],
+    arguments: tuple,
+    items: Sequence[int],
+    workers: int,
+    option: str = "--workers",
 ) -> Iterator[Any]:
     """Yields what each item becomes, as soon as it is done; an interruption starts no further item.
 
     Args:
         make: gives the function of an item when called with `arguments`, once in each process.
         workers: processes; 0 works in this one.
+        option: of the command that says how many, for messages.
 
     Raises:
-        UserError: a worker was killed.
+        ProcessLost: a worker is gone.
     """
     if workers == 0:
         yield from map(make(*arguments), items)
         return
     context = multiprocessing.get_context("spawn")  # JAX, if it is loaded, does not survive a fork
     pool = ProcessPoolExecutor(min(workers, len(items) or 1), context, _begin, (make, arguments))
+    processes: set[multiprocessing.process.BaseProcess] = set()
     try:
         todo, waiting = iter(items), set()
         while True:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: the parent ends its workers
             waiting |= {pool.submit(_one, item) for item in islice(todo, 2 * workers - len(waiting))}
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            processes |= set(multiprocessing.active_children())
             if not waiting:
                 return
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
                 yield future.result()
     except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was killed, perhaps for want of memory; the same command goes on where it stopped"
-        ) from error
+        pool.shutdown(wait=True, cancel_futures=True)  # after which each has its exit code
+        codes = [process.exitcode for process in processes if process.exitcode]
+        code = next((code for code in codes if code != -signal.SIGTERM), -signal.SIGTERM)  # by which the pool ends others
+        raise lost("a worker process", code, f"lower {option}") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def lost(process: str, code: int, remedy: str, end: str = "") -> ProcessLost:
+    """The error that says how a process ended, and perhaps why.
+
+    Args:
+        process: that is gone, as in "a data worker".
+        code: its exit code; -9 is an end by signal 9.
+        remedy: for a lack of memory.
+        end: how it ended, if `code` only stands for something like it.
+    """
+    if code >= 0:
+        return ProcessLost(f"{process} ended with exit code {code}; what it wrote stands above")
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    cause = CAUSES.get(-code, "who sent it?")
+    then = f" Then {remedy}" if -code in (signal.SIGKILL, signal.SIGBUS) else ""
+    return ProcessLost(f"{process} {end or f'was killed by {name}'}: {cause}{then}")
 
 
 _do: Callable[[int], Any]

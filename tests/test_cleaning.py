@@ -36,7 +36,7 @@ from filip_jax.cleaning.words import SensitiveWords
 from filip_jax.data.decode import image_size
 from filip_jax.data.folder import Folder
 from filip_jax.data.sources import make_source
-from filip_jax.errors import UserError
+from filip_jax.errors import ProcessLost, UserError
 
 labelled = runpy.run_path(str(ROOT / "benchmarks/filter.py"))["labelled"]
 OFF = {"languages": (), "person_names": False}  # the rules that need models
@@ -406,7 +406,7 @@ def test_workers_change_nothing(tmp_path, monkeypatch, uninterrupted, capsys):
 
 
 def test_a_worker_that_is_killed(tmp_path):
-    with pytest.raises(UserError, match="a worker process was killed.*goes on where it stopped"):
+    with pytest.raises(ProcessLost, match="a worker process ended with exit code 9; what it wrote stands above"):
         filter_source(Deadly(MANY), tmp_path, **OFF, workers=1)
 
 

@@ -32,7 +32,7 @@ def together(code, count=2, seconds=60, **variables):
         from filip_jax.cluster.pulse import Pulse
         from filip_jax.cluster.roll_call import roll_call
         from filip_jax.cluster.watch import Watch
-        from filip_jax.errors import UserError
+        from filip_jax.errors import ProcessLost, UserError
         watch = Watch().begin()
         join_processes(watch, 10, int(os.environ.get("START", "30")))
         pulse = Pulse(watch, 10)
@@ -102,14 +102,26 @@ def test_the_roll_is_called_before_each_step_and_all_hear_the_same():
         began = time.monotonic()
         print(roll_call(watch, 3, never, no))
         assert time.monotonic() - began < 5
+        watch.stop = ""
+        service.gather("stopped")
+        service.drop("stop")
+        def lost(seconds):
+            raise ProcessLost("a worker is gone")
+        print(roll_call(watch, 4, lost if me == 1 else never, no))
+        try:
+            service.on_first_process(lambda: (_ for _ in ()).throw(ProcessLost("no trainer")))
+        except ProcessLost as error:
+            print(f"ProcessLost: {error}")
         service.gather("end"); pulse.close()
         """
     )
     for code, output in results:
         lines = output.splitlines()
         assert code == 0, output
-        assert lines[:2] == ["Decision(stop='', save=False, error='')", "Decision(stop='', save=True, error='')"]
+        assert lines[:2] == [f"Decision(stop='', save={save}, error='', lost='')" for save in (False, True)]
         assert lines[2] == "bad data" and lines[3].startswith("Decision(stop='SIGTERM")
+        assert lines[4] == "Decision(stop='', save=False, error='', lost='a worker is gone')"
+        assert lines[5] == "ProcessLost: no trainer"
 
 
 def test_an_evaluation_that_fails_on_one_process_alone_ends_all(tmp_path):

@@ -21,7 +21,7 @@ from filip_jax.data.record import BadRecord, Caption, Record
 from filip_jax.data.sentence_pieces import BOS, EOS, PAD, train_sentence_pieces
 from filip_jax.data.sources import make_source
 from filip_jax.data.tokenizer import Tokenizer
-from filip_jax.errors import UserError
+from filip_jax.errors import ProcessLost, UserError
 
 CAPTIONS = ["a red apple", "a dog to the left of a cat", "a big house, a tree and a dog", "ein Hund", "苹果"] * 5
 
@@ -152,7 +152,7 @@ def test_a_killed_trainer_is_said():
                 if ours and b"filip_jax.data.sentence_pieces" in words:
                     os.kill(int(folder.name), signal.SIGKILL)
 
-    with pytest.raises(UserError, match=r"its process ended with -9, perhaps for want of memory"):
+    with pytest.raises(ProcessLost, match=r"trains a tokenizer was killed by SIGKILL: out of memory\? Then lower tokenizer.captions"):
         train_sentence_pieces(texts(), 300)
 
 

@@ -1,13 +1,13 @@
 """Before each step all processes agree: to go, to save, to stop, or that one of them can not go on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import jax
 
 from filip_jax.cluster import service
 from filip_jax.cluster.watch import Watch
-from filip_jax.errors import UserError
+from filip_jax.errors import ProcessLost, UserError
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,13 @@ class Decision:
         stop: why the run stops, or "".
         save: whether the clock asks for a save.
         error: what one of them met, or "".
+        lost: which process that one of them needs is gone, or "".
     """
 
     stop: str = ""
     save: bool = False
     error: str = ""
+    lost: str = ""
 
 
 def roll_call(watch: Watch, step: int, ready: Callable[[float], bool], save: Callable[[], bool]) -> Decision:
@@ -40,8 +42,11 @@ def roll_call(watch: Watch, step: int, ready: Callable[[float], bool], save: Cal
         Exception: what `ready` raised in this process, if the others have been told.
     """
     if jax.process_count() == 1:
-        while not watch.stop and not ready(service.POLL):
-            pass
+        try:
+            while not watch.stop and not ready(service.POLL):
+                pass
+        except ProcessLost as error:
+            return Decision(watch.stop, lost=str(error))
         return Decision(watch.stop, save())
     lead = _lead if jax.process_index() == 0 else _follow
     decision, mine = lead(watch, step, _Ready(ready), save)
@@ -56,15 +61,17 @@ class _Ready:
     """A process's own vote: whether it has its batch, or what keeps it from ever having one."""
 
     def __init__(self, ready: Callable[[float], bool]):
-        self.ready, self.is_ready, self.error = ready, False, None
+        self.ready, self.is_ready, self.error, self.lost = ready, False, None, ""
 
     def look(self, seconds: float) -> bool:
         """Whether there is a vote to give, waiting so long for it."""
         try:
-            self.is_ready = self.is_ready or (self.error is None and self.ready(seconds))
+            self.is_ready = self.is_ready or (not self.lost and self.error is None and self.ready(seconds))
+        except ProcessLost as error:  # no error of the run's: all save
+            self.lost = str(error)
         except Exception as error:
             self.error = error
-        return self.is_ready or self.error is not None
+        return self.is_ready or bool(self.lost) or self.error is not None
 
     def said(self) -> str:
         """The error for the others."""
@@ -82,9 +89,10 @@ def _lead(watch: Watch, step: int, mine: _Ready, save: Callable[[], bool]) -> tu
         votes = service.get_all(f"vote/{step}")
         errors = [mine.said(), *(vote["error"] for vote in votes.values())]
         stops = [watch.stop, *(vote["stop"] for vote in votes.values())]
-        decision = Decision(next(filter(None, stops), ""), save(), next(filter(None, errors), ""))
+        losses = [mine.lost, *(vote["lost"] for vote in votes.values())]
+        decision = Decision(_first(stops), save(), _first(errors), _first(losses))
         missing = [process for process in others if process not in votes]
-        if decision.stop or decision.error or (ready and not missing):
+        if decision.stop or decision.error or decision.lost or (ready and not missing):
             break
         if ready:
             service.get(f"vote/{step}/{missing[0]}", service.POLL)
@@ -94,11 +102,15 @@ def _lead(watch: Watch, step: int, mine: _Ready, save: Callable[[], bool]) -> tu
     return decision, mine.error
 
 
+def _first(texts: Sequence[str]) -> str:
+    return next(filter(None, texts), "")
+
+
 def _follow(watch: Watch, step: int, mine: _Ready, save: Callable[[], bool]) -> tuple[Decision, Exception | None]:
     me, given = jax.process_index(), None
     while True:
         has_vote = mine.look(0.0 if mine.is_ready else service.POLL / 4)
-        vote = {"stop": watch.stop, "error": mine.said()}
+        vote = {"stop": watch.stop, "error": mine.said(), "lost": mine.lost}
         if vote != given and (has_vote or watch.stop):
             service.put(f"vote/{step}/{me}", vote)
             given = vote

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax._src import distributed  # the service has no public name
 
-from filip_jax.errors import UserError
+from filip_jax.errors import ProcessLost, UserError
 
 POLL = 0.1  # seconds that one look for a key takes, so that a waiting main thread still meets signals
 PREFIX = "filip_jax/"
@@ -71,18 +71,21 @@ def gather(value: Any) -> list[Any]:
 
 
 def together(action: Callable[[], None]) -> None:
-    """Runs an action on every process; a user's mistake on one of them stops all of them.
+    """Runs an action on every process; a user's mistake, or a lost process, on one of them stops all of them.
 
     Raises:
         UserError: the action raised one, or an OSError, somewhere.
+        ProcessLost: the action raised one somewhere.
     """
-    message = ""
+    kind, message = "", ""
     try:
         action()
-    except (UserError, OSError) as error:
+    except (UserError, OSError, ProcessLost) as error:
+        kind = "lost" if isinstance(error, ProcessLost) else "mistake"
         message = str(error)[:MOST] or type(error).__name__
-    if found := next(filter(None, gather(message)), ""):
-        raise UserError(found)
+    kind, message = next((found for found in gather([kind, message]) if found[0]), ("", ""))
+    if kind:
+        raise ProcessLost(message) if kind == "lost" else UserError(message)
 
 
 def on_first_process(action: Callable[[], None]) -> None:

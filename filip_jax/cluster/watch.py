@@ -13,13 +13,14 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 from filip_jax.errors import UserError
 
 PREEMPTED = 42  # exit code: the run was asked to stop; started again it goes on
-HUNG = 43  # exit code: nothing moved; started again it goes on
+HUNG = 43  # exit code: nothing moved, or a process is gone; started again it goes on
 PERIOD = 0.25  # seconds between looks at the clock
 QUICK = ("data", "step")  # phases that a hang shows in first
 SLOW = ("start", "restore", "compile", "save", "evaluation", "end")  # these may take four times as long
@@ -169,6 +170,13 @@ class Watch:
         leave(code, line, self.on_leave)
 
     def _run(self) -> None:
+        try:
+            self._look_after_the_run()
+        except Exception as error:  # without this thread nobody hears signals, or notices a hang
+            traceback.print_exc()
+            self.leave(HUNG, f"filip: the thread that watches the run failed: {type(error).__name__}: {error}; exit {HUNG}")
+
+    def _look_after_the_run(self) -> None:
         while not self._ended:
             if select.select([self._reader], [], [], PERIOD)[0]:
                 for number in os.read(self._reader, 1024):

@@ -5,8 +5,11 @@ it. Every per-sample step therefore comes first, on the one global stream; the c
 comes last, in contiguous blocks of the global batch.
 """
 
+import errno
 import hashlib
 import os
+import re
+import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +28,16 @@ from filip_jax.data.sources import Source
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
 from filip_jax.sections import call
+from filip_jax.workers import lost
 
 Batch = dict[str, Any]
 ENDLESS = 2**62
 SUBSTITUTES = 32  # that are tried for one sample
 MOST_AT_ONCE = 4096  # workers, and threads of a worker
 TRIED = 64  # records that are looked at before a run
+REMEDY = "lower data.workers or data.threads, or give the machine more memory"
+# Reading needs no disk: workers hand batches over in /dev/shm. The kernel sends these signals in a like shortage.
+SHORTAGES = {errno.ENOSPC: -signal.SIGBUS, errno.ENOMEM: -signal.SIGKILL}
 SINGLE = "source"  # the name of the part if there is no mixture
 
 
@@ -253,4 +260,30 @@ def batches(
     if workers:
         flags.FLAGS.mark_as_parsed()  # Grain's worker processes insist on it
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
-    return iter(dataset)
+    return _Batches(iter(dataset))
+
+
+class _Batches:
+    """Grain's iterator, in whose errors a worker process that is gone is said in words.
+
+    Raises:
+        ProcessLost: a worker was killed, or no memory is left.
+    """
+
+    def __init__(self, batches: Iterator[Batch]):
+        self.batches, self.close = batches, batches.close
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        try:
+            return next(self.batches)
+        except (RuntimeError, MemoryError, OSError) as error:
+            killed = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))  # Grain gives it nowhere else
+            if killed:
+                raise lost("a data worker", int(killed[1]), REMEDY) from error
+            number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+            if number in SHORTAGES:
+                raise lost("a data worker", SHORTAGES[number], REMEDY, f"failed ({os.strerror(number)})") from error
+            raise

@@ -13,6 +13,7 @@ from pathlib import Path
 import sentencepiece
 
 from filip_jax.errors import UserError
+from filip_jax.workers import lost
 
 PAD, UNKNOWN, BOS, EOS = 0, 1, 2, 3
 SMALLEST = 270  # vocabulary
@@ -59,7 +60,8 @@ def train_sentence_pieces(texts: Iterable[str], vocab_size: int) -> bytes:
     `vocab_size` is the most it may have: few texts give fewer pieces.
 
     Raises:
-        UserError: sentencepiece can not train on these texts, or its process was killed.
+        UserError: sentencepiece cannot train on these texts.
+        ProcessLost: its process is gone.
     """
     if vocab_size < SMALLEST:
         raise UserError(f"tokenizer.vocab_size={vocab_size} must be at least {SMALLEST}: 256 bytes, 4 signs, pieces")
@@ -79,9 +81,10 @@ def train_sentence_pieces(texts: Iterable[str], vocab_size: int) -> bytes:
             raise
     if trainer.returncode == 0:
         return output
-    killed = ", perhaps for want of memory" if trainer.returncode == -signal.SIGKILL else ""
-    said = output.decode(errors="replace") or f"its process ended with {trainer.returncode}{killed}"
-    raise UserError(f"tokenizer.vocab_size={vocab_size}: sentencepiece can not train on these captions: {said}")
+    if not output:
+        raise lost("the process that trains a tokenizer", trainer.returncode, "lower tokenizer.captions")
+    said = output.decode(errors="replace")
+    raise UserError(f"tokenizer.vocab_size={vocab_size}: sentencepiece cannot train on these captions: {said}")
 
 
 def _train(texts: Iterable[str], vocab_size: int) -> bytes:

@@ -7,14 +7,13 @@ sample's key. index.json lists the shards and what the rows look like.
 
 import hashlib
 import json
-import multiprocessing
 import os
 import re
 import struct
 import tarfile
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -25,6 +24,7 @@ from filip_jax import folders, storage
 from filip_jax.errors import UserError
 from filip_jax.progress import Progress
 from filip_jax.storage import Found
+from filip_jax.workers import run as run_workers
 
 VERSION = 2
 FILE = "index.json"
@@ -165,6 +165,7 @@ def read_index(shards: Sequence[Found], root: str, folder: str, processes: int =
     Raises:
         UserError: the index can not be written there, or `processes` is negative.
         OSError: a tar can not be read.
+        ProcessLost: one of the processes is gone.
     """
     if processes < 0:
         raise UserError(f"processes={processes} must be at least 0")
@@ -175,14 +176,11 @@ def read_index(shards: Sequence[Found], root: str, folder: str, processes: int =
         if not storage.is_remote(folder):
             folders.local_folder(folder, root)
         progress = Progress("indexing tars", len(new))
-        with _pool(processes) as pool:
-            made = [pool.submit(_make, file, names[file.path], folder) for file in new]
-            for count, done in enumerate(as_completed(made)):
-                shard = done.result()
-                known[shard.name] = shard
-                progress.advance()
-                if count % 1000 == 999:
-                    _store(folder, known)  # what is done is done, whatever comes
+        for count, shard in enumerate(_indexed(new, [names[file.path] for file in new], folder, processes)):
+            known[shard.name] = shard
+            progress.advance()
+            if count % 1000 == 999:
+                _store(folder, known)  # what is done is done, whatever comes
         _store(folder, known)
     return [known[names[file.path]] for file in shards]
 
@@ -198,10 +196,18 @@ def _is_of(shard: Shard | None, file: Found, folder: str) -> bool:
         return False
 
 
-def _pool(processes: int) -> Executor:
-    if processes == 0:
-        return ThreadPoolExecutor(8)
-    return ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))  # threads would not survive a fork
+def _indexed(files: Sequence[Found], names: Sequence[str], folder: str, processes: int) -> Iterator[Shard]:
+    """The index of each tar, as soon as it is made."""
+    if processes:
+        yield from run_workers(_maker, (files, names, folder), range(len(files)), processes, "processes")
+        return
+    with ThreadPoolExecutor(8) as pool:
+        made = [pool.submit(_make, file, name, folder) for file, name in zip(files, names)]
+        yield from (done.result() for done in as_completed(made))
+
+
+def _maker(files: Sequence[Found], names: Sequence[str], folder: str) -> Callable[[int], Shard]:
+    return lambda number: _make(files[number], names[number], folder)
 
 
 def table_path(folder: str, shard: Shard) -> str:

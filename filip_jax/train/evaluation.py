@@ -10,7 +10,7 @@ import jax
 
 from filip_jax.cluster import service
 from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch
-from filip_jax.errors import UserError
+from filip_jax.errors import ProcessLost, UserError
 from filip_jax.evals.results import Metrics
 from filip_jax.files import read_json, write_atomically
 from filip_jax.workdir import Workdir
@@ -59,8 +59,8 @@ class EvalGuard:
         try:
             metrics = run()
         except Exception as caught:
-            error = f"{type(caught).__name__}: {caught}" if not isinstance(caught, UserError) else str(caught)
-            if not isinstance(caught, (UserError, OSError)):
+            error = f"{type(caught).__name__}: {caught}" if not isinstance(caught, (UserError, ProcessLost)) else str(caught)
+            if not isinstance(caught, (UserError, OSError, ProcessLost)):
                 traceback.print_exc()
         if jax.process_count() == 1:
             return error, metrics

@@ -31,7 +31,7 @@ class Feed:
         try:
             while not self.closed.is_set():
                 self._give((next(self.rows), None))
-        except Exception as error:
+        except BaseException as error:  # a thread that ends without a word would be a hang
             self._give((None, error))
 
     def _give(self, item: Any) -> None:

@@ -23,7 +23,7 @@ from filip_jax.config import save_config
 from filip_jax.data.pipeline import batches, parts_of
 from filip_jax.data.sources import Source, fingerprint
 from filip_jax.data.tokenizer import Tokenizer
-from filip_jax.errors import Preempted, UserError
+from filip_jax.errors import Preempted, ProcessLost, UserError
 from filip_jax.evals.results import forget_after, is_recorded, record_step, table
 from filip_jax.evals.run import Eval, open_evals, run_evals, tasks_of
 from filip_jax.inference import Embedder, check_tokenizer
@@ -55,6 +55,7 @@ def train(workdir: str | Path, config: Mapping[str, Any], watch: Watch | None = 
     Raises:
         UserError: a config, data or checkpoint that can not be, or too many steps that had to be skipped.
         Preempted: a signal asked the run to stop; everything is saved.
+        ProcessLost: a process that the run needs is gone; all that was trained is saved.
     """
     if watch is not None:
         return _train(workdir, config, watch)
@@ -215,7 +216,7 @@ class Trainer:
         """The next global batch, under way to the devices, this process's rows, and the seconds that devices waited.
 
         Raises:
-            Preempted: the run is asked to stop; it is saved.
+            Preempted, ProcessLost: the run is asked to stop, or a data worker is gone; it is saved.
         """
         started = time.perf_counter()
         with self.watch.phase("data"):
@@ -224,8 +225,8 @@ class Trainer:
         if not self.log.is_idle():
             self.watch.move(waited, "data", "step")
             waited = 0.0
-        if decision.stop:
-            self._stop(decision.stop)
+        if decision.stop or decision.lost:
+            self._stop(decision.stop or decision.lost, Preempted if decision.stop else ProcessLost)
         if decision.save and self.step != self.saved_step:
             self._save()
         self.watch.set_unsaved(True)
@@ -244,13 +245,13 @@ class Trainer:
     def _clock_says_save(self) -> bool:
         return self.checkpoints.is_due_by_clock() and self.step != self.saved_step
 
-    def _stop(self, reason: str) -> None:
+    def _stop(self, reason: str, kind: type[Preempted | ProcessLost]) -> None:
         say(f"filip: {reason}: saving step {self.step} and stopping")
         self.watch.handled = True
         self._save()
         self._finish_saving()
         say(self.goodput.table())
-        raise Preempted(f"{reason}: step {self.step} of {self.setup.total_steps} is saved; the same command goes on")
+        raise kind(f"{reason}: step {self.step} of {self.setup.total_steps} is saved")
 
     def _save(self) -> None:
         """Starts a save, if this step is not saved yet; the time that training stands still for it is logged."""
