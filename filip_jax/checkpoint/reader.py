@@ -107,12 +107,14 @@ class Checkpoints:
         """The leaves of `target`, which must be those of the checkpoint, some of its parts left out."""
         import orbax.checkpoint as ocp
 
-        from filip_jax import buckets
+        from filip_jax.checkpoint.store import literal, misfit
 
-        buckets.prepare(self.directory)
+        manifest = self.manifest(step)
+        folder = literal(storage.join(self.folder(step), manifest["state"]))
+        if found := misfit(str(folder), manifest["tree"]):  # Orbax would say it in many lines, on several threads
+            raise UserError(f"the checkpoint of step {step} is damaged: {found}{self._others(step)}")
         arguments = ocp.checkpoint_utils.construct_restore_args(target)
         item = ocp.args.PyTreeRestore(target, restore_args=arguments, partial_restore=True)
-        folder = storage.join(self.folder(step), self.manifest(step)["state"])
         try:
             return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(folder, args=item)
         except Exception as error:

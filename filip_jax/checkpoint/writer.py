@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from filip_jax import __version__, buckets, folders, storage
 from filip_jax.checkpoint.manifest import ASIDE, FILE, describe, write_manifest
 from filip_jax.checkpoint.reader import STEP, Checkpoints
+from filip_jax.checkpoint.store import literal, misfit
 from filip_jax.errors import UserError
 from filip_jax.sections import at_least
 
@@ -84,7 +85,7 @@ class CheckpointWriter(Checkpoints):
         try:
             if jax.process_index() == 0:
                 storage.write(storage.join(folder, CLAIM), json.dumps({"state": name}).encode())
-            self.orbax.save(storage.join(folder, name), args=ocp.args.PyTreeSave(state))
+            self.orbax.save(literal(storage.join(folder, name)), args=ocp.args.PyTreeSave(state))
         except Exception as error:
             raise self._failed(step, error) from error
         arguments = (step, name, content, started)
@@ -174,6 +175,8 @@ class CheckpointWriter(Checkpoints):
             self.orbax.wait_until_finished()
             if jax.process_index() == 0:
                 self.before_manifest()
+                if found := misfit(storage.join(self.folder(step), name), content["tree"]):
+                    raise UserError(f"what was written is not the state: {found}")
                 write_manifest(self.folder(step), content, name)
                 folders.remove([storage.join(self.folder(step), CLAIM)], self.root)
                 self._remove_old()
