@@ -26,8 +26,8 @@ def matches(folder: str, pattern: str, deep: bool = False) -> list[str]:
     `deep` enters no symbolic links.
     """
     if storage.is_remote(folder):
-        patterns = [f"{folder}/{pattern}", *([f"{folder}/{pattern}/**"] if deep else [])]
-        return sorted({path for each in patterns for path in storage.listed(each)})
+        patterns = [pattern, *([f"{pattern}/**"] if deep else [])]
+        return sorted({path for each in patterns for path in storage.matches(folder, each)})
     found = glob.glob(os.path.join(glob.escape(folder), pattern))
     tops = [top for top in found if deep and not os.path.islink(top)]
     inside = [os.path.join(root, name) for top in tops for root, _, names in os.walk(top) for name in names]

@@ -5,10 +5,8 @@ A path is local, gs://… or s3://…; credentials and endpoints are those that 
 
 import glob
 import io
-import itertools
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,18 +18,13 @@ import fsspec
 from filip_jax import handles
 from filip_jax.errors import UserError
 from filip_jax.files import write_atomically
+from filip_jax.user_paths import Named, is_remote, spread
 from filip_jax.walk import say_left_out, sift, walk
 
 DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}  # scheme: the package that reads it, and the extra of the scheme's name
 SMALL = 1 << 20  # bytes
-PATHS = 1 << 20  # that the braces of one path stand for
 for scheme in ("gs", "gcs", "s3"):  # TensorStore and other processes write past fsspec, which would not notice
     fsspec.config.conf.setdefault(scheme, {})["use_listings_cache"] = False
-
-
-def is_remote(path: str) -> bool:
-    """Whether the path is a URL."""
-    return "://" in path
 
 
 def join(folder: str, name: str) -> str:
@@ -53,7 +46,7 @@ def name_of(path: str) -> str:
 
 def common_folder(paths: Sequence[str]) -> str:
     """The deepest folder that all files lie in."""
-    scheme, found, _ = paths[0].rpartition("://")
+    scheme, found, _ = paths[0].partition("://") if is_remote(paths[0]) else ("", "", "")
     return scheme + found + os.path.commonpath([folder_of(path).removeprefix(scheme + found) for path in paths])
 
 
@@ -69,7 +62,8 @@ def find(path: str, suffixes: tuple[str, ...], key: str, left_out: Counter[str] 
     """Return all files that `path` names, sorted.
 
     Args:
-        path: a file, a folder, a pattern with * ? [] or braces: "cc3m/{00000..00331}.tar".
+        path: a file, a folder, a pattern with * ? [] or braces: "cc3m/{00000..00331}.tar"; what exists literally is no
+            pattern, see user_paths.py.
         suffixes: endings, in lower case, of the files that count in a folder, by the rules of walk.py; "" takes every
             file, whatever its name.
         key: the config key of the path, for messages.
@@ -80,9 +74,9 @@ def find(path: str, suffixes: tuple[str, ...], key: str, left_out: Counter[str] 
     """
     found: dict[str, Found] = {}
     missing, left_out = [], Counter() if left_out is None else left_out
-    for pattern in expand_braces(path):
-        here = _list(pattern, suffixes, left_out)
-        missing += [] if here else [pattern]
+    for place in spread(path, _is_there):
+        here = _list(place, suffixes, left_out)
+        missing += [] if here else [place.path]
         found |= {file.path: file for file in here}
     if not found:
         what = f"there is no such file, nor a folder with {' or '.join(suffixes)} in it"
@@ -93,42 +87,24 @@ def find(path: str, suffixes: tuple[str, ...], key: str, left_out: Counter[str] 
     return sorted(found.values())
 
 
-def expand_braces(path: str) -> list[str]:
-    """The paths that {a,b} and {000..127} stand for, as in a shell.
-
-    Raises:
-        UserError: there are more than PATHS.
-    """
-    paths = [""]
-    for n, piece in enumerate(re.split(r"\{([^{}]*)\}", path)):  # every second one stood in braces
-        numbers = choices = piece.split(",") if n % 2 else [piece]
-        if n % 2 and (span := re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", piece)):
-            width = len(span[1]) if span[1].startswith("0") else 0
-            numbers = range(int(span[1]), int(span[2]) + 1)
-            choices = (f"{number:0{width}d}" for number in numbers)
-        if len(paths) * len(numbers) > PATHS:
-            raise UserError(f"{path}: its braces stand for more than {PATHS} paths")
-        paths = [a + b for a, b in itertools.product(paths, choices)]
-    return paths
-
-
-def _list(pattern: str, suffixes: tuple[str, ...], left_out: Counter[str]) -> list[Found]:
-    if not is_remote(pattern):
-        if os.path.isdir(pattern) and "" in suffixes:
-            names = (os.path.join(root, name) for root, _, files in os.walk(pattern) for name in files)
+def _list(place: Named, suffixes: tuple[str, ...], left_out: Counter[str]) -> list[Found]:
+    path, pattern = place
+    if not is_remote(path):
+        if os.path.isdir(path) and not pattern and "" in suffixes:
+            names = (os.path.join(root, name) for root, _, files in os.walk(path) for name in files)
             return [_local(name) for name in names if os.path.isfile(name)]
-        if os.path.isdir(pattern):
-            files = walk(pattern, suffixes, left_out) if suffixes else []
-            return [Found(os.path.join(pattern, name), size, str(time)) for name, size, time in files]
-        names = glob.glob(pattern) if glob.has_magic(pattern) else [pattern]
+        if os.path.isdir(path) and not pattern:
+            files = walk(path, suffixes, left_out) if suffixes else []
+            return [Found(os.path.join(path, name), size, str(time)) for name, size, time in files]
+        names = glob.glob(pattern) if pattern else [path]
         return [_local(name) for name in names if os.path.isfile(name)]
-    system, scheme = _system(pattern), pattern.split("://")[0]
-    with _reaching(pattern):
-        if glob.has_magic(pattern):
+    system, scheme = _system(path), path.split("://")[0]
+    with _reaching(path):
+        if pattern:
             infos = system.glob(pattern, detail=True)
         else:
-            infos = system.find(pattern, detail=True)
-            top = system._strip_protocol(pattern)
+            infos = system.find(path, detail=True)
+            top = system._strip_protocol(path)
             if list(infos) != [top] and "" not in suffixes:
                 names = {name: (name.removeprefix(top), info["size"]) for name, info in infos.items()}
                 infos = {name: infos[name] for name in sift(names, suffixes, left_out)}
@@ -142,7 +118,7 @@ def find_all(folder: str) -> list[Found]:
         OSError: the disk or the bucket fails.
     """
     if not is_remote(folder):
-        return sorted(_list(folder, ("",), Counter())) if os.path.isdir(folder) else []
+        return sorted(_list(Named(folder), ("",), Counter())) if os.path.isdir(folder) else []
     system, scheme = _system(folder), folder.split("://")[0]
     with _reaching(folder):
         return sorted(_files(scheme, system.find(folder.rstrip("/") + "/", detail=True)))
@@ -238,8 +214,22 @@ def write(path: str, data: bytes) -> None:
 
 
 def listed(pattern: str) -> list[str]:
-    """The files that a pattern with * matches."""
-    return [file.path for file in _list(pattern, (), Counter())]
+    """The files that a user's pattern names."""
+    return [file.path for place in spread(pattern, _is_there) for file in _list(place, (), Counter())]
+
+
+def matches(folder: str, pattern: str) -> list[str]:
+    """The files in a folder that a pattern with * matches; the folder's name is taken literally."""
+    place = Named(join(folder, pattern), join(glob.escape(folder), pattern))
+    return [file.path for file in _list(place, (), Counter())]
+
+
+def _is_there(path: str) -> bool:
+    """Whether there is a file or a folder of exactly this name."""
+    if not is_remote(path):
+        return os.path.exists(path)
+    with _reaching(path):
+        return _system(path).exists(path)
 
 
 def remove_remote(path: str) -> None:

@@ -20,6 +20,7 @@ from filip_jax import folders, storage
 from filip_jax.cluster.service import on_first_process
 from filip_jax.errors import UserError
 from filip_jax.files import write_atomically
+from filip_jax.user_paths import from_user
 
 CHECKPOINTS = "checkpoints"
 DRAWN = ("clip_benchmark", "pictures")  # folders that evaluations write, and those of a whole run:
@@ -50,7 +51,7 @@ class Workdir:
     """
 
     def __init__(self, path: str | Path):
-        self.name = str(path).rstrip("/") or "/"
+        self.name = from_user(path).rstrip("/") or "/"
         self.is_remote = storage.is_remote(self.name)
         self.checkpoints = storage.join(self.name, CHECKPOINTS)
         self.folder = Path(self.name)
@@ -191,7 +192,7 @@ def _stamp(file: Path) -> tuple[int, int]:
 
 def cache_folder() -> Path:
     """This user's cache of filip_jax."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "filip_jax")
+    return Path(from_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "filip_jax")
 
 
 def _mirror(url: str, process: int) -> tuple[Path, int]:

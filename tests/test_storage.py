@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pairs import key, texts, write_jsonl, write_parquet, write_webdataset
 
-from filip_jax import handles, storage
+from filip_jax import handles, storage, user_paths
 from filip_jax.data.listed import read_listed
 from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import fingerprint, make_source
@@ -103,7 +103,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
 def test_braces_are_a_shells(first, count, width):
     last = first + count - 1
     padded = f"{first:0{width}d}"
-    names = storage.expand_braces(f"a{{{padded}..{last}}}.{{x,y}}")
+    names = user_paths.expand_braces(f"a{{{padded}..{last}}}.{{x,y}}")
     fill = len(padded) if padded.startswith("0") else 0
     assert names == [f"a{number:0{fill}d}.{end}" for number in range(first, last + 1) for end in "xy"]
 

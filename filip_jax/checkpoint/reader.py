@@ -13,6 +13,7 @@ from typing import Any
 from filip_jax import folders, storage
 from filip_jax.checkpoint.manifest import ASIDE, FILE, Manifest, damage, describe, manifest_sha256, read_manifest
 from filip_jax.errors import UserError
+from filip_jax.user_paths import absolute, from_user
 
 FOLDER = "checkpoints"
 SHOWN = 8  # differing paths that a message names
@@ -27,8 +28,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, name: str = FOLDER):
-        place = str(workdir) if storage.is_remote(str(workdir)) else str(Path(workdir).absolute())
-        self.directory = storage.join(place, name)
+        self.directory = storage.join(absolute(from_user(workdir)), name)
 
     def steps(self) -> list[int]:
         """The steps that were saved to their end, oldest first."""
@@ -139,7 +139,7 @@ def find_checkpoint(path: str, step: int | None = None) -> tuple[Checkpoints, in
     """
     if not path:
         raise UserError("the name of a checkpoint or workdir is empty")
-    place = path.rstrip("/") if storage.is_remote(path) else os.path.abspath(path)
+    place = absolute(from_user(path)).rstrip("/") or "/"
     if storage.name_of(place) == FOLDER and folders.matches(place, f"*/{FILE}"):
         place = storage.folder_of(place)
     if storage.exists(storage.join(place, FILE)):

@@ -16,6 +16,7 @@ from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from filip_jax import buckets, storage
 from filip_jax.errors import UserError
+from filip_jax.user_paths import absolute
 
 METADATA = "_METADATA"  # Orbax reads the names of a state's arrays from here
 EXTENT = re.compile(r"\w+:(.*):(\d+):(\d+)")  # of bytes, as TensorStore notes it: kind:folder:file:offset:length
@@ -33,14 +34,12 @@ class LiteralPath(type(epath.Path(os.sep))):
 
 
 def literal(path: str) -> LiteralPath:
-    """Return the path for Orbax.
-
-    Args:
-        path: absolute, or a URL.
+    """Return the path, which is a URL or made absolute, for Orbax.
 
     Raises:
         UserError: Orbax or TensorStore would take it for another one, as they do where it has a backslash.
     """
+    path = absolute(path)
     buckets.prepare(path)
     try:
         place, taken = LiteralPath(path), _place(path)

@@ -40,7 +40,7 @@ class CheckpointWriter(Checkpoints):
         before_manifest: process 0 calls it when the state is on disk, and the checkpoint does not count yet.
 
     Raises:
-        UserError: a number out of range.
+        UserError: a number out of range, or a path that Orbax takes for another one.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class CheckpointWriter(Checkpoints):
         at_least(1, "checkpoint", every_steps=every_steps, keep_last=keep_last)
         at_least(0, "checkpoint", every_minutes=every_minutes, keep_every_steps=keep_every_steps)
         super().__init__(workdir)
+        literal(self.directory)
         self.root = storage.folder_of(self.directory)
         self.every_minutes = every_minutes
         self.keep_last, self.keep_every_steps = keep_last, keep_every_steps

@@ -129,7 +129,7 @@ def _version(path: str) -> str:
     Raises:
         UserError: there are several.
     """
-    found = [] if storage.exists(storage.join(path, FEATURES)) else storage.listed(storage.join(path, f"*/{FEATURES}"))
+    found = [] if storage.exists(storage.join(path, FEATURES)) else storage.matches(path, f"*/{FEATURES}")
     if len(found) > 1:
         versions = ", ".join(sorted(storage.name_of(storage.folder_of(file)) for file in found))
         raise UserError(f"tfds: path={path!r} holds several versions: name one of {versions}")

@@ -9,6 +9,7 @@ from filip_jax import storage
 from filip_jax.config import FILE as CONFIG
 from filip_jax.errors import UserError
 from filip_jax.evals.curves import HEADLINES
+from filip_jax.user_paths import from_user
 
 STEPS = ("latest", "all", "best")
 
@@ -50,8 +51,10 @@ class Choice:
 
 
 def find_workdirs(pattern: str) -> list[str]:
-    """The workdirs that a pattern matches, sorted."""
-    return sorted(storage.folder_of(path) for path in storage.listed(storage.join(pattern.rstrip("/"), CONFIG)))
+    """The workdirs that a pattern matches, sorted; one that is named so literally is no pattern."""
+    files = storage.listed(storage.join(pattern.rstrip("/"), CONFIG))
+    found = (storage.folder_of(file) for file in files)
+    return sorted(folder if storage.is_remote(folder) else from_user(Path(folder)) for folder in found)
 
 
 def best_step(path: str, recorded_steps: Mapping[str, Mapping[str, Any]], steps: Sequence[int], metric: str) -> int:

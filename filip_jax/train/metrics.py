@@ -63,7 +63,7 @@ class MetricWriter:
             )
         write_atomically(file, "".join(json.dumps(line) + "\n" for line in kept))
         self._open()
-        self.events = SummaryWriter(str(workdir / FOLDER), purge_step=step + 1, flush_secs=10)
+        self.events = SummaryWriter(str((workdir / FOLDER).absolute()), purge_step=step + 1, flush_secs=10)
 
     def _open(self) -> None:
         self.lines = io.TextIOWrapper(open_to_append(self.file), "utf-8", line_buffering=True)

@@ -41,7 +41,7 @@ class Profile:
         if step == self.first:
             jax.block_until_ready(state)
             say(f"tracing the steps {step + 1} to {self.end} into {self.name} ...")
-            jax.profiler.start_trace(str(self.folder))
+            jax.profiler.start_trace(str(self.folder.absolute()))
             self.active = True
         elif self.active and step >= self.end:
             self.close(state)

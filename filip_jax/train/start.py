@@ -11,6 +11,7 @@ import jax
 from filip_jax import folders, storage
 from filip_jax.checkpoint import CheckpointWriter
 from filip_jax.checkpoint.shared import find_damage
+from filip_jax.checkpoint.store import literal
 from filip_jax.cluster import service
 from filip_jax.cluster.join import preflight
 from filip_jax.cluster.watch import Watch
@@ -29,7 +30,8 @@ from filip_jax.train.lease import Lease
 from filip_jax.train.metrics import StepLog, say
 from filip_jax.train.setup import Setup, lower_step, make_setup
 from filip_jax.train.step import State
-from filip_jax.workdir import Workdir
+from filip_jax.user_paths import from_user
+from filip_jax.workdir import CHECKPOINTS, Workdir
 
 
 def prepare_setup(config: Mapping[str, Any], watch: Watch) -> Setup:
@@ -50,12 +52,14 @@ def open_workdir(path: str | Path, watch: Watch) -> tuple[Workdir, Lease]:
     """The run's folder, made, tried and held against other runs.
 
     Raises:
-        UserError: it is a file, nothing can be written there, or only behind a link, or another run writes there.
+        UserError: it is a file, nothing can be written there, or only behind a link, checkpoints would be written
+            elsewhere, or another run writes there.
     """
     opened: list[Workdir] = []
     leases: list[Lease] = []
 
     def open_and_try():
+        literal(storage.join(from_user(path), CHECKPOINTS))  # refused before anything is written
         try:
             workdir = Workdir(path)
             if workdir.folder.exists() and not workdir.folder.is_dir():
