@@ -5,6 +5,7 @@ JAX is imported where it is used: a checkpoint can be looked at without it.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -80,7 +81,8 @@ def _is_sound(manifest: Manifest) -> bool:
     if not all(isinstance(manifest[key], kind) for key, kind in KINDS.items()):
         return False
     names = [*manifest["files"], manifest["state"]]
-    sound = not any(name.startswith("/") or ".." in name.split("/") for name in names)
+    strange = (name.startswith("/") or storage.is_remote(name) or ".." in name.split("/") for name in names)
+    sound = not any(strange)
     for each in manifest["files"].values():
         sound = sound and isinstance(each["size"], int) and isinstance(each["sha256"], str)
     for each in manifest["tree"].values():
@@ -109,9 +111,10 @@ def _damage_of(folder: str, name: str, entry: Mapping[str, Any]) -> str:
     path = storage.join(folder, name)
     if not storage.exists(path):
         return f"{path} is missing"
-    sha, size = _sha256_and_size(path)
+    sha, size = _sha256_and_size(path, entry["size"])
     if size != entry["size"]:
-        return f"{path} has {size} bytes instead of {entry['size']}"
+        more = "or more " if size > entry["size"] else ""
+        return f"{path} has {size} bytes {more}instead of {entry['size']}"
     return "" if sha == entry["sha256"] else f"{path} has another content than was written (SHA-256)"
 
 
@@ -124,10 +127,11 @@ def _sha256(path: str) -> str:
     return _sha256_and_size(path)[0]
 
 
-def _sha256_and_size(path: str) -> tuple[str, int]:
+def _sha256_and_size(path: str, most: float = math.inf) -> tuple[str, int]:
+    """Of the file's content; of one with more than `most` bytes, some of them."""
     found, size = hashlib.sha256(), 0
     with storage.open_stream(path) as stream:
-        while piece := stream.read(PIECE):
+        while size <= most and (piece := stream.read(PIECE)):
             found.update(piece)
             size += len(piece)
     return found.hexdigest(), size

@@ -44,8 +44,14 @@ class Checkpoints:
         """What was written beside the state: step, tree, meta, config, files.
 
         Raises:
-            UserError: it is damaged, or that of another step.
+            UserError: it cannot be read, is damaged, or that of another step.
         """
+        try:
+            return self._manifest(step)
+        except (UserError, OSError) as error:
+            raise self._unusable(step, "cannot be read", error) from error
+
+    def _manifest(self, step: int) -> Manifest:
         manifest = read_manifest(self.folder(step))
         if manifest["step"] != step:
             raise UserError(f"{self.folder(step)} is the checkpoint of step {manifest['step']}, but not named so")
@@ -69,7 +75,7 @@ class Checkpoints:
             OSError: the disk or bucket can not be asked; a file that it can not give counts as damaged.
         """
         try:
-            return damage(self.folder(step), self.manifest(step), share, shares)
+            return damage(self.folder(step), self._manifest(step), share, shares)
         except UserError as error:
             return str(error)
         except OSError as error:
@@ -78,9 +84,13 @@ class Checkpoints:
             return str(error)
 
     def check(self, step: int) -> None:
-        """Raises a UserError that names the file which is not as it was written."""
-        if found := self.damage(step):
-            raise UserError(f"the checkpoint of step {step} is damaged: {found}{self._others(step)}")
+        """Raises a UserError that names the file which is not as it was written, or cannot be read."""
+        try:
+            found = self.damage(step)
+        except OSError as error:
+            raise self._unusable(step, "cannot be read", error) from error
+        if found:
+            raise self._unusable(step, "is damaged", found)
 
     def restore(self, step: int, target: Mapping[str, Any]) -> dict[str, Any]:
         """The parts of the state that `target` names, as arrays of its shapes, types and shardings.
@@ -104,7 +114,11 @@ class Checkpoints:
         return self.read(step, target)
 
     def read(self, step: int, target: Any) -> Any:
-        """The leaves of `target`, which must be those of the checkpoint, some of its parts left out."""
+        """The leaves of `target`, which must be those of the checkpoint, some of its parts left out.
+
+        Raises:
+            UserError: they cannot be read.
+        """
         import orbax.checkpoint as ocp
 
         from filip_jax.checkpoint.store import literal, misfit
@@ -112,22 +126,23 @@ class Checkpoints:
         manifest = self.manifest(step)
         folder = literal(storage.join(self.folder(step), manifest["state"]))
         if found := misfit(str(folder), manifest["tree"]):  # Orbax would say it in many lines, on several threads
-            raise UserError(f"the checkpoint of step {step} is damaged: {found}{self._others(step)}")
+            raise self._unusable(step, "is damaged", f"{folder}: {found}")
         arguments = ocp.checkpoint_utils.construct_restore_args(target)
         item = ocp.args.PyTreeRestore(target, restore_args=arguments, partial_restore=True)
         try:
             return ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(folder, args=item)
         except Exception as error:
             first = " ".join(str(error).split())[:200]
-            raise UserError(f"{folder} is damaged: {type(error).__name__}: {first}{self._others(step)}") from error
+            raise self._unusable(step, "is damaged", f"{folder}: {type(error).__name__}: {first}") from error
 
     def has(self, step: int, part: str) -> bool:
         """Whether the state of a step has this part: "params", "ema" …"""
         return any(path.startswith(f"{part}/") for path in self.manifest(step)["tree"])
 
-    def _others(self, step: int) -> str:
+    def _unusable(self, step: int, how: str, said: object) -> UserError:
         others = [str(other) for other in self.steps() if other != step]
-        return f"; there are also the steps {', '.join(others)}" if others else ""
+        also = f"; there are also the steps {', '.join(others)}" if others else ""
+        return UserError(f"the checkpoint of step {step} {how}: {said}{also}")
 
 
 def find_checkpoint(path: str, step: int | None = None) -> tuple[Checkpoints, int]:
@@ -144,7 +159,10 @@ def find_checkpoint(path: str, step: int | None = None) -> tuple[Checkpoints, in
         place = storage.folder_of(place)
     if storage.exists(storage.join(place, FILE)):
         folder, name = storage.folder_of(place), storage.name_of(place)
-        saved = read_manifest(place)["step"]
+        try:
+            saved = read_manifest(place)["step"]
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error}") from error
         if name != str(saved):
             raise UserError(f"{path} is the checkpoint of step {saved}, but not named so: call the folder {saved}")
         if step not in (None, saved):

@@ -18,6 +18,7 @@ from filip_jax import buckets, storage
 from filip_jax.errors import UserError
 from filip_jax.user_paths import absolute
 
+Leaf = Mapping[str, Any]  # of an array: {shape, dtype}, of one in the store also its chunks
 METADATA = "_METADATA"  # Orbax reads the names of a state's arrays from here
 EXTENT = re.compile(r"\w+:(.*):(\d+):(\d+)")  # of bytes, as TensorStore notes it: kind:folder:file:offset:length
 
@@ -62,46 +63,51 @@ def _place(path: str) -> str:
     return f"{path.partition('://')[0]}://{taken['bucket']}/{key}" if "bucket" in taken else key
 
 
-def misfit(folder: str, tree: Mapping[str, Mapping[str, Any]]) -> str:
-    """Say how the store in `folder` differs from the state that it should hold; "" if it does not.
+def misfit(folder: str, tree: Mapping[str, Leaf]) -> str:
+    """Return how the store in `folder` differs from the state that it should hold; "" if it does not.
 
     The store is opened as for a restore. Names, shapes, types, all pieces of all arrays and the files that hold them
     are compared, but no piece is read.
 
     Args:
         tree: {path: {shape, dtype}} of every array of the state.
-
-    Raises:
-        OSError: the disk or the bucket cannot be asked.
     """
-    sizes = {file.path.removeprefix(f"{folder}/"): file.size for file in storage.find_all(folder)}
-    if METADATA not in sizes:
-        return f"{folder}/{METADATA} is missing"
-    try:
-        keys = dict(_keys(folder))
-        arrays = _arrays(folder, keys)
-    except (ValueError, KeyError, TypeError) as error:  # TensorStore raises nothing narrower
-        return f"{folder} cannot be opened: {' '.join(str(error).split())[:200]}"
     expected = {path.replace("/", "."): leaf for path, leaf in tree.items()}
+    try:
+        sizes = {file.path.removeprefix(f"{folder}/"): file.size for file in storage.find_all(folder)}
+        keys = dict(_keys(folder))
+        return _misfit(_arrays(folder, keys), expected, keys, sizes)
+    except Exception as error:  # of many types: the files may hold anything, and the disk may fail
+        return f"it cannot be opened: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def _misfit(
+    arrays: Mapping[str, Leaf], expected: Mapping[str, Leaf], keys: Mapping[str, tuple[str, int]], sizes: Mapping[str, int]
+) -> str:
+    if METADATA not in sizes:
+        return f"{METADATA} is missing"
     if strange := sorted(arrays.keys() ^ expected.keys()):
-        lacks = "lacks" if strange[0] in expected else "has beside the state"
-        return f"{folder} {lacks} {strange[0]}" + (f" and {len(strange) - 1} more" if len(strange) > 1 else "")
+        lacks = "it lacks" if strange[0] in expected else "beside the state it holds"
+        return f"{lacks} {strange[0]}" + (f" and {len(strange) - 1} more" if len(strange) > 1 else "")
     for name, leaf in expected.items():
         if found := _difference(arrays[name], leaf, name, keys):
-            return f"{folder}: {name} {found}"
+            return f"{name} {found}"
     for name, (file, end) in keys.items():
         if end > sizes.get(file, 0):
-            return f"{folder}/{file} ends before {name}: it has {sizes.get(file, 0)} bytes, not {end}"
+            return f"{file} has {sizes.get(file, 0)} bytes, but {name} ends at {end}"
     return ""
 
 
 def _keys(folder: str) -> Iterator[tuple[str, tuple[str, int]]]:
     """(key, (the file of its value, where the value ends there)) of the whole store; ("", 0) of one beside its key."""
-    base = _open(folder, use_ocdbt=False)
+    base, met = _open(folder, use_ocdbt=False), set()
     root = ts.ocdbt.dump(base).result()["versions"][-1]["root"]
-    nodes = [("", root["location"])] if "location" in root else []
+    nodes = [("", root["location"])] if "location" in root else []  # of an empty store
     while nodes:
         prefix, place = nodes.pop()
+        if place in met:
+            raise ValueError(f"{place} is in two places of the tree")
+        met.add(place)
         for entry in ts.ocdbt.dump(base, node=place).result()["entries"]:
             if "location" in entry:
                 nodes.append((prefix + entry["subtree_common_prefix"].decode(), entry["location"]))
@@ -114,21 +120,21 @@ def _extent(text: str) -> tuple[str, int]:
     return (found[1].replace(":", ""), int(found[2]) + int(found[3])) if found else ("", 0)
 
 
-def _arrays(folder: str, keys: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _arrays(folder: str, keys: Mapping[str, Any]) -> dict[str, Leaf]:
     """What the store says of each array: {name: its shape, chunks and dtype}."""
     store, end = _open(folder, use_ocdbt=True), "/.zarray"
     reads = {key.removesuffix(end): store.read(key) for key in keys if key.endswith(end)}
     return {name: json.loads(read.result().value) for name, read in reads.items()}
 
 
-def _difference(array: Mapping[str, Any], leaf: Mapping[str, Any], name: str, keys: Mapping[str, Any]) -> str:
+def _difference(array: Leaf, leaf: Leaf, name: str, keys: Mapping[str, Any]) -> str:
     have, want = (str(jnp.dtype(array["dtype"])), array["shape"]), (leaf["dtype"], leaf["shape"])
     if have != want:
         return f"is {have[0]} {tuple(have[1])}, the state's is {want[0]} {tuple(want[1])}"
-    counts = [range(math.ceil(size / chunk)) for size, chunk in zip(array["shape"], array["chunks"])]
-    pieces = (f"{name}/{'.'.join(map(str, index)) or 0}" for index in product(*counts))
-    lacking = [piece for piece in pieces if piece not in keys]
-    return f"lacks {len(lacking)} pieces, the first {lacking[0]}" if lacking else ""
+    counts = [-(-size // chunk) for size, chunk in zip(array["shape"], array["chunks"], strict=True)]
+    pieces = (f"{name}/{'.'.join(map(str, index)) or 0}" for index in product(*map(range, counts)))
+    lacking = next((piece for piece in pieces if piece not in keys), "")
+    return f"lacks the piece {lacking} of {math.prod(counts)}" if lacking else ""
 
 
 def _open(folder: str, use_ocdbt: bool) -> ts.KvStore:

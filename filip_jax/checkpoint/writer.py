@@ -177,7 +177,7 @@ class CheckpointWriter(Checkpoints):
             if jax.process_index() == 0:
                 self.before_manifest()
                 if found := misfit(storage.join(self.folder(step), name), content["tree"]):
-                    raise UserError(f"what was written is not the state: {found}")
+                    raise UserError(f"{name}, opened again, is not the state: {found}")
                 write_manifest(self.folder(step), content, name)
                 folders.remove([storage.join(self.folder(step), CLAIM)], self.root)
                 self._remove_old()
