@@ -12,17 +12,18 @@ from collections.abc import Callable
 import numpy as np
 import simplejpeg
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
+from filip_jax.data.decode_work import MAX_SEGMENTS, PIXELS, check_exif, check_work
 from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES
 from filip_jax.data.resize import resize
 
-PIXELS = 89_478_485  # of one picture, Pillow's own limit
 SIDE = 65_535  # pixels of its longer side, JPEG's own limit; of one thin line, millions of rows take seconds
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow's other readers are not needed, some are risky
 ORIENTATION = 0x0112  # the EXIF tag
 JPEG = b"\xff\xd8\xff"
 SWAPPED = (5, 6, 7, 8)  # orientations that lay the picture on its side
+TURNS = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2))))  # what undoes each
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -116,6 +117,7 @@ def _plain_jpeg_size(image: bytes) -> tuple[int, int] | None:
     if not image.startswith(JPEG) or len(image) > IMAGE_BYTES:
         return None
     try:
+        check_work(image)
         height, width, colours, _ = simplejpeg.decode_jpeg_header(image, strict=False)
     except Exception:  # Pillow may still make something of it
         return None
@@ -130,7 +132,9 @@ def _plain_jpeg_size(image: bytes) -> tuple[int, int] | None:
 def _jpeg_size(image: bytes) -> tuple[int, int, bool] | None:
     """Width, height and whether there is EXIF, by the file's segments (ITU-T T.81, B.2); None where they are not plain."""
     at, size, exif = 2, None, False
-    while image[:3] == JPEG and image[at : at + 1] == b"\xff" and at + 9 <= len(image):
+    for _ in range(MAX_SEGMENTS):
+        if image[:3] != JPEG or image[at : at + 1] != b"\xff" or at + 9 > len(image):
+            return None
         marker, length = image[at + 1], int.from_bytes(image[at + 2 : at + 4])
         if marker == 0xDA and size:  # the scan begins
             return *size, exif
@@ -146,6 +150,7 @@ def _jpeg_size(image: bytes) -> tuple[int, int, bool] | None:
 def _open(image: bytes) -> Image.Image:
     if len(image) > IMAGE_BYTES:
         raise ValueError(f"{len(image)} bytes; at most {IMAGE_BYTES} are read")
+    check_work(image)
     picture = Image.open(io.BytesIO(image), formats=FORMATS)
     _check_size(*picture.size)
     return picture
@@ -157,12 +162,15 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    ImageOps.exif_transpose(picture, in_place=True)
-    return picture
+    picture.load()
+    check_exif(picture.info)
+    turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _orientation(picture: Image.Image) -> int:
     try:
+        check_exif(picture.info)
         return picture.getexif().get(ORIENTATION, 1)
     except Exception:  # EXIF that is damaged turns nothing
         return 1
