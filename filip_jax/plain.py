@@ -46,7 +46,7 @@ def _escaped(character: str) -> str:
 
 
 def one_line(text: str, most: int = MAX_MESSAGE) -> str:
-    """Return the text as `printable` shows it, without secrets; of what is longer than `most` the beginning and the end."""
+    """Return the text as `printable` shows it, without secrets; of one longer than `most` both ends."""
     text = redact(text)
     if len(text) > most:
         text = f"{text[: most // 2]} … {text[-(most // 2) :]}"

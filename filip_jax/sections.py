@@ -15,7 +15,11 @@ SAID = {str: "a text", bool: "True or False", int: "a whole number from -2^32 to
 
 
 def check(
-    function: Callable[..., Any], section: Mapping[str, Any], key: str, given: Iterable[str] = (), also: Iterable[str] = ()
+    function: Callable[..., Any],
+    section: Mapping[str, Any],
+    key: str,
+    given: Iterable[str] = (),
+    also: Iterable[str] = (),
 ) -> None:
     """Raises a UserError if the section lacks a parameter of the function, has one too many or one of another type.
 

@@ -194,7 +194,7 @@ def check_usable(source: Source, image_size: int, augment: Mapping[str, Any]) ->
                 break
             except BadRecord as error:
                 reasons[kind_of(str(error))] += 1
-                example = example or f"; {' '.join(part.where(index))}: {error}"
+                example = example or f"; the first is {' '.join(part.where(index))}: {error}"
         else:
             why = "; ".join(f"{reason} ({times})" for reason, times in reasons.most_common(3))
             found = f"none of {count} records looked at can be used: {why}{example}" if count else "it has no records"

@@ -21,7 +21,7 @@ from filip_jax.plain import printable
 from filip_jax.progress import Progress
 from filip_jax.sections import at_least
 
-COLUMNS, ROWS = 6, 4  # of the contact sheet
+COLUMNS, ROWS, SPARE = 6, 4, 4  # of the contact sheet; records that are tried for a place on it
 SIDE, GAP, LINE, LETTERS, LINES = 200, 12, 15, 12, 4  # pixels; lines of a caption
 QUANTILES = (0, 5, 50, 95, 100)
 KINDS, EXAMPLE = 8, 200  # reasons that are listed; characters of an example
@@ -84,9 +84,10 @@ def inspect(
 def sample_views(source: Source, image_size: int, augment: Mapping[str, Any]) -> list[tuple[np.ndarray, str]]:
     """Views of some records, evenly spread, with a caption each: enough for a contact sheet, if so many are good."""
     views: list[tuple[np.ndarray, str]] = []
-    for n in range(4 * COLUMNS * ROWS if len(source) else 0):  # some may be bad
+    count = min(SPARE * COLUMNS * ROWS, len(source))
+    for n in (n for first in range(SPARE) for n in range(first, count, SPARE)):  # the last ones if some are bad
         if len(views) < COLUMNS * ROWS:
-            views += _view(source, n, 4 * COLUMNS * ROWS, image_size, augment)
+            views += _view(source, n, count, image_size, augment)
     return views
 
 
@@ -104,7 +105,8 @@ def look(source: Source, records: int) -> Findings:
         except (BadRecord, ValueError) as error:
             kind = kind_of(str(error))
             found.bad[kind] += 1
-            found.examples.setdefault(kind, f"{' '.join(source.where(index))}: {error}")
+            reason = f": {error}" if str(error) != kind else ""
+            found.examples.setdefault(kind, f"{' '.join(source.where(index))}{reason}")
         progress.advance()
     return found
 
@@ -138,7 +140,7 @@ def _lines(found: Findings) -> list[str]:
         repeated = len(texts) - len({" ".join(text.lower().split()) for text in texts})
         lines += [f"  {origin}: {len(texts)} texts, {repeated} of them repeated{_languages(texts)}"]
     for kind, count in found.bad.most_common(KINDS):
-        lines += [f"  can not be used: {count}  {kind}, as {one_line(found.examples[kind], EXAMPLE)}"]
+        lines += [f"  can not be used: {count}  {kind}: {one_line(found.examples[kind], EXAMPLE)}"]
     if others := found.bad.total() - sum(count for _, count in found.bad.most_common(KINDS)):
         lines += [f"  can not be used: {others}  for other reasons"]
     return lines
