@@ -3,7 +3,6 @@
 import argparse
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ from filip_jax.cli_align import add_align_command, step_number
 from filip_jax.cli_data import add_data_commands, source_section
 from filip_jax.cli_plan import add_plan_commands
 from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch, leave
-from filip_jax.console import outlive_readers
+from filip_jax.console import outlive_readers, say_in_any_encoding, show, show_error
 from filip_jax.errors import Preempted, ProcessLost, UserError, one_line
 
 DESCRIPTION = "FILIP: fine-grained contrastive language-image pre-training in JAX."
@@ -76,6 +75,7 @@ accelerator is touched, so it can run beside a training."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0, 42 if it was asked to stop and has saved, 130 if interrupted, or 2 for a mistake."""
+    say_in_any_encoding()
     arguments, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else list(argv))
     try:
         if arguments.command == "data":  # options of the source may stand behind others
@@ -92,23 +92,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except BrokenPipeError as error:
         if arguments.command in ("train", "sweep"):  # whose output outlives its reader: it is another pipe
-            print(f"filip: error: {error}", file=sys.stderr)
+            show(f"filip: error: {error}", file=sys.stderr)
             return 2
         # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (UserError, OSError) as error:  # the disk and the network are the user's too
-        print(f"filip: error: {one_line(str(error))}", file=sys.stderr)
+        show(f"filip: error: {one_line(str(error))}", file=sys.stderr)
         return 2
     except Preempted as stopped:
-        print(f"filip: {stopped}; the same command goes on; exit {PREEMPTED}", file=sys.stderr)
+        show(f"filip: {stopped}; the same command goes on; exit {PREEMPTED}", file=sys.stderr)
         return PREEMPTED
     except ProcessLost as error:
-        print(f"filip: {error}; the same command goes on; exit {HUNG}", file=sys.stderr)
+        show(f"filip: {error}; the same command goes on; exit {HUNG}", file=sys.stderr)
         return HUNG
     except KeyboardInterrupt:
         on = "; the same command goes on from the newest checkpoint" if arguments.command == "train" else ""
-        print(f"filip: interrupted{on}", file=sys.stderr)
+        show(f"filip: interrupted{on}", file=sys.stderr)
         return 130
 
 
@@ -121,9 +121,7 @@ def entry() -> None:
     try:
         code = main()
     except Exception:
-        if not training:
-            raise
-        traceback.print_exc()
+        show_error()
         code = 1
     if training and _watches:
         leave(code, f"filip: ended with exit code {code}", _watches[-1].on_leave)
@@ -190,7 +188,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _show_warning(message, category, filename, lineno, file=None, line=None):
     if category is UserWarning:
-        print(f"filip: warning: {one_line(str(message))}", file=sys.stderr)
+        show(f"filip: warning: {one_line(str(message))}", file=sys.stderr)
 
 
 def _train(arguments, overrides) -> None:
@@ -234,10 +232,10 @@ def _eval(arguments, overrides) -> None:
     names = ("step", "metric", "again", "watch", "idle_minutes", "batch_size")
     choice = Choice(**{name: getattr(arguments, name) for name in names})
     evals = load_evals(arguments.config, overrides) if arguments.config else None
-    print(evaluate_runs(arguments.workdir, choice, evals))
+    show(*evaluate_runs(arguments.workdir, choice, evals).split("\n"))
 
 
 def _inspect(arguments, _) -> None:
     from filip_jax.checkpoint.inspect import inspect
 
-    print(inspect(arguments.checkpoint, step_number(arguments.step), arguments.verify))
+    show(*inspect(arguments.checkpoint, step_number(arguments.step), arguments.verify).split("\n"))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from filip_jax.console import show
 from filip_jax.errors import UserError
 
 ALIGN = """Draw which patches of an image match which words of a text, on one page (PNG).
@@ -69,7 +70,7 @@ def _align(arguments, _) -> None:
     draw_alignment(alignment, label=len(alignment.words) - 1 if phrases else None).save(output)
     if unknown := missing_glyphs(text):
         warnings.warn(f"no font that is installed here knows {unknown}", stacklevel=2)
-    print(f"wrote {output}")
+    show(f"wrote {output}")
 
 
 def _checked(text: str | None, option: str) -> str | None:

@@ -4,11 +4,14 @@ import argparse
 import ast
 import inspect
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filip_jax.console import show
 from filip_jax.errors import UserError, one_line
+from filip_jax.plain import command as command_of
 
 DATA = """Work on data before a run.
 
@@ -177,10 +180,20 @@ def _config(arguments, overrides: Sequence[str]) -> Mapping[str, Any]:
 
 
 def _index(arguments, overrides) -> None:
+    from filip_jax.data.pipeline import check_usable
     from filip_jax.data.sources import make_source
 
-    source = make_source(_config(arguments, overrides)["source"])
-    print(f"{len(source)} records in {len(source.shard_sizes)} shards; {one_line(source.seen)}")
+    config = _config(arguments, overrides)
+    source = make_source(config["source"])
+    show(f"{len(source)} records in {len(source.shard_sizes)} shards; {one_line(source.seen)}")
+    check_usable(source, **_views(config))
+
+
+def _views(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How the config's training sees pictures; without one how evaluation does."""
+    augment = dict(min_area=1.0, flip=False, colour_jitter=0.0, auto_augment=False)
+    data = config.get("data", {"image_size": 224, "augment": augment})
+    return {"image_size": data["image_size"], "augment": data["augment"]}
 
 
 def _inspect(arguments, overrides) -> None:
@@ -190,17 +203,9 @@ def _inspect(arguments, overrides) -> None:
     if not arguments.output.endswith(".png"):
         raise UserError(f"--output={arguments.output}: the contact sheet is a PNG; name it so")
     config = _config(arguments, overrides)
-    augment = dict(min_area=1.0, flip=False, colour_jitter=0.0, auto_augment=False)
-    data = config.get("data", {"image_size": 224, "augment": augment})
-    views = {"image_size": data["image_size"], "augment": data["augment"]}
-    print(
-        look_at(
-            make_source(config["source"]),
-            output=Path(arguments.output),
-            **views,
-            **_chosen(arguments, _inspect_options),
-        )
-    )
+    source, options = make_source(config["source"]), _chosen(arguments, _inspect_options)
+    for line in look_at(source, output=Path(arguments.output), **_views(config), **options):
+        show(line)
 
 
 def _convert(arguments, overrides) -> None:
@@ -209,9 +214,11 @@ def _convert(arguments, overrides) -> None:
     source = _config(arguments, overrides)["source"]
     done = convert(source, Path(arguments.output), **_chosen(arguments, _convert_options))
     bad = ", ".join(f"{count} {reason}" for reason, count in done["bad"].items()) or "none"
-    print(f"wrote {done['records']} records, {done['bytes'] / 1e9:.2f} GB, to {arguments.output}; left out: {bad}")
-    print(f"{done['repeated_images']} images are copies of others, byte by byte")
-    print(f"train on it with: --source array_record path={arguments.output}")
+    show(f"wrote {done['records']} records, {done['bytes'] / 1e9:.2f} GB, to {arguments.output}; left out: {bad}")
+    if not done["records"]:
+        raise UserError("convert: none of the source's records can be used; the reasons stand above")
+    show(f"{done['repeated_images']} images are copies of others, byte by byte")
+    show(f"train on it with: {command_of(['--source', 'array_record', f'path={arguments.output}'])}")
 
 
 def _filter(arguments, overrides) -> None:
@@ -221,7 +228,11 @@ def _filter(arguments, overrides) -> None:
 
     source = make_source(_config(arguments, overrides)["source"])
     report = filter_source(source, Path(arguments.output), **_chosen(arguments, _filter_options))
-    print(table(report))
+    show(*table(report).split("\n"))
+    if not report["kept_records"]:
+        counts = Counter({rule: hit["records"] for rule, hit in report["dropped_by"].items()})
+        most = ", ".join(f"{rule} {count:,}" for rule, count in counts.most_common(3))
+        raise UserError(f"filter: no record is left; most were dropped by {most}: turn a rule off, or mend the data")
 
 
 def _tokenizer(arguments, overrides) -> None:
@@ -229,10 +240,11 @@ def _tokenizer(arguments, overrides) -> None:
     from filip_jax.tools.tokenizer import save_tokenizer
 
     source = make_source(_config(arguments, overrides)["source"])
-    print(save_tokenizer(source, Path(arguments.output), **_chosen(arguments, _tokenizer_options)))
+    show(*save_tokenizer(source, Path(arguments.output), **_chosen(arguments, _tokenizer_options)).split("\n"))
 
 
 def _bench(arguments, overrides) -> None:
+    from filip_jax.data.pipeline import check_usable
     from filip_jax.data.sources import make_source
     from filip_jax.tools.bench import bench
 
@@ -240,10 +252,11 @@ def _bench(arguments, overrides) -> None:
         raise UserError("bench times a config's pipeline: give --config, and the source behind it if it is another")
     config = _config(arguments, overrides)
     source = make_source(config["source"])
-    print("preparing the tokenizer ...", file=sys.stderr)
+    check_usable(source, **_views(config))
+    show("preparing the tokenizer ...", file=sys.stderr)
     tokenizer = bench_tokenizer(source, config)
     options = dict(data=config["data"], batch_size=min(config["batch_size"], 64), seed=config["seed"])
-    print(bench(source, tokenizer, **options, **_chosen(arguments, _bench_options)))
+    show(*bench(source, tokenizer, **options, **_chosen(arguments, _bench_options)).split("\n"))
 
 
 def bench_tokenizer(source, config: Mapping[str, Any]):

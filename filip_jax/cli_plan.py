@@ -1,13 +1,14 @@
 """The commands `filip plan`, `filip sweep` and `filip report`: before, around and after runs."""
 
 import json
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from filip_jax.console import show
 from filip_jax.errors import UserError
+from filip_jax.plain import command
 
 PLAN = """Say whether a run fits chips that are not here, and how fast it should go.
 
@@ -38,9 +39,9 @@ Curves, throughput, where the time went, evaluations beside baselines and publis
 samples of the data, if it is here (its source is opened), and the config: what the workdir holds."""
 
 
-def add_plan_commands(command: Callable[..., Any]) -> None:
-    """Adds them; `command` makes a parser of a name, what it runs and its help."""
-    plan = command("plan", _plan, PLAN, workdir=False)
+def add_plan_commands(add: Callable[..., Any]) -> None:
+    """Adds them; `add` makes a parser of a name, what it runs and its help."""
+    plan = add("plan", _plan, PLAN, workdir=False)
     plan.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="and --config.key=value behind it")
     plan.add_argument("--topology", required=True, metavar="CHIP:SHAPE", help="v5e:4x4, v5p:2x2x2, h200:8 …")
     plan.add_argument(
@@ -51,19 +52,19 @@ def add_plan_commands(command: Callable[..., Any]) -> None:
     )
     plan.add_argument("--json", action="store_true", help="numbers alone, as one JSON object")
 
-    sweep = command("sweep", _sweep, SWEEP)
+    sweep = add("sweep", _sweep, SWEEP)
     sweep.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="and --config.key=value behind it")
     sweep.add_argument("--run", dest="here", action="store_true", help="train what is not finished on this machine")
     sweep.add_argument("--jobs", type=int, default=1, help="so many at a time (default: 1)")
 
-    page = command("report", _report, REPORT)
+    page = add("report", _report, REPORT)
     page.add_argument("--output", default="", metavar="FILE.html", help="default: report.html in the workdir")
 
 
 def _report(arguments, _) -> None:
     from filip_jax.tools.report import report
 
-    print(f"wrote {report(arguments.workdir, arguments.output)}")
+    show(f"wrote {report(arguments.workdir, arguments.output)}")
 
 
 def _plan(arguments, overrides) -> None:
@@ -74,13 +75,13 @@ def _plan(arguments, overrides) -> None:
     config = load_config(arguments.config, overrides)
     from filip_jax.plan.report import plan, say
 
-    print(f"compiling for {arguments.topology} ...", file=sys.stderr, flush=True)
+    show(f"compiling for {arguments.topology} ...", file=sys.stderr)
     found = plan(config, arguments.topology, arguments.slices)
     if not arguments.json:
-        print(say(found), flush=True)
+        show(*say(found).split("\n"))
     remedy = None if found["fits"] else _remedy(config, arguments)
     if arguments.json:
-        print(json.dumps(found | {"remedy": remedy}))
+        show(json.dumps(found | {"remedy": remedy}))
 
 
 def _remedy(config, arguments):
@@ -89,11 +90,11 @@ def _remedy(config, arguments):
 
     for change, tried in remedies(config, arguments.topology, arguments.slices):
         words = " ".join(f"--config.{key}={value}" for key, value in change.items())
-        print(f"with {words} it needs {tried['peak_memory'] / 2**30:.2f} GiB", file=sys.stderr, flush=True)
+        show(f"with {words} it needs {tried['peak_memory'] / 2**30:.2f} GiB", file=sys.stderr)
         if tried["fits"]:
-            print(f"it fits with {words}", file=sys.stderr)
+            show(f"it fits with {words}", file=sys.stderr)
             return change
-    print(
+    show(
         "no change of remat, microbatches and mesh makes it fit: take more chips, or a smaller batch_size",
         file=sys.stderr,
     )
@@ -111,11 +112,11 @@ def _sweep(arguments, overrides) -> None:
     failed = run_points(points, arguments.jobs) if arguments.here else []
     results = write_results(points, Path(arguments.workdir))
     if arguments.here:
-        print(results)
+        show(*results.split("\n"))
     elif todo := commands(points):
-        print(todo)
+        show(*todo.split("\n"))
     count = sum(point.is_finished() for point in points)
-    print(
+    show(
         f"{count} of {len(points)} runs are finished" + (f"; see {arguments.workdir}/sweep.md" if results else ""),
         file=sys.stderr,
     )
@@ -128,12 +129,10 @@ def _sweep_evals(arguments, overrides) -> None:
 
     evals = load_evals(arguments.config, overrides)
     if not arguments.here:
-        print(
-            shlex.join(["filip", "eval", f"--workdir={arguments.workdir}", f"--config={arguments.config}", *overrides])
-        )
-        print(f"evaluates {', '.join(evals)}", file=sys.stderr)
+        show(command(["filip", "eval", f"--workdir={arguments.workdir}", f"--config={arguments.config}", *overrides]))
+        show(f"evaluates {', '.join(evals)}", file=sys.stderr)
         return
     from filip_jax.evals.checkpoints import evaluate_runs
     from filip_jax.evals.choice import Choice
 
-    print(evaluate_runs(arguments.workdir, Choice(), evals))
+    show(*evaluate_runs(arguments.workdir, Choice(), evals).split("\n"))

@@ -25,6 +25,7 @@ from filip_jax.redact import redacted
 
 FILE = "config.json"
 NAME = 100  # bytes of an evaluation of a sweep
+UNCHANGED = "unchanged"  # a sweep's point without values
 # What may change between two starts of one run without changing what it computes.
 FREE_SECTIONS = (
     "checkpoint", "compile_cache", "evals", "evals_fatal", "eval_every_steps", "guards", "log_every_steps", "log_keys",
@@ -118,7 +119,7 @@ def name_points(points: Sequence[Mapping[str, Any]]) -> list[str]:
     """Their names, as "pooling=tokens,rate=0.001"; keys are as short as tells them apart."""
     alike = Counter(_last(key) for key in {key for values in points for key in values})
     return [
-        ",".join(f"{_last(k) if alike[_last(k)] == 1 else k}={_text(v)}" for k, v in values.items())
+        ",".join(f"{_last(k) if alike[_last(k)] == 1 else k}={_text(v)}" for k, v in values.items()) or UNCHANGED
         for values in points
     ]
 

@@ -1,9 +1,39 @@
-"""Output that nobody reads any more stops no training: a lost ssh session, a terminal that was closed."""
+"""The one place where text is printed: each line is one, whatever it holds.
+
+Output that nobody reads any more stops no training: a lost ssh session, a terminal that was closed.
+"""
 
 import errno
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, TextIO
+
+from filip_jax.plain import printable
+
+
+def show(*lines: str, file: Any = None) -> None:
+    """Print lines, each as `printable` and as the stream's encoding can say it.
+
+    Args:
+        file: by default sys.stdout.
+    """
+    stream = file or sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    text = "\n".join(map(printable, lines)).encode(encoding, "backslashreplace").decode(encoding)
+    print(text, file=stream, flush=True)
+
+
+def show_error() -> None:
+    """Print the traceback of the exception that is being handled to stderr."""
+    show(*traceback.format_exc().rstrip("\n").split("\n"), file=sys.stderr)
+
+
+def say_in_any_encoding() -> None:
+    """From here on help and messages of libraries, too, stand on terminals that lack some of their characters."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class Lasting:

@@ -1,8 +1,8 @@
 """The exceptions for mistakes that a user can mend and for runs that end before their time; what messages look like."""
 
-from filip_jax.redact import redact
+from filip_jax.plain import one_line
 
-LONGEST = 4000  # characters of a message; a value of a megabyte is not shown whole
+__all__ = ["Preempted", "ProcessLost", "UserError", "one_line"]
 
 
 class UserError(ValueError):
@@ -28,20 +28,3 @@ class ProcessLost(Exception):
 
     def __init__(self, message: str):
         super().__init__(one_line(message))
-
-
-def one_line(text: str) -> str:
-    """The text without secrets as one line that any terminal can show, whatever a foreign file's names brought into it.
-
-    Line breaks become blanks, control characters and lone surrogates escapes (no file can colour or clear
-    the terminal), and of what is longer than LONGEST the beginning and the end are left.
-    """
-    text = redact(text)
-    if len(text) > LONGEST:
-        text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
-    text = " ".join(text.split("\n")) if "\n" in text else text
-    return text if text.isprintable() else "".join(map(_printable, text))
-
-
-def _printable(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode()

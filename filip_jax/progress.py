@@ -3,6 +3,8 @@
 import sys
 import time
 
+from filip_jax.console import show
+
 PERIOD = 5.0  # seconds between lines
 
 
@@ -41,7 +43,7 @@ class Progress:
             clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
             percent = 100 * self.done // max(self.total, 1)
             line = f"{self.what}: {self.done}/{self.total} ({percent}%)  {rate:.0f}/s  ETA {clock}"
-            print(line, file=sys.stderr, flush=True)
+            show(line, file=sys.stderr)
 
     def spare(self, count: int) -> None:
         """`count` of the total need not be done."""

@@ -1,5 +1,6 @@
 """A config section is the keyword arguments of one function: its signature is the schema."""
 
+import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -13,12 +14,19 @@ PLAIN = {str: str, bool: bool, int: int, float: (int, float)}  # annotations tha
 SAID = {str: "a text", bool: "True or False", int: "a whole number from -2^32 to 2^32", float: "a finite number"}
 
 
-def check(function: Callable[..., Any], section: Mapping[str, Any], key: str, given: Iterable[str] = ()) -> None:
+def check(
+    function: Callable[..., Any],
+    section: Mapping[str, Any],
+    key: str,
+    given: Iterable[str] = (),
+    also: Iterable[str] = (),
+) -> None:
     """Raises a UserError if the section lacks a parameter of the function, has one too many or one of another type.
 
     Args:
         key: where the section stands in the config, for the message.
         given: the parameters that the code passes beside the section.
+        also: keys that such a section may have and the caller has taken out, for the message.
     """
     # A Flax module's metaclass hides the constructor's signature, so classes are asked for it directly.
     signature = inspect.signature(function.__init__ if inspect.isclass(function) else function)
@@ -28,8 +36,9 @@ def check(function: Callable[..., Any], section: Mapping[str, Any], key: str, gi
         signature.bind(*instance, **dict.fromkeys(given), **section)
     except TypeError as error:
         hidden = given | {"self"} | {name for name, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD}
-        legal = ", ".join(name for name in signature.parameters if name not in hidden)
-        raise UserError(f"config section {key}: {error}; its keys are {legal}") from error
+        legal = [*(name for name in signature.parameters if name not in hidden), *also]
+        near = "".join(_near(name, legal) for name in section if name not in signature.parameters)
+        raise UserError(f"config section {key}: {error}; its keys are {', '.join(legal)}{near}") from error
     for name, value in section.items():
         kind = signature.parameters[name].annotation if name in signature.parameters else None
         if kind in PLAIN and not _is(value, kind):
@@ -59,5 +68,11 @@ def at_least(least: float, section: str = "", **values: float) -> None:
 def choose(table: Mapping[str, T], name: str, key: str) -> T:
     """The entry of a table of choices, or a UserError that lists them."""
     if not isinstance(name, str) or name not in table:
-        raise UserError(f"{key}={name!r} is not one of {', '.join(table)}")
+        raise UserError(f"{key}={name!r} is not one of {', '.join(table)}{_near(str(name), table)}")
     return table[name]
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    """The end of a message about an unknown name, if others are much like it."""
+    near = difflib.get_close_matches(name, names)
+    return f"; did you mean {' or '.join(near)}?" if near else ""

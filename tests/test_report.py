@@ -7,10 +7,12 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from conftest import signed
 from PIL import Image
+from test_plain import HOSTILE, is_plain
 
 from filip_jax.cli import main
 from filip_jax.evals.checkpoints import evaluate_runs
@@ -127,6 +129,43 @@ def test_what_comes_from_elsewhere_is_text(run, tmp_path):
     page = Page(Path(report(str(copy))).read_text())
     assert page.tags.count("meta") == 3 and "b" not in page.tags[page.tags.index("section") :] and page.open == []
     assert sum(evil in text for text in page.texts) > 6
+
+
+def hostile_run(run, folder):
+    """A copy of a run of which all names and values that nothing checks are hostile texts."""
+    copy, evil = shutil.copytree(run, folder / "run"), [text[:2000] for text in HOSTILE]
+    manifest = json.loads((copy / "checkpoints/4/manifest.json").read_text())
+    manifest["meta"] |= dict(zip(evil, reversed(evil)))
+    manifest["config"] |= dict(zip(evil, reversed(evil)))
+    (copy / "checkpoints/4/manifest.json").write_text(signed(manifest))
+    results = json.loads((copy / "evals.json").read_text())
+    for n, text in enumerate(evil):
+        results["steps"]["4"] |= {f"{text}/top1": 0.5, f"cifar10/{n}{text}": text, f"eval/{n}/error": text}
+        results["baselines"][text] = {"cifar10/top1": 0.25, f"{text}/top1": 0.25}
+        results["tasks"]["4"][text] = {text: text}
+    (copy / "evals.json").write_text(json.dumps(results))
+    config = json.loads((copy / "config.json").read_text())
+    config |= dict(zip(evil, reversed(evil))) | {"source": {"name": "folder", "path": evil[4]}}
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
+
+
+def test_a_hostile_run_is_shown_as_plain_lines(run, tmp_path, capsys):
+    copy = hostile_run(run, tmp_path)
+    for words in (["inspect", str(copy)], ["eval", f"--workdir={copy}"], ["report", f"--workdir={copy}"]):
+        assert main(words) == 0
+        output, errors = capsys.readouterr()
+        assert all(map(is_plain, output.split("\n"))) and all(map(is_plain, errors.split("\n"))), words
+        assert not words[0] == "inspect" or "\nfilip: error" not in output
+    rows = [re.sub(r"\\.", "", line) for line in (copy / "evals.md").read_text().split("\n") if line.startswith("|")]
+    assert len(rows) > 5 and not any(set(row) & set("<`*") for row in rows)
+    own = rows[: [row.startswith("| model") for row in rows].index(True)]  # published models stand in a table of their own
+    assert len({row.count("|") for row in own}) == 1
+    ElementTree.parse(copy / "evals.svg")
+    html = (copy / "report.html").read_text()
+    page = Page(html)
+    assert all(map(is_plain, html.split("\n"))) and page.open == [] and "script" not in page.tags
+    assert all(load.startswith("data:image/webp;base64,") for load in page.loads)
 
 
 def test_each_evaluation_has_its_newest_step(run, tmp_path):

@@ -720,7 +720,7 @@ def test_lists_as_spreadsheets_write_them(tmp_path):
         (dict(name="webdataset", path="TARS", caption_keys=("txt", "nope")), "caption_keys='nope'"),
         (
             dict(name="webdataset", path="TARS", nope=1),
-            "its keys are path, .*, and of every source side_captions, keep",
+            "its keys are path, .*, side_captions, keep",
         ),
     ],
 )

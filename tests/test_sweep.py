@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 
 import pytest
 from conftest import small
 from environment import QUICKLY
+from test_plain import is_plain
 
 from filip_jax.cli import main
 from filip_jax.errors import UserError
@@ -127,6 +129,59 @@ def test_names_are_folders_whatever_the_values(tmp_path):
     names = [point.name for point in open_sweep(str(config), str(tmp_path))]
     assert len(set(names)) == 4 and all("/" not in name and len(name) <= 100 and "n=2" in name for name in names[:2])
     assert names[3] == "a.path=é,b.path=z,n=2"
+
+
+VALUES = (
+    "狗" * 90, "狗" * 89 + "猫", "A", "a", "a.log", "Ａ", "é", "e\u0301", "", " ", ".", "..", "/", "-x", "x\ny", "\x1b[2J", "\u202ex", "|`<b>", "'", '"', "$(exit 1)", "`exit 1`",
+    "; exit 1", "*", "~", "a b", "\\", "\t", "👨‍👩‍👧", "\udcff", "%s", "!x", "#", "=", "y" * 300, "con", "a:b", "a\\nb",
+)  # fmt: skip
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """Points without values, and with each of VALUES as a text."""
+    config = tmp_path / "it's a config.py"
+    config.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config(): return ConfigDict(dict(t='', n=0, total_steps=9, eval_every_steps=0))\n"
+        f"def sweep():\n  yield {{}}\n  yield from ({{'t': value}} for value in {VALUES!a})\n"
+    )
+    return open_sweep(str(config), str(tmp_path / "runs $(exit 1)\n狗"), ["--config.n=1"])
+
+
+def test_each_point_has_a_folder_of_its_own_on_any_disk(odd, tmp_path):
+    names = [point.name for point in odd]
+    assert names[0] == "unchanged" and len(names) == len(VALUES) + 1 and all(map(is_plain, names))
+    folders = [unicodedata.normalize("NFD", name).casefold() for each in names for name in (each, f"{each}.log")]
+    assert len(set(folders)) == len(folders) and all(len(name.encode()) <= 150 for name in folders)
+    for name in names:
+        assert set(name) - set("/\\:*?\"<>|\n ") == set(name) and name not in (".", "..") and not name.startswith("-")
+        (tmp_path / name).mkdir()
+        (tmp_path / f"{name}.log").touch()
+    assert "t=A" in names and "t=é" in names and any(name.startswith("t=狗狗") for name in names)
+
+
+def test_printed_commands_can_be_pasted(odd, tmp_path):
+    """Into bash, in one line each, where each `filip` receives the words of its point."""
+    printed = sweep.commands(odd)
+    assert all(map(is_plain, printed.split("\n"))) and printed.count("\n") == len(VALUES)
+    script = f"filip() {{ printf '%s\\0' \"$@\" END; }}\nset -e\n{printed}\n"
+    said = subprocess.run(["bash", "-c", script.encode("utf-8", "surrogateescape")], capture_output=True, check=True).stdout
+    words = said.decode("utf-8", "surrogateescape").split("\0END\0")[:-1]
+    assert [line.split("\0") for line in words] == [list(point.words) for point in odd]
+    for point, value in zip(odd[1:], VALUES):
+        assert point.config["t"] == value and point.words[-1] == f"--config.t={value}"
+
+
+@pytest.mark.parametrize("value", ["a\0b", "half \ud800"])
+def test_what_can_stand_in_no_command_is_refused(value, tmp_path):
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict(dict(t=''))\n"
+        f"def sweep():\n  yield {{'t': {value!a}}}\n"
+    )
+    with pytest.raises(UserError, match="NUL and halves of characters stand in no command"):
+        open_sweep(str(config), str(tmp_path))
 
 
 @pytest.mark.parametrize("given, legal", [(None, ["0", "1"]), ("3,5", ["3", "5"])])

@@ -10,6 +10,7 @@ from typing import Any
 
 from filip_jax.checkpoint.manifest import Manifest
 from filip_jax.checkpoint.reader import Checkpoints, find_checkpoint
+from filip_jax.errors import one_line
 from filip_jax.paths import is_stacked
 
 FILES = 24  # that are listed one by one, the largest
@@ -42,7 +43,7 @@ def inspect(path: str, step: int | None = None, verify: bool = False) -> str:
     if verify:
         files = _count(len(manifest["files"]), "file")
         lines += ["", f"verified: {files} as written, by size and SHA-256 ({time.monotonic() - started:.1f} s)"]
-    return "\n".join(lines).encode(errors="replace").decode()  # JSON can hold half a character
+    return "\n".join(map(one_line, lines))  # whatever names a manifest holds
 
 
 def _summary(checkpoints: Checkpoints, manifest: Manifest) -> list[str]:

@@ -6,9 +6,9 @@ from typing import Any
 
 from filip_jax.cleaning.judge import BARE, LANGUAGE, NAMED, REPEATED, SENSITIVE, SHAPES, UNREADABLE, Verdict
 from filip_jax.data.sources import Source
-from filip_jax.errors import one_line
+from filip_jax.plain import cell
 
-EXAMPLES, LONGEST = 5, 200  # of each rule; characters of each
+EXAMPLES, LONGEST, SHOWN = 5, 200, 60  # of each rule; characters of each, and of what a table shows
 SCATTER, BITS = 0x9E3779B97F4A7C15, (1 << 64) - 1  # an odd multiplier puts the indices into a fixed random order
 
 
@@ -102,7 +102,7 @@ def table(report: dict[str, Any]) -> str:
     lines = [*report["dropped_by"].items(), ("names replaced", report["person_names"])]
     for rule, hit in lines:
         shown = "; ".join(_short(example["text"]) for example in hit["examples"][:3])
-        rows.append((rule, f"{hit['records']:,}", f"{hit['records'] / looked:.2%}", f"{hit['captions']:,}", shown))
+        rows.append((cell(rule), f"{hit['records']:,}", f"{hit['records'] / looked:.2%}", f"{hit['captions']:,}", shown))
     kept = report["kept_records"]
     rows.append(("kept", f"{kept:,}", f"{kept / looked:.2%}", f"{report['kept_captions']:,}", ""))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
@@ -117,5 +117,5 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _short(text: str) -> str:
-    text = one_line(" ".join(text.split()).replace("|", "/"))
-    return text if len(text) <= 60 else text[:59] + "…"
+    text = " ".join(text.split())
+    return cell(text if len(text) <= SHOWN else text[: SHOWN - 1] + "…")

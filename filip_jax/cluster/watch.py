@@ -17,6 +17,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
+from filip_jax.console import show
 from filip_jax.errors import UserError
 
 PREEMPTED = 42  # exit code: the run was asked to stop; started again it goes on
@@ -166,7 +167,7 @@ class Watch:
 
     def leave(self, code: int, line: str) -> None:
         """Ends this process now, whatever its main thread does; never returns."""
-        _in_time(lambda: print(line, file=sys.stderr, flush=True))  # whose reader may be what hangs
+        _in_time(lambda: show(line, file=sys.stderr))  # whose reader may be what hangs
         leave(code, line, self.on_leave)
 
     def _run(self) -> None:

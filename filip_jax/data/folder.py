@@ -82,11 +82,11 @@ class Folder:
     def _text(self, file: Path) -> str:
         data = read_listed("", str(file), CAPTION_BYTES + 1)
         if len(data) > CAPTION_BYTES:
-            raise BadRecord(f"{file.name}: a caption of more than {CAPTION_BYTES} bytes")
+            raise BadRecord(f"a caption of more than {CAPTION_BYTES} bytes: {file.name}")
         try:
             return data.decode("utf-8").strip()
         except UnicodeDecodeError as error:
-            raise BadRecord(f"{file.name} is not UTF-8: {error}") from error
+            raise BadRecord(f"the caption is not UTF-8: {file.name}: {error}") from error
 
     @staticmethod
     def _text_file(image: Path, key: str) -> Path:

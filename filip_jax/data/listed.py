@@ -19,7 +19,7 @@ def read_listed(folder: str, name: str, most: int) -> bytes:
     """
     path = storage.join(folder, name)
     if storage.is_remote(path) and path.split("://")[0] not in storage.DRIVERS:
-        raise BadRecord(f"{path}: images are not downloaded from the web")
+        raise BadRecord(f"images are not downloaded from the web: {path}")
     try:
         return storage.read(path, 0, most)
     except UserError:

@@ -23,7 +23,7 @@ from filip_jax.data.each_caption import ImageNumbers
 from filip_jax.data.joined import Mixture
 from filip_jax.data.order import Order, Part, Visit
 from filip_jax.data.preprocess import check_augment, training_view
-from filip_jax.data.record import BadRecord, Caption, that_say
+from filip_jax.data.record import BadRecord, Caption, kind_of, that_say
 from filip_jax.data.sources import Source
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
@@ -187,18 +187,18 @@ def check_usable(source: Source, image_size: int, augment: Mapping[str, Any]) ->
     """
     for name, part in parts_of(source).items():
         count = min(TRIED, len(part))
-        reasons: Counter[str] = Counter()
+        reasons, example = Counter[str](), ""
         for index in (n * len(part) // count for n in range(count)):
             try:
                 _draw(part, index, image_size, np.random.default_rng(0), augment)
                 break
             except BadRecord as error:
-                reasons[str(error)] += 1
+                reasons[kind_of(str(error))] += 1
+                example = example or f"; the first is {' '.join(part.where(index))}: {error}"
         else:
             why = "; ".join(f"{reason} ({times})" for reason, times in reasons.most_common(3))
-            raise UserError(
-                f"{name}: none of {count} records looked at can be used: {why or 'empty'}. It is {part.seen}"
-            )
+            found = f"none of {count} records looked at can be used: {why}{example}" if count else "it has no records"
+            raise UserError(f"{name}: {found}. It is {part.seen}")
 
 
 def batches(

@@ -1,5 +1,6 @@
 """What every data source yields: one image with its texts."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,11 @@ class BadRecord(Exception):
 
     def __init__(self, reason: str):
         super().__init__(one_line(reason))
+
+
+def kind_of(reason: str) -> str:
+    """Return what a BadRecord's reason has in common with others, by which they are counted."""
+    return re.sub(r"""'[^']*'|"[^"]*"|[0-9]+""", "…", reason.split(": ")[0])[:80]
 
 
 @dataclass(frozen=True)

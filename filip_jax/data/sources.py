@@ -119,10 +119,7 @@ def _make(kind: Callable[..., Source], section: dict[str, Any], key: str) -> Sou
     side = SideCaptions(side_captions, section.get("index", "")) if side_captions else None
     if weights is not None:
         section["caption_keys"] = tuple(name for name in weights if side is None or name not in side.origins)
-    try:
-        check(kind, section, key)
-    except UserError as error:
-        raise UserError(f"{error}, and of every source {', '.join(names)}, each_caption") from error
+    check(kind, section, key, also=(*names, "each_caption"))
     source = kind(**section)
     if label or class_names:
         source = Labelled(source, label=label, class_names=class_names)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int
 
-from filip_jax.data.record import CAPTION_BYTES, BadRecord
+from filip_jax.data.record import CAPTION_BYTES, BadRecord, that_say
 from filip_jax.data.sentence_pieces import PAD, SentencePieces, train_sentence_pieces
 from filip_jax.data.sources import Source
 from filip_jax.data.vocabularies import Vocabulary, read_vocabulary
@@ -92,12 +92,20 @@ def check_tokenizer_section(name: str, path: str, captions: int) -> None:
 
 
 def spread_captions(source: Source, records: int) -> Iterator[str]:
-    """All texts of so many records, evenly spread over the source; what can not be read is left out."""
-    count = min(records, len(source))
+    """All texts of so many records, evenly spread over the source; what can not be read is left out.
+
+    Raises:
+        UserError: behind the last record, if there was no text.
+    """
+    count, texts = min(records, len(source)), 0
     progress = Progress("reading captions", count)
     for index in (n * len(source) // count for n in range(count)):
         try:
-            yield from (caption.text for caption in source.captions(index) if caption.text.strip())
+            for caption in that_say(source.captions(index)):
+                texts += 1
+                yield caption.text
         except BadRecord:
             pass  # training names it when it is met
         progress.advance()
+    if not texts:
+        raise UserError(f"none of {count} records has a caption. The data is {source.seen}")

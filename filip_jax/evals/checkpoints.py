@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from filip_jax.console import show
 from filip_jax.errors import UserError, one_line
 from filip_jax.evals import pictures
 from filip_jax.evals.choice import Choice, best_step, find_workdirs, short_names
@@ -42,7 +43,7 @@ def evaluate_runs(workdirs: str, choice: Choice, evals: Mapping[str, Mapping[str
         session.close()
     if session.failures:
         if output:
-            print(output, flush=True)
+            show(*output.split("\n"))
         raise UserError("; ".join(dict.fromkeys(session.failures.values())))
     return output
 
@@ -136,12 +137,12 @@ class Session:
         tasks = tasks_of(wanted, run.checkpoints, step, run.config)
         done = {} if self.choice.again else self._done(run, step, tasks)
         if done:
-            print(f"{path} at step {step}: {', '.join(done)}: done before", flush=True)
+            show(f"{path} at step {step}: {', '.join(done)}: done before")
         todo = [each for each in wanted if each.name not in done]
         model = run.load(step) if todo else None
         for each in todo:
             said = one_line(each.source.seen)
-            print(f"{path} at step {step}: {each.name} ({len(each.source):,} records; {said}) ...", flush=True)
+            show(f"{path} at step {step}: {each.name} ({len(each.source):,} records; {said}) ...")
             try:
                 done[each.name] = run_evals(model, [each], run.workdir)
                 record_step(run.workdir, step, done[each.name], {each.name: tasks[each.name]})

@@ -7,6 +7,7 @@ from typing import Any
 
 from filip_jax import storage
 from filip_jax.config import FILE as CONFIG
+from filip_jax.console import show
 from filip_jax.errors import UserError
 from filip_jax.evals.curves import HEADLINES
 from filip_jax.user_paths import from_user
@@ -86,7 +87,7 @@ def best_step(path: str, recorded_steps: Mapping[str, Mapping[str, Any]], steps:
     said = f"{path}: step {best} is the best of {len(present)} by {metric}: {sign * present[best]:.4g}"
     if of_metric[ever] > present[best]:
         said += f" (step {ever} had {sign * of_metric[ever]:.4g}, but its checkpoint was removed)"
-    print(said, flush=True)
+    show(said)
     return best
 
 

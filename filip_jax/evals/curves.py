@@ -5,10 +5,10 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from typing import Any, NamedTuple
 
 from filip_jax.evals.results import cell
+from filip_jax.plain import escape
 
 WIDTH, HEIGHT = 384, 240  # pixels of one chart
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 30  # around its axes

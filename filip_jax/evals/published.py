@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
+from filip_jax.plain import cell
+
 # model, setting, source, then task=percent: the top-1 of a data set, or the R@1 of a retrieval, i2t or t2i.
 FILE = "published.txt"
 METRICS = {"": "image_to_text_top1", "i2t": "image_to_text_R@1", "t2i": "text_to_image_R@1"}
@@ -26,6 +28,7 @@ def beside_published(columns: Mapping[str, Mapping[str, Any]]) -> str:
     """`published_rows` as a markdown table; "" where there is none."""
     if not (rows := published_rows(columns)):
         return ""
+    rows = [[cell(row[0]), *row[1:]] for row in rows]
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

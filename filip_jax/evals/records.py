@@ -26,7 +26,11 @@ TEXTS = 1024  # that are encoded before their pads are cut off
 
 def check_records(source: Source, examples: int, key: str) -> None:
     """Raises a UserError unless the source has so many records, each with a caption."""
-    if type(examples) is not int or not 1 <= examples <= len(source):
+    if len(source) == 0:
+        raise UserError(f"{key}: the source has no records. It is {source.seen}")
+    if type(examples) is not int or examples < 1:
+        raise UserError(f"{key}.examples={examples} must be a whole number and at least 1")
+    if examples > len(source):
         raise UserError(f"{key}.examples={examples}, but the source has {len(source)} records")
 
     def captions(index):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from filip_jax import plain
 from filip_jax.errors import UserError
 from filip_jax.evals.tasks import Task
 from filip_jax.files import locked, read_json, write_atomically
@@ -154,12 +155,16 @@ def _write(workdir: Path, results: dict[str, Any]) -> None:
 def table(columns: Mapping[str, Metrics]) -> str:
     """Metrics as rows, columns as given, in markdown; intervals stand behind their number."""
     lines = [
-        ["", *columns],
-        *([row, *(cell(metrics, row) for metrics in columns.values())] for row in rows_of(columns)),
+        ["", *map(plain.cell, columns)],
+        *([plain.cell(row), *(_shown(metrics, row) for metrics in columns.values())] for row in rows_of(columns)),
     ]
     widths = [max(len(line[n]) for line in lines) for n in range(len(columns) + 1)]
     lines.insert(1, ["-" * width for width in widths])
     return "\n".join("| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(line, widths)) + " |" for line in lines)
+
+
+def _shown(metrics: Metrics, row: str) -> str:
+    return plain.cell(metrics[row]) if isinstance(metrics.get(row), str) else cell(metrics, row)
 
 
 def rows_of(columns: Mapping[str, Metrics]) -> list[str]:

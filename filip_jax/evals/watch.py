@@ -1,11 +1,11 @@
 """Follows runs: each checkpoint that comes is evaluated, whatever happens to others."""
 
 import time
-import traceback
 import warnings
 from collections import Counter
 from typing import Any
 
+from filip_jax.console import show, show_error
 from filip_jax.errors import UserError
 
 POLL = 5.0  # seconds
@@ -45,11 +45,11 @@ def follow(session: Any) -> None:
         if ended:
             return
         if session.choice.idle_minutes and time.monotonic() - moved > 60 * session.choice.idle_minutes:
-            print(f"no new checkpoint for {session.choice.idle_minutes:g} minutes", flush=True)
+            show(f"no new checkpoint for {session.choice.idle_minutes:g} minutes")
             return
         if time.monotonic() - said > SAY:
             said = time.monotonic()
-            print(_waiting(session), flush=True)
+            show(_waiting(session))
         time.sleep(POLL)
 
 
@@ -67,7 +67,7 @@ def _try(session, path, step, tried) -> bool:
         session.evaluate_step(path, step)
     except Exception as error:
         if not isinstance(error, (UserError, OSError)):
-            traceback.print_exc()
+            show_error()
         if step not in session.runs[path].checkpoints.steps():
             warnings.warn(f"{path}: step {step} was removed before it was evaluated", stacklevel=2)
             return True
@@ -75,10 +75,10 @@ def _try(session, path, step, tried) -> bool:
     else:
         session.failures.pop((path, step, ""), None)
         if (path, step) in session.found:
-            print(session.summary(), flush=True)
+            show(*session.summary().split("\n"))
     failed = [key for key in session.failures if key[:2] == (path, step)]
     for key in failed:
-        print(f"{session.failures[key]}{'' if last else '; it is tried again'}", flush=True)
+        show(f"{session.failures[key]}{'' if last else '; it is tried again'}")
         if not last and key[2]:  # what was evaluated is recorded
             del session.failures[key]
     return last or not failed

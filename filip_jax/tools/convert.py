@@ -15,7 +15,7 @@ from PIL import Image
 
 from filip_jax.data.array_record import RecordWriter
 from filip_jax.data.decode import decode
-from filip_jax.data.record import BadRecord, Record
+from filip_jax.data.record import BadRecord, Record, kind_of
 from filip_jax.data.sources import Source, make_source
 from filip_jax.errors import UserError
 from filip_jax.files import LOCK, locked, read_json, remove_abandoned, replacing, write_atomically
@@ -109,7 +109,7 @@ def _convert_shard(source: Source, output: Path, plan: dict[str, Any], number: i
                 raise
             except (BadRecord, ValueError) as error:
                 shard, key = source.where(index)
-                reasons[_reason(str(error))] += 1
+                reasons[kind_of(str(error))] += 1
                 bad.append(json.dumps({"shard": shard, "key": key, "reason": str(error)}) + "\n")
     if bad:
         write_atomically(output / f"{number:05d}.{BAD}", "".join(bad))
@@ -133,10 +133,6 @@ def _resized(record: Record, short_side: int) -> Record:
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=QUALITY)
     return replace(record, image=file.getvalue())
-
-
-def _reason(text: str) -> str:
-    return text.split(":")[0][:60]
 
 
 def _is_done(output: Path, number: int) -> bool:

@@ -1,26 +1,30 @@
 """What is in a source: numbers for a table, and pictures as the model will see them."""
 
-import textwrap
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from filip_jax.data.decode import decode, image_format
 from filip_jax.data.pipeline import draw_caption, parts_of
 from filip_jax.data.preprocess import training_view
-from filip_jax.data.record import BadRecord, Record
+from filip_jax.data.record import BadRecord, Record, kind_of
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError, one_line
+from filip_jax.evals.fonts import font_name, sized
+from filip_jax.plain import printable
 from filip_jax.progress import Progress
+from filip_jax.sections import at_least
 
-COLUMNS, ROWS = 6, 4  # of the contact sheet
-SIDE, GAP, LINE, LINES = 200, 12, 15, 4  # pixels; lines of a caption
+COLUMNS, ROWS, SPARE = 6, 4, 4  # of the contact sheet; records that are tried for a place on it
+SIDE, GAP, LINE, LETTERS, LINES = 200, 12, 15, 12, 4  # pixels; lines of a caption
 QUANTILES = (0, 5, 50, 95, 100)
+KINDS, EXAMPLE = 8, 200  # reasons that are listed; characters of an example
 
 
 @dataclass
@@ -28,7 +32,9 @@ class Findings:
     """Of the records looked at.
 
     Attributes:
-        bad: reason -> records.
+        usable: records that training could take.
+        bad: kind of reason -> records.
+        examples: kind of reason -> the first record that has it, and its own reason.
         formats: of the encoded images.
         sides: (shorter, longer) in pixels.
         sizes: bytes of encoded images.
@@ -36,15 +42,19 @@ class Findings:
     """
 
     records: int = 0
+    usable: int = 0
     bad: Counter = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
     formats: Counter = field(default_factory=Counter)
     sides: list[tuple[int, int]] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     origins: dict[str, list[str]] = field(default_factory=dict)
 
 
-def inspect(source: Source, *, records: int, image_size: int, augment: Mapping[str, Any], output: Path) -> str:
-    """Looks at records evenly spread over a source; a report for people.
+def inspect(
+    source: Source, *, records: int, image_size: int, augment: Mapping[str, Any], output: Path
+) -> Iterator[str]:
+    """Looks at records evenly spread over a source; yields the lines of a report for people.
 
     Args:
         records: how many.
@@ -52,27 +62,32 @@ def inspect(source: Source, *, records: int, image_size: int, augment: Mapping[s
         output: the PNG of a contact sheet, written if any record can be used.
 
     Raises:
-        UserError: no records are asked for.
+        UserError: no records are asked for, or, behind the report, none of a part's can be used.
     """
-    if records < 1:
-        raise UserError(f"records={records} must be at least 1")
-    lines = [f"{len(source)} records in {len(source.shard_sizes)} shards; {one_line(source.seen)}"]
+    at_least(1, records=records)
+    yield f"{len(source)} records in {len(source.shard_sizes)} shards; {one_line(source.seen)}"
+    useless = []
     for name, part in parts_of(source).items():
         found = look(part, records)
-        lines += ["", f"{name}: {len(part)} records, {found.records} looked at", *_lines(found)]
+        texts = sum(map(len, found.origins.values()))
+        counts = f"{len(found.sides):,} images, {texts:,} captions; {found.bad.total():,} records can not be used"
+        yield from ("", f"{name}: {len(part):,} records, {found.records:,} looked at: {counts}", *_lines(found))
+        useless += [] if found.usable else [name]
     if views := sample_views(source, image_size, augment):
         output.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(views).save(output)
-        lines += ["", f"wrote {output}: {len(views)} records as the model sees them"]
-    return "\n".join(lines)
+        yield from ("", f"wrote {output}: {len(views)} records as the model sees them")
+    if useless:
+        raise UserError(f"{', '.join(useless)}: no record that was looked at can be used; the reasons stand above")
 
 
 def sample_views(source: Source, image_size: int, augment: Mapping[str, Any]) -> list[tuple[np.ndarray, str]]:
     """Views of some records, evenly spread, with a caption each: enough for a contact sheet, if so many are good."""
     views: list[tuple[np.ndarray, str]] = []
-    for n in range(4 * COLUMNS * ROWS if len(source) else 0):  # some may be bad
+    count = min(SPARE * COLUMNS * ROWS, len(source))
+    for n in (n for first in range(SPARE) for n in range(first, count, SPARE)):  # the last ones if some are bad
         if len(views) < COLUMNS * ROWS:
-            views += _view(source, n, 4 * COLUMNS * ROWS, image_size, augment)
+            views += _view(source, n, count, image_size, augment)
     return views
 
 
@@ -84,10 +99,14 @@ def look(source: Source, records: int) -> Findings:
         found.records += 1
         try:
             _measure(source[index], found)
+            found.usable += 1
         except UserError:
             raise
         except (BadRecord, ValueError) as error:
-            found.bad[str(error)[:80]] += 1
+            kind = kind_of(str(error))
+            found.bad[kind] += 1
+            reason = f": {error}" if str(error) != kind else ""
+            found.examples.setdefault(kind, f"{' '.join(source.where(index))}{reason}")
         progress.advance()
     return found
 
@@ -120,8 +139,10 @@ def _lines(found: Findings) -> list[str]:
     for origin, texts in found.origins.items():
         repeated = len(texts) - len({" ".join(text.lower().split()) for text in texts})
         lines += [f"  {origin}: {len(texts)} texts, {repeated} of them repeated{_languages(texts)}"]
-    for reason, count in found.bad.most_common(8):
-        lines += [f"  can not be used: {count}  {reason}"]
+    for kind, count in found.bad.most_common(KINDS):
+        lines += [f"  can not be used: {count}  {kind}: {one_line(found.examples[kind], EXAMPLE)}"]
+    if others := found.bad.total() - sum(count for _, count in found.bad.most_common(KINDS)):
+        lines += [f"  can not be used: {others}  for other reasons"]
     return lines
 
 
@@ -159,10 +180,29 @@ def contact_sheet(views: list[tuple[np.ndarray, str]]) -> Image.Image:
     below = LINES * LINE + GAP
     rows = -(-len(views) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * cell + GAP, rows * (cell + below) + GAP), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    pen = ImageDraw.Draw(sheet)
     for n, (view, caption) in enumerate(views):
         left, top = GAP + n % COLUMNS * cell, GAP + n // COLUMNS * (cell + below)
         sheet.paste(Image.fromarray(view).resize((SIDE, SIDE), Image.Resampling.BICUBIC), (left, top))
-        for line, text in enumerate(textwrap.wrap(caption, 32)[:LINES]):
+        caption = printable(caption[: SIDE * LINES])  # of a long one more than fits
+        font = sized(font_name(caption), LETTERS)
+        for line, text in enumerate(_broken(caption, font)):
             pen.text((left, top + SIDE + 3 + line * LINE), text, "black", font)
     return sheet
+
+
+def _broken(text: str, font) -> Iterator[str]:
+    """The text as at most LINES lines that fit below a view, broken at blanks where there are some; "…" if it goes on."""
+    rest = text.strip()
+    for line in range(LINES):
+        fits = bisect_right(range(1, len(rest) + 1), SIDE, key=lambda end: font.getlength(rest[:end]))
+        if fits == len(rest):
+            yield rest
+            return
+        if line == LINES - 1:
+            yield rest[: fits - 1] + "…"
+            return
+        end = rest.rfind(" ", 1, fits + 1)
+        end = end if end > fits // 2 else fits
+        yield rest[:end]
+        rest = rest[end:].lstrip()

@@ -5,7 +5,6 @@ import datetime
 import io
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ from filip_jax.config import FILE as CONFIG
 from filip_jax.config import read_config
 from filip_jax.data.decode import decode
 from filip_jax.data.sources import make_source
-from filip_jax.errors import UserError, one_line
+from filip_jax.errors import UserError
 from filip_jax.evals.curves import COLOURS, chart, metric_charts, points
 from filip_jax.evals.published import published_rows
 from filip_jax.evals.results import cell, comparable, evaluation_of, read_results, rows_of
 from filip_jax.files import read_lines
 from filip_jax.paths import flatten
+from filip_jax.plain import escape
 from filip_jax.tools.inspect import contact_sheet, sample_views
 from filip_jax.workdir import Workdir
 
@@ -214,7 +214,7 @@ def _samples(config) -> str:
         source = make_source({name: x for name, x in config["source"].items() if name != "each_caption"})
         views = sample_views(source, config["data"]["image_size"], config["data"]["augment"])
     except Exception as error:  # data that was moved or changed, a config of an earlier version: the page is of the run
-        return _section("The data", f'<p class="faint">It can not be shown here: {escape(one_line(str(error)))}</p>')
+        return _section("The data", f'<p class="faint">It can not be shown here: {escape(str(error))}</p>')
     said = f"{len(source):,} records; some of them as the model sees them:"
     picture = _image(contact_sheet(views)) if views else ""
     return _section("The data", f'<p>{said}</p><div class="pictures">{picture}</div>')
@@ -224,7 +224,7 @@ def _stored(file: Path) -> str:
     try:
         return _image(decode(file.read_bytes()))
     except (OSError, ValueError) as error:
-        return f'<p class="faint">{escape(file.name)} can not be read: {escape(one_line(str(error)))}</p>'
+        return f'<p class="faint">{escape(file.name)} can not be read: {escape(str(error))}</p>'
 
 
 def _image(picture: Image.Image) -> str:
@@ -247,7 +247,7 @@ def _provenance(workdir, results) -> str:
                 if not isinstance(x, dict)
             ]
         except (UserError, OSError) as error:
-            rows += [["newest", escape(one_line(str(error)))]]
+            rows += [["newest", escape(str(error))]]
     for step, tasks in sorted(results["tasks"].items(), key=lambda pair: int(pair[0]))[-1:]:
         rows += [[f"step {step}: {escape(name)}", _hashes(task)] for name, task in tasks.items()]
     return _section(

@@ -5,12 +5,12 @@ import hashlib
 import io
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,16 @@ from typing import Any
 from filip_jax import storage
 from filip_jax.checkpoint import Checkpoints
 from filip_jax.config import check_same_run, load_config, load_sweep, name_points, settings
+from filip_jax.console import show
 from filip_jax.errors import UserError
 from filip_jax.evals.results import FILE as RESULTS
 from filip_jax.evals.results import read_results, table
 from filip_jax.files import write_atomically
+from filip_jax.plain import command, one_line
 from filip_jax.progress import Progress
 
-NAME = 100  # characters of a point's folder
+TAIL = 4096  # bytes of a log whose last line says why a run failed
+MAX_NAME = 100  # bytes of a point's folder
 
 
 @dataclass(frozen=True)
@@ -70,11 +73,11 @@ def open_sweep(file: str, workdir: str, overrides: Sequence[str] = ()) -> list[P
         raise UserError(f"--workdir={workdir}: a sweep gathers its runs in a local folder")
     listed = load_sweep(file)
     points = {}
-    for name, values in zip(map(_folder, name_points(listed)), listed):
+    for name, values in zip(_folders(file, name_points(listed)), listed):
         own = settings(values)
+        if not all(map(_is_argument, own)):
+            raise UserError(f"--config={file}: sweep() gives {name}: NUL and halves of characters stand in no command")
         config = load_config(file, [*overrides, *own])
-        if name in points:
-            raise UserError(f"--config={file}: sweep() gives {name} twice")
         place = Path(workdir) / name
         if (place / "config.json").exists():
             check_same_run(place, config)
@@ -85,16 +88,44 @@ def open_sweep(file: str, workdir: str, overrides: Sequence[str] = ()) -> list[P
     return list(points.values())
 
 
-def _folder(text: str) -> str:
-    name = re.sub(r"[^\w.=,+-]", "_", text)
-    if name == text and len(name) <= NAME:
-        return name
-    return f"{name[: NAME - 9]}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+def _is_argument(word: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(word)
+    except UnicodeEncodeError:
+        return False
+
+
+def _folders(file: str, names: Sequence[str]) -> Iterator[str]:
+    """Yield a folder's name for each point's: no two, nor their logs, are one on a disk that ignores case."""
+    taken: set[str] = set()
+    for n, name in enumerate(names):
+        if name in names[:n]:
+            raise UserError(f"--config={file}: sweep() gives {name} twice")
+        folder = _folder(name)
+        if taken & _on_any_disk(folder):
+            folder = _marked(folder, name)
+        taken |= _on_any_disk(folder)
+        yield folder
+
+
+def _on_any_disk(folder: str) -> set[str]:
+    return {unicodedata.normalize("NFKC", each).casefold() for each in (folder, f"{folder}.log")}
+
+
+def _folder(name: str) -> str:
+    folder = re.sub(r"[^\w.=,+-]", "_", name)
+    return folder if folder == name and len(folder.encode()) <= MAX_NAME else _marked(folder, name)
+
+
+def _marked(folder: str, name: str) -> str:
+    """The folder's beginning and a hash of the whole name."""
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{folder.encode()[: MAX_NAME - 9].decode('utf-8', 'ignore')}_{digest}"
 
 
 def commands(points: Sequence[Point]) -> str:
     """One full command for each point that is not finished."""
-    return "\n".join(shlex.join(["filip", *point.words]) for point in points if not point.is_finished())
+    return "\n".join(command(["filip", *point.words]) for point in points if not point.is_finished())
 
 
 def run_points(points: Sequence[Point], jobs: int) -> list[str]:
@@ -169,11 +200,11 @@ def _has_tpus() -> bool:
 def _start(point: Point, gpu: str) -> subprocess.Popen:
     point.workdir.parent.mkdir(parents=True, exist_ok=True)
     one = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
-    command = [sys.executable, "-m", "filip_jax", *point.words]
-    print(f"{point.name} ...", file=sys.stderr, flush=True)
+    words = [sys.executable, "-m", "filip_jax", *point.words]
+    show(f"{point.name} ...", file=sys.stderr)
     with _log(point).open("ab") as log:
         # In a group of its own: a Ctrl-C at the terminal is handed on as SIGTERM, which saves.
-        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | one, start_new_session=True)
+        return subprocess.Popen(words, stdout=log, stderr=log, env=os.environ | one, start_new_session=True)
 
 
 def _log(point: Point) -> Path:
@@ -181,8 +212,10 @@ def _log(point: Point) -> Path:
 
 
 def _failure(point: Point, code: int) -> str:
-    lines = _log(point).read_text(errors="replace").strip().splitlines()
-    return f"{point.name} ended with {code}: {lines[-1][:200] if lines else ''} ({_log(point)})"
+    with _log(point).open("rb") as log:
+        log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL))
+        lines = log.read().decode(errors="replace").strip().split("\n")
+    return f"{point.name} ended with {code}: {lines[-1][:200]} ({_log(point)})"
 
 
 def write_results(points: Sequence[Point], workdir: Path) -> str:
@@ -192,9 +225,9 @@ def write_results(points: Sequence[Point], workdir: Path) -> str:
         return ""
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["point", *names], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({"point": name} | row for name, row in rows.items())
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["point", *map(one_line, names)])
+    writer.writerows([one_line(str(x)) for x in (point, *(row.get(name, "") for name in names))] for point, row in rows.items())
     markdown = table(rows)
     write_atomically(workdir / "sweep.csv", text.getvalue())
     write_atomically(workdir / "sweep.md", markdown + "\n")

@@ -9,6 +9,7 @@ from filip_jax.data.sources import Source
 from filip_jax.data.tokenizer import Tokenizer, spread_captions
 from filip_jax.errors import UserError
 from filip_jax.files import write_atomically
+from filip_jax.plain import command
 
 QUANTILES = (50, 95, 99, 100)
 LENGTHS = (32, 77)  # of texts in Wukong and in FILIP
@@ -39,8 +40,9 @@ def save_tokenizer(source: Source, output: Path, *, vocab_size: int, captions: i
     lengths = np.array([len(tokenizer.pieces.ids(text)) + 2 for text in some])
     quantiles = ", ".join(f"{q} %: {n:.0f}" for q, n in zip(QUANTILES, np.percentile(lengths, QUANTILES)))
     cut = ", ".join(f"{np.mean(lengths > most):.1%} above {most}" for most in LENGTHS)
+    options = [f"--config.tokenizer.path={output}", f"--config.tokenizer.vocab_size={tokenizer.vocab_size}"]
     return (
         f"wrote {output}: {tokenizer.vocab_size} pieces from {len(texts)} texts\n"
         f"tokens of a text, BOS and EOS included: {quantiles}; {cut}\n"
-        f"train with it: --config.tokenizer.path={output} --config.tokenizer.vocab_size={tokenizer.vocab_size}"
+        f"train with it: {command(options)}"
     )

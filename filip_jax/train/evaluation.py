@@ -2,7 +2,6 @@
 
 import json
 import time
-import traceback
 import warnings
 from collections.abc import Callable
 
@@ -10,7 +9,8 @@ import jax
 
 from filip_jax.cluster import service
 from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch
-from filip_jax.errors import ProcessLost, UserError
+from filip_jax.console import show, show_error
+from filip_jax.errors import ProcessLost, UserError, one_line
 from filip_jax.evals.results import Metrics
 from filip_jax.files import read_json, write_atomically
 from filip_jax.workdir import Workdir
@@ -51,7 +51,7 @@ class EvalGuard:
         if self.fatal:
             raise UserError(f"evaluation {name} at step {self.step}: {error}")
         if jax.process_index() == 0:
-            print(f"evaluation {name} failed, training goes on: {error}", flush=True)
+            show(f"evaluation {name} failed, training goes on: {error}")
         return {f"eval/{name}/error": error}
 
     def _try(self, name: str, run: Callable[[], Metrics]) -> tuple[str, Metrics]:
@@ -59,9 +59,10 @@ class EvalGuard:
         try:
             metrics = run()
         except Exception as caught:
-            error = f"{type(caught).__name__}: {caught}" if not isinstance(caught, (UserError, ProcessLost)) else str(caught)
+            error = str(caught) if isinstance(caught, (UserError, ProcessLost)) else f"{type(caught).__name__}: {caught}"
+            error = one_line(error)
             if not isinstance(caught, (UserError, OSError, ProcessLost)):
-                traceback.print_exc()
+                show_error()
         if jax.process_count() == 1:
             return error, metrics
         place = f"evaluated/{self.step}/{name}"

@@ -6,6 +6,7 @@ anywhere goes on from the newest checkpoint with every step logged once and no e
 """
 
 import contextlib
+import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,7 +24,7 @@ from filip_jax.config import save_config
 from filip_jax.data.pipeline import batches, parts_of
 from filip_jax.data.sources import Source, fingerprint
 from filip_jax.data.tokenizer import Tokenizer
-from filip_jax.errors import Preempted, ProcessLost, UserError
+from filip_jax.errors import Preempted, ProcessLost, UserError, one_line
 from filip_jax.evals.results import forget_after, is_recorded, record_step, table
 from filip_jax.evals.run import Eval, open_evals, run_evals, tasks_of
 from filip_jax.inference import Embedder, check_tokenizer
@@ -86,8 +87,8 @@ def _train(workdir: str | Path, config: Mapping[str, Any], watch: Watch) -> None
         raise
     finally:
         pulse.close()
-    say(trainer.goodput.table())
-    say(f"done: {workdir} holds {', '.join(sorted(trainer.names))}")
+    say(*trainer.goodput.table().split("\n"))
+    say(f"done: {workdir} holds {', '.join(map(one_line, sorted(trainer.names)))}")
 
 
 class Trainer:
@@ -186,7 +187,7 @@ class Trainer:
                 self.writer.close()
                 self.lease.close()
                 with contextlib.suppress(OSError):  # a workdir that is gone
-                    self.names |= {file.name for file in self.workdir.iterdir()}
+                    self.names |= {n for n in os.listdir(self.workdir) if not n.endswith(".tmp") and n[0] != "."}
                 self.place.close()
 
     def _run(self) -> None:

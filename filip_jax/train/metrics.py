@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from tensorboardX import SummaryWriter
 
+from filip_jax.console import show
 from filip_jax.errors import UserError
 from filip_jax.files import open_to_append, read_lines, write_atomically
 from filip_jax.train.goodput import Goodput
@@ -26,10 +27,10 @@ ADVICE = (
 )
 
 
-def say(line: str) -> None:
-    """Prints a line for people, once, however many processes run."""
+def say(*lines: str) -> None:
+    """Prints lines for people, once, however many processes run."""
     if jax.process_index() == 0:
-        print(line, flush=True)
+        show(*lines)
 
 
 class MetricWriter:

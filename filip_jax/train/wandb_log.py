@@ -14,12 +14,13 @@ import jax
 from filip_jax.errors import UserError
 from filip_jax.extras import extra_module
 from filip_jax.files import write_atomically
+from filip_jax.plain import printable
 from filip_jax.train.metrics import say
 
 FILE = "wandb_id.txt"
 BEGIN_SECONDS = 30.0  # for W&B to answer at the start, during which training goes on
 END_SECONDS = 30.0  # for the last numbers at the end; what is not sent by then stays on the disk
-LONGEST, ILLEGAL = 128, "/\\#?%:"  # of a project's name
+LONGEST, ILLEGAL = 128, "/\\#?%:"  # characters of a name, those of a project's
 WAITING = 10_000  # lines that wait for W&B; further ones are left out
 
 
@@ -53,7 +54,7 @@ class WandbLog:
         os.environ.setdefault("WANDB_SILENT", "true")  # it would ask for a key at the terminal, and wait
         wandb = extra_module("wandb", "wandb", f"wandb_project={project!r} needs")
         self.lines: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        run = {"dir": str(workdir), "project": project, "name": name, "id": _run_id(workdir), "config": dict(config)}
+        run = {"dir": str(workdir), "project": project, "name": printable(name)[-LONGEST:], "id": _run_id(workdir), "config": dict(config)}
         self.thread = threading.Thread(target=self._send, args=(wandb, run), daemon=True)
         self.thread.start()
 

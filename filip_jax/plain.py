@@ -1,0 +1,80 @@
+"""Foreign text as terminals, tables, pages and shells can show it: names, captions, messages of libraries.
+
+Whatever a file of somebody else holds, one item stays one line, nothing colours, clears or reorders what stands
+around it, and people still read it in their own script.
+"""
+
+import html
+import re
+import shlex
+import unicodedata
+from collections.abc import Sequence
+
+from filip_jax.redact import redact
+
+MAX_MESSAGE = 4000  # characters of a message; a value of a megabyte is not shown whole
+MAX_CELL = 300  # characters of a cell
+JOINERS = "\u200c\u200d"  # of letters in Persian and in India's scripts, of pictures in emoji
+_MARKS = re.compile(r"[\\`|<\[*]")  # by which code, cells, HTML, links and emphasis begin in Markdown
+
+
+def printable(text: str) -> str:
+    r"""Return the text as one line in which everything can be seen.
+
+    Line breaks become blanks. Escapes such as \x1b stand for control characters, for signs that turn the direction of
+    writing or have no width, for unassigned characters and for halves of characters. Letters, marks and emoji of all
+    scripts stay, and so does a joiner between two of them.
+    """
+    if text.isprintable():
+        return text
+    text = text.replace("\r\n", "\n").replace("\n", " ")
+    return "".join(c if _is_seen(c) or _joins(text, n) else _escaped(c) for n, c in enumerate(text))
+
+
+def _is_seen(character: str) -> bool:
+    return character.isprintable() or unicodedata.category(character) == "Zs"  # blanks of other widths
+
+
+def _joins(text: str, n: int) -> bool:
+    """Return whether a joiner stands there between two signs that may be joined."""
+    around = text[n - 1 : n] + text[n + 1 : n + 2]
+    return text[n] in JOINERS and len(around) == 2 and around.isprintable() and not any(map(str.isascii, around))
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
+def one_line(text: str, most: int = MAX_MESSAGE) -> str:
+    """Return the text as `printable` shows it, without secrets; of one longer than `most` both ends."""
+    text = redact(text)
+    if len(text) > most:
+        text = f"{text[: most // 2]} … {text[-(most // 2) :]}"
+    return printable(text)
+
+
+def cell(text: str, most: int = MAX_CELL) -> str:
+    """Return the text as a cell of a Markdown table, which no sign in it ends or makes code, a link or HTML."""
+    return _MARKS.sub(r"\\\g<0>", one_line(text, most))
+
+
+def escape(text: str) -> str:
+    """Return the text as one line of HTML or SVG, attributes included."""
+    return html.escape(one_line(text))
+
+
+def command(words: Sequence[str]) -> str:
+    """Return a command of these words as one line to be pasted into bash or zsh, which then read the same words."""
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    if word.isprintable():
+        return shlex.quote(word)
+    return f"$'{''.join(map(_in_quotes, word))}'"
+
+
+def _in_quotes(character: str) -> str:
+    if character.isprintable() and character not in "'\\":
+        return character
+    return "".join(f"\\{byte:03o}" for byte in character.encode("utf-8", "surrogateescape"))
