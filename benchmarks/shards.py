@@ -42,7 +42,7 @@ def write_tar(path: Path, records: int) -> None:
 def make(folder: Path, shards: int, records: int) -> None:
     """The tars and their index, as `filip data index` would leave them."""
     from filip_jax import storage
-    from filip_jax.data import tar_index
+    from filip_jax.data import tar_index, tar_store
 
     index = folder / ".filip_index"
     index.mkdir(parents=True)
@@ -54,15 +54,15 @@ def make(folder: Path, shards: int, records: int) -> None:
     for n in range(shards):
         name = f"{n:05d}.tar"
         known[name] = replace(shard, name=name)
-        place = Path(tar_index.table_path(str(index), known[name]))
+        place = Path(tar_store.table_path(str(index), known[name]))
         if n == 0:
             place.write_bytes(table)
             original = place
         else:
             os.link(first, folder / name)
             os.link(original, place)
-    content = {"version": tar_index.VERSION, "shards": [asdict(known[name]) for name in sorted(known)]}
-    (index / tar_index.FILE).write_text(json.dumps(content))
+    content = {"version": tar_store.VERSION, "shards": [asdict(known[name]) for name in sorted(known)]}
+    (index / tar_store.FILE).write_text(json.dumps(content))
 
 
 def measure(folder: Path, reads: int) -> None:

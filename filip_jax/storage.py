@@ -18,6 +18,7 @@ import fsspec
 from filip_jax import handles
 from filip_jax.errors import UserError
 from filip_jax.files import write_atomically
+from filip_jax.foreign_paths import explain
 from filip_jax.user_paths import Named, is_remote, spread
 from filip_jax.walk import say_left_out, sift, walk
 
@@ -80,7 +81,7 @@ def find(path: str, suffixes: tuple[str, ...], key: str, left_out: Counter[str] 
         found |= {file.path: file for file in here}
     if not found:
         what = f"there is no such file, nor a folder with {' or '.join(suffixes)} in it"
-        raise UserError("; ".join(filter(None, [f"{key}={path!r}: {what}", say_left_out(left_out)])))
+        raise UserError(f"{key}={path!r}: {what}{say_left_out(left_out)}{explain(path)}")
     if missing:
         some = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         raise UserError(f"{key}={path!r}: {len(missing)} of {len(missing) + len(found)} files are missing: {some}")
@@ -241,7 +242,8 @@ def remove_remote(path: str) -> None:
 def _system(path: str) -> fsspec.AbstractFileSystem:
     scheme = path.split("://")[0]
     if scheme not in DRIVERS:
-        raise UserError(f"{path}: paths are local, {' or '.join(f'{name}://' for name in DRIVERS)}")
+        schemes = " or ".join(f"{name}://" for name in DRIVERS)
+        raise UserError(f"{path}: paths are local, {schemes}{explain(path)}")
     logging.getLogger(DRIVERS[scheme]).setLevel(logging.CRITICAL)  # what it logs is raised, too
     try:
         with _reaching(path):

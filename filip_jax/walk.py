@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-HIDDEN, SYSTEM, PARTIAL, EMPTY = "hidden", "of a system or tool", "unfinished", "empty"
+HIDDEN, SYSTEM, PARTIAL, EMPTY = "hidden", "of a system or tool", "unfinished", "empty file"
 BROKEN, AGAIN, CLOSED, SPECIAL = "broken link", "link to a folder that counts already", "may not be read", "no file"
 MAX_ENDING = 12  # characters that a reason quotes of a file's name
 MAX_SHOWN = 12  # reasons
@@ -114,9 +114,9 @@ def other_ending(name: str) -> str:
 
 
 def say_left_out(left_out: Mapping[str, int]) -> str:
-    """Return the counts in words, "" if nothing was left out."""
+    """Return the counts in words, to stand behind what is there; "" if nothing was left out."""
     reasons = [f"{reason} ({count})" for reason, count in Counter(left_out).most_common(MAX_SHOWN)]
-    return f"left out: {', '.join(reasons)}{' …' if len(left_out) > MAX_SHOWN else ''}" if reasons else ""
+    return f"; left out: {', '.join(reasons)}{' …' if len(left_out) > MAX_SHOWN else ''}" if reasons else ""
 
 
 def _count(reason: str, name: str, left_out: Counter[str]) -> None:

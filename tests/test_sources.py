@@ -99,7 +99,7 @@ def test_a_text_may_hold_a_caption_a_line(tmp_path):
     ]  # fmt: skip
     assert source[0].captions == source.captions(0) and {caption.origin for caption in source.captions(2)} == {"txt"}
     plain = make_source(section)
-    assert [caption.text for caption in plain.captions(2)] == ["windows\r\nlines"]
+    assert [caption.text for caption in plain.captions(2)] == ["windows\nlines"]
     assert fingerprint(plain) != fingerprint(source)
     with pytest.raises(UserError, match="lines=3 is not True or False"):
         make_source(section | {"lines": 3})
@@ -444,7 +444,7 @@ def test_members_beyond_what_an_index_holds_and_rare_kinds_are_counted(tmp_path,
     for offset, size in ((512 << 32, 10), (512, 1 << 32)):
         info = tarfile.TarInfo("1.png")
         info.size, info.offset_data = size, offset
-        tar_index._add(info, 1 << 60, samples, problems)
+        tar_index._add(info, 1 << 60, samples, problems, "first_dot", None)
     assert not samples and list(problems.values()) == [2]
     tar(tmp_path / "0.tar", [("1.png", picture(1)), ("1.txt", b"a"), ("1.cls", b"3")])
     source = make_source(dict(name="webdataset", path=str(tmp_path), caption_keys=("cls",)))

@@ -14,7 +14,7 @@ ROOMS = [
     {"plain"},
     {"console"},
     {"errors"},
-    {"extras", "files", "handles", "paths", "progress", "sections", "walk", "workers"},
+    {"extras", "files", "foreign_paths", "handles", "paths", "progress", "sections", "walk", "workers"},
     {"storage"},
     {"buckets", "cluster", "config", "folders", "mesh"},
     {"workdir"},

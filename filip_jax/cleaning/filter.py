@@ -15,6 +15,7 @@ from filip_jax.cleaning.repeats import count_repeats, write_array
 from filip_jax.cleaning.report import Tally, summary
 from filip_jax.cleaning.rules import Rules
 from filip_jax.data.each_caption import EachCaption
+from filip_jax.data.identity import changes
 from filip_jax.data.joined import Mixture
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
@@ -181,6 +182,11 @@ def _models(rules: Rules) -> dict[str, str]:
 def _same(output: Path, begun: dict[str, Any], plan: dict[str, Any]) -> None:
     """Raises a UserError that names what differs between the run that began in a folder and this one."""
     was, now = ({**{k: v for k, v in p.items() if k != "rules"}, **(p.get("rules") or {})} for p in (begun, plan))
+    if changed := changes(was.get("identity"), now["identity"]):
+        raise UserError(
+            f"filter: output={str(output)!r} was begun with other data (what differs: {changed}); "
+            f"name another folder, or delete it to begin anew"
+        )
     for key in now:
         if was.get(key) != now[key]:
             raise UserError(

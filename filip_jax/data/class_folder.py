@@ -1,68 +1,102 @@
 """A folder of class directories: cat/1.jpg, cat/2.jpg, dog/1.jpg, as torchvision's ImageFolder reads."""
 
-import hashlib
+import os
+import unicodedata
 import warnings
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
+from filip_jax.data.decode import ENDINGS
+from filip_jax.data.identity import digest, identify
 from filip_jax.data.listed import read_listed
 from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
 from filip_jax.errors import UserError
+from filip_jax.walk import order_of, say_left_out, walk, why_left_out
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+NO_CLASS = "image in no class's directory"
 
 
 class ClassFolder:
     """All images of all directories in `path`, each directory a class; in the order of their names.
 
     Args:
-        path: the folder of the directories, whose names are the classes'; `_` stands for a space.
+        path: the folder of the directories, which may be links; their names are the classes' (`_` stands for a space).
+            Directories in them are read too. walk.py says what never counts.
         caption_keys: nothing; the class's name is the text of an image.
+
+    Attributes:
+        left_out: {reason: files and folders that do not count}.
 
     Raises:
         UserError: no such folder, or none with images in it.
     """
 
     def __init__(self, *, path: str, caption_keys: Sequence[str] = ()):
-        root = Path(path)
-        if not path or not root.is_dir():
+        if not path or not os.path.isdir(path):
             raise UserError(f"class_folder: path={path!r} is not a folder")
         if caption_keys:
             raise UserError(f"class_folder: caption_keys={tuple(caption_keys)}: its texts are the names of the classes")
-        directories = sorted(each for each in root.iterdir() if each.is_dir() and not each.name.startswith("."))
-        found = [sorted(file for file in each.rglob("*") if file.suffix.lower() in SUFFIXES) for each in directories]
-        if not any(found):
-            raise UserError(f"class_folder: no directory in {path!r} holds images ({', '.join(SUFFIXES)})")
-        if bare := [each.name for each, files in zip(directories, found) if not files]:
-            some = ", ".join(bare[:5]) + (" …" if len(bare) > 5 else "")
-            warnings.warn(f"class_folder: {len(bare)} classes of {path!r} have no image: {some}", stacklevel=2)
-        self.root, self.class_names = root, [each.name.replace("_", " ") for each in directories]
-        self.images = [str(file.relative_to(root)) for files in found for file in files]
-        self.labels = [label for label, files in enumerate(found) for _ in files]
-        self.shard_sizes = np.array([len(files) for files in found])
-        lines = (f"{name} {(root / name).stat().st_size}" for name in self.images)
-        self.identity = hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+        self.root, self.left_out = path, Counter()
+        files = walk(path, ENDINGS, self.left_out)
+        inside = [file for file in files if "/" in file.name]
+        if len(files) > len(inside):
+            self.left_out[NO_CLASS] += len(files) - len(inside)
+        if not inside:
+            raise UserError(
+                f"class_folder: no directory in {path!r} holds images ({', '.join(ENDINGS)})"
+                f"{say_left_out(self.left_out)}"
+            )
+        directories = sorted((name for name in os.listdir(path) if _is_class(path, name)), key=order_of)
+        number = {name: label for label, name in enumerate(directories)}
+        self.class_names = [unicodedata.normalize("NFC", name).replace("_", " ") for name in directories]
+        self.images = [file.name for file in inside]
+        self.labels = [number[name.partition("/")[0]] for name in self.images]
+        self.shard_sizes = np.bincount(self.labels, minlength=len(directories))
+        self._warn_of_classes(directories)
+        self.identity = identify(
+            names=digest(self.images), sizes=digest(str(file.size) for file in inside), records=len(inside),
+            classes=digest(self.class_names),
+        )  # fmt: skip
         some = ", ".join(self.class_names[:4]) + (" …" if len(directories) > 4 else "")
-        self.seen = f"{len(self.images)} images of {len(directories)} classes: {some}"
+        self.seen = f"{len(self.images)} images of {len(directories)} classes: {some}{say_left_out(self.left_out)}"
+
+    def _warn_of_classes(self, directories: Sequence[str]) -> None:
+        if bare := [name for name, size in zip(directories, self.shard_sizes) if not size]:
+            some = ", ".join(bare[:5]) + (" …" if len(bare) > 5 else "")
+            warnings.warn(f"class_folder: {len(bare)} classes of {self.root!r} have no image: {some}", stacklevel=3)
+        alike: dict[str, list[str]] = {}
+        for directory, name in zip(directories, self.class_names):
+            alike.setdefault(name.casefold(), []).append(directory)
+        if pairs := [names for names in alike.values() if len(names) > 1]:
+            warnings.warn(
+                f"class_folder: {len(pairs)} names stand for several classes of {self.root!r}, alike but for case, "
+                f"Unicode form or _: {', '.join(map(repr, pairs[0][:5]))}",
+                stacklevel=3,
+            )
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Record:
-        data = read_listed(str(self.root), self.images[index], IMAGE_BYTES + 1)
+        data = read_listed(self.root, self.images[index], IMAGE_BYTES + 1)
         if len(data) > IMAGE_BYTES:
             raise BadRecord(f"an image of more than {IMAGE_BYTES} bytes")
         label = self.labels[index]
-        return Record(self.images[index], data, self.captions(index), shard=str(self.root), label=label)
+        return Record(self.images[index], data, self.captions(index), shard=self.root, label=label)
 
     def captions(self, index: int) -> tuple[Caption, ...]:
         return (Caption(self.class_names[self.labels[index]], "label"),)
 
     def where(self, index: int) -> tuple[str, str]:
-        return str(self.root), self.images[index]
+        return self.root, self.images[index]
 
     def image_head(self, index: int) -> bytes:
         """The first bytes of the encoded image."""
-        return read_listed(str(self.root), self.images[index], HEAD_BYTES)
+        return read_listed(self.root, self.images[index], HEAD_BYTES)
+
+
+def _is_class(root: str, name: str) -> bool:
+    """Whether the name is a class's: of a directory, or of a link to one, that the walk may enter."""
+    return not why_left_out(name) and os.path.isdir(os.path.join(root, name))

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from filip_jax.data.identity import extend
 from filip_jax.data.record import BadRecord, Caption, Record, that_say
 from filip_jax.errors import UserError
 from filip_jax.progress import Progress
@@ -38,7 +39,8 @@ class EachCaption:
         shards = np.concatenate([[0], np.cumsum(source.shard_sizes)])
         self.source, self.ends = source, ends.astype(np.uint32)
         self.shard_sizes = np.diff(np.concatenate([[0], ends])[shards])
-        self.identity, self.seen = f"{source.identity} each caption", source.seen
+        self.identity, self.seen = extend(source.identity, each_caption=True), source.seen
+        self.left_out = getattr(source, "left_out", {})
         if hasattr(source, "class_names"):
             self.class_names = source.class_names
         if hasattr(source, "image_head"):

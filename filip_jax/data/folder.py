@@ -1,93 +1,146 @@
 """A folder of images, each with its captions in text files of the same name: dog.jpg, dog.txt, dog.de.txt."""
 
-import hashlib
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from filip_jax.data.caption_text import caption_text
+from filip_jax.data.decode import ENDINGS
+from filip_jax.data.identity import digest, identify
 from filip_jax.data.listed import read_listed
 from filip_jax.data.record import CAPTION_BYTES, HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
 from filip_jax.errors import UserError
+from filip_jax.walk import say_left_out, walk
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+TOGETHER = 256  # images whose captions one thread reads at a time
+THREADS = 16
+NO_CAPTION, NO_IMAGE = "image without caption", "caption without image"
 
 
 class Folder:
     """All images below `path` that have a caption, sorted by name.
 
+    When it opens, every process of a run reads all captions, since the source's identity covers them; of 100,000 images
+    that is seconds from a disk. Images are known by their names and sizes.
+
     Args:
-        path: the folder; its sub-folders are read too.
-        caption_keys: endings of the text files, "txt" for dog.txt, "de.txt" for dog.de.txt.
+        path: the folder; its sub-folders are read too, also behind links. walk.py says what never counts there.
+        caption_keys: endings of the text files, "txt" for dog.txt, "de.txt" for dog.de.txt; their case does not matter.
+
+    Attributes:
+        left_out: {reason: files and folders that do not count}.
 
     Raises:
         UserError: no such folder, or no image with a caption in it.
     """
 
     def __init__(self, *, path: str, caption_keys: Sequence[str] = ("txt",)):
-        root = Path(path)
-        if not path or not root.is_dir():
+        if not path or not Path(path).is_dir():
             raise UserError(f"folder: path={path!r} is not a folder")
-        self.caption_keys = tuple(caption_keys)
-        files = {file: file.stat().st_size for file in root.rglob("*") if file.is_file()}
-        images = sorted(file for file in files if file.suffix.lower() in SUFFIXES)
-        met = {key: {file for file in images if self._text_file(file, key) in files} for key in self.caption_keys}
-        kept = [file for file in images if any(file in of_key for of_key in met.values())] if met else images
-        endings = " or ".join(f".{key}" for key in self.caption_keys)
+        self.root, self.caption_keys, self.left_out = path, tuple(caption_keys), Counter()
+        files = walk(path, (*ENDINGS, *(f".{key.lower()}" for key in self.caption_keys)), self.left_out)
+        images = {file.name: file.size for file in files if file.name.lower().endswith(ENDINGS)}
+        names = [file.name for file in files if file.name not in images]
+        texts = self._texts(names)
+        self.images = [name for name in images if _stem(name) in texts or not self.caption_keys]
+        self.texts = [texts[_stem(name)] for name in self.images if self.caption_keys]
+        self._check(len(images))
+        read = {_stem(name) + ending for name, own in zip(self.images, self.texts) for ending in own if ending}
+        lonely = {NO_CAPTION: len(images) - len(self.images), NO_IMAGE: len(set(names) - read)}
+        self.left_out += Counter({reason: count for reason, count in lonely.items() if count})
+        self.shard_sizes = np.array([len(self.images)])
+        self.identity = identify(
+            names=digest(self.images), sizes=digest(str(images[name]) for name in self.images), records=len(self.images),
+            captions=self._digest(), caption_keys=self.caption_keys,
+        )  # fmt: skip
+        what = f"images with {self._endings()}" if self.caption_keys else "images"
+        self.seen = what + say_left_out(self.left_out)
+
+    def _texts(self, names: Sequence[str]) -> dict[str, str | tuple[str, ...]]:
+        """{name without its ending: the endings of its text files}, as they are written, in the order of the keys."""
+        found: dict[str, dict[str, str]] = {}
+        for name in names:
+            for key in self.caption_keys:
+                stem, ending = name[: -len(key) - 1], name[-len(key) - 1 :]
+                if ending.lower() == f".{key.lower()}":
+                    own = found.setdefault(stem, {})
+                    own[key] = ending if ending == f".{key}" else own.get(key, ending)
+        usual = {}  # most images have the same endings, of which one tuple is enough
+        return {
+            stem: usual.setdefault(endings, endings)
+            for stem, own in found.items()
+            for endings in [tuple(own.get(key, "") for key in self.caption_keys)]
+        }
+
+    def _check(self, images: int) -> None:
+        kept = len(self.images)
         if not kept:
             raise UserError(
-                f"folder: {len(images)} images ({', '.join(SUFFIXES)}) lie under {path!r}, none with a {endings} beside it"
+                f"folder: {images} images ({', '.join(ENDINGS)}) lie under {self.root!r}, "
+                f"none with a {self._endings() or 'caption'} beside it{say_left_out(self.left_out)}"
             )
-        for key, of_key in met.items():
-            if not of_key:
+        for column, key in enumerate(self.caption_keys):
+            if not any(own[column] for own in self.texts):
                 raise UserError(
-                    f"folder: no image under {path!r} has a .{key} beside it: caption_keys={self.caption_keys}"
+                    f"folder: no image under {self.root!r} has a .{key} beside it: caption_keys={self.caption_keys}"
                 )
-        if len(kept) < len(images):
-            bare = len(images) - len(kept)
-            warnings.warn(f"folder: {bare} of {len(images)} images under {path!r} have no caption", stacklevel=2)
-        self.root, self.images = root, [str(file.relative_to(root)) for file in kept]
-        self.shard_sizes = np.array([len(kept)])
-        lines = [f"{name} {files[file]}" for name, file in zip(self.images, kept)]
-        text = "\n".join([*lines, *self.caption_keys])
-        self.identity = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-        self.seen = f"images with {endings}" if met else "images"
+        if kept < images:
+            warnings.warn(
+                f"folder: {images - kept} of {images} images under {self.root!r} have no caption", stacklevel=3
+            )
+
+    def _endings(self) -> str:
+        return " or ".join(f".{key}" for key in self.caption_keys)
+
+    def _digest(self) -> str:
+        """Of all captions, those that cannot be read included."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            starts = range(0, len(self.texts), TOGETHER)
+            return digest(pool.map(lambda start: digest(self._pieces(start, start + TOGETHER)), starts))
+
+    def _pieces(self, start: int, end: int) -> Iterator[bytes]:
+        for index in range(start, min(end, len(self.texts))):
+            for name in self._text_names(index):
+                try:
+                    yield read_listed(self.root, name, CAPTION_BYTES + 1) if name else b""
+                except BadRecord as error:
+                    yield str(error).encode()
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Record:
-        name = self.images[index]
         data = self._image(index, IMAGE_BYTES + 1)
         if len(data) > IMAGE_BYTES:
             raise BadRecord(f"an image of more than {IMAGE_BYTES} bytes")
-        return Record(name, data, self.captions(index), shard=str(self.root))
+        return Record(self.images[index], data, self.captions(index), shard=self.root)
 
     def where(self, index: int) -> tuple[str, str]:
-        return str(self.root), self.images[index]
+        return self.root, self.images[index]
 
     def image_head(self, index: int) -> bytes:
         """The first bytes of the encoded image."""
         return self._image(index, HEAD_BYTES)
 
     def _image(self, index: int, most: int) -> bytes:
-        return read_listed(str(self.root), self.images[index], most)
+        return read_listed(self.root, self.images[index], most)
 
     def captions(self, index: int) -> tuple[Caption, ...]:
-        image = self.root / self.images[index]
-        files = [(key, self._text_file(image, key)) for key in self.caption_keys]
-        return tuple(Caption(self._text(file), key) for key, file in files if file.is_file())
+        return tuple(
+            Caption(caption_text(read_listed(self.root, name, CAPTION_BYTES + 1), Path(name).name), key)
+            for key, name in zip(self.caption_keys, self._text_names(index))
+            if name
+        )
 
-    def _text(self, file: Path) -> str:
-        data = read_listed("", str(file), CAPTION_BYTES + 1)
-        if len(data) > CAPTION_BYTES:
-            raise BadRecord(f"a caption of more than {CAPTION_BYTES} bytes: {file.name}")
-        try:
-            return data.decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise BadRecord(f"the caption is not UTF-8: {file.name}: {error}") from error
+    def _text_names(self, index: int) -> list[str]:
+        """The text files of an image, "" where there is none, in the order of the keys."""
+        stem = _stem(self.images[index])
+        return [ending and stem + ending for ending in self.texts[index]] if self.caption_keys else []
 
-    @staticmethod
-    def _text_file(image: Path, key: str) -> Path:
-        return image.with_suffix(f".{key}")
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from filip_jax.data.identity import extend, identify, parts_of
 from filip_jax.data.kept import Kept
 from filip_jax.data.record import Caption, Record
 from filip_jax.data.side_captions import SideCaptions
@@ -32,14 +33,15 @@ class Joined:
         self.source, self.weights, self.side, self.kept = source, weights, side, kept
         self.shard_sizes, self.seen = source.shard_sizes, source.seen
         self.identity = source.identity
+        self.left_out = getattr(source, "left_out", {})
         if side is not None:
-            self.identity += f" {side.identity} {' '.join(weights or side.origins)}"
+            self.identity = extend(self.identity, side_captions=side.identity, origins=list(weights or side.origins))
             self.seen += f"; the side file holds {', '.join(side.origins)}"
             self._warn_of_strangers()
         if kept is not None:
             kept.check(self.identity)
             bounds = np.searchsorted(kept.indices, np.concatenate([[0], np.cumsum(source.shard_sizes)]))
-            self.shard_sizes, self.identity = np.diff(bounds), f"{self.identity} {kept.identity}"
+            self.shard_sizes, self.identity = np.diff(bounds), extend(self.identity, keep=kept.identity)
         if hasattr(source, "class_names"):
             self.class_names = source.class_names
         if hasattr(source, "image_head"):
@@ -118,7 +120,8 @@ class Mixture:
                 )
         self.weights = {name: float(weights.get(name, len(part))) for name, part in parts.items()}
         self.shard_sizes = np.concatenate([part.shard_sizes for part in parts.values()])
-        self.identity = "\n".join(f"{name} {part.identity}" for name, part in parts.items())
+        self.identity = identify(**{name: parts_of(part.identity) for name, part in parts.items()})
+        self.left_out = sum((Counter(getattr(part, "left_out", {})) for part in parts.values()), Counter())
         self.seen = "; ".join(f"{name}: {part.seen}" for name, part in parts.items())
         self.ends = np.cumsum([len(part) for part in parts.values()])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from filip_jax.data.identity import changes
 from filip_jax.data.record import Caption
 from filip_jax.errors import UserError
 from filip_jax.files import read_json
@@ -36,9 +37,10 @@ class Kept:
 
     def check(self, identity: str) -> None:
         """Raises a UserError unless this data, with these captions, was filtered."""
-        if self.of != identity:
+        if changed := changes(self.of, identity):
             raise UserError(
-                f"keep={self.folder!r} was made of other data, or with other caption_keys or side_captions: filter again"
+                f"keep={self.folder!r} was made of other data, or with other caption_keys or side_captions "
+                f"(what differs: {changed}): filter again"
             )
 
     def __len__(self) -> int:

@@ -1,8 +1,8 @@
 """Labelled images from any source: the class of each record stands in one of its texts."""
 
 import dataclasses
-import hashlib
 
+from filip_jax.data.identity import digest, extend
 from filip_jax.data.record import BadRecord, Caption, Record
 from filip_jax.data.text_lists import read_texts
 from filip_jax.errors import UserError
@@ -43,8 +43,8 @@ class Labelled:
         self.numbers = {name: number for number, name in enumerate(names)}
         self.doubled = {name for number, name in enumerate(names) if self.numbers[name] != number}
         self.shard_sizes, self.seen = source.shard_sizes, source.seen
-        digest = hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()
-        self.identity = f"{source.identity} label {label} {digest}"
+        self.identity = extend(source.identity, label=label, class_names=digest(names))
+        self.left_out = getattr(source, "left_out", {})
         if hasattr(source, "image_head"):
             self.image_head = source.image_head
 

@@ -1,6 +1,7 @@
 """The data sources by name. A new one is a file beside this and a line here."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +13,7 @@ from filip_jax.data.class_folder import ClassFolder
 from filip_jax.data.each_caption import EachCaption
 from filip_jax.data.emoji_scenes import EmojiScenes
 from filip_jax.data.folder import Folder
+from filip_jax.data.identity import changes, parts_of
 from filip_jax.data.joined import WEIGHT, Joined, Mixture
 from filip_jax.data.kept import Kept
 from filip_jax.data.labelled import Labelled
@@ -49,8 +51,9 @@ class Source(Protocol):
 
     Attributes:
         shard_sizes: records of each piece that is best read together, in order; sums to the length.
-        identity: a text that differs if the data does.
-        seen: what the data holds, for the message that none of it can be used.
+        identity: a text that differs if the data does, see identity.py.
+        seen: what the data holds and what of it is left out, for people; sources of files have the latter as counts,
+            too, {reason: files}, as `left_out`.
     """
 
     shard_sizes: np.ndarray
@@ -159,3 +162,15 @@ def _is_pair(pair: Any) -> bool:
 def fingerprint(source: Source) -> str:
     """A hash of what the source is; a run refuses to go on with other data."""
     return hashlib.sha256(f"{source.identity} {len(source)}".encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """Return what a checkpoint says of the run's data: `data_sha256`, and the parts that this is of as `data`."""
+    parts = parts_of(source.identity)
+    return {"data_sha256": fingerprint(source), "data": {"records": len(source)} | parts}
+
+
+def what_changed(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return what differs between two such descriptions, in words; earlier versions wrote none of the parts."""
+    noted = was.get("data")
+    return changes(json.dumps(noted) if isinstance(noted, dict) else None, json.dumps(now["data"]))

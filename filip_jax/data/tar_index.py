@@ -2,38 +2,45 @@
 
 The index of a shard is a table of equal rows, one per sample: for each kind of member ("jpg", "txt",
 "json" …) its offset in units of 512 bytes and its size, both 0 where the sample has none, then the
-sample's key. index.json lists the shards and what the rows look like.
+sample's key; tar_store.py keeps them.
 """
 
 import hashlib
-import json
-import os
 import re
 import struct
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from filip_jax import folders, storage
-from filip_jax.errors import UserError
-from filip_jax.progress import Progress
+from filip_jax import storage
+from filip_jax.data.identity import digest
+from filip_jax.data.member_names import FIRST_DOT, IMAGES, split, why_name_left_out
+from filip_jax.data.packed import PACKED_BYTES, refuse_packed
+from filip_jax.data.record import CAPTION_BYTES, METADATA_BYTES
 from filip_jax.storage import Found
-from filip_jax.workers import run as run_workers
 
-VERSION = 2
-FILE = "index.json"
 KINDS = 64  # most kinds of members that a shard's index holds
 KEY_BYTES = 200
-INDEX_BYTES = 1 << 30  # of index.json; a million tars have a quarter of it
 HEADER_BYTES = 1 << 16  # of an extended header, which tarfile reads whole
 LONG_NUMBER = re.compile(rb"\d{100}")  # tarfile of older Pythons takes the square of its length
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+NOTHING, NO_IMAGE = "tar without a member", "no image"
+DOTTED = "no image, but one with dots in its name: keys=last_dot reads it"
+BESIDE = "no image, but one in its folder: keys=folder reads them"
+
+
+class Place(NamedTuple):
+    """Where a member stands: its offset in units of 512 bytes, its size, and the digest of a text."""
+
+    offset: int
+    size: int
+    digest: bytes
+
+
+NO_PLACE = Place(0, 0, b"")
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class Shard:
         key_bytes: width of a row's key.
         problems: counts of what was left out: "no image", "duplicate", "cut off", "not a file" …
         digest: of the table.
+        texts: of each kind that is no image the digest of its members' bytes, which a caption may stand in.
     """
 
     name: str
@@ -58,6 +66,7 @@ class Shard:
     key_bytes: int
     problems: dict[str, int]
     digest: str
+    texts: dict[str, str]
 
     @property
     def layout(self) -> struct.Struct:
@@ -75,26 +84,39 @@ def _layout(kinds: int, key_bytes: int) -> struct.Struct:
     return struct.Struct(f"<{2 * kinds}I{key_bytes}s")
 
 
-def index_shard(file: Found, name: str) -> tuple[Shard, bytes]:
+def index_shard(file: Found, name: str, keys: str = FIRST_DOT) -> tuple[Shard, bytes]:
     """The index of one tar: what index.json says of it, and its table.
 
     A tar that is damaged is read as far as it goes. Links, devices and folders are no members; a
     member's name is only ever compared, so it may be anything.
+
+    Args:
+        keys: how a member's name is split, see member_names.py.
+
+    Raises:
+        UserError: the tar is compressed, or another kind of archive.
     """
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    samples: dict[str, dict[str, Place]] = {}
     problems: Counter[str] = Counter()
     with storage.open_stream(file.path) as stream:
+        refuse_packed(stream.read(PACKED_BYTES), file.path)
+        stream.seek(0)
         try:
             with tarfile.open(fileobj=_Headers(stream), mode="r:") as tar:
                 for member in tar:
                     tar.members = []  # tarfile would keep all of them
                     if member.size < 0:  # older Pythons follow it back, without end
                         raise tarfile.ReadError("a negative size")
-                    _add(member, file.size, samples, problems)
+                    _add(member, file.size, samples, problems, keys, stream)
         except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError):  # header upon header upon …
             problems["damaged or empty from some point on"] += 1
+    problems[NOTHING] += not samples and not problems
     whole = {key: members for key, members in samples.items() if any(kind in IMAGES for kind in members)}
-    problems["no image"] += len(samples) - len(whole)
+    alone = Counter(key.rpartition("/")[0] for key in whole)
+    for key in (key for key in samples if key not in whole):
+        dotted = any(kind.rpartition(".")[2] in IMAGES for kind in samples[key])
+        folder = key.rpartition("/")[0]
+        problems[DOTTED if dotted else BESIDE if folder and alone[folder] == 1 else NO_IMAGE] += 1
     counts = Counter(kind for members in whole.values() for kind in members)
     kinds = sorted(counts.items(), key=lambda item: (item[0] not in IMAGES, -item[1], item[0]))
     problems[f"of kinds beyond {KINDS}"] += sum(count for _, count in kinds[KINDS:])
@@ -104,11 +126,17 @@ def index_shard(file: Found, name: str) -> tuple[Shard, bytes]:
     table = np.zeros(len(whole), row_type(len(kinds), key_bytes))
     table["key"] = keys
     for column, (kind, _) in enumerate(kinds):
-        table["members"][:, column] = [members.get(kind, (0, 0)) for members in whole.values()]
+        table["members"][:, column] = [members.get(kind, NO_PLACE)[:2] for members in whole.values()]
+    texts = {
+        kind: digest(members.get(kind, NO_PLACE).digest for members in whole.values())
+        for kind, _ in kinds
+        if kind not in IMAGES
+    }
     data = table.tobytes()
     shard = Shard(
-        name, file.size, file.stamp, len(whole), tuple(kinds), key_bytes, dict(+problems), hashlib.md5(data).hexdigest()
-    )
+        name, file.size, file.stamp, len(whole), tuple(kinds), key_bytes, dict(+problems),
+        hashlib.md5(data).hexdigest(), texts,
+    )  # fmt: skip
     return shard, data
 
 
@@ -127,12 +155,13 @@ class _Headers:
         return data
 
 
-def _add(member: tarfile.TarInfo, size: int, samples: dict, problems: Counter) -> None:
-    folder, _, file = member.name.rpartition("/")
-    stem, _, kind = file.partition(".")
+def _add(member: tarfile.TarInfo, size: int, samples: dict, problems: Counter, keys: str, stream) -> None:
+    key, kind = split(member.name, keys)
     if not member.isreg() or member.issparse():
         problems["not a file"] += not member.isdir()
-    elif not stem or not kind:
+    elif reason := why_name_left_out(member.name):
+        problems[reason] += 1
+    elif not key or not kind:
         problems["a name without key or ending"] += 1
     elif member.offset_data + member.size > size:
         problems["cut off"] += 1
@@ -141,121 +170,22 @@ def _add(member: tarfile.TarInfo, size: int, samples: dict, problems: Counter) -
     elif member.size == 0:
         problems["empty"] += 1
     else:
-        members = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
-        if kind.lower() in members:
+        members = samples.setdefault(key, {})
+        if kind in members:
             problems["duplicate"] += 1
         else:
-            members[kind.lower()] = (member.offset_data // 512, member.size)
+            members[kind] = Place(member.offset_data // 512, member.size, _digest_of(member, kind, stream))
+
+
+def _digest_of(member: tarfile.TarInfo, kind: str, stream) -> bytes:
+    """Of what a caption may stand in; what is too large for one is known by its size, as images are."""
+    if kind in IMAGES or member.size > (METADATA_BYTES if kind == "json" else CAPTION_BYTES):
+        return b""
+    stream.seek(member.offset_data)
+    return hashlib.md5(stream.read(member.size)).digest()
 
 
 def _short(key: str) -> bytes:
     """The key in UTF-8; of a very long one the beginning and a hash."""
     data = key.encode("utf-8", "surrogateescape").replace(b"\0", b"")
     return data if len(data) <= KEY_BYTES else data[: KEY_BYTES - 32] + hashlib.md5(data).hexdigest().encode()
-
-
-def read_index(shards: Sequence[Found], root: str, folder: str, processes: int = 0) -> list[Shard]:
-    """The index of these tars; what is missing, damaged or of another tar is made and written first.
-
-    Args:
-        root: the folder that all paths lie in.
-        folder: where the index lies.
-        processes: that read tars; 0 reads them in threads of this one.
-
-    Raises:
-        UserError: the index can not be written there, or `processes` is negative.
-        OSError: a tar can not be read.
-        ProcessLost: one of the processes is gone.
-    """
-    if processes < 0:
-        raise UserError(f"processes={processes} must be at least 0")
-    known = {shard.name: shard for shard in _stored(folder)}
-    names = {file.path: file.path.removeprefix(root).lstrip("/") for file in shards}
-    new = [file for file in shards if not _is_of(known.get(names[file.path]), file, folder)]
-    if new:
-        if not storage.is_remote(folder):
-            folders.local_folder(folder, root)
-        progress = Progress("indexing tars", len(new))
-        for count, shard in enumerate(_indexed(new, [names[file.path] for file in new], folder, processes)):
-            known[shard.name] = shard
-            progress.advance()
-            if count % 1000 == 999:
-                _store(folder, known)  # what is done is done, whatever comes
-        _store(folder, known)
-    return [known[names[file.path]] for file in shards]
-
-
-def _is_of(shard: Shard | None, file: Found, folder: str) -> bool:
-    """Whether the index is this file's, and its table whole; in a bucket a table is only looked at when it is read."""
-    if shard is None or (shard.size, shard.stamp) != (file.size, file.stamp):
-        return False
-    path = table_path(folder, shard)
-    try:
-        return storage.is_remote(path) or os.path.getsize(path) == shard.rows * shard.layout.size
-    except OSError:
-        return False
-
-
-def _indexed(files: Sequence[Found], names: Sequence[str], folder: str, processes: int) -> Iterator[Shard]:
-    """The index of each tar, as soon as it is made."""
-    if processes:
-        yield from run_workers(_maker, (files, names, folder), range(len(files)), processes, "processes")
-        return
-    with ThreadPoolExecutor(8) as pool:
-        made = [pool.submit(_make, file, name, folder) for file, name in zip(files, names)]
-        yield from (done.result() for done in as_completed(made))
-
-
-def _maker(files: Sequence[Found], names: Sequence[str], folder: str) -> Callable[[int], Shard]:
-    return lambda number: _make(files[number], names[number], folder)
-
-
-def table_path(folder: str, shard: Shard) -> str:
-    """Where a shard's table lies."""
-    return storage.join(folder, re.sub(r"\W", "_", shard.name) + f".{_digest(shard.name)}")
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-
-
-def _make(file: Found, name: str, folder: str) -> Shard:
-    shard, table = index_shard(file, name)
-    _write(table_path(folder, shard), table)
-    return shard
-
-
-def _stored(folder: str) -> list[Shard]:
-    file = storage.join(folder, FILE)
-    if not storage.exists(file):
-        return []
-    try:
-        content: dict[str, Any] = json.loads(storage.read(file, 0, INDEX_BYTES))
-        if content["version"] != VERSION:
-            return []
-        return [_shard(**entry) for entry in content["shards"]]
-    except (ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
-        raise UserError(f"{file} is damaged ({error}): remove it, the index is then made again") from error
-
-
-def _shard(*, name: str, size: int, stamp: str, rows: int, kinds: list, key_bytes: int, problems: dict, digest: str):
-    """A stored entry, which may have come with foreign data."""
-    counts = [size, rows, key_bytes, *(count for _, count in kinds), *problems.values()]
-    texts = [name, stamp, digest, *(kind for kind, _ in kinds), *problems]
-    if not all(type(n) is int and n >= 0 for n in counts) or not all(isinstance(text, str) for text in texts):
-        raise ValueError("an entry with wrong types")
-    if len(kinds) > KINDS or key_bytes > KEY_BYTES:
-        raise ValueError("an entry with wrong sizes")
-    return Shard(name, size, stamp, rows, tuple(map(tuple, kinds)), key_bytes, problems, digest)
-
-
-def _store(folder: str, known: dict[str, Shard]) -> None:
-    shards = [asdict(known[name]) for name in sorted(known)]
-    _write(storage.join(folder, FILE), json.dumps({"version": VERSION, "shards": shards}).encode())
-
-
-def _write(path: str, data: bytes) -> None:
-    try:
-        storage.write(path, data)
-    except OSError as error:
-        raise UserError(f"the index can not be written: {error}; set `index` to a folder of your own") from error

@@ -12,6 +12,10 @@ from threading import Lock
 import numpy as np
 
 from filip_jax import storage
+from filip_jax.data.caption_text import caption_text
+from filip_jax.data.identity import digest, identify
+from filip_jax.data.member_names import FIRST_DOT, IMAGES, KEYS
+from filip_jax.data.packed import ENDINGS as PACKED
 from filip_jax.data.record import (
     CAPTION_BYTES,
     HEAD_BYTES,
@@ -22,8 +26,10 @@ from filip_jax.data.record import (
     Record,
     is_caption,
 )
-from filip_jax.data.tar_index import IMAGES, Shard, read_index, table_path
+from filip_jax.data.tar_index import Shard
+from filip_jax.data.tar_store import read_index, table_path
 from filip_jax.errors import UserError, one_line
+from filip_jax.walk import say_left_out
 
 LOCAL = ("_tables", "_lock", "_paths", "_latest")  # attributes that each process has of its own
 TABLES = 1 << 27  # bytes of tables from buckets that a process keeps
@@ -41,6 +47,9 @@ class WebDataset:
             holds a text, a JSON field may hold a list of them.
         lines: whether each line of a text member is a text of its own, as CLIP_benchmark's retrieval tars have them
             (its webdataset_builder writes, and its reader splits, lines by `str.splitlines`).
+        keys: which part of a member's name is the key that a sample's members share: "first_dot", what stands before its
+            first dot, as webdataset has it; "last_dot", before its last, for names as photo.2021.0.jpg; "folder", all
+            members of one folder, as 000012/image.jpg and 000012/caption.txt, whose caption key is "caption.txt".
         index: folder of indices, each in a folder of its own; "" is the folder .filip_index beside the tars.
             For tars in a bucket name a local one: then a record is one request.
         processes: that make the index; 0 makes it in this one.
@@ -51,24 +60,36 @@ class WebDataset:
 
     def __init__(
         self, *, path: str, caption_keys: Sequence[str] = ("txt",), lines: bool = False, index: str = "",
-        processes: int = 0,
+        processes: int = 0, keys: str = FIRST_DOT,
     ):  # fmt: skip
-        found = storage.find(path, (".tar",), "path")
+        if keys not in KEYS:
+            raise UserError(f"keys={keys!r} is not one of {', '.join(KEYS)}")
+        self.left_out = Counter()
+        found = _find(path, self.left_out)
         self.root = storage.common_folder([file.path for file in found])
         own = f"{storage.name_of(self.root)}.{hashlib.sha256(_bytes(self.root)).hexdigest()[:8]}"
         self.index = storage.join(index, own) if index else storage.join(self.root, ".filip_index")
-        self.caption_keys, self.lines = tuple(caption_keys), lines
-        self.shards = read_index(found, self.root, self.index, processes)
+        if keys != FIRST_DOT:
+            self.index = storage.join(self.index, keys)
+        self.caption_keys, self.lines, self.keys = tuple(caption_keys), lines, keys
+        self.shards = read_index(found, self.root, self.index, processes, keys)
         self.shard_sizes = np.array([shard.rows for shard in self.shards], np.int64)
         self.ends = np.cumsum(self.shard_sizes).tolist()
-        self.identity = _identity(self.shards, self.caption_keys) + (" lines" if lines else "")
-        kinds, problems = _sum(dict(shard.kinds) for shard in self.shards), _sum(s.problems for s in self.shards)
-        self.seen = f"{len(found)} tars hold {_listed(kinds) or 'nothing'}" + (
-            f"; left out: {_listed(problems)}" if problems else ""
-        )
+        kinds = _sum(dict(shard.kinds) for shard in self.shards)
+        self.left_out += _sum(shard.problems for shard in self.shards)
+        self.identity = self._identity()
+        self.seen = f"{len(found)} tars hold {_listed(kinds) or 'nothing'}{say_left_out(self.left_out)}"
         self._check(kinds)
         self._warn_of_gaps()
         self.__setstate__({})
+
+    def _identity(self) -> str:
+        kinds = ["json" if key.startswith("json.") else key for key in self.caption_keys]
+        return identify(
+            names=digest(shard.name for shard in self.shards), members=digest(shard.digest for shard in self.shards),
+            records=len(self), captions=digest(shard.texts.get(kind, "") for shard in self.shards for kind in kinds),
+            caption_keys=self.caption_keys, lines=self.lines, keys=self.keys,
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -158,10 +179,7 @@ class WebDataset:
                     fields = self._json(shard, members)
                 found += [Caption(text, key) for text in _texts(fields, key)]
             elif key in members:
-                try:
-                    text = self._member(shard, members, key, CAPTION_BYTES).decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise BadRecord(f"{key} is not UTF-8: {error}") from error
+                text = caption_text(self._member(shard, members, key, CAPTION_BYTES), key)
                 texts = [line for line in text.splitlines() if line.strip()] if self.lines else [text]
                 found += [Caption(text.strip(), key) for text in texts]
         return tuple(found)
@@ -196,6 +214,20 @@ class WebDataset:
         vars(self).update(state, _tables=OrderedDict(), _lock=Lock(), _paths={}, _latest=(-1, None))
 
 
+def _find(path: str, left_out: Counter[str]) -> list[storage.Found]:
+    """The tars of a path.
+
+    Raises:
+        UserError: there are none.
+    """
+    try:
+        return storage.find(path, (".tar",), "path", left_out)
+    except UserError as error:
+        if not any(left_out[ending] for ending in PACKED):
+            raise
+        raise UserError(f"{error}; tars are read in place, which needs them plain: unpack them") from error
+
+
 def _texts(fields: dict, key: str) -> list[str]:
     """The texts of a JSON field: "json.a.b" is fields["a"]["b"], a string or a list of strings."""
     value = fields
@@ -203,11 +235,6 @@ def _texts(fields: dict, key: str) -> list[str]:
         value = value.get(name) if isinstance(value, dict) else None
     values = value if isinstance(value, list) else [value]
     return [text.strip() for text in values if is_caption(text)]
-
-
-def _identity(shards: Sequence[Shard], caption_keys: Sequence[str]) -> str:
-    lines = [f"{shard.name} {shard.size} {shard.rows} {shard.digest}" for shard in shards]
-    return hashlib.sha256(_bytes("\n".join([*lines, *caption_keys]))).hexdigest()
 
 
 def _bytes(text: str) -> bytes:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from filip_jax.data.array_record import RecordWriter
 from filip_jax.data.decode import decode
+from filip_jax.data.identity import changes
 from filip_jax.data.record import BadRecord, Record, kind_of
 from filip_jax.data.sources import Source, make_source
 from filip_jax.errors import UserError
@@ -79,6 +80,11 @@ def _check_plan(output: Path, plan: dict[str, Any]) -> None:
     file = output / PLAN
     if file.exists():
         begun = read_json(file)
+        if changed := changes(begun.get("identity"), plan["identity"]):
+            raise UserError(
+                f"{output} was begun with other data (what differs: {changed}): give another output, or delete it to "
+                "convert anew"
+            )
         changed = [name for name in plan if begun.get(name) != plan[name]]
         if changed:
             raise UserError(

@@ -22,7 +22,7 @@ from filip_jax.cluster.roll_call import roll_call
 from filip_jax.cluster.watch import Watch
 from filip_jax.config import save_config
 from filip_jax.data.pipeline import batches, parts_of
-from filip_jax.data.sources import Source, fingerprint
+from filip_jax.data.sources import Source, describe, what_changed
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import Preempted, ProcessLost, UserError, one_line
 from filip_jax.evals.results import forget_after, is_recorded, record_step, table
@@ -112,7 +112,7 @@ class Trainer:
         service.on_first_process(lambda: save_config(workdir, config))
         self.upkeep = Upkeep(self.place, self.lease)
         self.checkpoints.before_manifest = self.upkeep.before_manifest
-        self.meta = {"tokenizer_sha256": tokenizer.sha256, "data_sha256": fingerprint(source)}
+        self.meta = {"tokenizer_sha256": tokenizer.sha256, **describe(source)}
         sizes = {name: setup.data[name] for name in ("image_size", "text_length")}
         self.embedder = Embedder(setup.model, tokenizer, **sizes, mesh=setup.mesh)
         self.eval_guard = EvalGuard(self.place, watch, setup.evals_fatal)
@@ -144,10 +144,10 @@ class Trainer:
             raise UserError(f"{self.checkpoints.folder(newest)} is beyond total_steps={setup.total_steps}")
         meta, started = self.checkpoints.meta(newest), time.monotonic()
         check_tokenizer(tokenizer, meta, self.workdir)
-        if meta["data_sha256"] != self.meta["data_sha256"]:
+        if meta.get("data_sha256") != self.meta["data_sha256"]:
             raise UserError(
-                f"the data of {self.workdir} is not what the run began with: its files, their sizes or their "
-                "number of records changed; bring them back or start in a new --workdir"
+                f"the data of {self.workdir} is not what the run began with ({what_changed(meta, self.meta)}): bring it "
+                "back, or start in a new --workdir, with init_from if the model is to be kept"
             )
         with self.watch.phase("restore"):
             state = self.checkpoints.restore(newest, abstract(setup.shapes, setup.shardings))

@@ -20,7 +20,7 @@ from filip_jax.config import check_same_run, read_config
 from filip_jax.data.pipeline import check_usable
 from filip_jax.data.sources import Source, make_source
 from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
-from filip_jax.errors import UserError
+from filip_jax.errors import UserError, one_line
 from filip_jax.files import remove_abandoned, write_atomically
 from filip_jax.inference import TOKENIZER, read_tokenizer
 from filip_jax.sections import call
@@ -108,6 +108,7 @@ def open_source(setup: Setup) -> Source:
 
     service.on_first_process(open_and_try)
     service.together(lambda: opened or opened.append(make_source(setup.source)))
+    say(f"data: {len(opened[0])} records; {one_line(opened[0].seen)}")
     return opened[0]
 
 

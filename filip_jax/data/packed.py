@@ -1,0 +1,24 @@
+"""Archives that cannot be read in place: compressed tars, and what is no tar."""
+
+from filip_jax.errors import UserError
+
+PACKED_BYTES = 8  # of a file's beginning, which tell what it is
+PACKED = {  # the beginning of a file: its kind, and the program that unpacks it
+    b"\x1f\x8b": ("gzip", "gunzip"), b"BZh": ("bzip2", "bunzip2"), b"\xfd7zXZ\x00": ("xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"), b"\x04\x22\x4d\x18": ("lz4", "unlz4"), b"\x1f\x9d": ("compress", "uncompress"),
+}  # fmt: skip
+STRANGERS = {b"PK\x03\x04": "zip", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "rar"}
+ENDINGS = (".gz", ".tgz", ".bz2", ".tbz", ".tbz2", ".xz", ".txz", ".zst", ".tzst", ".lz4")
+
+
+def refuse_packed(beginning: bytes, path: str) -> None:
+    """Raise a UserError if a file begins as a compressed one or another kind of archive does."""
+    for magic, (kind, program) in PACKED.items():
+        if beginning.startswith(magic):
+            raise UserError(
+                f"{path} is compressed with {kind}; members of tars are read in place, which needs them plain: "
+                f"{program} < {path} > PLAIN.tar"
+            )
+    for magic, kind in STRANGERS.items():
+        if beginning.startswith(magic):
+            raise UserError(f"{path} is a {kind} archive, no tar: unpack it, then read it as a `folder`, or pack a tar")
