@@ -233,6 +233,13 @@ def _is_there(path: str) -> bool:
         return _system(path).exists(path)
 
 
+def checksum(path: str) -> str:
+    """Return what a bucket says of an object's content, "" if that is nothing: its times and versions do not count."""
+    with _reaching(path):
+        info = _system(path).info(path)
+    return next((str(info[name]) for name in ("md5Hash", "crc32c", "ETag") if info.get(name)), "")
+
+
 def remove_remote(path: str) -> None:
     """Removes an object of a bucket, if it is there."""
     with _reaching(path), suppress(FileNotFoundError):

@@ -5,14 +5,13 @@ encoded image. The text is {"key", "shard", "captions": [[origin, text], …], "
 where captions have keys of their own "text_keys": [key, …], one for each of them.
 """
 
-import hashlib
 import json
 import os
 import struct
 import warnings
 import zlib
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,8 +23,11 @@ from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
 from filip_jax import storage
+from filip_jax.data.identity import digest, identify
 from filip_jax.data.record import CAPTION_BYTES, IMAGE_BYTES, BadRecord, Caption, Record, is_caption
+from filip_jax.data.riegeli import content_digests
 from filip_jax.errors import UserError
+from filip_jax.walk import say_left_out
 
 MAGIC = b"filip1\r\n"
 READER = "readahead_buffer_size:0,max_parallelism:0"
@@ -54,7 +56,8 @@ class ArrayRecord:
             raise UserError(
                 f"path={path!r}: the reader of ArrayRecord knows no s3://; copy the files, or read tars there"
             )
-        found = storage.find(path, SUFFIXES, "path")
+        self.left_out = Counter()
+        found = storage.find(path, SUFFIXES, "path", self.left_out)
         try:
             with ThreadPoolExecutor(32) as pool:
                 sizes = list(pool.map(_count, [file.path for file in found]))
@@ -65,11 +68,12 @@ class ArrayRecord:
         self.shard_sizes = np.array(sizes, np.int64)
         self.ends = np.cumsum(self.shard_sizes).tolist()
         self._many = min(AHEAD, 1 + AHEAD_BYTES * self.ends[-1] // (1 + sum(file.size for file in found)))
-        lines = [f"{storage.name_of(file.path)} {file.size} {size}" for file, size in zip(found, sizes)]
-        text = "\n".join([*lines, image, *self.caption_keys])
-        self.identity = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+        self.identity = identify(
+            names=digest(storage.name_of(file.path) for file in found), records=len(self),
+            content=digest(content_digests(found, len(self))), image=image, caption_keys=self.caption_keys,
+        )  # fmt: skip
         self.__setstate__({})
-        self.seen = self._look()
+        self.seen = self._look() + say_left_out(self.left_out)
         self._warn_of_strangers()
 
     def __len__(self) -> int:

@@ -170,7 +170,17 @@ def describe(source: Source) -> dict[str, Any]:
     return {"data_sha256": fingerprint(source), "data": {"records": len(source)} | parts}
 
 
-def what_changed(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return what differs between two such descriptions, in words; earlier versions wrote none of the parts."""
+def check_same_data(was: Mapping[str, Any], now: Mapping[str, Any], workdir: Any) -> None:
+    """Raise a UserError that names what differs if a run's data is not what its checkpoint was trained on.
+
+    Args:
+        was: what `describe` gave then; earlier versions noted no more than `data_sha256`.
+    """
+    if was.get("data_sha256") == now["data_sha256"]:
+        return
     noted = was.get("data")
-    return changes(json.dumps(noted) if isinstance(noted, dict) else None, json.dumps(now["data"]))
+    changed = changes(json.dumps(noted) if isinstance(noted, dict) else None, json.dumps(now["data"]))
+    raise UserError(
+        f"the data of {workdir} is not what the run began with (what differs: {changed}): bring it back, or start in a new "
+        "--workdir, with init_from to keep the model"
+    )

@@ -22,7 +22,7 @@ from filip_jax.cluster.roll_call import roll_call
 from filip_jax.cluster.watch import Watch
 from filip_jax.config import save_config
 from filip_jax.data.pipeline import batches, parts_of
-from filip_jax.data.sources import Source, describe, what_changed
+from filip_jax.data.sources import Source, check_same_data, describe
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import Preempted, ProcessLost, UserError, one_line
 from filip_jax.evals.results import forget_after, is_recorded, record_step, table
@@ -144,11 +144,7 @@ class Trainer:
             raise UserError(f"{self.checkpoints.folder(newest)} is beyond total_steps={setup.total_steps}")
         meta, started = self.checkpoints.meta(newest), time.monotonic()
         check_tokenizer(tokenizer, meta, self.workdir)
-        if meta.get("data_sha256") != self.meta["data_sha256"]:
-            raise UserError(
-                f"the data of {self.workdir} is not what the run began with ({what_changed(meta, self.meta)}): bring it "
-                "back, or start in a new --workdir, with init_from if the model is to be kept"
-            )
+        check_same_data(meta, self.meta, self.workdir)
         with self.watch.phase("restore"):
             state = self.checkpoints.restore(newest, abstract(setup.shapes, setup.shardings))
         took = f"{time.monotonic() - started:.1f} s to restore"
