@@ -10,7 +10,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from filip_jax import storage
+from filip_jax.data.array_record import SUFFIXES
+from filip_jax.data.identity import digest, identify
 from filip_jax.data.record import METADATA_BYTES, Caption, Record, is_caption
+from filip_jax.data.riegeli import content_digests
 from filip_jax.errors import UserError
 
 FEATURES = "features.json"
@@ -49,12 +52,13 @@ class Tfds:
         labels = [name for name in caption_keys if isinstance(self.features.get(name), tfds.features.ClassLabel)]
         self.label = labels[0] if labels else None
         if self.label:
-            own = self.features[self.label].names
-            self.class_names = in_words(own)
+            self.class_names = in_words(self.features[self.label].names)
         self.shard_sizes = np.array([len(self.data)])
-        self.identity = f"{builder.info.full_name} {split} {image} {' '.join(caption_keys)}"
-        if self.label and self.class_names != own:
-            self.identity += " in words"
+        self.identity = identify(
+            name=builder.info.full_name, split=split, records=len(self), image=image, caption_keys=self.caption_keys,
+            content=digest(content_digests(_files_of(builder, split), len(self))),
+            classes=digest(self.class_names) if self.label else "",
+        )  # fmt: skip
         self.seen = f"features {', '.join(self.features)}"
 
     def _check_names(self):
@@ -88,6 +92,12 @@ class Tfds:
                 decoded = (t.decode("utf-8", "replace") if isinstance(t, bytes) else t for t in texts)
                 found += [Caption(t, key) for t in decoded if is_caption(t)]
         return tuple(found)
+
+
+def _files_of(builder: Any, split: str) -> list[storage.Found]:
+    """The files that hold a split."""
+    names = dict.fromkeys(str(part.filename) for part in builder.info.splits[split].file_instructions)
+    return [file for name in names for file in storage.find(name, SUFFIXES, "path")]
 
 
 def _texts(feature: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

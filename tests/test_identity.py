@@ -1,0 +1,176 @@
+"""Identities of data: other captions of equal size are other data, other times are not, and messages say what changed."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pairs
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+from hypothesis import given
+from hypothesis import strategies as st
+from pairs import WRITERS, write_array_record, write_folder, write_webdataset
+from test_sources import kept
+
+from filip_jax.data import riegeli
+from filip_jax.data.identity import changes, extend, identify, parts_of
+from filip_jax.data.sources import check_same_data, describe, fingerprint, make_source
+from filip_jax.errors import UserError
+from filip_jax.tools.convert import convert
+
+SHARDS = [range(0, 4), range(4, 6)]
+KINDS = pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+
+
+def edited(monkeypatch):
+    """From here on pair 3 has other captions, of equal size."""
+    plain = pairs.texts
+    monkeypatch.setattr(
+        pairs, "texts", lambda n: {origin: text.upper() if n == 3 else text for origin, text in plain(n).items()}
+    )
+
+
+def sizes(folder):
+    files = [file for file in folder.rglob("*") if file.is_file() and ".filip_index" not in file.parts]
+    return {file.relative_to(folder): file.stat().st_size for file in files}
+
+
+@KINDS
+def test_captions_of_equal_size_are_other_data(write, tmp_path, monkeypatch):
+    section = write(tmp_path, SHARDS)
+    before, was = make_source(section), sizes(tmp_path)
+    edited(monkeypatch)
+    write(tmp_path, SHARDS)
+    after = make_source(section)
+    if "parquet" not in str(was):
+        assert sizes(tmp_path) == was
+    assert after[3].caption == "PICTURE 3" and after.identity != before.identity
+    assert fingerprint(after) != fingerprint(before) and len(after) == len(before)
+
+
+@KINDS
+def test_data_that_is_staged_elsewhere_is_the_same(write, tmp_path):
+    """Other times, another folder, an index that is made anew or comes along."""
+    (tmp_path / "a").mkdir()
+    section = write(tmp_path / "a", SHARDS)
+    before = fingerprint(make_source(section))
+    for name, left in (("b", ()), ("c", (".filip_index",))):
+        shutil.copytree(tmp_path / "a", tmp_path / name, copy_function=shutil.copyfile, ignore=lambda *_, left=left: left)
+        for n, file in enumerate(sorted((tmp_path / name).rglob("*"))):
+            os.utime(file, ns=(n, n))
+        assert fingerprint(make_source(section | {"path": str(tmp_path / name)})) == before
+
+
+@pytest.mark.parametrize("write", [write_folder, write_webdataset], ids=lambda write: write.__name__)
+def test_what_changed_is_named(write, tmp_path, monkeypatch):
+    section = write(tmp_path, SHARDS)
+    first = make_source(section)
+    edited(monkeypatch)
+    write(tmp_path, SHARDS)
+    second = make_source(section)
+    assert changes(first.identity, second.identity) == "captions" and not changes(first.identity, first.identity)
+    write(tmp_path, [*SHARDS, range(6, 9)])
+    words = changes(second.identity, make_source(section).identity)
+    assert "records (6, now 9)" in words and "captions" in words and "names" in words
+    more = changes(first.identity, make_source(section | {"caption_keys": ("txt",)}).identity)
+    assert "caption_keys (['txt', 'de.txt'], now ['txt'])" in more
+
+
+def test_a_conversion_a_filter_and_a_run_notice_edited_captions(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    section = write_folder(tmp_path / "data", SHARDS)
+    options = dict(short_side=0, records_per_shard=10, workers=1)
+    convert(section, tmp_path / "out", **options)
+    keep = kept(tmp_path / "kept", make_source(section), [0, 3])
+    mixture = dict(name="mixture", own=section, web=dict(section, caption_keys=("txt",)))
+    meta = json.loads(json.dumps(describe(make_source(mixture))))
+    check_same_data(meta, describe(make_source(mixture)), "run")
+    assert len(make_source(section | {"keep": keep})) == 2 and convert(section, tmp_path / "out", **options)["records"] == 6
+    edited(monkeypatch)
+    write_folder(tmp_path / "data", SHARDS)
+    with pytest.raises(UserError, match=r"out was begun with other data \(what differs: captions\): give another output"):
+        convert(section, tmp_path / "out", **options)
+    with pytest.raises(UserError, match=r"was made of other data, .* \(what differs: captions\): filter again"):
+        make_source(section | {"keep": keep})
+    with pytest.raises(UserError, match=r"the data of run .* \(what differs: own: captions, web: captions\): bring it back"):
+        check_same_data(meta, describe(make_source(mixture)), "run")
+
+
+@pytest.mark.parametrize("noted", [None, {}, [], "c3d4" * 16, 7, {"data": []}, "{", "[" * 100_000])
+def test_what_older_versions_and_strangers_noted_is_answered_with_a_sentence(tmp_path, noted):
+    (tmp_path / "data").mkdir()
+    section = write_folder(tmp_path / "data", SHARDS)
+    now = make_source(section)
+    with pytest.raises(UserError, match="what differs: |older version"):
+        check_same_data({"data_sha256": "old", "data": noted}, describe(now), "run")
+    with pytest.raises(UserError, match="older version"):
+        check_same_data({}, describe(now), "run")
+    keep = kept(tmp_path / "kept", now, [0, 3])
+    for file in (tmp_path / "kept/report.json",):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"identity": noted}))
+    with pytest.raises(UserError, match=r"filter again"):
+        make_source(section | {"keep": keep})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/convert.json").write_text(json.dumps({"identity": noted}))
+    with pytest.raises(UserError, match="was begun with other data"):
+        convert(section, tmp_path / "out", short_side=0, records_per_shard=10, workers=1)
+
+
+PARTS = st.dictionaries(st.text(max_size=5), st.one_of(st.integers(), st.text(max_size=5), st.lists(st.integers(), max_size=2)))
+
+
+@given(PARTS, PARTS)
+def test_changes_are_empty_for_equal_parts_only(one, other):
+    assert parts_of(identify(**one)) == one and parts_of(extend(identify(**one), **other)) == one | other
+    assert bool(changes(identify(**one), identify(**other))) == (one != other)
+
+
+@pytest.mark.parametrize("options", ["group_size:1,uncompressed", "group_size:3", "group_size:7,zstd:1,pad_to_block_boundary:true"])
+@pytest.mark.parametrize("lengths", [[0] * 50, [10] * 300, [65471, 65472, 65473, 65511, 65512, 65536, 1, 200_000] * 3])
+def test_chunks_are_found_wherever_blocks_cut_them(tmp_path, monkeypatch, options, lengths):
+    """The digest is of the headers alone, all of them, and of each byte of each record."""
+    rng, records = np.random.default_rng(0), []
+
+    def write(name, changed=()):
+        writer = ArrayRecordWriter(str(tmp_path / name), options)
+        for n, record in enumerate(records):
+            writer.write(record[:-1] + bytes([record[-1] ^ 1]) if n in changed else record)
+        writer.close()
+        return riegeli.content_digest(str(tmp_path / name))
+
+    records += [rng.bytes(length) for length in lengths]
+    digest, read, real = write("a"), [], os.pread
+    monkeypatch.setattr(os, "pread", lambda *given: read.append(real(*given)) or read[-1])
+    assert write("b") == digest
+    chunks = len(read) - 1  # the last one finds nothing
+    assert not read[-1] and sum(map(len, read)) == 64 * chunks and chunks >= len(lengths) / 7
+    if any(lengths):
+        assert len({digest, write("c", {0}), write("d", {len(lengths) // 2}), write("e", {len(lengths) - 1})}) == 4
+
+
+@given(place=st.integers(0, 1 << 17), noise=st.binary(min_size=1, max_size=60), cut=st.integers(0, 1 << 17))
+def test_whatever_stands_in_a_file_has_a_digest(tmp_path_factory, place, noise, cut):
+    folder = tmp_path_factory.mktemp("records")
+    write_array_record(folder, [range(3)])
+    (file,) = folder.iterdir()
+    data = bytearray(file.read_bytes())
+    data[place : place + len(noise)] = noise
+    file.write_bytes(data[: len(data) - cut])
+    assert len(riegeli.content_digest(str(file))) == 32
+
+
+def test_large_files_of_records_are_walked_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(riegeli, "MIN_NOTED", 5)
+    section, walked, real = write_array_record(tmp_path, SHARDS), [], riegeli.content_digest
+    monkeypatch.setattr(riegeli, "content_digest", lambda path: walked.append(path) or real(path))
+    before = fingerprint(make_source(section))
+    assert len(walked) == 2 and fingerprint(make_source(section)) == before and len(walked) == 2
+    edited(monkeypatch)
+    write_array_record(tmp_path, SHARDS)
+    assert fingerprint(make_source(section)) != before and len(walked) == 4
+    (tmp_path / ".filip_index/contents.json").write_text("{")
+    make_source(section)
+    assert len(walked) == 6
+
+
