@@ -47,6 +47,7 @@ def _align(arguments, _) -> None:
     from filip_jax.evals.alignment import align, label_prompt
     from filip_jax.evals.draw import draw_alignment
     from filip_jax.evals.fonts import missing_glyphs
+    from filip_jax.files import write_png
     from filip_jax.inference import load_model
 
     image, output = Path(arguments.image), Path(arguments.output)
@@ -67,7 +68,7 @@ def _align(arguments, _) -> None:
     if phrases and phrases[0][-1] not in alignment.words:
         raise UserError(f"--label={arguments.label}: the model's context of {model.text_length} tokens ends before it")
     output.parent.mkdir(parents=True, exist_ok=True)
-    draw_alignment(alignment, label=len(alignment.words) - 1 if phrases else None).save(output)
+    write_png(draw_alignment(alignment, label=len(alignment.words) - 1 if phrases else None), output)
     if unknown := missing_glyphs(text):
         warnings.warn(f"no font that is installed here knows {unknown}", stacklevel=2)
     show(f"wrote {output}")

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import os
 import re
@@ -27,6 +28,13 @@ def write_atomically(file: Path, content: str | bytes) -> None:
     data = content.encode("utf-8") if isinstance(content, str) else content
     with replacing(file) as beside:
         beside.write_bytes(data)
+
+
+def write_png(picture: Any, file: Path) -> None:
+    """Writes a picture of Pillow's, whole or not at all."""
+    data = io.BytesIO()
+    picture.save(data, "PNG")
+    write_atomically(file, data.getvalue())
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from filip_jax.evals.summary import write_summary
 from filip_jax.evals.watch import follow
 from filip_jax.inference import Run
 from filip_jax.mesh import make_mesh
+from filip_jax.workdir import DRAWN
 
 Key = tuple[str, int]  # a workdir and a step
 
@@ -91,7 +92,9 @@ class Session:
         for path in paths or ([] if self.choice.watch else [self.workdirs]):
             if path not in self.runs:
                 try:
-                    self.runs[path] = Run(path, self.mesh, self.choice.batch_size * self.mesh.size)
+                    run = Run(path, self.mesh, self.choice.batch_size * self.mesh.size)
+                    run.place.check_links(DRAWN)
+                    self.runs[path] = run
                     self.failures.pop(path, None)
                 except (UserError, OSError) as error:  # in a watch it may be about to begin
                     self.failures[path] = str(error)

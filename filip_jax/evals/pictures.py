@@ -12,6 +12,7 @@ from filip_jax.data.sources import Source
 from filip_jax.evals.alignment import Alignment, align
 from filip_jax.evals.draw import draw_alignment
 from filip_jax.evals.records import views
+from filip_jax.files import write_atomically, write_png
 from filip_jax.inference import Embedder
 
 
@@ -37,9 +38,10 @@ def pages(output: Path, step: int) -> list[Path]:
 
 
 def _save(output: Path, n: int, record: Record, alignment: Alignment, model: Embedder) -> None:
-    draw_alignment(alignment, [region.box for region in record.regions]).save(output / f"{n}_step_{model.step:07d}.png")
-    Image.fromarray(alignment.view).save(output / f"{n}.png")
-    (output / f"{n}.txt").write_text(record.caption + "\n", "utf-8")
+    page = draw_alignment(alignment, [region.box for region in record.regions])
+    write_png(page, output / f"{n}_step_{model.step:07d}.png")
+    write_png(Image.fromarray(alignment.view), output / f"{n}.png")
+    write_atomically(output / f"{n}.txt", record.caption + "\n")
 
 
 def baselines(source: Source, *, examples: int) -> dict[str, dict]:

@@ -17,6 +17,7 @@ from filip_jax.data.record import BadRecord, Record, kind_of
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError, one_line
 from filip_jax.evals.fonts import font_name, sized
+from filip_jax.files import write_png
 from filip_jax.plain import printable
 from filip_jax.progress import Progress
 from filip_jax.sections import at_least
@@ -75,7 +76,7 @@ def inspect(
         useless += [] if found.usable else [name]
     if views := sample_views(source, image_size, augment):
         output.parent.mkdir(parents=True, exist_ok=True)
-        contact_sheet(views).save(output)
+        write_png(contact_sheet(views), output)
         yield from ("", f"wrote {output}: {len(views)} records as the model sees them")
     if useless:
         raise UserError(f"{', '.join(useless)}: no record that was looked at can be used; the reasons stand above")

@@ -22,7 +22,7 @@ from filip_jax.console import show
 from filip_jax.errors import UserError
 from filip_jax.evals.results import FILE as RESULTS
 from filip_jax.evals.results import read_results, table
-from filip_jax.files import write_atomically
+from filip_jax.files import open_to_append, write_atomically
 from filip_jax.plain import command, one_line
 from filip_jax.progress import Progress
 
@@ -202,7 +202,9 @@ def _start(point: Point, gpu: str) -> subprocess.Popen:
     one = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
     words = [sys.executable, "-m", "filip_jax", *point.words]
     show(f"{point.name} ...", file=sys.stderr)
-    with _log(point).open("ab") as log:
+    if point.workdir.is_symlink():
+        raise UserError(f"{point.workdir} is a symbolic link, through which no sweep trains: remove the link")
+    with open_to_append(_log(point)) as log:
         # In a group of its own: a Ctrl-C at the terminal is handed on as SIGTERM, which saves.
         return subprocess.Popen(words, stdout=log, stderr=log, env=os.environ | one, start_new_session=True)
 

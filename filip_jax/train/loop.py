@@ -191,7 +191,6 @@ class Trainer:
         train_step = None
         if self.step < self.setup.total_steps:
             train_step = start.compile_and_say(self.setup, self.state, self.watch, self.cache, self.log)
-            self.log.restart_clock(self.step)
         while True:
             if self._evaluation_is_due():
                 self._evaluate()
@@ -255,10 +254,9 @@ class Trainer:
         self.log.flush()
         with self.watch.phase("save"):
             service.on_first_process(self.upkeep.look)
-        if self.step == self.saved_step:
-            return
-        started = time.perf_counter()
-        with self.watch.phase("save"):
+            if self.step == self.saved_step:
+                return
+            started = time.perf_counter()
             self.place.flush()  # a checkpoint never stands before the lines of its steps
             meta = self.meta | {"samples_seen": self.samples_seen, "seconds": self.goodput.totals()}
             self.checkpoints.save(self.step, self.state, meta, self.config)
@@ -273,8 +271,7 @@ class Trainer:
         if service.of_first_process(self.upkeep.has_lost(self.saved_step)):  # somebody removed it
             self.saved_step = None
             self._save()
-            with self.watch.phase("save"):
-                service.together(self.checkpoints.wait)
+            service.together(self.checkpoints.wait)
         self.watch.set_unsaved(self.step != self.saved_step)
 
     def _evaluation_is_due(self) -> bool:

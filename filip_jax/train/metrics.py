@@ -1,8 +1,10 @@
 """Where the numbers of a run go: metrics.jsonl, TensorBoard, and one line of progress."""
 
+import contextlib
 import io
 import json
 import math
+import os
 import time
 import warnings
 from collections.abc import Mapping
@@ -63,19 +65,25 @@ class MetricWriter:
                 f"{file} reached step {reached}, but there is no checkpoint: the run begins anew", stacklevel=2
             )
         write_atomically(file, "".join(json.dumps(line) + "\n" for line in kept))
+        self.workdir = workdir.stat()
         self._open()
         self.events = SummaryWriter(str((workdir / FOLDER).absolute()), purge_step=step + 1, flush_secs=10)
 
     def _open(self) -> None:
         self.lines = io.TextIOWrapper(open_to_append(self.file), "utf-8", line_buffering=True)
 
+    def _open_again(self) -> None:
+        """Begins the file anew if somebody removed it from the workdir; in another folder of the name it makes none."""
+        with contextlib.suppress(FileNotFoundError):
+            if not self.file.exists() and os.path.samestat(self.workdir, self.file.parent.stat()):
+                warnings.warn(f"{self.file} was removed while the run wrote to it: it begins anew", stacklevel=3)
+                self.lines.close()
+                self._open()
+
     def write(self, step: int, metrics: Mapping[str, float | str]) -> None:
         """One line, handed to the operating system when the call returns; texts stand in the file only."""
         if self.enabled:
-            if not self.file.exists() and self.file.parent.exists():
-                warnings.warn(f"{self.file} was removed while the run wrote to it: begun anew", stacklevel=2)
-                self.lines.close()
-                self._open()
+            self._open_again()
             said = {k: v if isinstance(v, str) or math.isfinite(v) else str(v) for k, v in metrics.items()}
             self.lines.write(json.dumps({"step": step, **said}) + "\n")
             for name, value in metrics.items():

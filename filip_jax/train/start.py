@@ -95,6 +95,7 @@ def compile_and_say(setup: Setup, state: State, watch: Watch, cache: CompileCach
     seconds, spared = time.perf_counter() - started, cache.spared - spared
     say(f"compiled in {seconds:.1f} s" + (f"; the compile cache spared {spared:.1f} s" if spared else ""))
     log.note(compile=seconds, compile_spared=spared)
+    log.restart_clock(log.since)
     return compiled
 
 
