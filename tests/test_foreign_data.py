@@ -72,6 +72,15 @@ def test_hostile_data_is_shown_as_plain_lines(write, tmp_path, capsys):
             assert rows and {row.count("|") for row in rows} == {6} and not any(set(row) & set("<`[*") for row in rows)
 
 
+def test_workers_repeat_no_warning(tmp_path, capfd):
+    (tmp_path / "data").mkdir()
+    write_folder(tmp_path / "data")
+    (tmp_path / "data/bare.png").write_bytes(picture(1))
+    assert main(["data", "convert", "folder", f"path={tmp_path}/data", f"--output={tmp_path}/out", "--workers=1"]) == 0
+    output, errors = capfd.readouterr()
+    assert errors.count("have no caption") == 1 and "UserWarning" not in errors and "train on it with: " in output
+
+
 def write_bad(folder, kind):
     """Data in which no record can be used, of one kind each."""
     if kind == "no pictures":
