@@ -152,7 +152,7 @@ def source_section(words: Sequence[str]) -> dict[str, Any]:
     for word in words[1:]:
         name, equals, value = word.partition("=")
         if not equals:
-            raise UserError(f"{word!r} is not key=value; a source reads: webdataset path=/data/cc3m")
+            raise UserError(f"{word!r} is not key=value; a source reads: {words[0]} path={word}")
         section[name] = _words(value) if name == "caption_keys" and value[:1] not in ("(", "[") else _literal(value)
         section[name] = value if name in texts else section[name]
     return section
@@ -229,6 +229,8 @@ def _filter(arguments, overrides) -> None:
     source = make_source(_config(arguments, overrides)["source"])
     report = filter_source(source, Path(arguments.output), **_chosen(arguments, _filter_options))
     show(*table(report).split("\n"))
+    if report["kept_records"] and not report["dry_run"]:
+        show("", f"train on it with the source's option {command_of([f'keep={arguments.output}'])}")
     if not report["kept_records"]:
         counts = Counter({rule: hit["records"] for rule, hit in report["dropped_by"].items()})
         most = ", ".join(f"{rule} {count:,}" for rule, count in counts.most_common(3))

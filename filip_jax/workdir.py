@@ -131,6 +131,13 @@ class Workdir:
             os.unlink(f"{self.folder}.lock")
             os.close(self.lock)
 
+    def names(self) -> list[str]:
+        """Return the sorted names of what the run's folder holds, but for locks and temporary files."""
+        names = {CHECKPOINTS}
+        with contextlib.suppress(OSError):
+            names |= {name for name in os.listdir(self.folder) if name[0] != "." and not name.endswith(".tmp")}
+        return sorted(names)
+
     def _download(self, wanted: Callable[[str], bool]) -> None:
         """Brings the wanted files that are new in the bucket."""
         try:

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -90,6 +91,7 @@ def _begin(make: Callable, arguments: tuple) -> None:
     """Prepares a worker process."""
     global _do
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    warnings.simplefilter("ignore", UserWarning)  # of data that is opened again: the command has said it
     _do = make(*arguments)
 
 

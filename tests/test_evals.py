@@ -147,6 +147,13 @@ def test_wilson_intervals():
     assert similarity.wilson(0, 48)[0] == 0.0 and similarity.wilson(48, 48)[1] == pytest.approx(1.0)
 
 
+class Empty(Scenes):
+    seen = "nothing"
+
+    def __len__(self):
+        return 0
+
+
 def test_retrieval_counts_recall_and_the_loss():
     metrics = retrieval.evaluate(Oracle(), Scenes(), Path(), examples=10)
     images = Oracle().encode_image([Scenes()[n].image for n in range(10)])
@@ -158,6 +165,10 @@ def test_retrieval_counts_recall_and_the_loss():
     assert metrics["image_to_text_R@1"] < metrics["image_to_text_R@10"] == 1.0 and metrics["pairs"] == 10
     with pytest.raises(UserError, match="evals.val.examples=11, but the source has 10 records"):
         check_records(Scenes(), 11, "evals.val")
+    with pytest.raises(UserError, match="evals.val.examples=0 must be a whole number and at least 1"):
+        check_records(Scenes(), 0, "evals.val")
+    with pytest.raises(UserError, match="evals.val: the source has no records. It is nothing"):
+        check_records(Empty(), 0, "evals.val")
     chance = retrieval.baselines(Scenes(), examples=10)["chance"]
     assert chance["image_to_text_R@1"] == pytest.approx(0.1) and chance["text_to_image_R@5"] == pytest.approx(0.5)
 

@@ -5,11 +5,15 @@ import json
 import re
 
 import pytest
+from conftest import ROOT
 from pairs import picture, tar
 from test_plain import HOSTILE, READABLE, is_plain
 
 from filip_jax.cli import main
 from filip_jax.data.record import kind_of
+from filip_jax.data.sources import make_source
+from filip_jax.evals import fonts
+from filip_jax.tools import inspect
 
 TEXTS = [re.sub("[\ud800-\udfff]", "?", text[:1000]) for text in (*HOSTILE, *READABLE)]
 NAMES = [re.sub(r"[/.\0]", "", text)[:40] or "none" for text in TEXTS]
@@ -68,6 +72,15 @@ def test_hostile_data_is_shown_as_plain_lines(write, tmp_path, capsys):
             assert rows and {row.count("|") for row in rows} == {6} and not any(set(row) & set("<`[*") for row in rows)
 
 
+def test_workers_repeat_no_warning(tmp_path, capfd):
+    (tmp_path / "data").mkdir()
+    write_folder(tmp_path / "data")
+    (tmp_path / "data/bare.png").write_bytes(picture(1))
+    assert main(["data", "convert", "folder", f"path={tmp_path}/data", f"--output={tmp_path}/out", "--workers=1"]) == 0
+    output, errors = capfd.readouterr()
+    assert errors.count("have no caption") == 1 and "UserWarning" not in errors and "train on it with: " in output
+
+
 def write_bad(folder, kind):
     """Data in which no record can be used, of one kind each."""
     if kind == "no pictures":
@@ -116,8 +129,6 @@ def test_a_filter_that_keeps_nothing_names_the_rules(tmp_path, capsys):
 
 @pytest.mark.parametrize("command", ["bench", "train"])
 def test_neither_bench_nor_training_begins_without_usable_records(command, tmp_path, capsys):
-    from conftest import ROOT
-
     (tmp_path / "data").mkdir()
     source, config = write_bad(tmp_path / "data", "no pictures"), f"--config={ROOT}/configs/demo.py:quick"
     words = ["data", "bench", *source, config] if command == "bench" else ["train", config, f"--workdir={tmp_path}/run"]
@@ -137,3 +148,37 @@ def test_neither_bench_nor_training_begins_without_usable_records(command, tmp_p
 def test_reasons_are_counted_by_kind(one, other):
     assert kind_of(one) == kind_of(other) and "…" in kind_of(one) or ":" in one
     assert kind_of(one) != kind_of("no caption")
+
+
+@pytest.mark.parametrize("text", [*TEXTS, *(text * 40 for text in READABLE)], ids=range(len(TEXTS) + len(READABLE)))
+def test_captions_fit_below_their_views(text):
+    text = inspect._shown(text)
+    font = fonts.sized(fonts.font_name(text), inspect.LETTERS)
+    lines = list(inspect._broken(text, font))
+    assert len(lines) <= inspect.LINES and all(font.getlength(line) <= inspect.SIDE + inspect.GAP for line in lines)
+    said = "".join(lines).replace(" ", "")
+    assert said == text.replace(" ", "") or (said[-1] == "…" and text.replace(" ", "").startswith(said[:-1]))
+
+
+def test_the_contact_sheet_shows_all_parts_of_the_data_and_names_signs_without_a_glyph(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(fonts, "SYSTEM", ())
+    (tmp_path / "data").mkdir()
+    for count, first, last in ((5, 0, 4), (4000, 0, 3800)):
+        (tmp_path / "data/0.png").write_bytes(picture(1))
+        rows = [json.dumps({"image": "0.png", "caption": f"{n} 狗"}) for n in range(count)]
+        (tmp_path / "data/list.jsonl").write_text("\n".join(rows))
+        source = make_source({"name": "jsonl", "path": f"{tmp_path}/data"})
+        views = inspect.sample_views(source, 16, dict(min_area=1.0, flip=False, colour_jitter=0.0, auto_augment=False))
+        shown = [int(caption.split()[0]) for _, caption in views]
+        assert len(set(shown)) == len(shown) == min(count, 24) and min(shown) == first and max(shown) >= last
+    assert main(["data", "inspect", "jsonl", f"path={tmp_path}/data", f"--output={tmp_path}/a.png"]) == 0
+    assert "warning: no font that is installed here knows 狗: the sheet has boxes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, near",
+    [(["csv", "img=a"], "image or images"), (["csv", "caption=a"], "caption_keys"), (["webdatset"], "webdataset")],
+)
+def test_a_name_that_is_nearly_right_is_answered_with_the_right_one(words, near, capsys):
+    assert main(["data", "index", words[0], "path=x", *words[1:]]) == 2
+    assert near in capsys.readouterr().err.partition("; did you mean ")[2]

@@ -199,3 +199,10 @@ def test_a_process_ends_though_the_server_never_answers(tmp_path, monkeypatch):
     assert done.returncode == 0 and done.stdout == "closed\n", done.stderr
     assert time.monotonic() - started < 20
     assert KEY not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_long_name_of_a_run_loses_its_beginning(tmp_path, monkeypatch):
+    names = []
+    monkeypatch.setattr(WandbLog, "_send", lambda self, wandb, run: names.append(run["name"]))
+    begin(tmp_path, name="/scratch/" + "狗" * 200 + "/\x1b\nrun_7").close()
+    assert len(names[0]) == 128 and names[0].endswith(r"狗/\x1b run_7")

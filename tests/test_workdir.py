@@ -224,3 +224,10 @@ def test_a_torn_file_is_mended_by_the_next_push(s3):
     append(run, 'ep": 2}\n')
     run.flush()
     assert [json.loads(line)["step"] for line in held(run.name)["metrics.jsonl"].splitlines()] == [1, 2]
+
+
+def test_what_a_run_holds_is_named_without_locks_and_temporary_files(tmp_path):
+    for name in ("config.json", ".evals.tmp", "evals.json.1234.tmp", ".nfs0001", "狗.png"):
+        (tmp_path / name).touch()
+    assert Workdir(tmp_path).names() == ["checkpoints", "config.json", "狗.png"]
+    assert Workdir(tmp_path / "gone").names() == ["checkpoints"]

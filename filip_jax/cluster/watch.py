@@ -13,11 +13,10 @@ import signal
 import sys
 import threading
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
-from filip_jax.console import show
+from filip_jax.console import show, show_error
 from filip_jax.errors import UserError
 
 PREEMPTED = 42  # exit code: the run was asked to stop; started again it goes on
@@ -174,7 +173,7 @@ class Watch:
         try:
             self._look_after_the_run()
         except Exception as error:  # without this thread nobody hears signals, or notices a hang
-            traceback.print_exc()
+            show_error()
             self.leave(HUNG, f"filip: the thread that watches the run failed: {type(error).__name__}: {error}; exit {HUNG}")
 
     def _look_after_the_run(self) -> None:

@@ -1,5 +1,6 @@
 """What is in a source: numbers for a table, and pictures as the model will see them."""
 
+import warnings
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from filip_jax.data.preprocess import training_view
 from filip_jax.data.record import BadRecord, Record, kind_of
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError, one_line
-from filip_jax.evals.fonts import font_name, sized
+from filip_jax.evals.fonts import font_name, missing_glyphs, sized
 from filip_jax.files import write_png
 from filip_jax.plain import printable
 from filip_jax.progress import Progress
@@ -77,6 +78,8 @@ def inspect(
     if views := sample_views(source, image_size, augment):
         output.parent.mkdir(parents=True, exist_ok=True)
         write_png(contact_sheet(views), output)
+        if unknown := "".join(sorted({sign for _, caption in views for sign in missing_glyphs(_shown(caption))})):
+            warnings.warn(f"no font that is installed here knows {unknown[:80]}: the sheet has boxes instead", stacklevel=2)
         yield from ("", f"wrote {output}: {len(views)} records as the model sees them")
     if useless:
         raise UserError(f"{', '.join(useless)}: no record that was looked at can be used; the reasons stand above")
@@ -185,16 +188,20 @@ def contact_sheet(views: list[tuple[np.ndarray, str]]) -> Image.Image:
     for n, (view, caption) in enumerate(views):
         left, top = GAP + n % COLUMNS * cell, GAP + n // COLUMNS * (cell + below)
         sheet.paste(Image.fromarray(view).resize((SIDE, SIDE), Image.Resampling.BICUBIC), (left, top))
-        caption = printable(caption[: SIDE * LINES])  # of a long one more than fits
+        caption = _shown(caption)
         font = sized(font_name(caption), LETTERS)
         for line, text in enumerate(_broken(caption, font)):
             pen.text((left, top + SIDE + 3 + line * LINE), text, "black", font)
     return sheet
 
 
+def _shown(caption: str) -> str:
+    return printable(caption[: SIDE * LINES]).strip()  # of a long one more than fits
+
+
 def _broken(text: str, font) -> Iterator[str]:
     """The text as at most LINES lines that fit below a view, broken at blanks where there are some; "…" if it goes on."""
-    rest = text.strip()
+    rest = text
     for line in range(LINES):
         fits = bisect_right(range(1, len(rest) + 1), SIDE, key=lambda end: font.getlength(rest[:end]))
         if fits == len(rest):

@@ -6,7 +6,6 @@ anywhere goes on from the newest checkpoint with every step logged once and no e
 """
 
 import contextlib
-import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -88,7 +87,7 @@ def _train(workdir: str | Path, config: Mapping[str, Any], watch: Watch) -> None
     finally:
         pulse.close()
     say(*trainer.goodput.table().split("\n"))
-    say(f"done: {workdir} holds {', '.join(map(one_line, sorted(trainer.names)))}")
+    say(f"done: {workdir} holds {', '.join(map(one_line, trainer.names))}")
 
 
 class Trainer:
@@ -117,7 +116,6 @@ class Trainer:
         self.embedder = Embedder(setup.model, tokenizer, **sizes, mesh=setup.mesh)
         self.eval_guard = EvalGuard(self.place, watch, setup.evals_fatal)
         self.state, self.step, meta = self._start(newest, tokenizer, donor)
-        self.names = {"checkpoints"}
         self.samples_seen, self.saved_step, watch.step = meta.get("samples_seen", 0), self.step, self.step
         self._open_logs(source, meta)
         rows = call(
@@ -182,8 +180,7 @@ class Trainer:
                     self.checkpoints.wait()
                 self.writer.close()
                 self.lease.close()
-                with contextlib.suppress(OSError):  # a workdir that is gone
-                    self.names |= {n for n in os.listdir(self.workdir) if not n.endswith(".tmp") and n[0] != "."}
+                self.names = self.place.names()
                 self.place.close()
 
     def _run(self) -> None:
