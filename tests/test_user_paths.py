@@ -186,9 +186,9 @@ def test_a_tilde_is_the_home_in_configs_and_caches(home, monkeypatch):
         monkeypatch.setenv("XDG_CACHE_HOME", value)
         assert cache_folder() == Path(folder, "filip_jax")
     with pytest.raises(UserError, match="no such file"):
-        make_tokenizer(source=None, name="sentencepiece", path="~/none.model", vocab_size=9, captions=1)
+        make_tokenizer(source=EmojiScenes(split="val", scenes=1, seed=0), name="sentencepiece", path="~/none.model", vocab_size=9, captions=1)
     (home / "some.model").write_bytes(b"any")
-    assert make_tokenizer(source=None, name="sentencepiece", path="~/some.model", vocab_size=9, captions=1) == b"any"
+    assert make_tokenizer(source=EmojiScenes(split="val", scenes=1, seed=0), name="sentencepiece", path="~/some.model", vocab_size=9, captions=1) == b"any"
 
 
 def test_what_a_pattern_finds_in_a_folder_named_tilde_is_not_the_home(home):
