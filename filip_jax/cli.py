@@ -12,7 +12,9 @@ from filip_jax.cli_plan import add_plan_commands
 from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch, leave
 from filip_jax.console import outlive_readers, say_in_any_encoding, show, show_error
 from filip_jax.errors import Preempted, ProcessLost, UserError, one_line
+from filip_jax.user_paths import from_user
 
+PATHS = ("workdir", "config", "output", "image", "checkpoint", "sensitive_words")  # options in which ~ is the home
 DESCRIPTION = "FILIP: fine-grained contrastive language-image pre-training in JAX."
 EPILOG = """examples:
   filip train --config=configs/demo.py --workdir=runs/demo
@@ -84,6 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rest and not (arguments.command in ("train", "plan", "sweep", "eval", "data") and arguments.config):
             command = " ".join(filter(None, (arguments.command, getattr(arguments, "data_command", ""))))
             raise UserError(f"unknown argument {rest[0]!r}; see filip {command} --help")
+        for name in PATHS:
+            if value := getattr(arguments, name, None):
+                setattr(arguments, name, from_user(value))
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = _show_warning

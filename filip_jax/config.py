@@ -22,6 +22,7 @@ from ml_collections import ConfigDict, config_flags
 from filip_jax.errors import UserError
 from filip_jax.files import read_json, write_atomically
 from filip_jax.redact import redacted
+from filip_jax.user_paths import from_user
 
 FILE = "config.json"
 NAME = 100  # bytes of an evaluation of a sweep
@@ -41,8 +42,8 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: no such file or variant, an unknown key (with the nearest match), a wrong type.
     """
-    path, _, variant = file.partition(":")
-    config = _get_config(Path(path), variant)
+    path, variant = _split(file)
+    config = _get_config(path, variant)
     _check_keys(config, overrides)
     values, argv = flags.FlagValues(), ["filip", *overrides]
     try:
@@ -55,8 +56,16 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise UserError(f"wrong config value: {error}") from error
     if unread:
         raise UserError(f"unexpected argument {unread[0]!r}; overrides read --config.key=value")
-    with _mistakes_of(Path(path)):
+    with _mistakes_of(path):
         return config.to_dict()
+
+
+def _split(file: str) -> tuple[Path, str]:
+    """(the file, the variant) of FILE.py[:variant]; a folder may have colons in its name, and so may the file."""
+    file = from_user(file)
+    ways = [(file, ""), file.rpartition(":")[::2], file.partition(":")[::2]]
+    path, variant = next((way for way in ways if Path(way[0]).is_file()), ways[-1])
+    return Path(path), variant
 
 
 def load_sweep(file: str) -> list[dict[str, Any]]:
@@ -65,7 +74,7 @@ def load_sweep(file: str) -> list[dict[str, Any]]:
     Raises:
         UserError: there is no such function, or it yields something else.
     """
-    path = Path(file.partition(":")[0])
+    path, _ = _split(file)
     module = _load(path)
     if not hasattr(module, "sweep"):
         raise UserError(f"--config={path}: the file has no function sweep, which yields {{config key: value}}")
@@ -87,7 +96,7 @@ def load_evals(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     config = load_config(file, overrides)
     if "evals" not in config:
         raise UserError(f"--config={file} has no section `evals`")
-    path = Path(file.partition(":")[0])
+    path, _ = _split(file)
     if not is_eval_config(config) or not hasattr(_load(path), "sweep"):
         return config["evals"]
     points, evals = load_sweep(file), {}

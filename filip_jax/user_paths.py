@@ -27,7 +27,7 @@ def is_remote(path: str) -> bool:
 def from_user(path: str | Path) -> str:
     """Return the path with the home folder in place of its first ~ or ~user, as a shell would write it.
 
-    A folder that is itself named so is reached as ./~, and so is a Path, which stands for itself in Python.
+    Each door through which users' paths come calls it: the commands, configs and functions that are given some. A folder that is itself named so is reached as ./~, and so is a Path, which stands for itself in Python.
 
     Raises:
         UserError: there is no such user, or the path holds a character NUL, which no path can.

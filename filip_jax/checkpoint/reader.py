@@ -154,7 +154,8 @@ def find_checkpoint(path: str, step: int | None = None) -> tuple[Checkpoints, in
     """
     if not path:
         raise UserError("the name of a checkpoint or workdir is empty")
-    place = absolute(from_user(path)).rstrip("/") or "/"
+    path = from_user(path)
+    place = absolute(path).rstrip("/") or "/"
     if storage.name_of(place) == FOLDER and folders.matches(place, f"*/{FILE}"):
         place = storage.folder_of(place)
     if storage.exists(storage.join(place, FILE)):

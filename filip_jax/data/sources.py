@@ -25,6 +25,7 @@ from filip_jax.data.tfds import Tfds
 from filip_jax.data.webdataset import WebDataset
 from filip_jax.errors import UserError
 from filip_jax.sections import check, choose
+from filip_jax.user_paths import from_user
 
 SOURCES = {
     "emoji_scenes": EmojiScenes,
@@ -38,6 +39,8 @@ SOURCES = {
     "annotations": Annotations,
     "tfds": Tfds,
 }
+
+PATHS = ("path", "images", "index", "side_captions", "keep", "class_names")  # options of sources in which ~ is the home
 
 
 @runtime_checkable
@@ -85,7 +88,7 @@ def make_source(section: Mapping[str, Any], key: str = "source") -> Source:
     Raises:
         UserError: an unknown name or option, or data that can not be opened.
     """
-    section = dict(section)
+    section = {name: from_user(x) if name in PATHS and isinstance(x, str) else x for name, x in section.items()}
     name = section.pop("name", "")
     if name == "mixture":
         return _make_mixture(section, key)

@@ -4,15 +4,22 @@ import json
 
 from filip_jax import storage
 from filip_jax.errors import UserError, one_line
+from filip_jax.user_paths import from_user
 
 JSON = ".json:"
 FILE_BYTES = 1 << 26  # of a file; the longest that are known have a few thousand lines
 
 
 def file_of(place: str) -> str:
-    """The file of a place: FILE of FILE.json:NAME, or the place itself."""
-    before, mark, _ = place.rpartition(JSON)
-    return before + mark[:-1] if mark else place
+    """The file of a place: FILE of FILE.json:NAME, or the place itself, which wins where there is such a file."""
+    return _split(place)[0]
+
+
+def _split(place: str) -> tuple[str, str | None]:
+    """(file, name of a list in it)."""
+    place = from_user(place)
+    before, mark, name = place.rpartition(JSON)
+    return (before + mark[:-1], name) if mark and not storage.exists(place) else (place, None)
 
 
 def read_texts(place: str, key: str) -> list[str]:
@@ -27,13 +34,13 @@ def read_texts(place: str, key: str) -> list[str]:
     Raises:
         UserError: the file can not be read, or holds no list of texts under this name.
     """
-    file = file_of(place)
+    file, name = _split(place)
     try:
         content = storage.read(file, 0, FILE_BYTES + 1)
         if len(content) > FILE_BYTES:
             raise ValueError(f"it has more than {FILE_BYTES} bytes")
         content = content.decode("utf-8")
-        if file == place:
+        if name is None:
             lines = [line.strip() for line in content.splitlines()]
             while lines and not lines[-1]:
                 lines.pop()
@@ -41,7 +48,6 @@ def read_texts(place: str, key: str) -> list[str]:
         lists = json.loads(content)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{key}={place!r}: the file can not be read: {one_line(str(error))}") from error
-    name = place[len(file) + 1 :]
     texts = lists.get(name) if isinstance(lists, dict) else None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         names = one_line(", ".join(sorted(lists))) if isinstance(lists, dict) else "none"

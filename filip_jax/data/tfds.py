@@ -1,7 +1,6 @@
 """TensorFlow Datasets as a source: prepared data read through ArrayRecord; TensorFlow is never imported."""
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -39,7 +38,7 @@ class Tfds:
         if path.startswith("s3://"):
             raise UserError(f"tfds: path={path!r}: the reader of TensorFlow Datasets knows no s3://; copy the data")
         self.path, self.image, self.caption_keys = path, image, tuple(caption_keys)
-        path = self.path = _version(os.path.expanduser(path))
+        path = self.path = _version(path)
         _check_features(path)
         try:
             builder = tfds.builder_from_directory(path)

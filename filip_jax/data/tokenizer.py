@@ -13,6 +13,7 @@ from filip_jax.data.sources import Source
 from filip_jax.data.vocabularies import Vocabulary, read_vocabulary
 from filip_jax.errors import UserError
 from filip_jax.progress import Progress
+from filip_jax.user_paths import from_user
 
 NAMES = ("sentencepiece", "clip", "bert")
 
@@ -74,6 +75,7 @@ def make_tokenizer(*, source: Source, name: str, path: str, vocab_size: int, cap
         UserError: no such file, or captions that sentencepiece can not train on.
     """
     check_tokenizer_section(name, path, captions)
+    path = from_user(path)
     if name != "sentencepiece":
         return read_vocabulary(name, path)
     if path:
@@ -85,7 +87,7 @@ def check_tokenizer_section(name: str, path: str, captions: int) -> None:
     """Raises a UserError for an unknown name, a file that is not there or a number of captions below 1."""
     if name not in NAMES:
         raise UserError(f"tokenizer.name={name!r} is not one of {', '.join(NAMES)}")
-    if path and not Path(path).is_file():
+    if path and not Path(from_user(path)).is_file():
         raise UserError(f"tokenizer.path={path!r}: no such file")
     if captions < 1:
         raise UserError(f"tokenizer.captions={captions} must be at least 1")

@@ -17,6 +17,7 @@ from filip_jax.evals.summary import write_summary
 from filip_jax.evals.watch import follow
 from filip_jax.inference import Run
 from filip_jax.mesh import make_mesh
+from filip_jax.user_paths import from_user
 from filip_jax.workdir import DRAWN
 
 Key = tuple[str, int]  # a workdir and a step
@@ -53,7 +54,7 @@ class Session:
     """One call of `evaluate_runs`: the runs by workdir, and what was found."""
 
     def __init__(self, workdirs: str, choice: Choice, evals: Mapping[str, Any] | None):
-        self.workdirs, self.choice, self.evals = workdirs, choice, evals
+        self.workdirs, self.choice, self.evals = from_user(workdirs), choice, evals
         self.mesh = make_mesh(devices=jax.local_devices())
         self.runs: dict[str, Run] = {}
         self.opened: dict[str, Eval | str] = {}  # by section, which several runs may share; or why it can not be

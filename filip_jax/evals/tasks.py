@@ -11,6 +11,7 @@ from filip_jax.checkpoint import Checkpoints
 from filip_jax.data.sources import SOURCES, Source, fingerprint, make_source
 from filip_jax.data.text_lists import file_of
 from filip_jax.errors import UserError
+from filip_jax.user_paths import from_user
 
 RULES = 1  # raised where our code gives other numbers for the same task
 FILES = ("prompts", "positives")  # options that may name a file, or a package of data
@@ -61,7 +62,7 @@ def _stamps(section: Mapping[str, Any]) -> list[Any]:
             found += _stamps(value)
         elif isinstance(value, str) and value and name not in LOCAL:
             try:
-                files = storage.find(value, ("",), name)
+                files = storage.find(from_user(value), ("",), name)
             except (UserError, OSError, ValueError):  # it is no path
                 continue
             found += [list(file) for file in files if INDEX not in file.path]

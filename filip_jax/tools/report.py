@@ -25,6 +25,7 @@ from filip_jax.files import read_lines
 from filip_jax.paths import flatten
 from filip_jax.plain import escape
 from filip_jax.tools.inspect import contact_sheet, sample_views
+from filip_jax.user_paths import from_user
 from filip_jax.workdir import Workdir
 
 NAME = "report.html"
@@ -46,7 +47,8 @@ def report(workdir: str, output: str = "") -> str:
     Raises:
         UserError: there is no run, or the file is not named so.
     """
-    output = output or storage.join(workdir, NAME)
+    workdir = from_user(workdir)
+    output = from_user(output) if output else storage.join(workdir, NAME)
     if not output.endswith(".html"):
         raise UserError(f"--output={output}: the page is HTML; name it FILE.html")
     place = Workdir(workdir)

@@ -25,6 +25,7 @@ from filip_jax.evals.results import read_results, table
 from filip_jax.files import open_to_append, write_atomically
 from filip_jax.plain import command, one_line
 from filip_jax.progress import Progress
+from filip_jax.user_paths import from_user
 
 TAIL = 4096  # bytes of a log whose last line says why a run failed
 MAX_NAME = 100  # bytes of a point's folder
@@ -69,6 +70,7 @@ def open_sweep(file: str, workdir: str, overrides: Sequence[str] = ()) -> list[P
     Raises:
         UserError: no such function, a point that is no config, two alike, or a folder that holds another run.
     """
+    workdir = from_user(workdir)
     if storage.is_remote(workdir):
         raise UserError(f"--workdir={workdir}: a sweep gathers its runs in a local folder")
     listed = load_sweep(file)
@@ -81,7 +83,7 @@ def open_sweep(file: str, workdir: str, overrides: Sequence[str] = ()) -> list[P
         place = Path(workdir) / name
         if (place / "config.json").exists():
             check_same_run(place, config)
-        words = ["train", f"--config={file}", f"--workdir={place}", *overrides, *own]
+        words = ["train", f"--config={file}", f"--workdir={from_user(place)}", *overrides, *own]
         points[name] = Point(name, values, config, place, words)
     if not points:
         raise UserError(f"--config={file}: sweep() gives no point")

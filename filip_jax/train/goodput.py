@@ -9,6 +9,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from filip_jax.cluster.watch import Watch
 from filip_jax.errors import UserError
+from filip_jax.user_paths import from_user
 
 PHASES = ("start", "restore", "compile", "data", "step", "save", "evaluation", "end")
 LOST = "lost_by_rollback"
@@ -70,7 +71,10 @@ class CompileCache:
 
     def __init__(self, folder: Path, wanted: bool):
         self.spared = 0.0
-        if wanted and not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        own = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+        if own and own.startswith("~"):
+            jax.config.update("jax_compilation_cache_dir", from_user(own))
+        if wanted and not own:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             status = folder.stat()
             if status.st_mode & 0o022 or status.st_uid != os.geteuid():
