@@ -5,6 +5,7 @@ The side file is JSON lines or parquet with the columns key, origin and caption,
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
