@@ -153,7 +153,8 @@ def source_section(words: Sequence[str]) -> dict[str, Any]:
         name, equals, value = word.partition("=")
         if not equals:
             raise UserError(f"{word!r} is not key=value; a source reads: {words[0]} path={word}")
-        section[name] = _words(value) if name == "caption_keys" and value[:1] not in ("(", "[") else _literal(value)
+        is_list = name in ("caption_keys", "columns") and value[:1] not in ("(", "[")
+        section[name] = _words(value) if is_list else _literal(value)
         section[name] = value if name in texts else section[name]
     return section
 

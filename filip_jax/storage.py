@@ -8,7 +8,7 @@ import io
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -175,20 +175,6 @@ def open_stream(path: str) -> io.IOBase:
         with _reaching(path):
             return _system(path).open(path, "rb", block_size=8 << 20, cache_type="readahead")
     return open(path, "rb")
-
-
-def lines(stream: io.IOBase, most: int) -> Iterator[bytes]:
-    """The lines of a file, blank ones left out; b"" for one of more than `most` bytes, which is never held whole."""
-    if not hasattr(stream, "peek"):  # fsspec's files read whole lines only
-        stream = io.BufferedReader(stream, 1 << 20)
-    while line := stream.readline(most + 1):
-        if len(line) <= most or line.endswith(b"\n"):
-            if line.strip():
-                yield line
-            continue
-        while line and not line.endswith(b"\n"):
-            line = stream.readline(most + 1)
-        yield b""
 
 
 def exists(path: str) -> bool:

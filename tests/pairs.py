@@ -132,7 +132,19 @@ def write_tsv(folder, shards):
     return write_csv(folder, shards, "tsv", delimiter="\t")
 
 
+def write_arrow(folder, shards):
+    """As `datasets` saves them, three rows in a batch."""
+    for shard, numbers in enumerate(shards):
+        columns = {"image": [{"bytes": picture(n), "path": None} for n in numbers], "key": [key(n) for n in numbers]}
+        table = pa.table(columns | {origin: [texts(n)[origin] for n in numbers] for origin in texts(0)})
+        with pa.OSFile(str(folder / f"data-{shard:05d}-of-{len(shards):05d}.arrow"), "wb") as file:
+            with pa.ipc.new_stream(file, table.schema) as out:
+                out.write_table(table, max_chunksize=3)
+    return dict(name="arrow", path=str(folder), key="key", caption_keys=("txt", "de.txt"))
+
+
 WRITERS = [
     write_webdataset, write_folder, write_array_record, write_examples, write_parquet, write_hugging_face,
     write_parquet_of_paths, write_jsonl, write_csv, write_tsv,
+    write_arrow,
 ]  # fmt: skip

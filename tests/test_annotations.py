@@ -1,5 +1,6 @@
 """COCO's annotations and Karpathy's splits of the same pictures, and the shipped configs that read them."""
 
+import contextlib
 import json
 import pickle
 
@@ -68,6 +69,9 @@ def expected(number, texts):
     return tuple(Caption(text.strip(), key=str(key)) for key, text in texts)
 
 
+EXPECTED = [expected(number, texts) for *_, number, texts in IMAGES]
+
+
 @pytest.mark.parametrize("split, numbers", [("train", [33, 9]), ("val", [34]), ("test", [42])])
 @pytest.mark.parametrize("coco", [True, False])
 def test_karpathys_splits(data, tmp_path, coco, split, numbers):
@@ -111,11 +115,42 @@ def test_records_without_a_picture_or_a_text(data, tmp_path):
     content = karpathys()
     content["images"][2]["sentences"][0]["raw"] = "x" * 70_000
     (tmp_path / "train2014" / IMAGES[3][2]).unlink()
-    source = make_source(data(content, split="train"))
+    with pytest.warns(UserWarning, match="left out: 1 captions that are no text, or too long"):
+        source = make_source(data(content, split="train"))
     with pytest.raises(BadRecord, match="no such file: .*COCO_train2014_000000000009.png"):
         source[1]
     assert source.captions(1) == expected(9, IMAGES[3][4])
-    assert make_source(data(content, split="val")).captions(0) == ()
+    with pytest.raises(UserError, match="none of 1 images of split='val' has a caption"):
+        make_source(data(content, split="val"))
+
+
+@pytest.mark.parametrize(
+    "change, left, message",
+    [
+        (lambda c: c["annotations"].append({"image_id": 99, "id": 1, "caption": "x"}), 4, "1 captions of images that are not"),
+        (lambda c: c["images"].append({"file_name": "b.png", "id": 99}), 4, "1 images without a caption"),
+        (lambda c: c["images"].pop(0), 3, "3 captions of images that are not listed"),
+        (lambda c: c["annotations"].append({"image_id": 34, "id": 1, "caption": None}), 4, "1 captions that are no text"),
+        (lambda c: c["annotations"].append({"image_id": 34, "id": 1, "caption": "\ud800"}), 4, "1 captions that are no text"),
+        (lambda c: [a.update(caption=" ") for a in c["annotations"] if a["image_id"] == 34], 3, "1 images without a caption"),
+        (lambda c: [a.update(image_id=str(a["image_id"])) for a in c["annotations"]], 4, ""),
+    ],
+)  # fmt: skip
+def test_what_is_left_of_annotations_whose_images_were_filtered(data, change, left, message):
+    content = cocos()
+    change(content)
+    section = data(content)
+    with pytest.warns(UserWarning, match=f"left out: {message}") if message else contextlib.nullcontext():
+        source = make_source(section)
+    assert len(source) == left and message in source.seen
+    assert all(source[n].captions and set(source.captions(n)) <= set(sum(EXPECTED, ())) for n in range(left))
+
+
+@pytest.mark.parametrize("texts", [["a", "b"], [{"raw": "a"}, {"raw": "b"}], [{"raw": "a", "sentid": 1}, {"caption": "b"}]])
+def test_karpathys_file_in_the_hands_of_others(data, texts):
+    content = {"images": [{"filename": IMAGES[0][2], "filepath": "val2014", "split": "test", "sentences": texts}]}
+    source = make_source(data("\ufeff" + json.dumps(content), split="test"))
+    assert [caption.text for caption in source[0].captions] == ["a", "b"]
 
 
 def test_texts_from_elsewhere_join_by_the_images_number(data, tmp_path):
@@ -131,6 +166,7 @@ def test_texts_from_elsewhere_join_by_the_images_number(data, tmp_path):
     [
         ("{", {}, "list.json' is no JSON: "),
         ("[" * 100_000, {}, "list.json' is no JSON: "),
+        ([{"image": "a.jpg", "caption": "a"}], {}, "is a list of objects, .* read it with the source jsonl"),
         ([1], {}, "is neither COCO's annotations nor Karpathy's splits: TypeError"),
         ({"annotations": []}, {}, "is neither COCO's annotations nor Karpathy's splits: KeyError\\('images'\\)"),
         ({"images": [{"filename": 3}]}, {}, "is neither COCO's annotations nor Karpathy's splits"),

@@ -423,7 +423,7 @@ def test_other_rules_or_data_are_refused(tmp_path, nasty):
             (Memory(MANY), {"min_side": 250}, "begun with min_side=200, not 250"),
             (Memory(MANY), {"max_repeats": 0}, "begun with max_repeats=10, not 0"),
             (Memory(MANY), {"sensitive_words": str(other)}, "begun with sensitive_words="),
-            (Memory(MANY, identity="other"), {}, "begun with identity='memory', not 'other'"),
+            (Memory(MANY, identity="other"), {}, r"begun with other data \(what differs: data \('memory', now 'other'\)\)"),
             (Memory(MANY[:-1]), {}, "begun with source_records=400, not 399"),
         ]:
             with pytest.raises(UserError, match=message):
@@ -455,7 +455,7 @@ def test_a_folder_of_pictures(tmp_path):
         (tmp_path / f"{name}.txt").write_text("a dog on the grass")
     (tmp_path / "d.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:20])
     (tmp_path / "d.txt").write_text("a broken picture of a dog")
-    (tmp_path / "e.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "e.txt").write_bytes(b"\xff\x80")
     report = filter_source(Folder(path=str(tmp_path)), tmp_path / "out", workers=0)
     assert result(tmp_path / "out")[0] == [0]
     assert {rule: hit["records"] for rule, hit in report["dropped_by"].items()} == {

@@ -250,9 +250,9 @@ def test_tensorflow_datasets_without_tensorflow(tmp_path):
     for options, message in (
         (dict(path=str(tmp_path), split="train"), "dataset_info.json"),
         (dict(path=path, split="valid"), "Unknown split 'valid'"),
-        (dict(path=path, split="train", caption_keys=("text",)), f"no text 'text'; its texts are {texts}$"),
-        (dict(path=path, split="train", caption_keys=("captions",)), f"no text 'captions'; its texts are {texts}$"),
-        (dict(path=path, split="train", image="caption"), "no image 'caption'; its images are image$"),
+        (dict(path=path, split="train", caption_keys=("text",)), f"no text 'text'; its texts are {texts}; say caption_keys=caption$"),
+        (dict(path=path, split="train", caption_keys=("captions",)), f"no text 'captions'; its texts are {texts}; say"),
+        (dict(path=path, split="train", image="caption"), "its images are image; say image=image$"),
     ):
         with pytest.raises(UserError, match=message):
             make_source(dict(name="tfds", **options))

@@ -52,6 +52,7 @@ class Labelled(tfds.core.GeneratorBasedBuilder):
         features = {
             "image": tfds.features.Image(shape=(None, None, 3)),
             "label": tfds.features.ClassLabel(names=[name.replace(" ", "_") for name in NAMES]),
+            "number": np.int64,
         }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
@@ -60,7 +61,7 @@ class Labelled(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self):
         for n, (data, label) in enumerate(zip(PICTURES, LABELS)):
-            yield n, {"image": io.BytesIO(data), "label": label}
+            yield n, {"image": io.BytesIO(data), "label": label, "number": label}
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,19 @@ def test_every_reader_gives_one_number(data):
         found[name] = zero_shot.evaluate(Oracle(), source, Path(), prompts=prompts)
     assert all(metrics == found["tfds"] for metrics in found.values())
     assert 0 < found["tfds"]["image_to_text_top1"] < 1
+
+
+def test_numbers_and_classes_of_tensorflow_datasets_are_labels(data, tmp_path):
+    section = {key: value for key, value in data["tfds"].items() if key != "caption_keys"}
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    by_class, by_number = make_source(section | {"label": "label"}), section | {"label": "number"}
+    numbered = make_source(by_number | {"class_names": str(tmp_path / "names.txt")})
+    assert by_class.class_names == numbered.class_names == NAMES
+    for source in (by_class, numbered):
+        assert [source[n].caption for n in range(7)] == [NAMES[source[n].label] for n in range(7)]
+        assert [source[n].label for n in range(7)] == [by_class.source[n].label for n in range(7)]
+    with pytest.raises(UserError, match="label='number' holds numbers"):
+        make_source(by_number)
 
 
 def test_clip_benchmarks_folders_are_read_as_they_are(data, tmp_path):

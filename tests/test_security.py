@@ -218,10 +218,13 @@ def test_pickles_in_parquet_are_never_run(tmp_path, canary):
     ]
     table = pa.table([[canary, picture(1)], [repr(canary), "a dog"], [canary, canary]], schema=pa.schema(fields))
     pq.write_table(table, tmp_path / "0.parquet")
-    source = make_source(dict(name="parquet", path=str(tmp_path), caption_keys=("caption", "x")))
+    section = dict(name="parquet", path=str(tmp_path))
+    source = make_source(section)
     with pytest.raises(ValueError, match="no picture"):
         decode(source[0].image)
     assert source[1].caption == "a dog"
+    with pytest.raises(BadRecord, match="a text that is not UTF-8"):
+        make_source(section | {"caption_keys": ("caption", "x")})[1]
 
 
 def test_pickles_in_array_records_are_never_run(tmp_path, canary):

@@ -1,18 +1,21 @@
 """Images with several captions each as COCO's file of annotations and Karpathy's splits list them."""
 
+import codecs
 import hashlib
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from filip_jax import storage
 from filip_jax.data.listed import read_listed
-from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record, is_caption
+from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
+from filip_jax.data.values import texts_of
 from filip_jax.errors import UserError, one_line
 
 FILE_BYTES = 1 << 30  # of a file of annotations; Karpathy's of COCO has a seventh of it
@@ -25,6 +28,7 @@ class Annotations:
     Two layouts are known: Karpathy's dataset_coco.json, dataset_flickr30k.json … (Karpathy and Fei-Fei, CVPR 2015,
     arXiv 1412.2306), and COCO's own captions_val2017.json … (arXiv 1504.00325). A record's key is COCO's number of the
     image, or else the image's file name without its ending; a caption's key is its `sentid` or its annotation's `id`.
+    Images without a caption and captions of images that the file does not list are left out, and a warning counts them.
 
     Args:
         path: the JSON file.
@@ -43,12 +47,18 @@ class Annotations:
             raise UserError(f"images={images!r} is not a folder")
         self.name, self.images = storage.name_of(path), images
         data = _read(path)
-        found = list(_parse(data, path))
+        strays: Counter[str] = Counter()
+        found = list(_parse(data, path, strays))
         counts = Counter(image.split for image in found)
         chosen = [image for image in found if image.split == split]
         if not chosen:
             said = one_line(", ".join(f"{name!r} ({count})" for name, count in counts.most_common(12)))
             raise UserError(f"path={path!r} has no images of split={split!r}; its splits are {said or 'none'}")
+        bare = [image for image in chosen if not any(text for text, _ in image.texts)]
+        if len(bare) == len(chosen):
+            raise UserError(f"path={path!r}: none of {len(chosen)} images of split={split!r} has a caption")
+        strays["images without a caption"] = len(bare)
+        chosen = [image for image in chosen if any(text for text, _ in image.texts)]
         # Of Arrow: half a million Python strings would cost each worker five times as much.
         self.files, self.keys = pa.array([image.file for image in chosen]), pa.array([image.key for image in chosen])
         texts = [pair for image in chosen for pair in image.texts]
@@ -58,6 +68,10 @@ class Annotations:
         self.shard_sizes = np.array([len(chosen)])
         self.identity = f"{hashlib.sha256(data).hexdigest()} {split}"
         self.seen = f"{len(chosen)} images with {len(texts)} captions"
+        if strays := +strays:
+            said = f"left out: {', '.join(f'{count} {what}' for what, count in strays.items())}"
+            self.seen += f"; {said}"
+            warnings.warn(one_line(f"path={path!r}: {said}"), stacklevel=3)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -102,17 +116,19 @@ def _read(path: str) -> bytes:
     return storage.read(found[0].path)
 
 
-def _parse(data: bytes, path: str) -> Iterator[_Image]:
-    """The images of either layout."""
+def _parse(data: bytes, path: str, strays: Counter[str]) -> Iterator[_Image]:
+    """The images of either layout; what cannot be used is counted in `strays`."""
     try:
-        content = json.loads(data, object_hook=_without_tokens)
+        content = json.loads(data.removeprefix(codecs.BOM_UTF8).decode("utf-8"), object_hook=_without_tokens)
     except (ValueError, RecursionError) as error:
         raise UserError(f"path={path!r} is no JSON: {one_line(str(error))}") from error
+    if isinstance(content, list) and all(isinstance(each, dict) for each in content):
+        raise UserError(f"path={path!r} is a list of objects, not annotations: read it with the source jsonl")
     try:
         if "annotations" in content:
-            yield from _of_coco(content["images"], content["annotations"])
+            yield from _of_coco(content["images"], content["annotations"], strays)
         else:
-            yield from map(_of_karpathy, content["images"])
+            yield from (_of_karpathy(image, strays) for image in content["images"])
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"path={path!r} is neither COCO's annotations nor Karpathy's splits: {one_line(repr(error))}"
@@ -137,28 +153,37 @@ def _file(name: str) -> str:
     return name
 
 
-def _of_karpathy(image: dict) -> _Image:
+def _of_karpathy(image: dict, strays: Counter[str]) -> _Image:
     name, split = _text(image["filename"]), _text(image["split"])
     key = _text(str(image["cocoid"])) if "cocoid" in image else os.path.splitext(name)[0]
-    texts = [
-        _pair(sentence["raw"], sentence["sentid"]) for sentence in image["sentences"] if is_caption(sentence["raw"])
-    ]
-    return _Image(
-        _file(os.path.join(image.get("filepath", ""), name)), key, "train" if split == "restval" else split, texts
-    )
+    texts = []
+    for sentence in image["sentences"]:
+        texts += _pairs(sentence, sentence.get("sentid", "") if isinstance(sentence, dict) else "", strays)
+    file = _file(os.path.join(image.get("filepath", ""), name))
+    return _Image(file, key, "train" if split == "restval" else split, texts)
 
 
-def _of_coco(images: list[dict], annotations: list[dict]) -> Iterator[_Image]:
-    texts: dict[int, list[tuple[str, str]]] = {image["id"]: [] for image in images}
+def _of_coco(images: list[dict], annotations: list[dict], strays: Counter[str]) -> Iterator[_Image]:
+    texts: dict[str, list[tuple[str, str]]] = {str(image["id"]): [] for image in images}
     for annotation in annotations:
-        if is_caption(annotation["caption"]):
-            texts[annotation["image_id"]].append(_pair(annotation["caption"], annotation["id"]))
+        pairs = _pairs(annotation["caption"], annotation["id"], strays)
+        of_image = texts.get(str(annotation["image_id"]))
+        if of_image is not None:
+            of_image += pairs
+        else:
+            strays["captions of images that are not listed"] += len(pairs)
     for image in images:
-        yield _Image(_file(image["file_name"]), _text(str(image["id"])), "", texts[image["id"]])
+        yield _Image(_file(image["file_name"]), _text(str(image["id"])), "", texts[str(image["id"])])
 
 
-def _pair(text: str, key: int | str) -> tuple[str, str]:
-    return _text(text).strip(), _text(str(key))
+def _pairs(value: Any, key: int | str, strays: Counter[str]) -> list[tuple[str, str]]:
+    """[(text, key)] of a caption, which may be a text or an object with one; none of what is no text."""
+    try:
+        found = [(text, _text(str(key))) for text in texts_of(value)]
+    except BadRecord:
+        found = []
+    strays["captions that are no text, or too long"] += not found
+    return found
 
 
 def _text(text: str) -> str:

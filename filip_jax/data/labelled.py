@@ -1,10 +1,12 @@
 """Labelled images from any source: the class of each record stands in one of its texts."""
 
 import dataclasses
+import re
 
 from filip_jax.data.identity import digest, extend
 from filip_jax.data.record import BadRecord, Caption, Record
 from filip_jax.data.text_lists import read_texts
+from filip_jax.data.tfds import in_words
 from filip_jax.errors import UserError
 
 
@@ -16,7 +18,7 @@ class Labelled:
         label: the origin of the texts that hold the class, as a number from 0 or as its name; "" where the source has
             labels of its own, whose classes get other names.
         class_names: a text file with one name on each line, in the order of the numbers, or FILE.json:NAME, see
-            `read_texts`; "" takes those that the texts hold, sorted, or the source's own.
+            `read_texts`; "" takes the source's own, or those that the texts hold, sorted.
 
     Raises:
         UserError: names that can not be read, too few of them, or records without a class.
@@ -24,6 +26,7 @@ class Labelled:
 
     def __init__(self, source, *, label: str, class_names: str):
         self.source, self.label = source, label
+        self.by_number = label in getattr(source, "label_names", ())  # where a class may be called "1" and be no. 0
         names = read_names(class_names) if class_names else None
         if not label:
             own = getattr(source, "class_names", None)
@@ -33,6 +36,10 @@ class Labelled:
                 raise UserError(
                     f"class_names={class_names!r} has {len(names)} names, but the source {len(own)} classes"
                 )
+        elif names is None and self.by_number:
+            names = in_words(source.label_names[label])
+        elif names is None and getattr(source, "label", None) == label:
+            names = source.class_names
         elif names is None:
             names = sorted({self._class(index) for index in range(len(source))})
             if all(name.isdecimal() for name in names):
@@ -78,13 +85,15 @@ class Labelled:
     def _of(self, captions) -> str:
         for caption in captions:
             if caption.origin == self.label:
-                return caption.text.strip()
+                return re.sub(r"^(\d+)\.0+$", r"\1", caption.text.strip())  # 3.0, as pandas writes a 3 beside a gap
         raise BadRecord(f"no class in {self.label!r}")
 
     def _number(self, text: str) -> int:
-        if text in self.doubled:
-            raise BadRecord(f"{self.label}={text[:100]!r} names several classes")
-        number = self.numbers.get(text, int(text) if text.isdecimal() and len(text) < 10 else -1)
+        number = int(text) if text.isdecimal() and len(text) < 10 else -1
+        if not self.by_number:
+            if text in self.doubled:
+                raise BadRecord(f"{self.label}={text[:100]!r} names several classes")
+            number = self.numbers.get(text, number)
         if not 0 <= number < len(self.class_names):
             raise BadRecord(f"{self.label}={text[:100]!r} is none of {len(self.class_names)} classes")
         return number

@@ -80,7 +80,7 @@ class Record:
     Attributes:
         key: the record's own name, unique in its source as far as the data's maker saw to it.
         image: encoded bytes (JPEG, PNG, WebP …) or decoded uint8 [h, w, 3].
-        captions: at least one; evaluations take the first.
+        captions: at least one; evaluations take the first that is not blank.
         shard: the file that the record lies in, for people.
         label: index into the source's `class_names`, if it has them.
         regions: phrases with their boxes, where the source knows them.
@@ -95,5 +95,5 @@ class Record:
 
     @property
     def caption(self) -> str:
-        """The first of the texts."""
-        return self.captions[0].text
+        """The first of the texts that is not blank."""
+        return (*that_say(self.captions), *self.captions)[0].text

@@ -5,6 +5,7 @@ The side file is JSON lines or parquet with the columns key, origin and caption,
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip_jax import folders, storage
-from filip_jax.data.record import CAPTION_BYTES, METADATA_BYTES, Caption, is_caption
+from filip_jax.data.content import content_hashes
+from filip_jax.data.record import CAPTION_BYTES, BadRecord, Caption, is_caption
+from filip_jax.data.rows import read_rows
+from filip_jax.data.values import unicode_of
 from filip_jax.errors import UserError
 from filip_jax.files import read_json, replacing
 
@@ -41,12 +45,15 @@ class SideCaptions:
     """
 
     def __init__(self, path: str, index: str = ""):
-        found = storage.find(path, (".jsonl", ".parquet"), "side_captions")
+        found = storage.find(path, (".jsonl", ".jsonl.gz", ".parquet"), "side_captions")
         if len(found) != 1:
             raise UserError(f"side_captions={path!r} names {len(found)} files; give one")
         path = found[0].path
         folder = index or storage.join(storage.folder_of(path), ".filip_index")
-        name = hashlib.sha256(" ".join(map(str, found[0])).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        if storage.is_remote(folder) or not os.path.isdir(folder):
+            folders.local_folder(folder, f"side_captions={path!r}")
+        (content,) = content_hashes(found, folder)
+        name = hashlib.sha256(f"{storage.name_of(path)} {content}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
         self.stem = storage.join(folder, f"captions.{name}")
         if not storage.exists(f"{self.stem}.json"):
             folders.local_folder(folder, f"side_captions={path!r}")
@@ -122,7 +129,7 @@ def _hash(key: str) -> np.uint64:
 def _batches(path: str) -> Iterator[pa.RecordBatch]:
     """Rows of the file, ROWS at a time: only the last batch is shorter."""
     rows: list[tuple[str, str, str]] = []
-    for row in _lines(path) if path.endswith(".jsonl") else _parquet_rows(path):
+    for row in _parquet_rows(path) if path.endswith(".parquet") else _lines(path):
         rows.append(row)
         if len(rows) == ROWS:
             yield _batch(rows)
@@ -136,23 +143,21 @@ def _batch(rows: list[tuple[str, str, str]]) -> pa.RecordBatch:
 
 
 def _lines(path: str) -> Iterator[tuple[str, str, str]]:
-    with storage.open_stream(path) as stream:
-        for number, line in enumerate(storage.lines(stream, METADATA_BYTES), 1):
-            try:
-                fields = json.loads(line or "null")
-                row = tuple(fields[name] for name in COLUMNS)
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}: {error!r}; a line is {_EXAMPLE}") from error
-            yield _checked(row, f"{path}, line {number}")
+    for row in read_rows(path):
+        missing = [f"no field {name!r}" for name in COLUMNS if name not in row.fields]
+        if problem := row.problem or ", ".join(missing):
+            raise UserError(f"{path}, {row.place}: {problem}; a line is {_EXAMPLE}")
+        yield _checked(tuple(row.fields[name] for name in COLUMNS), f"{path}, {row.place}")
 
 
 def _parquet_rows(path: str) -> Iterator[tuple[str, str, str]]:
     with storage.open_stream(path) as stream:
         try:
             file = pq.ParquetFile(stream)
-            missing = set(COLUMNS) - set(file.schema_arrow.names)
-            if missing:
-                raise UserError(f"{path} has no column {sorted(missing)[0]}; it needs {', '.join(COLUMNS)}")
+            names = file.schema_arrow.names
+            if wrong := [name for name in COLUMNS if names.count(name) != 1]:
+                count = "two columns" if wrong[0] in names else "no column"
+                raise UserError(f"{path} has {count} {wrong[0]}; it needs {', '.join(COLUMNS)}")
             for batch in file.iter_batches(ROWS, columns=list(COLUMNS)):
                 for row in zip(*(batch.column(name).to_pylist() for name in COLUMNS)):
                     yield _checked(row, path)
@@ -166,7 +171,10 @@ _EXAMPLE = '{"key": "000012", "origin": "german", "caption": "ein Hund"}'
 def _checked(row: tuple, place: str) -> tuple[str, str, str]:
     if not all(isinstance(field, str) for field in row):
         raise UserError(f"{place}: {', '.join(COLUMNS)} must be texts, as in {_EXAMPLE}")
-    row = tuple(field.encode("utf-8", "replace").decode("utf-8") for field in row)  # no lone surrogates
+    try:
+        row = tuple(map(unicode_of, row))
+    except BadRecord as error:
+        raise UserError(f"{place}: {error}") from error
     if not is_caption(row[2]):
         raise UserError(f"{place}: a caption of more than {CAPTION_BYTES} bytes")
     return row

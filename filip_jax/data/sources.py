@@ -9,6 +9,7 @@ import numpy as np
 
 from filip_jax.data.annotations import Annotations
 from filip_jax.data.array_record import ArrayRecord
+from filip_jax.data.arrow import Arrow
 from filip_jax.data.class_folder import ClassFolder
 from filip_jax.data.each_caption import EachCaption
 from filip_jax.data.emoji_scenes import EmojiScenes
@@ -34,6 +35,7 @@ SOURCES = {
     "webdataset": WebDataset,
     "array_record": ArrayRecord,
     "parquet": Parquet,
+    "arrow": Arrow,
     "jsonl": Table,
     "csv": Table,
     "annotations": Annotations,

@@ -1,70 +1,113 @@
 """Lists of images with their captions: JSON lines, CSV and TSV."""
 
-import csv
 import hashlib
-import io
 import json
-from collections.abc import Iterator, Sequence
+import os
+import warnings
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from filip_jax import folders, storage
+from filip_jax.data.content import content_hashes
 from filip_jax.data.listed import read_listed
-from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, METADATA_BYTES, BadRecord, Caption, Record, is_caption
-from filip_jax.errors import UserError
+from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
+from filip_jax.data.rows import read_rows
+from filip_jax.data.separated import Row, separator_of
+from filip_jax.data.values import MAX_NAME, advice, embedded_image, field_of, image_of, texts_of, unicode_of
+from filip_jax.errors import UserError, one_line
 from filip_jax.files import read_json, replacing
 
-SUFFIXES = (".jsonl", ".csv", ".tsv")
+SUFFIXES = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz")
 ROWS = 1 << 16  # of a batch
+RULES = "rows 2"  # raised where the same list gives other rows
+UNREADABLE = "a row that can not be read: "
+SHOWN = 5  # bad rows of a message
 
 
 class Table:
-    """The rows of list files: .jsonl, one JSON object a line; .csv and .tsv with a header.
+    """The rows of list files: .jsonl, one JSON object a line; .csv and .tsv with a header; also packed by gzip.
 
-    A list is read once; what is needed of it is then kept as Arrow batches that processes map into memory.
+    A list is read once; what is needed of it is then kept as Arrow batches that processes map into memory. A row that
+    cannot be read, because it has other fields than the header or is not UTF-8, is a bad record, and a warning counts them.
 
     Args:
         path: a file, a folder, a pattern or braces.
-        image: the column with the image's path, from the folder `images` or absolute; local, gs:// or s3://.
-        caption_keys: columns; in JSON lines each holds a text or a list of texts.
+        image: the column with the image's path, from the folder `images` or absolute; local, gs:// or s3://. Or with the
+            image itself, as a data URI or in base64.
+        caption_keys: columns; in JSON lines each holds a text or a list of texts, and a.b is the field b in a.
         key: the column that names a row; "" takes the image's path.
         images: the folder that paths start from; "" is the list's own.
         index: a local folder for the batches; "" is .filip_index beside the list.
+        separator: between the columns of a CSV or TSV: a character, or "tab"; "" takes what the header has: a tab, else the
+            most frequent of , ; |.
+        columns: the names of the columns of a CSV or TSV that has no header; () takes its first line.
 
     Raises:
-        UserError: no such file or column, or an index that can not be written.
+        UserError: no such file or column, lists that cannot be read, or an index that can not be written.
     """
 
     def __init__(
         self, *, path: str, image: str = "image", caption_keys: Sequence[str] = ("caption",), key: str = "",
-        images: str = "", index: str = "",
+        images: str = "", index: str = "", separator: str = "", columns: Sequence[str] = (),
     ):  # fmt: skip
-        found = storage.find(path, SUFFIXES, "path")
-        self.image, self.caption_keys, self.key = image, tuple(caption_keys), key
-        self.files = [file.path for file in found]
+        files = storage.find(path, SUFFIXES, "path")
+        if not isinstance(columns, list | tuple) or not all(isinstance(name, str) for name in columns):
+            raise UserError(f"columns={columns!r} is not a list of names")
+        self.path, self.image, self.caption_keys, self.key = path, image, tuple(caption_keys), key
+        self.files = [file.path for file in files]
         self.folders = [images or storage.folder_of(file) for file in self.files]
-        options = [self.image, self.key, *self.caption_keys]
-        place = "\n".join([*(f"{file.path} {file.size} {file.stamp}" for file in found), *options])
+        self.layout = (separator_of(separator), tuple(columns))
         folder = index or storage.join(storage.common_folder(self.files), ".filip_index")
-        self.stem = storage.join(folder, f"table.{hashlib.sha256(place.encode()).hexdigest()[:16]}")
+        if storage.is_remote(folder) or not os.path.isdir(folder):
+            folders.local_folder(folder, f"path={path!r}")
+        contents = [f"{storage.name_of(file.path)} {sha}" for file, sha in zip(files, content_hashes(files, folder))]
+        said = "\n".join([RULES, *contents, self.image, self.key, *self.caption_keys, *map(str, self.layout)])
+        self.stem = storage.join(
+            folder, f"table.{hashlib.sha256(said.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
+        )
         if not storage.exists(f"{self.stem}.json"):
             folders.local_folder(folder, f"path={path!r}")
             self._make()
         facts = read_json(Path(f"{self.stem}.json"))
-        if not {"identity", "sizes", "columns"} <= set(facts):
+        if not {"identity", "sizes", "columns", "bad", "some_bad", "unusable"} <= set(facts):
             raise UserError(f"{self.stem}.json is damaged: remove it, it is then made again")
         self.identity = facts["identity"]
         self.shard_sizes = np.array(facts["sizes"], np.int64)
         self.ends = np.cumsum(self.shard_sizes)
-        self.seen = f"{len(found)} lists with the columns {', '.join(facts['columns'])}"
-        missing = {image, *caption_keys, *([key] if key else [])} - set(facts["columns"])
+        self.seen = f"{len(files)} lists with the columns {', '.join(facts['columns'])}"
+        self._check(facts)
+
+    def _check(self, facts: dict[str, Any]) -> None:
+        """Raises a UserError for lists that cannot be used, and warns of bad rows."""
+        columns, count, some = facts["columns"], facts["bad"], "; ".join(map(str, facts["some_bad"]))
         if not len(self):
-            raise UserError(f"path={path!r}: {len(found)} lists without a row")
-        if missing:
-            raise UserError(f"path={path!r}: there is no column {sorted(missing)[0]!r}; {self.seen}")
+            raise UserError(f"path={self.path!r}: {len(self.files)} lists without a row")
+        if 2 * count > len(self):
+            raise UserError(
+                f"path={self.path!r}: {count} of {len(self)} rows cannot be read: {some}; if the columns of a list are "
+                "separated by something else, say separator=tab, and if its first line is no header, columns=NAME,NAME"
+            )
+        wanted = {"image": [self.image], "caption_keys": self.caption_keys, "key": [self.key] if self.key else []}
+        for option, names in wanted.items():
+            for name in names:
+                if name not in columns and name.split(".")[0] not in columns:
+                    say = advice(option, columns) if option != "key" else f"say {option}=NAME"
+                    if any("/" in column or "." in column or len(column) > MAX_NAME for column in columns):
+                        say += "; if the first line of a list is no header, say columns=NAME,NAME"
+                    raise UserError(f"path={self.path!r}: there is no column {name!r}; {self.seen}; {say}")
+        for name, kind in facts["unusable"].items():
+            option = "image" if name == self.image else "caption_keys"
+            say = advice(option, [column for column in columns if column != name])
+            raise UserError(f"path={self.path!r}: the column {name!r} holds {kind} in every row; {say}")
+        if count:
+            self.seen += f"; {count} rows cannot be read"
+            text = f"path={self.path!r}: {count} of {len(self)} rows cannot be read and are bad records: {some}"
+            warnings.warn(one_line(text), stacklevel=4)
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -98,6 +141,9 @@ class Table:
         problem, _, image, _ = self._row(index)
         if problem or not image:
             raise BadRecord(problem or f"no {self.image}")
+        embedded = embedded_image(image, most)
+        if embedded is not None:
+            return embedded[:most]
         return read_listed(self.folders[self._file(index)], image, most)
 
     def _file(self, index: int) -> int:
@@ -118,19 +164,19 @@ class Table:
     def _make(self) -> None:
         texts = [(f"text {n}", pa.list_(pa.string())) for n in range(len(self.caption_keys))]
         schema = pa.schema([("problem", pa.string()), ("key", pa.string()), ("image", pa.string()), *texts])
-        sizes, columns, waiting, digest = (
-            [],
-            set(),
-            [],
-            hashlib.sha256(f"{self.image} {self.key} {self.caption_keys}".encode()),
-        )
+        digest = hashlib.sha256(f"{self.image} {self.key} {self.caption_keys}".encode("utf-8", "surrogatepass"))
+        sizes, columns, waiting, bad, some_bad, kinds = [], set(), [], 0, [], _Kinds()
         beside = replacing(Path(f"{self.stem}.arrow"))
         with beside as new, pa.OSFile(str(new), "wb") as file, pa.ipc.new_file(file, schema) as out:
             for path in self.files:
                 count = 0
-                for count, fields in enumerate(_rows(path), 1):
-                    columns |= set(fields or ())
-                    waiting.append(self._columns(fields))
+                for count, row in enumerate(read_rows(path, *self.layout), 1):
+                    columns |= row.fields.keys()
+                    waiting.append(self._columns(row, kinds))
+                    if waiting[-1][0].startswith(UNREADABLE):
+                        bad += 1
+                        where = f"{storage.name_of(path)}, {row.place}: {waiting[-1][0].removeprefix(UNREADABLE)}"
+                        some_bad += [where] if len(some_bad) < SHOWN else []
                     digest.update(repr(waiting[-1]).encode("utf-8", "surrogatepass"))
                     if len(waiting) == ROWS:
                         out.write_batch(pa.record_batch([*map(list, zip(*waiting))], schema=schema))
@@ -138,62 +184,61 @@ class Table:
                 sizes.append(count)
             if waiting:
                 out.write_batch(pa.record_batch([*map(list, zip(*waiting))], schema=schema))
-        facts = {"sizes": sizes, "columns": sorted(map(str, columns)), "identity": digest.hexdigest()}
+        facts = {"sizes": sizes, "columns": sorted(columns), "identity": digest.hexdigest()}
+        facts |= {"bad": bad, "some_bad": some_bad, "unusable": kinds.unusable()}
         storage.write(f"{self.stem}.json", json.dumps(facts).encode())
 
-    def _columns(self, fields: dict | None) -> tuple:
+    def _columns(self, row: Row, kinds: "_Kinds") -> tuple:
         """A row of the table; one that can not be used says why in its first column."""
-        if fields is None:
-            return ("a row that can not be read", "", "", *([] for _ in self.caption_keys))
-        image, key = fields.get(self.image), fields.get(self.key) if self.key else ""
-        texts = [_texts(fields.get(name)) for name in self.caption_keys]
-        problem = "" if isinstance(image, str) and image else f"no {self.image}"
-        return (
-            problem,
-            _clean("" if key is None else str(key)),
-            _clean(image) if isinstance(image, str) else "",
-            *texts,
-        )
+        nothing = ("", "", *([] for _ in self.caption_keys))
+        if row.problem:
+            return (f"{UNREADABLE}{row.problem}", *nothing)
+        try:
+            key = row.fields.get(self.key) if self.key else None
+            value = row.fields.get(self.image)
+            image = _path_in(value, self.image)
+            kinds.note(self.image, value, bool(image))
+            texts = []
+            for name in self.caption_keys:
+                value = row.fields[name] if name in row.fields else field_of(row.fields, name.split("."))
+                texts.append(texts_of(value))
+                kinds.note(name, value, any(texts[-1]))
+        except BadRecord as error:
+            return (f"{UNREADABLE}{error}", *nothing)
+        return ("" if image else f"no {self.image}", "" if key is None else unicode_of(str(key)), image, *texts)
 
 
-def _texts(value) -> list[str]:
-    values = value if isinstance(value, list) else [value]
-    return [_clean(text.strip()) for text in values if is_caption(text)]
+class _Kinds:
+    """Which columns hold something but never what is wanted of them."""
+
+    def __init__(self):
+        self.fit: set[str] = set()
+        self.kinds: dict[str, str] = {}
+
+    def note(self, name: str, value: Any, fits: bool) -> None:
+        """Notes a value of a column, and whether it could be used."""
+        if fits:
+            self.fit.add(name)
+        elif value not in (None, "", [], {}):
+            self.kinds.setdefault(name, _kind(value))
+
+    def unusable(self) -> dict[str, str]:
+        return {name: kind for name, kind in self.kinds.items() if name not in self.fit}
 
 
-def _clean(text: str) -> str:
-    """Without lone surrogates, which JSON can bring."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+def _kind(value: Any) -> str:
+    """Of a value in JSON, for people."""
+    if isinstance(value, dict):
+        return f"objects with the fields {one_line(', '.join(value))[:200]}"
+    if isinstance(value, list):
+        return f"lists of {_kind(value[0])}" if value else "empty lists"
+    return {str: "texts", bool: "truth values", int: "numbers", float: "numbers"}.get(type(value), "nothing")
 
 
-def _rows(path: str) -> Iterator[dict | None]:
-    """The rows of a list, None for one that can not be read."""
-    return _json_rows(path) if path.endswith(".jsonl") else _csv_rows(path)
-
-
-def _json_rows(path: str) -> Iterator[dict | None]:
-    with storage.open_stream(path) as stream:
-        for line in storage.lines(stream, METADATA_BYTES):
-            try:
-                fields = json.loads(line) if line else None
-            except (ValueError, RecursionError):
-                fields = None
-            yield fields if isinstance(fields, dict) else None
-
-
-def _csv_rows(path: str) -> Iterator[dict | None]:
-    csv.field_size_limit(METADATA_BYTES)
-    delimiter = "\t" if path.endswith(".tsv") else ","
-    with storage.open_stream(path) as stream:
-        lines = io.TextIOWrapper(stream, "utf-8-sig", errors="replace", newline="")
-        rows = csv.DictReader(lines, delimiter=delimiter)
-        while True:
-            try:
-                fields = next(rows)
-            except StopIteration:
-                return
-            except csv.Error:
-                yield None
-                continue
-            fields.pop(None, None)  # what stands behind the last column
-            yield fields
+def _path_in(value: Any, name: str) -> str:
+    """The path, or the text, that a row has for its image; "" where it has none."""
+    try:
+        image = image_of(value, name)
+    except BadRecord:
+        return ""
+    return unicode_of(image) if isinstance(image, str) else ""

@@ -11,8 +11,9 @@ import tensorflow_datasets as tfds
 from filip_jax import storage
 from filip_jax.data.array_record import SUFFIXES
 from filip_jax.data.identity import digest, identify
-from filip_jax.data.record import METADATA_BYTES, Caption, Record, is_caption
+from filip_jax.data.record import METADATA_BYTES, Caption, Record
 from filip_jax.data.riegeli import content_digests
+from filip_jax.data.values import advice, texts_of
 from filip_jax.errors import UserError
 
 FEATURES = "features.json"
@@ -63,9 +64,11 @@ class Tfds:
     def _check_names(self):
         if not isinstance(self.features.get(self.image), tfds.features.Image):
             images = [name for name in self.features if isinstance(self.features[name], tfds.features.Image)]
-            raise UserError(f"tfds: {self.path!r} has no image {self.image!r}; its images are {', '.join(images)}")
+            said = f"its images are {', '.join(images) or 'none'}; {advice('image', images, are_fit=True)}"
+            raise UserError(f"tfds: {self.path!r} has no image {self.image!r}; {said}")
         if missing := [name for name in self.caption_keys if name not in self.texts]:
-            raise UserError(f"tfds: {self.path!r} has no text {missing[0]!r}; its texts are {', '.join(self.texts)}")
+            said = f"its texts are {', '.join(self.texts)}; {advice('caption_keys', self.texts, are_fit=True)}"
+            raise UserError(f"tfds: {self.path!r} has no text {missing[0]!r}; {said}")
 
     def __len__(self) -> int:
         return len(self.data)
@@ -87,9 +90,7 @@ class Tfds:
             if key == self.label:
                 found += [Caption(self.class_names[int(features[key])], key)]
             else:
-                texts = _values(features, self.texts[key])
-                decoded = (t.decode("utf-8", "replace") if isinstance(t, bytes) else t for t in texts)
-                found += [Caption(t, key) for t in decoded if is_caption(t)]
+                found += [Caption(text, key) for value in _values(features, self.texts[key]) for text in texts_of(value)]
         return tuple(found)
 
 
@@ -100,7 +101,7 @@ def _files_of(builder: Any, split: str) -> list[storage.Found]:
 
 
 def _texts(feature: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """Where captions can come from: texts at any depth, and the class labels of records."""
+    """Where captions can come from: texts at any depth, and the class labels and whole numbers of records."""
     if isinstance(feature, tfds.features.FeaturesDict):
         for name, inner in feature.items():
             yield from _texts(inner, (*place, name))
@@ -109,15 +110,16 @@ def _texts(feature: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...
         yield from () if isinstance(inner, tfds.features.ClassLabel) else _texts(inner, place)
     elif isinstance(feature, tfds.features.ClassLabel):
         yield from [place] if len(place) == 1 else ()
-    elif isinstance(feature, tfds.features.Tensor) and feature.np_dtype == np.object_:
-        yield place
+    elif isinstance(feature, tfds.features.Tensor):
+        is_label = feature.shape == () and len(place) == 1 and np.issubdtype(feature.np_dtype, np.integer)
+        yield from [place] if feature.np_dtype == np.object_ or is_label else ()
 
 
-def _values(value: Any, place: tuple[str, ...]) -> Iterator[bytes | str]:
-    """The texts at a place of a record, in which sequences lie anywhere."""
+def _values(value: Any, place: tuple[str, ...]) -> Iterator[bytes | str | np.integer]:
+    """The texts, or the one number, at a place of a record, in which sequences lie anywhere."""
     if isinstance(value, Mapping):
         yield from _values(value[place[0]], place[1:])
-    elif isinstance(value, bytes | str):
+    elif isinstance(value, bytes | str | np.integer | int):
         yield value
     else:
         for each in value:

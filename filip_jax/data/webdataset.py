@@ -1,7 +1,6 @@
 """Tar shards as img2dataset and WebDataset make them, read in place and in any order."""
 
 import hashlib
-import json
 import re
 import warnings
 from bisect import bisect_right
@@ -24,10 +23,10 @@ from filip_jax.data.record import (
     BadRecord,
     Caption,
     Record,
-    is_caption,
 )
 from filip_jax.data.tar_index import Shard
 from filip_jax.data.tar_store import read_index, table_path
+from filip_jax.data.values import advice, field_of, read_object, texts_of
 from filip_jax.errors import UserError, one_line
 from filip_jax.walk import say_left_out
 
@@ -177,7 +176,7 @@ class WebDataset:
             if key.startswith("json."):
                 if fields is None:
                     fields = self._json(shard, members)
-                found += [Caption(text, key) for text in _texts(fields, key)]
+                found += [Caption(text, key) for text in texts_of(field_of(fields, key.split(".")[1:]))]
             elif key in members:
                 text = caption_text(self._member(shard, members, key, CAPTION_BYTES), key)
                 texts = [line for line in text.splitlines() if line.strip()] if self.lines else [text]
@@ -188,15 +187,17 @@ class WebDataset:
         if "json" not in members:
             return {}
         try:
-            fields = json.loads(self._member(shard, members, "json", METADATA_BYTES))
-        except (ValueError, RecursionError) as error:
+            return read_object(self._member(shard, members, "json", METADATA_BYTES))
+        except ValueError as error:
             raise BadRecord(f"json can not be read: {error}") from error
-        return fields if isinstance(fields, dict) else {}
 
     def _check(self, kinds: Counter) -> None:
         missing = [key for key in self.caption_keys if ("json" if key.startswith("json.") else key) not in kinds]
         if missing:
-            raise UserError(f"path={self.root!r}: no sample has an image and caption_keys={missing[0]!r}; {self.seen}")
+            say = advice("caption_keys", ["json.caption" if kind == "json" else kind for kind in kinds])
+            raise UserError(
+                f"path={self.root!r}: no sample has an image and caption_keys={missing[0]!r}; {self.seen}; {say}"
+            )
 
     def _warn_of_gaps(self) -> None:
         numbers = [int(found[1]) for shard in self.shards if (found := re.search(r"(\d+)\.tar$", shard.name))]
@@ -226,15 +227,6 @@ def _find(path: str, left_out: Counter[str]) -> list[storage.Found]:
         if not any(left_out[ending] for ending in PACKED):
             raise
         raise UserError(f"{error}; tars are read in place, which needs them plain: unpack them") from error
-
-
-def _texts(fields: dict, key: str) -> list[str]:
-    """The texts of a JSON field: "json.a.b" is fields["a"]["b"], a string or a list of strings."""
-    value = fields
-    for name in key.split(".")[1:]:
-        value = value.get(name) if isinstance(value, dict) else None
-    values = value if isinstance(value, list) else [value]
-    return [text.strip() for text in values if is_caption(text)]
 
 
 def _bytes(text: str) -> bytes:

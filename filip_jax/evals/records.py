@@ -12,7 +12,7 @@ from PIL import Image
 
 from filip_jax.data.decode import decode
 from filip_jax.data.preprocess import box_in_centre_view, centre_view
-from filip_jax.data.record import BadRecord, Record, Region
+from filip_jax.data.record import BadRecord, Record, Region, that_say
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
 from filip_jax.evals.ahead import in_order
@@ -25,7 +25,7 @@ TEXTS = 1024  # that are encoded before their pads are cut off
 
 
 def check_records(source: Source, examples: int, key: str) -> None:
-    """Raises a UserError unless the source has so many records, each with a caption."""
+    """Raises a UserError unless the source has so many records, each with a caption that is not blank."""
     if len(source) == 0:
         raise UserError(f"{key}: the source has no records. It is {source.seen}")
     if type(examples) is not int or examples < 1:
@@ -40,7 +40,7 @@ def check_records(source: Source, examples: int, key: str) -> None:
             raise UserError(f"{key}: record {' '.join(source.where(index))}: {error}") from error
 
     for index, found in enumerate(in_order(captions, examples, CAPTIONS)):
-        if not found or not found[0].text.strip():
+        if not that_say(found):
             raise UserError(f"{key}: record {' '.join(source.where(index))} has an empty caption")
 
 

@@ -1,0 +1,118 @@
+"""Arrow files: folders of Hugging Face's `datasets` (save_to_disk, and its cache), and files of pyarrow and polars.
+
+They are mapped into memory, so a record costs the bytes that it has, in any order.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from filip_jax import storage
+from filip_jax.data.columnar import Columnar, Footer, column_of, damage
+from filip_jax.errors import UserError
+
+MAGIC = b"ARROW1"  # of a file whose batches have an index; a stream has none
+SAVED = re.compile(r"data-\d{5}-of-\d{5}\.arrow")  # as save_to_disk names files, in a folder for each split
+SPLIT = re.compile(r"(?:-([A-Za-z]\w*?)|^(train|validation|val|test))(-\d{5}-of-\d{5})?\.arrow$")
+MADE = re.compile(r"(cache|tmp)[-\w]*\.arrow")  # what `datasets` computed beside its data
+
+
+class Arrow(Columnar):
+    """The rows of Arrow files; a record batch is a shard.
+
+    Args:
+        path: a folder, a pattern or braces; local.
+        split: "train", of a folder with several; "" where it has no others.
+        image, caption_keys, key, images: see `Parquet`.
+
+    Raises:
+        UserError: no such files or split, files that are no Arrow, or what `Columnar` raises.
+    """
+
+    def __init__(
+        self, *, path: str, split: str = "", image: str = "image", caption_keys: Sequence[str] = ("caption",),
+        key: str = "", images: str = "",
+    ):  # fmt: skip
+        if storage.is_remote(path):
+            raise UserError(f"path={path!r}: Arrow files are mapped into memory: copy them to a disk")
+        found = _of_split(storage.find(path, (".arrow",), "path"), path, split)
+        super().__init__(found, path, image=image, caption_keys=caption_keys, key=key, images=images)
+
+    def _footer(self, path: str) -> Footer:
+        schema = _opened(path).schema
+        names = [column_of(name, schema)[0] for name in self.caption_keys]
+        digest, sizes = hashlib.sha256(), []
+        for name in [name for name in dict.fromkeys(names) if name in schema.names] or schema.names[:1]:
+            batches = list(_batches(path, schema.names.index(name)))
+            sizes = [batch.num_rows for batch in batches]
+            for buffer in (buffer for batch in batches for buffer in _buffers(batch.column(0))):
+                digest.update(buffer)
+        return Footer(sizes, schema, digest.hexdigest())
+
+    def _read(self, path: str, number: int, name: str) -> pa.Array:
+        try:
+            if (path, name) not in self._batches:
+                self._batches[path, name] = list(_batches(path, _opened(path).schema.names.index(name)))
+            column = self._batches[path, name][number].column(0)
+            column.validate(full=True)  # or a wrong offset would read what is not the file's
+            return column
+        except (pa.ArrowException, OSError, IndexError) as error:
+            raise damage(error, path, name, number) from error
+
+    def __setstate__(self, state: dict[str, Any]):
+        super().__setstate__(state)
+        self._batches: dict[tuple[str, str], list[pa.RecordBatch]] = {}
+
+
+def _opened(path: str, *fields: int) -> pa.RecordBatchReader | pa.RecordBatchFileReader:
+    """A reader of some columns, given by their numbers, or of all."""
+    options = pa.ipc.IpcReadOptions(included_fields=list(fields))
+    is_file = storage.read(path, 0, len(MAGIC)) == MAGIC
+    return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(pa.memory_map(path), options=options)
+
+
+def _batches(path: str, field: int) -> Iterator[pa.RecordBatch]:
+    """The batches of a file, of one column."""
+    reader = _opened(path, field)
+    if isinstance(reader, pa.RecordBatchFileReader):
+        yield from (reader.get_batch(n) for n in range(reader.num_record_batches))
+    else:
+        yield from reader
+
+
+def _buffers(column: pa.Array) -> Iterator[pa.Buffer]:
+    """The bytes of a column as they are written."""
+    yield from (buffer for buffer in column.buffers() if buffer is not None)
+    if pa.types.is_dictionary(column.type):
+        yield from _buffers(column.dictionary)
+
+
+def _of_split(files: Sequence[storage.Found], path: str, split: str) -> list[storage.Found]:
+    """The files of one split, without what `datasets` computed beside them.
+
+    Raises:
+        UserError: there are several splits and none is named, or not this one.
+    """
+    files = [file for file in files if not MADE.fullmatch(storage.name_of(file.path))] or list(files)
+    splits: dict[str, list[storage.Found]] = {}
+    root = storage.common_folder([file.path for file in files])
+    for file in files:
+        splits.setdefault(_split_of(file.path, root), []).append(file)
+    if not split and (len(splits) == 1 or not os.path.isdir(path)):  # a pattern names what it is to have
+        return files
+    if split not in splits:
+        names = ", ".join(sorted(filter(None, splits))) or "none"
+        raise UserError(f"path={path!r} has no split {split!r}; its splits are {names}: say split={names.split(', ')[0]}")
+    return splits[split]
+
+
+def _split_of(file: str, root: str) -> str:
+    """Of which split a file is, by its name or its folder's; "" where they do not say."""
+    if SAVED.fullmatch(storage.name_of(file)):
+        return "" if storage.folder_of(file) == root else storage.name_of(storage.folder_of(file))
+    match = SPLIT.search(storage.name_of(file))
+    return (match[1] or match[2]) if match else ""

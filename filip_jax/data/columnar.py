@@ -1,0 +1,272 @@
+"""The rows of columnar files, parquet's or Arrow's: images, or their paths, in one column and texts in others."""
+
+import hashlib
+import json
+import threading
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from filip_jax import storage
+from filip_jax.data.listed import read_listed
+from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
+from filip_jax.data.values import IMAGE_FIELDS, TEXT_FIELDS, advice, embedded_image, field_of, image_of, texts_of
+from filip_jax.errors import UserError, one_line
+
+KEPT = 1 << 29  # bytes of columns that a process keeps
+MAX_SHOWN = 60  # characters of a type in a message
+
+
+class Footer(NamedTuple):
+    """What opening a file tells: the rows of each of its pieces, its schema, and a hash of its captions' columns."""
+
+    sizes: list[int]
+    schema: pa.Schema
+    captions: str
+
+
+class Columnar(ABC):
+    """The rows of columnar files; a row group or record batch is a shard.
+
+    Args:
+        found: the files.
+        path: as the user named them, for messages.
+        image, caption_keys, key, images: see `Parquet`.
+
+    Attributes:
+        label_names: the names of the classes of each column that Hugging Face's `datasets` has as a ClassLabel.
+
+    Raises:
+        UserError: files that cannot be read, or that lack a column or have it twice, or of a type that holds no such thing.
+    """
+
+    def __init__(
+        self, found: Sequence[storage.Found], path: str, *, image: str, caption_keys: Sequence[str], key: str, images: str
+    ):  # fmt: skip
+        self.files = [file.path for file in found]
+        self.image, self.caption_keys, self.key, self.images = image, tuple(caption_keys), key, images
+        self.__setstate__({})
+        try:
+            with ThreadPoolExecutor(32) as pool:
+                footers = list(pool.map(self._footer, self.files))
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if _is_of_the_disk(error, path):
+                raise
+            raise UserError(f"path={path!r} can not be read as {type(self).__name__.lower()}: {error}") from error
+        self.columns = {name: column_of(name, footers[0].schema) for name in (image, *caption_keys)}
+        for file, footer in zip(self.files, footers):
+            self._check(file, footer.schema)
+        self.shard_sizes = np.array([size for footer in footers for size in footer.sizes], np.int64)
+        self.ends = np.cumsum(self.shard_sizes).tolist()
+        self.groups = [(file, group) for file, footer in enumerate(footers) for group in range(len(footer.sizes))]
+        self.label_names = _label_names(footers[0].schema)
+        self.seen = f"{len(found)} files with the columns {_listed(footers[0].schema)}"
+        lines = [f"{storage.name_of(file)} {each.sizes} {each.captions}" for file, each in zip(self.files, footers)]
+        text = "\n".join([*lines, image, key, *self.caption_keys])
+        self.identity = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+    @abstractmethod
+    def _footer(self, path: str) -> Footer:
+        """What is known of a file before its rows are read."""
+
+    @abstractmethod
+    def _read(self, path: str, number: int, name: str) -> pa.ChunkedArray | pa.Array:
+        """A column of a piece of a file. Raises BadRecord if it is damaged."""
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, index: int) -> Record:
+        data = self._image(index, IMAGE_BYTES + 1)
+        if len(data) > IMAGE_BYTES:
+            raise BadRecord(f"an image of more than {IMAGE_BYTES} bytes")
+        shard, key = self.where(index)
+        return Record(key, data, self.captions(index), shard=shard)
+
+    def where(self, index: int) -> tuple[str, str]:
+        group, row = self._place(index)
+        file, number = self.groups[group]
+        name = storage.name_of(self.files[file])
+        if self.key:
+            try:
+                return name, str(self._value(group, row, self.key))
+            except BadRecord:
+                pass  # it still has a number
+        first = self.ends[group - number - 1] if group > number else 0
+        return name, str(index - first)
+
+    def captions(self, index: int) -> tuple[Caption, ...]:
+        group, row = self._place(index)
+        found = []
+        for key in self.caption_keys:
+            found += [Caption(text, key) for text in texts_of(self._value(group, row, key))]
+        return tuple(found)
+
+    def _value(self, group: int, row: int, name: str) -> Any:
+        column, *fields = self.columns.get(name, [name])
+        try:
+            return field_of(self._column(group, column)[row].as_py(), fields)
+        except UnicodeDecodeError as error:
+            raise BadRecord(f"column {column}: a text that is not UTF-8: {error.reason}") from error
+
+    def image_head(self, index: int) -> bytes:
+        """The first bytes of the encoded image."""
+        return self._image(index, HEAD_BYTES)
+
+    def _image(self, index: int, most: int) -> bytes:
+        group, row = self._place(index)
+        image = image_of(self._value(group, row, self.image), self.image)
+        data = image if isinstance(image, bytes) else embedded_image(image, most)
+        if data is not None:
+            return data[:most]
+        return read_listed(self.images or storage.folder_of(self.files[self.groups[group][0]]), image, most)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        group = bisect_right(self.ends, index)
+        return group, index - self.ends[group] + int(self.shard_sizes[group])
+
+    def _column(self, group: int, name: str) -> pa.ChunkedArray | pa.Array:
+        """A column of a row group; the latest ones are kept."""
+        with self._lock:
+            if (group, name) in self._columns:
+                self._columns.move_to_end((group, name))
+                return self._columns[group, name]
+            file, number = self.groups[group]
+            column = self._read(self.files[file], number, name)
+            self._columns[group, name] = column
+            self._bytes += column.nbytes
+            while self._bytes > KEPT and len(self._columns) > 1:
+                _, dropped = self._columns.popitem(last=False)
+                self._bytes -= dropped.nbytes
+            return column
+
+    def _check(self, file: str, schema: pa.Schema) -> None:
+        """Raises a UserError if a column that is wanted is missing, is there twice, or cannot hold what is wanted of it."""
+        kinds = {"image": ([self.image], _holds_image), "caption_keys": (self.caption_keys, _holds_text)}
+        for option, (names, fits) in {**kinds, "key": ([self.key] if self.key else [], lambda _: True)}.items():
+            others = [field.name for field in schema if fits(field.type) and schema.names.count(field.name) == 1]
+            encoded = [name for name in others if option == "image" and not _is_text(schema.field(name).type)]
+            say = advice(option, encoded or others, are_fit=True) if option in kinds else f"say {option}=NAME"
+            for name in names:
+                column, *fields = self.columns[name] if option in kinds else [name]
+                if column not in schema.names:
+                    raise UserError(f"{file} has no column {name!r}; it has {_listed(schema)}; {say}")
+                if schema.names.count(column) > 1:
+                    raise UserError(f"{file} has two columns {column!r}: rename one, so that it is clear which is meant")
+                kind = _inner(schema.field(column).type, fields)
+                if kind is None:
+                    raise UserError(f"{file}: the column {column!r} has no field {'.'.join(fields)!r}; it has {_listed(schema)}")
+                if not fits(kind):
+                    what = f"is {_type(kind)}, which holds no {'images' if option == 'image' else 'texts'}"
+                    say = _field_advice(option, name, kind, fits) or say
+                    raise UserError(f"{file}: the column {name!r} {what}; it has {_listed(schema)}; {say}")
+
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def __setstate__(self, state):
+        vars(self).update(state, _columns=OrderedDict(), _lock=threading.Lock(), _bytes=0)
+
+
+def column_of(name: str, schema: pa.Schema) -> list[str]:
+    """Return [column, field, …] of a name a.b.c; a column may have dots in its name, too."""
+    return [name] if name in schema.names else name.split(".")
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type of single values: of a dictionary's values, of the items of lists in lists."""
+    while pa.types.is_dictionary(kind) or _is_list(kind):
+        kind = kind.value_type
+    return kind
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    types = pa.types
+    return any(is_one(kind) for is_one in (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    types = pa.types
+    return any(is_one(kind) for is_one in (types.is_string, types.is_large_string, types.is_string_view, types.is_null))
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    types = pa.types
+    of = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
+    return any(is_one(kind) for is_one in of)
+
+
+def _holds_text(kind: pa.DataType) -> bool:
+    """Whether `texts_of` may find texts in values of a type."""
+    inner = _plain(kind)
+    if pa.types.is_struct(inner):
+        return any(_holds_text(inner.field(name).type) for name in TEXT_FIELDS if inner.get_field_index(name) >= 0)
+    is_number = pa.types.is_integer(inner) or pa.types.is_floating(inner) or pa.types.is_boolean(inner)
+    return _is_text(inner) or _is_bytes(inner) or ((is_number or pa.types.is_decimal(inner)) and not _is_list(kind))
+
+
+def _holds_image(kind: pa.DataType) -> bool:
+    """Whether `image_of` may find an image in values of a type."""
+    inner = kind.value_type if _is_list(kind) or pa.types.is_dictionary(kind) else kind
+    if pa.types.is_struct(inner):
+        return any(_holds_image(inner.field(name).type) for name in IMAGE_FIELDS if inner.get_field_index(name) >= 0)
+    return _is_text(inner) or _is_bytes(inner)
+
+
+def _inner(kind: pa.DataType, fields: Sequence[str]) -> pa.DataType | None:
+    """The type at a.b.c of a struct, or of the structs of a list; None where there is none."""
+    in_lists = False
+    for name in fields:
+        in_lists |= _is_list(kind)
+        kind = _plain(kind)
+        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
+            return None
+        kind = kind.field(name).type
+    return pa.list_(kind) if in_lists else kind
+
+
+def _field_advice(option: str, name: str, kind: pa.DataType, fits: Callable[[pa.DataType], bool]) -> str:
+    """Which field of a struct to name; "" where none fits."""
+    inner = _plain(kind)
+    fields = [inner.field(n) for n in range(inner.num_fields)] if pa.types.is_struct(inner) else []
+    names = [f"{name}.{field.name}" for field in fields if fits(field.type)]
+    return f"say {option}={names[0]}" if names else ""
+
+
+def _type(kind: pa.DataType) -> str:
+    text = str(kind).replace("element: ", "").replace("item: ", "")
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
+
+
+def _listed(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} ({_type(field.type)})" for field in schema)
+
+
+def _label_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """{column: the names of its classes} of a schema by Hugging Face's `datasets`; what is not as it writes it is none."""
+    try:
+        features: Any = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        found = {name: each["names"] for name, each in features.items() if each.get("_type") == "ClassLabel"}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+    return {
+        name: names for name, names in found.items() if isinstance(names, list) and all(isinstance(n, str) for n in names)
+    }  # fmt: skip
+
+
+def _is_of_the_disk(error: Exception, path: str) -> bool:
+    """Whether the disk or the bucket failed; damage in a file has no number."""
+    return isinstance(error, OSError) and bool(error.errno or storage.is_remote(path))
+
+
+def damage(error: Exception, path: str, name: str, number: int) -> BadRecord:
+    """Return the bad record that an error while reading a column stands for; raises one that is the disk's or the bucket's."""
+    if _is_of_the_disk(error, path):
+        raise error
+    return BadRecord(f"column {name} of piece {number} is damaged: {one_line(str(error))[:200]}")
