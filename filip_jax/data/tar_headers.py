@@ -73,9 +73,8 @@ def read_members(stream: io.IOBase, size: int) -> Iterator[Member]:
         name = fields.get(b"path") or _name(block)
         if kind == b"\0" and name.endswith(b"/"):  # before POSIX
             kind = FOLDER
-        yield Member(
-            name.rstrip(b"/").decode("utf-8", "surrogateescape"), kind, at, length, kind == SPARSE or SPARSE_KEYS in fields
-        )
+        sparse = kind == SPARSE or SPARSE_KEYS in fields
+        yield Member(name.rstrip(b"/").decode("utf-8", "surrogateescape"), kind, at, length, sparse)
         at += 0 if kind in WITHOUT_DATA else _padded(length)
     if not size or at > size or own:
         raise DamagedTar("it ends within a member")
