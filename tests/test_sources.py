@@ -23,6 +23,7 @@ from filip_jax.data import record as records
 from filip_jax.data.decode import decode
 from filip_jax.data.record import BadRecord, Caption
 from filip_jax.data.sources import Source, fingerprint, make_source
+from filip_jax.data.tar_headers import Member
 from filip_jax.errors import UserError
 from filip_jax.evals.ahead import in_order
 
@@ -108,8 +109,8 @@ def test_a_text_may_hold_a_caption_a_line(tmp_path):
 def test_the_index_is_made_once_and_again_for_what_is_new(tmp_path, monkeypatch):
     section = write_webdataset(tmp_path, SHARDS)
     make_source(section)
-    opened, real = [], tarfile.open
-    monkeypatch.setattr(tarfile, "open", lambda *given, **named: opened.append(named) or real(*given, **named))
+    opened, real = [], tar_index.read_members
+    monkeypatch.setattr(tar_index, "read_members", lambda *given: opened.append(given) or real(*given))
     make_source(section)
     assert not opened
     tar(tmp_path / "00003.tar", members(range(10, 12)))
@@ -443,9 +444,7 @@ def test_members_beyond_what_an_index_holds_and_rare_kinds_are_counted(tmp_path,
     monkeypatch.setattr(tar_index, "KINDS", 2)
     samples, problems = {}, tar_index.Counter()
     for offset, size in ((512 << 32, 10), (512, 1 << 32)):
-        info = tarfile.TarInfo("1.png")
-        info.size, info.offset_data = size, offset
-        tar_index._add(info, 1 << 60, samples, problems, "first_dot", None)
+        tar_index._add(Member("1.png", b"0", offset, size, False), 1 << 60, samples, problems, "first_dot", None)
     assert not samples and list(problems.values()) == [2]
     tar(tmp_path / "0.tar", [("1.png", picture(1)), ("1.txt", b"a"), ("1.cls", b"3")])
     source = make_source(dict(name="webdataset", path=str(tmp_path), caption_keys=("cls",)))

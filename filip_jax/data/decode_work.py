@@ -45,7 +45,7 @@ def check_work(image: bytes) -> None:
 
 
 def check_exif(info: dict) -> None:
-    """Raise a ValueError if the EXIF in Pillow's `info`, which Pillow parses in Python, is longer than METADATA_BYTES."""
+    """Raise a ValueError if the EXIF in Pillow's `info`, which it parses in Python, is longer than METADATA_BYTES."""
     _at_most(len(info.get("exif") or ""), METADATA_BYTES, "bytes of EXIF")
     _at_most(len(info.get("Raw profile type exif") or "") // 2, METADATA_BYTES, "bytes of EXIF")  # in hexadecimal
 
@@ -59,46 +59,49 @@ def _check_jpeg(image: bytes) -> None:
     """Count the segments before the first scan as Pillow reads them, which passes over whatever stands between them."""
     at, segments, tables, loose, exif = 3, 0, 0, 0, 0  # the first marker's 0xFF is the third byte
     pixels, layers, progressive = 0, 0, False
-    while 0 < at < len(image):
+    while 0 < at < len(image) and segments <= MAX_SEGMENTS and loose <= MAX_BLOCKS:
         code = image[at]
         at += 1
         if code == 0xFF:
             loose += 1
-        elif 0 < code < 0xC0:
-            return  # no decoder reads it
+            continue
+        if code == _SCAN:
+            if progressive or image[at + 2 : at + 3] != bytes([layers]):  # else a second scan is an error
+                _check_scans(image, at - 2, pixels)
+            break
+        if 0 < code < 0xC0:
+            break  # no decoder reads it
+        if code in _BARE or not code:
+            loose += 1
         else:
-            if code in _BARE or not code:
-                loose += 1
-            else:
-                if code in _FRAMES:
-                    height, width, layers = struct.unpack_from(">HHB", image, at + 3)
-                    pixels, progressive = height * width, code in _PROGRESSIVE
-                if code == _SCAN:
-                    if progressive or image[at + 2 : at + 3] != bytes([layers]):  # else a second scan is an error
-                        _check_scans(image, at - 2, pixels)
-                    return
-                length = max(int.from_bytes(image[at : at + 2]), 2)
-                segments, tables = segments + 1, tables + (code < 0xE0)
-                exif += length if image[at + 2 : at + 6] == b"Exif" else 0
-                at += length
-            marker = image.find(b"\xff", at)
-            loose, at = loose + marker - at, marker + 1
-        _at_most(segments, MAX_SEGMENTS, "segments before the first scan")
-        _at_most(tables, MAX_TABLES, "tables before the first scan")
-        _at_most(loose, MAX_BLOCKS, "bytes between segments")
-        _at_most(exif, METADATA_BYTES, "bytes of EXIF")
+            if code in _FRAMES:
+                height, width, layers = struct.unpack_from(">HHB", image, at + 3)
+                pixels, progressive = height * width, code in _PROGRESSIVE
+            length = max(int.from_bytes(image[at : at + 2]), 2)
+            segments, tables = segments + 1, tables + (code < 0xE0)
+            exif += length if image[at + 2 : at + 6] == b"Exif" else 0
+            at += length
+        marker = image.find(b"\xff", at)
+        loose, at = loose + marker - at, marker + 1
+    _at_most(segments, MAX_SEGMENTS, "segments before the first scan")
+    _at_most(tables, MAX_TABLES, "tables before the first scan")
+    _at_most(loose, MAX_BLOCKS, "bytes between segments")
+    _at_most(exif, METADATA_BYTES, "bytes of EXIF")
 
 
 def _check_scans(image: bytes, at: int, pixels: int) -> None:
     """Each scan passes over all blocks of its components, however few bytes it has."""
     if 4 * image.count(b"\xff\xda", at) * pixels <= MAX_SCANNED:
         return
-    components = 0
-    for count, (code, start) in enumerate(_markers(image, at)):
+    components, segments = 0, 0
+    for code, start in _markers(image, at):
+        segments += 1
         if code == _SCAN:
             components += image[start + 4] if start + 4 < len(image) else 0
-        _at_most(components * pixels, MAX_SCANNED, "pixels in all scans")
-        _at_most(count, MAX_BLOCKS, "segments between scans")
+        if components * pixels > MAX_SCANNED or segments > MAX_BLOCKS:
+            break
+    _at_most(components * pixels, MAX_SCANNED, "pixels in all scans")
+    _at_most(segments, MAX_BLOCKS, "segments between scans")
 
 
 def _markers(image: bytes, at: int) -> Iterator[tuple[int, int]]:
@@ -110,14 +113,14 @@ def _markers(image: bytes, at: int) -> Iterator[tuple[int, int]]:
 
 def _check_png(image: bytes) -> None:
     at, chunks, packed = 8, 0, 0
-    while at < len(image):
+    while at < len(image) and chunks <= MAX_BLOCKS:
         name = image[at + 4 : at + 8]
         if name == b"IEND":
-            return
+            break
         chunks, packed = chunks + 1, packed + (name in (b"iCCP", b"zTXt", b"iTXt"))
-        _at_most(chunks, MAX_BLOCKS, "chunks")
-        _at_most(packed, MAX_PACKED, "compressed texts and profiles")
         at += 12 + int.from_bytes(image[at : at + 4])
+    _at_most(chunks, MAX_BLOCKS, "chunks")
+    _at_most(packed, MAX_PACKED, "compressed texts and profiles")
 
 
 def _check_gif(image: bytes) -> None:
@@ -125,7 +128,7 @@ def _check_gif(image: bytes) -> None:
     flags, at, blocks = image[10], 13, 0
     if flags & 0x80:
         at += 3 << (flags & 7) + 1
-    while at < len(image) and image[at] not in b",;":
+    while at < len(image) and image[at] not in b",;" and blocks <= MAX_BLOCKS:
         chains = 0
         if image[at] == ord("!"):
             comment, at = image[at + 1 : at + 2] == bytes([_COMMENT]), at + 2
@@ -134,12 +137,11 @@ def _check_gif(image: bytes) -> None:
         else:
             at += 1
         for _ in range(chains):
-            while at < len(image) and image[at]:
+            while at < len(image) and image[at] and blocks <= MAX_BLOCKS:
                 at, blocks = at + 1 + image[at], blocks + 1
-                _at_most(blocks, MAX_BLOCKS, "blocks before the first frame")
             at += 1
         blocks += 1
-        _at_most(blocks, MAX_BLOCKS, "blocks before the first frame")
+    _at_most(blocks, MAX_BLOCKS, "blocks before the first frame")
 
 
 def _check_bmp(image: bytes) -> None:

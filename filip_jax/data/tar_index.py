@@ -6,9 +6,7 @@ sample's key; tar_store.py keeps them.
 """
 
 import hashlib
-import re
 import struct
-import tarfile
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,12 +19,11 @@ from filip_jax.data.identity import digest
 from filip_jax.data.member_names import FIRST_DOT, IMAGES, split, why_name_left_out
 from filip_jax.data.packed import PACKED_BYTES, refuse_packed
 from filip_jax.data.record import CAPTION_BYTES, METADATA_BYTES
+from filip_jax.data.tar_headers import DamagedTar, Member, read_members
 from filip_jax.storage import Found
 
 KINDS = 64  # most kinds of members that a shard's index holds
 KEY_BYTES = 200
-HEADER_BYTES = 1 << 16  # of an extended header, which tarfile reads whole
-LONG_NUMBER = re.compile(rb"\d{100}")  # tarfile of older Pythons takes the square of its length
 NOTHING, NO_IMAGE = "tar without a member", "no image"
 DOTTED = "no image, but one with dots in its name: keys=last_dot reads it"
 BESIDE = "no image, but one in its folder: keys=folder reads them"
@@ -102,13 +99,9 @@ def index_shard(file: Found, name: str, keys: str = FIRST_DOT) -> tuple[Shard, b
         refuse_packed(stream.read(PACKED_BYTES), file.path)
         stream.seek(0)
         try:
-            with tarfile.open(fileobj=_Headers(stream), mode="r:") as tar:
-                for member in tar:
-                    tar.members = []  # tarfile would keep all of them
-                    if member.size < 0:  # older Pythons follow it back, without end
-                        raise tarfile.ReadError("a negative size")
-                    _add(member, file.size, samples, problems, keys, stream)
-        except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError):  # header upon header upon …
+            for member in read_members(stream, file.size):
+                _add(member, file.size, samples, problems, keys, stream)
+        except DamagedTar:
             problems["damaged or empty from some point on"] += 1
     problems[NOTHING] += not samples and not problems
     whole = {key: members for key, members in samples.items() if any(kind in IMAGES for kind in members)}
@@ -140,22 +133,7 @@ def index_shard(file: Found, name: str, keys: str = FIRST_DOT) -> tuple[Shard, b
     return shard, data
 
 
-class _Headers:
-    """A stream of which tarfile gets headers only, none larger than HEADER_BYTES, whatever size it claims."""
-
-    def __init__(self, stream):
-        self.seek, self.tell, self.stream = stream.seek, stream.tell, stream
-
-    def read(self, size: int) -> bytes:
-        if not 0 <= size <= HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        data = self.stream.read(size)
-        if size > tarfile.BLOCKSIZE and LONG_NUMBER.search(data):
-            raise tarfile.ReadError("a header of many digits")
-        return data
-
-
-def _add(member: tarfile.TarInfo, size: int, samples: dict, problems: Counter, keys: str, stream) -> None:
+def _add(member: Member, size: int, samples: dict, problems: Counter, keys: str, stream) -> None:
     key, kind = split(member.name, keys)
     if not member.isreg() or member.issparse():
         problems["not a file"] += not member.isdir()
@@ -177,7 +155,7 @@ def _add(member: tarfile.TarInfo, size: int, samples: dict, problems: Counter, k
             members[kind] = Place(member.offset_data // 512, member.size, _digest_of(member, kind, stream))
 
 
-def _digest_of(member: tarfile.TarInfo, kind: str, stream) -> bytes:
+def _digest_of(member: Member, kind: str, stream) -> bytes:
     """Of what a caption may stand in; what is too large for one is known by its size, as images are."""
     if kind in IMAGES or member.size > (METADATA_BYTES if kind == "json" else CAPTION_BYTES):
         return b""

@@ -1,0 +1,51 @@
+"""What few bytes can ask of a decoder is bounded by counts: beyond them no decoder is called."""
+
+import sys
+
+import pytest
+import simplejpeg
+from conftest import ROOT
+from PIL import Image
+
+from filip_jax.data import decode as decoding
+from filip_jax.data.decode import decode, decode_region, image_size
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from fuzz_slow import FREE, PICTURES  # noqa: E402
+
+
+def region(image):
+    return decode_region(image, 8, lambda width, height: (0, 0, width, height))
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_beyond_a_limit_no_decoder_is_called(name, monkeypatch):
+    """Nor Pillow's readers of headers, but where the limit is one of what they found: EXIF."""
+    make, _, refused = PICTURES[name]
+    data = make(refused)
+
+    def never(*given, **named):
+        raise AssertionError("a decoder was called")
+
+    if "exif" not in name or name == "jpeg exif":
+        monkeypatch.setattr(Image, "open", never)
+    else:
+        monkeypatch.setattr(Image.Exif, "load", never)
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", never)
+    for read in (decode, region):
+        with pytest.raises(ValueError, match="at most"):
+            read(data)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of a tag with too many values
+@pytest.mark.parametrize("name", [name for name, (_, read, _) in PICTURES.items() if read])
+def test_below_it_all_is_read(name):
+    make, read, _ = PICTURES[name]
+    data = make(read)
+    assert decode(data).mode == "RGB" and region(data).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_what_a_decoder_passes_over_in_c_is_read_at_any_number(name):
+    make, _ = FREE[name]
+    assert decode(make(300)).size == (16, 16)
