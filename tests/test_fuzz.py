@@ -254,11 +254,13 @@ def test_places_in_a_text_of_one_sign():
 
 def test_a_tokenizer_that_its_package_refuses():
     pytest.importorskip("tokenizers")
-    for rules in (b"{}", b'{"model": {"type": "BPE"}}'):
+    whole = b'{"name": "bert", "bos": 1, "eos": 2, "tokenizer": %s}'
+    for rules in (b'{"model": {"vocab": {"a": "b"}}}', b'{"model": {"vocab": 3}}', b'{"model": {"vocab": {"a": -1}}}'):
         with pytest.raises(UserError, match="the tokenizer's JSON is not one of the package tokenizers"):
-            Tokenizer(b'{"name": "bert", "bos": 1, "eos": 2, "tokenizer": %s}' % rules)
-    with pytest.raises(UserError, match="the tokenizer's JSON is not one of filip_jax"):
-        Tokenizer(b'{"a":' * 100_000)
+            Tokenizer(whole % rules)
+    for model in (b'{"a":' * 100_000, whole % b"{}", whole % b'{"model": {"type": "BPE"}}', whole % b'{"model": []}'):
+        with pytest.raises(UserError, match="the tokenizer's JSON is not one of filip_jax"):
+            Tokenizer(model)
 
 
 def test_models_at_their_largest_are_only_shapes(demo_config):

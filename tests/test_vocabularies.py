@@ -1,6 +1,7 @@
 """CLIP's byte pairs and BERT's word pieces beside what is public; a tokenizer from the command line."""
 
 import gzip
+import json
 import pickle
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from memory_source import Memory
 
 from filip_jax.data.sources import make_source
 from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
+from filip_jax.data.vocabularies import CLEANED, _clip_cleaner
 from filip_jax.errors import UserError
 from filip_jax.models.text_encoder import text_lengths
 from filip_jax.tools.tokenizer import save_tokenizer
@@ -190,3 +192,26 @@ def test_a_trained_tokenizer_is_the_one_of_a_run(demo_config, tmp_path):
     save_tokenizer(source, tmp_path / "a.model", vocab_size=300, captions=200)
     section = demo_config["tokenizer"] | {"vocab_size": 300, "captions": 200}
     assert make_tokenizer(source=source, **section) == (tmp_path / "a.model").read_bytes()
+
+
+def test_of_a_strangers_tokenizer_only_the_pieces_are_applied(tmp_path):
+    """Regular expressions and replacements that its JSON names could take or make any amount."""
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n", "utf-8")
+    model = make_tokenizer(
+        source=NO_SOURCE, name="bert", path=str(tmp_path / "vocab.txt"), vocab_size=1, captions=1
+    )
+    content = json.loads(model)
+    rules = content["tokenizer"]
+    rules["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Removed", "invert": False}
+    rules["normalizer"] = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 9}
+    rules["model"]["max_input_chars_per_word"] = 1 << 30
+    hostile = Tokenizer(json.dumps(content).encode())
+    for text in ("a dog, playing", "a" * 300):
+        assert np.array_equal(hostile.encode([text], 12)[0], Tokenizer(model).encode([text], 12)[0])
+
+
+def test_nested_html_is_undone_in_the_beginning_of_a_text_only(monkeypatch):
+    ftfy, lengths = pytest.importorskip("ftfy"), []
+    monkeypatch.setattr(ftfy, "fix_text", lambda text: lengths.append(len(text)) or text)
+    _clip_cleaner()("&" + "amp;" * 16_000)
+    assert lengths == [CLEANED]

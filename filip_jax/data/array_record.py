@@ -1,15 +1,7 @@
-"""ArrayRecord files: those that `filip data convert` writes, and tf.train.Examples of other tools.
+"""ArrayRecord files: those that `filip data convert` writes, and tf.train.Examples of other tools."""
 
-A record of ours is MAGIC, the length of a JSON text as 4 bytes (little endian), the text, and the
-encoded image. The text is {"key", "shard", "captions": [[origin, text], …], "crc32": of the image}, and
-where captions have keys of their own "text_keys": [key, …], one for each of them.
-"""
-
-import json
 import os
-import struct
 import warnings
-import zlib
 from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
@@ -24,13 +16,13 @@ from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
 from filip_jax import storage
 from filip_jax.data.identity import digest, identify
-from filip_jax.data.record import IMAGE_BYTES, BadRecord, Caption, Record, is_caption
+from filip_jax.data.own_record import MAGIC, decode_record, encode_record
+from filip_jax.data.record import IMAGE_BYTES, BadRecord, Caption, Record
 from filip_jax.data.riegeli import content_digests
 from filip_jax.data.values import advice, texts_of
 from filip_jax.errors import UserError
 from filip_jax.walk import say_left_out
 
-MAGIC = b"filip1\r\n"
 READER = "readahead_buffer_size:0,max_parallelism:0"
 AHEAD = 256  # records …
 READERS = 64
@@ -75,8 +67,9 @@ class ArrayRecord:
             content=digest(content_digests(found, len(self))), image=image, caption_keys=self.caption_keys,
         )  # fmt: skip
         self.__setstate__({})
-        self.seen = self._look() + say_left_out(self.left_out)
+        self.seen = self._look()
         self._warn_of_strangers()
+        self.seen += say_left_out(self.left_out)
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -212,43 +205,6 @@ class ArrayRecord:
             return f"Examples with {_said(_features(data))}"
         except BadRecord:
             return "records of an unknown kind"
-
-
-def encode_record(record: Record) -> bytes:
-    """A record of ours; its image must be encoded."""
-    head = {
-        "key": record.key,
-        "shard": record.shard,
-        "captions": [[caption.origin, caption.text] for caption in record.captions],
-        "crc32": zlib.crc32(record.image),
-    }
-    if any(caption.key for caption in record.captions):
-        head["text_keys"] = [caption.key for caption in record.captions]
-    text = json.dumps(head, ensure_ascii=False).encode("utf-8", "replace")
-    return MAGIC + struct.pack("<I", len(text)) + text + record.image
-
-
-def decode_record(data: bytes, check: bool = True) -> tuple[str, tuple[Caption, ...], bytes]:
-    """(key, captions, image) of a record of ours; the image's checksum is compared if asked.
-
-    Raises:
-        BadRecord: it is damaged.
-    """
-    try:
-        (length,) = struct.unpack_from("<I", data, len(MAGIC))
-        start = len(MAGIC) + 4
-        head, image = json.loads(data[start : start + length].decode()), data[start + length :]
-        text_keys = head.get("text_keys", [""] * len(head["captions"]))
-        pairs = zip(head["captions"], text_keys, strict=True)
-        captions = tuple(Caption(text, origin, key=key) for (origin, text), key in pairs)
-        key, crc32 = head["key"], head["crc32"]
-        if not all(isinstance(text, str) for text in (key, *(t for c in captions for t in (c.text, c.origin, c.key)))):
-            raise TypeError("its keys, origins and captions must be texts")
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BadRecord(f"the record is damaged: {error}") from error
-    if check and zlib.crc32(image) != crc32:
-        raise BadRecord("the image's checksum is wrong")
-    return key, tuple(caption for caption in captions if is_caption(caption.text)), image
 
 
 def _features(data: bytes) -> dict[str, Values]:

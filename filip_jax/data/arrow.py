@@ -6,6 +6,7 @@ They are mapped into memory, so a record costs the bytes that it has, in any ord
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -39,7 +40,8 @@ class Arrow(Columnar):
     ):  # fmt: skip
         if storage.is_remote(path):
             raise UserError(f"path={path!r}: Arrow files are mapped into memory: copy them to a disk")
-        found = _of_split(storage.find(path, (".arrow",), "path"), path, split)
+        self.left_out = Counter()
+        found = _of_split(storage.find(path, (".arrow",), "path", self.left_out), path, split)
         super().__init__(found, path, image=image, caption_keys=caption_keys, key=key, images=images)
 
     def _footer(self, path: str) -> Footer:

@@ -34,7 +34,7 @@ def read_rows(path: str, separator: str = "", columns: Sequence[str] = ()) -> It
     with storage.open_stream(path) as stream:
         try:
             pieces = iter(_unpacked(stream))
-            is_json = JSON.search(path)
+            is_json = JSON.search(path.lower())
             yield from _json_rows(pieces, path) if is_json else Separated(_lines(pieces), path, separator, columns)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"{path} is damaged: {one_line(str(error))}") from error

@@ -129,7 +129,7 @@ def _hash(key: str) -> np.uint64:
 def _batches(path: str) -> Iterator[pa.RecordBatch]:
     """Rows of the file, ROWS at a time: only the last batch is shorter."""
     rows: list[tuple[str, str, str]] = []
-    for row in _parquet_rows(path) if path.endswith(".parquet") else _lines(path):
+    for row in _parquet_rows(path) if path.lower().endswith(".parquet") else _lines(path):
         rows.append(row)
         if len(rows) == ROWS:
             yield _batch(rows)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from filip_jax import folders, storage
 from filip_jax.data.content import content_hashes
+from filip_jax.data.identity import identify
 from filip_jax.data.listed import read_listed
 from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
 from filip_jax.data.rows import read_rows
@@ -21,6 +23,7 @@ from filip_jax.data.separated import Row, separator_of
 from filip_jax.data.values import MAX_NAME, advice, embedded_image, field_of, image_of, texts_of, unicode_of
 from filip_jax.errors import UserError, one_line
 from filip_jax.files import read_json, replacing
+from filip_jax.walk import say_left_out
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz")
 ROWS = 1 << 16  # of a batch
@@ -55,7 +58,8 @@ class Table:
         self, *, path: str, image: str = "image", caption_keys: Sequence[str] = ("caption",), key: str = "",
         images: str = "", index: str = "", separator: str = "", columns: Sequence[str] = (),
     ):  # fmt: skip
-        files = storage.find(path, SUFFIXES, "path")
+        self.left_out = Counter()
+        files = storage.find(path, SUFFIXES, "path", self.left_out)
         if not isinstance(columns, list | tuple) or not all(isinstance(name, str) for name in columns):
             raise UserError(f"columns={columns!r} is not a list of names")
         self.path, self.image, self.caption_keys, self.key = path, image, tuple(caption_keys), key
@@ -76,11 +80,12 @@ class Table:
         facts = read_json(Path(f"{self.stem}.json"))
         if not {"identity", "sizes", "columns", "bad", "some_bad", "unusable"} <= set(facts):
             raise UserError(f"{self.stem}.json is damaged: remove it, it is then made again")
-        self.identity = facts["identity"]
         self.shard_sizes = np.array(facts["sizes"], np.int64)
         self.ends = np.cumsum(self.shard_sizes)
+        self.identity = identify(rows=facts["identity"], records=len(self))
         self.seen = f"{len(files)} lists with the columns {', '.join(facts['columns'])}"
         self._check(facts)
+        self.seen += say_left_out(self.left_out)
 
     def _check(self, facts: dict[str, Any]) -> None:
         """Raises a UserError for lists that cannot be used, and warns of bad rows."""

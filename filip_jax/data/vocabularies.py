@@ -17,7 +17,8 @@ from filip_jax.errors import UserError
 from filip_jax.extras import extra_module
 
 EXTRA = "tokenizers"
-PLACED = 1000  # characters
+PLACED = 400  # characters; comparing them takes up to the cube
+CLEANED = 1 << 13  # characters that are repaired; nested HTML takes the square
 FILE_BYTES = 1 << 24  # of a vocabulary's file, unpacked
 MERGES = (
     49_408 - 2 * 256 - 2
@@ -51,12 +52,13 @@ class Vocabulary:
         try:
             content: dict[str, Any] = json.loads(model)
             self.bos, self.eos, clean = content["bos"], content["eos"], CLEAN[content["name"]]
-            rules = json.dumps(content["tokenizer"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            pieces = content["tokenizer"]["model"]
+            vocabulary, merges = pieces["vocab"], [tuple(merge) for merge in pieces.get("merges", ())]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"the tokenizer's JSON is not one of filip_jax: {error!r}") from error
         library = _library(content["name"])
-        try:
-            self.tokenizer = library.Tokenizer.from_str(rules)
+        try:  # only the pieces are the file's: how texts are cut, with regular expressions and all, is the code's
+            self.tokenizer = APPLY[content["name"]](library, vocabulary, merges)
         except Exception as error:  # the package raises nothing narrower
             raise UserError(f"the tokenizer's JSON is not one of the package tokenizers: {error}") from error
         self.clean = clean()
@@ -107,7 +109,8 @@ def read_vocabulary(name: str, path: str) -> bytes:
         raise UserError(f"tokenizer.name={name!r} needs its file: set tokenizer.path to {FILES[name]}")
     lines = _text(file).split("\n")
     try:
-        tokenizer, bos, eos = MAKE[name](library, lines)
+        vocabulary, merges, bos, eos = READ[name](lines)
+        tokenizer = APPLY[name](library, vocabulary, merges)
     except (ValueError, KeyError) as error:
         raise UserError(f"tokenizer.path={str(file)!r} is not {FILES[name]}: {error}") from error
     content = {"name": name, "bos": bos, "eos": eos, "tokenizer": json.loads(tokenizer.to_str())}
@@ -135,19 +138,22 @@ def _text(file: Path) -> str:
         raise UserError(f"tokenizer.path={str(file)!r} can not be read: {error}") from error
 
 
-def _clip(library, lines: list[str]):
+def _read_clip(lines: list[str]) -> tuple[dict[str, int], list[tuple[str, ...]], int, int]:
     """CLIP's byte-level BPE: 256 bytes, 256 bytes that end a word, merges, BOS, EOS."""
     merges = [tuple(line.split()) for line in lines[1 : MERGES + 1]]
     if len(merges) < MERGES or not all(len(merge) == 2 for merge in merges):
         raise ValueError(f"it lacks a heading and {MERGES} lines of two pieces")
     signs = _byte_signs()
     tokens = [*signs, *(f"{sign}</w>" for sign in signs), *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: n for n, token in enumerate(tokens)}
+    return {token: n for n, token in enumerate(tokens)}, merges, len(tokens) - 2, len(tokens) - 1
+
+
+def _apply_clip(library, vocabulary: dict[str, int], merges: list[tuple[str, ...]]):
     tokenizer = library.Tokenizer(library.models.BPE(vocabulary, merges, end_of_word_suffix="</w>"))
     words = library.pre_tokenizers.Split(library.Regex(CLIP_WORDS), "removed", invert=True)
     of_bytes = library.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = library.pre_tokenizers.Sequence([words, of_bytes])
-    return tokenizer, len(tokens) - 2, len(tokens) - 1
+    return tokenizer
 
 
 def _byte_signs() -> list[str]:
@@ -156,15 +162,19 @@ def _byte_signs() -> list[str]:
     return [*map(chr, printable), *(chr(256 + n) for n in range(256 - len(printable)))]
 
 
-def _bert(library, lines: list[str]):
+def _read_bert(lines: list[str]) -> tuple[dict[str, int], list[tuple[str, ...]], int, int]:
     """BERT's WordPiece, uncased; as in Wukong (arXiv 2202.06767), [CLS] and [SEP] are BOS and EOS."""
     vocabulary = {line.strip(): n for n, line in enumerate(lines[:-1] if lines[-1] == "" else lines)}
     if vocabulary.get("[PAD]") != 0 or "[UNK]" not in vocabulary:
         raise ValueError("[PAD] is not its first line, or [UNK] is missing")
+    return vocabulary, [], vocabulary["[CLS]"], vocabulary["[SEP]"]
+
+
+def _apply_bert(library, vocabulary: dict[str, int], merges: list[tuple[str, ...]]):
     tokenizer = library.Tokenizer(library.models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=200))
     tokenizer.normalizer = library.normalizers.BertNormalizer(strip_accents=True)
     tokenizer.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
-    return tokenizer, vocabulary["[CLS]"], vocabulary["[SEP]"]
+    return tokenizer
 
 
 def _clip_cleaner() -> Callable[[str], str]:
@@ -172,6 +182,7 @@ def _clip_cleaner() -> Callable[[str], str]:
     fix = extra_module("ftfy", EXTRA, "tokenizer.name='clip' needs").fix_text
 
     def clean(text: str) -> str:
+        text = text[:CLEANED]
         if not (text.isascii() and text.isprintable()) or "&" in text:
             text = html.unescape(html.unescape(fix(text)))
         return " ".join(text.split()).lower()
@@ -179,5 +190,6 @@ def _clip_cleaner() -> Callable[[str], str]:
     return clean
 
 
-MAKE = {"clip": _clip, "bert": _bert}
+READ = {"clip": _read_clip, "bert": _read_bert}
+APPLY = {"clip": _apply_clip, "bert": _apply_bert}
 CLEAN: dict[str, Callable[[], Callable[[str], str]]] = {"clip": _clip_cleaner, "bert": lambda: str}
