@@ -63,6 +63,9 @@ def pairs(tmp_path_factory):
     return folder
 
 
+KEEPING = ["--min_side=0", "--no-meaningless", "--languages=en,de"]  # the small pictures "picture 3" and "Bild 3"
+
+
 @pytest.fixture(scope="session")
 def tars(tmp_path_factory):
     """Tars of 24 pictures with two captions each, and what README makes of them."""
@@ -72,7 +75,7 @@ def tars(tmp_path_factory):
     write_webdataset(folder / "tars", numbers)
     section = ["webdataset", f"path={folder}/tars"]
     assert main(["data", "convert", *section, f"--output={folder}/tars_256", "--short_side=256"]) == 0
-    assert main(["data", "filter", *section, f"--output={folder}/clean", "--min_side=0"]) == 0
+    assert main(["data", "filter", *section, f"--output={folder}/clean", *KEEPING]) == 0
     return folder
 
 
@@ -189,7 +192,7 @@ def test_commands(command, demo, pairs, tars, tmp_path, monkeypatch, capsys):
             "--config.tokenizer.vocab_size=300",
             "--samples=9",
         ]
-        assert main(words[1:] + (small if words[2] == "bench" else [])) == 0
+        assert main(words[1:] + {"bench": small, "filter": KEEPING}.get(words[2], [])) == 0
         assert re.search("wrote|images/s|records", capsys.readouterr().out)
     elif words[0] == "pip":
         urls = (each.read_text("direct_url.json") for each in distributions(name="filip_jax"))

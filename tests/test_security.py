@@ -314,6 +314,7 @@ def test_names_and_texts_from_data_reach_the_terminal_without_control_characters
     rows = [
         {"image": "a.png", "caption": "\x1b[2J 1", "\ud800\x1b[31m\n": 1},
         {"image": "a\x1b[2J.png", "caption": "a dog"},
+        {"image": "a.png", "caption": "a dog in the garden"},
     ]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = [word.replace("OUT", str(tmp_path)) for word in command]

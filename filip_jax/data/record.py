@@ -31,7 +31,7 @@ class BadRecord(Exception):
 
 def kind_of(reason: str) -> str:
     """Return what a BadRecord's reason has in common with others, by which they are counted."""
-    return re.sub(r"""'[^']*'|"[^"]*"|[0-9]+""", "…", reason.split(": ")[0])[:80]
+    return re.sub(r"""'[^']*'|"[^"]*"|(?<!at most )(?<!more than )(?<![\w-])[0-9]+""", "…", reason.split(": ")[0])[:80]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filip_jax import storage
+from filip_jax import plain, storage
 from filip_jax.checkpoint import Checkpoints
 from filip_jax.config import check_same_run, load_config, load_sweep, name_points, settings
 from filip_jax.console import show
@@ -23,7 +23,6 @@ from filip_jax.errors import UserError
 from filip_jax.evals.results import FILE as RESULTS
 from filip_jax.evals.results import read_results, table
 from filip_jax.files import open_to_append, write_atomically
-from filip_jax.plain import command, one_line
 from filip_jax.progress import Progress
 from filip_jax.user_paths import from_user
 
@@ -127,7 +126,7 @@ def _marked(folder: str, name: str) -> str:
 
 def commands(points: Sequence[Point]) -> str:
     """One full command for each point that is not finished."""
-    return "\n".join(command(["filip", *point.words]) for point in points if not point.is_finished())
+    return "\n".join(plain.command(["filip", *point.words]) for point in points if not point.is_finished())
 
 
 def run_points(points: Sequence[Point], jobs: int) -> list[str]:
@@ -202,13 +201,13 @@ def _has_tpus() -> bool:
 def _start(point: Point, gpu: str) -> subprocess.Popen:
     point.workdir.parent.mkdir(parents=True, exist_ok=True)
     one = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
-    words = [sys.executable, "-m", "filip_jax", *point.words]
+    command = [sys.executable, "-m", "filip_jax", *point.words]
     show(f"{point.name} ...", file=sys.stderr)
     if point.workdir.is_symlink():
         raise UserError(f"{point.workdir} is a symbolic link, through which no sweep trains: remove the link")
     with open_to_append(_log(point)) as log:
         # In a group of its own: a Ctrl-C at the terminal is handed on as SIGTERM, which saves.
-        return subprocess.Popen(words, stdout=log, stderr=log, env=os.environ | one, start_new_session=True)
+        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | one, start_new_session=True)
 
 
 def _log(point: Point) -> Path:
@@ -230,8 +229,9 @@ def write_results(points: Sequence[Point], workdir: Path) -> str:
     names = list(dict.fromkeys(name for row in rows.values() for name in row))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["point", *map(one_line, names)])
-    writer.writerows([one_line(str(x)) for x in (point, *(row.get(name, "") for name in names))] for point, row in rows.items())
+    writer.writerow(["point", *map(plain.one_line, names)])
+    for point, row in rows.items():
+        writer.writerow([plain.one_line(str(value)) for value in (point, *(row.get(name, "") for name in names))])
     markdown = table(rows)
     write_atomically(workdir / "sweep.csv", text.getvalue())
     write_atomically(workdir / "sweep.md", markdown + "\n")
