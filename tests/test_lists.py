@@ -113,6 +113,7 @@ def test_lists_of_the_web_have_no_quoting(tmp_path_factory, texts):
         (b"\xff\xfe" + "image,caption\n0.jpg,\ud800\n1.jpg,b\n2.jpg,c".encode("utf-16-le", "surrogatepass"), [None, "b", "c"], "UTF-8"),
         (",image,caption\n0,0.jpg,a\n1,1.jpg,b\n2,2.jpg,c\n,,\n", ["a", "b", "c"], ""),
         ("image | caption\n0.jpg | a\n", ["a"], ""),
+        ("\ufeffsep=;\r\nimage;caption\r\n0.jpg;a, b\r\n", ["a, b"], ""),
     ],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore::UserWarning")

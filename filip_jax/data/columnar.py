@@ -41,6 +41,7 @@ class Columnar(ABC):
         image, caption_keys, key, images: see `Parquet`.
 
     Attributes:
+        left_out: {reason: files of the folder that do not count}.
         label_names: the names of the classes of each column that Hugging Face's `datasets` has as a ClassLabel.
 
     Raises:

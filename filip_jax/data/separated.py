@@ -18,6 +18,7 @@ SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}
 # What stands in a quoted field, where quotation marks in it are doubled, as ever, or have a backslash, as by R and Spark.
 DOUBLED, ESCAPED = re.compile(r'(?:[^"]++|"")*+'), re.compile(r'(?:[^"\\]++|\\.|\\\Z)*+', re.DOTALL)
 QUOTE, BACKSLASH = re.compile(r'\\(")'), re.compile(r"\\(.)", re.DOTALL)
+EXCEL = re.compile(rb'"?sep=([\x20-\x7e\t])"?')  # a line before the header, which names the separator
 TOO_LONG = f"a line or a quoted field of more than {METADATA_BYTES} bytes"
 ONE_FIELD = "one field, as where a text goes on in another line"
 BESIDE = "a row beside a line of one field, which may be a part of its text"
@@ -63,7 +64,10 @@ class Separated:
     def __init__(self, lines: Iterator[bytes | None], path: str, separator: str, columns: Sequence[str]):
         self.lines, self.path = enumerate(lines, 1), path
         self.ahead: deque[tuple[int, bytes | None]] = deque()
-        first = next(((number, line) for number, line in self.lines if line is None or line.strip()), (0, b""))
+        written = (numbered for numbered in self.lines if numbered[1] is None or numbered[1].strip())
+        first = next(written, (0, b""))
+        if named := EXCEL.fullmatch(first[1] or b""):
+            separator, first = separator or named[1].decode(), next(written, (0, b""))
         text = self._header(first[1])
         self.separator = separator or _most_frequent(text, "\t" if ".tsv" in storage.name_of(path) else ",")
         sign = re.escape(self.separator)
@@ -132,7 +136,7 @@ class Separated:
         if rest is not None and self.separator != "\t":
             yield Row(f"line {number}", {}, OPEN)
         elif not self._fits(fields):
-            many = f"{len(fields)} fields, but the list has {len(self.names)} columns"
+            many = f"{len(fields)} fields, but the list has {self.least} columns"
             yield Row(f"line {number}", {}, ONE_FIELD if len(fields) == 1 else many)
         elif any(fields):
             yield Row(f"line {number}", self._named(fields))

@@ -27,8 +27,9 @@ from filip_jax.walk import say_left_out
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz")
 ROWS = 1 << 16  # of a batch
-RULES = "rows 2"  # raised where the same list gives other rows
+RULES = "rows 3"  # raised where the same list gives other rows
 UNREADABLE = "a row that can not be read: "
+FIRST_TEXT = 3  # of the columns of a batch, behind the problem, the key and the image
 SHOWN = 5  # bad rows of a message
 
 
@@ -49,6 +50,9 @@ class Table:
         separator: between the columns of a CSV or TSV: a character, or "tab"; "" takes what the header has: a tab, else the
             most frequent of , ; |.
         columns: the names of the columns of a CSV or TSV that has no header; () takes its first line.
+
+    Attributes:
+        left_out: {reason: files of the folder that do not count}.
 
     Raises:
         UserError: no such file or column, lists that cannot be read, or an index that can not be written.
@@ -82,7 +86,7 @@ class Table:
             raise UserError(f"{self.stem}.json is damaged: remove it, it is then made again")
         self.shard_sizes = np.array(facts["sizes"], np.int64)
         self.ends = np.cumsum(self.shard_sizes)
-        self.identity = identify(rows=facts["identity"], records=len(self))
+        self.identity = facts["identity"]
         self.seen = f"{len(files)} lists with the columns {', '.join(facts['columns'])}"
         self._check(facts)
         self.seen += say_left_out(self.left_out)
@@ -169,7 +173,7 @@ class Table:
     def _make(self) -> None:
         texts = [(f"text {n}", pa.list_(pa.string())) for n in range(len(self.caption_keys))]
         schema = pa.schema([("problem", pa.string()), ("key", pa.string()), ("image", pa.string()), *texts])
-        digest = hashlib.sha256(f"{self.image} {self.key} {self.caption_keys}".encode("utf-8", "surrogatepass"))
+        rows, captions = hashlib.sha256(), hashlib.sha256()
         sizes, columns, waiting, bad, some_bad, kinds = [], set(), [], 0, [], _Kinds()
         beside = replacing(Path(f"{self.stem}.arrow"))
         with beside as new, pa.OSFile(str(new), "wb") as file, pa.ipc.new_file(file, schema) as out:
@@ -182,14 +186,19 @@ class Table:
                         bad += 1
                         where = f"{storage.name_of(path)}, {row.place}: {waiting[-1][0].removeprefix(UNREADABLE)}"
                         some_bad += [where] if len(some_bad) < SHOWN else []
-                    digest.update(repr(waiting[-1]).encode("utf-8", "surrogatepass"))
+                    rows.update(repr(waiting[-1][:FIRST_TEXT]).encode("utf-8", "surrogatepass"))
+                    captions.update(repr(waiting[-1][FIRST_TEXT:]).encode("utf-8", "surrogatepass"))
                     if len(waiting) == ROWS:
                         out.write_batch(pa.record_batch([*map(list, zip(*waiting))], schema=schema))
                         waiting = []
                 sizes.append(count)
             if waiting:
                 out.write_batch(pa.record_batch([*map(list, zip(*waiting))], schema=schema))
-        facts = {"sizes": sizes, "columns": sorted(columns), "identity": digest.hexdigest()}
+        identity = identify(
+            rows=rows.hexdigest(), captions=captions.hexdigest(), records=sum(sizes), image=self.image, key=self.key,
+            caption_keys=self.caption_keys,
+        )  # fmt: skip
+        facts = {"sizes": sizes, "columns": sorted(columns), "identity": identity}
         facts |= {"bad": bad, "some_bad": some_bad, "unusable": kinds.unusable()}
         storage.write(f"{self.stem}.json", json.dumps(facts).encode())
 
