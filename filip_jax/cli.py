@@ -12,6 +12,7 @@ from filip_jax.cli_plan import add_plan_commands
 from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch, leave
 from filip_jax.console import outlive_readers, say_in_any_encoding, show, show_error
 from filip_jax.errors import Preempted, ProcessLost, UserError, one_line
+from filip_jax.files import named
 from filip_jax.user_paths import from_user
 
 PATHS = ("workdir", "config", "output", "image", "checkpoint", "sensitive_words")  # options in which ~ is the home
@@ -103,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (UserError, OSError) as error:  # the disk and the network are the user's too
+        if isinstance(error, OSError) and error.filename:
+            error = named(error, error.filename)
         show(f"filip: error: {one_line(str(error))}", file=sys.stderr)
         return 2
     except Preempted as stopped:
@@ -212,10 +215,6 @@ def _train(arguments, overrides) -> None:
 
         hide_repeated_errors()
         train(arguments.workdir, config, watch)
-    except OSError as error:
-        if error.filename or not error.errno:
-            raise
-        raise UserError(f"--workdir={arguments.workdir}: {error}") from error  # a write to an open file names none
     finally:
         watch.end()
 

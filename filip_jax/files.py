@@ -20,6 +20,7 @@ from filip_jax.errors import UserError
 JSON_BYTES = 1 << 26  # of one JSON file of ours: configs, numbers, reports
 LOCK = ".filip.lock"  # in a folder that one command writes at a time
 TEMPORARY = re.compile(r"\.filip_[0-9a-f]{16}\.tmp")
+DISKS, DISK_MARK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS), "the file system at"  # errors of a disk, not of a file
 MIN_ABANDONED_SECONDS = 3600.0  # without a write, after which a temporary file may be that of a killed process
 
 
@@ -62,9 +63,42 @@ def replacing(file: Path) -> Iterator[Path]:
         finally:
             os.close(descriptor)
     except OSError as error:
-        if error.errno and error.filename in (None, str(beside)):
-            raise OSError(error.errno, error.strerror, str(file)) from error
-        raise
+        raise named(error, file, beside) from error
+
+
+@contextlib.contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """Makes an OSError of the block name the file that it writes, where it names none, and the disk as `named` does."""
+    try:
+        yield
+    except OSError as error:
+        raise named(error, file) from error
+
+
+def named(error: OSError, file: str | Path, beside: Path | None = None) -> OSError:
+    """Return the error of a write to `file` with its path and, where a disk refused it, what that disk is.
+
+    Args:
+        beside: a temporary name of the file, which nobody knows.
+    """
+    if not error.errno or DISK_MARK in (error.strerror or ""):
+        return error
+    path = file if error.filename in (None, str(beside)) else error.filename
+    disk = f"{os.strerror(error.errno)}; {_disk(os.path.realpath(path))}" if error.errno in DISKS else error.strerror
+    return OSError(error.errno, disk, str(path))
+
+
+def _disk(path: str) -> str:
+    """The file system that a path lies on, and what is left of it."""
+    while not os.path.ismount(path):
+        path = os.path.dirname(path)
+    try:
+        status = os.statvfs(path)
+    except OSError:
+        return f"{DISK_MARK} {path}"
+    left, whole = (blocks * status.f_frsize / 2**20 for blocks in (status.f_bavail, status.f_blocks))
+    inodes = ", and no inode" if status.f_files and not status.f_favail else ""
+    return f"{DISK_MARK} {path} has {left:,.1f} of {whole:,.1f} MiB left{inodes}"
 
 
 def remove_abandoned(folder: Path, seconds: float = MIN_ABANDONED_SECONDS) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filip_jax import storage
 from filip_jax.errors import UserError
-from filip_jax.files import remove_abandoned
+from filip_jax.files import remove_abandoned, writing
 
 INDEX = ".filip_index"  # the folder of an index beside the data
 INNER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -55,10 +55,11 @@ def local_folder(folder: str, key: str) -> None:
     if storage.name_of(folder) == INDEX and os.path.islink(folder):
         raise UserError(f"{key}: {folder} is a symbolic link, through which no index is written: set `index` to a folder")
     try:
-        os.makedirs(folder, exist_ok=True)
-        remove_abandoned(Path(folder))
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, "it may not be written", folder)
+        with writing(Path(folder)):
+            os.makedirs(folder, exist_ok=True)
+            remove_abandoned(Path(folder))
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(errno.EACCES, "it may not be written", folder)
     except OSError as error:
         raise UserError(f"{key}: the index can not be written: {error}; set `index` to a folder of your own") from error
 

@@ -17,7 +17,7 @@ import fsspec
 
 from filip_jax import handles
 from filip_jax.errors import UserError
-from filip_jax.files import write_atomically
+from filip_jax.files import write_atomically, writing
 from filip_jax.foreign_paths import explain
 from filip_jax.user_paths import Named, is_remote, spread
 from filip_jax.walk import say_left_out, sift, walk
@@ -195,8 +195,9 @@ def write(path: str, data: bytes) -> None:
         with _reaching(path):
             _system(path).pipe_file(path, data)
     else:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(path), data)
+        with writing(Path(path)):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(Path(path), data)
         handles.forget(path)  # the file that was there before
 
 

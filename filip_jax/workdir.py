@@ -19,7 +19,7 @@ import jax
 from filip_jax import folders, storage
 from filip_jax.cluster.service import on_first_process
 from filip_jax.errors import UserError
-from filip_jax.files import write_atomically
+from filip_jax.files import write_atomically, writing
 from filip_jax.user_paths import from_user
 
 CHECKPOINTS = "checkpoints"
@@ -207,8 +207,9 @@ def _mirror(url: str, process: int) -> tuple[Path, int]:
     if ".." in url.split("/"):
         raise UserError(f"{url}: '..' cannot stand in the name of a folder in a bucket")
     parent, host = cache_folder() / url.replace("://", "/"), socket.gethostname()
-    parent.mkdir(parents=True, exist_ok=True)
-    with _locked(parent):
+    with writing(parent), contextlib.ExitStack() as stack:
+        parent.mkdir(parents=True, exist_ok=True)
+        stack.enter_context(_locked(parent))
         for old in parent.glob(f"process_*_{glob.escape(host)}_*/"):
             if not old.with_name(old.name + KEPT).exists():
                 with contextlib.suppress(OSError), _locked(old, fcntl.LOCK_NB):  # of a process that is no more

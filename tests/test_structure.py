@@ -45,7 +45,7 @@ DOORS = {
     "sentencepiece": {"data/sentence_pieces.py"},
     "etils": {"checkpoint/store.py"},
     "tensorstore": {"checkpoint/store.py"},
-    "tensorboardX": {"train/metrics.py"},
+    "tensorboardX": {"train/tensorboard.py"},
     "tensorflow_datasets": {"data/examples.py", "data/tfds.py"},
     "tensorflow": set(),
     "torch": set(),

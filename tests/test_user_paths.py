@@ -14,6 +14,7 @@ from filip_jax import storage, user_paths
 from filip_jax.checkpoint import Checkpoints, find_checkpoint
 from filip_jax.cli import main
 from filip_jax.config import load_config
+from filip_jax.data.emoji_scenes import EmojiScenes
 from filip_jax.data.sources import fingerprint, make_source
 from filip_jax.data.text_lists import file_of, read_texts
 from filip_jax.data.tokenizer import make_tokenizer

@@ -15,7 +15,7 @@ import numpy as np
 from filip_jax.data.pipeline import Bad
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
-from filip_jax.files import open_to_append, replacing
+from filip_jax.files import open_to_append, replacing, writing
 
 FOLDER = "quarantine"
 SKIPPED = "skipped"  # the samples of steps that the guards skipped
@@ -107,7 +107,7 @@ class InputLog:
 def _append(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     file.parent.mkdir(exist_ok=True)  # a workdir that is gone is not made anew
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    with open_to_append(file) as stream:
+    with writing(file), open_to_append(file) as stream:
         if stream.tell():
             stream.seek(-1, os.SEEK_END)
             text = text if stream.read(1) == b"\n" else "\n" + text  # a line that a kill tore

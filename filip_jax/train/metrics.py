@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 
 from filip_jax.console import show
 from filip_jax.errors import UserError
-from filip_jax.files import open_to_append, read_lines, write_atomically
+from filip_jax.files import open_to_append, read_lines, write_atomically, writing
 from filip_jax.train.goodput import Goodput
 from filip_jax.train.input_log import InputLog
+from filip_jax.train.tensorboard import Scalars
 
 FILE = "metrics.jsonl"
 FOLDER = "tensorboard"
@@ -67,7 +67,7 @@ class MetricWriter:
         write_atomically(file, "".join(json.dumps(line) + "\n" for line in kept))
         self.workdir = workdir.stat()
         self._open()
-        self.events = SummaryWriter(str((workdir / FOLDER).absolute()), purge_step=step + 1, flush_secs=10)
+        self.scalars = Scalars(workdir / FOLDER, step + 1)
 
     def _open(self) -> None:
         self.lines = io.TextIOWrapper(open_to_append(self.file), "utf-8", line_buffering=True)
@@ -85,17 +85,17 @@ class MetricWriter:
         if self.enabled:
             self._open_again()
             said = {k: v if isinstance(v, str) or math.isfinite(v) else str(v) for k, v in metrics.items()}
-            self.lines.write(json.dumps({"step": step, **said}) + "\n")
-            for name, value in metrics.items():
-                if not isinstance(value, str):
-                    self.events.add_scalar(name, value, step)
+            with writing(self.file):
+                self.lines.write(json.dumps({"step": step, **said}) + "\n")
+            self.scalars.add(step, {name: value for name, value in metrics.items() if not isinstance(value, str)})
             if self.also:
                 self.also.write(step, metrics)
 
     def close(self) -> None:
         if self.enabled:
-            self.lines.close()
-            self.events.close()
+            with writing(self.file):
+                self.lines.close()
+            self.scalars.close()
             if self.also:
                 self.also.close()
 
