@@ -16,7 +16,7 @@ from filip_jax.checkpoint import Checkpoints, abstract
 from filip_jax.config import read_config
 from filip_jax.data.decode import decode
 from filip_jax.data.preprocess import centre_view
-from filip_jax.data.tokenizer import Tokenizer
+from filip_jax.data.tokenizer import Tokenizer, read_model
 from filip_jax.errors import UserError
 from filip_jax.losses.similarity import Array
 from filip_jax.mesh import BATCH_AXES, replicated
@@ -257,7 +257,7 @@ def read_tokenizer(workdir: Path) -> Tokenizer:
     if not file.is_file():
         raise UserError(f"{workdir} has no tokenizer: {file} is missing; {remedy}")
     try:
-        return Tokenizer(file.read_bytes())
+        return Tokenizer(read_model(file))
     except UserError as error:
         raise UserError(f"{file} is damaged: {error}; {remedy}") from error
 

@@ -24,6 +24,7 @@ from filip_jax.walk import say_left_out
 
 READER = "readahead_buffer_size:0,max_parallelism:0"
 AHEAD = 256  # records …
+PIECE = 16  # records that are unpacked at once
 READERS = 64
 LOOKED_AT = 64  # records
 LOCAL = ("_ahead", "_alone", "_latest", "_readers", "_lock", "_turn")  # attributes that each process has of its own
@@ -118,10 +119,14 @@ class ArrayRecord:
     def _read_some(self, index: int, many: int) -> Sequence[bytes]:
         file = bisect_right(self.ends, index)
         start = index - self.ends[file] + int(self.shard_sizes[file])
+        end, records = min(start + many, int(self.shard_sizes[file])), []
         try:
-            return self._reader(file).read(start, min(start + many, int(self.shard_sizes[file])))
+            while start + len(records) < end and sum(map(len, records)) <= AHEAD_BYTES:  # unpacked, they may be large
+                first = start + len(records)
+                records += self._reader(file).read(first, min(first + PIECE, end))
         except (RuntimeError, IndexError):  # a damaged record spoils only itself
-            return self._read_one(file, start)
+            return records or self._read_one(file, start)
+        return records
 
     def _read_one(self, file: int, start: int) -> Sequence[bytes]:
         try:

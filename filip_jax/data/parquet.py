@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from filip_jax import storage
 from filip_jax.data.columnar import Columnar, Footer, column_of, damage
+from filip_jax.data.row_groups import read_batches
 from filip_jax.errors import UserError
 
 
@@ -52,7 +53,9 @@ class Parquet(Columnar):
     def _read(self, path: str, number: int, name: str) -> pa.ChunkedArray:
         try:
             with storage.open_stream(path) as stream:
-                return pq.ParquetFile(stream).read_row_group(number, [name]).column(name)
+                file = pq.ParquetFile(stream)
+                columns = [batch.column(0) for batch in read_batches(file, number, [name])]
+                return pa.chunked_array(columns, file.schema_arrow.field(name).type)
         except (pa.ArrowException, OSError) as error:
             raise damage(error, path, name, number) from error
 

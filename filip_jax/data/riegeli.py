@@ -14,11 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 from filip_jax import storage
+from filip_jax.errors import UserError
 from filip_jax.storage import Found
 
 NOTES = ".filip_index/contents.json"  # digests of files of this size and time, so that large data is walked once
 NOTES_BYTES = 1 << 28
 MIN_NOTED = 100_000  # records, below which the walk takes no time
+MAX_CHUNK_BYTES = 1 << 30  # unpacked
 BLOCK, BLOCK_HEADER, CHUNK_HEADER = 1 << 16, 24, 40
 USABLE = BLOCK - BLOCK_HEADER
 FIELDS = struct.Struct("<QQQQQ")
@@ -71,6 +73,7 @@ def content_digest(path: str) -> str:
 
     Raises:
         OSError: the file cannot be read.
+        UserError: a chunk says that it unpacks to more than MAX_CHUNK_BYTES.
     """
     total, place = hashlib.sha256(), 0
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -80,7 +83,10 @@ def content_digest(path: str) -> str:
             header = _without_block_headers(os.pread(descriptor, CHUNK_HEADER + BLOCK_HEADER, place), place)
             if len(header) < CHUNK_HEADER:
                 break
-            _, data_size, data_hash, type_and_records, _ = FIELDS.unpack(header)
+            _, data_size, data_hash, type_and_records, unpacked = FIELDS.unpack(header)
+            if unpacked > MAX_CHUNK_BYTES:
+                said = f"{unpacked} bytes unpacked; at most {MAX_CHUNK_BYTES} are read: write it with group_size:1"
+                raise UserError(f"{path} has a chunk of {said}")
             end = _end(place, data_size, type_and_records >> 8)
             if end > size:
                 break

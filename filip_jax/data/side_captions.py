@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from filip_jax import folders, storage
 from filip_jax.data.content import content_hashes
 from filip_jax.data.record import CAPTION_BYTES, BadRecord, Caption, is_caption
+from filip_jax.data.row_groups import read_batches
 from filip_jax.data.rows import read_rows
 from filip_jax.data.values import unicode_of
 from filip_jax.errors import UserError
@@ -158,9 +159,12 @@ def _parquet_rows(path: str) -> Iterator[tuple[str, str, str]]:
             if wrong := [name for name in COLUMNS if names.count(name) != 1]:
                 count = "two columns" if wrong[0] in names else "no column"
                 raise UserError(f"{path} has {count} {wrong[0]}; it needs {', '.join(COLUMNS)}")
-            for batch in file.iter_batches(ROWS, columns=list(COLUMNS)):
-                for row in zip(*(batch.column(name).to_pylist() for name in COLUMNS)):
-                    yield _checked(row, path)
+            for group in range(file.num_row_groups):
+                for batch in read_batches(file, group, COLUMNS):
+                    for row in zip(*(batch.column(name).to_pylist() for name in COLUMNS)):
+                        yield _checked(row, path)
+        except BadRecord as error:
+            raise UserError(f"{path}: {error}") from error
         except pa.ArrowInvalid as error:
             raise UserError(f"{path} is no parquet file: {error}") from error
 

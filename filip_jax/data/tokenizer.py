@@ -16,6 +16,7 @@ from filip_jax.progress import Progress
 from filip_jax.user_paths import from_user
 
 NAMES = ("sentencepiece", "clip", "bert")
+MAX_MODEL_BYTES = 1 << 26  # of a tokenizer's file; those of 250,000 pieces have a tenth of it
 
 
 class Tokenizer:
@@ -79,8 +80,21 @@ def make_tokenizer(*, source: Source, name: str, path: str, vocab_size: int, cap
     if name != "sentencepiece":
         return read_vocabulary(name, path)
     if path:
-        return Path(path).read_bytes()
+        return read_model(Path(path))
     return train_sentence_pieces(spread_captions(source, captions), vocab_size)
+
+
+def read_model(file: Path) -> bytes:
+    """Return the bytes of a tokenizer's file.
+
+    Raises:
+        UserError: it has more than MAX_MODEL_BYTES.
+    """
+    with file.open("rb") as handle:
+        model = handle.read(MAX_MODEL_BYTES + 1)
+    if len(model) > MAX_MODEL_BYTES:
+        raise UserError(f"the tokenizer {file} has more than {MAX_MODEL_BYTES} bytes")
+    return model
 
 
 def check_tokenizer_section(name: str, path: str, captions: int) -> None:
