@@ -53,11 +53,13 @@ class Job:
         devices: CPU devices of each process, by default DEVICES.
         slow: the phase to stretch, see chaos_config.py.
         options: more words for `filip train`.
+        before: words before the command, such as unshare.
     """
 
     def __init__(
-        self, workdir: Path, *, processes: int = 2, devices: int = 0, slow: str = "", options: tuple = (), **more: str
-    ):
+        self, workdir: Path, *, processes: int = 2, devices: int = 0, slow: str = "", options: tuple = (),
+        before: tuple = (), **more: str,
+    ):  # fmt: skip
         self.workdir = workdir
         self.logs = Path(tempfile.mkdtemp(prefix=f"{workdir.name}_"))
         self.phases = [self.logs / f"phases_{index}" for index in range(processes)]
@@ -76,7 +78,7 @@ class Job:
             words = ["train", f"--config={CONFIG}", f"--workdir={workdir}", *options]
             words += ["--distributed"] if processes > 1 else []
             log = (self.logs / f"process_{index}.log").open("wb")
-            command = [sys.executable, "-m", "filip_jax", *words]
+            command = [*before, sys.executable, "-m", "filip_jax", *words]
             self.processes.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT))
             log.close()
 

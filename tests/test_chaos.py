@@ -13,6 +13,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import chaos  # noqa: E402
+import chaos_folders  # noqa: E402
 
 OPTIONS = ("--config.total_steps=30", "--config.optimizer.warmup_steps=3")
 
@@ -51,6 +52,18 @@ def test_a_frozen_process_is_named(tmp_path):
 def test_whatever_happens_to_the_newest_checkpoint_the_one_before_is_taken(whole, tmp_path):
     outcome = chaos.corruption(tmp_path, whole, 1, random.Random(0), OPTIONS)
     assert outcome["files deleted"] > 10
+
+
+def test_a_workdir_that_leads_elsewhere_or_goes_away(tmp_path):
+    """The short form of benchmarks/chaos_folders.py."""
+    outcome = chaos_folders.moved(tmp_path, OPTIONS, ("moved", "config.json removed"))
+    assert outcome["moved"].startswith("exit 2: …/moved was moved or removed"), outcome
+    assert outcome["config.json removed"].startswith("exit 0, usable"), outcome
+
+
+def test_two_containers_on_one_workdir(tmp_path):
+    outcome = chaos_folders.twins(tmp_path, OPTIONS)
+    assert outcome["two containers"].startswith(("the second, exit 2: another run writes to", "not tried")), outcome
 
 
 def test_local_runs_are_restarted_and_give_up(whole, tmp_path):

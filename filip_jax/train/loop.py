@@ -171,7 +171,8 @@ class Trainer:
     def run(self) -> None:
         """The loop; whatever ends it, what was logged and saved is on disk."""
         try:
-            self._run()
+            with self.upkeep.explaining():
+                self._run()
         finally:
             with self.watch.phase("end"):
                 self.feed.close()

@@ -1,6 +1,8 @@
 """A workdir that stays usable while its run goes on, or a run that says that it is not."""
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 
 import jax
 
@@ -25,6 +27,16 @@ class Upkeep:
         self.place, self.lease = place, lease
         first = jax.process_index() == 0
         self.files = {name: (place.folder / name).read_bytes() for name in (CONFIG, TOKENIZER) if first}
+
+    @contextlib.contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Gives an error inside its cause if that is a workdir that is gone: a UserError as `look` raises it."""
+        try:
+            yield
+        except (OSError, UserError):
+            with contextlib.suppress(OSError):  # of the disk that has just failed
+                self.lease.check()
+            raise
 
     def look(self) -> None:
         """Writes again what a checkpoint needs to be used and somebody removed. For the first process.
