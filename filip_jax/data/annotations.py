@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from filip_jax import storage
+from filip_jax.data.identity import identify
 from filip_jax.data.listed import read_listed
 from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
 from filip_jax.data.values import texts_of
@@ -66,7 +67,7 @@ class Annotations:
         self.text_keys = pa.array([key for _, key in texts], pa.string())
         self.ends = np.cumsum([len(image.texts) for image in chosen])
         self.shard_sizes = np.array([len(chosen)])
-        self.identity = f"{hashlib.sha256(data).hexdigest()} {split}"
+        self.identity = identify(content=hashlib.sha256(data).hexdigest(), split=split, records=len(chosen))
         self.seen = f"{len(chosen)} images with {len(texts)} captions"
         if strays := +strays:
             said = f"left out: {', '.join(f'{count} {what}' for what, count in strays.items())}"

@@ -1,11 +1,10 @@
 """The rows of columnar files, parquet's or Arrow's: images, or their paths, in one column and texts in others."""
 
-import hashlib
 import json
 import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -14,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from filip_jax import storage
+from filip_jax.data.identity import digest, identify
 from filip_jax.data.listed import read_listed
 from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
 from filip_jax.data.values import IMAGE_FIELDS, TEXT_FIELDS, advice, embedded_image, field_of, image_of, texts_of
 from filip_jax.errors import UserError, one_line
+from filip_jax.walk import say_left_out
 
 KEPT = 1 << 29  # bytes of columns that a process keeps
 MAX_SHOWN = 60  # characters of a type in a message
@@ -40,6 +41,7 @@ class Columnar(ABC):
         image, caption_keys, key, images: see `Parquet`.
 
     Attributes:
+        left_out: {reason: files of the folder that do not count}.
         label_names: the names of the classes of each column that Hugging Face's `datasets` has as a ClassLabel.
 
     Raises:
@@ -47,10 +49,11 @@ class Columnar(ABC):
     """
 
     def __init__(
-        self, found: Sequence[storage.Found], path: str, *, image: str, caption_keys: Sequence[str], key: str, images: str
+        self, found: Sequence[storage.Found], path: str, left_out: Counter[str], *, image: str, caption_keys: Sequence[str], key: str, images: str
     ):  # fmt: skip
         self.files = [file.path for file in found]
         self.image, self.caption_keys, self.key, self.images = image, tuple(caption_keys), key, images
+        self.left_out = left_out
         self.__setstate__({})
         try:
             with ThreadPoolExecutor(32) as pool:
@@ -66,10 +69,12 @@ class Columnar(ABC):
         self.ends = np.cumsum(self.shard_sizes).tolist()
         self.groups = [(file, group) for file, footer in enumerate(footers) for group in range(len(footer.sizes))]
         self.label_names = _label_names(footers[0].schema)
-        self.seen = f"{len(found)} files with the columns {_listed(footers[0].schema)}"
-        lines = [f"{storage.name_of(file)} {each.sizes} {each.captions}" for file, each in zip(self.files, footers)]
-        text = "\n".join([*lines, image, key, *self.caption_keys])
-        self.identity = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+        self.seen = f"{len(found)} files with the columns {_listed(footers[0].schema)}{say_left_out(left_out)}"
+        self.identity = identify(
+            names=digest(map(storage.name_of, self.files)), sizes=digest(str(file.size) for file in found),
+            records=len(self), captions=digest(footer.captions for footer in footers), image=image, key=key,
+            caption_keys=self.caption_keys,
+        )  # fmt: skip
 
     @abstractmethod
     def _footer(self, path: str) -> Footer:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from filip_jax import folders, storage
 from filip_jax.data.content import content_hashes
+from filip_jax.data.identity import identify
 from filip_jax.data.listed import read_listed
 from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
 from filip_jax.data.rows import read_rows
@@ -21,11 +23,13 @@ from filip_jax.data.separated import Row, separator_of
 from filip_jax.data.values import MAX_NAME, advice, embedded_image, field_of, image_of, texts_of, unicode_of
 from filip_jax.errors import UserError, one_line
 from filip_jax.files import read_json, replacing
+from filip_jax.walk import say_left_out
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz")
 ROWS = 1 << 16  # of a batch
 RULES = "rows 2"  # raised where the same list gives other rows
 UNREADABLE = "a row that can not be read: "
+FIRST_TEXT = 3  # of the columns of a batch, behind the problem, the key and the image
 SHOWN = 5  # bad rows of a message
 
 
@@ -47,6 +51,9 @@ class Table:
             most frequent of , ; |.
         columns: the names of the columns of a CSV or TSV that has no header; () takes its first line.
 
+    Attributes:
+        left_out: {reason: files of the folder that do not count}.
+
     Raises:
         UserError: no such file or column, lists that cannot be read, or an index that can not be written.
     """
@@ -55,7 +62,8 @@ class Table:
         self, *, path: str, image: str = "image", caption_keys: Sequence[str] = ("caption",), key: str = "",
         images: str = "", index: str = "", separator: str = "", columns: Sequence[str] = (),
     ):  # fmt: skip
-        files = storage.find(path, SUFFIXES, "path")
+        self.left_out: Counter[str] = Counter()
+        files = storage.find(path, SUFFIXES, "path", self.left_out)
         if not isinstance(columns, list | tuple) or not all(isinstance(name, str) for name in columns):
             raise UserError(f"columns={columns!r} is not a list of names")
         self.path, self.image, self.caption_keys, self.key = path, image, tuple(caption_keys), key
@@ -79,7 +87,7 @@ class Table:
         self.identity = facts["identity"]
         self.shard_sizes = np.array(facts["sizes"], np.int64)
         self.ends = np.cumsum(self.shard_sizes)
-        self.seen = f"{len(files)} lists with the columns {', '.join(facts['columns'])}"
+        self.seen = f"{len(files)} lists with the columns {', '.join(facts['columns'])}{say_left_out(self.left_out)}"
         self._check(facts)
 
     def _check(self, facts: dict[str, Any]) -> None:
@@ -164,7 +172,7 @@ class Table:
     def _make(self) -> None:
         texts = [(f"text {n}", pa.list_(pa.string())) for n in range(len(self.caption_keys))]
         schema = pa.schema([("problem", pa.string()), ("key", pa.string()), ("image", pa.string()), *texts])
-        digest = hashlib.sha256(f"{self.image} {self.key} {self.caption_keys}".encode("utf-8", "surrogatepass"))
+        rows, captions = hashlib.sha256(), hashlib.sha256()
         sizes, columns, waiting, bad, some_bad, kinds = [], set(), [], 0, [], _Kinds()
         beside = replacing(Path(f"{self.stem}.arrow"))
         with beside as new, pa.OSFile(str(new), "wb") as file, pa.ipc.new_file(file, schema) as out:
@@ -177,14 +185,19 @@ class Table:
                         bad += 1
                         where = f"{storage.name_of(path)}, {row.place}: {waiting[-1][0].removeprefix(UNREADABLE)}"
                         some_bad += [where] if len(some_bad) < SHOWN else []
-                    digest.update(repr(waiting[-1]).encode("utf-8", "surrogatepass"))
+                    rows.update(repr(waiting[-1][:FIRST_TEXT]).encode("utf-8", "surrogatepass"))
+                    captions.update(repr(waiting[-1][FIRST_TEXT:]).encode("utf-8", "surrogatepass"))
                     if len(waiting) == ROWS:
                         out.write_batch(pa.record_batch([*map(list, zip(*waiting))], schema=schema))
                         waiting = []
                 sizes.append(count)
             if waiting:
                 out.write_batch(pa.record_batch([*map(list, zip(*waiting))], schema=schema))
-        facts = {"sizes": sizes, "columns": sorted(columns), "identity": digest.hexdigest()}
+        identity = identify(
+            rows=rows.hexdigest(), captions=captions.hexdigest(), records=sum(sizes), image=self.image, key=self.key,
+            caption_keys=self.caption_keys,
+        )  # fmt: skip
+        facts = {"sizes": sizes, "columns": sorted(columns), "identity": identity}
         facts |= {"bad": bad, "some_bad": some_bad, "unusable": kinds.unusable()}
         storage.write(f"{self.stem}.json", json.dumps(facts).encode())
 
