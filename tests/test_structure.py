@@ -46,7 +46,7 @@ DOORS = {
     "etils": {"checkpoint/store.py"},
     "tensorstore": {"checkpoint/store.py"},
     "tensorboardX": {"train/metrics.py"},
-    "tensorflow_datasets": {"data/array_record.py", "data/tfds.py"},
+    "tensorflow_datasets": {"data/examples.py", "data/tfds.py"},
     "tensorflow": set(),
     "torch": set(),
     "wandb": set(),

@@ -1,7 +1,15 @@
-"""ArrayRecord files: those that `filip data convert` writes, and tf.train.Examples of other tools."""
+"""ArrayRecord files: those that `filip data convert` writes, and tf.train.Examples of other tools.
 
+A record of ours is MAGIC, the length of a JSON text as 4 bytes (little endian), the text, and the
+encoded image. The text is {"key", "shard", "captions": [[origin, text], …], "crc32": of the image}, and
+where captions have keys of their own "text_keys": [key, …], one for each of them.
+"""
+
+import json
 import os
+import struct
 import warnings
+import zlib
 from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
@@ -11,25 +19,23 @@ from threading import Lock
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-from google.protobuf.message import DecodeError
-from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
 from filip_jax import storage
+from filip_jax.data.examples import Values, features_of, image_advice, say_features
 from filip_jax.data.identity import digest, identify
-from filip_jax.data.own_record import MAGIC, decode_record, encode_record
-from filip_jax.data.record import IMAGE_BYTES, BadRecord, Caption, Record
+from filip_jax.data.record import IMAGE_BYTES, BadRecord, Caption, Record, is_caption
 from filip_jax.data.riegeli import content_digests
-from filip_jax.data.values import advice, texts_of
+from filip_jax.data.values import texts_of
 from filip_jax.errors import UserError
 from filip_jax.walk import say_left_out
 
+MAGIC = b"filip1\r\n"
 READER = "readahead_buffer_size:0,max_parallelism:0"
 AHEAD = 256  # records …
 READERS = 64
 LOOKED_AT = 64  # records
 LOCAL = ("_ahead", "_alone", "_latest", "_readers", "_lock", "_turn")  # attributes that each process has of its own
 AHEAD_BYTES = 1 << 24  # … and bytes, about
-Values = list[bytes] | list[int | float] | int | float  # of a feature; a number alone is no list
 SUFFIXES = (".array_record", ".arrayrecord")
 
 
@@ -156,10 +162,10 @@ class ArrayRecord:
         return decode_record(data, check)  # whoever names origins gets them from Joined
 
     def _example(self, data: bytes) -> tuple[tuple[Caption, ...], bytes]:
-        features = _features(data)
+        features = features_of(data)
         images = features.get(self.image)
         if not isinstance(images, list) or not images or not isinstance(images[0], bytes):
-            raise BadRecord(f"no encoded image in {self.image!r}; {_said(features)}")
+            raise BadRecord(f"no encoded image in {self.image!r}; {say_features(features)}")
         found = [(key, text) for key in self.caption_keys for text in texts_of(features.get(key))]
         return tuple(Caption(text, key) for key, text in found), images[0]
 
@@ -179,8 +185,7 @@ class ArrayRecord:
                 continue
         features = {} if are_read or not count else self._features_of(0)
         if features and self.image not in features:
-            say = advice("image", [name for name, values in features.items() if _kind(values) == "bytes"])
-            raise UserError(f"array_record: no feature {self.image!r}; {self.seen}; {say}")
+            raise UserError(f"array_record: no feature {self.image!r}; {self.seen}; {image_advice(features)}")
         for name in set(self.caption_keys) - met:
             warnings.warn(
                 f"array_record: none of the first {count} records has captions of {name!r}; {self.seen}", stacklevel=4
@@ -190,7 +195,7 @@ class ArrayRecord:
         """Of an Example; none of another record."""
         try:
             data = self._read(index)
-            return {} if data.startswith(MAGIC) else _features(data)
+            return {} if data.startswith(MAGIC) else features_of(data)
         except BadRecord:
             return {}
 
@@ -202,32 +207,46 @@ class ArrayRecord:
             data = self._read(0)
             if data.startswith(MAGIC):
                 return f"records with captions of {', '.join(c.origin for c in decode_record(data)[1])}"
-            return f"Examples with {_said(_features(data))}"
+            return f"Examples with {say_features(features_of(data))}"
         except BadRecord:
             return "records of an unknown kind"
 
 
-def _features(data: bytes) -> dict[str, Values]:
-    """The features of a serialised tf.train.Example; a number that is alone, as a label is, without its list."""
+def encode_record(record: Record) -> bytes:
+    """A record of ours; its image must be encoded."""
+    head = {
+        "key": record.key,
+        "shard": record.shard,
+        "captions": [[caption.origin, caption.text] for caption in record.captions],
+        "crc32": zlib.crc32(record.image),
+    }
+    if any(caption.key for caption in record.captions):
+        head["text_keys"] = [caption.key for caption in record.captions]
+    text = json.dumps(head, ensure_ascii=False).encode("utf-8", "replace")
+    return MAGIC + struct.pack("<I", len(text)) + text + record.image
+
+
+def decode_record(data: bytes, check: bool = True) -> tuple[str, tuple[Caption, ...], bytes]:
+    """(key, captions, image) of a record of ours; the image's checksum is compared if asked.
+
+    Raises:
+        BadRecord: it is damaged.
+    """
     try:
-        features = tf_example.Example.FromString(data).features.feature
-    except DecodeError as error:
-        raise BadRecord("neither a record of filip_jax nor a tf.train.Example") from error
-    found = {}
-    for name, feature in sorted(features.items()):
-        numbers = [*feature.int64_list.value, *feature.float_list.value]
-        values = list(feature.bytes_list.value) or numbers
-        found[name] = values[0] if len(numbers) == 1 else values
-    return found
-
-
-def _said(features: dict[str, Values]) -> str:
-    return f"the features {', '.join(f'{name} ({_kind(values)})' for name, values in features.items()) or 'none'}"
-
-
-def _kind(values: Values) -> str:
-    first = next(iter(values), b"") if isinstance(values, list) else values
-    return "bytes" if isinstance(first, bytes) else "numbers" if isinstance(values, list) else "a number"
+        (length,) = struct.unpack_from("<I", data, len(MAGIC))
+        start = len(MAGIC) + 4
+        head, image = json.loads(data[start : start + length].decode()), data[start + length :]
+        text_keys = head.get("text_keys", [""] * len(head["captions"]))
+        pairs = zip(head["captions"], text_keys, strict=True)
+        captions = tuple(Caption(text, origin, key=key) for (origin, text), key in pairs)
+        key, crc32 = head["key"], head["crc32"]
+        if not all(isinstance(text, str) for text in (key, *(t for c in captions for t in (c.text, c.origin, c.key)))):
+            raise TypeError("its keys, origins and captions must be texts")
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BadRecord(f"the record is damaged: {error}") from error
+    if check and zlib.crc32(image) != crc32:
+        raise BadRecord("the image's checksum is wrong")
+    return key, tuple(caption for caption in captions if is_caption(caption.text)), image
 
 
 def _one_line(error: Exception) -> str:

@@ -40,9 +40,10 @@ class Arrow(Columnar):
     ):  # fmt: skip
         if storage.is_remote(path):
             raise UserError(f"path={path!r}: Arrow files are mapped into memory: copy them to a disk")
-        self.left_out = Counter()
-        found = _of_split(storage.find(path, (".arrow",), "path", self.left_out), path, split)
-        super().__init__(found, path, image=image, caption_keys=caption_keys, key=key, images=images)
+        left_out: Counter[str] = Counter()
+        files = storage.find(path, (".arrow",), "path", left_out)
+        found = _of_split(files, path, split, left_out)
+        super().__init__(found, path, left_out, image=image, caption_keys=caption_keys, key=key, images=images)
 
     def _footer(self, path: str) -> Footer:
         schema = _opened(path).schema
@@ -93,13 +94,15 @@ def _buffers(column: pa.Array) -> Iterator[pa.Buffer]:
         yield from _buffers(column.dictionary)
 
 
-def _of_split(files: Sequence[storage.Found], path: str, split: str) -> list[storage.Found]:
-    """The files of one split, without what `datasets` computed beside them.
+def _of_split(files: Sequence[storage.Found], path: str, split: str, left_out: Counter[str]) -> list[storage.Found]:
+    """The files of one split, without what `datasets` computed beside them, which `left_out` counts.
 
     Raises:
         UserError: there are several splits and none is named, or not this one.
     """
-    files = [file for file in files if not MADE.fullmatch(storage.name_of(file.path))] or list(files)
+    own = [file for file in files if not MADE.fullmatch(storage.name_of(file.path))] or list(files)
+    left_out.update({"computed by datasets": len(files) - len(own)} if len(own) < len(files) else {})
+    files = own
     splits: dict[str, list[storage.Found]] = {}
     root = storage.common_folder([file.path for file in files])
     for file in files:

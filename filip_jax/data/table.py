@@ -29,6 +29,7 @@ SUFFIXES = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz")
 ROWS = 1 << 16  # of a batch
 RULES = "rows 2"  # raised where the same list gives other rows
 UNREADABLE = "a row that can not be read: "
+FIRST_TEXT = 3  # of the columns of a batch, behind the problem, the key and the image
 SHOWN = 5  # bad rows of a message
 
 
@@ -50,6 +51,9 @@ class Table:
             most frequent of , ; |.
         columns: the names of the columns of a CSV or TSV that has no header; () takes its first line.
 
+    Attributes:
+        left_out: {reason: files of the folder that do not count}.
+
     Raises:
         UserError: no such file or column, lists that cannot be read, or an index that can not be written.
     """
@@ -58,7 +62,7 @@ class Table:
         self, *, path: str, image: str = "image", caption_keys: Sequence[str] = ("caption",), key: str = "",
         images: str = "", index: str = "", separator: str = "", columns: Sequence[str] = (),
     ):  # fmt: skip
-        self.left_out = Counter()
+        self.left_out: Counter[str] = Counter()
         files = storage.find(path, SUFFIXES, "path", self.left_out)
         if not isinstance(columns, list | tuple) or not all(isinstance(name, str) for name in columns):
             raise UserError(f"columns={columns!r} is not a list of names")
@@ -80,12 +84,11 @@ class Table:
         facts = read_json(Path(f"{self.stem}.json"))
         if not {"identity", "sizes", "columns", "bad", "some_bad", "unusable"} <= set(facts):
             raise UserError(f"{self.stem}.json is damaged: remove it, it is then made again")
+        self.identity = facts["identity"]
         self.shard_sizes = np.array(facts["sizes"], np.int64)
         self.ends = np.cumsum(self.shard_sizes)
-        self.identity = identify(rows=facts["identity"], records=len(self))
-        self.seen = f"{len(files)} lists with the columns {', '.join(facts['columns'])}"
+        self.seen = f"{len(files)} lists with the columns {', '.join(facts['columns'])}{say_left_out(self.left_out)}"
         self._check(facts)
-        self.seen += say_left_out(self.left_out)
 
     def _check(self, facts: dict[str, Any]) -> None:
         """Raises a UserError for lists that cannot be used, and warns of bad rows."""
@@ -169,7 +172,7 @@ class Table:
     def _make(self) -> None:
         texts = [(f"text {n}", pa.list_(pa.string())) for n in range(len(self.caption_keys))]
         schema = pa.schema([("problem", pa.string()), ("key", pa.string()), ("image", pa.string()), *texts])
-        digest = hashlib.sha256(f"{self.image} {self.key} {self.caption_keys}".encode("utf-8", "surrogatepass"))
+        rows, captions = hashlib.sha256(), hashlib.sha256()
         sizes, columns, waiting, bad, some_bad, kinds = [], set(), [], 0, [], _Kinds()
         beside = replacing(Path(f"{self.stem}.arrow"))
         with beside as new, pa.OSFile(str(new), "wb") as file, pa.ipc.new_file(file, schema) as out:
@@ -182,14 +185,19 @@ class Table:
                         bad += 1
                         where = f"{storage.name_of(path)}, {row.place}: {waiting[-1][0].removeprefix(UNREADABLE)}"
                         some_bad += [where] if len(some_bad) < SHOWN else []
-                    digest.update(repr(waiting[-1]).encode("utf-8", "surrogatepass"))
+                    rows.update(repr(waiting[-1][:FIRST_TEXT]).encode("utf-8", "surrogatepass"))
+                    captions.update(repr(waiting[-1][FIRST_TEXT:]).encode("utf-8", "surrogatepass"))
                     if len(waiting) == ROWS:
                         out.write_batch(pa.record_batch([*map(list, zip(*waiting))], schema=schema))
                         waiting = []
                 sizes.append(count)
             if waiting:
                 out.write_batch(pa.record_batch([*map(list, zip(*waiting))], schema=schema))
-        facts = {"sizes": sizes, "columns": sorted(columns), "identity": digest.hexdigest()}
+        identity = identify(
+            rows=rows.hexdigest(), captions=captions.hexdigest(), records=sum(sizes), image=self.image, key=self.key,
+            caption_keys=self.caption_keys,
+        )  # fmt: skip
+        facts = {"sizes": sizes, "columns": sorted(columns), "identity": identity}
         facts |= {"bad": bad, "some_bad": some_bad, "unusable": kinds.unusable()}
         storage.write(f"{self.stem}.json", json.dumps(facts).encode())
 
