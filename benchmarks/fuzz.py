@@ -1,13 +1,14 @@
 r"""Ten thousand nonsensical inputs: none may end in a traceback or hang.
 
-    python benchmarks/fuzz.py                                 # 2,500 of each kind, one table
+    python benchmarks/fuzz.py                                 # 2,000 of each kind, one table
     python benchmarks/fuzz.py --kind=tars --cases=500 --seed=7
     python benchmarks/fuzz.py --kind=images --case=123        # one again, with its traceback
 
   configs    overrides and sources as on the command line, up to a run that is built but not compiled
   captions   texts through every tokenizer and every cleaning rule
-  images     damaged, lying and odd files through decoding, views and augmentation
+  images     damaged, lying, odd and slow files through decoding, views and augmentation
   tars       damaged, lying and hostile tars through the index and the reading of every record
+  lists      JSON lines, CSV, annotations, parquet and Arrow: damaged, nested, and those that unpack to gigabytes
 
 A case is a function of the seed, its kind and its number. It is accepted or refused in one line (a UserError,
 a BadRecord, or an OSError, which the command line prints in one line); all else is a traceback, what takes more
@@ -41,6 +42,7 @@ KINDS = {
     "captions": ("fuzz_texts", "Captions"),
     "images": ("fuzz_files", "Images"),
     "tars": ("fuzz_files", "Tars"),
+    "lists": ("fuzz_slow", "Lists"),
 }
 MEMORY = 20 << 30  # bytes of a process's address space, of which JAX's libraries take some
 START = 300  # seconds that a process may take before its first case

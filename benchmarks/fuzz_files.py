@@ -11,6 +11,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+from fuzz_slow import slow_picture
 from PIL import Image
 
 SHAPES = ((1, 1), (1, 300), (300, 1), (40, 30), (17, 23), (2000, 3), (640, 480))
@@ -71,6 +72,8 @@ class Images:
 
     def make(self, rng: random.Random) -> bytes:
         pick = rng.random()
+        if pick < 0.07:
+            return slow_picture(rng)
         if pick < 0.1:
             return rng.choice(self.bombs)
         if pick < 0.2:
@@ -413,6 +416,7 @@ def header(
     kind: bytes = b"0",
     checksum: bool = True,
     magic: bytes = b"ustar\x0000",
+    goes_on: bool = False,
 ) -> bytes:
     """One header of 512 bytes, whatever it says."""
     fields = (
@@ -422,7 +426,8 @@ def header(
         + size[:12].ljust(12, b"\0")
         + b"00000000000\0"
     )
-    block = (fields + b" " * 8 + kind + bytes(100) + magic).ljust(512, b"\0")[:512]
+    block = (fields + b" " * 8 + kind + bytes(100) + magic).ljust(482, b"\0")[:482]
+    block = (block + bytes([goes_on])).ljust(512, b"\0")
     total = b"%06o\0 " % sum(block) if checksum else b"000000\0 "
     return block[:148] + total + block[156:]
 
@@ -472,6 +477,12 @@ HOSTILE = (
     lambda rng: _pax(b"", kind=rng.choice((b"x", b"g", b"L")), size=rng.choice((1 << 20, 1 << 30, (1 << 33) - 1))),
     lambda rng: _pax(_record(b"comment", b"1" * rng.choice((1000, 60_000, 900_000)))),
     lambda rng: header(kind=b"S", magic=b"ustar  \0") + rng.randbytes(512),
+    lambda rng: _pax(b"".join(_record(b"%x" % n, b"") for n in range(6000)), b"g") * rng.choice((1, 20)) + header(b"1.png", b"0") * 500,
+    lambda rng: (_pax(b"".join(_record(b"%x" % n, b"") for n in range(6000))) + header()) * rng.choice((1, 20)),
+    lambda rng: _pax(b"3 a" * 20_000 + b"=\n"),  # each record looks for its sign to the end
+    lambda rng: header(size=b"0") * rng.choice((10, 20_000)),
+    lambda rng: header(kind=b"S", magic=b"ustar  \0", goes_on=True) + (bytes(504) + b"\1" + bytes(7)) * rng.choice((1, 20_000)),
+    lambda rng: _pax(_record(b"GNU.sparse.major", b"1") + _record(b"GNU.sparse.minor", b"0")) + header() + b"1" * 512 * rng.choice((1, 9000)),
     lambda rng: bytes(512 * rng.choice((1, 2, 50))),
     lambda rng: rng.randbytes(512 * rng.choice((1, 2, 50))),
 )  # fmt: skip

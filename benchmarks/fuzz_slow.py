@@ -1,15 +1,20 @@
 """Files that few bytes make slow, for benchmarks/fuzz.py and the tests: scans, segments, chunks, blocks, tags, bombs.
 
-Each maker takes how often its one costly thing stands in the file. Beside it stands the limit of data/decode_work.py
-that such a file meets.
+Each maker of a picture takes how often its one costly thing stands in the file. Beside it stands the limit of
+data/decode_work.py that such a file meets. Lists and tables are damaged, nested, or unpack to far more than they are.
 """
 
 import io
+import json
 import random
+import shutil
 import struct
 import zlib
 from functools import cache
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 SIDE = 9400  # pixels of the largest square
@@ -179,3 +184,101 @@ def slow_picture(rng: random.Random) -> bytes:
         return make(rng.randint(1, most))
     make, read, refused = PICTURES[name]
     return make(rng.choice((0, 1, read, refused - 1, refused, 2 * refused)))
+
+
+LINES = (
+    "[" * 100_000, '{"a":' * 50_000, '{"image": "a.png", "caption": ' + "9" * 900_000 + "}", '{"image": "a.png", "caption": 1e999}',
+    '{"image": "a.png", "caption": "' + "\\u0041" * 20_000 + '"}', '{"image": "a.png", "caption": [' + '"a",' * 9000 + '"a"]}', "x" * 3_000_000,
+    '{"image": ["a.png"], "caption": {"raw": "a"}}', "{" + ",".join(f'"{n}": 1' for n in range(20_000)) + "}", "null", "\0", "NaN",
+)  # fmt: skip
+CELLS = ('"', '""', "a" * 2_000_000, '"' + "b\n" * 50_000, "\0", "\t" * 5000, "," * 50_000, "'", "\r", "\ufeff", "a,b", '"a"b"')
+
+
+def _row(image: bytes, caption) -> dict:
+    return {"image": image, "caption": caption}
+
+
+@cache
+def _tables() -> tuple[tuple[str, bytes], ...]:
+    """Tables of a picture and a text: as one writes them, with many groups or columns, nested, and bombs."""
+    image = saved(Image.new("RGB", (8, 6), "red"), "PNG")
+    deep = ["a"]
+    for _ in range(50):
+        deep = [deep]
+    plain = pa.Table.from_pylist([_row(image, "a dog")] * 50)
+    wide = pa.table({"image": [image], "caption": ["a"], **{f"c{n}": [n] for n in range(3000)}})
+    # A word of a megabyte, so many times that the whole would be gigabytes; and zeros.
+    word = pa.DictionaryArray.from_arrays(pa.array([0] * 6000, pa.int32()), pa.array([bytes(1 << 20)]))
+    found = [plain, wide, pa.Table.from_pylist([_row(image, deep)]), pa.table({"image": word, "caption": ["a"] * 6000})]
+    zeros = pa.table({"image": [bytes(1 << 20)] * 40, "caption": ["b" * 60_000] * 40})
+    made = [("parquet", _parquet(table, compression="zstd")) for table in found]
+    made += [("parquet", _parquet(plain, row_group_size=1)), ("parquet", _parquet(zeros, compression="gzip", use_dictionary=False))]
+    for table in (*found[:3], zeros):
+        for compression in (None, "zstd", "lz4"):
+            out = io.BytesIO()
+            with pa.ipc.new_file(out, table.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as file:
+                file.write_table(table)
+            made.append(("arrow", out.getvalue()))
+    return tuple(made)
+
+
+def _parquet(table: pa.Table, **options) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(table, out, **options)
+    return out.getvalue()
+
+
+class Lists:
+    """Lists, annotations and tables: (kind of source, content)."""
+
+    def __init__(self, folder: Path):
+        from filip_jax.data import sources  # noqa: F401 - the first case shall not wait for it
+
+        self.folder, self.number = folder, 0
+
+    def make(self, rng: random.Random) -> tuple[str, bytes]:
+        from fuzz_files import damage
+
+        kind = rng.choice(("jsonl", "csv", "tsv", "annotations", "table", "table"))
+        if kind == "table":
+            kind, data = rng.choice(_tables())
+        elif kind == "jsonl":
+            lines = ['{"image": "a.png", "caption": "a dog"}'] * 3
+            lines[rng.randrange(3)] = rng.choice(LINES)
+            data = "\n".join(lines).encode()
+        elif kind == "annotations":
+            images = [{"id": n, "file_name": "a.png"} for n in range(3)]
+            whole = {"images": images, "annotations": [{"image_id": n % 3, "id": n, "caption": "a"} for n in range(9)]}
+            data = rng.choice((json.dumps(whole), json.dumps(whole).replace("9", rng.choice(LINES)), *LINES)).encode()
+        else:
+            mark = "," if kind == "csv" else "\t"
+            rows = [["image", "caption"], *([f"a{n}.png", "a dog"] for n in range(4))]
+            rows[rng.randrange(5)][rng.randrange(2)] = rng.choice(CELLS)
+            data = "\n".join(map(mark.join, rows)).encode()
+        return kind, damage(rng, data, rng.choice((0, 0, 1, 3, 10)))
+
+    def run(self, case: tuple[str, bytes]) -> None:
+        from filip_jax.data.record import BadRecord
+        from filip_jax.data.sources import make_source
+
+        kind, data = case
+        self.number += 1
+        folder = self.folder / f"list{self.number}"
+        folder.mkdir()
+        ending = {"annotations": "json", "csv": "csv", "tsv": "tsv"}.get(kind, kind)
+        (folder / f"list.{ending}").write_bytes(data)
+        (folder / "a.png").write_bytes(saved(Image.new("RGB", (8, 6)), "PNG"))
+        name = {"csv": "csv", "tsv": "csv"}.get(kind, kind)
+        options = dict(images=str(folder)) if kind in ("annotations", "csv", "tsv", "jsonl") else {}
+        try:
+            source = make_source(dict(name=name, path=str(folder / f"list.{ending}"), **options))
+            bad = 0
+            for index in range(min(len(source), 60)):
+                try:
+                    source.where(index), source.captions(index), source[index]
+                except BadRecord as error:
+                    bad, reason = bad + 1, str(error)
+            if bad and bad == min(len(source), 60):
+                raise BadRecord(reason)
+        finally:
+            shutil.rmtree(folder)

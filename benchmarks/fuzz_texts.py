@@ -354,6 +354,8 @@ MAKERS = (
     _signs((0x130, 0x131), (0x1E9E, 0x1E9E), (0xDF, 0xDF), (0xFB00, 0xFB06), (0x17F, 0x17F)), _names, _files,
     lambda rng: rng.choice("a.-_ 0\u0301\u00c4A") * rng.choice((100, 5000)),
     lambda rng: "&" + rng.choice(("amp;", "#x110000;", "#0;", "#xD800;", "lt;", "#99999999999;")) * rng.choice((1, 200)),
+    lambda rng: rng.choice(("&amp;", "&#38;", "&a&#109;p;"))[:-4] + rng.choice(("amp;", "#38;", "a&#109;p;")) * rng.choice((1, 200, 15_000)),
+    lambda rng: rng.choice(("\x1b[", "Mr. ", "a\u0301", "\u00c3\u00a9", "\ufdfa", "狗", "http://", "aB")) * rng.choice((10, 1000, 20_000)),
     lambda rng: unicodedata.normalize(rng.choice(("NFD", "NFKC")), "Ångström ﷺ ㎖ Ǆ ½ " * rng.choice((1, 50))),
     lambda rng: "a dog and a cat on the beach at night, seen from above",
     lambda rng: rng.choice(("", " ", "\0", "\u3000", "\ufeff", "<|endoftext|>", "[CLS] [SEP]", "<s></s><unk>", "\u2581" * 20)),

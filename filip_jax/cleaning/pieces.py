@@ -55,12 +55,13 @@ class Work:
         return self.folder / f"{piece:08}.{ending}"
 
     def clear(self) -> None:
-        """Removes the results, and the folder if nothing else is in it; follows no link."""
+        """Removes the folder with the results, if nothing else is in it; follows no link."""
         if self.folder.is_dir() and not self.folder.is_symlink():
             remove_abandoned(self.folder, 0.0)
-            root = str(self.folder.parent)
-            folders.remove([str(file) for file in self.folder.iterdir() if RESULT.fullmatch(file.name)], root)
-            folders.remove_empty_folders(str(self.folder), root)
+            if all(RESULT.fullmatch(file.name) for file in self.folder.iterdir()):
+                root = str(self.folder.parent)
+                folders.remove([str(file) for file in self.folder.iterdir()], root)
+                folders.remove_empty_folders(str(self.folder), root)
 
 
 def piece_bounds(shard_sizes: np.ndarray, piece: int) -> tuple[int, ...]:

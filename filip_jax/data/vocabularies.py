@@ -18,7 +18,7 @@ from filip_jax.extras import extra_module
 
 EXTRA = "tokenizers"
 PLACED = 400  # characters; comparing them takes up to the cube
-CLEANED = 1 << 13  # characters that are repaired; nested HTML takes the square
+CLEANED = 1 << 11  # characters that are repaired, many times what 77 tokens hold; nested HTML takes the square
 FILE_BYTES = 1 << 24  # of a vocabulary's file, unpacked
 MERGES = (
     49_408 - 2 * 256 - 2
