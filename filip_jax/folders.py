@@ -15,8 +15,8 @@ from pathlib import Path
 from filip_jax import storage
 from filip_jax.errors import UserError
 from filip_jax.files import remove_abandoned, writing
+from filip_jax.walk import INDEX
 
-INDEX = ".filip_index"  # the folder of an index beside the data
 INNER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 

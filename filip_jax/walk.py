@@ -15,7 +15,7 @@ HIDDEN, SYSTEM, PARTIAL, EMPTY = "hidden", "of a system or tool", "unfinished", 
 BROKEN, AGAIN, CLOSED, SPECIAL = "broken link", "link to a folder that counts already", "may not be read", "no file"
 MAX_ENDING = 12  # characters that a reason quotes of a file's name
 MAX_SHOWN = 12  # reasons
-INDEX = ".filip_index"  # our own, not worth a word
+INDEX = ".filip_index"  # the folder of an index beside the data, our own
 
 # Names, in lower case, that systems and tools leave beside data: macOS, Windows, NAS boxes, Linux, Spark, img2dataset.
 SYSTEM_NAMES = frozenset({

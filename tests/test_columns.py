@@ -245,7 +245,7 @@ def test_a_schema_that_does_not_name_classes_is_none(tmp_path, features):
 
 def test_examples_without_such_an_image_say_what_they_have(tmp_path):
     section = labelled_by([0, 1, 2], "array_record", tmp_path)
-    with pytest.raises(UserError, match=r"no feature 'jpg'; Examples with the features image \(bytes\), label \(a number\).*; say image=image"):
+    with pytest.raises(UserError, match=r"no feature 'jpg'; Examples with the features image \(bytes\), label \(a number\); left out: .*; say image=image"):
         make_source(section | {"image": "jpg", "class_names": __file__})  # fmt: skip
 
 

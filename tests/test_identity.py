@@ -172,5 +172,10 @@ def test_large_files_of_records_are_walked_once(tmp_path, monkeypatch):
     (tmp_path / ".filip_index/contents.json").write_text("{")
     make_source(section)
     assert len(walked) == 6
+    shutil.move(tmp_path / ".filip_index", tmp_path / "elsewhere")
+    (tmp_path / ".filip_index").symlink_to("elsewhere")
+    (tmp_path / "elsewhere/contents.json").write_text("{}")
+    make_source(section)  # nothing is written through a link
+    assert len(walked) == 8 and (tmp_path / "elsewhere/contents.json").read_text() == "{}"
 
 

@@ -263,7 +263,7 @@ def test_evaluations_use_the_average_where_the_run_has_one(config, tmp_path):
     assert not np.array_equal(used, state["params"]["text"]["token_embedding"])
 
 
-def test_the_paper_config_trains_on_a_folder(demo_config, tmp_path):
+def test_the_paper_config_trains_on_a_folder(demo_config, tmp_path, capsys):
     """configs/filip.py and clip.py with small towers: LAMB, bfloat16, scan, remat, crops and flips."""
     from filip_jax.data.decode import decode
     from filip_jax.data.sources import make_source
@@ -273,6 +273,7 @@ def test_the_paper_config_trains_on_a_folder(demo_config, tmp_path):
     for n in range(40):
         decode(scenes[n].image).save(tmp_path / f"pairs/{n}.png")
         (tmp_path / f"pairs/{n}.txt").write_text(scenes[n].caption)
+    (tmp_path / "pairs/.DS_Store").touch()
     for name in ("filip", "clip"):
         changes = {
             "source.path": str(tmp_path / "pairs"), "evals.val.source.path": str(tmp_path / "pairs"), "evals.val.examples": 16,
@@ -281,11 +282,16 @@ def test_the_paper_config_trains_on_a_folder(demo_config, tmp_path):
         }  # fmt: skip
         config = small(load_config(str(ROOT / f"configs/{name}.py")), **changes)
         train(tmp_path / name, config)
+        assert "data: 40 records; images with .txt; left out: hidden (1)" in capsys.readouterr().out
         losses = [loss for _, loss in logged(tmp_path / name)]
         assert len(losses) == 3 and np.isfinite(losses).all()
         metrics = json.loads((tmp_path / name / "evals.json").read_text())["steps"]["3"]
         assert 0 <= metrics["val/image_to_text_R@1"] <= 1
         assert load_model(tmp_path / name).encode_text(["a dog"])[0].shape == (1, 77 if name == "filip" else 1, 16)
+    train(tmp_path / name, config)
+    (tmp_path / "pairs/3.txt").write_text(scenes[3].caption.upper())
+    with pytest.raises(UserError, match=r"the data of .*clip is not what the run began with \(what differs: captions\)"):
+        train(tmp_path / name, config)
 
 
 def test_data_workers_leave_nothing_behind(config, tmp_path):

@@ -67,7 +67,7 @@ class Annotations:
         self.text_keys = pa.array([key for _, key in texts], pa.string())
         self.ends = np.cumsum([len(image.texts) for image in chosen])
         self.shard_sizes = np.array([len(chosen)])
-        self.identity = identify(file=hashlib.sha256(data).hexdigest(), split=split, records=len(chosen))
+        self.identity = identify(content=hashlib.sha256(data).hexdigest(), split=split, records=len(chosen))
         self.seen = f"{len(chosen)} images with {len(texts)} captions"
         if strays := +strays:
             said = f"left out: {', '.join(f'{count} {what}' for what, count in strays.items())}"

@@ -66,9 +66,8 @@ class ArrayRecord:
             content=digest(content_digests(found, len(self))), image=image, caption_keys=self.caption_keys,
         )  # fmt: skip
         self.__setstate__({})
-        self.seen = self._look()
+        self.seen = self._look() + say_left_out(self.left_out)
         self._warn_of_strangers()
-        self.seen += say_left_out(self.left_out)
 
     def __len__(self) -> int:
         return self.ends[-1]

@@ -40,10 +40,10 @@ class Arrow(Columnar):
     ):  # fmt: skip
         if storage.is_remote(path):
             raise UserError(f"path={path!r}: Arrow files are mapped into memory: copy them to a disk")
-        self.left_out = Counter()
-        files = storage.find(path, (".arrow",), "path", self.left_out)
-        found = _of_split(files, path, split, self.left_out)
-        super().__init__(found, path, image=image, caption_keys=caption_keys, key=key, images=images)
+        left_out: Counter[str] = Counter()
+        files = storage.find(path, (".arrow",), "path", left_out)
+        found = _of_split(files, path, split, left_out)
+        super().__init__(found, path, left_out, image=image, caption_keys=caption_keys, key=key, images=images)
 
     def _footer(self, path: str) -> Footer:
         schema = _opened(path).schema

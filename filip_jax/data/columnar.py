@@ -4,7 +4,7 @@ import json
 import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -49,10 +49,11 @@ class Columnar(ABC):
     """
 
     def __init__(
-        self, found: Sequence[storage.Found], path: str, *, image: str, caption_keys: Sequence[str], key: str, images: str
+        self, found: Sequence[storage.Found], path: str, left_out: Counter[str], *, image: str, caption_keys: Sequence[str], key: str, images: str
     ):  # fmt: skip
         self.files = [file.path for file in found]
         self.image, self.caption_keys, self.key, self.images = image, tuple(caption_keys), key, images
+        self.left_out = left_out
         self.__setstate__({})
         try:
             with ThreadPoolExecutor(32) as pool:
@@ -68,11 +69,11 @@ class Columnar(ABC):
         self.ends = np.cumsum(self.shard_sizes).tolist()
         self.groups = [(file, group) for file, footer in enumerate(footers) for group in range(len(footer.sizes))]
         self.label_names = _label_names(footers[0].schema)
-        self.seen = f"{len(found)} files with the columns {_listed(footers[0].schema)}{say_left_out(self.left_out)}"
+        self.seen = f"{len(found)} files with the columns {_listed(footers[0].schema)}{say_left_out(left_out)}"
         self.identity = identify(
-            names=digest(map(storage.name_of, self.files)), records=len(self),
-            pieces=digest(str(each.sizes) for each in footers), captions=digest(each.captions for each in footers),
-            image=image, key=key, caption_keys=self.caption_keys,
+            names=digest(map(storage.name_of, self.files)), sizes=digest(str(file.size) for file in found),
+            records=len(self), captions=digest(footer.captions for footer in footers), image=image, key=key,
+            caption_keys=self.caption_keys,
         )  # fmt: skip
 
     @abstractmethod

@@ -38,9 +38,9 @@ class Parquet(Columnar):
         self, *, path: str, image: str = "image", caption_keys: Sequence[str] = ("caption",), key: str = "",
         images: str = "",
     ):  # fmt: skip
-        self.left_out = Counter()
-        found = storage.find(path, (".parquet",), "path", self.left_out)
-        super().__init__(found, path, image=image, caption_keys=caption_keys, key=key, images=images)
+        left_out: Counter[str] = Counter()
+        found = storage.find(path, (".parquet",), "path", left_out)
+        super().__init__(found, path, left_out, image=image, caption_keys=caption_keys, key=key, images=images)
 
     def _footer(self, path: str) -> Footer:
         with storage.open_stream(path) as stream:

@@ -12,13 +12,15 @@ import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 
 from filip_jax import storage
 from filip_jax.errors import UserError
+from filip_jax.files import read_json, write_atomically
+from filip_jax.folders import INDEX
 from filip_jax.storage import Found
 
-NOTES = ".filip_index/contents.json"  # digests of files of this size and time, so that large data is walked once
-NOTES_BYTES = 1 << 28
+NOTES = "contents.json"  # digests of files of this size and time, so that large data is walked once
 MIN_NOTED = 100_000  # records, below which the walk takes no time
 MAX_CHUNK_BYTES = 1 << 30  # unpacked
 BLOCK, BLOCK_HEADER, CHUNK_HEADER = 1 << 16, 24, 40
@@ -36,8 +38,8 @@ def content_digests(files: Sequence[Found], records: int) -> list[str]:
         OSError: a file cannot be read.
     """
     folder = storage.common_folder([file.path for file in files])
-    notes = storage.join(folder, NOTES)
-    large = records >= MIN_NOTED and not storage.is_remote(notes)
+    notes = Path(folder) / INDEX / NOTES
+    large = records >= MIN_NOTED and not storage.is_remote(folder) and not notes.parent.is_symlink()
     known = _noted(notes) if large else {}
 
     def note_of(file: Found) -> str:
@@ -53,17 +55,17 @@ def content_digests(files: Sequence[Found], records: int) -> list[str]:
     new = dict(zip(map(note_of, files), digests))
     if large and not new.items() <= known.items():
         with suppress(OSError):  # where nothing can be written, they are made again each time
-            storage.write(notes, json.dumps(new).encode())
+            notes.parent.mkdir(exist_ok=True)
+            write_atomically(notes, json.dumps(new))
     return digests
 
 
-def _noted(notes: str) -> dict[str, str]:
+def _noted(notes: Path) -> dict[str, str]:
     """{file: digest}; none of notes that are damaged."""
     try:
-        content = json.loads(storage.read(notes, 0, NOTES_BYTES))
-    except (OSError, ValueError, RecursionError):
+        return {name: text for name, text in read_json(notes).items() if isinstance(text, str)}
+    except (OSError, UserError):
         return {}
-    return {name: text for name, text in content.items() if isinstance(text, str)} if isinstance(content, dict) else {}
 
 
 def content_digest(path: str) -> str:

@@ -62,7 +62,7 @@ class Table:
         self, *, path: str, image: str = "image", caption_keys: Sequence[str] = ("caption",), key: str = "",
         images: str = "", index: str = "", separator: str = "", columns: Sequence[str] = (),
     ):  # fmt: skip
-        self.left_out = Counter()
+        self.left_out: Counter[str] = Counter()
         files = storage.find(path, SUFFIXES, "path", self.left_out)
         if not isinstance(columns, list | tuple) or not all(isinstance(name, str) for name in columns):
             raise UserError(f"columns={columns!r} is not a list of names")
@@ -84,12 +84,11 @@ class Table:
         facts = read_json(Path(f"{self.stem}.json"))
         if not {"identity", "sizes", "columns", "bad", "some_bad", "unusable"} <= set(facts):
             raise UserError(f"{self.stem}.json is damaged: remove it, it is then made again")
+        self.identity = facts["identity"]
         self.shard_sizes = np.array(facts["sizes"], np.int64)
         self.ends = np.cumsum(self.shard_sizes)
-        self.identity = facts["identity"]
-        self.seen = f"{len(files)} lists with the columns {', '.join(facts['columns'])}"
+        self.seen = f"{len(files)} lists with the columns {', '.join(facts['columns'])}{say_left_out(self.left_out)}"
         self._check(facts)
-        self.seen += say_left_out(self.left_out)
 
     def _check(self, facts: dict[str, Any]) -> None:
         """Raises a UserError for lists that cannot be used, and warns of bad rows."""

@@ -78,7 +78,7 @@ class WebDataset:
         self.left_out += _sum(shard.problems for shard in self.shards)
         self.identity = self._identity()
         self.seen = f"{len(found)} tars hold {_listed(kinds) or 'nothing'}{say_left_out(self.left_out)}"
-        self._check(kinds)
+        self._check(kinds, path)
         self._warn_of_gaps()
         self.__setstate__({})
 
@@ -191,13 +191,12 @@ class WebDataset:
         except ValueError as error:
             raise BadRecord(f"json can not be read: {error}") from error
 
-    def _check(self, kinds: Counter) -> None:
+    def _check(self, kinds: Counter, path: str) -> None:
         missing = [key for key in self.caption_keys if ("json" if key.startswith("json.") else key) not in kinds]
         if missing:
-            say = advice("caption_keys", ["json.caption" if kind == "json" else kind for kind in kinds])
-            raise UserError(
-                f"path={self.root!r}: no sample has an image and caption_keys={missing[0]!r}; {self.seen}; {say}"
-            )
+            names = ["json.caption" if kind == "json" else kind for kind in kinds]
+            say = f"; {advice('caption_keys', names)}" if names else ""
+            raise UserError(f"path={path!r}: no sample has an image and caption_keys={missing[0]!r}; {self.seen}{say}")
 
     def _warn_of_gaps(self) -> None:
         numbers = [int(found[1]) for shard in self.shards if (found := re.search(r"(\d+)\.tar$", shard.name))]
