@@ -103,7 +103,8 @@ def test_of_global_headers_only_what_an_index_needs_is_kept(monkeypatch):
 
 @pytest.mark.parametrize("damage", [
     b"", header(b"x", 1 << 17) + bytes(1 << 17), header(b"0", 1 << 80, octal=False), header(b"0", 3).replace(b"00003\0", b"0000x\0", 1),
-    pax(b"x", b"3 a=b\n"), pax(b"x", b"a=b\n"), pax(b"x", b"9" * 5000), pax(b"x", record(b"size", b"-1")) + FILE, pax(b"x", b"1 " * 500),
+    pax(b"x", b"3 path=b\n"), pax(b"x", b" path=b\n"), pax(b"x", b"9" * 5000 + b" path=b\n"), pax(b"x", record(b"size", b"-1")) + FILE,
+    pax(b"x", b"1 " * 500 + b" path=b\n"),
     header(b"L", 6), header(b"S", 3)[:-1], struct.pack("512B", *[7] * 512),
 ], ids=range(12))  # fmt: skip
 def test_damage_is_one_kind_of_error(damage):

@@ -16,6 +16,7 @@ FILES, FOLDER, SPARSE, LONG_NAME, LONG_LINK = (b"0", b"\0", b"7"), b"5", b"S", b
 GLOBAL, EXTENDED = b"g", (b"x", b"X")
 WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes, whatever size they claim
 SPARSE_KEYS = b"GNU.sparse."
+KEYS = (b"path=", b"size=", SPARSE_KEYS)  # what an index needs
 
 
 class DamagedTar(Exception):
@@ -126,8 +127,10 @@ def _name(block: bytes) -> bytes:
 
 
 def _records(data: bytes) -> dict[bytes, bytes]:
-    """Return what an index needs of an extended header's records, each of which is "length key=text\n"."""
+    """Return what an index needs of an extended header's records, each of which is its length, a key and a text."""
     found, at = {}, 0
+    if not any(b" " + key in data for key in KEYS):  # most have nothing, and a record takes Python as long as a block
+        return found
     while at < len(data) and data[at]:
         space = data.find(b" ", at, at + NUMBER_BYTES + 1)
         end = at + _decimal(data[at : max(space, at)])
