@@ -38,7 +38,7 @@ from filip_jax.train.metrics import MetricWriter
 from filip_jax.train.wandb_log import _run_id
 from filip_jax.workdir import Workdir
 
-EVERY = int(os.environ.get("ODD_EVERY", "97"))
+EVERY = int(os.environ.get("ODD_EVERY", "197"))
 ODD = (
     "null", "true", "-1", "[]", '""', "1" + "0" * 5000, "1e400", "NaN", "9999999999999999999",
     '"\\ud800\\u001b[2J|<script>\\n../../x\\u0000"', '{"a": 1, "a": 2}', "[" * 40 + "]" * 40,
@@ -129,7 +129,7 @@ def test_config(run, trained, capsys):
     content = json.loads(file.read_text())
     for n, way, text in cases(content):
         file.write_text(text)
-        if way[0] == "model":
+        if way[0] == "model" and (EVERY == 1 or n % 3 == 0):
             survives(lambda: config_readers(run))
         else:
             survives(lambda: check_evals(read_config(run)["evals"]), lambda: page._config(read_config(run)))
@@ -182,7 +182,7 @@ def test_manifest(run, trained, capsys):
         file.write_text(text)
         survives(
             lambda: Goodput(Watch(), Checkpoints(run).meta(2).get("seconds", {}), {}),
-            lambda: Checkpoints(run).damage(2),
+            lambda: Checkpoints(run).damage(2) if n % 9 == 0 else "",
             lambda: page._provenance(str(run), read_results(run)),
         )
         commands(n, run, capsys, "inspect", "report", "eval")
@@ -346,7 +346,7 @@ SIZES = ("model.image.width", "model.text.width", "model.image.depth", "model.te
          "data.text_length", "batch_size", "microbatches")  # fmt: skip
 
 
-@pytest.mark.parametrize("size", [10**6, 10**7, 10**9, 2**40])
+@pytest.mark.parametrize("size", [10**7, 2**40])
 @pytest.mark.parametrize("key", SIZES)
 def test_huge_sizes_are_refused_in_words(run, trained, key, size, capsys):
     """Of a saved config, of the command's own, and in a plan; nothing is allocated."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from filip_jax import storage
 from filip_jax.errors import UserError
-from filip_jax.small_files import is_text, is_whole, read_json
+from filip_jax.small_files import is_whole, read_json
 
 _of_others: ContextVar[bool] = ContextVar("of_others", default=False)
 
@@ -66,9 +66,9 @@ def read_facts(file: str, **kinds: Callable[[Any], bool]) -> dict[str, Any]:
 
 def are_texts(value: Any) -> bool:
     """Return whether a value is a list of texts."""
-    return isinstance(value, list) and all(map(is_text, value))
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
-def are_counts(value: Any) -> bool:
-    """Return whether a value is a list of whole numbers."""
-    return isinstance(value, list) and all(map(is_whole, value))
+def are_counts(value: Any, count: int) -> bool:
+    """Return whether a value is a list of so many whole numbers."""
+    return isinstance(value, list) and len(value) == count and all(map(is_whole, value))
