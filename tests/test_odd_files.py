@@ -356,7 +356,7 @@ def test_huge_sizes_are_refused_in_words(run, trained, key, size, capsys):
     for part in way:
         node = node[part]
     node[name] = size
-    with pytest.raises(UserError):
+    with pytest.raises(UserError), warnings.catch_warnings(action="ignore"):
         train(run.parent / "other", content)
     if way:
         (run / "config.json").write_text(json.dumps(content))
