@@ -281,7 +281,7 @@ def test_indices_of_data(tmp_path):
     for source in sources:
         make_source(source)
     files = [tars / ".filip_index/index.json", *(lists / ".filip_index").glob("*.json")]
-    assert len(files) == 3
+    assert len(files) == 4  # of the tars, the list and the side file, and the hashes of contents
     for file in files:
         content = file.read_text()
         for _, _, text in cases(json.loads(content)):
