@@ -8,6 +8,7 @@ started again it must come to the same as an uninterrupted run. See also chaos.p
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -26,9 +27,10 @@ def children(pid: int, word: str) -> list[int]:
     """The processes below a process in whose command line a word stands."""
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
-            words = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace")
-            found += [child] if word in words else children(child, word)
+        with contextlib.suppress(OSError):  # what has ended since
+            for child in map(int, task.read_text().split()):
+                words = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace")
+                found += [child] if word in words else children(child, word)
     return found
 
 
@@ -60,10 +62,10 @@ def killed_workers(folder: Path, whole: Path, number: int, options: tuple, **job
 
 def frozen_worker(folder: Path, options: tuple) -> str:
     """A data worker that stands still is found by the clock on the phase."""
-    job = Job(folder / "frozen", options=(*options, *WORKERS, "--config.processes.hang_seconds=5.0"), **ONE)
+    job = Job(folder / "frozen", options=(*options, *WORKERS, "--config.processes.hang_seconds=20.0"), **ONE)
     job.wait_until(lambda: job.entered("step", 6), "step 6")
     os.kill(children(job.processes[0].pid, "--multiprocessing-fork")[0], signal.SIGSTOP)
-    began, codes = time.monotonic(), job.wait(60)
+    began, codes = time.monotonic(), job.wait(120)
     check(codes == [HUNG] and "hang: phase data" in job.output(), f"{codes}:\n{job.output()}")
     return f"exit {HUNG} after {time.monotonic() - began:.0f} s: hang: phase data"
 

@@ -4,9 +4,9 @@ Below the commands there are no configs, only functions with keyword arguments (
 """
 
 import difflib
-import hashlib
 import importlib.util
 import json
+import os
 import re
 import traceback
 from collections import Counter
@@ -20,13 +20,16 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from filip_jax.errors import UserError
-from filip_jax.files import read_json, write_atomically
+from filip_jax.files import write_atomically
+from filip_jax.names import make_name
 from filip_jax.redact import redacted
 from filip_jax.user_paths import from_user
+from filip_jax.small_files import is_whole, read_json
 
 FILE = "config.json"
-NAME = 100  # bytes of an evaluation of a sweep
 UNCHANGED = "unchanged"  # a sweep's point without values
+# Sections of a config that other code looks into; make_setup checks those of a run that is to be trained.
+SECTIONS = ("model", "data", "evals", "source", "tokenizer", "loss", "optimizer", "checkpoint", "processes", "mesh")
 # What may change between two starts of one run without changing what it computes.
 FREE_SECTIONS = (
     "checkpoint", "compile_cache", "evals", "evals_fatal", "eval_every_steps", "guards", "log_every_steps", "log_keys",
@@ -102,16 +105,8 @@ def load_evals(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     points, evals = load_sweep(file), {}
     for name, point in zip(name_points(points), points):
         of_point = load_config(file, [*overrides, *settings(point)])["evals"]
-        evals |= {_short(f"{each} {name}"): section for each, section in of_point.items()}
+        evals |= {make_name(f"{each} {name}"): section for each, section in of_point.items()}
     return evals
-
-
-def _short(name: str) -> str:
-    """A name for tables and files, which no other has."""
-    plain = re.sub(r"[/\s|]+", " ", name)
-    if plain == name and len(plain.encode()) <= NAME:
-        return plain
-    return plain.encode()[: NAME - 9].decode("utf-8", "ignore") + "_" + hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
 def is_eval_config(config: Mapping[str, Any]) -> bool:
@@ -212,15 +207,23 @@ def read_config(workdir: Path) -> dict[str, Any]:
     """The config that a run was started with.
 
     Raises:
-        UserError: `workdir` holds no run.
+        UserError: `workdir` holds no run, or one whose config is not as it was written.
     """
     file = workdir / FILE
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise UserError(f"{workdir} holds no run: {file} is missing")
     config = read_json(file)
-    missing = [key for key in ("model", "data", "evals") if key not in config]
-    if missing:
-        raise UserError(f"{file} is damaged: it has no section {missing[0]}")
+    for section in ("model", "data", "evals"):
+        if section not in config:
+            raise UserError(f"{file} is damaged: it has no section {section}")
+    for section in SECTIONS:
+        if not isinstance(config.get(section, {}), dict):
+            raise UserError(f"{file} is damaged: {section}={config[section]!r:.100} is not a section")
+    for key in ("image_size", "text_length"):
+        if not is_whole(config["data"].get(key)):
+            raise UserError(f"{file} is damaged: data.{key}={config['data'].get(key)!r:.100} is not a whole number")
+    if not is_whole(config.get("total_steps", 0)):
+        raise UserError(f"{file} is damaged: total_steps={config['total_steps']!r:.100} is not a whole number")
     return config
 
 

@@ -4,20 +4,17 @@ import contextlib
 import errno
 import fcntl
 import io
-import json
 import os
 import re
 import secrets
 import stat
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from filip_jax.errors import UserError
 
-JSON_BYTES = 1 << 26  # of one JSON file of ours: configs, numbers, reports
 LOCK = ".filip.lock"  # in a folder that one command writes at a time
 TEMPORARY = re.compile(r"\.filip_[0-9a-f]{16}\.tmp")
 DISKS, DISK_MARK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS), "the file system at"  # errors of a disk, not of a file
@@ -164,36 +161,3 @@ def _is_there(handle: IO[bytes], file: Path) -> bool:
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(handle.fileno()), file.lstat())
     return False
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
-
-    Raises:
-        UserError: it holds none, or is larger than JSON_BYTES.
-    """
-    size = file.stat().st_size
-    if size > JSON_BYTES:
-        raise UserError(f"{file} is damaged: it has {size} bytes; at most {JSON_BYTES} are read")
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file} is damaged: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{file} is damaged: it holds {type(content).__name__}, not an object")
-    return content
-
-
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one on each line; a last one torn by a kill is none, other damaged ones warn."""
-    if not file.exists():
-        return []
-    lines, damaged = [], 0
-    for line in file.read_bytes().splitlines(keepends=True):
-        try:
-            lines += [json.loads(line)] if line.endswith(b"\n") else []
-        except (ValueError, RecursionError):
-            damaged += 1
-    if damaged:
-        warnings.warn(f"{file}: {damaged} damaged lines are left out", stacklevel=2)
-    return lines

@@ -15,6 +15,7 @@ from pathlib import Path
 from filip_jax import storage
 from filip_jax.errors import UserError
 from filip_jax.files import remove_abandoned, writing
+from filip_jax.small_files import MAX_JSON_BYTES
 from filip_jax.walk import INDEX
 
 INNER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -35,13 +36,13 @@ def matches(folder: str, pattern: str, deep: bool = False) -> list[str]:
 
 
 def read_whole(path: str) -> bytes:
-    """All bytes of a file that may be written anew while this process runs.
+    """All bytes, at most MAX_JSON_BYTES, of a file that may be written anew while this process runs.
 
     Raises:
         OSError: it can not be read.
     """
     with storage.open_stream(path) as stream:
-        return stream.read()
+        return stream.read(MAX_JSON_BYTES)
 
 
 def local_folder(folder: str, key: str) -> None:

@@ -4,6 +4,8 @@ import os
 import threading
 from collections import OrderedDict
 
+from filip_jax.small_files import open_regular
+
 OPEN_FILES = 256
 
 
@@ -11,7 +13,7 @@ class Handle:
     """A descriptor that closes when its last user lets it go."""
 
     def __init__(self, path: str):
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.descriptor = open_regular(path)
 
     def __del__(self):
         if hasattr(self, "descriptor"):

@@ -1,6 +1,7 @@
 """Trained models as a user meets them: pictures and texts in, tokens out."""
 
 import copy
+import os
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -13,14 +14,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Shaped
 
 from filip_jax.checkpoint import Checkpoints, abstract
+from filip_jax.config import FILE as CONFIG
 from filip_jax.config import read_config
 from filip_jax.data.decode import decode
 from filip_jax.data.preprocess import centre_view
-from filip_jax.data.tokenizer import Tokenizer, read_model
+from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
 from filip_jax.losses.similarity import Array
-from filip_jax.mesh import BATCH_AXES, replicated
+from filip_jax.mesh import BATCH_AXES, check_memory, replicated
 from filip_jax.models import POOLINGS, Model, make_model
+from filip_jax.small_files import read_own
 from filip_jax.workdir import Workdir
 
 TOKENIZER = "tokenizer.model"
@@ -204,11 +207,13 @@ class Run:
         self.tokenizer = read_tokenizer(self.workdir)
         self.checkpoints = Checkpoints(self.place.name)
         self.model = make_model(**self.config["model"] | {"attention": "xla"})  # the same function, on any device
-        data = self.config["data"]
-        self.embedder = Embedder(
-            self.model, self.tokenizer, image_size=data["image_size"], text_length=data["text_length"],
-            mesh=mesh, batch_size=batch_size,
-        )  # fmt: skip
+        sizes = {"image_size": self.config["model"]["image"]["image_size"], "text_length": self.config["model"]["text"]["length"]}
+        for key, size in sizes.items():
+            if self.config["data"][key] != size:
+                raise UserError(
+                    f"{self.workdir / CONFIG} is damaged: data.{key}={self.config['data'][key]}, but the model is built for {size}"
+                )
+        self.embedder = Embedder(self.model, self.tokenizer, **sizes, mesh=mesh, batch_size=batch_size)
 
     def close(self) -> None:
         """Brings what was added into the bucket, and removes its mirror. Models that were loaded live on."""
@@ -229,6 +234,7 @@ class Run:
         self.checkpoints.check(step)
         check_tokenizer(self.tokenizer, self.checkpoints.meta(step), self.workdir)
         shapes = jax.eval_shape(self.model.init, jax.random.key(0))
+        check_memory(shapes, self.embedder.mesh, f"the model of {self.place.name}")
         target = abstract(shapes, jax.tree.map(lambda _: replicated(self.embedder.mesh), shapes))
         part = "ema" if self.checkpoints.has(step, "ema") else "params"
         return self.embedder.with_parameters(self.checkpoints.restore(step, {part: target})[part], step)
@@ -254,18 +260,19 @@ def read_tokenizer(workdir: Path) -> Tokenizer:
         UserError: it is missing or damaged.
     """
     file, remedy = workdir / TOKENIZER, "bring back the file that the run began with"
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise UserError(f"{workdir} has no tokenizer: {file} is missing; {remedy}")
+    data = read_own(file)
     try:
-        return Tokenizer(read_model(file))
+        return Tokenizer(data)
     except UserError as error:
         raise UserError(f"{file} is damaged: {error}; {remedy}") from error
 
 
 def check_tokenizer(tokenizer: Tokenizer, meta: dict[str, Any], workdir: Path) -> None:
     """Raises a UserError unless the checkpoint was trained with this tokenizer."""
-    if tokenizer.sha256 != meta["tokenizer_sha256"]:
+    if tokenizer.sha256 != (saved := meta.get("tokenizer_sha256", "")):
         raise UserError(
             f"{workdir / TOKENIZER} is not the tokenizer of this checkpoint: sha256 {tokenizer.sha256[:12]}… "
-            f"instead of {meta['tokenizer_sha256'][:12]}…; bring back the file that the run began with"
+            f"instead of {saved[:12]}…; bring back the file that the run began with"
         )

@@ -1,6 +1,7 @@
 """The device mesh: `replica` x `data`, the batch over both, parameters sharded over `data`."""
 
 import math
+import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -103,6 +104,20 @@ def parameter_shardings(mesh: Mesh, parameters: Mapping[str, Any]) -> dict[str, 
             for path, leaf in paths.flatten(parameters).items()
         }
     )
+
+
+def check_memory(tree: Any, mesh: Mesh, what: str) -> None:
+    """Raise a UserError if one copy of the arrays of `tree`, or of shapes, split over all devices of the mesh, fits into no memory.
+
+    That they fit is not said: XLA needs room beside them.
+    """
+    needed = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    device = mesh.local_mesh.devices.flat[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit", 0) * mesh.size
+    if device.platform == "cpu":
+        limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * jax.process_count()
+    if limit and needed > limit:
+        raise UserError(f"{what} has {needed / 2**30:,.1f} GiB of numbers; all memory there is has {limit / 2**30:,.1f} GiB")
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -10,8 +10,8 @@ from filip_jax.errors import UserError
 
 T = TypeVar("T")
 LARGEST = 2**32  # of whole numbers: no seed, step or record is beyond
-PLAIN = {str: str, bool: bool, int: int, float: (int, float)}  # annotations that are checked, and what may be given
-SAID = {str: "a text", bool: "True or False", int: "a whole number from -2^32 to 2^32", float: "a finite number"}
+PLAIN = {str: str, bool: bool, int: int, float: (int, float), dict: Mapping}  # annotations that are checked, and what may be given
+SAID = {str: "a text", bool: "True or False", int: "a whole number from -2^32 to 2^32", float: "a finite number", dict: "a section"}
 
 
 def check(
@@ -28,6 +28,8 @@ def check(
         given: the parameters that the code passes beside the section.
         also: keys that such a section may have and the caller has taken out, for the message.
     """
+    if not isinstance(section, Mapping):
+        raise UserError(f"config section {key}: {section!r:.100} is not a section")
     # A Flax module's metaclass hides the constructor's signature, so classes are asked for it directly.
     signature = inspect.signature(function.__init__ if inspect.isclass(function) else function)
     instance = [None] if inspect.isclass(function) else []
@@ -65,7 +67,7 @@ def at_least(least: float, section: str = "", **values: float) -> None:
             raise UserError(f"{section}{'.' if section else ''}{name}={value} must be at least {least} and finite")
 
 
-def choose(table: Mapping[str, T], name: str, key: str) -> T:
+def choose(table: Mapping[str, T], name: Any, key: str) -> T:
     """The entry of a table of choices, or a UserError that lists them."""
     if not isinstance(name, str) or name not in table:
         raise UserError(f"{key}={name!r} is not one of {', '.join(table)}{_near(str(name), table)}")

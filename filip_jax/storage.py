@@ -19,6 +19,7 @@ from filip_jax import handles
 from filip_jax.errors import UserError
 from filip_jax.files import write_atomically, writing
 from filip_jax.foreign_paths import explain
+from filip_jax.small_files import open_regular
 from filip_jax.user_paths import Named, is_remote, spread
 from filip_jax.walk import say_left_out, sift, walk
 
@@ -174,7 +175,7 @@ def open_stream(path: str) -> io.IOBase:
     if is_remote(path):
         with _reaching(path):
             return _system(path).open(path, "rb", block_size=8 << 20, cache_type="readahead")
-    return open(path, "rb")
+    return os.fdopen(open_regular(path), "rb")
 
 
 def exists(path: str) -> bool:

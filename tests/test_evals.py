@@ -1,6 +1,7 @@
 """Evaluation: its similarity rules, ranks, intervals, pointing and pictures, on models whose answers are known."""
 
 import json
+import math
 import runpy
 from pathlib import Path
 
@@ -390,13 +391,23 @@ def test_baselines_of_a_config_and_their_files(tmp_path, small_demo):
     {"steps": {"x": {}}}, {"steps": []}, {"steps": {"1": 2}}, {"tasks": {"1": {"a": "b"}}}, {"tasks": {"-1": {}}},
     {"baselines": {"chance": 1}}, {"baseline_tasks": {"val": {}}},
 ], ids=str)  # fmt: skip
-def test_results_that_somebody_else_wrote_are_refused_and_set_aside(tmp_path, wrong):
-    (tmp_path / "evals.json").write_text(json.dumps(wrong))
-    with pytest.raises(UserError, match="evals.json is damaged: "):
-        read_results(tmp_path)
-    with pytest.warns(UserWarning, match="it is now .*damaged_evals.json"):
+def test_results_that_somebody_else_wrote_are_left_out_and_set_aside(tmp_path, wrong):
+    file = tmp_path / "evals.json"
+    file.write_text(json.dumps({"steps": {"4": {"val/x": 1.0}}, "baselines": {}} | wrong))
+    with pytest.warns(UserWarning, match="evals.json: left out, since it is not as it was written: "):
+        before = read_results(tmp_path)["steps"]
+    assert before == ({} if "steps" in wrong else {"4": {"val/x": 1.0}})
+    with pytest.warns(UserWarning, match="as it was it is now .*damaged_evals.json"):
         forget_after(tmp_path, 5)
-    assert read_results(tmp_path)["steps"] == {} and (tmp_path / "damaged_evals.json").exists()
+    assert read_results(tmp_path)["steps"] == before
+    assert json.loads((tmp_path / "damaged_evals.json").read_text()).items() >= wrong.items()
+
+
+def test_numbers_that_are_none_are_written_as_texts(tmp_path):
+    record_step(tmp_path, 1, {"val/a": math.nan, "val/b": -math.inf, "val/c": np.float32(0.5), "val/d": 1e300}, {})
+    assert "NaN" not in (tmp_path / "evals.json").read_text()
+    numbers = read_results(tmp_path)["steps"]["1"]
+    assert numbers["val/a"] == "nan" and numbers["val/b"] == "-inf" and numbers["val/c"] == 0.5
 
 
 def test_published_rows_stand_beside_ours():

@@ -26,8 +26,9 @@ from filip_jax.data.sources import make_source
 from filip_jax.errors import UserError
 from filip_jax.evals.prompts import make_prompts
 from filip_jax.evals.zero_shot import ClassTexts
-from filip_jax.files import JSON_BYTES, read_json, read_lines
 from filip_jax.inference import Embedder
+from filip_jax.logged import read_metrics
+from filip_jax.small_files import MAX_JSON_BYTES, read_json
 
 PACKAGE = ROOT / "filip_jax"
 FILES = {str(file.relative_to(PACKAGE)): ast.parse(file.read_text()) for file in sorted(PACKAGE.rglob("*.py"))}
@@ -346,12 +347,12 @@ def test_json_that_is_no_object_is_one_line(tmp_path, text):
 def test_json_files_and_lines_beyond_their_limit(tmp_path):
     file = tmp_path / "evals.json"
     with file.open("wb") as handle:
-        os.truncate(handle.fileno(), JSON_BYTES + 1)  # a file with a hole: it takes no room
-    with pytest.raises(UserError, match=f"has {JSON_BYTES + 1} bytes; at most {JSON_BYTES} are read"):
+        os.truncate(handle.fileno(), MAX_JSON_BYTES + 1)  # a file with a hole: it takes no room
+    with pytest.raises(UserError, match=f"has {MAX_JSON_BYTES + 1} bytes; at most {MAX_JSON_BYTES} are read"):
         read_json(file)
-    file.write_text('{"a": 1}\n' + "[" * 100_000 + "\n")
-    with pytest.warns(UserWarning, match="1 damaged lines"):
-        assert read_lines(file) == [{"a": 1}]
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + "[" * 100_000 + "\n")
+    with pytest.warns(UserWarning, match="left out.*line 2: it is nested too deeply"):
+        assert read_metrics(tmp_path) == [{"step": 1}]
 
 
 WRONG = [

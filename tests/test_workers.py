@@ -167,7 +167,7 @@ def test_a_run_without_its_worker_saves_and_goes_on(small_demo, tmp_path):
         time.sleep(0.02)
     os.kill(chaos_workers.children(process.pid, "--multiprocessing-fork")[0], signal.SIGKILL)
     output = process.communicate(timeout=120)[0]
-    found = re.search(r"filip: a data worker was killed by SIGKILL: .*: step (\d+) of 40 is saved; .*goes on; exit 43", output)
+    found = re.search(r"filip: a data worker was killed by SIGKILL: .*; step (\d+) of 40 is saved; .*goes on; exit 43", output)
     assert process.returncode == HUNG and found and "Traceback" not in output, output
     assert int(found[1]) == logged(tmp_path / "run")[-1][0] and (tmp_path / f"run/checkpoints/{found[1]}").is_dir()
     process = subprocess.run(

@@ -12,6 +12,7 @@ from typing import Any
 
 from filip_jax import storage
 from filip_jax.errors import UserError
+from filip_jax.small_files import parse
 
 FILE = "manifest.json"
 ASIDE = "manifest.damaged.json"  # of a checkpoint that a run found damaged: it counts no more
@@ -19,6 +20,7 @@ FORMAT = 1
 MOST_BYTES = 1 << 26  # of a manifest
 PIECE = 1 << 24  # bytes read at once
 KINDS = {"state": str, "step": int, "files": dict, "tree": dict, "meta": dict, "config": dict}
+META = {"samples_seen": int, "seconds": dict, "tokenizer_sha256": str, "data_sha256": str}  # of what a run leaves there
 THREADS = 8  # hashing lets other threads run
 
 Manifest = dict[str, Any]
@@ -67,10 +69,10 @@ def read_manifest(folder: str) -> Manifest:
     with storage.open_stream(path) as stream:
         data = stream.read(MOST_BYTES)
     try:
-        manifest = json.loads(data)
+        manifest = parse(data)
         sha = manifest.pop("sha256")
         sound = manifest["format"] == FORMAT and sha == manifest_sha256(manifest) and _is_sound(manifest)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         sound = False
     if not sound:
         raise UserError(f"{path} is damaged: it is not the manifest of a checkpoint")
@@ -79,6 +81,8 @@ def read_manifest(folder: str) -> Manifest:
 
 def _is_sound(manifest: Manifest) -> bool:
     if not all(isinstance(manifest[key], kind) for key, kind in KINDS.items()):
+        return False
+    if not all(isinstance(manifest["meta"].get(key, kind()), kind) for key, kind in META.items()):
         return False
     names = [*manifest["files"], manifest["state"]]
     strange = (name.startswith("/") or storage.is_remote(name) or ".." in name.split("/") for name in names)

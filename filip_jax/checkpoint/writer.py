@@ -22,6 +22,7 @@ from filip_jax.checkpoint.reader import STEP, Checkpoints
 from filip_jax.checkpoint.store import literal, misfit
 from filip_jax.errors import UserError
 from filip_jax.sections import at_least
+from filip_jax.small_files import parse
 
 CLAIM = "saving.json"  # names what a save under way writes, so that its remains are known as ours
 
@@ -152,7 +153,7 @@ class CheckpointWriter(Checkpoints):
         if folders.first_link(folder, self.root) or not STEP.fullmatch(storage.name_of(folder)):
             return
         try:
-            claimed = json.loads(folders.read_whole(claim))
+            claimed = parse(folders.read_whole(claim))
             name, files = claimed["state"], claimed.get("files")
             ours = re.fullmatch(r"state(_\d+)?", name) and all(file.startswith(f"{name}/") for file in files or ())
             whole = storage.exists(storage.join(folder, FILE)) and self.manifest(int(storage.name_of(folder)))

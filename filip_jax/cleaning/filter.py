@@ -19,8 +19,9 @@ from filip_jax.data.identity import changes
 from filip_jax.data.joined import Mixture
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
-from filip_jax.files import LOCK, locked, read_json, remove_abandoned, replacing, write_atomically
+from filip_jax.files import LOCK, locked, remove_abandoned, replacing, write_atomically
 from filip_jax.progress import Progress
+from filip_jax.small_files import read_json
 
 REPORT, DRY_REPORT, KEPT, TEXTS = "report.json", "dry_run.json", "kept.npy", "captions.arrow"
 BATCH = 1 << 20  # rows of captions.arrow that are searched together
@@ -181,7 +182,10 @@ def _models(rules: Rules) -> dict[str, str]:
 
 def _same(output: Path, begun: dict[str, Any], plan: dict[str, Any]) -> None:
     """Raises a UserError that names what differs between the run that began in a folder and this one."""
-    was, now = ({**{k: v for k, v in p.items() if k != "rules"}, **(p.get("rules") or {})} for p in (begun, plan))
+    was, now = (
+        {**{k: v for k, v in p.items() if k != "rules"}, **(p["rules"] if isinstance(p.get("rules"), dict) else {})}
+        for p in (begun, plan)
+    )
     if changed := changes(was.get("identity"), now["identity"]):
         raise UserError(
             f"filter: output={str(output)!r} was begun with other data (what differs: {changed}); "

@@ -7,7 +7,7 @@ import jax
 
 from filip_jax.cluster import service
 from filip_jax.cluster.watch import Watch
-from filip_jax.errors import ProcessLost, UserError
+from filip_jax.errors import Preempted, ProcessLost, UserError
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,12 @@ class Decision:
     save: bool = False
     error: str = ""
     lost: str = ""
+
+    def end(self, said: str) -> Preempted | ProcessLost | None:
+        """Return why the run ends before its time, with the words `said` behind it; None if it goes on."""
+        if self.stop:
+            return Preempted(f"{self.stop}: {said}")
+        return ProcessLost(f"{self.lost}; {said}") if self.lost else None
 
 
 def roll_call(watch: Watch, step: int, ready: Callable[[float], bool], save: Callable[[], bool]) -> Decision:

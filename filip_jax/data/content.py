@@ -8,9 +8,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from filip_jax import storage
+from filip_jax.data.index_folder import may_write
 from filip_jax.errors import UserError
-from filip_jax.files import read_json, write_atomically
+from filip_jax.files import write_atomically
 from filip_jax.folders import INDEX
+from filip_jax.small_files import read_json
 
 NAME = "hashes.json"
 PIECE = 1 << 20  # bytes
@@ -31,7 +33,7 @@ def content_hashes(files: Sequence[storage.Found], folder: str) -> list[str]:
         elif not isinstance(found[file.path], list) or found[file.path][:1] != [state]:
             found[file.path] = [state, _sha256(file.path)]
     is_foreign = storage.name_of(folder) == INDEX and os.path.islink(folder)  # through which nothing is written
-    if not is_foreign and any(notes.get(path) != note for path, note in found.items()):
+    if may_write() and not is_foreign and any(notes.get(path) != note for path, note in found.items()):
         with suppress(OSError):  # a folder that may not be written is read again each time
             write_atomically(Path(folder) / NAME, json.dumps(notes | found))
     return [str(found[file.path][-1]) for file in files]

@@ -10,7 +10,7 @@ import pyarrow as pa
 from filip_jax.data.identity import changes
 from filip_jax.data.record import Caption
 from filip_jax.errors import UserError
-from filip_jax.files import read_json
+from filip_jax.small_files import read_json
 
 
 class Kept:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from filip_jax import storage
 from filip_jax.errors import UserError
-from filip_jax.files import read_json, write_atomically
+from filip_jax.files import write_atomically
+from filip_jax.small_files import read_json
 from filip_jax.folders import INDEX
 from filip_jax.storage import Found
 

@@ -16,12 +16,14 @@ import pyarrow.parquet as pq
 
 from filip_jax import folders, storage
 from filip_jax.data.content import content_hashes
+from filip_jax.data.index_folder import are_texts, index_folder, may_write, read_facts
 from filip_jax.data.record import CAPTION_BYTES, BadRecord, Caption, is_caption
 from filip_jax.data.row_groups import read_batches
 from filip_jax.data.rows import read_rows
 from filip_jax.data.values import unicode_of
 from filip_jax.errors import UserError
-from filip_jax.files import read_json, replacing
+from filip_jax.files import replacing
+from filip_jax.small_files import is_text
 
 COLUMNS = ("key", "origin", "caption")
 SCHEMA = pa.schema([(name, pa.string()) for name in COLUMNS])
@@ -50,18 +52,17 @@ class SideCaptions:
         if len(found) != 1:
             raise UserError(f"side_captions={path!r} names {len(found)} files; give one")
         path = found[0].path
-        folder = index or storage.join(storage.folder_of(path), ".filip_index")
-        if storage.is_remote(folder) or not os.path.isdir(folder):
-            folders.local_folder(folder, f"side_captions={path!r}")
-        (content,) = content_hashes(found, folder)
+        named = index or storage.join(storage.folder_of(path), ".filip_index")
+        if may_write() and (storage.is_remote(named) or not os.path.isdir(named)):
+            folders.local_folder(named, f"side_captions={path!r}")
+        (content,) = content_hashes(found, named)
         name = hashlib.sha256(f"{storage.name_of(path)} {content}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        folder = index_folder(named, lambda folder: storage.exists(storage.join(folder, f"captions.{name}.json")))
         self.stem = storage.join(folder, f"captions.{name}")
         if not storage.exists(f"{self.stem}.json"):
             folders.local_folder(folder, f"side_captions={path!r}")
             self._make(path)
-        facts = read_json(Path(f"{self.stem}.json"))
-        if not {"origins", "sha256"} <= set(facts):
-            raise UserError(f"{self.stem}.json is damaged: remove it, it is then made again")
+        facts = read_facts(f"{self.stem}.json", origins=are_texts, sha256=is_text)
         self.origins, self.identity = tuple(facts["origins"]), facts["sha256"]
 
     @property

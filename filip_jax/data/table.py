@@ -6,7 +6,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,15 @@ import pyarrow as pa
 from filip_jax import folders, storage
 from filip_jax.data.content import content_hashes
 from filip_jax.data.identity import identify
+from filip_jax.data.index_folder import are_counts, are_texts, index_folder, may_write, read_facts
 from filip_jax.data.listed import read_listed
 from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
 from filip_jax.data.rows import read_rows
 from filip_jax.data.separated import Row, separator_of
 from filip_jax.data.values import MAX_NAME, advice, embedded_image, field_of, image_of, texts_of, unicode_of
 from filip_jax.errors import UserError, one_line
-from filip_jax.files import read_json, replacing
+from filip_jax.files import replacing
+from filip_jax.small_files import is_text, is_whole
 from filip_jax.walk import say_left_out
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz")
@@ -70,20 +72,21 @@ class Table:
         self.files = [file.path for file in files]
         self.folders = [images or storage.folder_of(file) for file in self.files]
         self.layout = (separator_of(separator), tuple(columns))
-        folder = index or storage.join(storage.common_folder(self.files), ".filip_index")
-        if storage.is_remote(folder) or not os.path.isdir(folder):
-            folders.local_folder(folder, f"path={path!r}")
-        contents = [f"{storage.name_of(file.path)} {sha}" for file, sha in zip(files, content_hashes(files, folder))]
+        named = index or storage.join(storage.common_folder(self.files), ".filip_index")
+        if may_write() and (storage.is_remote(named) or not os.path.isdir(named)):
+            folders.local_folder(named, f"path={path!r}")
+        contents = [f"{storage.name_of(file.path)} {sha}" for file, sha in zip(files, content_hashes(files, named))]
         said = "\n".join([RULES, *contents, self.image, self.key, *self.caption_keys, *map(str, self.layout)])
-        self.stem = storage.join(
-            folder, f"table.{hashlib.sha256(said.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
-        )
+        name = f"table.{hashlib.sha256(said.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
+        folder = index_folder(named, lambda folder: storage.exists(storage.join(folder, f"{name}.json")))
+        self.stem = storage.join(folder, name)
         if not storage.exists(f"{self.stem}.json"):
             folders.local_folder(folder, f"path={path!r}")
             self._make()
-        facts = read_json(Path(f"{self.stem}.json"))
-        if not {"identity", "sizes", "columns", "bad", "some_bad", "unusable"} <= set(facts):
-            raise UserError(f"{self.stem}.json is damaged: remove it, it is then made again")
+        facts = read_facts(
+            f"{self.stem}.json", identity=is_text, sizes=partial(are_counts, count=len(self.files)), columns=are_texts,
+            bad=is_whole, some_bad=are_texts, unusable=lambda value: isinstance(value, dict) and are_texts([*value.values()]),
+        )  # fmt: skip
         self.identity = facts["identity"]
         self.shard_sizes = np.array(facts["sizes"], np.int64)
         self.ends = np.cumsum(self.shard_sizes)
@@ -164,7 +167,13 @@ class Table:
 
     @cached_property
     def _table(self) -> pa.Table:
-        return pa.ipc.open_file(pa.memory_map(f"{self.stem}.arrow")).read_all()
+        try:
+            table = pa.ipc.open_file(pa.memory_map(f"{self.stem}.arrow")).read_all()
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{self.stem}.arrow is damaged ({error}): remove it and its .json") from error
+        if table.num_rows != len(self) or table.num_columns != 3 + len(self.caption_keys):
+            raise UserError(f"{self.stem}.arrow is not of its .json: remove both, they are then made again")
+        return table
 
     def __getstate__(self):
         return {name: value for name, value in vars(self).items() if name != "_table"}

@@ -15,11 +15,13 @@ from filip_jax.data.member_names import FIRST_DOT
 from filip_jax.data.tar_index import KEY_BYTES, KINDS, Shard, index_shard
 from filip_jax.errors import UserError
 from filip_jax.progress import Progress
+from filip_jax.small_files import parse
 from filip_jax.storage import Found
 from filip_jax.workers import run as run_workers
 
 VERSION = 3
 FILE = "index.json"
+MAX_PROCESSES = 4096
 INDEX_BYTES = 1 << 30  # of index.json; a million tars have a quarter of it
 
 
@@ -39,10 +41,10 @@ def read_index(
         OSError: a tar can not be read.
         ProcessLost: one of the processes is gone.
     """
-    if processes < 0:
-        raise UserError(f"processes={processes} must be at least 0")
+    if not 0 <= processes <= MAX_PROCESSES:
+        raise UserError(f"processes={processes} must be at least 0 and at most {MAX_PROCESSES}")
     known = {shard.name: shard for shard in _stored(folder)}
-    names = {file.path: file.path.removeprefix(root).lstrip("/") for file in shards}
+    names = {file.path: _below(root, file) for file in shards}
     new = [file for file in shards if not _is_of(known.get(names[file.path]), file, folder)]
     if new:
         if not storage.is_remote(folder):
@@ -55,6 +57,16 @@ def read_index(
                 _store(folder, known)  # what is done is done, whatever comes
         _store(folder, known)
     return [known[names[file.path]] for file in shards]
+
+
+def is_whole(shards: Sequence[Found], root: str, folder: str) -> bool:
+    """Return whether a folder holds the index of all these tars, see `read_index`."""
+    known = {shard.name: shard for shard in _stored(folder)}
+    return all(_is_of(known.get(_below(root, file)), file, folder) for file in shards)
+
+
+def _below(root: str, file: Found) -> str:
+    return file.path.removeprefix(root).lstrip("/")
 
 
 def _is_of(shard: Shard | None, file: Found, folder: str) -> bool:
@@ -104,11 +116,11 @@ def _stored(folder: str) -> list[Shard]:
     if not storage.exists(file):
         return []
     try:
-        content: dict[str, Any] = json.loads(storage.read(file, 0, INDEX_BYTES))
+        content: dict[str, Any] = parse(storage.read(file, 0, INDEX_BYTES))
         if content["version"] != VERSION:
             return []
         return [_shard(**entry) for entry in content["shards"]]
-    except (ValueError, KeyError, TypeError, RecursionError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise UserError(f"{file} is damaged ({error}): remove it, the index is then made again") from error
 
 
@@ -120,6 +132,7 @@ def _shard(
     words = [name, stamp, digest, *(kind for kind, _ in kinds), *problems, *texts, *texts.values()]
     if not all(type(n) is int and n >= 0 for n in counts) or not all(isinstance(word, str) for word in words):
         raise ValueError("an entry with wrong types")
+    " ".join(words).encode("utf-8", "surrogateescape")  # raises a ValueError for what no file's name holds
     if len(kinds) > KINDS or key_bytes > KEY_BYTES:
         raise ValueError("an entry with wrong sizes")
     return Shard(name, size, stamp, rows, tuple(map(tuple, kinds)), key_bytes, problems, digest, texts)

@@ -13,6 +13,7 @@ import numpy as np
 from filip_jax import storage
 from filip_jax.data.caption_text import caption_text
 from filip_jax.data.identity import digest, identify
+from filip_jax.data.index_folder import index_folder
 from filip_jax.data.member_names import FIRST_DOT, IMAGES, KEYS
 from filip_jax.data.packed import ENDINGS as PACKED
 from filip_jax.data.record import (
@@ -25,7 +26,7 @@ from filip_jax.data.record import (
     Record,
 )
 from filip_jax.data.tar_index import Shard
-from filip_jax.data.tar_store import read_index, table_path
+from filip_jax.data.tar_store import is_whole, read_index, table_path
 from filip_jax.data.values import advice, field_of, read_object, texts_of
 from filip_jax.errors import UserError, one_line
 from filip_jax.walk import say_left_out
@@ -67,9 +68,10 @@ class WebDataset:
         found = _find(path, self.left_out)
         self.root = storage.common_folder([file.path for file in found])
         own = f"{storage.name_of(self.root)}.{hashlib.sha256(_bytes(self.root)).hexdigest()[:8]}"
-        self.index = storage.join(index, own) if index else storage.join(self.root, ".filip_index")
+        named = storage.join(index, own) if index else storage.join(self.root, ".filip_index")
         if keys != FIRST_DOT:
-            self.index = storage.join(self.index, keys)
+            named = storage.join(named, keys)
+        self.index = index_folder(named, lambda folder: is_whole(found, self.root, folder))
         self.caption_keys, self.lines, self.keys = tuple(caption_keys), lines, keys
         self.shards = read_index(found, self.root, self.index, processes, keys)
         self.shard_sizes = np.array([shard.rows for shard in self.shards], np.int64)

@@ -1,5 +1,6 @@
 """Evaluations of the checkpoints of runs: which, those that are done already, one table and one plot of all."""
 
+import contextlib
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import jax
 
 from filip_jax.console import show
+from filip_jax.data.index_folder import sources_of_others
 from filip_jax.errors import UserError, one_line
 from filip_jax.evals import pictures
 from filip_jax.evals.choice import Choice, best_step, find_workdirs, short_names
@@ -39,7 +41,8 @@ def evaluate_runs(workdirs: str, choice: Choice, evals: Mapping[str, Mapping[str
     choice.check()
     session = Session(workdirs, choice, evals)
     try:
-        follow(session) if choice.watch else session.evaluate()
+        with sources_of_others() if evals is None else contextlib.nullcontext():
+            follow(session) if choice.watch else session.evaluate()
         output = session.summary() if session.found else ""
     finally:
         session.close()

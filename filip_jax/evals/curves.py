@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from filip_jax.evals.results import cell
 from filip_jax.plain import escape
+from filip_jax.small_files import is_number
 
 WIDTH, HEIGHT = 384, 240  # pixels of one chart
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 30, 30  # around its axes
@@ -18,6 +19,7 @@ COLUMNS = 3
 WIDE, ROW, NUMBERS = 576, 32, 140  # pixels of a chart of bars, of a bar and its name, of the numbers beside bars
 NAME = 90  # characters that fit above a bar
 DASHES = ("4 3", "1 3", "9 3", "9 3 1 3")  # of baselines
+TINY = 1e-50  # in whose place a chart shows 0
 POINTS = 400  # of a line; of more, neighbours are averaged
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6d4c41", "#444444")  # Okabe and Ito
 HEADLINES = ("R@1", "mAP@R", "top1", "accuracy", "iou@0.5")  # endings of the metrics that are drawn
@@ -49,7 +51,7 @@ def metric_charts(
     bars: dict[str, list[Bar]] = {}
     for metric in headlines(found, names):
         lines = {run: points(steps, metric) for run, steps in curves.items()}
-        levels = {name: numbers[metric] for name, numbers in baselines.items() if metric in numbers}
+        levels = {name: numbers[metric] for name, numbers in baselines.items() if is_number(numbers.get(metric))}
         evaluation, _, measured = metric.partition("/")
         if max(map(len, lines.values())) > 1:
             charts.append(chart(f"{measured}, {evaluation}", lines, levels))
@@ -66,7 +68,7 @@ def headlines(metrics: Sequence[str], names: set[str]) -> list[str]:
 def points(steps: Mapping[str, Mapping[str, Any]], metric: str) -> list[tuple[float, float]]:
     """(step, number) of a metric, in order; those that are no finite number are left out."""
     pairs = ((int(step), metrics.get(metric)) for step, metrics in steps.items())
-    return sorted((float(x), float(y)) for x, y in pairs if isinstance(y, (int, float)) and math.isfinite(y))
+    return sorted((float(x), float(y) if abs(y) >= TINY else 0.0) for x, y in pairs if is_number(y))
 
 
 def page(charts: Sequence[str]) -> str:
@@ -237,7 +239,7 @@ def _short(x: float) -> str:
 def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
     if low == high:
-        wide = 1 if abs(low) >= 1 else (abs(low) or 1) * 0.5
+        wide = max(1, abs(low) * 1e-9) if abs(low) >= 1 else (abs(low) or 1) * 0.5
         low, high = low - wide, high + wide
     return low, high
 

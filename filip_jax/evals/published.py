@@ -5,6 +5,7 @@ from importlib.resources import files
 from typing import Any
 
 from filip_jax.plain import cell
+from filip_jax.small_files import is_number
 
 # model, setting, source, then task=percent: the top-1 of a data set, or the R@1 of a retrieval, i2t or t2i.
 FILE = "published.txt"
@@ -50,7 +51,7 @@ def published_rows(columns: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
             lines.append([model, setting, *(f"{numbers[t]:.1f}" if t in numbers else "" for t in tasks), source])
     for model, metrics in columns.items():
         ours = (metrics.get(_metric(task)) for task in tasks)
-        numbers = ("" if x is None else f"{100 * x:.1f}" for x in ours)
+        numbers = (f"{100 * x:.1f}" if is_number(x) else "" for x in ours)
         lines.append([model, "this run", *numbers, f"measured, {_counted(metrics, tasks)}"])
     return lines
 
@@ -59,7 +60,7 @@ def _counted(metrics: Mapping[str, Any], tasks: Sequence[str]) -> str:
     """On how many images: a part of a data set is not that data set."""
     names = dict.fromkeys(task.partition(":")[0] for task in tasks)
     counts = {name: metrics.get(f"{name}/images", metrics.get(f"{name}/pairs")) for name in names}
-    return ", ".join(f"{name}: {count:,} images" for name, count in counts.items() if count is not None)
+    return ", ".join(f"{name}: {count:,} images" for name, count in counts.items() if is_number(count))
 
 
 def _metric(task: str) -> str:

@@ -2,43 +2,81 @@
 
 import contextlib
 import json
+import math
 import os
-import warnings
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from filip_jax import plain
 from filip_jax.errors import UserError
 from filip_jax.evals.tasks import Task
-from filip_jax.files import locked, read_json, write_atomically
+from filip_jax.files import locked, write_atomically
+from filip_jax.names import is_metric, is_name
+from filip_jax.small_files import Notes, is_number, is_text, read_json, warn_of
 
 FILE = "evals.json"
 LOCK = ".evals.tmp"  # beside it; a .tmp is not brought into buckets
 
+STEP = re.compile(r"0|[1-9][0-9]{0,9}")
 Metrics = dict[str, Any]  # numbers; texts under eval/<name>/error
 EMPTY = {"steps": {}, "baselines": {}, "tasks": {}, "baseline_tasks": {}}
 
 
 def read_results(workdir: Path) -> dict[str, Any]:
     """evals.json: {steps: {"<step>": metrics}, baselines: {name: metrics}, tasks: {"<step>": {evaluation: Task}},
-    baseline_tasks: {evaluation: SHA-256}}; empty before the first.
-
-    Raises:
-        UserError: it is damaged.
+    baseline_tasks: {evaluation: SHA-256}}; empty before the first. What is not written so is left out, with a warning.
     """
-    file = workdir / FILE
-    found = read_json(file) if file.exists() else {}
-    results = {key: found.get(key, {}) for key in EMPTY}
-    for part, content in results.items():
-        kind = str if part == "baseline_tasks" else dict
-        if not isinstance(content, dict) or not all(isinstance(value, kind) for value in content.values()):
-            raise UserError(f"{file} is damaged: {part} is not what is written there")
-    of_steps = [*results["steps"], *results["tasks"]]
-    of_tasks = [task for tasks in results["tasks"].values() for task in tasks.values()]
-    if not all(step.isdecimal() for step in of_steps) or not all(isinstance(task, dict) for task in of_tasks):
-        raise UserError(f"{file} is damaged: its steps or tasks are not what is written there")
+    notes = Notes()
+    results = _read(workdir, notes)
+    warn_of(workdir / FILE, notes)
     return results
+
+
+def _read(workdir: Path, notes: Notes) -> dict[str, Any]:
+    file, found = workdir / FILE, {}
+    if os.path.lexists(file):
+        try:
+            found = read_json(file, notes)
+        except (UserError, OSError) as error:
+            notes.append(str(error))
+
+    def kept(place: str, content: Any, is_key: Callable[[str], bool], value: Callable[[str, Any], Any]) -> dict:
+        """The entries of an object that are as we write them."""
+        sound = {}
+        if not isinstance(content, dict):
+            notes.append(f"{place} is {content!r:.100}")
+            return {}
+        for key, each in content.items():
+            typed = value(f"{place}.{key!r:.100}", each) if is_key(key) else None
+            if typed is None:
+                notes.append(f"{place}.{key!r:.100} is {each!r:.100}")
+            else:
+                sound[key] = typed
+        return sound
+
+    def numbers(place: str, content: Any) -> dict:
+        return kept(place, content, is_metric, lambda _, x: x if is_number(x) or is_text(x) else None)
+
+    def text(place: str, content: Any) -> str | None:
+        return content if is_text(content, 200) else None
+
+    def texts(place: str, content: Any) -> dict:
+        return kept(place, content, lambda key: is_text(key, 200), text)
+
+    return {
+        "steps": kept("steps", found.get("steps", {}), _is_step, numbers),
+        "baselines": kept("baselines", found.get("baselines", {}), is_name, numbers),
+        "tasks": kept(
+            "tasks", found.get("tasks", {}), _is_step, lambda place, tasks: kept(place, tasks, is_name, texts)
+        ),
+        "baseline_tasks": kept("baseline_tasks", found.get("baseline_tasks", {}), is_name, text),
+    }
+
+
+def _is_step(text: str) -> bool:
+    return STEP.fullmatch(text) is not None
 
 
 def evaluation_of(metric: str) -> str:
@@ -88,19 +126,25 @@ def comparable(results: Mapping[str, Any], tasks: Mapping[str, str] | None = Non
 
 
 def forget_after(workdir: Path, step: int) -> None:
-    """Removes the steps beyond this one, to which a run goes back, from evals.json; a damaged file is set aside."""
+    """Removes the steps beyond this one, to which a run goes back, from evals.json."""
     with _locked(workdir):
-        try:
-            results = read_results(workdir)
-            kept = {part: {str(int(n)): v for n, v in results[part].items()} for part in ("steps", "tasks")}
-        except (UserError, ValueError) as error:
-            aside = workdir / f"damaged_{FILE}"
-            os.replace(workdir / FILE, aside)
-            warnings.warn(f"{error}; it is now {aside}, and evaluations are recorded anew", stacklevel=2)
-            return
-        kept = {part: {n: v for n, v in of_part.items() if int(n) <= step} for part, of_part in kept.items()}
+        results = _read_to_write(workdir)
+        kept = {part: {n: v for n, v in results[part].items() if int(n) <= step} for part in ("steps", "tasks")}
         if results | kept != results:
             _write(workdir, results | kept)
+
+
+def _read_to_write(workdir: Path) -> dict[str, Any]:
+    """What is sound of evals.json; a file with more in it is set aside, so that nothing of it is lost."""
+    notes = Notes()
+    results = _read(workdir, notes)
+    if notes:
+        aside = workdir / f"damaged_{FILE}"
+        os.replace(workdir / FILE, aside)
+        notes[0] += f"; as it was it is now {aside}"
+        warn_of(workdir / FILE, notes)
+        _write(workdir, results)
+    return results
 
 
 def record_step(workdir: Path, step: int, metrics: Metrics, tasks: Mapping[str, Task]) -> None:
@@ -110,7 +154,7 @@ def record_step(workdir: Path, step: int, metrics: Metrics, tasks: Mapping[str, 
         tasks: what was evaluated, by the evaluation's name.
     """
     with _locked(workdir):
-        results = read_results(workdir)
+        results = _read_to_write(workdir)
         names = {evaluation_of(metric) for metric in metrics}
         before = results["steps"].get(str(step), {})
         kept = {m: value for m, value in before.items() if evaluation_of(m) not in names}
@@ -129,7 +173,7 @@ def record_baselines(workdir: Path, baselines: Mapping[str, Metrics], tasks: Map
         tasks: the SHA-256 of each evaluation that they are of.
     """
     with _locked(workdir):
-        results = read_results(workdir)
+        results = _read_to_write(workdir)
         before = {
             name: {metric: x for metric, x in metrics.items() if evaluation_of(metric) not in tasks}
             for name, metrics in results["baselines"].items()
@@ -148,8 +192,15 @@ def _locked(workdir: Path) -> Iterator[None]:
 
 
 def _write(workdir: Path, results: dict[str, Any]) -> None:
-    found = {key: value for key, value in results.items() if value or key in ("steps", "baselines")}
+    found = {key: _finite(value) for key, value in results.items() if value or key in ("steps", "baselines")}
     write_atomically(workdir / FILE, json.dumps(found, indent=2) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """The same, with texts for what is no finite number, as in metrics.jsonl: JSON has no other."""
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
 
 
 def table(columns: Mapping[str, Metrics]) -> str:
@@ -180,6 +231,6 @@ def cell(metrics: Metrics, row: str) -> str:
     value = metrics[row]
     if isinstance(value, (int, str)):
         return str(value)
-    if f"{row}_low" in metrics:
+    if all(is_number(metrics.get(f"{row}_{end}")) for end in ("low", "high")):
         return f"{value:.3f} [{metrics[f'{row}_low']:.3f}, {metrics[f'{row}_high']:.3f}]"
     return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.1e}"

@@ -16,6 +16,7 @@ from filip_jax.evals.records import check_records
 from filip_jax.evals.results import Metrics
 from filip_jax.evals.tasks import BASELINES, Task, hashes_of, hashes_of_model
 from filip_jax.inference import Embedder
+from filip_jax.names import check_name
 from filip_jax.sections import check, choose
 
 # Each has evaluate(model, source, output, **options) -> numbers and baselines(source, **options) ->
@@ -77,8 +78,9 @@ def _open(name: str, *, kind: str, source: Mapping[str, Any], **options: Any) ->
 
 
 def check_evals(evals: Mapping[str, Any]) -> None:
-    """Raises a UserError if a section has an unknown kind or option; opens no data."""
+    """Raises a UserError if a section has no name that can be a file's, an unknown kind or option; opens no data."""
     for name, section in evals.items():
+        check_name(name, "evals")
         if not isinstance(section, Mapping):
             raise UserError(f"evals.{name}={section!r} is not a section")
         kind = choose(KINDS, section.get("kind", ""), f"evals.{name}.kind")

@@ -1,5 +1,6 @@
 """The networks. Flax stays in this package: outside of it a model is pure functions of nested dicts."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from filip_jax.paths import flatten
 from filip_jax.sections import call
 
 LARGEST = 2**20  # of a model's numbers
+MAX_PARAMETERS = 2**40
 
 __all__ = ["POOLINGS", "Model", "make_model"]
 
@@ -54,7 +56,10 @@ def make_model(**config) -> Model:
     def build(key):
         return call(DualEncoder, config, "model", rngs=nnx.Rngs(key))
 
-    graphdef = nnx.graphdef(nnx.eval_shape(build, jax.random.key(0)))
+    graphdef, shapes = nnx.split(nnx.eval_shape(build, jax.random.key(0)))
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    if count > MAX_PARAMETERS:
+        raise UserError(f"model: these widths and depths make {count:.1e} parameters; at most {MAX_PARAMETERS:.1e} are built")
 
     def init(key):
         return nnx.to_pure_dict(nnx.state(build(key)))

@@ -13,6 +13,7 @@ from filip_jax.sections import choose
 
 ATTENTIONS = ("xla", "cudnn")  # programs for the same function
 CUDNN_HEAD = 128  # the widest head that every GPU takes
+MAX_LAYERS = 1024  # of a tower: without `scan` each is compiled
 TOKENS = 2**16  # most that a tower takes: the loss numbers them with two bytes
 ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -100,6 +101,8 @@ class Transformer(nnx.Module):
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
+        if depth > MAX_LAYERS:
+            raise UserError(f"a tower of depth={depth}; at most {MAX_LAYERS} layers are built")
         if width % heads:
             raise UserError(f"a tower of width={width} does not split into heads={heads}")
         if attention not in ATTENTIONS:

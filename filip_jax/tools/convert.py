@@ -19,9 +19,10 @@ from filip_jax.data.identity import changes
 from filip_jax.data.record import BadRecord, Record, kind_of
 from filip_jax.data.sources import Source, make_source
 from filip_jax.errors import UserError
-from filip_jax.files import LOCK, locked, read_json, remove_abandoned, replacing, write_atomically
+from filip_jax.files import LOCK, locked, remove_abandoned, replacing, write_atomically
 from filip_jax.progress import Progress
 from filip_jax.sections import at_least
+from filip_jax.small_files import is_whole, read_json
 from filip_jax.workers import run
 
 PLAN, BAD = "convert.json", "bad.jsonl"
@@ -149,8 +150,16 @@ def _facts(output: Path, number: int) -> Path:
     return output / f"{number:05d}.json"
 
 
+def _read_facts(file: Path) -> Shard:
+    facts = read_json(file)
+    number, records, bad = (facts.get(name) for name in ("number", "records", "bad"))
+    if not is_whole(number) or not is_whole(records) or not isinstance(bad, dict) or not all(map(is_whole, bad.values())):
+        raise UserError(f"{file} is damaged: remove it, and the shard is converted again")
+    return Shard(number, records, bad)
+
+
 def _summary(output: Path, total: int) -> dict[str, Any]:
-    facts = [Shard(**read_json(_facts(output, number))) for number in range(total)]
+    facts = [_read_facts(_facts(output, number)) for number in range(total)]
     hashes = np.concatenate([np.fromfile(output / f"{number:05d}.hashes", "<u8") for number in range(total)] or [[]])
     size = sum((output / f"{number:05d}.array_record").stat().st_size for number in range(total))
     bad = sum((Counter(shard.bad) for shard in facts), Counter())

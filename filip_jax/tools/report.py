@@ -16,14 +16,16 @@ from filip_jax.checkpoint import Checkpoints
 from filip_jax.config import FILE as CONFIG
 from filip_jax.config import read_config
 from filip_jax.data.decode import decode
+from filip_jax.data.index_folder import sources_of_others
 from filip_jax.data.sources import make_source
 from filip_jax.errors import UserError
 from filip_jax.evals.curves import COLOURS, chart, metric_charts, points
 from filip_jax.evals.published import published_rows
 from filip_jax.evals.results import cell, comparable, evaluation_of, read_results, rows_of
-from filip_jax.files import read_lines
+from filip_jax.logged import read_metrics
 from filip_jax.paths import flatten
 from filip_jax.plain import escape
+from filip_jax.small_files import is_number
 from filip_jax.tools.inspect import contact_sheet, sample_views
 from filip_jax.user_paths import from_user
 from filip_jax.workdir import Workdir
@@ -63,7 +65,7 @@ def report(workdir: str, output: str = "") -> str:
 def _page(workdir: str, folder: Path) -> str:
     if not (folder / CONFIG).is_file():
         raise UserError(f"{workdir} holds no run: {CONFIG} is missing")
-    config, results, lines = read_config(folder), read_results(folder), read_lines(folder / "metrics.jsonl")
+    config, results, lines = read_config(folder), read_results(folder), read_metrics(folder)
     page = "".join([
         _head(workdir, config, lines, results),
         _evaluations(workdir, results),
@@ -172,7 +174,11 @@ def _training(lines) -> str:
 def _seconds(line: Mapping[str, Any]) -> dict[str, float]:
     """The seconds of each phase of the run, all its starts together."""
     found = {key: re.fullmatch(r"time/(\w+)_seconds", key) for key in line}
-    return {match[1].replace("_", " "): float(line[key]) for key, match in found.items() if match and line[key] > 0}
+    return {match[1].replace("_", " "): float(line[key]) for key, match in found.items() if match and _is_time(line[key])}
+
+
+def _is_time(value: Any) -> bool:
+    return is_number(value) and value > 0
 
 
 def _time(lines) -> str:
@@ -213,7 +219,8 @@ def _pictures(folder: Path) -> str:
 def _samples(config) -> str:
     """A contact sheet of the training data, if it is here."""
     try:
-        source = make_source({name: x for name, x in config["source"].items() if name != "each_caption"})
+        with sources_of_others():
+            source = make_source({name: x for name, x in config["source"].items() if name != "each_caption"})
         views = sample_views(source, config["data"]["image_size"], config["data"]["augment"])
     except Exception as error:  # data that was moved or changed, a config of an earlier version: the page is of the run
         return _section("The data", f'<p class="faint">It can not be shown here: {escape(str(error))}</p>')

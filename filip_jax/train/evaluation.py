@@ -12,7 +12,8 @@ from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch
 from filip_jax.console import show, show_error
 from filip_jax.errors import ProcessLost, UserError, one_line
 from filip_jax.evals.results import Metrics
-from filip_jax.files import read_json, write_atomically
+from filip_jax.files import write_atomically
+from filip_jax.small_files import Notes, is_whole, read_json
 from filip_jax.workdir import Workdir
 
 FILE = "evaluating.json"  # the step, and how often each evaluation was begun there and not ended
@@ -92,12 +93,11 @@ class EvalGuard:
 
     def _attempts(self) -> dict[str, int]:
         try:
-            before = read_json(self.file) if self.file.exists() else {}
-            if before.get("step") == self.step:
-                return {name: int(count) for name, count in before["attempts"].items()}
-        except (UserError, KeyError, TypeError, ValueError, AttributeError):
-            pass  # torn, or not ours
-        return {}
+            before = read_json(self.file, Notes()) if self.file.exists() else {}
+        except (UserError, OSError):  # torn, or not ours
+            return {}
+        attempts = before.get("attempts") if before.get("step") == self.step else {}
+        return {name: count for name, count in attempts.items() if is_whole(count)} if isinstance(attempts, dict) else {}
 
     def _write(self, attempts: dict[str, int]) -> None:
         if not attempts and not self.workdir.is_remote:  # a bucket's copy would come back

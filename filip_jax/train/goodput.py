@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
@@ -10,6 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from filip_jax.cluster.watch import Watch
 from filip_jax.errors import UserError
 from filip_jax.user_paths import from_user
+from filip_jax.small_files import is_number
 
 PHASES = ("start", "restore", "compile", "data", "step", "save", "evaluation", "end")
 LOST = "lost_by_rollback"
@@ -31,10 +33,10 @@ class Goodput:
         reached: seconds of the run when it was killed, where that is known; also of starts that logged nothing.
     """
 
-    def __init__(self, watch: Watch, before: Mapping[str, float], dropped: Mapping[str, float], reached: float = 0.0):
+    def __init__(self, watch: Watch, before: Mapping[str, Any], dropped: Mapping[str, Any], reached: float = 0.0):
         self.watch = watch
-        self.before = {name: float(before.get(name, 0.0)) for name in NAMES}
-        reached = max(reached, sum(dropped.get(key_of(name), 0.0) for name in NAMES))
+        self.before = {name: _seconds(before.get(name)) for name in NAMES}
+        reached = max(reached, sum(_seconds(dropped.get(key_of(name))) for name in NAMES))
         self.before[LOST] += max(0.0, reached - sum(self.before.values()))
 
     def totals(self) -> dict[str, float]:
@@ -57,6 +59,11 @@ class Goodput:
         rows = [f"| {name:<16} | {s:>10.1f} | {100 * s / whole:>5.1f} % |" for name, s in totals.items() if s >= 0.05]
         head = ["| time spent in    |    seconds |   share |", "| ---------------- | ---------- | ------- |"]
         return "\n".join(head + rows)
+
+
+def _seconds(value: object) -> float:
+    """A number of seconds from a file; anything else is none."""
+    return float(value) if is_number(value) and value > 0 else 0.0
 
 
 class CompileCache:

@@ -16,6 +16,7 @@ from filip_jax.data.pipeline import Bad
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
 from filip_jax.files import open_to_append, replacing, writing
+from filip_jax.small_files import Notes, is_whole, line_of, lines_of, read_lines, warn_of
 
 FOLDER = "quarantine"
 SKIPPED = "skipped"  # the samples of steps that the guards skipped
@@ -117,24 +118,28 @@ def _append(file: Path, lines: Sequence[Mapping[str, Any]]) -> None:
 def forget_keys_after(workdir: Path, step: int) -> None:
     """Removes the steps beyond this one, to which a run goes back, from the logs of samples, line by line."""
     for file in (*(workdir / KEYS).glob("*.jsonl"), *(workdir / SKIPPED).glob("*.jsonl")):
-        with replacing(file) as beside, file.open("rb") as lines, beside.open("wb") as kept:
-            kept.writelines(line for line in lines if _stands(line, step))
+        notes = Notes()
+        if not file.is_dir():
+            with replacing(file) as beside, beside.open("wb") as kept:
+                kept.writelines(line for line in lines_of(file, notes) if _stands(line, notes, step))
+            warn_of(file, notes)
 
 
-def _stands(line: bytes, step: int) -> bool:
-    try:
-        return line.endswith(b"\n") and json.loads(line)["step"] <= step
-    except (ValueError, KeyError, TypeError):
-        return False  # torn by a kill
+def _stands(line: bytes, notes: Notes, step: int) -> bool:
+    """Whether the line of a step stays; one that is not as we write it goes, and is noted."""
+
+    def typed(content: dict[str, Any], notes: Notes) -> dict[str, Any] | None:
+        return content if is_whole(content.get("step")) else notes.append(f"'step' is {content.get('step')!r:.100}")
+
+    content = line_of(line, notes, typed)
+    return content is not None and content["step"] <= step
 
 
 def _named(file: Path) -> set[tuple[str, str, str]]:
-    """The records that the file names; a line torn by a kill is none."""
-    found = set()
-    for line in file.read_text("utf-8").splitlines() if file.exists() else ():
-        try:
-            entry = json.loads(line)
-            found.add((entry["part"], entry["shard"], entry["key"]))
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
+    """The records that the file names."""
+
+    def typed(content: dict[str, Any], notes: Notes) -> dict[str, Any] | None:
+        names = [content.get(name) for name in ("part", "shard", "key")]
+        return content if all(isinstance(x, str) for x in names) else notes.append(f"a record is {names!r:.100}")
+
+    return {(each["part"], each["shard"], each["key"]) for each in read_lines(file, typed)}

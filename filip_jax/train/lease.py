@@ -14,6 +14,7 @@ from typing import Any
 from filip_jax import folders, storage
 from filip_jax.errors import UserError
 from filip_jax.files import locked, write_atomically
+from filip_jax.small_files import Notes, is_number, parse
 
 FILE = "running.json"
 LOCK = ".running.tmp"  # beside it, while a start looks whether another run writes there
@@ -100,8 +101,8 @@ class Lease:
     def _take(self) -> None:
         if other := self._read():
             self._check_ended(other)
-            with contextlib.suppress(KeyError, TypeError, ValueError):  # of an older version, or not ours
-                self.reached = max(0.0, float(other["seconds"]))
+            if is_number(seconds := other.get("seconds")):  # else of an older version, or not ours
+                self.reached = max(0.0, seconds)
         self._write()
 
     def _let_go(self) -> None:
@@ -131,9 +132,9 @@ class Lease:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            found = json.loads(folders.read_whole(self.path))
+            found = parse(folders.read_whole(self.path), Notes())
             return found if isinstance(found, dict) else None
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
             return None
 
     def _check_ended(self, other: dict[str, Any]) -> None:

@@ -17,13 +17,13 @@ import jax
 from filip_jax.checkpoint import CheckpointWriter, abstract
 from filip_jax.cluster import service
 from filip_jax.cluster.pulse import Pulse
-from filip_jax.cluster.roll_call import roll_call
+from filip_jax.cluster.roll_call import Decision, roll_call
 from filip_jax.cluster.watch import Watch
 from filip_jax.config import save_config
 from filip_jax.data.pipeline import batches, parts_of
 from filip_jax.data.sources import Source, check_same_data, describe
 from filip_jax.data.tokenizer import Tokenizer
-from filip_jax.errors import Preempted, ProcessLost, UserError, one_line
+from filip_jax.errors import UserError, one_line
 from filip_jax.evals.results import forget_after, is_recorded, record_step, table
 from filip_jax.evals.run import Eval, open_evals, run_evals, tasks_of
 from filip_jax.inference import Embedder, check_tokenizer
@@ -54,8 +54,7 @@ def train(workdir: str | Path, config: Mapping[str, Any], watch: Watch | None = 
 
     Raises:
         UserError: a config, data or checkpoint that can not be, or too many steps that had to be skipped.
-        Preempted: a signal asked the run to stop; everything is saved.
-        ProcessLost: a process that the run needs is gone; all that was trained is saved.
+        Preempted, ProcessLost: a signal asked the run to stop, or a data worker is gone; everything is saved.
     """
     if watch is not None:
         return _train(workdir, config, watch)
@@ -214,13 +213,13 @@ class Trainer:
         """
         started = time.perf_counter()
         with self.watch.phase("data"):
-            decision = roll_call(self.watch, self.step, self._is_ready, self._clock_says_save)
+            decision = roll_call(self.watch, self.step, self._is_ready, self.checkpoints.is_due_by_clock)
         waited = time.perf_counter() - started
         if not self.log.is_idle():
             self.watch.move(waited, "data", "step")
             waited = 0.0
-        if decision.stop or decision.lost:
-            self._stop(decision.stop or decision.lost, Preempted if decision.stop else ProcessLost)
+        if decision.end(""):
+            self._stop(decision)
         if decision.save and self.step != self.saved_step:
             self._save()
         self.watch.set_unsaved(True)
@@ -236,16 +235,13 @@ class Trainer:
             self.input.add(self.feed.item)
         return self.feed.item is not None
 
-    def _clock_says_save(self) -> bool:
-        return self.checkpoints.is_due_by_clock() and self.step != self.saved_step
-
-    def _stop(self, reason: str, kind: type[Preempted | ProcessLost]) -> None:
-        say(f"filip: {reason}: saving step {self.step} and stopping")
+    def _stop(self, decision: Decision) -> None:
+        say(f"filip: {decision.end(f'saving step {self.step} and stopping')}")
         self.watch.handled = True
         self._save()
         self._finish_saving()
         say(self.goodput.table())
-        raise kind(f"{reason}: step {self.step} of {self.setup.total_steps} is saved")
+        raise decision.end(f"step {self.step} of {self.setup.total_steps} is saved")
 
     def _save(self) -> None:
         """Starts a save, if this step is not saved yet; the time that training stands still for it is logged."""

@@ -15,12 +15,12 @@ import jax
 
 from filip_jax.console import show
 from filip_jax.errors import UserError
-from filip_jax.files import open_to_append, read_lines, write_atomically, writing
+from filip_jax.files import open_to_append, write_atomically, writing
+from filip_jax.logged import FILE, read_metrics
 from filip_jax.train.goodput import Goodput
 from filip_jax.train.input_log import InputLog
 from filip_jax.train.tensorboard import Scalars
 
-FILE = "metrics.jsonl"
 FOLDER = "tensorboard"
 WAITING = 0.05  # of the time that devices wait for data, above which something should be done
 ADVICE = (
@@ -55,7 +55,7 @@ class MetricWriter:
         if not self.enabled:
             return
         self.file = file = workdir / FILE
-        lines = read_lines(file)
+        lines = read_metrics(workdir)
         kept = [line for line in lines if _stands(line, step, evaluated)]
         dropped = [line for line in lines if not _stands(line, step, evaluated) and "train/loss" in line]
         self.dropped = dropped[-1] if dropped else {}

@@ -23,6 +23,7 @@ from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
 from filip_jax.errors import UserError, one_line
 from filip_jax.files import remove_abandoned, write_atomically
 from filip_jax.inference import TOKENIZER, read_tokenizer
+from filip_jax.mesh import check_memory
 from filip_jax.sections import call
 from filip_jax.train.goodput import CompileCache
 from filip_jax.train.input_log import FOLDER, KEYS, SKIPPED
@@ -42,6 +43,7 @@ def prepare_setup(config: Mapping[str, Any], watch: Watch) -> Setup:
     """
     processes = preflight(config)
     setup = call(make_setup, config, "(top level)", devices=None)
+    check_memory(setup.shapes, setup.mesh, "the state of this run")
     watch.listen(setup.processes["stop_signals"])
     watch.hang_seconds = setup.processes["hang_seconds"]
     say(processes)

@@ -1,7 +1,9 @@
 """Weights & Biases, for runs that name a project. Whatever happens there, training goes on."""
 
+import contextlib
 import os
 import queue
+import re
 import secrets
 import threading
 import warnings
@@ -15,9 +17,11 @@ from filip_jax.errors import UserError
 from filip_jax.extras import extra_module
 from filip_jax.files import write_atomically
 from filip_jax.plain import printable
+from filip_jax.small_files import read_own
 from filip_jax.train.metrics import say
 
 FILE = "wandb_id.txt"
+ID, MAX_ID_BYTES = re.compile(r"[\w-]{1,64}", re.ASCII), 100
 BEGIN_SECONDS = 30.0  # for W&B to answer at the start, during which training goes on
 END_SECONDS = 30.0  # for the last numbers at the end; what is not sent by then stays on the disk
 LONGEST, ILLEGAL = 128, "/\\#?%:"  # characters of a name, those of a project's
@@ -95,10 +99,16 @@ class WandbLog:
 
 def _run_id(workdir: Path) -> str:
     """The id of the run, made once."""
-    file = workdir / FILE
-    if not file.exists():
-        write_atomically(file, secrets.token_hex(4) + "\n")
-    return file.read_text("utf-8").strip()
+    file, found = workdir / FILE, ""
+    if os.path.lexists(file):
+        with contextlib.suppress(UserError, OSError):
+            found = read_own(file, MAX_ID_BYTES).decode("utf-8", "replace").strip()
+        if ID.fullmatch(found):
+            return found
+        warnings.warn(f"{file} holds no id that W&B gives: the run begins anew there", stacklevel=2)
+    name = secrets.token_hex(4)
+    write_atomically(file, name + "\n")
+    return name
 
 
 def _warn(said: str) -> None:
