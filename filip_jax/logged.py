@@ -16,7 +16,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
 
 
 def typed_metrics(line: Mapping[str, Any], notes: Notes) -> dict[str, Any] | None:
-    """Return what stands in a line as runs write it, or None if it has no step; see `small_files.read_lines`."""
+    """Return what stands in a line as runs write it, or None if it has no step; see `small_files.objects_of`."""
     if not is_whole(line.get("step")):
         return notes.append(f"'step' is {line.get('step')!r:.100}")
     kept = {name: x for name, x in line.items() if is_text(name, MAX_KEY) and (is_number(x) or is_text(x))}

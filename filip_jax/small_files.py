@@ -160,23 +160,31 @@ def read_json(file: Path, notes: Notes | None = None) -> dict[str, Any]:
 
 
 def read_lines(file: Path, typed: Callable[[dict[str, Any], Notes], dict[str, Any] | None]) -> list[dict[str, Any]]:
-    """Return the objects of a file with one on each line; a last line torn by a kill is none.
+    """Return the objects of the first MAX_LINES_BYTES of a file; see `objects_of`."""
+    return list(objects_of(file, typed, MAX_LINES_BYTES))
+
+
+def objects_of(
+    file: Path, typed: Callable[[dict[str, Any], Notes], dict[str, Any] | None], most: float = math.inf
+) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file with one on each line; a last line torn by a kill is none.
 
     Args:
         typed: gives the object as its writer writes it, or None, and notes what it leaves out.
+        most: bytes of the file that are read.
     """
-    found, notes = [], Notes()
-    for number, line in enumerate(lines_of(file, notes, MAX_LINES_BYTES), 1):
+    notes = Notes()
+    for number, line in enumerate(lines_of(file, notes, most), 1):
         before = len(notes)
         content = line_of(line, notes, typed)
         notes[before:] = [f"line {number}: {note}" for note in notes[before:]]
-        found += [] if content is None else [content]
+        if content is not None:
+            yield content
     warn_of(file, notes)
-    return found
 
 
 def line_of(line: bytes, notes: Notes, typed: Callable[[dict[str, Any], Notes], dict[str, Any] | None]) -> Any:
-    """Return the object of a line, or None; see `read_lines`."""
+    """Return the object of a line, or None; see `objects_of`."""
     if not line.endswith(b"\n"):
         return None
     try:

@@ -117,7 +117,7 @@ struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
         (pa.list_(pa.binary()), lambda n: [IMAGES[n]]),
         (pa.dictionary(pa.int32(), pa.string()), lambda n: f"{n}.png"),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, pa.DataType) else "",
 )
 def test_images_of_every_type(tmp_path, write, kind, wrap):
     for n, data in enumerate(IMAGES):

@@ -13,6 +13,7 @@ import pytest
 from conftest import signed
 from pairs import write_webdataset
 
+from filip_jax import small_files
 from filip_jax.checkpoint import CheckpointWriter, Checkpoints
 from filip_jax.cleaning.filter import filter_source
 from filip_jax.cli import main
@@ -238,6 +239,16 @@ def test_one_warning_names_the_file_and_what_is_left_out(run):
         lines = read_metrics(run)
         read_metrics(run)
     assert len(caught) == 1 and lines[-1] == {"step": 2}
+
+
+def test_a_log_longer_than_what_is_held_stays_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(small_files, "MAX_LINES_BYTES", 100)
+    lines = [{"step": step, "train/loss": 1.0} for step in range(1, 60)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    writer = MetricWriter(tmp_path, step=50, evaluated=True)
+    writer.close()
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()] == lines[:50]
+    assert writer.dropped == lines[-1]
 
 
 def test_a_run_resumes_beside_odd_files(run, trained, capsys):

@@ -15,8 +15,9 @@ import jax
 
 from filip_jax.console import show
 from filip_jax.errors import UserError
-from filip_jax.files import open_to_append, write_atomically, writing
-from filip_jax.logged import FILE, read_metrics
+from filip_jax.files import open_to_append, replacing, writing
+from filip_jax.logged import FILE, typed_metrics
+from filip_jax.small_files import objects_of
 from filip_jax.train.goodput import Goodput
 from filip_jax.train.input_log import InputLog
 from filip_jax.train.tensorboard import Scalars
@@ -55,19 +56,24 @@ class MetricWriter:
         if not self.enabled:
             return
         self.file = file = workdir / FILE
-        lines = read_metrics(workdir)
-        kept = [line for line in lines if _stands(line, step, evaluated)]
-        dropped = [line for line in lines if not _stands(line, step, evaluated) and "train/loss" in line]
-        self.dropped = dropped[-1] if dropped else {}
+        self._forget_after(step, evaluated)
         if self.dropped and not step:
             reached = self.dropped["step"]
             warnings.warn(
                 f"{file} reached step {reached}, but there is no checkpoint: the run begins anew", stacklevel=2
             )
-        write_atomically(file, "".join(json.dumps(line) + "\n" for line in kept))
         self.workdir = workdir.stat()
         self._open()
         self.scalars = Scalars(workdir / FOLDER, step + 1)
+
+    def _forget_after(self, step: int, evaluated: bool) -> None:
+        """Removes the lines beyond the step, one by one: the log of a long run is larger than what should be held."""
+        with replacing(self.file) as beside, beside.open("wb") as kept:
+            for line in objects_of(self.file, typed_metrics):
+                if _stands(line, step, evaluated):
+                    kept.write(json.dumps(line).encode() + b"\n")
+                elif "train/loss" in line:
+                    self.dropped = line
 
     def _open(self) -> None:
         self.lines = io.TextIOWrapper(open_to_append(self.file), "utf-8", line_buffering=True)
