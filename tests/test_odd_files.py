@@ -247,7 +247,8 @@ def test_a_log_longer_than_what_is_held_stays_whole(tmp_path, monkeypatch):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     writer = MetricWriter(tmp_path, step=50, evaluated=True)
     writer.close()
-    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()] == lines[:50]
+    kept = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in kept] == lines[:50]
     assert writer.dropped == lines[-1]
 
 
