@@ -55,6 +55,8 @@ def _align(arguments, _) -> None:
         raise UserError(f"--image={image}: no such file")
     if output.suffix.lower() != ".png":
         raise UserError(f"--output={output}: the picture is a PNG; name it so")
+    if output.exists() and output.samefile(image):
+        raise UserError(f"--output={output} is the picture that is looked at: name another file")
     text, phrases = _checked(arguments.text, "text"), None
     if arguments.label is not None:
         text, words = label_prompt(_checked(arguments.label, "label").strip())

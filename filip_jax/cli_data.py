@@ -199,12 +199,13 @@ def _views(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _inspect(arguments, overrides) -> None:
-    from filip_jax.data.sources import make_source
+    from filip_jax.data.sources import check_outside, make_source
     from filip_jax.tools.inspect import inspect as look_at
 
     if not arguments.output.endswith(".png"):
         raise UserError(f"--output={arguments.output}: the contact sheet is a PNG; name it so")
     config = _config(arguments, overrides)
+    check_outside(config["source"], arguments.output, "--output")
     source, options = make_source(config["source"]), _chosen(arguments, _inspect_options)
     for line in look_at(source, output=Path(arguments.output), **_views(config), **options):
         show(line)
@@ -226,9 +227,11 @@ def _convert(arguments, overrides) -> None:
 def _filter(arguments, overrides) -> None:
     from filip_jax.cleaning.filter import filter_source
     from filip_jax.cleaning.report import table
-    from filip_jax.data.sources import make_source
+    from filip_jax.data.sources import check_outside, make_source
 
-    source = make_source(_config(arguments, overrides)["source"])
+    section = _config(arguments, overrides)["source"]
+    check_outside(section, arguments.output, "--output")
+    source = make_source(section)
     report = filter_source(source, Path(arguments.output), **_chosen(arguments, _filter_options))
     show(*table(report).split("\n"))
     if report["kept_records"] and not report["dry_run"]:

@@ -72,10 +72,19 @@ def first_link(path: str, root: str) -> str:
     return next((way for way in ways if os.path.islink(way)), "")
 
 
-def check_unlinked(folder: Path, remedy: str) -> None:
-    """Raises a UserError if a folder is a symbolic link, or holds one, or anything but folders and regular files."""
+def check_writable(folder: Path, remedy: str) -> None:
+    """Raise a UserError if what should become a folder, or is one, is a symbolic link or cannot be written to."""
     if folder.is_symlink():
         raise UserError(f"{folder} is a symbolic link, behind which nothing is written: {remedy}")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file where a folder is written: move it away")
+    if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{folder} cannot be written to: change its owner or mode, or give another folder")
+
+
+def check_unlinked(folder: Path, remedy: str) -> None:
+    """Raises a UserError if a folder is a symbolic link, or holds one, or anything but folders and regular files."""
+    check_writable(folder, remedy)
     for root, folders, names in os.walk(folder):
         for path in (os.path.join(root, name) for name in (*folders, *names)):
             with contextlib.suppress(FileNotFoundError):

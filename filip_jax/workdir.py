@@ -68,13 +68,11 @@ class Workdir:
         """Refuses to write through links: the folder itself may be one, what is written in it may not.
 
         Raises:
-            UserError: one of the folders that are written is a symbolic link, or holds one.
+            UserError: one of the folders that are written is a symbolic link, holds one, or cannot be written to.
         """
         for name in () if self.is_remote else names:
-            if name in UNWALKED and not (self.folder / name).is_symlink():
-                continue
-            remedy = f"remove the link; the whole workdir may be one (ln -s /elsewhere/run {self.name})"
-            folders.check_unlinked(self.folder / name, remedy)
+            check = folders.check_writable if name in UNWALKED else folders.check_unlinked
+            check(self.folder / name, f"remove the link; the whole workdir may be one (ln -s /elsewhere/run {self.name})")
 
     def write_missing(self, files: Mapping[str, bytes]) -> list[str]:
         """Writes again those of the files that somebody removed while the run goes on; their names.

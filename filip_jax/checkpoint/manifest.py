@@ -44,11 +44,15 @@ def path_of(path: Sequence[Any]) -> str:
 def write_manifest(folder: str, content: Mapping[str, Any], state_folder: str) -> Manifest:
     """Hashes the files of `state_folder` and writes the manifest of the checkpoint in `folder`.
 
+    Hidden files are left out: Orbax writes none, but NFS, file managers and sync tools do, and take them away again.
+
     Raises:
         OSError: something can not be read or written.
     """
+    top = folder.rstrip("/") + "/"
     found = storage.find(storage.join(folder, state_folder), ("",), "checkpoint")
-    names = [file.path.removeprefix(folder.rstrip("/") + "/") for file in found]
+    found = [file for file in found if "/." not in file.path.removeprefix(top)]
+    names = [file.path.removeprefix(top) for file in found]
     with ThreadPoolExecutor(THREADS) as pool:
         hashes = list(pool.map(lambda file: _sha256(file.path), found))
     files = {name: {"size": f.size, "sha256": sha} for name, f, sha in zip(names, found, hashes)}

@@ -215,7 +215,8 @@ class CheckpointWriter(Checkpoints):
         folder = self.folder(step)
         taken = {path.removeprefix(f"{folder}/").split("/")[0] for path in folders.matches(folder, "*/*")}
         if os.path.isdir(folder):
-            taken |= {name for name in os.listdir(folder) if os.path.islink(os.path.join(folder, name))}
+            linked = [name for name in os.listdir(folder) if os.path.islink(os.path.join(folder, name))]
+            taken |= {name.partition(".")[0] for name in linked}  # Orbax writes to state.orbax-checkpoint-tmp first
         names = ("state", *(f"state_{n}" for n in range(1, 1000)))
         return next(name for name in names if name not in taken)
 

@@ -116,6 +116,8 @@ def filter_source(
 
 def _try(work: Work, output: Path, plan: dict[str, Any], workers: int) -> dict[str, Any]:
     """The report of a dry run."""
+    if (output / DRY_REPORT).exists() and not read_json(output / DRY_REPORT).get("dry_run"):
+        raise UserError(f"filter: output={str(output)!r} holds a {DRY_REPORT}, but not of a filter: name another")
     work.clear()
     _make_folder(work)
     try:

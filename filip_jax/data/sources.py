@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -26,7 +27,7 @@ from filip_jax.data.tfds import Tfds
 from filip_jax.data.webdataset import WebDataset
 from filip_jax.errors import UserError
 from filip_jax.sections import check, choose
-from filip_jax.user_paths import from_user
+from filip_jax.user_paths import absolute, from_user
 
 SOURCES = {
     "emoji_scenes": EmojiScenes,
@@ -162,6 +163,28 @@ def _is_pair(pair: Any) -> bool:
         and isinstance(pair[1], int | float)
         and 0 < pair[1] <= WEIGHT
     )
+
+
+def check_outside(section: Mapping[str, Any], output: str | os.PathLike[str], option: str) -> None:
+    """Raise a UserError if what a command writes would lie in a folder of the data, and be read as data next time.
+
+    Args:
+        section: of a config's source.
+        output: a file or folder, which need not be there.
+        option: its name.
+    """
+    for part in (section, *section.values()):
+        for name in ("path", "images") if isinstance(part, Mapping) else ():
+            folder = absolute(from_user(part[name])) if isinstance(part.get(name), str) else ""
+            if os.path.isdir(folder) and _is_in(os.path.realpath(output), os.path.realpath(folder)):
+                raise UserError(
+                    f"{option}={os.fspath(output)} lies in the data ({name}={folder}), where it would be read as data: name "
+                    "another outside of it"
+                )
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return os.path.commonpath([path, folder]) == folder
 
 
 def fingerprint(source: Source) -> str:

@@ -17,7 +17,7 @@ from filip_jax.data.array_record import RecordWriter
 from filip_jax.data.decode import decode
 from filip_jax.data.identity import changes
 from filip_jax.data.record import BadRecord, Record, kind_of
-from filip_jax.data.sources import Source, make_source
+from filip_jax.data.sources import Source, check_outside, make_source
 from filip_jax.errors import UserError
 from filip_jax.files import LOCK, locked, remove_abandoned, replacing, write_atomically
 from filip_jax.progress import Progress
@@ -55,11 +55,12 @@ def convert(
         {records, bad: {reason: count}, repeated_images, bytes}.
 
     Raises:
-        UserError: a number out of range, or an output that was begun with other data or options, or that
+        UserError: a number out of range, or an output that lies in the data, was begun with other data or options, or that
             another process writes.
     """
     at_least(0, short_side=short_side)
     at_least(1, records_per_shard=records_per_shard, workers=workers)
+    check_outside(section, output, "--output")
     source = make_source(section)
     plan = {
         "identity": source.identity, "length": len(source), "short_side": short_side, "records_per_shard": records_per_shard,
@@ -92,14 +93,17 @@ def _check_plan(output: Path, plan: dict[str, Any]) -> None:
                 f"{output} was begun with another {changed[0]} ({begun.get(changed[0])!r}, now {plan[changed[0]]!r}): "
                 "give the old options or another output"
             )
-    elif any(file.name != LOCK for file in output.iterdir()):
+    elif any(not file.name.startswith(".") for file in output.iterdir()):  # those are locks, and file managers'
         raise UserError(f"{output} is not empty and holds no {PLAN}: give an empty or a new folder")
     else:
         write_atomically(file, json.dumps(plan, indent=2) + "\n")
 
 
 def _converter(section: dict[str, Any], output: Path, plan: dict[str, Any]) -> Callable[[int], None]:
-    return partial(_convert_shard, make_source(section), output, plan)
+    source = make_source(section)
+    if changed := changes(plan["identity"], source.identity):
+        raise UserError(f"the data has changed while it was converted into {output} (what differs: {changed}): begin anew")
+    return partial(_convert_shard, source, output, plan)
 
 
 def _convert_shard(source: Source, output: Path, plan: dict[str, Any], number: int) -> None:

@@ -19,14 +19,15 @@ from filip_jax.small_files import Notes, is_number, parse
 FILE = "running.json"
 LOCK = ".running.tmp"  # beside it, while a start looks whether another run writes there
 BEAT = 10.0  # seconds between signs of life
-SEEN_BY = ("host", "boot", "namespace")  # where all are the same, a process sees another one by its id
+SEEN_BY = ("host", "boot", "namespace", "folder")  # where all are the same, a process sees another one by its id
 
 
 class Lease:
     """Holds a workdir for this process, if it is the first of its run.
 
     A run of a process that is gone from this host gives way at once. One of another host or another container, which
-    may have the same host name and process id, is watched for two beats first: no clock of two hosts is compared.
+    may have the same host name and process id, is watched for two beats first: no clock of two hosts is compared. So
+    is one whose lease came here with a copy of its folder.
 
     Attributes:
         clock: gives the run's seconds, of all its starts; kept with each sign of life.
@@ -45,9 +46,9 @@ class Lease:
         self.turn = threading.Lock()
         if not holds:
             return
-        self.me = {"token": secrets.token_hex(8), **_place_of_process(), "pid": os.getpid(), "began": _began(os.getpid())}
-        self.me["beat"] = 0
         self.folder = None if storage.is_remote(place) else os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.me = {"token": secrets.token_hex(8), **_place_of_process(self.folder), "pid": os.getpid()}
+        self.me |= {"began": _began(os.getpid()), "beat": 0}
         try:
             busy = f"another run starts in {place} at this moment: give another --workdir, or try again"
             with contextlib.nullcontext() if self.folder is None else locked(Path(place, LOCK), busy):
@@ -84,7 +85,7 @@ class Lease:
                     f"another run began to write to {self.place} at the same time: process {other.get('pid')} on "
                     f"{other.get('host')}; this one ends"
                 )
-            if not other and not self._is_same_folder():
+            if not self._is_same_folder():  # nor is a copy, to which files that are open here do not belong
                 raise UserError(
                     f"{self.place} was moved or removed while the run wrote there; this run ends. What it has saved lies "
                     "where the folder is now: with --workdir naming that, the same command goes on"
@@ -150,15 +151,16 @@ class Lease:
 
     def _is_alive(self, pid: Any, began: Any) -> bool | None:
         """Whether a process of this host and namespace lives; None if this one may not know."""
-        if not isinstance(pid, int) or not 0 < pid < 1 << 31 or pid == self.me["pid"] or began is None:
+        if not isinstance(pid, int) or not 0 < pid < 1 << 31 or pid == self.me["pid"]:
             return False
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
             return False
-        except PermissionError:  # of another user, whom /proc may hide
-            return None if _began(pid) is None else _began(pid) == began
-        return _began(pid) == began
+        except PermissionError:  # of another user
+            pass
+        now = _began(pid)  # None also where /proc hides it, or is that of another namespace
+        return None if None in (began, now) else now == began
 
     def _beats(self, other: dict[str, Any]) -> bool:
         end = time.monotonic() + 2.5 * BEAT
@@ -170,19 +172,20 @@ class Lease:
         return False
 
 
-def _place_of_process() -> dict[str, str | None]:
-    """Where this process is seen by its id: host, kernel and pid namespace."""
+def _place_of_process(folder: int | None) -> dict[str, str | int | None]:
+    """Where this process is seen by its id: host, kernel, pid namespace and the workdir itself, not a copy of it."""
     boot = namespace = None
     with contextlib.suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = os.readlink("/proc/self/ns/pid")
-    return dict(zip(SEEN_BY, (socket.gethostname(), boot, namespace)))
+    number = 0 if folder is None else os.fstat(folder).st_ino
+    return dict(zip(SEEN_BY, (socket.gethostname(), boot, namespace, number)))
 
 
 def _began(pid: Any) -> str | None:
-    """When the living process of this host began, so that a later one of the same number is not taken for it."""
+    """When a process of this host began, so that a later one of its number is not taken for it; None if nobody says."""
     try:
         fields = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else fields[19]  # a zombie writes nothing any more
+        return "" if fields[0] in "ZX" else fields[19]  # a zombie writes nothing any more
     except (OSError, ValueError, TypeError, IndexError):
         return None

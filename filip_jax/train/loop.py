@@ -106,8 +106,8 @@ class Trainer:
         with watch.phase("restore"):
             newest = start.newest_sound(self.checkpoints, workdir, config)
         donor = None if newest is not None else open_donor(setup.init_from, setup.shapes["params"])
+        service.on_first_process(lambda: save_config(workdir, config))  # which says whose the other files are
         tokenizer = start.prepare_tokenizer(self.place, setup, source, started=newest is not None)
-        service.on_first_process(lambda: save_config(workdir, config))
         self.upkeep = Upkeep(self.place, self.lease)
         self.checkpoints.before_manifest = self.upkeep.before_manifest
         self.meta = {"tokenizer_sha256": tokenizer.sha256, **describe(source)}

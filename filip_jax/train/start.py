@@ -1,5 +1,6 @@
 """What a run needs before its first step: its data, its tokenizer, its newest sound checkpoint."""
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -18,11 +19,13 @@ from filip_jax.cluster.watch import Watch
 from filip_jax.config import FILE as CONFIG
 from filip_jax.config import check_same_run, read_config
 from filip_jax.data.pipeline import check_usable
-from filip_jax.data.sources import Source, make_source
+from filip_jax.data.sources import Source, check_outside, make_source
 from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
 from filip_jax.errors import UserError, one_line
+from filip_jax.evals.results import FILE as EVALS
 from filip_jax.files import remove_abandoned, write_atomically
 from filip_jax.inference import TOKENIZER, read_tokenizer
+from filip_jax.logged import FILE as METRICS
 from filip_jax.mesh import check_memory
 from filip_jax.sections import call
 from filip_jax.train.goodput import CompileCache
@@ -186,8 +189,8 @@ def _clean(checkpoints: CheckpointWriter, workdir: Path, config: Mapping[str, An
             )
         warnings.warn(f"{folder} is a symbolic link: it is read, and never removed", stacklevel=2)
     if step is None:
-        if not (workdir / CONFIG).exists():
-            return  # nothing says that the remains are ours
+        if not os.path.lexists(workdir / CONFIG):  # nothing says that the remains are ours
+            return _check_free(workdir, config.get("source", {}))
         saved = read_config(workdir)  # which raises if it is no run's: a new run would overwrite it
         try:
             check_same_run(workdir, config, saved)
@@ -196,3 +199,13 @@ def _clean(checkpoints: CheckpointWriter, workdir: Path, config: Mapping[str, An
     checkpoints.clean(keep=step)
     for folder in (workdir, *(workdir / name for name in (FOLDER, KEYS, SKIPPED))):
         remove_abandoned(folder)
+
+
+def _check_free(workdir: Path, source: Mapping[str, Any]) -> None:
+    """Raises a UserError if a folder without a config, which a run writes first, is another's: the data's, or one with
+    files that the run would replace."""
+    check_outside(source, workdir, "--workdir")
+    if names := [name for name in (TOKENIZER, METRICS, EVALS) if os.path.lexists(workdir / name)]:
+        raise UserError(
+            f"{workdir} holds {' and '.join(names)}, but no {CONFIG} of a run: give an empty --workdir, or move them away"
+        )
