@@ -113,6 +113,11 @@ def test_lists_of_the_web_have_no_quoting(tmp_path_factory, texts):
         (b"\xff\xfe" + "image,caption\n0.jpg,\ud800\n1.jpg,b\n2.jpg,c".encode("utf-16-le", "surrogatepass"), [None, "b", "c"], "UTF-8"),
         (",image,caption\n0,0.jpg,a\n1,1.jpg,b\n2,2.jpg,c\n,,\n", ["a", "b", "c"], ""),
         ("image | caption\n0.jpg | a\n", ["a"], ""),
+        ("image,caption\n0.jpg,a\\, b\n1.jpg,c\n", ["a, b", "c"], ""),  # escaped, not quoted
+        ("image\tcaption\n0.jpg\tx\n1.jpg\t\"a\n\tb\"\n", ["x", "a\n\tb"], ""),  # each line has the fields of a row
+        ("caption\timage\nx\t0.jpg\n\"a\tb\nc\"\t1.jpg\n", ["x", "a\tb\nc"], ""),
+        ("image,caption\n0.jpg,x\n1.jpg,\"a\nb, c\"\n", ["x", "a\nb, c"], ""),
+        ("caption\timage\nx\t0.jpg\n\"a\t1.jpg\nc\"\t2.jpg\n", ["x", '"a', 'c"'], ""),  # of the web
         ("\ufeffsep=;\r\nimage;caption\r\n0.jpg;a, b\r\n", ["a, b"], ""),
     ],
 )  # fmt: skip

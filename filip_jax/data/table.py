@@ -29,7 +29,7 @@ from filip_jax.walk import say_left_out
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz")
 ROWS = 1 << 16  # of a batch
-RULES = "rows 3"  # raised where the same list gives other rows
+RULES = "rows 4"  # raised where the same list gives other rows
 UNREADABLE = "a row that can not be read: "
 FIRST_TEXT = 3  # of the columns of a batch, behind the problem, the key and the image
 SHOWN = 5  # bad rows of a message
