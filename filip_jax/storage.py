@@ -21,7 +21,7 @@ from filip_jax.files import write_atomically, writing
 from filip_jax.foreign_paths import explain
 from filip_jax.small_files import open_regular
 from filip_jax.user_paths import Named, is_remote, spread
-from filip_jax.walk import say_left_out, sift, walk
+from filip_jax.walk import say_left_out, say_other_sources, sift, walk
 
 DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}  # scheme: the package that reads it, and the extra of the scheme's name
 SMALL = 1 << 20  # bytes
@@ -82,7 +82,7 @@ def find(path: str, suffixes: tuple[str, ...], key: str, left_out: Counter[str] 
         found |= {file.path: file for file in here}
     if not found:
         what = f"there is no such file, nor a folder with {' or '.join(suffixes)} in it"
-        raise UserError(f"{key}={path!r}: {what}{say_left_out(left_out)}{explain(path)}")
+        raise UserError(f"{key}={path!r}: {what}{say_left_out(left_out)}{say_other_sources(left_out)}{explain(path)}")
     if missing:
         some = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
         raise UserError(f"{key}={path!r}: {len(missing)} of {len(missing) + len(found)} files are missing: {some}")

@@ -23,6 +23,10 @@ SYSTEM_NAMES = frozenset({
     "system volume information", "@eadir", "@recycle", "@recently-snapshot", "@sharebin", "@tmp", "#recycle", "#snapshot",
     "~snapshot", "lost+found", "_temporary", "_delta_log", "_spark_metadata", "_tmp", "__pycache__",
 })  # fmt: skip
+READ_BY = {  # which source reads files of an ending
+    ".arrow": "arrow", ".parquet": "parquet", ".tar": "webdataset", ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl",
+    ".array_record": "array_record", ".arrayrecord": "array_record", ".jpg": "folder", ".jpeg": "folder", ".png": "folder",
+}  # fmt: skip
 PARTIAL_ENDINGS = (
     ".tmp", ".temp", ".part", ".partial", ".filepart", ".crdownload", ".download", ".opdownload", ".aria2", ".incomplete",
     ".!ut", ".!qb", ".bc!", ".swp", ".lock", "~",
@@ -117,6 +121,11 @@ def say_left_out(left_out: Mapping[str, int]) -> str:
     """Return the counts in words, to stand behind what is there; "" if nothing was left out."""
     reasons = [f"{reason} ({count})" for reason, count in Counter(left_out).most_common(MAX_SHOWN)]
     return f"; left out: {', '.join(reasons)}{' …' if len(left_out) > MAX_SHOWN else ''}" if reasons else ""
+
+
+def say_other_sources(left_out: Mapping[str, int]) -> str:
+    """Return which sources read what was left out, to stand behind a refusal."""
+    return "".join(f"; the source {name} reads {ending}" for ending, name in READ_BY.items() if ending in left_out)
 
 
 def _count(reason: str, name: str, left_out: Counter[str]) -> None:

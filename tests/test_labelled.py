@@ -272,3 +272,17 @@ def test_the_shipped_config_names_what_tensorflow_datasets_has_and_classes_becom
     assert found["eurosat"][:3] == ["annual crop", "forest", "herbaceous vegetation"]
     assert found["sun397"][0] == "abbey" and "apartment building outdoor" in found["sun397"]
     assert "american pit bull terrier" in found["pets"] and "Chevrolet TrailBlazer SS 2009" in found["cars"]
+
+
+def test_records_without_a_class_are_bad_and_the_others_stay(tmp_path):
+    lines = [{"image": f"{n}.jpg", "caption": "x"} | ({"class": name} if name else {}) for n, name in enumerate(["b", "", "a"])]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    section = dict(name="jsonl", path=str(tmp_path / "list.jsonl"), label="class")
+    with pytest.warns(UserWarning, match="1 of 3 records have no class: record list.jsonl 1.jpg: no class in 'class'"):
+        source = make_source(section)
+    assert source.class_names == ["a", "b"] and [source.captions(n)[0].text for n in (0, 2)] == ["b", "a"]
+    with pytest.raises(BadRecord, match="no class"):
+        source.captions(1)
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(line | {"class": ""}) + "\n" for line in lines))
+    with pytest.raises(UserError, match="no class in 'class'"):
+        make_source(section)

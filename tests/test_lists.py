@@ -1,5 +1,6 @@
 """Lists as other tools write them: a row is read right or is a bad record, and no text of it is cut or changed."""
 
+import bz2
 import csv
 import gzip
 import io
@@ -58,7 +59,7 @@ DIALECTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 @pytest.mark.parametrize("dialect", DIALECTS, ids=str)
 @pytest.mark.parametrize("name", ["list.csv", "list.tsv"])
 def test_every_dialect_gives_the_same_captions(tmp_path, name, dialect, encoding):
@@ -113,6 +114,11 @@ def test_lists_of_the_web_have_no_quoting(tmp_path_factory, texts):
         (b"\xff\xfe" + "image,caption\n0.jpg,\ud800\n1.jpg,b\n2.jpg,c".encode("utf-16-le", "surrogatepass"), [None, "b", "c"], "UTF-8"),
         (",image,caption\n0,0.jpg,a\n1,1.jpg,b\n2,2.jpg,c\n,,\n", ["a", "b", "c"], ""),
         ("image | caption\n0.jpg | a\n", ["a"], ""),
+        ("image,caption\n0.jpg,a\\, b\n1.jpg,c\n", ["a, b", "c"], ""),  # escaped, not quoted
+        ("image\tcaption\n0.jpg\tx\n1.jpg\t\"a\n\tb\"\n", ["x", "a\n\tb"], ""),  # each line has the fields of a row
+        ("caption\timage\nx\t0.jpg\n\"a\tb\nc\"\t1.jpg\n", ["x", "a\tb\nc"], ""),
+        ("image,caption\n0.jpg,x\n1.jpg,\"a\nb, c\"\n", ["x", "a\nb, c"], ""),
+        ("caption\timage\nx\t0.jpg\n\"a\t1.jpg\nc\"\t2.jpg\n", ["x", '"a', 'c"'], ""),  # of the web
         ("\ufeffsep=;\r\nimage;caption\r\n0.jpg;a, b\r\n", ["a, b"], ""),
     ],
 )  # fmt: skip
@@ -133,11 +139,17 @@ def test_a_row_that_cannot_be_read_is_bad_and_is_named(tmp_path, data, expected,
     [
         ("image,caption\n0.jpg,a,b\n1.jpg,c,d\n", r"2 of 2 rows cannot be read: list.csv, line 2: 3 fields.* say separator=tab"),
         ("image,caption,caption\n0.jpg,a,b\n", "has two columns 'caption'"),
-        (b"PK\x03\x04\0\0\n", "its first line is not text in UTF-8"),
+        (b"PK\x03\x04\0\0\n", "is a zip archive or a spreadsheet: unpack it, or save it as CSV"),
+        (bz2.compress(b"image,caption\n0.jpg,a\n"), "is compressed with bzip2: unpack it, with bunzip2"),
+        (b"PAR1\x15\0", "is a file of parquet: read it with the source parquet"),
+        ("0.jpg,a dog\n1.jpg,a cat\n", "say columns=image,caption"),
+        ("7\tx\tred cat\td/0.jpg\n8\ty\tcow\td/1.jpg\n", "say columns=column1,column2,caption,image"),
+        ("image caption\n0.jpg a\n", "say separator=' '"),
+        ("image,caption\n0.jpg,caf\xe9\n1.jpg,\xe9\n".encode("latin-1"), "line 2: a line that is not UTF-8.*iconv -f WINDOWS-1252"),
         (b"\x89\xff,image\n", "its first line is not text in UTF-8"),
         ("x" * (METADATA_BYTES + 1), "its first line is a line or a quoted field of more than"),
         (",".join(f"c{n}" for n in range(2000)), "has 2000 columns; at most 1024"),
-        ("a dog, red\thttp://x/1.jpg\nb\thttp://x/2.jpg\n", "no column 'image'.*; say image=NAME; if the first line .* columns=NAME"),
+        ("a dog, red\thttp://x/1.jpg\nb\thttp://x/2.jpg\n", "no column 'image'.*; if the first line of a list is no header, say columns=caption,image"),
         ("filepath\ttitle\n0.jpg\ta\n", "no column 'image'; 1 lists with the columns filepath, title; say image=filepath"),
         ("image\ttitle\n0.jpg\ta\n", "no column 'caption'; .*; say caption_keys=title"),
         ("url,caption\nhttp://x/0.jpg,a\n", "images are not downloaded from the web: fetch them first"),
@@ -200,7 +212,11 @@ def test_json_as_people_have_it(tmp_path, name, data, expected):
 @pytest.mark.parametrize(
     "name, data, message",
     [
-        ("a.jsonl", json.dumps(ROWS[0], indent=2), "4 of 4 rows cannot be read: a.jsonl, line 1: "),
+        ("a.jsonl", json.dumps(ROWS[0], indent=2), "4 of 4 rows cannot be read: a.jsonl, line 1: .*write an object a line, as jq -c"),
+        ("a.json", json.dumps({"data": ROWS}), "no column 'image'.*if the whole list is one object, write an object a line"),
+        ("a.json", json.dumps({"image": {"0": "a.jpg"}, "caption": {"0": "x"}}), "'image' holds objects .*if the whole list is one object"),
+        ("a.json", json.dumps({f"{n}.jpg": ["x"] for n in range(999)}), "columns 0.jpg, .*39.jpg …; .*jq -c 'to_entries"),
+        ("a.json", json.dumps({"images": ROWS}), "the source annotations reads"),
         ("a.json", json.dumps(ROWS)[:-9], "begins as one JSON array, but is none"),
         ("a.json", "[" * 100_000, "begins as one JSON array, but is none"),
         ("a.jsonl", '{"image": {"id": 5}, "caption": "x"}\n', "the column 'image' holds objects with the fields id in every row"),

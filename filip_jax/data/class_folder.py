@@ -13,7 +13,7 @@ from filip_jax.data.identity import digest, identify
 from filip_jax.data.listed import read_listed
 from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
 from filip_jax.errors import UserError
-from filip_jax.walk import order_of, say_left_out, walk, why_left_out
+from filip_jax.walk import order_of, say_left_out, say_other_sources, walk, why_left_out
 
 NO_CLASS = "image in no class's directory"
 
@@ -46,7 +46,7 @@ class ClassFolder:
         if not inside:
             raise UserError(
                 f"class_folder: no directory in {path!r} holds images ({', '.join(ENDINGS)})"
-                f"{say_left_out(self.left_out)}"
+                f"{say_left_out(self.left_out)}{say_other_sources(self.left_out)}"
             )
         directories = sorted((name for name in os.listdir(path) if _is_class(path, name)), key=order_of)
         number = {name: label for label, name in enumerate(directories)}

@@ -15,6 +15,7 @@ import pyarrow as pa
 from filip_jax import storage
 from filip_jax.data.identity import digest, identify
 from filip_jax.data.listed import read_listed
+from filip_jax.data.packed import PACKED_BYTES, refuse_other
 from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
 from filip_jax.data.values import IMAGE_FIELDS, TEXT_FIELDS, advice, embedded_image, field_of, image_of, texts_of
 from filip_jax.errors import UserError, one_line
@@ -61,6 +62,8 @@ class Columnar(ABC):
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             if _is_of_the_disk(error, path):
                 raise
+            for file in self.files:
+                refuse_other(storage.read(file, 0, PACKED_BYTES), file, type(self).__name__.lower())
             raise UserError(f"path={path!r} can not be read as {type(self).__name__.lower()}: {error}") from error
         self.columns = {name: column_of(name, footers[0].schema) for name in (image, *caption_keys)}
         for file, footer in zip(self.files, footers):
@@ -155,9 +158,7 @@ class Columnar(ABC):
         """Raises a UserError if a column that is wanted is missing, is there twice, or cannot hold what is wanted of it."""
         kinds = {"image": ([self.image], _holds_image), "caption_keys": (self.caption_keys, _holds_text)}
         for option, (names, fits) in {**kinds, "key": ([self.key] if self.key else [], lambda _: True)}.items():
-            others = [field.name for field in schema if fits(field.type) and schema.names.count(field.name) == 1]
-            encoded = [name for name in others if option == "image" and not _is_text(schema.field(name).type)]
-            say = advice(option, encoded or others, are_fit=True) if option in kinds else f"say {option}=NAME"
+            say = _advice(option, schema, fits, self.image)
             for name in names:
                 column, *fields = self.columns[name] if option in kinds else [name]
                 if column not in schema.names:
@@ -236,12 +237,34 @@ def _inner(kind: pa.DataType, fields: Sequence[str]) -> pa.DataType | None:
     return pa.list_(kind) if in_lists else kind
 
 
+def _advice(option: str, schema: pa.Schema, fits: Callable[[pa.DataType], bool], image: str) -> str:
+    """What to say for an option: a column whose type fits, or else a field of one."""
+    if option == "key":
+        return f"say {option}=NAME"
+    taken = image if option == "caption_keys" else ""
+    single = [field for field in schema if schema.names.count(field.name) == 1 and field.name != taken]
+    others = [field.name for field in single if fits(field.type)]
+    if option == "image":
+        encoded = [name for name in others if not _is_text(schema.field(name).type)]
+        return advice(option, encoded or others, are_fit=bool(encoded))
+    if others and set(others) <= set(_label_names(schema)):
+        return f"say label={others[0]}"
+    return advice(option, others or [name for field in single for name in _fields(field.name, field.type, fits)], are_fit=True)
+
+
 def _field_advice(option: str, name: str, kind: pa.DataType, fits: Callable[[pa.DataType], bool]) -> str:
-    """Which field of a struct to name; "" where none fits."""
+    """Which field of a struct to name, or how to write what is none; "" where there is nothing to say."""
+    if option == "image" and (pa.types.is_integer(_plain(kind)) or pa.types.is_floating(_plain(kind))) and _is_list(kind):
+        return "numbers of pixels are not read: write images as JPEG, PNG or WebP"
+    names = _fields(name, kind, fits)
+    return f"say {option}={names[0]}" if len(names) == 1 else advice(option, names) if names else ""
+
+
+def _fields(name: str, kind: pa.DataType, fits: Callable[[pa.DataType], bool]) -> list[str]:
+    """The fields of a struct, or of the structs of a list, whose types fit."""
     inner = _plain(kind)
     fields = [inner.field(n) for n in range(inner.num_fields)] if pa.types.is_struct(inner) else []
-    names = [f"{name}.{field.name}" for field in fields if fits(field.type)]
-    return f"say {option}={names[0]}" if names else ""
+    return [f"{name}.{field.name}" for field in fields if fits(field.type)]
 
 
 def _type(kind: pa.DataType) -> str:

@@ -14,7 +14,7 @@ from filip_jax.data.identity import digest, identify
 from filip_jax.data.listed import read_listed
 from filip_jax.data.record import CAPTION_BYTES, HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
 from filip_jax.errors import UserError
-from filip_jax.walk import say_left_out, walk
+from filip_jax.walk import say_left_out, say_other_sources, walk
 
 TOGETHER = 256  # images whose captions one thread reads at a time
 THREADS = 16
@@ -81,7 +81,8 @@ class Folder:
         if not kept:
             raise UserError(
                 f"folder: {images} images ({', '.join(ENDINGS)}) lie under {self.root!r}, "
-                f"none with a {self._endings() or 'caption'} beside it{say_left_out(self.left_out)}"
+                f"none with a {self._endings() or 'caption'} beside it"
+                f"{say_left_out(self.left_out)}{say_other_sources(self.left_out)}"
             )
         for column, key in enumerate(self.caption_keys):
             if not any(own[column] for own in self.texts):

@@ -2,12 +2,13 @@
 
 import dataclasses
 import re
+import warnings
 
 from filip_jax.data.identity import digest, extend
 from filip_jax.data.record import BadRecord, Caption, Record
 from filip_jax.data.text_lists import read_texts
 from filip_jax.data.tfds import in_words
-from filip_jax.errors import UserError
+from filip_jax.errors import UserError, one_line
 
 
 class Labelled:
@@ -21,7 +22,7 @@ class Labelled:
             `read_texts`; "" takes the source's own, or those that the texts hold, sorted.
 
     Raises:
-        UserError: names that can not be read, too few of them, or records without a class.
+        UserError: names that can not be read, too few of them, or no record with a class.
     """
 
     def __init__(self, source, *, label: str, class_names: str):
@@ -41,7 +42,7 @@ class Labelled:
         elif names is None and getattr(source, "label", None) == label:
             names = source.class_names
         elif names is None:
-            names = sorted({self._class(index) for index in range(len(source))})
+            names = self._classes()
             if all(name.isdecimal() for name in names):
                 raise UserError(
                     f"label={label!r} holds numbers: say what they mean, class_names=FILE with a name a line"
@@ -76,15 +77,23 @@ class Labelled:
         others = tuple(caption for caption in captions if caption.origin != self.label and self.label)
         return (Caption(self.class_names[label], self.label or "label"), *others)
 
-    def _class(self, index: int) -> str:
-        try:
-            return self._of(self.source.captions(index))
-        except BadRecord as error:
-            raise UserError(f"record {' '.join(self.source.where(index))}: {error}") from error
+    def _classes(self) -> list[str]:
+        """The classes that the texts hold, sorted. Raises a UserError if none do."""
+        names, bare, some = set(), 0, ""
+        for index in range(len(self.source)):
+            try:
+                names.add(self._of(self.source.captions(index)))
+            except BadRecord as error:
+                bare, some = bare + 1, some or f"record {' '.join(self.source.where(index))}: {error}"
+        if not names:
+            raise UserError(some)
+        if bare:
+            warnings.warn(one_line(f"{bare} of {len(self.source)} records have no class: {some}"), stacklevel=4)
+        return sorted(names)
 
     def _of(self, captions) -> str:
         for caption in captions:
-            if caption.origin == self.label:
+            if caption.origin == self.label and caption.text.strip():
                 return re.sub(r"^(\d+)\.0+$", r"\1", caption.text.strip())  # 3.0, as pandas writes a 3 beside a gap
         raise BadRecord(f"no class in {self.label!r}")
 

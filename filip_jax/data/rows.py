@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from filip_jax import storage
+from filip_jax.data.caption_text import MARKS
+from filip_jax.data.packed import PACKED_BYTES, refuse_other
 from filip_jax.data.record import METADATA_BYTES
 from filip_jax.data.separated import TOO_LONG, Row, Separated
 from filip_jax.data.values import read_object
@@ -33,28 +35,34 @@ def read_rows(path: str, separator: str = "", columns: Sequence[str] = ()) -> It
     """
     with storage.open_stream(path) as stream:
         try:
-            pieces = iter(_unpacked(stream))
+            pieces = iter(_unpacked(stream, path))
             is_json = JSON.search(path.lower())
             yield from _json_rows(pieces, path) if is_json else Separated(_lines(pieces), path, separator, columns)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"{path} is damaged: {one_line(str(error))}") from error
 
 
-def _unpacked(stream: io.IOBase) -> Iterator[bytes]:
-    """The bytes of a file in pieces, out of gzip, and in UTF-8 where its first bytes say that it is UTF-16."""
-    first = stream.read(3)
-    stream.seek(0)
+def _unpacked(stream: io.IOBase, path: str) -> Iterator[bytes]:
+    """The bytes of a file in pieces, out of gzip, and in UTF-8 where its first bytes say that it is UTF-16 or UTF-32."""
+    first = _beginning(stream)
     if first[:2] == b"\x1f\x8b":
         stream = gzip.GzipFile(fileobj=stream)
-        first = stream.read(3)
-        stream.seek(0)
+        first = _beginning(stream)
+    refuse_other(first, path)
     pieces = iter(lambda: stream.read(PIECE), b"")
-    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        decoder = codecs.getincrementaldecoder("utf-16")("surrogatepass")
+    code = next((code for mark, code in MARKS.items() if first.startswith(mark)), "")
+    if code in ("utf-16", "utf-32"):
+        decoder = codecs.getincrementaldecoder(code)("surrogatepass")
         return (decoder.decode(piece).encode("utf-8", "surrogatepass") for piece in pieces)
-    if first == codecs.BOM_UTF8:
-        stream.read(3)
+    if code:
+        stream.read(len(codecs.BOM_UTF8))
     return pieces
+
+
+def _beginning(stream: io.IOBase) -> bytes:
+    first = stream.read(PACKED_BYTES)
+    stream.seek(0)
+    return first
 
 
 def _lines(pieces: Iterator[bytes]) -> Iterator[bytes | None]:

@@ -18,6 +18,8 @@ SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";"}
 # What stands in a quoted field, where quotation marks in it are doubled, as ever, or have a backslash, as by R and Spark.
 DOUBLED, ESCAPED = re.compile(r'(?:[^"]++|"")*+'), re.compile(r'(?:[^"\\]++|\\.|\\\Z)*+', re.DOTALL)
 QUOTE, BACKSLASH = re.compile(r'\\(")'), re.compile(r"\\(.)", re.DOTALL)
+NAME = re.compile(r"(?=\S*[./\d])\S++|.+\.[A-Za-z]\w{1,4}")  # a path or a number, which a part of a text seldom is
+KNOWN = 16  # rows that tell which columns hold names
 EXCEL = re.compile(rb'"?sep=([\x20-\x7e\t])"?')  # a line before the header, which names the separator
 TOO_LONG = f"a line or a quoted field of more than {METADATA_BYTES} bytes"
 ONE_FIELD = "one field, as where a text goes on in another line"
@@ -74,9 +76,10 @@ class Separated:
         doubled, escaped = (rf'"({inside.pattern})"(?={sign}|\Z)' for inside in (DOUBLED, ESCAPED))
         surely = doubled.replace(')"(', r')(?<!\\)"(')  # its last quotation mark has no backslash
         self.field = re.compile(rf"{surely}|{escaped}|{doubled}|([^{sign}]*+)", re.DOTALL)
-        self.escaped = re.compile(rf"(?!()){escaped}|(?!())((?:[^{sign}\\]++|\\.|\\\Z)*+)", re.DOTALL)
+        self.escaped = re.compile(rf"(?:(?!)())?{escaped}|(?:(?!)())?((?:[^{sign}\\]++|\\.|\\\Z)*+)", re.DOTALL)
         self.names = [name.strip() for name in columns or self._split(text)[0]]
         self.least = max((n for n, name in enumerate(self.names, 1) if name), default=0)
+        self.known: list[Sequence[str]] = []
         self._check_names()
         if columns and first[0]:
             self.ahead.append(first)
@@ -139,6 +142,8 @@ class Separated:
             many = f"{len(fields)} fields, but the list has {self.least} columns"
             yield Row(f"line {number}", {}, ONE_FIELD if len(fields) == 1 else many)
         elif any(fields):
+            if len(self.known) < KNOWN:
+                self.known.append(fields)
             yield Row(f"line {number}", self._named(fields))
 
     def _split(self, text: str, may_span: bool = False) -> tuple[list[str], str | None]:
@@ -173,8 +178,8 @@ class Separated:
         """
         for inside in (DOUBLED, ESCAPED):
             whole, taken = self._closed(inside, fields, rest)
-            texts = [text, *(_decoded(line) or "" for _, line in taken)]
-            if whole is not None and all(self._fits(self._split(each)[0]) for each in texts):
+            lines = [self._split(each)[0] for each in (text, *(_decoded(line) or "" for _, line in taken))]
+            if whole is not None and all(map(self._fits, lines)) and self._are_rows(lines, whole):
                 return None, taken
             if whole is not None:
                 return whole, []
@@ -209,6 +214,13 @@ class Separated:
             parts = [rest]
         return None, taken
 
+    def _are_rows(self, lines: Sequence[Sequence[str]], whole: Sequence[str]) -> bool:
+        """Return whether lines have names in each column where the rows before and the row that they may be have them."""
+        if not self.known:
+            return True
+        columns = [n for n in range(len(whole)) if all(_has_name(row, n) for row in (*self.known, whole))]
+        return all(_has_name(line, n) for line in lines for n in columns)
+
     def _fits(self, fields: Sequence[str]) -> bool:
         return self.least <= len(fields) <= len(self.names) and not any(fields[self.least :])
 
@@ -220,6 +232,10 @@ def _most_frequent(header: str, default: str) -> str:
     """The separator of a header: a tab if it has one."""
     most = "\t" if "\t" in header else max(",;|", key=header.count)
     return most if most in header else default
+
+
+def _has_name(fields: Sequence[str], column: int) -> bool:
+    return column < len(fields) and bool(NAME.fullmatch(fields[column]))
 
 
 def _beside(row: Row, other: Row) -> Row:

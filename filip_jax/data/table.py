@@ -17,11 +17,12 @@ from filip_jax import folders, storage
 from filip_jax.data.content import content_hashes
 from filip_jax.data.identity import identify
 from filip_jax.data.index_folder import are_counts, are_texts, index_folder, may_write, read_facts
+from filip_jax.data.list_advice import of_bad_rows, of_columns
 from filip_jax.data.listed import read_listed
 from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
 from filip_jax.data.rows import read_rows
 from filip_jax.data.separated import Row, separator_of
-from filip_jax.data.values import MAX_NAME, advice, embedded_image, field_of, image_of, texts_of, unicode_of
+from filip_jax.data.values import embedded_image, field_of, image_of, texts_of, unicode_of
 from filip_jax.errors import UserError, one_line
 from filip_jax.files import replacing
 from filip_jax.small_files import is_text, is_whole
@@ -29,10 +30,11 @@ from filip_jax.walk import say_left_out
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz")
 ROWS = 1 << 16  # of a batch
-RULES = "rows 3"  # raised where the same list gives other rows
+RULES = "rows 4"  # raised where the same list gives other rows
 UNREADABLE = "a row that can not be read: "
 FIRST_TEXT = 3  # of the columns of a batch, behind the problem, the key and the image
 SHOWN = 5  # bad rows of a message
+MAX_SHOWN = 40  # columns of a message
 
 
 class Table:
@@ -90,7 +92,8 @@ class Table:
         self.identity = facts["identity"]
         self.shard_sizes = np.array(facts["sizes"], np.int64)
         self.ends = np.cumsum(self.shard_sizes)
-        self.seen = f"{len(files)} lists with the columns {', '.join(facts['columns'])}{say_left_out(self.left_out)}"
+        some = ", ".join(facts["columns"][:MAX_SHOWN]) + (" …" if len(facts["columns"]) > MAX_SHOWN else "")
+        self.seen = f"{len(files)} lists with the columns {some}{say_left_out(self.left_out)}"
         self._check(facts)
 
     def _check(self, facts: dict[str, Any]) -> None:
@@ -100,20 +103,17 @@ class Table:
             raise UserError(f"path={self.path!r}: {len(self.files)} lists without a row")
         if 2 * count > len(self):
             raise UserError(
-                f"path={self.path!r}: {count} of {len(self)} rows cannot be read: {some}; if the columns of a list are "
-                "separated by something else, say separator=tab, and if its first line is no header, columns=NAME,NAME"
+                f"path={self.path!r}: {count} of {len(self)} rows cannot be read: {some}; {of_bad_rows(self.files, some)}"
             )
         wanted = {"image": [self.image], "caption_keys": self.caption_keys, "key": [self.key] if self.key else []}
         for option, names in wanted.items():
             for name in names:
                 if name not in columns and name.split(".")[0] not in columns:
-                    say = advice(option, columns) if option != "key" else f"say {option}=NAME"
-                    if any("/" in column or "." in column or len(column) > MAX_NAME for column in columns):
-                        say += "; if the first line of a list is no header, say columns=NAME,NAME"
+                    say = of_columns(option, name, self.files, facts["sizes"], columns)
                     raise UserError(f"path={self.path!r}: there is no column {name!r}; {self.seen}; {say}")
         for name, kind in facts["unusable"].items():
             option = "image" if name == self.image else "caption_keys"
-            say = advice(option, [column for column in columns if column != name])
+            say = of_columns(option, name, self.files, facts["sizes"], columns)
             raise UserError(f"path={self.path!r}: the column {name!r} holds {kind} in every row; {say}")
         if count:
             self.seen += f"; {count} rows cannot be read"
@@ -182,13 +182,13 @@ class Table:
         texts = [(f"text {n}", pa.list_(pa.string())) for n in range(len(self.caption_keys))]
         schema = pa.schema([("problem", pa.string()), ("key", pa.string()), ("image", pa.string()), *texts])
         rows, captions = hashlib.sha256(), hashlib.sha256()
-        sizes, columns, waiting, bad, some_bad, kinds = [], set(), [], 0, [], _Kinds()
+        sizes, columns, waiting, bad, some_bad, kinds = [], {}, [], 0, [], _Kinds()
         beside = replacing(Path(f"{self.stem}.arrow"))
         with beside as new, pa.OSFile(str(new), "wb") as file, pa.ipc.new_file(file, schema) as out:
             for path in self.files:
                 count = 0
                 for count, row in enumerate(read_rows(path, *self.layout), 1):
-                    columns |= row.fields.keys()
+                    columns |= dict.fromkeys(row.fields)
                     waiting.append(self._columns(row, kinds))
                     if waiting[-1][0].startswith(UNREADABLE):
                         bad += 1
@@ -206,7 +206,7 @@ class Table:
             rows=rows.hexdigest(), captions=captions.hexdigest(), records=sum(sizes), image=self.image, key=self.key,
             caption_keys=self.caption_keys,
         )  # fmt: skip
-        facts = {"sizes": sizes, "columns": sorted(columns), "identity": identity}
+        facts = {"sizes": sizes, "columns": list(columns), "identity": identity}
         facts |= {"bad": bad, "some_bad": some_bad, "unusable": kinds.unusable()}
         storage.write(f"{self.stem}.json", json.dumps(facts).encode())
 
