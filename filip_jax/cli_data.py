@@ -205,7 +205,7 @@ def _inspect(arguments, overrides) -> None:
     if not arguments.output.endswith(".png"):
         raise UserError(f"--output={arguments.output}: the contact sheet is a PNG; name it so")
     config = _config(arguments, overrides)
-    check_outside(config["source"], arguments.output, "--output")
+    check_outside(config["source"], arguments.output, "--output", {".png"})
     source, options = make_source(config["source"]), _chosen(arguments, _inspect_options)
     for line in look_at(source, output=Path(arguments.output), **_views(config), **options):
         show(line)
@@ -230,7 +230,7 @@ def _filter(arguments, overrides) -> None:
     from filip_jax.data.sources import check_outside, make_source
 
     section = _config(arguments, overrides)["source"]
-    check_outside(section, arguments.output, "--output")
+    check_outside(section, arguments.output, "--output", {".arrow", ".json"})
     source = make_source(section)
     report = filter_source(source, Path(arguments.output), **_chosen(arguments, _filter_options))
     show(*table(report).split("\n"))

@@ -8,10 +8,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from itertools import islice
 from typing import Any
 
-from filip_jax.errors import ProcessLost
+from filip_jax.errors import ProcessLost, UserError
 
 CAUSES = {
     signal.SIGKILL: "out of memory?",
@@ -39,6 +40,7 @@ def run(
 
     Raises:
         ProcessLost: a worker is gone.
+        UserError, OSError: `make` or its function raised it in a worker.
     """
     if workers == 0:
         yield from map(make(*arguments), items)
@@ -92,7 +94,14 @@ def _begin(make: Callable, arguments: tuple) -> None:
     global _do
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.simplefilter("ignore", UserWarning)  # of data that is opened again: the command has said it
-    _do = make(*arguments)
+    try:
+        _do = make(*arguments)
+    except (UserError, OSError) as error:  # which an item brings to the parent; from here it would only break the pool
+        _do = partial(_fail, error)
+
+
+def _fail(error: Exception, item: int) -> None:
+    raise error
 
 
 def _end_with_parent() -> None:

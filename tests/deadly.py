@@ -2,6 +2,8 @@
 
 import os
 
+from filip_jax.errors import UserError
+
 
 def by_signal(number):
     """Of item 1 by a signal."""
@@ -11,3 +13,8 @@ def by_signal(number):
 def by_itself(code):
     """Of any item, with this exit code."""
     return lambda item: os._exit(code)
+
+
+def refuse(words):
+    """Fails before there is a function of an item."""
+    raise UserError(words)

@@ -22,7 +22,7 @@ from filip_jax.files import locked, open_to_append, remove_abandoned, replacing,
 from filip_jax.train.start import newest_sound, open_workdir
 from filip_jax.workdir import WRITTEN, Workdir
 
-CONFIG = {"model": {"width": 1}, "data": {}, "evals": {}}
+CONFIG = {"model": {"width": 1}, "data": {"image_size": 8, "text_length": 4}, "evals": {}}
 STATE = {"params": {"x": np.arange(5.0, dtype=np.float32)}}
 
 
@@ -155,6 +155,47 @@ def test_a_workdir_that_leads_elsewhere_is_refused_before_anything_is_written(tm
     assert everything(run) == before
 
 
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_file_where_a_folder_is_written_is_refused_at_the_start(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{name} is a file where a folder is written"):
+        open_workdir(tmp_path, Watch())
+    assert everything(tmp_path) == {name: b"mine"}
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model", "metrics.jsonl", "evals.json"])
+def test_a_new_run_replaces_no_file_of_somebody_else(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"{tmp_path} holds {name}, but no config.json of a run"):
+        newest_sound(make_writer(tmp_path), tmp_path, CONFIG)
+    save_config(tmp_path, CONFIG)
+    assert newest_sound(make_writer(tmp_path), tmp_path, CONFIG) is None
+
+
+@pytest.mark.parametrize("source", ["folder", "class_folder", "jsonl", "csv"])
+def test_a_new_run_does_not_lie_in_its_data(tmp_path, source):
+    config = CONFIG | {"source": {"name": "mixture", "a": {"name": source, "path": str(tmp_path)}}}
+    for workdir in (tmp_path, tmp_path / "runs/one", tmp_path / "runs/.."):
+        with pytest.raises(UserError, match=f"--workdir={workdir} lies in path={tmp_path}"):
+            newest_sound(make_writer(workdir), workdir, config)
+    assert newest_sound(make_writer(tmp_path.with_name("run")), tmp_path.with_name("run"), config) is None
+
+
+def test_what_others_leave_in_a_state_is_no_part_of_its_checkpoint(tmp_path):
+    """NFS, file managers and sync tools put hidden files there, and take them away again."""
+    hidden = [tmp_path / "checkpoints/1/state" / name for name in (".nfs01", "._d", ".DS_Store", "d/.nfs02", ".sync/x")]
+
+    def leave():
+        hidden[-1].parent.mkdir()
+        [file.write_text("theirs") for file in hidden]
+
+    writer = make_writer(tmp_path)
+    writer.before_manifest = leave
+    save(writer, 1)
+    [file.unlink() for file in hidden]
+    assert writer.damage(1) == ""
+
+
 def test_cleaning_waits_until_the_run_is_known_to_be_ours(tmp_path):
     """Remains of a kill, in a folder of no run, of a run of another config, and of this run."""
     step = tmp_path / "checkpoints/5"
@@ -273,9 +314,10 @@ def test_a_save_does_not_go_into_a_link_that_lies_in_its_step(tmp_path, victim):
     (tmp_path / "run/checkpoints/1").mkdir(parents=True)
     (tmp_path / "run/checkpoints/1/state").symlink_to(victim)
     (tmp_path / "run/checkpoints/1/state_1").symlink_to("nowhere")
+    (tmp_path / "run/checkpoints/1/state_2.orbax-checkpoint-tmp").symlink_to(victim)
     writer = make_writer(tmp_path / "run")
     save(writer, 1)
-    assert writer.damage(1) == "" and writer.manifest(1)["state"] == "state_2"
+    assert writer.damage(1) == "" and writer.manifest(1)["state"] == "state_3"
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     target = {"params": {"x": jax.ShapeDtypeStruct((5,), np.float32, sharding=here)}}
     assert (np.asarray(writer.restore(1, target)["params"]["x"]) == STATE["params"]["x"]).all()

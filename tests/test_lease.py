@@ -103,7 +103,13 @@ def taken(folder):
     Lease(str(folder)).ended.set()  # a run of somebody else's, in the same process
 
 
-@pytest.mark.parametrize("happens", [moved, shutil.rmtree, made_anew, taken])
+def copied_in_its_place(folder):
+    """As to a larger disk, with the lease; what this process has opened stays behind."""
+    moved(folder)
+    shutil.copytree(folder.with_name("elsewhere"), folder)
+
+
+@pytest.mark.parametrize("happens", [moved, shutil.rmtree, made_anew, taken, copied_in_its_place])
 def test_a_workdir_that_is_gone_is_noticed_at_once_and_by_the_clock(tmp_path, monkeypatch, happens):
     folder, said = tmp_path / "run", []
     folder.mkdir()
@@ -141,6 +147,34 @@ def test_a_process_of_another_container_is_watched_though_its_id_is_free_here(tm
         sleep(seconds)
 
     monkeypatch.setattr(lease.time, "sleep", meanwhile)
+    with pytest.raises(UserError, match="another run writes"):
+        Lease(str(tmp_path))
+
+
+def test_a_copy_of_a_folder_in_which_a_run_goes_on_is_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 0.1)
+    monkeypatch.setattr(lease.Lease, "_is_alive", lambda *_: True)
+    (tmp_path / "run").mkdir()
+    first = Lease(str(tmp_path / "run"))
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="another run writes"):  # the folder itself, under another name
+        Lease(str(tmp_path / "moved"))
+    Lease(str(tmp_path / "copy")).close()
+    first.close()
+
+
+@pytest.mark.parametrize("began", [None, "0"])
+def test_a_process_is_watched_where_nobody_says_when_it_began(tmp_path, monkeypatch, began):
+    """As in a namespace without a /proc of its own."""
+    monkeypatch.setattr(lease, "BEAT", 0.4)
+    other, file = Lease(str(tmp_path)), tmp_path / "running.json"
+    other.ended.set()
+    written = other.me | {"pid": os.getppid(), "began": began}
+    file.write_text(json.dumps(written))
+    monkeypatch.setattr(lease, "_began", lambda pid: None)
+    sleep = lease.time.sleep
+    monkeypatch.setattr(lease.time, "sleep", lambda s: (file.write_text(json.dumps(written | {"beat": 8})), sleep(s)))
     with pytest.raises(UserError, match="another run writes"):
         Lease(str(tmp_path))
 

@@ -10,11 +10,12 @@ from pairs import write_csv, write_jsonl, write_webdataset
 from PIL import Image
 
 from filip_jax.cleaning.filter import filter_source
+from filip_jax.cli import main
 from filip_jax.data.side_captions import SideCaptions
 from filip_jax.data.sources import make_source
 from filip_jax.errors import UserError
 from filip_jax.files import LOCK, locked, write_png
-from filip_jax.tools.convert import convert
+from filip_jax.tools.convert import _converter, convert
 from filip_jax.tools.sweep import Point, _start
 
 OFF = {"languages": (), "person_names": False}  # the rules that need models
@@ -123,6 +124,57 @@ def test_a_filter_overwrites_no_result_that_is_not_of_a_filter(tmp_path, name):
     with pytest.raises(UserError, match="not of a filter"):
         filtered(None, tmp_path)
     assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_dry_run_overwrites_no_report_that_is_not_of_a_filter(tmp_path):
+    (tmp_path / "dry_run.json").write_text('{"mine": 1}')
+    with pytest.raises(UserError, match="holds a dry_run.json, but not of a filter"):
+        filtered(None, tmp_path, dry_run=True)
+    assert (tmp_path / "dry_run.json").read_text() == '{"mine": 1}'
+
+
+COMMANDS = {
+    "inspect": ("sheet.png", ["folder", "class_folder"]),
+    "convert": ("out", ["array_record", "jsonl", "csv", "annotations"]),
+    "filter": ("out", ["arrow", "annotations"]),
+}
+
+
+@pytest.mark.parametrize("command, source", [(name, each) for name, (_, kinds) in COMMANDS.items() for each in kinds])
+def test_no_output_lies_where_it_would_be_read_as_data(tmp_path, capsys, command, source):
+    (tmp_path / "data").mkdir(), (tmp_path / "link").symlink_to("data")
+    output = COMMANDS[command][0]
+    for folder in ("data", "data/deep", "link", "data/deep/.."):
+        words = [source, f"path={tmp_path}/data", f"--output={tmp_path}/{folder}/{output}"]
+        assert main(["data", command, *words]) == 2
+        assert "would be read as data: name another outside" in capsys.readouterr().err
+    assert list((tmp_path / "data").iterdir()) == []
+    assert main(["data", command, source, f"path={tmp_path}/data", f"--output={tmp_path}/{output}"]) == 2  # no data
+    assert "lies in path" not in capsys.readouterr().err
+
+
+def test_workers_convert_the_data_that_was_begun_with(tmp_path):
+    section = write_webdataset(tmp_path, [range(0, 3)])
+    plan = {"identity": make_source(section).identity}
+    write_webdataset(tmp_path, [range(0, 3), range(3, 6)])
+    with pytest.raises(UserError, match="the data has changed while it was converted"):
+        _converter(section, tmp_path / "out", plan)
+
+
+def test_hidden_files_make_no_folder_full(tmp_path):
+    (tmp_path / "out").mkdir(), (tmp_path / "out/.DS_Store").touch()
+    assert converted(tmp_path / "data", tmp_path / "out")["records"] == 9
+
+
+def test_the_picture_that_is_looked_at_is_not_overwritten(tmp_path, capsys):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    for output in ("a.png", "b.png"):
+        words = [f"--workdir={tmp_path}", f"--image={tmp_path}/a.png", "--text=x", f"--output={tmp_path}/{output}"]
+        assert main(["align", *words]) == 2
+        assert "is the picture that is looked at" in capsys.readouterr().err
+    assert (tmp_path / "a.png").read_bytes() == before
 
 
 def test_pictures_and_logs_go_through_no_link(tmp_path):

@@ -12,7 +12,7 @@ import time
 
 import pytest
 from conftest import ROOT
-from deadly import by_itself, by_signal
+from deadly import by_itself, by_signal, refuse
 from pairs import write_webdataset
 from runs import command, environment, logged
 
@@ -49,6 +49,14 @@ def test_a_worker_of_a_pool_ends_in_one_line(number):
 def test_a_worker_that_leaves_by_itself():
     with pytest.raises(ProcessLost, match="a worker process ended with exit code 5; what it wrote stands above"):
         list(workers.run(by_itself, (5,), [0], 1))
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_worker_that_cannot_begin_says_why(count, capfd):
+    """As where the data was moved since the command began."""
+    with pytest.raises(UserError, match="^it is gone$"):
+        list(workers.run(refuse, ("it is gone",), range(4), count))
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def kill_the_first_child(number=signal.SIGKILL):

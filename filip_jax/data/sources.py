@@ -4,14 +4,17 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from filip_jax.data.annotations import Annotations
+from filip_jax.data.array_record import SUFFIXES as ARRAY_RECORDS
 from filip_jax.data.array_record import ArrayRecord
 from filip_jax.data.arrow import Arrow
 from filip_jax.data.class_folder import ClassFolder
+from filip_jax.data.decode import ENDINGS
 from filip_jax.data.each_caption import EachCaption
 from filip_jax.data.emoji_scenes import EmojiScenes
 from filip_jax.data.folder import Folder
@@ -22,6 +25,7 @@ from filip_jax.data.labelled import Labelled
 from filip_jax.data.parquet import Parquet
 from filip_jax.data.record import Caption, Record
 from filip_jax.data.side_captions import SideCaptions
+from filip_jax.data.table import SUFFIXES as LISTS
 from filip_jax.data.table import Table
 from filip_jax.data.tfds import Tfds
 from filip_jax.data.webdataset import WebDataset
@@ -42,7 +46,11 @@ SOURCES = {
     "annotations": Annotations,
     "tfds": Tfds,
 }
-
+# endings of what a source reads in its folder, which our own commands write, too
+READS = {
+    "folder": ENDINGS, "class_folder": ENDINGS, "array_record": ARRAY_RECORDS, "arrow": (".arrow",), "jsonl": LISTS,
+    "csv": LISTS, "annotations": (".json",),
+}  # fmt: skip
 PATHS = ("path", "images", "index", "side_captions", "keep", "class_names")  # options of sources in which ~ is the home
 
 
@@ -165,26 +173,25 @@ def _is_pair(pair: Any) -> bool:
     )
 
 
-def check_outside(section: Mapping[str, Any], output: str | os.PathLike[str], option: str) -> None:
+def check_outside(section: Mapping[str, Any], output: str | os.PathLike[str], option: str, writes: set[str]) -> None:
     """Raise a UserError if what a command writes would lie in a folder of the data, and be read as data next time.
 
     Args:
         section: of a config's source.
         output: a file or folder, which need not be there.
         option: its name.
+        writes: the endings of what is written there.
     """
     for part in (section, *section.values()):
-        for name in ("path", "images") if isinstance(part, Mapping) else ():
-            folder = absolute(from_user(part[name])) if isinstance(part.get(name), str) else ""
-            if os.path.isdir(folder) and _is_in(os.path.realpath(output), os.path.realpath(folder)):
-                raise UserError(
-                    f"{option}={os.fspath(output)} lies in the data ({name}={folder}), where it would be read as data: name "
-                    "another outside of it"
-                )
-
-
-def _is_in(path: str, folder: str) -> bool:
-    return os.path.commonpath([path, folder]) == folder
+        if not isinstance(part, Mapping) or not isinstance(part.get("path"), str):
+            continue
+        folder = os.path.realpath(absolute(from_user(part["path"])))
+        is_inside = os.path.isdir(folder) and Path(os.path.realpath(output)).is_relative_to(folder)
+        if is_inside and writes & set(READS.get(str(part.get("name")), ())):
+            raise UserError(
+                f"{option}={os.fspath(output)} lies in path={part['path']}, and what is written there would be read as data: "
+                "name another outside of it"
+            )
 
 
 def fingerprint(source: Source) -> str:

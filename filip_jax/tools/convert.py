@@ -60,7 +60,7 @@ def convert(
     """
     at_least(0, short_side=short_side)
     at_least(1, records_per_shard=records_per_shard, workers=workers)
-    check_outside(section, output, "--output")
+    check_outside(section, output, "--output", {".array_record", ".json", ".jsonl"})
     source = make_source(section)
     plan = {
         "identity": source.identity, "length": len(source), "short_side": short_side, "records_per_shard": records_per_shard,

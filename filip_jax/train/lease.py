@@ -65,7 +65,7 @@ class Lease:
             return
         self.ended.set()
         with self.turn, contextlib.suppress(OSError):
-            if (self._read() or {}).get("token") == self.me["token"]:
+            if self._is_same_folder() and (self._read() or {}).get("token") == self.me["token"]:
                 folders.remove([self.path], self.place)
         self._let_go()
 

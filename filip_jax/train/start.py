@@ -204,7 +204,7 @@ def _clean(checkpoints: CheckpointWriter, workdir: Path, config: Mapping[str, An
 def _check_free(workdir: Path, source: Mapping[str, Any]) -> None:
     """Raises a UserError if a folder without a config, which a run writes first, is another's: the data's, or one with
     files that the run would replace."""
-    check_outside(source, workdir, "--workdir")
+    check_outside(source, workdir, "--workdir", {".json", ".jsonl", ".png"})
     if names := [name for name in (TOKENIZER, METRICS, EVALS) if os.path.lexists(workdir / name)]:
         raise UserError(
             f"{workdir} holds {' and '.join(names)}, but no {CONFIG} of a run: give an empty --workdir, or move them away"
