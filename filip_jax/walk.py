@@ -36,11 +36,11 @@ GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 class File(NamedTuple):
-    """A file of a folder: its name below it with "/" between the parts, its bytes, its time in nanoseconds."""
+    """A file of a folder: its name below it with "/" between the parts, its bytes, and its times as of `stamp_of`."""
 
     name: str
     size: int
-    time: int
+    stamp: str
 
 
 def walk(root: str, endings: tuple[str, ...], left_out: Counter[str]) -> list[File]:
@@ -94,6 +94,11 @@ def sift(files: Mapping[str, tuple[str, int]], endings: tuple[str, ...], left_ou
         else:
             kept.append(file)
     return kept
+
+
+def stamp_of(status: os.stat_result) -> str:
+    """Return a text that differs when a file was written anew; ctime does even where a tool sets the old mtime again."""
+    return f"{status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def order_of(name: str) -> bytes:
@@ -169,4 +174,4 @@ def _file(entry: os.DirEntry, name: str, endings: tuple[str, ...], left_out: Cou
     if reason:
         left_out[reason] += 1
         return []
-    return [File(name, status.st_size, status.st_mtime_ns)]
+    return [File(name, status.st_size, stamp_of(status))]

@@ -22,15 +22,18 @@ from filip_jax.errors import UserError, one_line
 from filip_jax.walk import say_left_out
 
 KEPT = 1 << 29  # bytes of columns that a process keeps
+MAX_PATH_BYTES = 1024  # of a row, beyond which a column of images holds more than paths
 MAX_SHOWN = 60  # characters of a type in a message
 
 
 class Footer(NamedTuple):
-    """What opening a file tells: the rows of each of its pieces, its schema, and a hash of its captions' columns."""
+    """What opening a file tells: the rows of each of its pieces, its schema, a hash of its captions' columns, and one of
+    what else rows are known by: their key and, where the column of the image holds them, the paths."""
 
     sizes: list[int]
     schema: pa.Schema
     captions: str
+    rows: str
 
 
 class Columnar(ABC):
@@ -75,8 +78,8 @@ class Columnar(ABC):
         self.seen = f"{len(found)} files with the columns {_listed(footers[0].schema)}{say_left_out(left_out)}"
         self.identity = identify(
             names=digest(map(storage.name_of, self.files)), sizes=digest(str(file.size) for file in found),
-            records=len(self), captions=digest(footer.captions for footer in footers), image=image, key=key,
-            caption_keys=self.caption_keys,
+            records=len(self), captions=digest(footer.captions for footer in footers),
+            rows=digest(footer.rows for footer in footers), image=image, key=key, caption_keys=self.caption_keys,
         )  # fmt: skip
 
     @abstractmethod
@@ -197,7 +200,8 @@ def _is_list(kind: pa.DataType) -> bool:
     return any(is_one(kind) for is_one in (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view))
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Return whether values of this type are single texts."""
     types = pa.types
     return any(is_one(kind) for is_one in (types.is_string, types.is_large_string, types.is_string_view, types.is_null))
 
@@ -214,7 +218,7 @@ def _holds_text(kind: pa.DataType) -> bool:
     if pa.types.is_struct(inner):
         return any(_holds_text(inner.field(name).type) for name in TEXT_FIELDS if inner.get_field_index(name) >= 0)
     is_number = pa.types.is_integer(inner) or pa.types.is_floating(inner) or pa.types.is_boolean(inner)
-    return _is_text(inner) or _is_bytes(inner) or ((is_number or pa.types.is_decimal(inner)) and not _is_list(kind))
+    return is_text(inner) or _is_bytes(inner) or ((is_number or pa.types.is_decimal(inner)) and not _is_list(kind))
 
 
 def _holds_image(kind: pa.DataType) -> bool:
@@ -222,7 +226,7 @@ def _holds_image(kind: pa.DataType) -> bool:
     inner = kind.value_type if _is_list(kind) or pa.types.is_dictionary(kind) else kind
     if pa.types.is_struct(inner):
         return any(_holds_image(inner.field(name).type) for name in IMAGE_FIELDS if inner.get_field_index(name) >= 0)
-    return _is_text(inner) or _is_bytes(inner)
+    return is_text(inner) or _is_bytes(inner)
 
 
 def _inner(kind: pa.DataType, fields: Sequence[str]) -> pa.DataType | None:
@@ -245,7 +249,7 @@ def _advice(option: str, schema: pa.Schema, fits: Callable[[pa.DataType], bool],
     single = [field for field in schema if schema.names.count(field.name) == 1 and field.name != taken]
     others = [field.name for field in single if fits(field.type)]
     if option == "image":
-        encoded = [name for name in others if not _is_text(schema.field(name).type)]
+        encoded = [name for name in others if not is_text(schema.field(name).type)]
         return advice(option, encoded or others, are_fit=bool(encoded))
     if others and set(others) <= set(_label_names(schema)):
         return f"say label={others[0]}"
