@@ -14,7 +14,8 @@ from typing import Any
 import pyarrow as pa
 
 from filip_jax import storage
-from filip_jax.data.columnar import MAX_PATH_BYTES, Columnar, Footer, column_of, damage, is_text
+from filip_jax.data.column_types import is_text
+from filip_jax.data.columnar import MAX_PATH_BYTES, Columnar, Footer, column_of, damage
 from filip_jax.errors import UserError
 
 MAGIC = b"ARROW1"  # of a file whose batches have an index; a stream has none
