@@ -21,7 +21,7 @@ from filip_jax.files import write_atomically, writing
 from filip_jax.foreign_paths import explain
 from filip_jax.small_files import open_regular
 from filip_jax.user_paths import Named, is_remote, spread
-from filip_jax.walk import say_left_out, say_other_sources, sift, walk
+from filip_jax.walk import say_left_out, say_other_sources, sift, stamp_of, walk
 
 DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}  # scheme: the package that reads it, and the extra of the scheme's name
 SMALL = 1 << 20  # bytes
@@ -97,7 +97,7 @@ def _list(place: Named, suffixes: tuple[str, ...], left_out: Counter[str]) -> li
             return [_local(name) for name in names if os.path.isfile(name)]
         if os.path.isdir(path) and not pattern:
             files = walk(path, suffixes, left_out) if suffixes else []
-            return [Found(os.path.join(path, name), size, str(time)) for name, size, time in files]
+            return [Found(os.path.join(path, name), size, stamp) for name, size, stamp in files]
         names = glob.glob(pattern) if pattern else [path]
         return [_local(name) for name in names if os.path.isfile(name)]
     system, scheme = _system(path), path.split("://")[0]
@@ -133,7 +133,7 @@ def _files(scheme: str, infos: Mapping[str, Mapping[str, Any]]) -> list[Found]:
 
 def _local(path: str) -> Found:
     status = os.stat(path)
-    return Found(path, status.st_size, str(status.st_mtime_ns))
+    return Found(path, status.st_size, stamp_of(status))
 
 
 def _stamp(info: Mapping[str, Any]) -> str:

@@ -17,11 +17,13 @@ MAX_ENDING = 12  # characters that a reason quotes of a file's name
 MAX_SHOWN = 12  # reasons
 INDEX = ".filip_index"  # the folder of an index beside the data, our own
 
-# Names, in lower case, that systems and tools leave beside data: macOS, Windows, NAS boxes, Linux, Spark, img2dataset.
+# Names, in lower case, that systems and tools leave beside data: macOS, Windows, NAS boxes, Linux, Android, Nextcloud,
+# FrontPage, Spark, img2dataset.
 SYSTEM_NAMES = frozenset({
     "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "recycler", "recycled",
     "system volume information", "@eadir", "@recycle", "@recently-snapshot", "@sharebin", "@tmp", "#recycle", "#snapshot",
-    "~snapshot", "lost+found", "_temporary", "_delta_log", "_spark_metadata", "_tmp", "__pycache__",
+    "~snapshot", "lost+found", "lost.dir", "@__thumb", "network trash folder", "temporary items", "files_trashbin", "_vti_cnf",
+    "_temporary", "_delta_log", "_spark_metadata", "_tmp", "__pycache__",
 })  # fmt: skip
 READ_BY = {  # which source reads files of an ending
     ".arrow": "arrow", ".parquet": "parquet", ".tar": "webdataset", ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl",
@@ -36,11 +38,11 @@ GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 
 
 class File(NamedTuple):
-    """A file of a folder: its name below it with "/" between the parts, its bytes, its time in nanoseconds."""
+    """A file of a folder: its name below it with "/" between the parts, its bytes, and its times as of `stamp_of`."""
 
     name: str
     size: int
-    time: int
+    stamp: str
 
 
 def walk(root: str, endings: tuple[str, ...], left_out: Counter[str]) -> list[File]:
@@ -94,6 +96,11 @@ def sift(files: Mapping[str, tuple[str, int]], endings: tuple[str, ...], left_ou
         else:
             kept.append(file)
     return kept
+
+
+def stamp_of(status: os.stat_result) -> str:
+    """Return a text that differs when a file was written anew; ctime does even where a tool sets the old mtime again."""
+    return f"{status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def order_of(name: str) -> bytes:
@@ -169,4 +176,4 @@ def _file(entry: os.DirEntry, name: str, endings: tuple[str, ...], left_out: Cou
     if reason:
         left_out[reason] += 1
         return []
-    return [File(name, status.st_size, status.st_mtime_ns)]
+    return [File(name, status.st_size, stamp_of(status))]

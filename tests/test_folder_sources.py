@@ -116,6 +116,44 @@ def test_classes_that_people_cannot_tell_apart_are_named(tmp_path):
     assert classes(tmp_path / "one").class_names == ["café"]
 
 
+def test_splits_are_hardly_classes(tmp_path):
+    """As of the folder above torchvision's train and val, fastai's train and valid, Hugging Face's imagefolder."""
+    make(tmp_path, "train/cat/0.jpg", "Val/cat/1.jpg")
+    (tmp_path / "models").mkdir()
+    with pytest.warns(UserWarning) as warned:
+        classes(tmp_path)
+    assert f"if these are splits of the data, name one, path={tmp_path}/Val" in " ".join(str(each.message) for each in warned)
+    make(tmp_path, "bus/0.jpg", "models/0.jpg")
+    classes(tmp_path)  # a train is a thing, too
+
+
+def test_a_class_without_images_that_is_a_link_says_where_to(tmp_path):
+    make(tmp_path, "cat/0.jpg")
+    (tmp_path / "kitty").symlink_to("cat")
+    with pytest.warns(UserWarning, match=f"1 classes of .* have no image: kitty \\(a link to {tmp_path}/cat\\)"):
+        assert classes(tmp_path).left_out == {"link to a folder that counts already": 1}
+
+
+def test_json_beside_images_is_no_caption(tmp_path):
+    """As img2dataset's files have it, and Google's Takeout."""
+    make(tmp_path, "0.jpg")
+    write(tmp_path, **{"0.json": '{"caption": "a cat"}', "0.jpg.json": "{}"})
+    for key in ("json", "json.caption", "jpg.JSON"):
+        with pytest.raises(UserError, match="fields of JSON are read in tars"):
+            folder(tmp_path, caption_keys=(key,))
+
+
+def test_the_form_of_a_caption_file_is_not_the_data(tmp_path):
+    """Marks, line ends and blank lines, as editors and git change them on other systems."""
+    make(tmp_path, "0.jpg")
+    found = set()
+    for data in (b"a\nb", b"a\r\nb\r\n", b"\xef\xbb\xbfa\nb\n", "a\nb".encode("utf-16")):
+        write(tmp_path, **{"0.txt": data})
+        found.add(fingerprint(folder(tmp_path)))
+    write(tmp_path, **{"0.txt": "a b"})
+    assert len(found) == 1 and fingerprint(folder(tmp_path)) not in found
+
+
 def test_the_identity_of_classes_is_of_names_and_sizes(tmp_path):
     make(tmp_path, "cat/0.jpg", "dog/1.jpg")
     before = fingerprint(classes(tmp_path))

@@ -206,7 +206,7 @@ def test_tars_full_of_traps(tmp_path):
     assert len(long) == 200 and good[long][1] == ["a long name"]
     assert set(bad) == {"000000001", "000000009", "000000010", "000000011"}
     assert "pixels" in bad["000000009"] and "2000000 bytes" in bad["000000010"] and "UTF-8" in bad["000000011"]
-    for problem in ("no image (2)", "duplicate (2)", "not a file (3)", "empty (2)", "damaged or empty", "cut off (1)"):
+    for problem in ("no image (2)", "duplicate (2)", "not a file (1)", "--hard-dereference (2)", "empty (2)", "no tar (1)", "cut off (1)"):
         assert problem in source.seen, source.seen
 
 

@@ -14,6 +14,7 @@ from pairs import members, picture, tar
 from filip_jax import storage
 from filip_jax.data import tar_store
 from filip_jax.data.sources import make_source
+from filip_jax.data.tar_index import JOINED, LINK, SPARSE
 from filip_jax.errors import UserError
 
 ONE = [("1.png", picture(1)), ("1.txt", b"one"), ("2.png", picture(2)), ("2.txt", b"two")]
@@ -91,6 +92,48 @@ def test_tars_with_nothing_in_them_are_counted(tmp_path):
     (tmp_path / "0.tar").unlink()
     with pytest.raises(UserError, match=r"caption_keys='txt'; 1 tars hold nothing; left out: empty file \(1\), tar without"):
         opened(tmp_path)
+
+
+def test_tars_that_were_joined_by_cat_are_read_to_the_first_end_and_the_rest_is_counted(tmp_path):
+    for n in range(2):
+        tar(tmp_path / f"{n}", [(f"{n}.png", picture(n)), (f"{n}.txt", b"x")])
+    one, two = (tmp_path / "0").read_bytes(), (tmp_path / "1").read_bytes()
+    for name, data in {"joined": one + two, "short": one.rstrip(b"\0") + bytes(2048 - len(one.rstrip(b"\0")) % 512) + two}.items():
+        (tmp_path / f"{name}.tar").write_bytes(data)
+        source = opened(tmp_path / f"{name}.tar")
+        assert len(source) == 1 and source.left_out == {JOINED: 1}
+    for name, data in {"noise": one + b"x" * 700, "zeros": one + bytes(1 << 21), "far": one + bytes(1 << 21) + two}.items():
+        (tmp_path / f"{name}.tar").write_bytes(data)
+        assert not opened(tmp_path / f"{name}.tar").left_out
+
+
+def test_links_and_what_else_has_no_content_is_counted_by_its_kind(tmp_path):
+    """Two names of one file on a disk are a file and a link in a tar, and so are the links of a farm."""
+    members = [("c/0.png", picture(0)), ("c/0.txt", b"x")]
+    for n, kind in enumerate((tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.GNUTYPE_SPARSE, tarfile.FIFOTYPE, b"V", b"D"), 1):
+        info = tarfile.TarInfo(f"c/{n}.png")
+        info.type, info.linkname = kind, "c/0.png"
+        members += [(info, None), (f"c/{n}.txt", b"x")]
+    tar(tmp_path / "0.tar", members)
+    source = opened(tmp_path / "0.tar")
+    assert list(pairs(source)) == ["c/0"] and source.left_out == {LINK: 2, SPARSE: 1, "not a file": 1, "no image": 6}
+
+
+def test_what_is_no_tar_from_its_beginning_is_called_so(tmp_path):
+    for data in (b'{"__kind__": "wids-shard-index-v1"}', b"<html>404</html>" * 99, b"070701" + bytes(600)):
+        (tmp_path / "0.tar").write_bytes(data)
+        with pytest.raises(UserError, match=r"left out: no tar \(1\)"):
+            opened(tmp_path / "0.tar")
+
+
+def test_a_folder_that_was_packed_with_its_hidden_name_is_wanted(tmp_path):
+    names = ["home/u/.cache/@eaDir/a/0", "home/u/.cache/@eaDir/b/1", "home/u/.cache/@eaDir/.git/2"]
+    tar(tmp_path / "0.tar", [(f"/{name}.{kind}", data) for name in names for kind, data in (("png", picture(1)), ("txt", b"x"))])
+    source = opened(tmp_path / "0.tar")
+    assert list(pairs(source)) == [f"/{name}" for name in names[:2]] and source.left_out == {"hidden": 2}
+    tar(tmp_path / "1.tar", [(f"{name}.png", picture(1)) for name in (".git/0", ".idea/1")])
+    with pytest.raises(UserError, match=r"left out: hidden \(2\)"):
+        opened(tmp_path / "1.tar")
 
 
 def test_keys_with_dots_need_to_be_asked_for(tmp_path):

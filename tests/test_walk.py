@@ -32,6 +32,7 @@ LEAVINGS = {
     ".nfs000012.jpg": walk.HIDDEN, ".0.jpg.Xq3w": walk.HIDDEN, "__MACOSX/cat/0.jpg": walk.SYSTEM, "@eaDir/0.jpg": walk.SYSTEM,
     "#recycle/0.jpg": walk.SYSTEM, "lost+found/0.jpg": walk.SYSTEM, "Thumbs.db": walk.SYSTEM, "desktop.ini": walk.SYSTEM,
     "$RECYCLE.BIN/0.jpg": walk.SYSTEM, "System Volume Information/0.jpg": walk.SYSTEM, "_temporary/0.jpg": walk.SYSTEM,
+    "LOST.DIR/0.jpg": walk.SYSTEM, "Network Trash Folder/0.jpg": walk.SYSTEM, "files_trashbin/files/0.jpg": walk.SYSTEM,
     "a.jpg.part": walk.PARTIAL, "a.jpg.crdownload": walk.PARTIAL, "a.jpg.1234.tmp": walk.PARTIAL, "a.jpg~": walk.PARTIAL,
     "notes.md": ".md", "README": "other files", "x.heic": ".heic",
 }  # fmt: skip

@@ -17,13 +17,14 @@ from filip_jax.cleaning.rules import Rules
 from filip_jax.data.each_caption import EachCaption
 from filip_jax.data.identity import changes
 from filip_jax.data.joined import Mixture
+from filip_jax.data.kept import INDICES, REPORT, TEXTS
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
 from filip_jax.files import LOCK, locked, remove_abandoned, replacing, write_atomically
 from filip_jax.progress import Progress
 from filip_jax.small_files import read_json
 
-REPORT, DRY_REPORT, KEPT, TEXTS = "report.json", "dry_run.json", "kept.npy", "captions.arrow"
+DRY_REPORT = "dry_run.json"
 BATCH = 1 << 20  # rows of captions.arrow that are searched together
 
 
@@ -137,8 +138,8 @@ def _filter(work: Work, output: Path, plan: dict[str, Any], workers: int) -> dic
     begun = work.folder / PLAN
     if begun.is_file():
         _same(output, read_json(begun), plan)
-    elif any((output / name).exists() for name in (KEPT, TEXTS)):
-        raise UserError(f"filter: output={str(output)!r} holds {KEPT} or {TEXTS}, but not of a filter: name another")
+    elif any((output / name).exists() for name in (INDICES, TEXTS)):
+        raise UserError(f"filter: output={str(output)!r} holds {INDICES} or {TEXTS}, but not of a filter: name another")
     else:
         _make_folder(work)
     write_atomically(begun, json.dumps(plan))
@@ -228,15 +229,15 @@ def _join(work: Work, output: Path, kept: int) -> None:
     """The pieces' indices and texts as one file each; memory holds one piece."""
     pieces = range(len(work.bounds) - 1)
     if kept:
-        with replacing(output / KEPT) as new:
+        with replacing(output / INDICES) as new:
             indices, at = np.lib.format.open_memmap(new, "w+", np.int64, (kept,)), 0
             for piece in pieces:
-                own = np.load(work.file(piece, KEPT))
+                own = np.load(work.file(piece, INDICES))
                 indices[at : at + len(own)] = own
                 at += len(own)
             del indices
     else:  # an empty file cannot be mapped
-        write_array(output / KEPT, np.zeros(0, np.int64))
+        write_array(output / INDICES, np.zeros(0, np.int64))
     beside = replacing(output / TEXTS)
     with beside as new, pa.OSFile(str(new), "wb") as sink, pa.ipc.new_file(sink, CAPTIONS) as writer:
         waiting: list[pa.Table] = []  # few large batches are searched faster than many small ones

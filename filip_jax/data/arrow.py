@@ -4,16 +4,18 @@ They are mapped into memory, so a record costs the bytes that it has, in any ord
 """
 
 import hashlib
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from filip_jax import storage
-from filip_jax.data.columnar import Columnar, Footer, column_of, damage
+from filip_jax.data.column_types import is_text
+from filip_jax.data.columnar import MAX_PATH_BYTES, Columnar, Footer, column_of, damage
 from filip_jax.errors import UserError
 
 MAGIC = b"ARROW1"  # of a file whose batches have an index; a stream has none
@@ -47,14 +49,12 @@ class Arrow(Columnar):
 
     def _footer(self, path: str) -> Footer:
         schema = _opened(path).schema
-        names = [column_of(name, schema)[0] for name in self.caption_keys]
-        digest, sizes = hashlib.sha256(), []
-        for name in [name for name in dict.fromkeys(names) if name in schema.names] or schema.names[:1]:
-            batches = list(_batches(path, schema.names.index(name)))
-            sizes = [batch.num_rows for batch in batches]
-            for buffer in (buffer for batch in batches for buffer in _buffers(batch.column(0))):
-                digest.update(buffer)
-        return Footer(sizes, schema, digest.hexdigest())
+        captions = dict.fromkeys(column_of(name, schema)[0] for name in self.caption_keys)
+        first = next((name for name in captions if name in schema.names), "")  # of which no batch is large
+        batches = _batches(path, schema.names.index(first) if first else 0) if schema.names else ()
+        paths = [self.image] if schema.names.count(self.image) == 1 and is_text(schema.field(self.image).type) else []
+        others = _hash_of(path, schema, [self.key, *paths], MAX_PATH_BYTES)
+        return Footer([batch.num_rows for batch in batches], schema, _hash_of(path, schema, captions), others)
 
     def _read(self, path: str, number: int, name: str) -> pa.Array:
         try:
@@ -85,6 +85,18 @@ def _batches(path: str, field: int) -> Iterator[pa.RecordBatch]:
         yield from (reader.get_batch(n) for n in range(reader.num_record_batches))
     else:
         yield from reader
+
+
+def _hash_of(path: str, schema: pa.Schema, names: Iterable[str], row_bytes: float = math.inf) -> str:
+    """Of the bytes, as they are written, of those columns that the file has; see parquet's."""
+    digest = hashlib.sha256()
+    for name in names:
+        for batch in _batches(path, schema.names.index(name)) if name in schema.names else ():
+            buffers = list(_buffers(batch.column(0)))
+            size = sum(buffer.size for buffer in buffers)  # column.nbytes trusts offsets, which may be damaged
+            for buffer in buffers if size <= row_bytes * batch.num_rows else ():
+                digest.update(buffer)
+    return digest.hexdigest()
 
 
 def _buffers(column: pa.Array) -> Iterator[pa.Buffer]:

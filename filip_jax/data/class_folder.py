@@ -16,6 +16,7 @@ from filip_jax.errors import UserError
 from filip_jax.walk import order_of, say_left_out, say_other_sources, walk, why_left_out
 
 NO_CLASS = "image in no class's directory"
+SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval"})
 
 
 class ClassFolder:
@@ -64,8 +65,15 @@ class ClassFolder:
 
     def _warn_of_classes(self, directories: Sequence[str]) -> None:
         if bare := [name for name, size in zip(directories, self.shard_sizes) if not size]:
-            some = ", ".join(bare[:5]) + (" …" if len(bare) > 5 else "")
+            some = ", ".join(map(self._in_words, bare[:5])) + (" …" if len(bare) > 5 else "")
             warnings.warn(f"class_folder: {len(bare)} classes of {self.root!r} have no image: {some}", stacklevel=3)
+        full = [name for name, size in zip(directories, self.shard_sizes) if size]
+        if SPLITS.issuperset(name.lower() for name in full):
+            warnings.warn(
+                f"class_folder: the classes of {self.root!r} are {', '.join(full)}: if these are splits of the data, name one, "
+                f"path={os.path.join(self.root, full[0])}",
+                stacklevel=3,
+            )
         alike: dict[str, list[str]] = {}
         for directory, name in zip(directories, self.class_names):
             alike.setdefault(name.casefold(), []).append(directory)
@@ -75,6 +83,10 @@ class ClassFolder:
                 f"Unicode form or _: {', '.join(map(repr, pairs[0][:5]))}",
                 stacklevel=3,
             )
+
+    def _in_words(self, name: str) -> str:
+        place = os.path.join(self.root, name)
+        return f"{name} (a link to {os.path.realpath(place)})" if os.path.islink(place) else name
 
     def __len__(self) -> int:
         return len(self.images)

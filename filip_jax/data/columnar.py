@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from filip_jax import storage
+from filip_jax.data.column_types import is_bytes, is_list, is_text, plain
 from filip_jax.data.identity import digest, identify
 from filip_jax.data.listed import read_listed
 from filip_jax.data.packed import PACKED_BYTES, refuse_other
@@ -22,15 +23,18 @@ from filip_jax.errors import UserError, one_line
 from filip_jax.walk import say_left_out
 
 KEPT = 1 << 29  # bytes of columns that a process keeps
+MAX_PATH_BYTES = 1024  # of a row, beyond which a column of images holds more than paths
 MAX_SHOWN = 60  # characters of a type in a message
 
 
 class Footer(NamedTuple):
-    """What opening a file tells: the rows of each of its pieces, its schema, and a hash of its captions' columns."""
+    """What opening a file tells: the rows of each of its pieces, its schema, a hash of its captions' columns, and one of
+    what else rows are known by: their key and, where the column of the image holds them, the paths."""
 
     sizes: list[int]
     schema: pa.Schema
     captions: str
+    rows: str
 
 
 class Columnar(ABC):
@@ -75,8 +79,8 @@ class Columnar(ABC):
         self.seen = f"{len(found)} files with the columns {_listed(footers[0].schema)}{say_left_out(left_out)}"
         self.identity = identify(
             names=digest(map(storage.name_of, self.files)), sizes=digest(str(file.size) for file in found),
-            records=len(self), captions=digest(footer.captions for footer in footers), image=image, key=key,
-            caption_keys=self.caption_keys,
+            records=len(self), captions=digest(footer.captions for footer in footers),
+            rows=digest(footer.rows for footer in footers), image=image, key=key, caption_keys=self.caption_keys,
         )  # fmt: skip
 
     @abstractmethod
@@ -185,52 +189,29 @@ def column_of(name: str, schema: pa.Schema) -> list[str]:
     return [name] if name in schema.names else name.split(".")
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type of single values: of a dictionary's values, of the items of lists in lists."""
-    while pa.types.is_dictionary(kind) or _is_list(kind):
-        kind = kind.value_type
-    return kind
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    types = pa.types
-    return any(is_one(kind) for is_one in (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    types = pa.types
-    return any(is_one(kind) for is_one in (types.is_string, types.is_large_string, types.is_string_view, types.is_null))
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    types = pa.types
-    of = (types.is_binary, types.is_large_binary, types.is_binary_view, types.is_fixed_size_binary)
-    return any(is_one(kind) for is_one in of)
-
-
 def _holds_text(kind: pa.DataType) -> bool:
     """Whether `texts_of` may find texts in values of a type."""
-    inner = _plain(kind)
+    inner = plain(kind)
     if pa.types.is_struct(inner):
         return any(_holds_text(inner.field(name).type) for name in TEXT_FIELDS if inner.get_field_index(name) >= 0)
     is_number = pa.types.is_integer(inner) or pa.types.is_floating(inner) or pa.types.is_boolean(inner)
-    return _is_text(inner) or _is_bytes(inner) or ((is_number or pa.types.is_decimal(inner)) and not _is_list(kind))
+    return is_text(inner) or is_bytes(inner) or ((is_number or pa.types.is_decimal(inner)) and not is_list(kind))
 
 
 def _holds_image(kind: pa.DataType) -> bool:
     """Whether `image_of` may find an image in values of a type."""
-    inner = kind.value_type if _is_list(kind) or pa.types.is_dictionary(kind) else kind
+    inner = kind.value_type if is_list(kind) or pa.types.is_dictionary(kind) else kind
     if pa.types.is_struct(inner):
         return any(_holds_image(inner.field(name).type) for name in IMAGE_FIELDS if inner.get_field_index(name) >= 0)
-    return _is_text(inner) or _is_bytes(inner)
+    return is_text(inner) or is_bytes(inner)
 
 
 def _inner(kind: pa.DataType, fields: Sequence[str]) -> pa.DataType | None:
     """The type at a.b.c of a struct, or of the structs of a list; None where there is none."""
     in_lists = False
     for name in fields:
-        in_lists |= _is_list(kind)
-        kind = _plain(kind)
+        in_lists |= is_list(kind)
+        kind = plain(kind)
         if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
             return None
         kind = kind.field(name).type
@@ -245,7 +226,7 @@ def _advice(option: str, schema: pa.Schema, fits: Callable[[pa.DataType], bool],
     single = [field for field in schema if schema.names.count(field.name) == 1 and field.name != taken]
     others = [field.name for field in single if fits(field.type)]
     if option == "image":
-        encoded = [name for name in others if not _is_text(schema.field(name).type)]
+        encoded = [name for name in others if not is_text(schema.field(name).type)]
         return advice(option, encoded or others, are_fit=bool(encoded))
     if others and set(others) <= set(_label_names(schema)):
         return f"say label={others[0]}"
@@ -254,7 +235,7 @@ def _advice(option: str, schema: pa.Schema, fits: Callable[[pa.DataType], bool],
 
 def _field_advice(option: str, name: str, kind: pa.DataType, fits: Callable[[pa.DataType], bool]) -> str:
     """Which field of a struct to name, or how to write what is none; "" where there is nothing to say."""
-    if option == "image" and (pa.types.is_integer(_plain(kind)) or pa.types.is_floating(_plain(kind))) and _is_list(kind):
+    if option == "image" and (pa.types.is_integer(plain(kind)) or pa.types.is_floating(plain(kind))) and is_list(kind):
         return "numbers of pixels are not read: write images as JPEG, PNG or WebP"
     names = _fields(name, kind, fits)
     return f"say {option}={names[0]}" if len(names) == 1 else advice(option, names) if names else ""
@@ -262,7 +243,7 @@ def _field_advice(option: str, name: str, kind: pa.DataType, fits: Callable[[pa.
 
 def _fields(name: str, kind: pa.DataType, fits: Callable[[pa.DataType], bool]) -> list[str]:
     """The fields of a struct, or of the structs of a list, whose types fit."""
-    inner = _plain(kind)
+    inner = plain(kind)
     fields = [inner.field(n) for n in range(inner.num_fields)] if pa.types.is_struct(inner) else []
     return [f"{name}.{field.name}" for field in fields if fits(field.type)]
 

@@ -27,11 +27,11 @@ def content_hashes(files: Sequence[storage.Found], folder: str) -> list[str]:
     notes = _notes(Path(folder) / NAME)
     found = {file.path: notes.get(file.path) for file in files}
     for file in files:
-        state = _state(file)
+        state = f"{file.size} {file.stamp}"
         if storage.is_remote(file.path):
             found[file.path] = [state, state]
         elif not isinstance(found[file.path], list) or found[file.path][:1] != [state]:
-            found[file.path] = [state, _sha256(file.path)]
+            found[file.path] = [state, sha256_of(file.path)]
     is_foreign = storage.name_of(folder) == INDEX and os.path.islink(folder)  # through which nothing is written
     if may_write() and not is_foreign and any(notes.get(path) != note for path, note in found.items()):
         with suppress(OSError):  # a folder that may not be written is read again each time
@@ -46,14 +46,7 @@ def _notes(file: Path) -> dict[str, list]:
         return {}
 
 
-def _state(file: storage.Found) -> str:
-    """What changes when the file is written; ctime does even where a tool sets the old size and mtime again."""
-    if storage.is_remote(file.path):
-        return f"{file.size} {file.stamp}"
-    status = os.stat(file.path)
-    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino}"
-
-
-def _sha256(path: str) -> str:
+def sha256_of(path: str) -> str:
+    """Return the hash of a local file's content."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

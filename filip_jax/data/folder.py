@@ -41,6 +41,11 @@ class Folder:
     def __init__(self, *, path: str, caption_keys: Sequence[str] = ("txt",)):
         if not path or not Path(path).is_dir():
             raise UserError(f"folder: path={path!r} is not a folder")
+        if json := [key for key in caption_keys if "json" in key.lower().split(".")]:
+            raise UserError(
+                f"folder: caption_keys={json[0]!r}: a file here holds a caption and nothing else; fields of JSON are read in "
+                "tars (webdataset) and lists (jsonl)"
+            )
         self.root, self.caption_keys, self.left_out = path, tuple(caption_keys), Counter()
         files = walk(path, (*ENDINGS, *(f".{key.lower()}" for key in self.caption_keys)), self.left_out)
         images = {file.name: file.size for file in files if file.name.lower().endswith(ENDINGS)}
@@ -103,13 +108,13 @@ class Folder:
             starts = range(0, len(self.texts), TOGETHER)
             return digest(pool.map(lambda start: digest(self._pieces(start, start + TOGETHER)), starts))
 
-    def _pieces(self, start: int, end: int) -> Iterator[bytes]:
+    def _pieces(self, start: int, end: int) -> Iterator[str]:
         for index in range(start, min(end, len(self.texts))):
             for name in self._text_names(index):
                 try:
-                    yield read_listed(self.root, name, CAPTION_BYTES + 1) if name else b""
+                    yield self._text(name) if name else ""
                 except BadRecord as error:
-                    yield str(error).encode()
+                    yield str(error)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -131,11 +136,11 @@ class Folder:
         return read_listed(self.root, self.images[index], most)
 
     def captions(self, index: int) -> tuple[Caption, ...]:
-        return tuple(
-            Caption(caption_text(read_listed(self.root, name, CAPTION_BYTES + 1), Path(name).name), key)
-            for key, name in zip(self.caption_keys, self._text_names(index))
-            if name
-        )
+        named = zip(self.caption_keys, self._text_names(index))
+        return tuple(Caption(self._text(name), key) for key, name in named if name)
+
+    def _text(self, name: str) -> str:
+        return caption_text(read_listed(self.root, name, CAPTION_BYTES + 1), Path(name).name)
 
     def _text_names(self, index: int) -> list[str]:
         """The text files of an image, "" where there is none, in the order of the keys."""

@@ -12,6 +12,7 @@ from typing import Any
 MAX_SHOWN = 60  # characters of a part that a message quotes
 MAX_CHANGES = 8  # parts that a message names
 WHOLE = "data"  # the one part of a text of another form
+OLDER = "an older version of filip_jax noted what the data was, in a form that cannot be compared"
 
 
 def identify(**parts: Any) -> str:
@@ -47,9 +48,14 @@ def changes(was: Any, now: str) -> str:
     if was == now:
         return ""
     found = list(_changes(parts_of(was), parts_of(now), ""))
-    if not found or was is None or (WHOLE in parts_of(was)) != (WHOLE in parts_of(now)):
-        return "an older version of filip_jax noted what the data was, in a form that cannot be compared"
+    if not found or is_older(was, now):
+        return OLDER
     return ", ".join(found[:MAX_CHANGES]) + (" …" if len(found) > MAX_CHANGES else "")
+
+
+def is_older(was: Any, now: str) -> bool:
+    """Return whether a noted identity is of the form that earlier versions wrote, which cannot be compared with `now`."""
+    return was is None or (WHOLE in parts_of(was)) != (WHOLE in parts_of(now))
 
 
 def _changes(was: dict[str, Any], now: dict[str, Any], of: str) -> Iterable[str]:

@@ -39,7 +39,7 @@ class Joined:
             self.seen += f"; the side file holds {', '.join(side.origins)}"
             self._warn_of_strangers()
         if kept is not None:
-            kept.check(self.identity)
+            kept.check(self.identity, len(source))
             bounds = np.searchsorted(kept.indices, np.concatenate([[0], np.cumsum(source.shard_sizes)]))
             self.shard_sizes, self.identity = np.diff(bounds), extend(self.identity, keep=kept.identity)
         if hasattr(source, "class_names"):

@@ -6,7 +6,7 @@ from filip_jax import storage
 from filip_jax.data.record import BadRecord
 from filip_jax.errors import UserError
 
-ABSENT = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
+ABSENT = (errno.ENOENT, errno.EINVAL, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
 
 
 def read_listed(folder: str, name: str, most: int) -> bytes:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -18,7 +19,7 @@ from filip_jax.data.decode import ENDINGS
 from filip_jax.data.each_caption import EachCaption
 from filip_jax.data.emoji_scenes import EmojiScenes
 from filip_jax.data.folder import Folder
-from filip_jax.data.identity import changes, parts_of
+from filip_jax.data.identity import OLDER, changes, parts_of
 from filip_jax.data.joined import WEIGHT, Joined, Mixture
 from filip_jax.data.kept import Kept
 from filip_jax.data.labelled import Labelled
@@ -209,11 +210,15 @@ def check_same_data(was: Mapping[str, Any], now: Mapping[str, Any], workdir: Any
     """Raise a UserError that names what differs if a run's data is not what its checkpoint was trained on.
 
     Args:
-        was: what `describe` gave then; earlier versions noted no more than `data_sha256`.
+        was: what `describe` gave then; earlier versions noted no more than a `data_sha256` of their own, whose runs go on
+            with a warning.
     """
     if was.get("data_sha256") == now["data_sha256"]:
         return
-    noted = was.get("data")
+    if "data" not in was:
+        warnings.warn(f"the data of {workdir}: {OLDER}; the run goes on: make sure that it has not changed", stacklevel=3)
+        return
+    noted = was["data"]
     changed = changes(json.dumps(noted) if isinstance(noted, dict) else None, json.dumps(now["data"]))
     raise UserError(
         f"the data of {workdir} is not what the run began with (what differs: {changed}): bring it back, or start in a new "

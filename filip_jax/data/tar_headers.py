@@ -7,12 +7,15 @@ and pax, GNU's long names and sizes, and the sparse files of both, which are pas
 
 import io
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 BLOCK = 512
+MAX_END_BYTES = 1 << 20  # that are looked at behind the end; writers fill records of 10 KiB, some of 1 MiB
 HEADER_BYTES = 1 << 16  # of an extended header, which is held whole
 NUMBER_BYTES = 20  # digits of a number in an extended header
 FILES, FOLDER, SPARSE, LONG_NAME, LONG_LINK = (b"0", b"\0", b"7"), b"5", b"S", b"L", b"K"
+LINKS, LISTING, LABEL = (b"1", b"2"), b"D", b"V"  # the latter of GNU: a folder's names, the name of the tar
 GLOBAL, EXTENDED = b"g", (b"x", b"X")
 WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes, whatever size they claim
 SPARSE_KEYS = b"GNU.sparse."
@@ -21,6 +24,10 @@ KEYS = (b"path=", b"size=", SPARSE_KEYS)  # what an index needs
 
 class DamagedTar(Exception):
     """What stands in a tar is no header."""
+
+
+class JoinedTar(Exception):
+    """Behind a tar's end stands another, which nobody reads: `cat` makes no tar of two."""
 
 
 class Member(NamedTuple):
@@ -38,6 +45,13 @@ class Member(NamedTuple):
     def isdir(self) -> bool:
         return self.kind == FOLDER
 
+    def is_link(self) -> bool:
+        return self.kind in LINKS
+
+    def is_about_others(self) -> bool:
+        """Whether it holds no content of its own: folders, and what GNU notes of them and of the tar."""
+        return self.kind in (FOLDER, LISTING, LABEL)
+
     def issparse(self) -> bool:
         return self.sparse
 
@@ -47,6 +61,7 @@ def read_members(stream: io.IOBase, size: int) -> Iterator[Member]:
 
     Raises:
         DamagedTar: there is damage, or nothing.
+        JoinedTar: there is another tar behind the end.
     """
     shared: dict[bytes, bytes] = {}  # of global headers
     own: dict[bytes, bytes] = {}  # of those before a member
@@ -54,6 +69,7 @@ def read_members(stream: io.IOBase, size: int) -> Iterator[Member]:
     while at < size:
         block = _read(stream, at, BLOCK)
         if not any(block):
+            _check_end(stream, at)
             break
         _check_sum(block)
         kind, length, at = block[156:157], _number(block[124:136]), at + BLOCK
@@ -87,6 +103,18 @@ def _read(stream: io.IOBase, at: int, size: int) -> bytes:
     if len(data) < size:
         raise DamagedTar("it ends within a header")
     return data
+
+
+def _check_end(stream: io.IOBase, at: int) -> None:
+    """Look for a header behind the blocks of zeros that end a tar, and fill its last record."""
+    stream.seek(at)
+    rest = stream.read(MAX_END_BYTES)
+    start = at + (len(rest) - len(rest.lstrip(b"\0"))) // BLOCK * BLOCK
+    block = rest[start - at : start - at + BLOCK]
+    with suppress(DamagedTar):
+        if len(block) == BLOCK and any(block):
+            _check_sum(block)
+            raise JoinedTar(f"another tar at byte {start}")
 
 
 def _padded(size: int) -> int:

@@ -6,8 +6,10 @@ sample's key; tar_store.py keeps them.
 """
 
 import hashlib
+import os
 import struct
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -19,12 +21,16 @@ from filip_jax.data.identity import digest
 from filip_jax.data.member_names import FIRST_DOT, IMAGES, split, why_name_left_out
 from filip_jax.data.packed import PACKED_BYTES, refuse_packed
 from filip_jax.data.record import CAPTION_BYTES, METADATA_BYTES
-from filip_jax.data.tar_headers import DamagedTar, Member, read_members
+from filip_jax.data.tar_headers import DamagedTar, JoinedTar, Member, read_members
 from filip_jax.storage import Found
+from filip_jax.walk import HIDDEN
 
 KINDS = 64  # most kinds of members that a shard's index holds
 KEY_BYTES = 200
-NOTHING, NO_IMAGE = "tar without a member", "no image"
+NO_TAR, NOTHING, NO_IMAGE = "no tar", "tar without a member", "no image"
+JOINED = "another tar behind the end of one, as `cat` joins them: unpack them with tar -i"
+LINK = "link, of which a tar has no content: pack with tar --dereference --hard-dereference"
+SPARSE = "sparse file: pack without tar -S"
 DOTTED = "no image, but one with dots in its name: keys=last_dot reads it"
 BESIDE = "no image, but one in its folder: keys=folder reads them"
 
@@ -93,19 +99,11 @@ def index_shard(file: Found, name: str, keys: str = FIRST_DOT) -> tuple[Shard, b
     Raises:
         UserError: the tar is compressed, or another kind of archive.
     """
-    samples: dict[str, dict[str, Place]] = {}
-    problems: Counter[str] = Counter()
-    with storage.open_stream(file.path) as stream:
-        refuse_packed(stream.read(PACKED_BYTES), file.path)
-        stream.seek(0)
-        try:
-            for member in read_members(stream, file.size):
-                _add(member, file.size, samples, problems, keys, stream)
-        except DamagedTar:
-            problems["damaged or empty from some point on"] += 1
-    problems[NOTHING] += not samples and not problems
+    samples, problems = _read(file, keys)
+    if not samples and problems[HIDDEN]:  # a folder that is packed with its hidden name, as .cache/data, is wanted
+        samples, problems = _read(file, keys, _top(file))
     whole = {key: members for key, members in samples.items() if any(kind in IMAGES for kind in members)}
-    alone = Counter(key.rpartition("/")[0] for key in whole)
+    alone = Counter(key.rpartition("/")[0] for key, members in whole.items() if set(members) <= {*IMAGES, "json"})
     for key in (key for key in samples if key not in whole):
         dotted = any(kind.rpartition(".")[2] in IMAGES for kind in samples[key])
         folder = key.rpartition("/")[0]
@@ -133,11 +131,47 @@ def index_shard(file: Found, name: str, keys: str = FIRST_DOT) -> tuple[Shard, b
     return shard, data
 
 
-def _add(member: Member, size: int, samples: dict, problems: Counter, keys: str, stream) -> None:
+def _read(file: Found, keys: str, top: str = "") -> tuple[dict[str, dict[str, Place]], Counter[str]]:
+    """Return {key: {kind: place}} and what is left out; the names of folders in `top` do not count."""
+    samples: dict[str, dict[str, Place]] = {}
+    problems: Counter[str] = Counter()
+    is_tar = False
+    with storage.open_stream(file.path) as stream:
+        refuse_packed(stream.read(PACKED_BYTES), file.path)
+        try:
+            for member in read_members(stream, file.size):
+                is_tar = True
+                _add(member, file.size, samples, problems, keys, stream, top)
+        except JoinedTar:
+            problems[JOINED] += 1
+        except DamagedTar:
+            problems["damaged or empty from some point on" if is_tar or not file.size else NO_TAR] += 1
+    problems[NOTHING] += not samples and not problems
+    return samples, problems
+
+
+def _top(file: Found) -> str:
+    """The folders that all members lie in."""
+    top: list[str] | None = None
+    with storage.open_stream(file.path) as stream, suppress(DamagedTar, JoinedTar):
+        for member in read_members(stream, file.size):
+            if member.isreg():
+                folders = member.name.split("/")[:-1]
+                top = folders if top is None else os.path.commonprefix([top, folders])
+    return "/".join(top or [])
+
+
+def _add(member: Member, size: int, samples: dict, problems: Counter, keys: str, stream, top: str) -> None:
     key, kind = split(member.name, keys)
-    if not member.isreg() or member.issparse():
-        problems["not a file"] += not member.isdir()
-    elif reason := why_name_left_out(member.name):
+    if member.is_about_others():
+        return
+    if member.is_link():
+        problems[LINK] += 1
+    elif member.issparse():
+        problems[SPARSE] += 1
+    elif not member.isreg():
+        problems["not a file"] += 1
+    elif reason := why_name_left_out(member.name.removeprefix(top)):
         problems[reason] += 1
     elif not key or not kind:
         problems["a name without key or ending"] += 1

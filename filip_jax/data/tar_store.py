@@ -7,7 +7,8 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from typing import Any
 
 from filip_jax import folders, storage
@@ -30,6 +31,8 @@ def read_index(
 ) -> list[Shard]:
     """The index of these tars; what is missing, damaged or of another tar is made and written first.
 
+    A tar that has other times than the index notes, as a copy has, is read again; nothing is written if that changes nothing.
+
     Args:
         root: the folder that all paths lie in.
         folder: where the index lies.
@@ -45,10 +48,12 @@ def read_index(
         raise UserError(f"processes={processes} must be at least 0 and at most {MAX_PROCESSES}")
     known = {shard.name: shard for shard in _stored(folder)}
     names = {file.path: _below(root, file) for file in shards}
-    new = [file for file in shards if not _is_of(known.get(names[file.path]), file, folder)]
+    stale = [file for file in shards if not _is_of(known.get(names[file.path]), file, folder)]
+    copies = _copies(stale, names, known, folder, processes, keys)
+    known |= copies
+    new = [file for file in stale if names[file.path] not in copies]
     if new:
-        if not storage.is_remote(folder):
-            folders.local_folder(folder, root)
+        _check_folder(folder, root)
         progress = Progress("indexing tars", len(new))
         for count, shard in enumerate(_indexed(new, [names[file.path] for file in new], folder, processes, keys)):
             known[shard.name] = shard
@@ -56,6 +61,10 @@ def read_index(
             if count % 1000 == 999:
                 _store(folder, known)  # what is done is done, whatever comes
         _store(folder, known)
+    elif copies:
+        with suppress(UserError):  # where nothing can be written, they are read again each time
+            _check_folder(folder, root)
+            _store(folder, known)
     return [known[names[file.path]] for file in shards]
 
 
@@ -69,9 +78,28 @@ def _below(root: str, file: Found) -> str:
     return file.path.removeprefix(root).lstrip("/")
 
 
+def _check_folder(folder: str, root: str) -> None:
+    if not storage.is_remote(folder):
+        folders.local_folder(folder, root)
+
+
+def _copies(
+    files: Sequence[Found], names: dict[str, str], known: dict[str, Shard], folder: str, processes: int, keys: str
+) -> dict[str, Shard]:
+    """Return the index, by name, of those tars of which nothing but the times is other than the index has it."""
+    alike = [file for file in files if _fits(known.get(names[file.path]), file, folder)]
+    made = _indexed(alike, [names[file.path] for file in alike], "", processes, keys) if alike else ()
+    return {shard.name: shard for shard in made if replace(known[shard.name], stamp=shard.stamp) == shard}
+
+
 def _is_of(shard: Shard | None, file: Found, folder: str) -> bool:
     """Whether the index is this file's, and its table whole; in a bucket a table is only looked at when it is read."""
-    if shard is None or (shard.size, shard.stamp) != (file.size, file.stamp):
+    return shard is not None and shard.stamp == file.stamp and _fits(shard, file, folder)
+
+
+def _fits(shard: Shard | None, file: Found, folder: str) -> bool:
+    """The same, whatever the file's times."""
+    if shard is None or shard.size != file.size:
         return False
     path = table_path(folder, shard)
     try:
@@ -83,7 +111,7 @@ def _is_of(shard: Shard | None, file: Found, folder: str) -> bool:
 def _indexed(
     files: Sequence[Found], names: Sequence[str], folder: str, processes: int, keys: str
 ) -> Iterator[Shard]:
-    """The index of each tar, as soon as it is made."""
+    """The index of each tar, as soon as it is made; without a folder nothing is written."""
     if processes:
         yield from run_workers(_maker, (files, names, folder, keys), range(len(files)), processes, "processes")
         return
@@ -107,7 +135,8 @@ def _digest(text: str) -> str:
 
 def _make(file: Found, name: str, folder: str, keys: str) -> Shard:
     shard, table = index_shard(file, name, keys)
-    _write(table_path(folder, shard), table)
+    if folder:
+        _write(table_path(folder, shard), table)
     return shard
 
 
