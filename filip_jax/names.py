@@ -9,6 +9,7 @@ from filip_jax.errors import UserError
 
 MAX_NAME_BYTES = 100  # in UTF-8, so that endings such as _step_0000100.json fit into a file's name
 SIGNS = frozenset(" ._-=,+{}")  # beside letters, marks and digits of all scripts
+QUOTES = "'\"()[]"  # what Python writes around values, which leaves no blank
 _METRIC = re.compile(r"[\w@.=+-]{1,100}")
 
 
@@ -33,7 +34,8 @@ def check_name(text: Any, key: str) -> None:
 
 def make_name(text: str) -> str:
     """Return a name for the text; texts that differ have different names."""
-    plain = " ".join("".join(c if _is_sign(c) else " " for c in text).split()).lstrip(" .-").rstrip(" .")
+    signs = "".join(c if _is_sign(c) else "" if c in QUOTES else " " for c in text)
+    plain = " ".join(signs.split()).lstrip(" .-").rstrip(" .")
     if plain == text and is_name(plain):
         return plain
     end = f"_{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"

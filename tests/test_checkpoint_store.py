@@ -89,7 +89,7 @@ def test_links_doubled_slashes_and_steps_up_lead_where_the_disk_says(tmp_path, m
 
 
 @pytest.mark.filterwarnings("ignore::Warning")
-@pytest.mark.parametrize("name", ["lr=[1e-3]", "{a,b}*?", "~é %41:", "a\\b"])
+@pytest.mark.parametrize("name", ["lr=[1e-3]", "{a,b}*", "~é %41:", "a\\b"])
 def test_so_it_is_in_buckets(name, bucket):
     root = f"{bucket}/paths_{name.encode().hex()}"
     storage.write(f"{root}/other/run/checkpoints/7/manifest.json", b"{}")

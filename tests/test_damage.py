@@ -11,6 +11,7 @@ from conftest import make_devices_mesh
 from filip_jax import load_model, storage
 from filip_jax.checkpoint import Checkpoints, CheckpointWriter
 from filip_jax.checkpoint.manifest import write_manifest
+from filip_jax.config import read_config
 from filip_jax.errors import UserError
 from filip_jax.evals.checkpoints import evaluate_runs
 from filip_jax.evals.choice import Choice
@@ -54,7 +55,7 @@ def begin_from_the_folder(workdir, config):
 
 def resume(workdir, config):
     writer = CheckpointWriter(workdir, every_steps=1, every_minutes=0.0, keep_last=1, keep_every_steps=0)
-    step = start.newest_sound(writer)
+    step = start.newest_sound(writer, workdir, read_config(workdir))
     writer.read(STEP, _target(writer))
     assert step == STEP
 

@@ -219,8 +219,8 @@ def header(kind, size, name=b"a.png"):
 
 @pytest.mark.parametrize("hostile", [
     header(b"x", 1 << 40), header(b"L", (1 << 63) - 1), header(b"g", 1 << 20) + bytes(1 << 20), header(b"x", -512), header(b"L", 0) * 3000,
-    header(b"0", -1), header(b"0", 1 << 80), header(b"x", 60_000) + b"1" * 60_416,
-], ids=range(8))  # fmt: skip
+    header(b"0", -1), header(b"0", 1 << 80),
+], ids=range(7))  # fmt: skip
 def test_headers_that_claim_gigabytes_or_lead_nowhere(tmp_path, hostile):
     """What stands before them is read."""
     tar(tmp_path / "whole.tar", [("a.png", picture(1)), ("a.txt", b"a dog")])
@@ -229,6 +229,14 @@ def test_headers_that_claim_gigabytes_or_lead_nowhere(tmp_path, hostile):
     source = make_source(dict(name="webdataset", path=str(tmp_path)))
     assert len(source) == 1 and source[0].caption == "a dog"
     assert "damaged or empty from some point on" in source.seen
+
+
+def test_an_extended_header_of_digits_alone_takes_no_time(tmp_path):
+    """Older versions of tarfile take the square of their number."""
+    hostile = header(b"x", 60_000) + b"1" * 60_416
+    tar(tmp_path / "a.tar", [("a.png", picture(1)), ("a.txt", b"a dog")])
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:2048] + hostile)
+    assert make_source(dict(name="webdataset", path=str(tmp_path)))[0].caption == "a dog"
 
 
 def test_names_of_members_can_not_write_to_the_terminal(tmp_path):
@@ -264,7 +272,7 @@ def test_a_tokenizer_that_its_package_refuses():
 
 
 def test_models_at_their_largest_are_only_shapes(demo_config):
-    model = small(demo_config, **{"model.text.vocab_size": 2**20, "model.text.width": 2**20, "model.text.heads": 2})[
+    model = small(demo_config, **{"model.text.vocab_size": 2**20, "model.text.width": 2**16, "model.text.heads": 2})[
         "model"
     ]
     assert make_model(**model).pooling == "tokens"

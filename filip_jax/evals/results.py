@@ -2,12 +2,13 @@
 
 import contextlib
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from filip_jax import plain
 from filip_jax.errors import UserError
@@ -42,12 +43,11 @@ def _read(workdir: Path, notes: Notes) -> dict[str, Any]:
         except (UserError, OSError) as error:
             notes.append(str(error))
 
-    def kept(place: str, content: Any, is_key: Callable[[str], bool], value: Callable[[str, Any], Any]) -> dict:
-        """The entries of an object that are as we write them."""
-        sound = {}
+    def kept(place: str, content: Any, is_key: Callable[[str], bool], value: Callable[[str, Any], Any]) -> dict | None:
+        """The entries of an object that are as we write them; None for what is no object."""
         if not isinstance(content, dict):
-            notes.append(f"{place} is {content!r:.100}")
-            return {}
+            return None
+        sound = {}
         for key, each in content.items():
             typed = value(f"{place}.{key!r:.100}", each) if is_key(key) else None
             if typed is None:
@@ -56,22 +56,26 @@ def _read(workdir: Path, notes: Notes) -> dict[str, Any]:
                 sound[key] = typed
         return sound
 
-    def numbers(place: str, content: Any) -> dict:
+    def part(name: str, is_key: Callable[[str], bool], value: Callable[[str, Any], Any]) -> dict:
+        content = kept(name, found.get(name, {}), is_key, value)
+        if content is None:
+            notes.append(f"{name} is {found[name]!r:.100}")
+        return content or {}
+
+    def numbers(place: str, content: Any) -> dict | None:
         return kept(place, content, is_metric, lambda _, x: x if is_number(x) or is_text(x) else None)
 
     def text(place: str, content: Any) -> str | None:
         return content if is_text(content, 200) else None
 
-    def texts(place: str, content: Any) -> dict:
+    def texts(place: str, content: Any) -> dict | None:
         return kept(place, content, lambda key: is_text(key, 200), text)
 
     return {
-        "steps": kept("steps", found.get("steps", {}), _is_step, numbers),
-        "baselines": kept("baselines", found.get("baselines", {}), is_name, numbers),
-        "tasks": kept(
-            "tasks", found.get("tasks", {}), _is_step, lambda place, tasks: kept(place, tasks, is_name, texts)
-        ),
-        "baseline_tasks": kept("baseline_tasks", found.get("baseline_tasks", {}), is_name, text),
+        "steps": part("steps", _is_step, numbers),
+        "baselines": part("baselines", is_name, numbers),
+        "tasks": part("tasks", _is_step, lambda place, tasks: kept(place, tasks, is_name, texts)),
+        "baseline_tasks": part("baseline_tasks", is_name, text),
     }
 
 
@@ -197,10 +201,11 @@ def _write(workdir: Path, results: dict[str, Any]) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """The same, with texts for what is no finite number, as in metrics.jsonl: JSON has no other."""
+    """The same, with texts for what is no number that is read again: JSON has none that is not finite."""
     if isinstance(value, Mapping):
         return {name: _finite(each) for name, each in value.items()}
-    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
+    value = value.item() if isinstance(value, np.generic) else value
+    return str(value) if isinstance(value, float) and not is_number(value) else value
 
 
 def table(columns: Mapping[str, Metrics]) -> str:
