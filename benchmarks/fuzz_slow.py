@@ -126,6 +126,24 @@ def _tile(side: int) -> bytes:
     return _tiff(*found, compression=8, data=data)
 
 
+def _thin_tiles(count: int, height: int) -> bytes:
+    """A picture of one line of tiles of 16 pixels' width, all of them at one place."""
+    data = zlib.compress(bytes(16 * height), 9)
+    at = TIFF_TAGS[1] + len(data)
+    tables = struct.pack("<I", TIFF_TAGS[1]) * count + struct.pack("<I", len(data)) * count
+    found = [(256, 4, 1, 16 * count), (257, 4, 1, 1), (322, 4, 1, 16), (323, 4, 1, height)]
+    return _tiff(*found, (324, 4, count, at), (325, 4, count, at + 4 * count), compression=8, data=data + tables)
+
+
+def _tile_elsewhere(side: int) -> bytes:
+    """One tile whose sides are numbers of eight bytes, which stand behind it."""
+    data = zlib.compress(bytes(side * side), 1)
+    data += bytes(-len(data) % 2)
+    at = TIFF_TAGS[1] + len(data)
+    found = [(322, 16, 1, at), (323, 16, 1, at), (324, 4, 1, TIFF_TAGS[1]), (325, 4, 1, len(data))]
+    return _tiff(*found, compression=8, data=data + struct.pack("<Q", side))
+
+
 def _frames(count: int) -> bytes:
     """An animated WebP."""
     frames = [Image.new("RGB", (16, 16), (90 * n, 0, 0)) for n in range(3)]
@@ -163,14 +181,17 @@ PICTURES = {  # name: (maker, a count that is read or 0, one that is refused)
     "gif empty extensions": (lambda n: _gif(b"!\1\0" + b"\1a" * n + b"\0"), 60_000, 65_537),
     "gif rubbish": (lambda n: _gif(b"x" * n), 60_000, 65_537),
     "bmp ends of lines": (lambda n: _bmp(4096, n, 8, b"\1\7\0\0" * n + b"\0\1"), 400, 8192),
-    "bmp runs": (lambda n: _bmp(10, 10, 8, b"\xff\7" * n + b"\0\1"), 0, 1 << 22),
-    "bmp runs of two": (lambda n: _bmp(4096, 4096, 4, b"\xff\x12" * n + b"\0\1"), 0, 1 << 22),
+    "bmp runs": (lambda n: _bmp(10, 10, 8, b"\xff\7" * n + b"\0\1"), 0, 1 << 23),
+    "bmp runs of two": (lambda n: _bmp(4096, 4096, 4, b"\xff\x12" * n + b"\0\1"), 0, 1 << 23),
     "tiff tags": (_tags, 4096, 4097),
     "tiff fractions": (lambda n: _tiff((282, 5, n, TIFF_TAGS[1]), data=bytes(256) + struct.pack("<II", 1, 1) * n), 4096, 4097),
     "tiff strips": (lambda n: _tiff((273, 3, n, TIFF_TAGS[1]), (278, 3, 1, 1), (279, 3, n, TIFF_TAGS[1]), data=bytes(256 + 2 * n)), 16, 131_073),
     "tiff tiles": (lambda n: _tiles(n, 32, 1), 15_625, 131_073),
     "tiff packed tiles": (lambda n: _tiles(n, 32, 8), 15_625, 131_073),
     "tiff side of a tile": (_tile, 1600, 9600),
+    "tiff tiles far beyond a line": (lambda n: _thin_tiles(n, 1 << 18), 16, 171),
+    "tiff side of a tile elsewhere": (_tile_elsewhere, 1600, 9600),
+    "tiff numbers": (lambda n: _tiff((320, 3, n, TIFF_TAGS[1]), data=bytes(256 + 2 * n)), 768, (1 << 18) + 1),
     "webp exif": (lambda n: saved(Image.new("RGB", (16, 16)), "WEBP", exif=fractions(n)), 10_000, 1 << 18),
 }  # fmt: skip
 FREE = {"webp frames": (_frames, 10_000), "webp chunks": (_webp_chunks, 1 << 20)}  # fast at any number

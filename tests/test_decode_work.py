@@ -7,11 +7,11 @@ import simplejpeg
 from conftest import ROOT
 from PIL import Image
 
-from filip_jax.data import decode as decoding
 from filip_jax.data.decode import decode, decode_region, image_size
+from filip_jax.data.decode_work import check_work
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from fuzz_slow import FREE, PICTURES  # noqa: E402
+from fuzz_slow import FREE, PICTURES, _bmp  # noqa: E402
 
 
 def region(image):
@@ -49,3 +49,9 @@ def test_below_it_all_is_read(name):
 def test_what_a_decoder_passes_over_in_c_is_read_at_any_number(name):
     make, _ = FREE[name]
     assert decode(make(300)).size == (16, 16)
+
+
+def test_a_photo_of_a_4k_screen_in_run_lengths_is_within_the_limit():
+    """A photo in 256 colours hardly has runs, so that some writers make more than a byte of each pixel."""
+    header = _bmp(3840, 2160, 8, b"")
+    check_work(header.ljust(3840 * 2160 * 3 // 2, b"\1"))

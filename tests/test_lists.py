@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pairs import picture
 
 from filip_jax.cli_data import source_section
-from filip_jax.data import content, rows
+from filip_jax.data import content, rows, values
 from filip_jax.data.record import METADATA_BYTES, BadRecord
 from filip_jax.data.rows import read_rows
 from filip_jax.data.separated import ONE_FIELD, Separated
@@ -233,6 +233,21 @@ def test_an_array_of_objects_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "MAX_DOCUMENT_BYTES", 1 << 10)
     with pytest.raises(UserError, match="one JSON array of more than 1024 bytes: write an object a line"):
         read(tmp_path, json.dumps(ROWS * 20), "a.json")
+
+
+def test_a_double_key_is_found_without_comparing_each_key_with_all():
+    class Key(str):
+        compared = 0
+
+        def __eq__(self, other):
+            Key.compared += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    with pytest.raises(ValueError, match="the key '999' twice"):
+        values._without_doubles([(Key(n), n) for n in (*range(1000), 999)])
+    assert Key.compared < 1000
 
 
 def test_looking_for_the_end_of_a_quoted_field_reads_no_line_often():

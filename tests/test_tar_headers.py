@@ -101,6 +101,17 @@ def test_of_global_headers_only_what_an_index_needs_is_kept(monkeypatch):
     assert next(read_members(io.BytesIO(data + FILE), len(data + FILE))).name == "b.png" and merged == [{b"path": b"b.png"}]
 
 
+@pytest.mark.parametrize("length", [512, 513, 60_000])
+def test_a_name_of_all_members_is_no_longer_than_the_least_that_a_member_has(length):
+    """Else a few bytes would make each header of 512 bytes one with a name of thousands."""
+    data = pax(b"g", record(b"path", b"a/" * (length // 2) + b"b" * (length % 2))) + FILE * 2
+    if length <= BLOCK:
+        assert len(ours(data)) == 2
+    else:
+        with pytest.raises(DamagedTar, match="for all members"):
+            ours(data)
+
+
 @pytest.mark.parametrize("damage", [
     b"", header(b"x", 1 << 17) + bytes(1 << 17), header(b"0", 1 << 80, octal=False), header(b"0", 3).replace(b"00003\0", b"0000x\0", 1),
     pax(b"x", b"3 path=b\n"), pax(b"x", b" path=b\n"), pax(b"x", b"9" * 5000 + b" path=b\n"), pax(b"x", record(b"size", b"-1")) + FILE,

@@ -223,7 +223,8 @@ def _advice(option: str, schema: pa.Schema, fits: Callable[[pa.DataType], bool],
     if option == "key":
         return f"say {option}=NAME"
     taken = image if option == "caption_keys" else ""
-    single = [field for field in schema if schema.names.count(field.name) == 1 and field.name != taken]
+    counts = Counter(schema.names)
+    single = [field for field in schema if counts[field.name] == 1 and field.name != taken]
     others = [field.name for field in single if fits(field.type)]
     if option == "image":
         encoded = [name for name in others if not is_text(schema.field(name).type)]

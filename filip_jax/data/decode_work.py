@@ -20,17 +20,19 @@ MAX_BLOCKS = 1 << 16  # PNG chunks; GIF blocks before the first frame; bytes bet
 MAX_PACKED = 256  # PNG chunks that hold a compressed text or profile, of a MiB each unpacked
 MAX_TAGS = 4096  # of a TIFF directory
 MAX_FRACTIONS = 4096  # in one tag: Python makes an object of each
+MAX_NUMBERS = 1 << 18  # of more than a byte in one tag
 MAX_STRIPS = 1 << 17  # of a TIFF, and tiles
-MAX_RLE_WORK = 1 << 25  # of a run-length BMP: pixels plus four for each byte, all of which go through Python
+MAX_TILED = 8 * PIXELS  # of all tiles together: each is unpacked whole, though all but a line lies outside the picture
+MAX_RLE_WORK = 1 << 25  # of a run-length BMP: pixels plus two for each byte, all of which go through Python; a photo of 4K fits
 
 _SCAN, _END, _COMMENT = 0xDA, 0xD9, 0xFE
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
 _BARE = {0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)}  # JPEG markers after which Pillow expects no length
 _MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")  # one that can end a scan
-_STRIPS, _TILE_SIDES = (273, 279, 324, 325), (322, 323)
+_STRIPS, _TILES, _TILE_SIDES = (273, 279, 324, 325), (324, 325), (322, 323)
 _DIRECTORIES = (34665, 34853, 40965)  # tags that lead to EXIF, GPS and Interop
-_FRACTIONS = (5, 10)  # types
+_FRACTIONS, _BYTES = (5, 10), (1, 2, 6, 7)  # types
 
 
 def check_work(image: bytes) -> None:
@@ -149,7 +151,7 @@ def _check_bmp(image: bytes) -> None:
         return
     header, width, height, _, _, compression = struct.unpack_from("<IiiHHI", image, 14)
     if header >= 40 and compression in (1, 2):
-        _at_most(abs(width * height) + 4 * len(image), MAX_RLE_WORK, "pixels and bytes of run lengths")
+        _at_most(abs(width * height) + 2 * len(image), MAX_RLE_WORK, "pixels and bytes of run lengths")
 
 
 def _check_tiff(image: bytes) -> None:
@@ -168,23 +170,28 @@ def _check_directory(image: bytes, layout: tuple, at: int, depth: int) -> None:
         return
     entries = min(counter.unpack_from(image, at)[0], (len(image) - at) // entry.size)
     _at_most(entries, MAX_TAGS, "tags")
-    area, held = 1, 0
+    area, tiles, held = 1, 1, 0
     for start in range(at + counter.size, at + counter.size + entries * entry.size, entry.size):
         if start + entry.size > len(image):
-            return
+            break
         tag, kind, count, value = entry.unpack_from(image, start)
         number = _number(entry.format[0], value[: 2 if kind == 3 else inline])
         size = count * _SIZES.get(kind, 0)
         held += size if inline < size and number + size <= len(image) else 0
         if kind in _FRACTIONS:
             _at_most(count, MAX_FRACTIONS, f"fractions in tag {tag}")
+        if kind not in _BYTES:
+            _at_most(count, MAX_NUMBERS, f"numbers in tag {tag}")
         if tag in _STRIPS:
             _at_most(count, MAX_STRIPS, "strips or tiles")
+        if tag in _TILES:
+            tiles = max(tiles, count)
         if tag in _TILE_SIDES:
-            area *= number
+            area *= number if size <= inline else _number(entry.format[0], image[number : number + size])
         if tag in _DIRECTORIES and depth < 2:
             _check_directory(image, layout, number, depth + 1)
     _at_most(area, PIXELS, "pixels in a tile")
+    _at_most(area * tiles, MAX_TILED, "pixels in all tiles")
     _at_most(held, 2 * len(image), "bytes in all tags")
 
 
