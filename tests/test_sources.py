@@ -684,6 +684,9 @@ def test_damaged_parquet_is_a_bad_record_and_other_columns_are_refused(tmp_path)
     pq.write_table(pa.table({"image": images, "text": ["a"] * 4}), tmp_path / "1.parquet")
     with pytest.raises(UserError, match=r"1.parquet has no column 'caption'; it has image \(binary\), text \(string\); say caption_keys=text"):
         make_source(dict(name="parquet", path=str(tmp_path)))
+    pq.write_table(pa.table({"id": ["a"], "jpg": [b"x"], "text": ["a"]}), tmp_path / "0.parquet")
+    with pytest.raises(UserError, match=r"no column 'image' and no column 'caption'; .*; say image=jpg and say caption_keys=text$"):
+        make_source(dict(name="parquet", path=str(tmp_path)))
 
 
 def test_lists_as_spreadsheets_write_them(tmp_path):
