@@ -161,13 +161,13 @@ class Columnar(ABC):
     def _check(self, file: str, schema: pa.Schema) -> None:
         """Raises a UserError if a column that is wanted is missing, is there twice, or cannot hold what is wanted of it."""
         kinds = {"image": _holds_image, "caption_keys": _holds_text, "key": lambda _: True}
-        names = {"image": [self.image], "caption_keys": self.caption_keys, "key": [self.key] if self.key else []}
-        wanted = [(option, name, self.columns.get(name, [name])) for option in names for name in names[option]]
+        names = [("image", self.image), *(("caption_keys", key) for key in self.caption_keys), ("key", self.key)]
+        wanted = [(option, name, self.columns.get(name, [name])) for option, name in names if name or option != "key"]
         absent = {option: name for option, name, (column, *_) in reversed(wanted) if column not in schema.names}
         if absent:
             say = " and ".join(_advice(option, schema, kinds[option], self.image) for option in reversed(absent))
-            columns = " and no column ".join(map(repr, reversed(absent.values())))
-            raise UserError(f"{file} has no column {columns}; it has {_listed(schema)}; {say}")
+            missing = " and no column ".join(map(repr, reversed(absent.values())))
+            raise UserError(f"{file} has no column {missing}; it has {_listed(schema)}; {say}")
         for option, name, (column, *fields) in wanted:
             if schema.names.count(column) > 1:
                 raise UserError(f"{file} has two columns {column!r}: rename one, so that it is clear which is meant")
@@ -222,8 +222,6 @@ def _inner(kind: pa.DataType, fields: Sequence[str]) -> pa.DataType | None:
 
 def _advice(option: str, schema: pa.Schema, fits: Callable[[pa.DataType], bool], image: str) -> str:
     """What to say for an option: a column whose type fits, or else a field of one."""
-    if option == "key":
-        return f"say {option}=NAME"
     taken = image if option == "caption_keys" else ""
     single = [field for field in schema if schema.names.count(field.name) == 1 and field.name != taken]
     others = [field.name for field in single if fits(field.type)]
