@@ -75,14 +75,6 @@ def test_captions_that_are_not_asked_for_are_no_orphans(tmp_path):
     assert folder(tmp_path).left_out == {".de.txt": 2, ".zh-cn.txt": 2, "caption without image": 1}
 
 
-def test_a_folder_of_splits_is_no_folder_of_classes(tmp_path):
-    make(tmp_path, "Val/dog/0.jpg", "train/dog/1.jpg")
-    with pytest.warns(UserWarning, match=f"the classes of .* are Val, train, which look like splits: .* path={tmp_path}/train$"):
-        classes(tmp_path)
-    make(tmp_path, "bus/0.jpg")
-    classes(tmp_path)
-
-
 def test_links_and_leavings(tmp_path):
     root, other = tmp_path / "root", tmp_path / "other"
     make(root, "cat/0.jpg", "cat/._0.jpg", "cat/.ipynb_checkpoints/0-checkpoint.jpg", "__MACOSX/cat/0.jpg", "@eaDir/1.jpg")

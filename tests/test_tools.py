@@ -316,11 +316,12 @@ def test_a_missing_package_is_no_bad_record(tmp_path, capsys, monkeypatch):
         raise ImportError("gs")
 
     monkeypatch.setattr("fsspec.filesystem", missing)
-    (tmp_path / "list.jsonl").write_text('{"image": "gs://bucket/a.png", "caption": "a dog"}')
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/list.jsonl").write_text('{"image": "gs://bucket/a.png", "caption": "a dog"}')
     off = ["--languages=", "--no-person_names"]
     for command in (
         ["filter", *off, "--workers=0", f"--output={tmp_path}/f"],
         ["inspect", f"--output={tmp_path}/a.png"],
     ):
-        code, _, errors = data(capsys, *command, "jsonl", f"path={tmp_path}")
+        code, _, errors = data(capsys, *command, "jsonl", f"path={tmp_path}/data")
         assert code == 2 and "the package gcsfs is missing" in errors
