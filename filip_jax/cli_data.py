@@ -211,7 +211,8 @@ def _inspect(arguments, overrides) -> None:
     if output and output.suffix != ".png":
         raise UserError(f"--output={output}: the contact sheet is a PNG; name it so")
     config = _config(arguments, overrides)
-    check_outside(config["source"], arguments.output, "--output", {".png"})
+    if output:
+        check_outside(config["source"], arguments.output, "--output", {".png"})
     source, options = make_source(config["source"]), _chosen(arguments, _inspect_options)
     for line in look_at(source, output=output, **_views(config), **options):
         show(line)
