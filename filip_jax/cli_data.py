@@ -85,7 +85,10 @@ def add_data_commands(commands) -> None:
         added.add_argument("source", nargs="*", metavar="SOURCE key=value", help="a source and its options")
         added.add_argument("--config", metavar="FILE.py[:variant]", help="and --config.key=value behind it")
         if output:
-            added.add_argument("--output", required=True, metavar=output)
+            sheet = run is _inspect
+            added.add_argument(
+                "--output", required=not sheet, metavar=output, help="the contact sheet" if sheet else None
+            )
         for option, default in _options(function).items() if function else ():
             _add_option(added, option, default)
 
@@ -143,7 +146,7 @@ def source_section(words: Sequence[str]) -> dict[str, Any]:
     """The section of "NAME key=value …"; values are texts where the source takes texts, else Python literals.
 
     Raises:
-        UserError: a word without "=".
+        UserError: a word without "=", or a key twice, as a shell makes of a path whose braces it spreads.
     """
     from filip_jax.data.sources import SOURCES
 
@@ -154,6 +157,8 @@ def source_section(words: Sequence[str]) -> dict[str, Any]:
         name, equals, value = word.partition("=")
         if not equals:
             raise UserError(f"{word!r} is not key=value; a source reads: {words[0]} path={word}")
+        if name in section:
+            raise UserError(f"{word}: {name} stands there twice; braces need quotation marks: 'path=DATA/{{0..9}}.tar'")
         is_list = name in ("caption_keys", "columns") and value[:1] not in ("(", "[")
         section[name] = _words(value) if is_list else _literal(value)
         section[name] = value if name in texts else section[name]
@@ -202,12 +207,14 @@ def _inspect(arguments, overrides) -> None:
     from filip_jax.data.sources import check_outside, make_source
     from filip_jax.tools.inspect import inspect as look_at
 
-    if not arguments.output.endswith(".png"):
-        raise UserError(f"--output={arguments.output}: the contact sheet is a PNG; name it so")
+    output = Path(arguments.output) if arguments.output else None
+    if output and output.suffix != ".png":
+        raise UserError(f"--output={output}: the contact sheet is a PNG; name it so")
     config = _config(arguments, overrides)
-    check_outside(config["source"], arguments.output, "--output", {".png"})
+    if output:
+        check_outside(config["source"], arguments.output, "--output", {".png"})
     source, options = make_source(config["source"]), _chosen(arguments, _inspect_options)
-    for line in look_at(source, output=Path(arguments.output), **_views(config), **options):
+    for line in look_at(source, output=output, **_views(config), **options):
         show(line)
 
 

@@ -52,6 +52,8 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     try:
         config_flags.DEFINE_config_dict("config", config, lock_config=True, flag_values=values, sys_argv=argv)
         unread = values(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(f"unknown argument '--{error.flagname}'; overrides read --config.key=value") from error
     except (AttributeError, KeyError, IndexError) as error:
         keys = (override.partition("=")[0] for override in overrides)
         raise UserError(f"unknown config key in {' '.join(keys)}: {error}") from error

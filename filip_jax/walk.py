@@ -120,7 +120,11 @@ def why_left_out(name: str) -> str:
 
 def other_ending(name: str) -> str:
     """Return the reason for a file that is of no kind that is looked for: its ending."""
-    ending = os.path.splitext(name)[1].lower()
+    return ending_as_reason(os.path.splitext(name)[1].lower())
+
+
+def ending_as_reason(ending: str) -> str:
+    """Return an ending as the reason why files are left out; odd ones stand together."""
     return ending if 1 < len(ending) <= MAX_ENDING and ending.isprintable() else "other files"
 
 

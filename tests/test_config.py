@@ -86,7 +86,7 @@ DEMO = str(ROOT / "configs/demo.py")
         (DEMO, ["--config.batch_size=1.5"], "--config.batch_size=1.5: invalid literal for int()"),
         (DEMO, ["--config.optimizer.peak_learning_rate=abc"], "could not convert string to float: 'abc'"),
         (DEMO, ["--config.model.scan=7"], "Non-boolean argument to boolean flag"),
-        (DEMO, ["--steps=3"], "Unknown command line flag 'steps'"),
+        (DEMO, ["--steps=3"], "unknown argument '--steps'; overrides read --config.key=value"),
         (DEMO, ["steps"], "unexpected argument 'steps'"),
         (DEMO + ":huge", [], "no such variant; filip, clip, quick"),
         ("nowhere.py", [], "no such Python file"),

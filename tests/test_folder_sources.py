@@ -68,6 +68,13 @@ def test_names_with_dots_endings_in_other_cases_and_pictures_of_one_name(tmp_pat
     assert "left out: caption without image (4), image without caption (1)" in source.seen
 
 
+def test_captions_that_are_not_asked_for_are_no_orphans(tmp_path):
+    make(tmp_path, "a/dog.jpg", "cat.1.jpg")
+    write(tmp_path, **{f"{name}.{key}": "x" for name in ("a/dog", "cat.1") for key in ("txt", "de.txt", "zh-CN.txt")})
+    write(tmp_path, **{"dog.de.txt": "x"})
+    assert folder(tmp_path).left_out == {".de.txt": 2, ".zh-cn.txt": 2, "caption without image": 1}
+
+
 def test_links_and_leavings(tmp_path):
     root, other = tmp_path / "root", tmp_path / "other"
     make(root, "cat/0.jpg", "cat/._0.jpg", "cat/.ipynb_checkpoints/0-checkpoint.jpg", "__MACOSX/cat/0.jpg", "@eaDir/1.jpg")

@@ -21,6 +21,7 @@ from filip_jax.cleaning.filter import filter_source
 from filip_jax.data import array_record, side_captions, table, tar_index
 from filip_jax.data import record as records
 from filip_jax.data.decode import decode
+from filip_jax.data.listed import read_listed
 from filip_jax.data.record import BadRecord, Caption
 from filip_jax.data.sources import Source, fingerprint, make_source
 from filip_jax.data.tar_headers import Member
@@ -234,6 +235,13 @@ def test_tars_without_the_captions_that_are_wanted_say_what_they_hold(tmp_path):
         UserError, match=r"caption_keys='txt'; 1 tars hold png \(1\), cls \(1\); left out: no image \(1\)"
     ):
         make_source(dict(name="webdataset", path=str(tmp_path)))
+
+
+def test_a_list_may_name_what_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for name in (".", "pipe", "/dev/zero", "nowhere", "a\0b"):
+        with pytest.raises(BadRecord, match="no such file"):
+            read_listed(str(tmp_path), name, 10)
 
 
 def test_lists_with_broken_rows(tmp_path):
@@ -683,6 +691,9 @@ def test_damaged_parquet_is_a_bad_record_and_other_columns_are_refused(tmp_path)
     assert [two.where(n) for n in (3, 4, 7)] == [("0.parquet", "3"), ("1.parquet", "0"), ("1.parquet", "3")]
     pq.write_table(pa.table({"image": images, "text": ["a"] * 4}), tmp_path / "1.parquet")
     with pytest.raises(UserError, match=r"1.parquet has no column 'caption'; it has image \(binary\), text \(string\); say caption_keys=text"):
+        make_source(dict(name="parquet", path=str(tmp_path)))
+    pq.write_table(pa.table({"id": ["a"], "jpg": [b"x"], "text": ["a"]}), tmp_path / "0.parquet")
+    with pytest.raises(UserError, match=r"no column 'image' and no column 'caption'; .*; say image=jpg and say caption_keys=text$"):
         make_source(dict(name="parquet", path=str(tmp_path)))
 
 

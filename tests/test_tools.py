@@ -185,7 +185,7 @@ def test_advice_is_the_change_that_promises_most(read, decoding, cores, said):
         (["index", "webdataset", "/data"], "'/data' is not key=value"),
         (
             ["index", "tars", "path=x"],
-            "source.name='tars' is not one of emoji_scenes, folder, class_folder, webdataset",
+            "source.name='tars': that is read by the source webdataset",
         ),
         (["index", "folder", "path=nowhere"], "path='nowhere' is not a folder"),
         (["index", "folder", "path=.", "--nonsense=1"], "unknown argument '--nonsense=1'"),
@@ -205,6 +205,9 @@ def test_advice_is_the_change_that_promises_most(read, decoding, cores, said):
         (["bench", f"--config={ROOT}/configs/demo.py", "--samples=0"], "samples=0 must be at least 1"),
         (["index", "emoji_scenes", "split=val", "seed=abc", "scenes=4"], "seed='abc' is not a whole number"),
         (["inspect", "folder", "nonsense", "--output=a.png"], "'nonsense' is not key=value"),
+        (["inspect", "webdataset", "path=0.tar", "path=1.tar"], "path=1.tar: path stands there twice; braces need quotation marks"),
+        (["inspect", "data/cc3m"], "is a path: name a source before it, as in: webdataset path=data/cc3m"),
+        (["inspect", "coco", "path=a.json"], "source.name='coco': that is read by the source annotations"),
         (["inspect", "folder", "--output=a.png", "nonsense"], "unknown argument 'nonsense'; see filip data inspect"),
         (
             ["tokenizer", "emoji_scenes", "split=val", "seed=0", "scenes=9", "--output=a.model", "--vocab_size=-1"],
@@ -248,6 +251,12 @@ def test_sources_on_the_command_line():
     )
     section = cli_data.source_section(["csv", "image=5", 'caption_keys=[("a", 2.0), "b"]', "keep=7"])
     assert section == dict(name="csv", image="5", caption_keys=[("a", 2.0), "b"], keep="7")
+
+
+def test_without_an_output_no_sheet_is_drawn(pairs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, output, _ = data(capsys, "inspect", "webdataset", pairs)
+    assert code == 0 and "txt, words" in output and "wrote" not in output and not list(tmp_path.glob("*.png"))
 
 
 def test_options_of_the_source_may_stand_behind_others(pairs, tmp_path, capsys):
@@ -307,11 +316,12 @@ def test_a_missing_package_is_no_bad_record(tmp_path, capsys, monkeypatch):
         raise ImportError("gs")
 
     monkeypatch.setattr("fsspec.filesystem", missing)
-    (tmp_path / "list.jsonl").write_text('{"image": "gs://bucket/a.png", "caption": "a dog"}')
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/list.jsonl").write_text('{"image": "gs://bucket/a.png", "caption": "a dog"}')
     off = ["--languages=", "--no-person_names"]
     for command in (
         ["filter", *off, "--workers=0", f"--output={tmp_path}/f"],
         ["inspect", f"--output={tmp_path}/a.png"],
     ):
-        code, _, errors = data(capsys, *command, "jsonl", f"path={tmp_path}")
+        code, _, errors = data(capsys, *command, "jsonl", f"path={tmp_path}/data")
         assert code == 2 and "the package gcsfs is missing" in errors

@@ -122,8 +122,9 @@ def _of_split(files: Sequence[storage.Found], path: str, split: str, left_out: C
     if not split and (len(splits) == 1 or not os.path.isdir(path)):  # a pattern names what it is to have
         return files
     if split not in splits:
-        names = ", ".join(sorted(filter(None, splits))) or "none"
-        raise UserError(f"path={path!r} has no split {split!r}; its splits are {names}: say split={names.split(', ')[0]}")
+        names = sorted(filter(None, splits), key=lambda name: (name != "train", name)) or ["none"]
+        which = f"has no split {split!r}" if split else "has several splits"
+        raise UserError(f"path={path!r} {which}; its splits are {', '.join(names)}: say split={names[0]}")
     return splits[split]
 
 

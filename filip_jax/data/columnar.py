@@ -160,22 +160,24 @@ class Columnar(ABC):
 
     def _check(self, file: str, schema: pa.Schema) -> None:
         """Raises a UserError if a column that is wanted is missing, is there twice, or cannot hold what is wanted of it."""
-        kinds = {"image": ([self.image], _holds_image), "caption_keys": (self.caption_keys, _holds_text)}
-        for option, (names, fits) in {**kinds, "key": ([self.key] if self.key else [], lambda _: True)}.items():
-            say = _advice(option, schema, fits, self.image)
-            for name in names:
-                column, *fields = self.columns[name] if option in kinds else [name]
-                if column not in schema.names:
-                    raise UserError(f"{file} has no column {name!r}; it has {_listed(schema)}; {say}")
-                if schema.names.count(column) > 1:
-                    raise UserError(f"{file} has two columns {column!r}: rename one, so that it is clear which is meant")
-                kind = _inner(schema.field(column).type, fields)
-                if kind is None:
-                    raise UserError(f"{file}: the column {column!r} has no field {'.'.join(fields)!r}; it has {_listed(schema)}")
-                if not fits(kind):
-                    what = f"is {_type(kind)}, which holds no {'images' if option == 'image' else 'texts'}"
-                    say = _field_advice(option, name, kind, fits) or say
-                    raise UserError(f"{file}: the column {name!r} {what}; it has {_listed(schema)}; {say}")
+        kinds = {"image": _holds_image, "caption_keys": _holds_text, "key": lambda _: True}
+        names = [("image", self.image), *(("caption_keys", key) for key in self.caption_keys), ("key", self.key)]
+        wanted = [(option, name, self.columns.get(name, [name])) for option, name in names if name or option != "key"]
+        absent = {option: name for option, name, (column, *_) in reversed(wanted) if column not in schema.names}
+        if absent:
+            say = " and ".join(_advice(option, schema, kinds[option], self.image) for option in reversed(absent))
+            missing = " and no column ".join(map(repr, reversed(absent.values())))
+            raise UserError(f"{file} has no column {missing}; it has {_listed(schema)}; {say}")
+        for option, name, (column, *fields) in wanted:
+            if schema.names.count(column) > 1:
+                raise UserError(f"{file} has two columns {column!r}: rename one, so that it is clear which is meant")
+            kind = _inner(schema.field(column).type, fields)
+            if kind is None:
+                raise UserError(f"{file}: the column {column!r} has no field {'.'.join(fields)!r}; it has {_listed(schema)}")
+            if not kinds[option](kind):
+                what = f"is {_type(kind)}, which holds no {'images' if option == 'image' else 'texts'}"
+                say = _field_advice(option, name, kind, kinds[option]) or _advice(option, schema, kinds[option], self.image)
+                raise UserError(f"{file}: the column {name!r} {what}; it has {_listed(schema)}; {say}")
 
     def __getstate__(self):
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
@@ -220,8 +222,6 @@ def _inner(kind: pa.DataType, fields: Sequence[str]) -> pa.DataType | None:
 
 def _advice(option: str, schema: pa.Schema, fits: Callable[[pa.DataType], bool], image: str) -> str:
     """What to say for an option: a column whose type fits, or else a field of one."""
-    if option == "key":
-        return f"say {option}=NAME"
     taken = image if option == "caption_keys" else ""
     counts = Counter(schema.names)
     single = [field for field in schema if counts[field.name] == 1 and field.name != taken]

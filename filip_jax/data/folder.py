@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from filip_jax.data.identity import digest, identify
 from filip_jax.data.listed import read_listed
 from filip_jax.data.record import CAPTION_BYTES, HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
 from filip_jax.errors import UserError
-from filip_jax.walk import say_left_out, say_other_sources, walk
+from filip_jax.walk import ending_as_reason, say_left_out, say_other_sources, walk
 
 TOGETHER = 256  # images whose captions one thread reads at a time
 THREADS = 16
@@ -55,8 +55,9 @@ class Folder:
         self.texts = [texts[_stem(name)] for name in self.images if self.caption_keys]
         self._check(len(images))
         read = {_stem(name) + ending for name, own in zip(self.images, self.texts) for ending in own if ending}
-        lonely = {NO_CAPTION: len(images) - len(self.images), NO_IMAGE: len(set(names) - read)}
-        self.left_out += Counter({reason: count for reason, count in lonely.items() if count})
+        self.left_out += Counter({NO_CAPTION: len(images) - len(self.images)})  # += keeps what is above nothing
+        stems = set(map(_stem, images))
+        self.left_out += Counter(self._why_unread(name, stems) for name in set(names) - read)
         self.shard_sizes = np.array([len(self.images)])
         self.identity = identify(
             names=digest(self.images), sizes=digest(str(images[name]) for name in self.images), records=len(self.images),
@@ -80,6 +81,13 @@ class Folder:
             for stem, own in found.items()
             for endings in [tuple(own.get(key, "") for key in self.caption_keys)]
         }
+
+    def _why_unread(self, name: str, stems: Set[str]) -> str:
+        """Return the reason why a text is left out: its ending, as .de.txt, where it is another caption of an image."""
+        for dot in (dot for dot, sign in enumerate(name) if sign == "."):
+            if name[:dot] in stems and (ending := name[dot:].lower())[1:] not in map(str.lower, self.caption_keys):
+                return ending_as_reason(ending)
+        return NO_IMAGE
 
     def _check(self, images: int) -> None:
         kept = len(self.images)

@@ -1,7 +1,7 @@
 """What to do with a list that cannot be read as it stands, in words that lead to a command that works."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from filip_jax.data.rows import JSON
 from filip_jax.data.values import MAX_NAME, advice
@@ -22,31 +22,35 @@ def of_bad_rows(files: Sequence[str], problems: str) -> str:
     )
 
 
-def of_columns(option: str, name: str, files: Sequence[str], sizes: Sequence[int], columns: Sequence[str]) -> str:
-    """Return what to say where a column that an option names is missing, or never holds what is wanted.
+def of_columns(
+    wanted: Mapping[str, str], files: Sequence[str], sizes: Sequence[int], columns: Sequence[str]
+) -> str:
+    """Return what to say where columns that options name are missing, or never hold what is wanted.
 
     Args:
+        wanted: {option: such a column}.
         sizes: the rows of each file.
         columns: in the files' order.
     """
     if _is_json(files):
         if max(sizes) > 1:
-            return _of_names(option, name, columns)
+            return _of_names(wanted, columns)
         if any(map(FILE.match, columns)):
             return "write an object a line, as with jq -c 'to_entries[] | {image: .key, caption: .value}' > LIST.jsonl"
         if {"images", "annotations"} & set(columns):
             return "the source annotations reads the files of COCO and Karpathy; of others, write an object a line"
-        return f"{_of_names(option, name, columns)}; if the whole list is one object, write {AS_LINES}"
+        return f"{_of_names(wanted, columns)}; if the whole list is one object, write {AS_LINES}"
     if len(columns) == 1 and re.search(r"\s", columns[0]):
         return "if its columns are separated by a blank, say separator=' '"
     if any(FILE.match(column) or len(column) > MAX_NAME for column in columns):
-        names = _of_names(option, name, [column for column in columns if not FILE.match(column)])
+        names = _of_names(wanted, [column for column in columns if not FILE.match(column)])
         return f"{names}; if the first line of a list is no header, say columns={_header(columns)}"
-    return _of_names(option, name, columns)
+    return _of_names(wanted, columns)
 
 
-def _of_names(option: str, name: str, columns: Sequence[str]) -> str:
-    return f"say {option}=NAME" if option == "key" else advice(option, [column for column in columns if column != name])
+def _of_names(wanted: Mapping[str, str], columns: Sequence[str]) -> str:
+    others = [column for column in columns if column not in wanted.values()]
+    return " and ".join(advice(option, others) for option in wanted)
 
 
 def _header(line: Sequence[str]) -> str:

@@ -52,6 +52,11 @@ READS = {
     "folder": ENDINGS, "class_folder": ENDINGS, "array_record": ARRAY_RECORDS, "arrow": (".arrow",), "jsonl": LISTS,
     "csv": LISTS, "annotations": (".json",),
 }  # fmt: skip
+ALSO_KNOWN_AS = {  # kinds of data by the names that other tools have for them: the source that reads them
+    "coco": "annotations", "karpathy": "annotations", "datasets": "arrow", "hf": "arrow", "huggingface": "arrow",
+    "feather": "arrow", "wds": "webdataset", "tar": "webdataset", "tars": "webdataset", "img2dataset": "webdataset",
+    "imagefolder": "class_folder", "tsv": "csv", "json": "jsonl", "ndjson": "jsonl", "tfrecord": "tfds",
+}  # fmt: skip
 PATHS = ("path", "images", "index", "side_captions", "keep", "class_names")  # options of sources in which ~ is the home
 
 
@@ -104,6 +109,10 @@ def make_source(section: Mapping[str, Any], key: str = "source") -> Source:
     name = section.pop("name", "")
     if name == "mixture":
         return _make_mixture(section, key)
+    if name in ALSO_KNOWN_AS:
+        raise UserError(f"{key}.name={name!r}: that is read by the source {ALSO_KNOWN_AS[name]}")
+    if isinstance(name, str) and os.sep in name:
+        raise UserError(f"{key}.name={name!r} is a path: name a source before it, as in: webdataset path={name}")
     kind = choose(SOURCES | {"mixture": Mixture}, name, f"{key}.name")
     try:
         return _make(kind, section, f"{key} ({name})")

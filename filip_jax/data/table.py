@@ -106,14 +106,17 @@ class Table:
                 f"path={self.path!r}: {count} of {len(self)} rows cannot be read: {some}; {of_bad_rows(self.files, some)}"
             )
         wanted = {"image": [self.image], "caption_keys": self.caption_keys, "key": [self.key] if self.key else []}
-        for option, names in wanted.items():
-            for name in names:
-                if name not in columns and name.split(".")[0] not in columns:
-                    say = of_columns(option, name, self.files, facts["sizes"], columns)
-                    raise UserError(f"path={self.path!r}: there is no column {name!r}; {self.seen}; {say}")
+        absent = {}  # of each option the first column that is not there
+        for option, name in ((option, name) for option, names in wanted.items() for name in names):
+            if name not in columns and name.split(".")[0] not in columns:
+                absent.setdefault(option, name)
+        if absent:
+            names = " and no column ".join(map(repr, absent.values()))
+            say = of_columns(absent, self.files, facts["sizes"], columns)
+            raise UserError(f"path={self.path!r}: there is no column {names}; {self.seen}; {say}")
         for name, kind in facts["unusable"].items():
             option = "image" if name == self.image else "caption_keys"
-            say = of_columns(option, name, self.files, facts["sizes"], columns)
+            say = of_columns({option: name}, self.files, facts["sizes"], columns)
             raise UserError(f"path={self.path!r}: the column {name!r} holds {kind} in every row; {say}")
         if count:
             self.seen += f"; {count} rows cannot be read"

@@ -140,13 +140,13 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def advice(option: str, names: Iterable[str], are_fit: bool = False) -> str:
-    """Return what to say for `image` or `caption_keys`: "say image=jpg" where a name is likely, else in general.
+    """Return what to say for `image`, `caption_keys` or `key`: "say image=jpg" where a name is likely, else in general.
 
     Args:
         are_fit: whether the types of these columns are right, so that a single one is likely whatever its name.
     """
     names = [name for name in names if len(name) <= MAX_NAME and "://" not in name]
-    for word in LIKELY[option]:
+    for word in LIKELY.get(option, ()):
         if close := [name for name in names if word in name.lower() and "url" not in name.lower()]:
             return f"say {option}={min(close, key=len)}"
     if option == "image" and any("url" in name.lower() for name in names):

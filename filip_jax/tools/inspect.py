@@ -54,14 +54,14 @@ class Findings:
 
 
 def inspect(
-    source: Source, *, records: int, image_size: int, augment: Mapping[str, Any], output: Path
+    source: Source, *, records: int, image_size: int, augment: Mapping[str, Any], output: Path | None
 ) -> Iterator[str]:
     """Looks at records evenly spread over a source; yields the lines of a report for people.
 
     Args:
         records: how many.
         image_size, augment: of the views; see `training_view`.
-        output: the PNG of a contact sheet, written if any record can be used.
+        output: the PNG of a contact sheet, written if any record can be used; None for none.
 
     Raises:
         UserError: no records are asked for, or, behind the report, none of a part's can be used.
@@ -75,7 +75,7 @@ def inspect(
         counts = f"{len(found.sides):,} images, {texts:,} captions; {found.bad.total():,} records can not be used"
         yield from ("", f"{name}: {len(part):,} records, {found.records:,} looked at: {counts}", *_lines(found))
         useless += [] if found.usable else [name]
-    if views := sample_views(source, image_size, augment):
+    if output and (views := sample_views(source, image_size, augment)):
         output.parent.mkdir(parents=True, exist_ok=True)
         write_png(contact_sheet(views), output)
         if unknown := "".join(sorted({sign for _, caption in views for sign in missing_glyphs(_shown(caption))})):

@@ -240,7 +240,7 @@ class Trainer:
         self.watch.handled = True
         self._save()
         self._finish_saving()
-        say(self.goodput.table())
+        say(*self.goodput.table().split("\n"))
         raise decision.end(f"step {self.step} of {self.setup.total_steps} is saved")
 
     def _save(self) -> None:
