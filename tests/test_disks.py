@@ -5,9 +5,11 @@ import errno
 import os
 import threading
 
+import numpy as np
 import pytest
 
 from filip_jax import folders, storage
+from filip_jax.checkpoint import CheckpointWriter
 from filip_jax.errors import UserError
 from filip_jax.files import named, write_atomically
 from filip_jax.train.input_log import _append
@@ -106,3 +108,15 @@ def test_no_thread_stands_between_metrics_and_the_disk(tmp_path):
     scalars.add(1, {"train/loss": 1.0})
     assert threading.active_count() == before
     scalars.close()
+
+
+@pytest.mark.parametrize("number", FULL)
+def test_a_checkpoint_says_which_disk_is_full_whoever_writes_it(number, tmp_path, monkeypatch):
+    writer = CheckpointWriter(tmp_path, every_steps=1, every_minutes=0.0, keep_last=1, keep_every_steps=0)
+
+    def full(*_, **__):
+        raise ValueError(f'RESOURCE_EXHAUSTED: writing "a/d/{"0" * 300}": no room [os_error_code=\'{number}\'] "{"x" * 300}"')
+
+    monkeypatch.setattr(writer.orbax, "save", full)
+    with pytest.raises(UserError, match=f"1 could not be saved: .*{os.strerror(number)}; the file system at /.* MiB left"):
+        writer.save(1, {"params": {"x": np.zeros(2)}}, {}, {})

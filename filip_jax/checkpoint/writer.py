@@ -21,9 +21,11 @@ from filip_jax.checkpoint.manifest import ASIDE, FILE, describe, write_manifest
 from filip_jax.checkpoint.reader import STEP, Checkpoints
 from filip_jax.checkpoint.store import literal, misfit
 from filip_jax.errors import UserError
+from filip_jax.files import DISKS, named
 from filip_jax.sections import at_least
 from filip_jax.small_files import parse
 
+OS_ERROR = re.compile(r"\[os_error_code='(\d+)'")  # as TensorStore writes it, behind the files that it was about
 CLAIM = "saving.json"  # names what a save under way writes, so that its remains are known as ours
 
 
@@ -225,6 +227,9 @@ class CheckpointWriter(Checkpoints):
         with contextlib.suppress(Exception):  # the disk or bucket that has just failed
             whole = self.steps()
         have = f"the newest whole checkpoint is of step {whole[-1]}" if whole else "there is no whole checkpoint"
+        number = OS_ERROR.search(str(error))
+        if number and int(number[1]) in DISKS:
+            error = named(OSError(int(number[1]), ""), self.folder(step))
         said = " ".join(str(error).split())
         said = said if len(said) < 400 else f"{said[:200]} … {said[-200:]}"
         return UserError(f"{self.folder(step)} could not be saved: {type(error).__name__}: {said}; {have}")
