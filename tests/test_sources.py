@@ -445,7 +445,8 @@ def test_headers_that_lead_back_or_too_far(tmp_path, size):
         data[place : place + 512] = header
         (tmp_path / "1.tar").write_bytes(data)
         source = make_source(dict(name="webdataset", path=str(tmp_path)))
-        assert source[0].image == picture(0) and ("damaged" in source.seen or "cut off" in source.seen)
+        assert source[0].image == picture(0)
+        assert any(word in source.seen for word in ("no tar", "damaged", "cut off"))
 
 
 def test_members_beyond_what_an_index_holds_and_rare_kinds_are_counted(tmp_path, monkeypatch):

@@ -161,7 +161,7 @@ def _top(file: Found) -> str:
     return "/".join(top or [])
 
 
-def _add(member: Member, size: int, samples: dict, problems: Counter, keys: str, stream, top: str) -> None:
+def _add(member: Member, size: int, samples: dict, problems: Counter, keys: str, stream, top: str = "") -> None:
     key, kind = split(member.name, keys)
     if member.is_about_others():
         return
