@@ -333,8 +333,8 @@ def test_side_captions_are_known_by_their_content(tmp_path):
 def test_a_list_is_not_read_again_unless_it_changed_and_the_index_may_be_read_only(tmp_path, monkeypatch):
     jsonl(tmp_path / "list.jsonl", ["a"])
     section, hashed = dict(name="jsonl", path=str(tmp_path / "list.jsonl")), []
-    plain = content._sha256
-    monkeypatch.setattr(content, "_sha256", lambda path: hashed.append(path) or plain(path))
+    plain = content.sha256_of
+    monkeypatch.setattr(content, "sha256_of", lambda path: hashed.append(path) or plain(path))
     make_source(section), make_source(section)
     assert len(hashed) == 1
     (tmp_path / ".filip_index/hashes.json").write_text("nonsense")
