@@ -336,3 +336,30 @@ def test_the_first_caption_that_is_not_blank_counts():
     for bad in ([" "], [], ["\ud800"]):
         with pytest.raises(UserError, match="evals.x: record memory 1 has an empty caption"):
             check_records(Memory([["a"], bad]), 2, "evals.x")
+
+
+def test_files_of_several_splits_are_said(tmp_path):
+    for split in ("test", "train"):
+        pq.write_table(pa.table({"image": [b"x"], "caption": [split]}), tmp_path / f"{split}-00000-of-00001.parquet")
+    with pytest.warns(UserWarning, match="has files of the splits test, train, and all are read; for one say path=.*/train-"):
+        assert len(make_source(dict(name="parquet", path=str(tmp_path)))) == 2
+    one = make_source(dict(name="parquet", path=f"{tmp_path}/train-*"))
+    assert [one.captions(n)[0].text for n in range(len(one))] == ["train"]
+
+
+def test_a_refusal_names_the_source_that_reads_what_is_there(tmp_path):
+    pq.write_table(pa.table({"image": [b"x"], "caption": ["a"]}), tmp_path / "0.parquet")
+    for name in ("arrow", "csv", "folder", "class_folder", "webdataset"):
+        with pytest.raises(UserError, match="left out: .parquet \\(1\\); the source parquet reads .parquet"):
+            make_source(dict(name=name, path=str(tmp_path)))
+    for name in ("arrow", "csv", "webdataset"):
+        with pytest.raises(UserError, match="0.parquet is a file of parquet: read it with the source parquet"):
+            make_source(dict(name=name, path=f"{tmp_path}/0.parquet"))
+
+
+def test_labels_alone_are_offered_as_labels(tmp_path):
+    names = {"info": {"features": {"kind": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    table = pa.table({"image": [b"x"], "kind": [1]}).replace_schema_metadata({"huggingface": json.dumps(names)})
+    pq.write_table(table, tmp_path / "0.parquet")
+    with pytest.raises(UserError, match="say label=kind"):
+        make_source(dict(name="parquet", path=str(tmp_path)))

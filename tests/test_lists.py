@@ -141,6 +141,11 @@ def test_a_row_that_cannot_be_read_is_bad_and_is_named(tmp_path, data, expected,
         ("image,caption,caption\n0.jpg,a,b\n", "has two columns 'caption'"),
         (b"PK\x03\x04\0\0\n", "is a zip archive or a spreadsheet: unpack it, or save it as CSV"),
         (bz2.compress(b"image,caption\n0.jpg,a\n"), "is compressed with bzip2: unpack it, with bunzip2"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a pointer of Git LFS, not the file itself: git lfs pull"),
+        ("<!DOCTYPE html>\n<html>x, y\n", "is a web page"),
+        ("0.jpg 7\n1.jpg 8\n", "say separator=' '"),
+        ("0.jpg\t7\n1.jpg\t8\n", "say columns=image,label label=label"),
+        ("0.jpg#0\ta dog\n0.jpg#1\ta cat\n", "say columns=image,caption"),
         (b"PAR1\x15\0", "is a file of parquet: read it with the source parquet"),
         ("0.jpg,a dog\n1.jpg,a cat\n", "say columns=image,caption"),
         ("7\tx\tred cat\td/0.jpg\n8\ty\tcow\td/1.jpg\n", "say columns=column1,column2,caption,image"),
@@ -213,6 +218,7 @@ def test_json_as_people_have_it(tmp_path, name, data, expected):
     "name, data, message",
     [
         ("a.jsonl", json.dumps(ROWS[0], indent=2), "4 of 4 rows cannot be read: a.jsonl, line 1: .*write an object a line, as jq -c"),
+        ("a.jsonl", '{"image": "a.jpg", "talk": [{"from": "gpt", "value": "x"}]}', "no column 'caption'"),
         ("a.json", json.dumps({"data": ROWS}), "no column 'image'.*if the whole list is one object, write an object a line"),
         ("a.json", json.dumps({"image": {"0": "a.jpg"}, "caption": {"0": "x"}}), "'image' holds objects .*if the whole list is one object"),
         ("a.json", json.dumps({f"{n}.jpg": ["x"] for n in range(999)}), "columns 0.jpg, .*39.jpg …; .*jq -c 'to_entries"),
@@ -342,8 +348,8 @@ def test_side_captions_are_known_by_their_content(tmp_path):
 def test_a_list_is_not_read_again_unless_it_changed_and_the_index_may_be_read_only(tmp_path, monkeypatch):
     jsonl(tmp_path / "list.jsonl", ["a"])
     section, hashed = dict(name="jsonl", path=str(tmp_path / "list.jsonl")), []
-    plain = content._sha256
-    monkeypatch.setattr(content, "_sha256", lambda path: hashed.append(path) or plain(path))
+    plain = content.sha256_of
+    monkeypatch.setattr(content, "sha256_of", lambda path: hashed.append(path) or plain(path))
     make_source(section), make_source(section)
     assert len(hashed) == 1
     (tmp_path / ".filip_index/hashes.json").write_text("nonsense")
@@ -381,3 +387,13 @@ def test_one_line_of_one_field_spoils_its_neighbours_only():
     lines.insert(5, b"torn")
     found = [row.problem for row in Separated(iter(lines), "list.tsv", "", ())]
     assert np.flatnonzero(found).tolist() == [3, 4, 5] and found[4] == ONE_FIELD
+
+
+def test_a_path_of_windows_and_one_that_counts_captions_name_the_file(tmp_path):
+    (tmp_path / "d").mkdir()
+    for name in ("d/0.jpg", "1.jpg", "2.jpg#7"):
+        (tmp_path / name).write_bytes(name.encode())
+    source = read(tmp_path, "image\tcaption\nd\\0.jpg\ta\n1.jpg#3\tb\n2.jpg#7\tc\nno.jpg\td\n")
+    assert [source[n].image for n in range(3)] == [b"d/0.jpg", b"1.jpg", b"2.jpg#7"]
+    with pytest.raises(BadRecord, match="no such file: .*no.jpg; if paths start elsewhere, say images=FOLDER"):
+        source[3]

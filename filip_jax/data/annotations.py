@@ -15,6 +15,7 @@ import pyarrow as pa
 from filip_jax import storage
 from filip_jax.data.identity import identify
 from filip_jax.data.listed import read_listed
+from filip_jax.data.packed import PACKED_BYTES, refuse_other
 from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
 from filip_jax.data.values import texts_of
 from filip_jax.errors import UserError, one_line
@@ -122,6 +123,7 @@ def _parse(data: bytes, path: str, strays: Counter[str]) -> Iterator[_Image]:
     try:
         content = json.loads(data.removeprefix(codecs.BOM_UTF8).decode("utf-8"), object_hook=_without_tokens)
     except (ValueError, RecursionError) as error:
+        refuse_other(data[:PACKED_BYTES], path)
         raise UserError(f"path={path!r} is no JSON: {one_line(str(error))}") from error
     if isinstance(content, list) and all(isinstance(each, dict) for each in content):
         raise UserError(f"path={path!r} is a list of objects, not annotations: read it with the source jsonl")
@@ -131,9 +133,8 @@ def _parse(data: bytes, path: str, strays: Counter[str]) -> Iterator[_Image]:
         else:
             yield from (_of_karpathy(image, strays) for image in content["images"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"path={path!r} is neither COCO's annotations nor Karpathy's splits: {one_line(repr(error))}"
-        ) from error
+        what = f"something has no field {error}" if isinstance(error, KeyError) else repr(error)
+        raise UserError(f"path={path!r} is neither COCO's captions nor Karpathy's splits: {one_line(what)}") from error
 
 
 def _without_tokens(fields: dict) -> dict:
@@ -149,7 +150,8 @@ def _file(name: str) -> str:
         UserError: it leads elsewhere.
     """
     name = _text(name)
-    if storage.is_remote(name) or os.path.isabs(name) or ".." in name.split("/"):
+    place = name.replace("\\", "/")  # as it may be read, see read_listed
+    if storage.is_remote(name) or os.path.isabs(place) or ".." in place.split("/"):
         raise UserError(f"annotations: the image {name[:200]!r} does not lie below the folder `images`")
     return name
 

@@ -1,11 +1,10 @@
 """The rows of columnar files, parquet's or Arrow's: images, or their paths, in one column and texts in others."""
 
-import json
 import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -13,18 +12,19 @@ import numpy as np
 import pyarrow as pa
 
 from filip_jax import storage
-from filip_jax.data.column_types import is_bytes, is_list, is_text, plain
+from filip_jax.data.column_types import (
+    field_advice, holds_image, holds_text, inner_type, label_names, listed, option_advice, said_type,
+)  # fmt: skip
 from filip_jax.data.identity import digest, identify
-from filip_jax.data.listed import read_listed
+from filip_jax.data.listed import FROM, read_listed
 from filip_jax.data.packed import PACKED_BYTES, refuse_other
 from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
-from filip_jax.data.values import IMAGE_FIELDS, TEXT_FIELDS, advice, embedded_image, field_of, image_of, texts_of
+from filip_jax.data.values import embedded_image, field_of, image_of, texts_of
 from filip_jax.errors import UserError, one_line
 from filip_jax.walk import say_left_out
 
 KEPT = 1 << 29  # bytes of columns that a process keeps
 MAX_PATH_BYTES = 1024  # of a row, beyond which a column of images holds more than paths
-MAX_SHOWN = 60  # characters of a type in a message
 
 
 class Footer(NamedTuple):
@@ -75,8 +75,8 @@ class Columnar(ABC):
         self.shard_sizes = np.array([size for footer in footers for size in footer.sizes], np.int64)
         self.ends = np.cumsum(self.shard_sizes).tolist()
         self.groups = [(file, group) for file, footer in enumerate(footers) for group in range(len(footer.sizes))]
-        self.label_names = _label_names(footers[0].schema)
-        self.seen = f"{len(found)} files with the columns {_listed(footers[0].schema)}{say_left_out(left_out)}"
+        self.label_names = label_names(footers[0].schema)
+        self.seen = f"{len(found)} files with the columns {listed(footers[0].schema)}{say_left_out(left_out)}"
         self.identity = identify(
             names=digest(map(storage.name_of, self.files)), sizes=digest(str(file.size) for file in found),
             records=len(self), captions=digest(footer.captions for footer in footers),
@@ -137,7 +137,8 @@ class Columnar(ABC):
         data = image if isinstance(image, bytes) else embedded_image(image, most)
         if data is not None:
             return data[:most]
-        return read_listed(self.images or storage.folder_of(self.files[self.groups[group][0]]), image, most)
+        folder = self.images or storage.folder_of(self.files[self.groups[group][0]])
+        return read_listed(folder, image, most, "" if self.images else FROM)
 
     def _place(self, index: int) -> tuple[int, int]:
         group = bisect_right(self.ends, index)
@@ -160,24 +161,25 @@ class Columnar(ABC):
 
     def _check(self, file: str, schema: pa.Schema) -> None:
         """Raises a UserError if a column that is wanted is missing, is there twice, or cannot hold what is wanted of it."""
-        kinds = {"image": _holds_image, "caption_keys": _holds_text, "key": lambda _: True}
+        kinds = {"image": holds_image, "caption_keys": holds_text, "key": lambda _: True}
         names = [("image", self.image), *(("caption_keys", key) for key in self.caption_keys), ("key", self.key)]
         wanted = [(option, name, self.columns.get(name, [name])) for option, name in names if name or option != "key"]
         absent = {option: name for option, name, (column, *_) in reversed(wanted) if column not in schema.names}
         if absent:
-            say = " and ".join(_advice(option, schema, kinds[option], self.image) for option in reversed(absent))
+            say = " and ".join(option_advice(option, schema, kinds[option], self.image) for option in reversed(absent))
             missing = " and no column ".join(map(repr, reversed(absent.values())))
-            raise UserError(f"{file} has no column {missing}; it has {_listed(schema)}; {say}")
+            raise UserError(f"{file} has no column {missing}; it has {listed(schema)}; {say}")
         for option, name, (column, *fields) in wanted:
             if schema.names.count(column) > 1:
                 raise UserError(f"{file} has two columns {column!r}: rename one, so that it is clear which is meant")
-            kind = _inner(schema.field(column).type, fields)
+            kind = inner_type(schema.field(column).type, fields)
             if kind is None:
-                raise UserError(f"{file}: the column {column!r} has no field {'.'.join(fields)!r}; it has {_listed(schema)}")
+                raise UserError(f"{file}: the column {column!r} has no field {'.'.join(fields)!r}; it has {listed(schema)}")
             if not kinds[option](kind):
-                what = f"is {_type(kind)}, which holds no {'images' if option == 'image' else 'texts'}"
-                say = _field_advice(option, name, kind, kinds[option]) or _advice(option, schema, kinds[option], self.image)
-                raise UserError(f"{file}: the column {name!r} {what}; it has {_listed(schema)}; {say}")
+                what = f"is {said_type(kind)}, which holds no {'images' if option == 'image' else 'texts'}"
+                fits = kinds[option]
+                say = field_advice(option, name, kind, fits) or option_advice(option, schema, fits, self.image)
+                raise UserError(f"{file}: the column {name!r} {what}; it has {listed(schema)}; {say}")
 
     def __getstate__(self):
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
@@ -189,85 +191,6 @@ class Columnar(ABC):
 def column_of(name: str, schema: pa.Schema) -> list[str]:
     """Return [column, field, …] of a name a.b.c; a column may have dots in its name, too."""
     return [name] if name in schema.names else name.split(".")
-
-
-def _holds_text(kind: pa.DataType) -> bool:
-    """Whether `texts_of` may find texts in values of a type."""
-    inner = plain(kind)
-    if pa.types.is_struct(inner):
-        return any(_holds_text(inner.field(name).type) for name in TEXT_FIELDS if inner.get_field_index(name) >= 0)
-    is_number = pa.types.is_integer(inner) or pa.types.is_floating(inner) or pa.types.is_boolean(inner)
-    return is_text(inner) or is_bytes(inner) or ((is_number or pa.types.is_decimal(inner)) and not is_list(kind))
-
-
-def _holds_image(kind: pa.DataType) -> bool:
-    """Whether `image_of` may find an image in values of a type."""
-    inner = kind.value_type if is_list(kind) or pa.types.is_dictionary(kind) else kind
-    if pa.types.is_struct(inner):
-        return any(_holds_image(inner.field(name).type) for name in IMAGE_FIELDS if inner.get_field_index(name) >= 0)
-    return is_text(inner) or is_bytes(inner)
-
-
-def _inner(kind: pa.DataType, fields: Sequence[str]) -> pa.DataType | None:
-    """The type at a.b.c of a struct, or of the structs of a list; None where there is none."""
-    in_lists = False
-    for name in fields:
-        in_lists |= is_list(kind)
-        kind = plain(kind)
-        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
-            return None
-        kind = kind.field(name).type
-    return pa.list_(kind) if in_lists else kind
-
-
-def _advice(option: str, schema: pa.Schema, fits: Callable[[pa.DataType], bool], image: str) -> str:
-    """What to say for an option: a column whose type fits, or else a field of one."""
-    taken = image if option == "caption_keys" else ""
-    counts = Counter(schema.names)
-    single = [field for field in schema if counts[field.name] == 1 and field.name != taken]
-    others = [field.name for field in single if fits(field.type)]
-    if option == "image":
-        encoded = [name for name in others if not is_text(schema.field(name).type)]
-        return advice(option, encoded or others, are_fit=bool(encoded))
-    if others and set(others) <= set(_label_names(schema)):
-        return f"say label={others[0]}"
-    return advice(option, others or [name for field in single for name in _fields(field.name, field.type, fits)], are_fit=True)
-
-
-def _field_advice(option: str, name: str, kind: pa.DataType, fits: Callable[[pa.DataType], bool]) -> str:
-    """Which field of a struct to name, or how to write what is none; "" where there is nothing to say."""
-    if option == "image" and (pa.types.is_integer(plain(kind)) or pa.types.is_floating(plain(kind))) and is_list(kind):
-        return "numbers of pixels are not read: write images as JPEG, PNG or WebP"
-    names = _fields(name, kind, fits)
-    return f"say {option}={names[0]}" if len(names) == 1 else advice(option, names) if names else ""
-
-
-def _fields(name: str, kind: pa.DataType, fits: Callable[[pa.DataType], bool]) -> list[str]:
-    """The fields of a struct, or of the structs of a list, whose types fit."""
-    inner = plain(kind)
-    fields = [inner.field(n) for n in range(inner.num_fields)] if pa.types.is_struct(inner) else []
-    return [f"{name}.{field.name}" for field in fields if fits(field.type)]
-
-
-def _type(kind: pa.DataType) -> str:
-    text = str(kind).replace("element: ", "").replace("item: ", "")
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
-
-
-def _listed(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name} ({_type(field.type)})" for field in schema)
-
-
-def _label_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """{column: the names of its classes} of a schema by Hugging Face's `datasets`; what is not as it writes it is none."""
-    try:
-        features: Any = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        found = {name: each["names"] for name, each in features.items() if each.get("_type") == "ClassLabel"}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
-    return {
-        name: names for name, names in found.items() if isinstance(names, list) and all(isinstance(n, str) for n in names)
-    }  # fmt: skip
 
 
 def _is_of_the_disk(error: Exception, path: str) -> bool:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from filip_jax.data.rows import JSON
 from filip_jax.data.values import MAX_NAME, advice
 
-FILE = re.compile(r".*(/|\.[A-Za-z]\w{1,4}$)")
+FILE = re.compile(r".*(/|\.[A-Za-z]\w{1,4}(#\d+)?$)")
+FIELDS = " with the fields "
 AS_LINES = "an object a line, as jq -c '.[]' and pandas' to_json(orient='records', lines=True) do"
 
 
@@ -44,21 +45,28 @@ def of_columns(
         return "if its columns are separated by a blank, say separator=' '"
     if any(FILE.match(column) or len(column) > MAX_NAME for column in columns):
         names = _of_names(wanted, [column for column in columns if not FILE.match(column)])
-        return f"{names}; if the first line of a list is no header, say columns={_header(columns)}"
+        return f"{names}; if the first line of a list is no header, say {_header(columns)}"
     return _of_names(wanted, columns)
+
+
+def of_fields(option: str, name: str, kind: str) -> str:
+    """Return what to say where a column holds objects, as `kind` says; "" where no field is likely."""
+    field = advice(option, kind.partition(FIELDS)[2].split(", ")).partition("=")[2]
+    return f"say {option}={name}.{field}" if field not in ("", "NAME") else ""
 
 
 def _of_names(wanted: Mapping[str, str], columns: Sequence[str]) -> str:
     others = [column for column in columns if column not in wanted.values()]
-    return " and ".join(advice(option, others) for option in wanted)
+    return " and ".join("say key=NAME" if option == "key" else advice(option, others) for option in wanted)
 
 
 def _header(line: Sequence[str]) -> str:
-    """The names of columns whose first line is data: of the image's file, of the longest text, of others."""
+    """What to say for columns whose first line is data: of the image's file, of the longest text or its class, of others."""
     image = next((field for field in line if FILE.match(field)), None)
-    caption = max((field for field in line if field != image), key=len, default=None)
-    names = {image: "image", caption: "caption"}
-    return ",".join(names.get(field, f"column{n}") for n, field in enumerate(line, 1))
+    text = max((field for field in line if field != image), key=len, default="")
+    names = {image: "image", text: "label" if text.isdecimal() else "caption"}
+    label = " label=label" if text.isdecimal() else ""
+    return f"columns={','.join(names.get(field, f'column{n}') for n, field in enumerate(line, 1))}{label}"
 
 
 def _is_json(files: Sequence[str]) -> bool:

@@ -7,6 +7,8 @@ needs: train with data.shuffle=block, or convert once with `filip data convert`.
 import hashlib
 import io
 import math
+import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 
@@ -17,6 +19,8 @@ from filip_jax import storage
 from filip_jax.data.columnar import MAX_PATH_BYTES, Columnar, Footer, column_of, damage
 from filip_jax.data.row_groups import read_batches
 from filip_jax.errors import UserError
+
+SPLIT = re.compile(r"(train|validation|valid|val|dev|test)-\d{5}-of-\d{5}")  # as Hugging Face names files
 
 
 class Parquet(Columnar):
@@ -41,6 +45,11 @@ class Parquet(Columnar):
     ):  # fmt: skip
         left_out: Counter[str] = Counter()
         found = storage.find(path, (".parquet",), "path", left_out)
+        splits = dict.fromkeys(match[1] for file in found if (match := SPLIT.match(storage.name_of(file.path))))
+        if len(splits) > 1:
+            one = f"{storage.folder_of(found[0].path)}/{next(reversed(splits))}-*"
+            what = f"files of the splits {', '.join(splits)}, and all are read"
+            warnings.warn(f"path={path!r} has {what}; for one say path={one!r}", stacklevel=3)
         super().__init__(found, path, left_out, image=image, caption_keys=caption_keys, key=key, images=images)
 
     def _footer(self, path: str) -> Footer:

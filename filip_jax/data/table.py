@@ -17,8 +17,8 @@ from filip_jax import folders, storage
 from filip_jax.data.content import content_hashes
 from filip_jax.data.identity import identify
 from filip_jax.data.index_folder import are_counts, are_texts, index_folder, may_write, read_facts
-from filip_jax.data.list_advice import of_bad_rows, of_columns
-from filip_jax.data.listed import read_listed
+from filip_jax.data.list_advice import FIELDS, of_bad_rows, of_columns, of_fields
+from filip_jax.data.listed import FROM, read_listed
 from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
 from filip_jax.data.rows import read_rows
 from filip_jax.data.separated import Row, separator_of
@@ -73,6 +73,7 @@ class Table:
         self.path, self.image, self.caption_keys, self.key = path, image, tuple(caption_keys), key
         self.files = [file.path for file in files]
         self.folders = [images or storage.folder_of(file) for file in self.files]
+        self.hint = "" if images else FROM
         self.layout = (separator_of(separator), tuple(columns))
         named = index or storage.join(storage.common_folder(self.files), ".filip_index")
         if may_write() and (storage.is_remote(named) or not os.path.isdir(named)):
@@ -116,7 +117,7 @@ class Table:
             raise UserError(f"path={self.path!r}: there is no column {names}; {self.seen}; {say}")
         for name, kind in facts["unusable"].items():
             option = "image" if name == self.image else "caption_keys"
-            say = of_columns({option: name}, self.files, facts["sizes"], columns)
+            say = of_fields(option, name, kind) or of_columns({option: name}, self.files, facts["sizes"], columns)
             raise UserError(f"path={self.path!r}: the column {name!r} holds {kind} in every row; {say}")
         if count:
             self.seen += f"; {count} rows cannot be read"
@@ -158,7 +159,7 @@ class Table:
         embedded = embedded_image(image, most)
         if embedded is not None:
             return embedded[:most]
-        return read_listed(self.folders[self._file(index)], image, most)
+        return read_listed(self.folders[self._file(index)], image, most, self.hint)
 
     def _file(self, index: int) -> int:
         return int(np.searchsorted(self.ends, index, side="right"))
@@ -254,7 +255,7 @@ class _Kinds:
 def _kind(value: Any) -> str:
     """Of a value in JSON, for people."""
     if isinstance(value, dict):
-        return f"objects with the fields {one_line(', '.join(value))[:200]}"
+        return f"objects{FIELDS}{one_line(', '.join(value))[:200]}"
     if isinstance(value, list):
         return f"lists of {_kind(value[0])}" if value else "empty lists"
     return {str: "texts", bool: "truth values", int: "numbers", float: "numbers"}.get(type(value), "nothing")

@@ -20,7 +20,7 @@ ENCODED = ("/9j/", "_9j_", "iVBORw0KGgo", "R0lGOD", "UklGR")  # how JPEG, PNG, G
 MIN_ENCODED = 64  # characters; a shorter text is a path
 LIKELY = {
     "image": ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "pixel", "file", "path"),
-    "caption_keys": ("caption", "text", "txt", "title", "sentence", "description", "alt", "prompt", "value", "content", "label", "cls"),
+    "caption_keys": ("caption", "text", "txt", "title", "sentence", "description", "comment", "alt", "prompt", "value", "content", "label", "cls"),
 }  # words in the names of columns, the likeliest first
 
 
