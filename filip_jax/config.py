@@ -37,6 +37,8 @@ FREE_SECTIONS = (
 )  # fmt: skip
 LATER = {"loss": {"positives": "pair"}}  # keys that came later, and what earlier runs did
 FREE_DATA_KEYS = ("workers", "threads", "max_bad_fraction")
+# Where data lies. That they hold the same is known by the source's identity, so a copy on a node's own disk serves as well.
+FREE_SOURCE_KEYS = ("path", "images", "index", "processes", "side_captions", "keep", "class_names")
 
 
 def load_config(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -242,5 +244,15 @@ def _result_relevant(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in config.items() if name not in FREE_SECTIONS}
     kept |= {name: keys | kept[name] for name, keys in LATER.items() if name in kept}
     return kept | {
-        "data": {name: value for name, value in config.get("data", {}).items() if name not in FREE_DATA_KEYS}
+        "data": {name: value for name, value in config.get("data", {}).items() if name not in FREE_DATA_KEYS},
+        "source": _without_locations(config.get("source", {})),
+    }
+
+
+def _without_locations(source: Mapping[str, Any]) -> dict[str, Any]:
+    """A source's section, or a mixture's with its components', without what names where files lie."""
+    return {
+        name: _without_locations(value) if isinstance(value, Mapping) else value
+        for name, value in source.items()
+        if name not in FREE_SOURCE_KEYS or isinstance(value, Mapping)
     }

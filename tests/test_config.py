@@ -144,6 +144,12 @@ def test_a_started_run_may_only_change_what_changes_no_result(tmp_path, demo_con
     assert read_config(tmp_path) == config
     check_same_run(tmp_path, config | {"log_every_steps": 3, "mesh": {"replica": 2, "data": -1}})
     check_same_run(tmp_path, config | {"data": config["data"] | {"workers": 4}})
+    parts = {"name": "mixture", "own": {"name": "csv", "path": "/data/a.csv", "index": ""}, "weight": 1.0}
+    staged = {"name": "mixture", "own": {"name": "csv", "path": "/scratch/17/a.csv", "index": "/scratch/17"}, "weight": 1.0}
+    check_same_run(tmp_path, config | {"source": staged}, config | {"source": parts})
+    with pytest.raises(UserError, match="source.own.separator: 'absent' -> 'tab'"):
+        staged["own"]["separator"] = "tab"
+        check_same_run(tmp_path, config | {"source": staged}, config | {"source": parts})
     with pytest.raises(UserError, match="batch_size: 128 -> 64; model.embed_dim: 64 -> 32") as error:
         check_same_run(tmp_path, config | {"batch_size": 64, "model": config["model"] | {"embed_dim": 32}})
     assert "\n" not in str(error.value)

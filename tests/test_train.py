@@ -288,8 +288,10 @@ def test_the_paper_config_trains_on_a_folder(demo_config, tmp_path, capsys):
         metrics = json.loads((tmp_path / name / "evals.json").read_text())["steps"]["3"]
         assert 0 <= metrics["val/image_to_text_R@1"] <= 1
         assert load_model(tmp_path / name).encode_text(["a dog"])[0].shape == (1, 77 if name == "filip" else 1, 16)
+    (tmp_path / "pairs").rename(tmp_path / "staged")  # as on the disk of another node
+    config["source"]["path"] = config["evals"]["val"]["source"]["path"] = str(tmp_path / "staged")
     train(tmp_path / name, config)
-    (tmp_path / "pairs/3.txt").write_text(scenes[3].caption.upper())
+    (tmp_path / "staged/3.txt").write_text(scenes[3].caption.upper())
     with pytest.raises(UserError, match=r"the data of .*clip is not what the run began with \(what differs: captions\)"):
         train(tmp_path / name, config)
 
