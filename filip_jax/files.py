@@ -49,8 +49,6 @@ def replacing(file: Path) -> Iterator[Path]:
     try:
         descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
-            with contextlib.suppress(OSError):  # a file system without locks: its age alone says that it lives
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield beside
             os.fsync(descriptor)
             os.replace(beside, file)
@@ -99,19 +97,17 @@ def _disk(path: str) -> str:
 
 
 def remove_abandoned(folder: Path, seconds: float = MIN_ABANDONED_SECONDS) -> None:
-    """Removes the temporary files of killed processes from a folder; a living process holds a lock on its own.
+    """Removes the temporary files of killed processes from a folder, which are those that nobody writes to any more.
 
     Args:
         seconds: since the last write to them.
     """
     for file in folder.iterdir() if folder.is_dir() else ():
-        with contextlib.suppress(OSError):  # gone, or held by a living process
+        with contextlib.suppress(OSError):  # gone meanwhile
             status = file.lstat()
             if TEMPORARY.fullmatch(file.name) and stat.S_ISREG(status.st_mode):
                 if time.time() - status.st_mtime >= seconds:
-                    with open_to_append(file) as handle:
-                        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        file.unlink()
+                    file.unlink()
 
 
 def open_to_append(file: Path) -> IO[bytes]:

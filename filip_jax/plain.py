@@ -47,10 +47,12 @@ def _escaped(character: str) -> str:
 
 def one_line(text: str, most: int = MAX_MESSAGE) -> str:
     """Return the text as `printable` shows it, without secrets; of one longer than `most` both ends."""
-    text = redact(text)
-    if len(text) > most:
-        text = f"{text[: most // 2]} … {text[-(most // 2) :]}"
-    return printable(text)
+    return _cut(printable(_cut(redact(text), most)), most)  # escapes are longer than what they stand for
+
+
+def _cut(text: str, most: int) -> str:
+    half = (most - 3) // 2
+    return text if len(text) <= most else f"{text[:half]} … {text[-half:]}"
 
 
 def cell(text: str, most: int = MAX_CELL) -> str:

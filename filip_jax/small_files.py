@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from filip_jax.errors import UserError, one_line
+from filip_jax.plain import MAX_MESSAGE
 
 MAX_JSON_BYTES = 1 << 26  # of one JSON file, or of a line of a file of them
 MAX_LINES_BYTES = 1 << 28  # of a file of lines that is held whole
 MAX_DEPTH = 32  # of objects and lists in each other
 MAX_DIGITS = 20  # of a whole number
-MAX_TEXT = 4000  # characters of a text among numbers: what an evaluation failed with
+MAX_TEXT = MAX_MESSAGE  # of a text among numbers: what an evaluation failed with
 MAX_NUMBER = 1e50  # beyond any loss of float32
 CONSTANTS = {"NaN": "nan", "Infinity": "inf", "-Infinity": "-inf"}  # as metrics.jsonl writes them
 

@@ -180,11 +180,18 @@ def open_stream(path: str) -> io.IOBase:
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file."""
+    """Whether there is such a file.
+
+    Raises:
+        OSError: the bucket cannot be reached. Drivers' own `isfile` would say that there is none.
+    """
     if not is_remote(path):
         return os.path.isfile(path)
     with _reaching(path):
-        return _system(path).isfile(path)
+        try:
+            return _system(path).info(path)["type"] == "file"
+        except FileNotFoundError:
+            return False
 
 
 def write(path: str, data: bytes) -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from filip_jax.errors import ProcessLost, UserError
+from filip_jax.errors import ProcessLost
 
 CAUSES = {
     signal.SIGKILL: "out of memory?",
@@ -96,7 +96,7 @@ def _begin(make: Callable, arguments: tuple) -> None:
     warnings.simplefilter("ignore", UserWarning)  # of data that is opened again: the command has said it
     try:
         _do = make(*arguments)
-    except (UserError, OSError) as error:  # which an item brings to the parent; from here it would only break the pool
+    except Exception as error:  # which an item brings to the parent; from here it would only break the pool
         _do = partial(_fail, error)
 
 

@@ -126,9 +126,10 @@ def test_what_comes_from_elsewhere_is_text(run, tmp_path):
     config["source"] = {"name": evil, evil: evil}
     (copy / "config.json").write_text(json.dumps(config))
     (copy / "pictures" / "<b>").mkdir()
-    page = Page(Path(report(str(copy))).read_text())
+    with pytest.warns(UserWarning, match="evals.json: left out, since it is not as it was written: "):
+        page = Page(Path(report(str(copy))).read_text())
     assert page.tags.count("meta") == 3 and "b" not in page.tags[page.tags.index("section") :] and page.open == []
-    assert sum(evil in text for text in page.texts) > 6
+    assert sum(evil in text for text in page.texts) > 3
 
 
 def hostile_run(run, folder):

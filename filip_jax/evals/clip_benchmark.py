@@ -1,7 +1,6 @@
 """Results as the files that CLIP_benchmark writes and `clip_benchmark build` gathers: one for each task of a model."""
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -53,5 +52,4 @@ def write_results(
     result |= {"sha256": dict(hashes)}
     folder = workdir / FOLDER
     folder.mkdir(exist_ok=True)
-    file = re.sub(r"[^\w.=,+-]", "_", f"{name}_step_{step}.json")
-    write_atomically(folder / file, json.dumps(result, indent=2) + "\n")
+    write_atomically(folder / f"{name}_step_{step}.json", json.dumps(result, indent=2) + "\n")

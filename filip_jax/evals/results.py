@@ -22,7 +22,8 @@ LOCK = ".evals.tmp"  # beside it; a .tmp is not brought into buckets
 
 STEP = re.compile(r"0|[1-9][0-9]{0,9}")
 Metrics = dict[str, Any]  # numbers; texts under eval/<name>/error
-EMPTY = {"steps": {}, "baselines": {}, "tasks": {}, "baseline_tasks": {}}
+PARTS = ("steps", "baselines", "tasks", "baseline_tasks")
+MAX_ASIDE = 100  # damaged files that are kept
 
 
 def read_results(workdir: Path) -> dict[str, Any]:
@@ -71,6 +72,7 @@ def _read(workdir: Path, notes: Notes) -> dict[str, Any]:
     def texts(place: str, content: Any) -> dict | None:
         return kept(place, content, lambda key: is_text(key, 200), text)
 
+    notes += [f"the part {name!r:.100} is not known" for name in found if name not in PARTS]
     return {
         "steps": part("steps", _is_step, numbers),
         "baselines": part("baselines", is_name, numbers),
@@ -143,7 +145,8 @@ def _read_to_write(workdir: Path) -> dict[str, Any]:
     notes = Notes()
     results = _read(workdir, notes)
     if notes:
-        aside = workdir / f"damaged_{FILE}"
+        names = (f"damaged_{FILE}", *(f"damaged_{number}_{FILE}" for number in range(1, MAX_ASIDE)))
+        aside = next((workdir / name for name in names if not os.path.lexists(workdir / name)), workdir / names[0])
         os.replace(workdir / FILE, aside)
         notes[0] += f"; as it was it is now {aside}"
         warn_of(workdir / FILE, notes)

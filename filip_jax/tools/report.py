@@ -25,7 +25,7 @@ from filip_jax.evals.results import cell, comparable, evaluation_of, read_result
 from filip_jax.logged import read_metrics
 from filip_jax.paths import flatten
 from filip_jax.plain import escape
-from filip_jax.small_files import is_number
+from filip_jax.small_files import is_number, read_own
 from filip_jax.tools.inspect import contact_sheet, sample_views
 from filip_jax.user_paths import from_user
 from filip_jax.workdir import Workdir
@@ -122,7 +122,7 @@ def _head(workdir, config, lines, results) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, (int, float)) else ""
+    return f"{value:.4g}" if isinstance(value, (int, float)) else value if value in ("nan", "inf", "-inf") else ""
 
 
 def _large(value: Any) -> str:
@@ -231,7 +231,7 @@ def _samples(config) -> str:
 
 def _stored(file: Path) -> str:
     try:
-        return _image(decode(file.read_bytes()))
+        return _image(decode(read_own(file)))
     except (OSError, ValueError) as error:
         return f'<p class="faint">{escape(file.name)} can not be read: {escape(str(error))}</p>'
 

@@ -93,12 +93,20 @@ class Trainer:
     """A run in progress: its state, its step and what watches them."""
 
     def __init__(self, path: str | Path, setup: Setup, config: Mapping[str, Any], watch: Watch):
-        self.setup, self.config, self.watch = setup, redacted(config), watch
+        self.setup, self.config_given, self.config, self.watch = setup, config, redacted(config), watch
         source = start.open_source(setup)
         if setup.batch_size > len(source):
             warnings.warn(f"batch_size={setup.batch_size}, but the source has {len(source)} records", stacklevel=2)
         self.evals: Sequence[Eval] = open_evals(setup.evals) if setup.eval_every_steps else []
         self.place, self.lease = start.open_workdir(path, watch)
+        try:
+            self._begin(source)
+        except BaseException:  # or the lease would live on, and end this process when another run takes the workdir
+            self.lease.close()
+            raise
+
+    def _begin(self, source: Source) -> None:
+        setup, config, watch = self.setup, self.config_given, self.watch
         self.workdir = workdir = self.place.folder
         compiled = cache_folder() if self.place.is_remote else workdir
         self.cache = CompileCache(compiled / "compiled", setup.compile_cache)
@@ -174,12 +182,14 @@ class Trainer:
                 self._run()
         finally:
             with self.watch.phase("end"):
-                self.feed.close()
-                self.profile.close(self.state)
-                with contextlib.suppress(UserError):  # a save that failed was raised, or what ends the run is
-                    self.checkpoints.wait()
-                self.writer.close()
-                self.lease.close()
+                try:
+                    self.feed.close()
+                    self.profile.close(self.state)
+                    with contextlib.suppress(UserError):  # a save that failed was raised, or what ends the run is
+                        self.checkpoints.wait()
+                    self.writer.close()
+                finally:
+                    self.lease.close()
                 self.names = self.place.names()
                 self.place.close()
 
@@ -262,7 +272,7 @@ class Trainer:
         """Waits until everything is on disk: now a stop would lose nothing."""
         with self.watch.phase("save"):
             service.together(self.checkpoints.wait)
-        if service.of_first_process(self.upkeep.has_lost(self.saved_step)):  # somebody removed it
+        if self.upkeep.has_lost(self.saved_step):  # somebody removed it
             self.saved_step = None
             self._save()
             service.together(self.checkpoints.wait)

@@ -8,6 +8,7 @@ import jax
 
 from filip_jax import storage
 from filip_jax.checkpoint.manifest import FILE as MANIFEST
+from filip_jax.cluster import service
 from filip_jax.config import FILE as CONFIG
 from filip_jax.errors import UserError
 from filip_jax.inference import TOKENIZER
@@ -30,7 +31,7 @@ class Upkeep:
 
     @contextlib.contextmanager
     def explaining(self) -> Iterator[None]:
-        """Gives an error inside its cause if that is a workdir that is gone: a UserError as `look` raises it."""
+        """Replace an error of the block by `look`'s UserError if the workdir is gone."""
         try:
             yield
         except (OSError, UserError):
@@ -54,9 +55,17 @@ class Upkeep:
         self.lease.check()
         self.place.flush()
 
-    def has_lost(self, step: int) -> bool:
-        """Whether the checkpoint that was saved of this step is gone; step 0 needs none. For the first process."""
-        return bool(step) and jax.process_index() == 0 and not storage.exists(self._manifest(step))
+    def has_lost(self, step: int | None) -> bool:
+        """Return on all processes, which all call this, whether the checkpoint that was saved of this step is gone.
+
+        Step 0 needs none.
+
+        Raises:
+            UserError: the disk or the bucket fails.
+        """
+        lost: list[bool] = []
+        service.on_first_process(lambda: lost.append(bool(step) and not storage.exists(self._manifest(step))))
+        return service.of_first_process(lost == [True])
 
     def check_usable(self, step: int) -> None:
         """The last word of a run. For the first process.
