@@ -77,7 +77,7 @@ def test_captions_that_are_not_asked_for_are_no_orphans(tmp_path):
 
 def test_links_and_leavings(tmp_path):
     root, other = tmp_path / "root", tmp_path / "other"
-    make(root, "cat/0.jpg", "cat/._0.jpg", "cat/.ipynb_checkpoints/0-checkpoint.jpg", "__MACOSX/cat/0.jpg", "@eaDir/1.jpg")
+    make(root, "cat/0.jpg", "cat/._0.jpg", "cat/.ipynb_checkpoints/0-checkpoint.jpg", "__MACOSX/cat/0.jpg", "@eaDir/a/1.jpg")
     make(other, "dog/1.jpg", "2.jpg", "deep/3.jpg")
     write(root, **{"cat/0.txt": "0", "cat/._0.txt": "no", "cat/Thumbs.db": "x", ".DS_Store": "x", "cat/4.jpg": b""})
     write(other, **{"dog/1.txt": "1", "2.txt": "2", "deep/3.txt": "3"})
@@ -139,6 +139,13 @@ def test_a_class_without_images_that_is_a_link_says_where_to(tmp_path):
     (tmp_path / "kitty").symlink_to("cat")
     with pytest.warns(UserWarning, match=f"1 classes of .* have no image: kitty \\(a link to {tmp_path}/cat\\)"):
         assert classes(tmp_path).left_out == {"link to a folder that counts already": 1}
+
+
+def test_a_directory_of_images_whose_name_excludes_it_is_named(tmp_path):
+    """Another reader counts it as a class, and all labels behind it are one higher."""
+    make(tmp_path, "cat/0.jpg", "cat.tmp/1.jpg", ".dog/2.jpg", "__MACOSX/cat/3.jpg", "cat/deep.tmp/4.jpg", ".git/._5.jpg", ".6.jpg")
+    with pytest.warns(UserWarning, match=r"exclude them from the classes: '\.dog', 'cat\.tmp'; if they are classes, rename"):
+        assert classes(tmp_path).class_names == ["cat"]
 
 
 def test_json_beside_images_is_no_caption(tmp_path):

@@ -1,5 +1,6 @@
 """Identities of data: other captions of equal size are other data, other times are not, and messages say what changed."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -23,8 +24,9 @@ from pairs import (
 )
 from test_sources import kept
 
-from filip_jax.data import riegeli
+from filip_jax.data import content, riegeli
 from filip_jax.data.identity import changes, extend, identify, parts_of
+from filip_jax.data.index_folder import sources_of_others
 from filip_jax.data.sources import check_same_data, describe, fingerprint, make_source
 from filip_jax.errors import UserError
 from filip_jax.tools.convert import convert
@@ -261,3 +263,34 @@ def test_large_files_of_records_are_walked_once(tmp_path, monkeypatch):
     assert len(walked) == 8 and (tmp_path / "elsewhere/contents.json").read_text() == "{}"
 
 
+@pytest.mark.parametrize("closed", ["read-only", "of others"])
+def test_digests_of_data_that_may_not_be_written_are_noted_in_the_cache(tmp_path, monkeypatch, closed):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(riegeli, "MIN_NOTED", 5)
+    (tmp_path / "data").mkdir()
+    section, walked, real = write_array_record(tmp_path / "data", SHARDS), [], riegeli.content_digest
+    monkeypatch.setattr(riegeli, "content_digest", lambda path: walked.append(path) or real(path))
+    write = content.write_atomically
+
+    def only_in_the_cache(file, data):
+        if not file.is_relative_to(tmp_path / "cache"):
+            raise PermissionError("read-only")
+        write(file, data)
+
+    with sources_of_others() if closed == "of others" else contextlib.nullcontext():
+        if closed == "read-only":
+            monkeypatch.setattr(content, "write_atomically", only_in_the_cache)
+        before = fingerprint(make_source(section))
+        assert fingerprint(make_source(section)) == before and len(walked) == 2
+    assert not list(tmp_path.glob("data/.filip_index/*")) and len(list(tmp_path.rglob("contents.json"))) == 1
+
+
+def test_notes_of_other_files_in_the_folder_are_kept(tmp_path, monkeypatch):
+    """As of two splits, each of which a training opens whenever it starts."""
+    monkeypatch.setattr(riegeli, "MIN_NOTED", 2)
+    section, walked, real = write_array_record(tmp_path, SHARDS), [], riegeli.content_digest
+    monkeypatch.setattr(riegeli, "content_digest", lambda path: walked.append(path) or real(path))
+    splits = [section | {"path": str(file)} for file in sorted(tmp_path.glob("*.array*"))]
+    for _ in range(2):
+        [make_source(split) for split in splits]
+    assert len(splits) == len(walked) == 2

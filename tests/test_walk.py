@@ -32,7 +32,7 @@ LEAVINGS = {
     ".nfs000012.jpg": walk.HIDDEN, ".0.jpg.Xq3w": walk.HIDDEN, "__MACOSX/cat/0.jpg": walk.SYSTEM, "@eaDir/0.jpg": walk.SYSTEM,
     "#recycle/0.jpg": walk.SYSTEM, "lost+found/0.jpg": walk.SYSTEM, "Thumbs.db": walk.SYSTEM, "desktop.ini": walk.SYSTEM,
     "$RECYCLE.BIN/0.jpg": walk.SYSTEM, "System Volume Information/0.jpg": walk.SYSTEM, "_temporary/0.jpg": walk.SYSTEM,
-    "LOST.DIR/0.jpg": walk.SYSTEM, "Network Trash Folder/0.jpg": walk.SYSTEM, "files_trashbin/files/0.jpg": walk.SYSTEM,
+    "Network Trash Folder/0.jpg": walk.SYSTEM, "files_trashbin/files/0.jpg": walk.SYSTEM,
     "a.jpg.part": walk.PARTIAL, "a.jpg.crdownload": walk.PARTIAL, "a.jpg.1234.tmp": walk.PARTIAL, "a.jpg~": walk.PARTIAL,
     "notes.md": ".md", "README": "other files", "x.heic": ".heic",
 }  # fmt: skip
@@ -47,6 +47,12 @@ def test_what_systems_and_tools_leave_is_counted_and_does_not_count(tmp_path, na
     names = {file: pair for file, pair in names.items() if not Path(file).is_dir()}
     assert walk.sift(names, (".jpg",), sifted) == [f"{tmp_path}/cat/1.jpg"]  # the same in a bucket
     assert set(sifted) <= {reason}
+
+
+def test_words_that_may_name_a_class_count(tmp_path):
+    names = ["LOST.DIR/0.jpg", "Recycled/0.jpg", "recycler/0.jpg", "tmp/0.jpg"]
+    make(tmp_path, *names)
+    assert walked(tmp_path) == (names, {})
 
 
 def test_what_is_no_file_is_counted(tmp_path):
@@ -129,6 +135,6 @@ def test_sources_of_shards_take_the_same_walk(tmp_path):
     found = storage.find(str(tmp_path / "data"), (".tar",), "path", left_out)
     assert [file.path for file in found] == [f"{tmp_path}/data/0.tar", f"{tmp_path}/data/link/4.TAR"]
     assert left_out == {walk.HIDDEN: 2, walk.PARTIAL: 1}
-    with pytest.raises(UserError, match=r"nor a folder with .csv in it; left out: .*hidden \(2\)"):
+    with pytest.raises(UserError, match=r"no .csv lies in it; left out: .*hidden \(2\)"):
         storage.find(str(tmp_path / "data"), (".csv",), "path")
     assert len(storage.find(str(tmp_path / "data"), ("",), "checkpoint")) == 4  # all that lies there, no links

@@ -74,6 +74,13 @@ class ClassFolder:
                 f"path={os.path.join(self.root, full[0])}",
                 stacklevel=3,
             )
+        if closed := sorted(filter(self._is_left_out, os.listdir(self.root)), key=order_of):
+            some = ", ".join(map(repr, closed[:5])) + (" …" if len(closed) > 5 else "")
+            warnings.warn(
+                f"class_folder: directories of {self.root!r} hold images, but their names exclude them from the classes: "
+                f"{some}; if they are classes, rename them, since labels are numbered without them",
+                stacklevel=3,
+            )
         alike: dict[str, list[str]] = {}
         for directory, name in zip(directories, self.class_names):
             alike.setdefault(name.casefold(), []).append(directory)
@@ -83,6 +90,16 @@ class ClassFolder:
                 f"Unicode form or _: {', '.join(map(repr, pairs[0][:5]))}",
                 stacklevel=3,
             )
+
+    def _is_left_out(self, name: str) -> bool:
+        """Return whether a directory would be a class but for its name."""
+        if not why_left_out(name):
+            return False
+        try:
+            inside = os.listdir(os.path.join(self.root, name))
+        except OSError:  # of a file, or closed to us
+            return False
+        return any(file.lower().endswith(ENDINGS) and not why_left_out(file) for file in inside)
 
     def _in_words(self, name: str) -> str:
         place = os.path.join(self.root, name)

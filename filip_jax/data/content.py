@@ -3,45 +3,87 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 from filip_jax import storage
-from filip_jax.data.index_folder import may_write
+from filip_jax.data.index_folder import cached_folder, may_write
 from filip_jax.errors import UserError
 from filip_jax.files import write_atomically
 from filip_jax.folders import INDEX
 from filip_jax.small_files import read_json
 
 NAME = "hashes.json"
-PIECE = 1 << 20  # bytes
+THREADS = 32
 
 
 def content_hashes(files: Sequence[storage.Found], folder: str) -> list[str]:
     """Return a hash of the content of each file; of a file in a bucket what the bucket says of it.
 
     Args:
-        folder: local; what was hashed before and did not change since, as the disk says, is noted there and not read again.
+        folder: local, for notes; see `noted_hashes`.
     """
-    notes = _notes(Path(folder) / NAME)
-    found = {file.path: notes.get(file.path) for file in files}
-    for file in files:
-        state = f"{file.size} {file.stamp}"
-        if storage.is_remote(file.path):
-            found[file.path] = [state, state]
-        elif not isinstance(found[file.path], list) or found[file.path][:1] != [state]:
-            found[file.path] = [state, sha256_of(file.path)]
-    is_foreign = storage.name_of(folder) == INDEX and os.path.islink(folder)  # through which nothing is written
-    if may_write() and not is_foreign and any(notes.get(path) != note for path, note in found.items()):
-        with suppress(OSError):  # a folder that may not be written is read again each time
-            write_atomically(Path(folder) / NAME, json.dumps(notes | found))
-    return [str(found[file.path][-1]) for file in files]
+
+    def hash_of(file: storage.Found) -> str:
+        return _state(file) if storage.is_remote(file.path) else sha256_of(file.path)
+
+    return noted_hashes(files, folder, NAME, hash_of)
 
 
-def _notes(file: Path) -> dict[str, list]:
+def noted_hashes(
+    files: Sequence[storage.Found], folder: str, name: str, hash_of: Callable[[storage.Found], str]
+) -> list[str]:
+    """Return a hash of each file, which is not made again while size and times of the file are those of its note.
+
+    Args:
+        folder: of the notes, local. Where it may not be written, they go into the user's cache.
+        name: of the file of notes, {path: [size and times, hash]}; it keeps those of other files.
+        hash_of: makes the hash of a file; called from several threads.
+    """
+    noted: dict[str, list[str]] = {}
+    for place in _places(folder):
+        notes = _read(place / name)
+        noted |= {file.path: notes[file.path] for file in files if _is_of(file, notes.get(file.path))}
+        if all(file.path in noted for file in files):
+            return [noted[file.path][1] for file in files]
+    left = [file for file in files if file.path not in noted]
+    with ThreadPoolExecutor(THREADS) as pool:
+        noted |= {file.path: [_state(file), text] for file, text in zip(left, pool.map(hash_of, left))}
+    for place in _places(folder):
+        if place != Path(folder) or _is_ours(folder):
+            with suppress(OSError):
+                place.mkdir(parents=True, exist_ok=True)
+                write_atomically(place / name, json.dumps(_read(place / name) | noted))
+                break
+    return [noted[file.path][1] for file in files]
+
+
+def _places(folder: str) -> Iterator[Path]:
+    """The folder, and what stands for it where it may not be written."""
+    yield Path(folder)
+    with suppress(UserError):  # of a user without a home
+        yield Path(cached_folder(folder))
+
+
+def _is_ours(folder: str) -> bool:
+    """Whether it may be written: it is not named by a stranger's config, and no link that came with the data."""
+    return may_write() and not (storage.name_of(folder) == INDEX and os.path.islink(folder))
+
+
+def _state(file: storage.Found) -> str:
+    return f"{file.size} {file.stamp}"
+
+
+def _is_of(file: storage.Found, note: object) -> bool:
+    """Whether a note, which others may have written, is of the file as it is."""
+    return isinstance(note, list) and len(note) == 2 and note[0] == _state(file) and isinstance(note[1], str)
+
+
+def _read(notes: Path) -> dict[str, object]:
     try:
-        return read_json(file)
+        return read_json(notes)
     except (OSError, UserError):
         return {}
 

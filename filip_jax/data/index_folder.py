@@ -36,8 +36,11 @@ def index_folder(named: str, whole: Callable[[str], bool]) -> str:
         named: where a config says, or beside the data.
         whole: whether a folder holds the whole index of this data.
     """
-    if may_write() or whole(named):
-        return named
+    return named if may_write() or whole(named) else cached_folder(named)
+
+
+def cached_folder(named: str) -> str:
+    """Return the folder in the user's cache that stands for one that may not be written."""
     from filip_jax.workdir import cache_folder  # worker processes need no JAX
 
     name = hashlib.sha256(named.encode("utf-8", "surrogateescape")).hexdigest()[:16]

@@ -6,22 +6,18 @@ itself, the bytes of its data, a hash of them, its type with the number of its r
 """
 
 import hashlib
-import json
 import os
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from pathlib import Path
 
 from filip_jax import storage
+from filip_jax.data.content import THREADS, noted_hashes
 from filip_jax.errors import UserError
-from filip_jax.files import write_atomically
-from filip_jax.small_files import read_json
 from filip_jax.folders import INDEX
 from filip_jax.storage import Found
 
-NOTES = "contents.json"  # digests of files of this size and time, so that large data is walked once
+NOTES = "contents.json"  # so that large data is walked once
 MIN_NOTED = 100_000  # records, below which the walk takes no time
 MAX_CHUNK_BYTES = 1 << 30  # unpacked
 BLOCK, BLOCK_HEADER, CHUNK_HEADER = 1 << 16, 24, 40
@@ -38,35 +34,15 @@ def content_digests(files: Sequence[Found], records: int) -> list[str]:
     Raises:
         OSError: a file cannot be read.
     """
-    folder = storage.common_folder([file.path for file in files])
-    notes = Path(folder) / INDEX / NOTES
-    large = records >= MIN_NOTED and not storage.is_remote(folder) and not notes.parent.is_symlink()
-    known = _noted(notes) if large else {}
-
-    def note_of(file: Found) -> str:
-        return f"{file.path.removeprefix(folder)} {file.size} {file.stamp}"
 
     def digest_of(file: Found) -> str:
-        if storage.is_remote(file.path):
-            return storage.checksum(file.path)
-        return known.get(note_of(file)) or content_digest(file.path)
+        return storage.checksum(file.path) if storage.is_remote(file.path) else content_digest(file.path)
 
-    with ThreadPoolExecutor(32) as pool:
-        digests = list(pool.map(digest_of, files))
-    new = dict(zip(map(note_of, files), digests))
-    if large and not new.items() <= known.items():
-        with suppress(OSError):  # where nothing can be written, they are made again each time
-            notes.parent.mkdir(exist_ok=True)
-            write_atomically(notes, json.dumps(new))
-    return digests
-
-
-def _noted(notes: Path) -> dict[str, str]:
-    """{file: digest}; none of notes that are damaged."""
-    try:
-        return {name: text for name, text in read_json(notes).items() if isinstance(text, str)}
-    except (OSError, UserError):
-        return {}
+    folder = storage.common_folder([file.path for file in files])
+    if records >= MIN_NOTED and not storage.is_remote(folder):
+        return noted_hashes(files, storage.join(folder, INDEX), NOTES, digest_of)
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(digest_of, files))
 
 
 def content_digest(path: str) -> str:

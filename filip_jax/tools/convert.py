@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -73,7 +73,8 @@ def convert(
         total = -(-len(source) // records_per_shard)
         left = [number for number in range(total) if not _is_done(output, number)]
         progress = Progress("converting shards", total, total - len(left))
-        for _ in run(_converter, (dict(section), output, plan), left, workers):
+        # Workers get the source as it was opened: to open it again would read all captions once more in each.
+        for _ in run(partial, (_convert_shard, source, output, plan), left, workers):
             progress.advance()
         return _summary(output, total)
 
@@ -97,13 +98,6 @@ def _check_plan(output: Path, plan: dict[str, Any]) -> None:
         raise UserError(f"{output} is not empty and holds no {PLAN}: give an empty or a new folder")
     else:
         write_atomically(file, json.dumps(plan, indent=2) + "\n")
-
-
-def _converter(section: dict[str, Any], output: Path, plan: dict[str, Any]) -> Callable[[int], None]:
-    source = make_source(section)
-    if changed := changes(plan["identity"], source.identity):
-        raise UserError(f"the data has changed while it was converted into {output} (what differs: {changed}): begin anew")
-    return partial(_convert_shard, source, output, plan)
 
 
 def _convert_shard(source: Source, output: Path, plan: dict[str, Any], number: int) -> None:
