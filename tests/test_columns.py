@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from memory_source import Memory
 from pairs import picture, tar
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
+from filip_jax import storage
 from filip_jax.data.decode import decode
 from filip_jax.data.record import BadRecord, Caption, Record
 from filip_jax.data.sources import make_source
@@ -314,6 +316,41 @@ def test_a_footer_of_parquet_names_no_more_captions_than_there_are_bytes(tmp_pat
     monkeypatch.setattr(io, "SEEK_END", io.SEEK_SET)  # as of a file without a byte
     with pytest.raises(UserError, match="its footer names more bytes than it has"):
         make_source(section)
+
+
+class Bucket(MemoryFileSystem):
+    """In memory, by the names of a real one."""
+
+    cachable = False
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.rpartition("://")[2].lstrip("/")
+
+
+def test_damage_in_a_bucket_is_a_bad_record_and_a_bucket_that_fails_is_none(tmp_path, monkeypatch):
+    pq.write_table(pa.table({"image": IMAGES, "caption": ["a dog"] * 3}), tmp_path / "0.parquet", use_dictionary=False)
+    data, fs = bytearray((tmp_path / "0.parquet").read_bytes()), Bucket()
+    monkeypatch.setattr(storage, "_system", lambda path: fs)
+    fs.pipe_file("gs://columns/0.parquet", bytes(data))
+    section = dict(name="parquet", path="gs://columns/0.parquet")
+    source = make_source(section)
+    place = pq.ParquetFile(tmp_path / "0.parquet").metadata.row_group(0).column(1).data_page_offset
+    data[place] ^= 255
+    fs.pipe_file("gs://columns/0.parquet", bytes(data))
+    with pytest.raises(BadRecord, match="column caption of piece 0 is damaged"):
+        source.captions(0)
+    for error in (OSError("Forbidden: no access"), FileNotFoundError("gs://columns/0.parquet"), OSError(5, "gone")):
+        monkeypatch.setattr(MemoryFile, "read", lambda *_, error=error: refuse(error))
+        with pytest.raises(OSError) as failure:
+            source.captions(0)
+        assert failure.value is error
+    with pytest.raises(OSError, match="gone"):
+        make_source(section)
+
+
+def refuse(error):
+    raise error
 
 
 def test_values_in_each_other_are_read_to_a_depth():
