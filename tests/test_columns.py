@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import shutil
 from decimal import Decimal
@@ -17,6 +18,7 @@ from pairs import picture, tar
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
 from filip_jax import storage
+from filip_jax.data import arrow, columnar
 from filip_jax.data.decode import decode
 from filip_jax.data.record import BadRecord, Caption, Record
 from filip_jax.data.sources import make_source
@@ -316,6 +318,34 @@ def test_a_footer_of_parquet_names_no_more_captions_than_there_are_bytes(tmp_pat
     monkeypatch.setattr(io, "SEEK_END", io.SEEK_SET)  # as of a file without a byte
     with pytest.raises(UserError, match="its footer names more bytes than it has"):
         make_source(section)
+
+
+@pytest.mark.parametrize("write", [write_stream, write_file], ids=lambda write: write.__name__)
+def test_of_many_files_of_arrow_few_stay_open(tmp_path, monkeypatch, write):
+    monkeypatch.setattr(arrow, "READERS", 5)
+    for n in range(40):
+        write(tmp_path / f"{n:02d}.arrow", pa.table({"image": IMAGES, "caption": [f"{n} {k}" for k in range(3)]}))
+    before = len(os.listdir("/proc/self/fd"))
+    source = make_source(dict(name="arrow", path=str(tmp_path)))
+    rows = [*range(120), *reversed(range(120))]
+    assert [source[n].caption for n in rows] == ["%d %d" % divmod(n, 3) for n in rows]
+    assert len(os.listdir("/proc/self/fd")) <= before + 5
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+@pytest.mark.parametrize("compression", [None, "lz4"])
+def test_of_columns_that_are_unpacked_the_latest_batches_are_kept(tmp_path, monkeypatch, kind, compression):
+    monkeypatch.setattr(arrow, "MAX_UNPACKED", 250_000)
+    monkeypatch.setattr(columnar, "KEPT", 0)
+    texts = [f"{n} " + "x" * 10_000 for n in range(200)]
+    table, options = pa.table({"image": [b"x"] * 200, "caption": texts}), pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.OSFile(str(tmp_path / "0.arrow"), "wb") as file, getattr(pa.ipc, f"new_{kind}")(file, table.schema, options=options) as out:
+        out.write_table(table, max_chunksize=10)  # 100,000 bytes
+    source, before = make_source(dict(name="arrow", path=str(tmp_path))), pa.total_allocated_bytes()
+    rows = [*range(0, 200, 7), 25, 199, 3, 0, 17, 100]
+    for n in rows:
+        assert [caption.text for caption in source.captions(n)] == [texts[n]]
+        assert pa.total_allocated_bytes() - before < 500_000
 
 
 class Bucket(MemoryFileSystem):
