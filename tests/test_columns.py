@@ -20,6 +20,7 @@ from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 from filip_jax import storage
 from filip_jax.data import arrow, columnar
 from filip_jax.data.decode import decode
+from filip_jax.data.identity import parts_of
 from filip_jax.data.record import BadRecord, Caption, Record
 from filip_jax.data.sources import make_source
 from filip_jax.data.values import texts_of
@@ -346,6 +347,44 @@ def test_of_columns_that_are_unpacked_the_latest_batches_are_kept(tmp_path, monk
     for n in rows:
         assert [caption.text for caption in source.captions(n)] == [texts[n]]
         assert pa.total_allocated_bytes() - before < 500_000
+
+
+word = pa.dictionary(pa.int8(), pa.string())
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+@pytest.mark.parametrize(
+    "kind, wrap",
+    [
+        (pa.string(), lambda text: text),
+        (word, lambda text: text),
+        (pa.list_(word), lambda text: ["x", text]),
+        (pa.list_(pa.list_(pa.string())), lambda text: [["x"], [text]]),
+        (pa.list_(pa.struct([("id", pa.int64()), ("raw", word)])), lambda text: [{"id": 1, "raw": text}]),
+        (pa.list_view(pa.string()), lambda text: [text]),
+        (pa.list_(word, 2), lambda text: ["x", text]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("in_field", [False, True], ids=["column", "field"])
+def test_edited_captions_of_every_type_are_other_data_and_images_beside_them_are_not_read(tmp_path, write, kind, wrap, in_field):
+    if write is write_parquet and (pa.types.is_list_view(kind) or pa.types.is_fixed_size_list(kind)):
+        kind = pa.list_(kind.value_type)
+    names = {"image": "s.image", "caption_keys": ("s.t.caption",)} if in_field else {}
+
+    def identity(texts, seed):
+        images = [random.Random(seed + n).randbytes(5000) for n in range(4)]
+        columns = [pa.array(images), pa.array([wrap(text) for text in texts], kind)]
+        inner = pa.StructArray.from_arrays(columns[1:], ["caption"])
+        nested = pa.StructArray.from_arrays([columns[0], inner], ["image", "t"])
+        table = pa.table([nested], ["s"]) if in_field else pa.table(columns, ["image", "caption"])
+        source = make_source(write(tmp_path / "0.x", table) | names)
+        assert source.captions(2)[-1].text == texts[2] and source[2].image == images[2]
+        return parts_of(source.identity)["captions"], parts_of(source.identity)["rows"]
+
+    first = identity(["a", "dog", "bat", "cat"], 0)
+    assert identity(["a", "dog", "bat", "cat"], 9) == first
+    assert identity(["a", "dog", "bee", "cat"], 0)[0] != first[0]
 
 
 class Bucket(MemoryFileSystem):

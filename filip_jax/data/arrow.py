@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from filip_jax import storage
-from filip_jax.data.column_types import is_text
+from filip_jax.data.column_types import inner_type, is_list, is_text
 from filip_jax.data.columnar import KEPT, MAX_PATH_BYTES, Columnar, Footer, column_of, damage
 from filip_jax.errors import UserError
 
@@ -51,11 +51,12 @@ class Arrow(Columnar):
 
     def _footer(self, path: str) -> Footer:
         schema = _opened(path).schema
-        captions = dict.fromkeys(column_of(name, schema)[0] for name in self.caption_keys)
-        first = next((name for name in captions if name in schema.names), "")  # of which no batch is large
+        captions = dict.fromkeys(tuple(column_of(name, schema)) for name in self.caption_keys)
+        first = next((name for name, *_ in captions if name in schema.names), "")  # of which no batch is large
         batches = _batches(path, schema.names.index(first) if first else 0) if schema.names else ()
-        paths = [self.image] if schema.names.count(self.image) == 1 and is_text(schema.field(self.image).type) else []
-        others = _hash_of(path, schema, [self.key, *paths], MAX_PATH_BYTES)
+        column, *fields = image = column_of(self.image, schema)
+        kind = inner_type(schema.field(column).type, fields) if schema.names.count(column) == 1 else None
+        others = _hash_of(path, schema, [[self.key], *([image] if kind and is_text(kind) else [])], MAX_PATH_BYTES)
         return Footer([batch.num_rows for batch in batches], schema, _hash_of(path, schema, captions), others)
 
     def _read(self, path: str, number: int, name: str) -> pa.Array:
@@ -137,23 +138,31 @@ def _batches(path: str, field: int) -> Iterator[pa.RecordBatch]:
         yield from reader
 
 
-def _hash_of(path: str, schema: pa.Schema, names: Iterable[str], row_bytes: float = math.inf) -> str:
-    """Of the bytes, as they are written, of those columns that the file has; see parquet's."""
+def _hash_of(path: str, schema: pa.Schema, names: Iterable[Sequence[str]], row_bytes: float = math.inf) -> str:
+    """Of the bytes, as they are written, of those columns, or fields of columns, that the file has; see parquet's."""
     digest = hashlib.sha256()
-    for name in names:
+    for name, *fields in names:
         for batch in _batches(path, schema.names.index(name)) if name in schema.names else ():
-            buffers = list(_buffers(batch.column(0)))
+            buffers = list(_buffers(batch.column(0), fields))
             size = sum(buffer.size for buffer in buffers)  # column.nbytes trusts offsets, which may be damaged
             for buffer in buffers if size <= row_bytes * batch.num_rows else ():
                 digest.update(buffer)
     return digest.hexdigest()
 
 
-def _buffers(column: pa.Array) -> Iterator[pa.Buffer]:
-    """The bytes of a column as they are written."""
-    yield from (buffer for buffer in column.buffers() if buffer is not None)
-    if pa.types.is_dictionary(column.type):
-        yield from _buffers(column.dictionary)
+def _buffers(column: pa.Array, fields: Sequence[str] = ()) -> Iterator[pa.Buffer]:
+    """The bytes of a column as they are written, of its dictionaries too; of structs only those of the field that is named."""
+    kind = column.type
+    is_nested = is_list(kind) or pa.types.is_struct(kind)
+    buffers = column.buffers()[: kind.num_buffers] if is_nested else column.buffers()  # others are its values'
+    yield from (buffer for buffer in buffers if buffer is not None)
+    if pa.types.is_dictionary(kind):
+        yield from _buffers(column.dictionary, fields)
+    elif pa.types.is_struct(kind):
+        for field in (n for n in range(kind.num_fields) if not fields or kind.field(n).name == fields[0]):
+            yield from _buffers(column.field(field), fields[1:])
+    elif is_nested:
+        yield from _buffers(column.values, fields)
 
 
 def _of_split(files: Sequence[storage.Found], path: str, split: str, left_out: Counter[str]) -> list[storage.Found]:
