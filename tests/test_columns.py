@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import shutil
 from decimal import Decimal
@@ -11,11 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from memory_source import Memory
 from pairs import picture, tar
 from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
 
+from filip_jax import storage
+from filip_jax.data import arrow, columnar
 from filip_jax.data.decode import decode
+from filip_jax.data.identity import parts_of
 from filip_jax.data.record import BadRecord, Caption, Record
 from filip_jax.data.sources import make_source
 from filip_jax.data.values import texts_of
@@ -314,6 +319,107 @@ def test_a_footer_of_parquet_names_no_more_captions_than_there_are_bytes(tmp_pat
     monkeypatch.setattr(io, "SEEK_END", io.SEEK_SET)  # as of a file without a byte
     with pytest.raises(UserError, match="its footer names more bytes than it has"):
         make_source(section)
+
+
+@pytest.mark.parametrize("write", [write_stream, write_file], ids=lambda write: write.__name__)
+def test_of_many_files_of_arrow_few_stay_open(tmp_path, monkeypatch, write):
+    monkeypatch.setattr(arrow, "READERS", 5)
+    for n in range(40):
+        write(tmp_path / f"{n:02d}.arrow", pa.table({"image": IMAGES, "caption": [f"{n} {k}" for k in range(3)]}))
+    before = len(os.listdir("/proc/self/fd"))
+    source = make_source(dict(name="arrow", path=str(tmp_path)))
+    rows = [*range(120), *reversed(range(120))]
+    assert [source[n].caption for n in rows] == ["%d %d" % divmod(n, 3) for n in rows]
+    assert len(os.listdir("/proc/self/fd")) <= before + 5
+
+
+@pytest.mark.parametrize("kind", ["file", "stream"])
+@pytest.mark.parametrize("compression", [None, "lz4"])
+def test_of_columns_that_are_unpacked_the_latest_batches_are_kept(tmp_path, monkeypatch, kind, compression):
+    monkeypatch.setattr(arrow, "MAX_UNPACKED", 250_000)
+    monkeypatch.setattr(columnar, "KEPT", 0)
+    texts = [f"{n} " + "x" * 10_000 for n in range(200)]
+    table, options = pa.table({"image": [b"x"] * 200, "caption": texts}), pa.ipc.IpcWriteOptions(compression=compression)
+    with pa.OSFile(str(tmp_path / "0.arrow"), "wb") as file, getattr(pa.ipc, f"new_{kind}")(file, table.schema, options=options) as out:
+        out.write_table(table, max_chunksize=10)  # 100,000 bytes
+    source, before = make_source(dict(name="arrow", path=str(tmp_path))), pa.total_allocated_bytes()
+    rows = [*range(0, 200, 7), 25, 199, 3, 0, 17, 100]
+    for n in rows:
+        assert [caption.text for caption in source.captions(n)] == [texts[n]]
+        assert pa.total_allocated_bytes() - before < 500_000
+
+
+word = pa.dictionary(pa.int8(), pa.string())
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+@pytest.mark.parametrize(
+    "kind, wrap",
+    [
+        (pa.string(), lambda text: text),
+        (word, lambda text: text),
+        (pa.list_(word), lambda text: ["x", text]),
+        (pa.list_(pa.list_(pa.string())), lambda text: [["x"], [text]]),
+        (pa.list_(pa.struct([("id", pa.int64()), ("raw", word)])), lambda text: [{"id": 1, "raw": text}]),
+        (pa.list_view(pa.string()), lambda text: [text]),
+        (pa.list_(word, 2), lambda text: ["x", text]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("in_field", [False, True], ids=["column", "field"])
+def test_edited_captions_of_every_type_are_other_data_and_images_beside_them_are_not_read(tmp_path, write, kind, wrap, in_field):
+    if write is write_parquet and (pa.types.is_list_view(kind) or pa.types.is_fixed_size_list(kind)):
+        kind = pa.list_(kind.value_type)
+    names = {"image": "s.image", "caption_keys": ("s.t.caption",)} if in_field else {}
+
+    def identity(texts, seed):
+        images = [random.Random(seed + n).randbytes(5000) for n in range(4)]
+        columns = [pa.array(images), pa.array([wrap(text) for text in texts], kind)]
+        inner = pa.StructArray.from_arrays(columns[1:], ["caption"])
+        nested = pa.StructArray.from_arrays([columns[0], inner], ["image", "t"])
+        table = pa.table([nested], ["s"]) if in_field else pa.table(columns, ["image", "caption"])
+        source = make_source(write(tmp_path / "0.x", table) | names)
+        assert source.captions(2)[-1].text == texts[2] and source[2].image == images[2]
+        return parts_of(source.identity)["captions"], parts_of(source.identity)["rows"]
+
+    first = identity(["a", "dog", "bat", "cat"], 0)
+    assert identity(["a", "dog", "bat", "cat"], 9) == first
+    assert identity(["a", "dog", "bee", "cat"], 0)[0] != first[0]
+
+
+class Bucket(MemoryFileSystem):
+    """In memory, by the names of a real one."""
+
+    cachable = False
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return "/" + path.rpartition("://")[2].lstrip("/")
+
+
+def test_damage_in_a_bucket_is_a_bad_record_and_a_bucket_that_fails_is_none(tmp_path, monkeypatch):
+    pq.write_table(pa.table({"image": IMAGES, "caption": ["a dog"] * 3}), tmp_path / "0.parquet", use_dictionary=False)
+    data, fs = bytearray((tmp_path / "0.parquet").read_bytes()), Bucket()
+    monkeypatch.setattr(storage, "_system", lambda path: fs)
+    fs.pipe_file("gs://columns/0.parquet", bytes(data))
+    section = dict(name="parquet", path="gs://columns/0.parquet")
+    source = make_source(section)
+    place = pq.ParquetFile(tmp_path / "0.parquet").metadata.row_group(0).column(1).data_page_offset
+    data[place] ^= 255
+    fs.pipe_file("gs://columns/0.parquet", bytes(data))
+    with pytest.raises(BadRecord, match="column caption of piece 0 is damaged"):
+        source.captions(0)
+    for error in (OSError("Forbidden: no access"), FileNotFoundError("gs://columns/0.parquet"), OSError(5, "gone")):
+        monkeypatch.setattr(MemoryFile, "read", lambda *_, error=error: refuse(error))
+        with pytest.raises(OSError) as failure:
+            source.captions(0)
+        assert failure.value is error
+    with pytest.raises(OSError, match="gone"):
+        make_source(section)
+
+
+def refuse(error):
+    raise error
 
 
 def test_values_in_each_other_are_read_to_a_depth():

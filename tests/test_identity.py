@@ -24,9 +24,11 @@ from pairs import (
 )
 from test_sources import kept
 
-from filip_jax.data import content, riegeli
+from filip_jax.data import content, folder, riegeli, table
 from filip_jax.data.identity import changes, extend, identify, parts_of
 from filip_jax.data.index_folder import sources_of_others
+from filip_jax.data.record import BadRecord
+from filip_jax.data.rows import read_rows
 from filip_jax.data.sources import check_same_data, describe, fingerprint, make_source
 from filip_jax.errors import UserError
 from filip_jax.tools.convert import convert
@@ -113,6 +115,30 @@ def test_rows_under_other_keys_or_paths_are_other_data(write, tmp_path):
     after = make_source(section)
     assert after[1].captions == was.captions and (after[1].key, after[1].image) != (was.key, was.image)
     assert "rows" in changes(before.identity, after.identity)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "folder"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_words_of_a_problem_are_no_part_of_an_identity(tmp_path, monkeypatch, kind):
+    """They differ from version to version, of Python's too, and may name the folder."""
+
+    def refuse(data, name):
+        raise BadRecord(words)
+
+    def reworded(path, *given):
+        return (row._replace(problem=row.problem and words) for row in read_rows(path, *given))
+
+    monkeypatch.setattr(folder, "caption_text", refuse)
+    monkeypatch.setattr(table, "read_rows", reworded)
+    found = set()
+    for words in ("Expecting value: column 5", "/data/of/others/0.txt cannot be read"):
+        path = tmp_path / words[:6].strip("/")
+        path.mkdir()
+        (path / "0.png").write_bytes(pairs.picture(0))
+        (path / "0.txt").write_text("a dog")
+        (path / "list.jsonl").write_text('{"image": "0.png", "caption": "fine"}\n{"image": }\n')
+        found.add(fingerprint(make_source(dict(name=kind, path=str(path / "list.jsonl" if kind == "jsonl" else path)))))
+    assert len(found) == 1
 
 
 def test_what_a_filter_left_is_known_by_its_content(tmp_path):

@@ -7,17 +7,19 @@ import hashlib
 import math
 import os
 import re
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from filip_jax import storage
-from filip_jax.data.column_types import is_text
-from filip_jax.data.columnar import MAX_PATH_BYTES, Columnar, Footer, column_of, damage
+from filip_jax.data.column_types import inner_type, is_list, is_text
+from filip_jax.data.columnar import KEPT, MAX_PATH_BYTES, Columnar, Footer, column_of, damage
 from filip_jax.errors import UserError
 
+READERS = 64  # columns of files that stay open
+MAX_UNPACKED = KEPT // READERS  # bytes of a stream's batches, beside the latest
 MAGIC = b"ARROW1"  # of a file whose batches have an index; a stream has none
 SAVED = re.compile(r"data-\d{5}-of-\d{5}\.arrow")  # as save_to_disk names files, in a folder for each split
 SPLIT = re.compile(r"(?:-([A-Za-z]\w*?)|^(train|validation|val|test))(-\d{5}-of-\d{5})?\.arrow$")
@@ -49,33 +51,82 @@ class Arrow(Columnar):
 
     def _footer(self, path: str) -> Footer:
         schema = _opened(path).schema
-        captions = dict.fromkeys(column_of(name, schema)[0] for name in self.caption_keys)
-        first = next((name for name in captions if name in schema.names), "")  # of which no batch is large
+        captions = dict.fromkeys(tuple(column_of(name, schema)) for name in self.caption_keys)
+        first = next((name for name, *_ in captions if name in schema.names), "")  # of which no batch is large
         batches = _batches(path, schema.names.index(first) if first else 0) if schema.names else ()
-        paths = [self.image] if schema.names.count(self.image) == 1 and is_text(schema.field(self.image).type) else []
-        others = _hash_of(path, schema, [self.key, *paths], MAX_PATH_BYTES)
+        column, *fields = image = column_of(self.image, schema)
+        kind = inner_type(schema.field(column).type, fields) if schema.names.count(column) == 1 else None
+        others = _hash_of(path, schema, [[self.key], *([image] if kind and is_text(kind) else [])], MAX_PATH_BYTES)
         return Footer([batch.num_rows for batch in batches], schema, _hash_of(path, schema, captions), others)
 
     def _read(self, path: str, number: int, name: str) -> pa.Array:
         try:
-            if (path, name) not in self._batches:
-                self._batches[path, name] = list(_batches(path, _opened(path).schema.names.index(name)))
-            column = self._batches[path, name][number].column(0)
+            column = self._reader(path, name).get_batch(number).column(0)
             column.validate(full=True)  # or a wrong offset would read what is not the file's
             return column
-        except (pa.ArrowException, OSError, IndexError) as error:
+        except (pa.ArrowException, OSError, IndexError, ValueError) as error:
             raise damage(error, path, name, number) from error
+
+    def _reader(self, path: str, name: str) -> "pa.RecordBatchFileReader | _Stream":
+        """The reader of a column of a file; READERS of them stay open."""
+        reader = self._readers.pop((path, name), None)
+        if reader is None:
+            field = _opened(path).schema.names.index(name)
+            reader = _opened(path, field)
+            reader = reader if isinstance(reader, pa.RecordBatchFileReader) else _Stream(path, field)
+        self._readers[path, name] = reader
+        while len(self._readers) > READERS:
+            self._readers.popitem(last=False)
+        return reader
 
     def __setstate__(self, state: dict[str, Any]):
         super().__setstate__(state)
-        self._batches: dict[tuple[str, str], list[pa.RecordBatch]] = {}
+        self._readers: OrderedDict[tuple[str, str], pa.RecordBatchFileReader | _Stream] = OrderedDict()
+
+
+class _Stream:
+    """The batches of one column of a stream, which has no index of them.
+
+    Batches that are the file's own bytes, mapped into memory, cost nothing and are kept. Of those that are unpacked the
+    latest are kept; for an earlier one the stream is read again from its beginning.
+    """
+
+    def __init__(self, path: str, field: int):
+        self.path, self.field = path, field
+        self._begin()
+
+    def _begin(self) -> None:
+        self.rest = _batches(self.path, self.field)
+        self.first, self.batches, self.bytes = 0, [], 0
+
+    def get_batch(self, number: int) -> pa.RecordBatch:
+        """Return a batch. Raises an IndexError if there are not so many."""
+        if number < self.first:
+            self._begin()
+        while number >= self.first + len(self.batches):
+            batch = next(self.rest, None)
+            if batch is None:
+                raise IndexError("the stream ends before it")
+            self.batches.append(batch)
+            self.bytes += _unpacked(batch)
+            while self.bytes > MAX_UNPACKED and len(self.batches) > 1:
+                self.bytes -= _unpacked(self.batches.pop(0))
+                self.first += 1
+        return self.batches[number - self.first]
+
+
+def _unpacked(batch: pa.RecordBatch) -> int:
+    """The bytes of a batch beside those of its file, which cannot be written to."""
+    return sum(buffer.size for buffer in _buffers(batch.column(0)) if buffer.is_mutable)
 
 
 def _opened(path: str, *fields: int) -> pa.RecordBatchReader | pa.RecordBatchFileReader:
     """A reader of some columns, given by their numbers, or of all."""
     options = pa.ipc.IpcReadOptions(included_fields=list(fields))
-    is_file = storage.read(path, 0, len(MAGIC)) == MAGIC
-    return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(pa.memory_map(path), options=options)
+    file = pa.memory_map(path)  # whose descriptor closes with the reader
+    is_file = file.read(len(MAGIC)) == MAGIC
+    file.seek(0)
+    return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(file, options=options)
 
 
 def _batches(path: str, field: int) -> Iterator[pa.RecordBatch]:
@@ -87,23 +138,31 @@ def _batches(path: str, field: int) -> Iterator[pa.RecordBatch]:
         yield from reader
 
 
-def _hash_of(path: str, schema: pa.Schema, names: Iterable[str], row_bytes: float = math.inf) -> str:
-    """Of the bytes, as they are written, of those columns that the file has; see parquet's."""
+def _hash_of(path: str, schema: pa.Schema, names: Iterable[Sequence[str]], row_bytes: float = math.inf) -> str:
+    """Of the bytes, as they are written, of those columns, or fields of columns, that the file has; see parquet's."""
     digest = hashlib.sha256()
-    for name in names:
+    for name, *fields in names:
         for batch in _batches(path, schema.names.index(name)) if name in schema.names else ():
-            buffers = list(_buffers(batch.column(0)))
+            buffers = list(_buffers(batch.column(0), fields))
             size = sum(buffer.size for buffer in buffers)  # column.nbytes trusts offsets, which may be damaged
             for buffer in buffers if size <= row_bytes * batch.num_rows else ():
                 digest.update(buffer)
     return digest.hexdigest()
 
 
-def _buffers(column: pa.Array) -> Iterator[pa.Buffer]:
-    """The bytes of a column as they are written."""
-    yield from (buffer for buffer in column.buffers() if buffer is not None)
-    if pa.types.is_dictionary(column.type):
-        yield from _buffers(column.dictionary)
+def _buffers(column: pa.Array, fields: Sequence[str] = ()) -> Iterator[pa.Buffer]:
+    """The bytes of a column as they are written, of its dictionaries too; of structs only those of the field that is named."""
+    kind = column.type
+    is_nested = is_list(kind) or pa.types.is_struct(kind)
+    buffers = column.buffers()[: kind.num_buffers] if is_nested else column.buffers()  # others are its values'
+    yield from (buffer for buffer in buffers if buffer is not None)
+    if pa.types.is_dictionary(kind):
+        yield from _buffers(column.dictionary, fields)
+    elif pa.types.is_struct(kind):
+        for field in (n for n in range(kind.num_fields) if not fields or kind.field(n).name == fields[0]):
+            yield from _buffers(column.field(field), fields[1:])
+    elif is_nested:
+        yield from _buffers(column.values, fields)
 
 
 def _of_split(files: Sequence[storage.Found], path: str, split: str, left_out: Counter[str]) -> list[storage.Found]:

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from traceback import walk_tb
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -194,8 +195,11 @@ def column_of(name: str, schema: pa.Schema) -> list[str]:
 
 
 def _is_of_the_disk(error: Exception, path: str) -> bool:
-    """Whether the disk or the bucket failed; damage in a file has no number."""
-    return isinstance(error, OSError) and bool(error.errno or storage.is_remote(path))
+    """Whether the disk or the bucket failed; damage in a file has no number, nor has all that a bucket's driver raises."""
+    if not isinstance(error, OSError) or error.errno or not storage.is_remote(path):
+        return isinstance(error, OSError) and bool(error.errno)
+    frames = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]
+    return storage.name_of(storage.folder_of(frames[-1])) != "pyarrow"  # which raises what it finds in a file itself
 
 
 def damage(error: Exception, path: str, name: str, number: int) -> BadRecord:

@@ -19,6 +19,7 @@ from filip_jax.walk import ending_as_reason, say_left_out, say_other_sources, wa
 TOGETHER = 256  # images whose captions one thread reads at a time
 THREADS = 16
 NO_CAPTION, NO_IMAGE = "image without caption", "caption without image"
+UNREAD = b"\0"  # stands for a caption that cannot be read, in the identity
 
 
 class Folder:
@@ -116,13 +117,13 @@ class Folder:
             starts = range(0, len(self.texts), TOGETHER)
             return digest(pool.map(lambda start: digest(self._pieces(start, start + TOGETHER)), starts))
 
-    def _pieces(self, start: int, end: int) -> Iterator[str]:
+    def _pieces(self, start: int, end: int) -> Iterator[str | bytes]:
         for index in range(start, min(end, len(self.texts))):
             for name in self._text_names(index):
                 try:
                     yield self._text(name) if name else ""
-                except BadRecord as error:
-                    yield str(error)
+                except BadRecord:  # its words name the folder
+                    yield UNREAD
 
     def __len__(self) -> int:
         return len(self.images)

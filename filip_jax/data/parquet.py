@@ -57,8 +57,8 @@ class Parquet(Columnar):
             file = pq.ParquetFile(stream)
             meta, schema = file.metadata, file.schema_arrow
             sizes = [meta.row_group(n).num_rows for n in range(meta.num_row_groups)]
-            captions = _hash_of(stream, meta, {column_of(name, schema)[0] for name in self.caption_keys}, path)
-            others = _hash_of(stream, meta, {self.key, column_of(self.image, schema)[0]}, path, MAX_PATH_BYTES)
+            captions = _hash_of(stream, meta, [column_of(name, schema) for name in self.caption_keys], path)
+            others = _hash_of(stream, meta, [[self.key], column_of(self.image, schema)], path, MAX_PATH_BYTES)
             return Footer(sizes, schema, captions, others)
 
     def _read(self, path: str, number: int, name: str) -> pa.ChunkedArray:
@@ -72,11 +72,12 @@ class Parquet(Columnar):
 
 
 def _hash_of(
-    stream: io.IOBase, meta: pq.FileMetaData, columns: set[str], path: str, row_bytes: float = math.inf
+    stream: io.IOBase, meta: pq.FileMetaData, names: Sequence[Sequence[str]], path: str, row_bytes: float = math.inf
 ) -> str:
     """Of the bytes, as they are written, that the file has for some columns: nothing is unpacked.
 
     Args:
+        names: of columns, each with the fields that lead to what is meant of it.
         row_bytes: on average; of a column that has more only the size counts.
 
     Raises:
@@ -86,7 +87,7 @@ def _hash_of(
     for n in range(meta.num_row_groups):
         group = meta.row_group(n)
         for chunk in (group.column(k) for k in range(group.num_columns)):
-            if not any(f"{chunk.path_in_schema}.".startswith(f"{column}.") for column in columns):
+            if not any(_lies_under(chunk.path_in_schema, *name) for name in names):
                 continue
             start, size = chunk.data_page_offset, chunk.total_compressed_size
             start = min(start, chunk.dictionary_page_offset or start)
@@ -96,3 +97,9 @@ def _hash_of(
             stream.seek(start)
             digest.update(stream.read(size) if size <= row_bytes * group.num_rows else str(size).encode())
     return digest.hexdigest()
+
+
+def _lies_under(path: str, column: str, *fields: str) -> bool:
+    """Whether a path in a schema is of a field; between those that are named it has names of its own for lists."""
+    parts = iter(path.removeprefix(column).split("."))
+    return f"{path}.".startswith(f"{column}.") and all(field in parts for field in fields)

@@ -30,7 +30,7 @@ from filip_jax.walk import say_left_out
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz")
 ROWS = 1 << 16  # of a batch
-RULES = "rows 4"  # raised where the same list gives other rows
+RULES = "rows 5"  # raised where the same list gives other rows or another identity
 UNREADABLE = "a row that can not be read: "
 FIRST_TEXT = 3  # of the columns of a batch, behind the problem, the key and the image
 SHOWN = 5  # bad rows of a message
@@ -198,7 +198,8 @@ class Table:
                         bad += 1
                         where = f"{storage.name_of(path)}, {row.place}: {waiting[-1][0].removeprefix(UNREADABLE)}"
                         some_bad += [where] if len(some_bad) < SHOWN else []
-                    rows.update(repr(waiting[-1][:FIRST_TEXT]).encode("utf-8", "surrogatepass"))
+                    known = waiting[-1][0] and UNREADABLE, *waiting[-1][1:FIRST_TEXT]  # not in which words
+                    rows.update(repr(known).encode("utf-8", "surrogatepass"))
                     captions.update(repr(waiting[-1][FIRST_TEXT:]).encode("utf-8", "surrogatepass"))
                     if len(waiting) == ROWS:
                         out.write_batch(pa.record_batch([*map(list, zip(*waiting))], schema=schema))
