@@ -20,10 +20,10 @@ INDEX = ".filip_index"  # the folder of an index beside the data, our own
 # Names, in lower case, that systems and tools leave beside data: macOS, Windows, NAS boxes, Linux, Nextcloud,
 # FrontPage, Spark, img2dataset. None of them is a word that could name a class, as "recycled" would be.
 SYSTEM_NAMES = frozenset({
-    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin",
-    "system volume information", "@eadir", "@recycle", "@recently-snapshot", "@sharebin", "@tmp", "#recycle", "#snapshot",
-    "~snapshot", "lost+found", "@__thumb", "network trash folder", "temporary items", "files_trashbin", "_vti_cnf",
-    "_temporary", "_delta_log", "_spark_metadata", "_tmp", "__pycache__",
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information",
+    "@eadir", "@recycle", "@recently-snapshot", "@sharebin", "@tmp", "#recycle", "#snapshot", "~snapshot", "lost+found",
+    "@__thumb", "network trash folder", "temporary items", "files_trashbin", "_vti_cnf", "_temporary", "_delta_log",
+    "_spark_metadata", "_tmp", "__pycache__",
 })  # fmt: skip
 READ_BY = {  # which source reads files of an ending
     ".arrow": "arrow", ".parquet": "parquet", ".tar": "webdataset", ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl",
