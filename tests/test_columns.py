@@ -340,7 +340,8 @@ def test_of_columns_that_are_unpacked_the_latest_batches_are_kept(tmp_path, monk
     monkeypatch.setattr(columnar, "KEPT", 0)
     texts = [f"{n} " + "x" * 10_000 for n in range(200)]
     table, options = pa.table({"image": [b"x"] * 200, "caption": texts}), pa.ipc.IpcWriteOptions(compression=compression)
-    with pa.OSFile(str(tmp_path / "0.arrow"), "wb") as file, getattr(pa.ipc, f"new_{kind}")(file, table.schema, options=options) as out:
+    new = getattr(pa.ipc, f"new_{kind}")
+    with pa.OSFile(str(tmp_path / "0.arrow"), "wb") as file, new(file, table.schema, options=options) as out:
         out.write_table(table, max_chunksize=10)  # 100,000 bytes
     source, before = make_source(dict(name="arrow", path=str(tmp_path))), pa.total_allocated_bytes()
     rows = [*range(0, 200, 7), 25, 199, 3, 0, 17, 100]
@@ -367,7 +368,7 @@ word = pa.dictionary(pa.int8(), pa.string())
     ids=lambda value: str(value) if isinstance(value, pa.DataType) else "",
 )
 @pytest.mark.parametrize("in_field", [False, True], ids=["column", "field"])
-def test_edited_captions_of_every_type_are_other_data_and_images_beside_them_are_not_read(tmp_path, write, kind, wrap, in_field):
+def test_captions_of_every_type_are_known_by_content_images_beside_them_are_not(tmp_path, write, kind, wrap, in_field):
     if write is write_parquet and (pa.types.is_list_view(kind) or pa.types.is_fixed_size_list(kind)):
         kind = pa.list_(kind.value_type)
     names = {"image": "s.image", "caption_keys": ("s.t.caption",)} if in_field else {}
@@ -430,7 +431,8 @@ def test_in_a_bucket_its_own_checksum_is_the_identity(tmp_path, monkeypatch):
     found = []
     for caption, checksum in (("a", "1"), ("b", "2"), ("b", "2")):
         texts = [f"{caption} {n} " + "x" * 900 for n in range(1000)]
-        pq.write_table(pa.table({"image": [b"x"] * 1000, "caption": texts}), tmp_path / "0", compression="none", use_dictionary=False)
+        table = pa.table({"image": [b"x"] * 1000, "caption": texts})
+        pq.write_table(table, tmp_path / "0", compression="none", use_dictionary=False)
         fs.pipe_file("gs://sums/0.parquet", (tmp_path / "0").read_bytes())
         monkeypatch.setattr(storage, "checksum", lambda path, checksum=checksum: checksum)
         found.append(make_source(dict(name="parquet", path="gs://sums/0.parquet")).identity)

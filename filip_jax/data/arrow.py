@@ -19,7 +19,7 @@ from filip_jax.data.columnar import KEPT, MAX_PATH_BYTES, Columnar, Footer, colu
 from filip_jax.errors import UserError
 
 READERS = 64  # columns of files that stay open
-MAX_UNPACKED = KEPT // READERS  # bytes of a stream's batches, beside the latest
+MAX_UNPACKED = KEPT // READERS  # bytes of a compressed stream that are kept, of its latest batch any
 MAGIC = b"ARROW1"  # of a file whose batches have an index; a stream has none
 SAVED = re.compile(r"data-\d{5}-of-\d{5}\.arrow")  # as save_to_disk names files, in a folder for each split
 SPLIT = re.compile(r"(?:-([A-Za-z]\w*?)|^(train|validation|val|test))(-\d{5}-of-\d{5})?\.arrow$")
@@ -151,7 +151,7 @@ def _hash_of(path: str, schema: pa.Schema, names: Iterable[Sequence[str]], row_b
 
 
 def _buffers(column: pa.Array, fields: Sequence[str] = ()) -> Iterator[pa.Buffer]:
-    """The bytes of a column as they are written, of its dictionaries too; of structs only those of the field that is named."""
+    """The bytes of a column as they are written, with its dictionaries; of structs only those of the named field."""
     kind = column.type
     is_nested = is_list(kind) or pa.types.is_struct(kind)
     buffers = column.buffers()[: kind.num_buffers] if is_nested else column.buffers()  # others are its values'

@@ -102,6 +102,6 @@ def _hash_of(
 
 
 def _lies_under(path: str, column: str, *fields: str) -> bool:
-    """Whether a path in a schema is of a field; between those that are named it has names of its own for lists."""
+    """Return whether a path in a schema is of a field; between the names of fields it has names of its own for lists."""
     parts = iter(path.removeprefix(column).split("."))
     return f"{path}.".startswith(f"{column}.") and all(field in parts for field in fields)
