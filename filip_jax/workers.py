@@ -52,9 +52,10 @@ def run(
         todo, waiting = iter(items), set()
         while True:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: the parent ends its workers
-            waiting |= {pool.submit(_one, item) for item in islice(todo, 2 * workers - len(waiting))}
+            for item in islice(todo, 2 * workers - len(waiting)):
+                waiting.add(pool.submit(_one, item))
+                processes |= set(multiprocessing.active_children())  # at once: it forgets those that have ended
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            processes |= set(multiprocessing.active_children())
             if not waiting:
                 return
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
