@@ -24,6 +24,18 @@ CAUSES = {
 }
 
 
+class _Spawn(multiprocessing.context.SpawnContext):
+    """Starts processes and keeps them, since `multiprocessing.active_children` forgets those that have ended."""
+
+    def __init__(self):
+        super().__init__()
+        self.started: list[multiprocessing.process.BaseProcess] = []
+
+    def Process(self, *given, **named):
+        self.started.append(multiprocessing.context.SpawnProcess(*given, **named))
+        return self.started[-1]
+
+
 def run(
     make: Callable[..., Callable[[int], Any]],
     arguments: tuple,
@@ -45,16 +57,13 @@ def run(
     if workers == 0:
         yield from map(make(*arguments), items)
         return
-    context = multiprocessing.get_context("spawn")  # JAX, if it is loaded, does not survive a fork
+    context = _Spawn()  # JAX, if it is loaded, does not survive a fork
     pool = ProcessPoolExecutor(min(workers, len(items) or 1), context, _begin, (make, arguments))
-    processes: set[multiprocessing.process.BaseProcess] = set()
     try:
         todo, waiting = iter(items), set()
         while True:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: the parent ends its workers
-            for item in islice(todo, 2 * workers - len(waiting)):
-                waiting.add(pool.submit(_one, item))
-                processes |= set(multiprocessing.active_children())  # at once: it forgets those that have ended
+            waiting |= {pool.submit(_one, item) for item in islice(todo, 2 * workers - len(waiting))}
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             if not waiting:
                 return
@@ -63,7 +72,7 @@ def run(
                 yield future.result()
     except BrokenProcessPool as error:
         pool.shutdown(wait=True, cancel_futures=True)  # after which each has its exit code
-        codes = [process.exitcode for process in processes if process.exitcode]
+        codes = [process.exitcode for process in context.started if process.exitcode]
         code = next((code for code in codes if code != -signal.SIGTERM), -signal.SIGTERM)  # by which the pool ends others
         raise lost("a worker process", code, f"lower {option}") from error
     finally:
