@@ -90,7 +90,7 @@ WAYS: dict[str, Callable[[Path], object]] = {
 
 
 def moved(folder: Path, options: tuple = (), ways: tuple = tuple(WAYS)) -> dict[str, str]:
-    """What somebody does to the workdir of a run in progress: it ends with a line, or with a workdir that is usable."""
+    """Change the workdir of a run in progress: the run ends with one line, or with a usable workdir."""
     results = {}
     for way in ways:
         workdir = folder / way.replace(" ", "_")

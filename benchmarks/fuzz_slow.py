@@ -84,7 +84,7 @@ def _gif(before: bytes) -> bytes:
 
 
 def _bmp(width: int, height: int, bits: int, data: bytes) -> bytes:
-    """Of run lengths."""
+    """Return a BMP of run lengths."""
     palette = bytes(4 << bits)
     start = 54 + len(palette)
     compression = {8: 1, 4: 2}[bits]

@@ -136,7 +136,7 @@ def _sha256(path: str) -> str:
 
 
 def _sha256_and_size(path: str, most: float = math.inf) -> tuple[str, int]:
-    """Of the file's content; of one with more than `most` bytes, some of them."""
+    """Return the file's content, or some of it where it has more than `most` bytes."""
     found, size = hashlib.sha256(), 0
     with storage.open_stream(path) as stream:
         while size <= most and (piece := stream.read(PIECE)):

@@ -56,7 +56,7 @@ def literal(path: str) -> LiteralPath:
 
 
 def _place(path: str) -> str:
-    """Where TensorStore would put what Orbax gives it for this path."""
+    """Return the folder where TensorStore would put what Orbax gives it for this path."""
     spec = tensorstore_utils.build_kvstore_tspec(path, use_ocdbt=False)
     taken = ts.KvStore.Spec(spec).to_json()
     key = taken["path"].removesuffix("/")
@@ -121,7 +121,7 @@ def _extent(text: str) -> tuple[str, int]:
 
 
 def _arrays(folder: str, keys: Mapping[str, Any]) -> dict[str, Leaf]:
-    """What the store says of each array: {name: its shape, chunks and dtype}."""
+    """Return {name: shape, chunks and dtype} of each array as the store describes it."""
     store, end = _open(folder, use_ocdbt=True), "/.zarray"
     reads = {key.removesuffix(end): store.read(key) for key in keys if key.endswith(end)}
     return {name: json.loads(read.result().value) for name, read in reads.items()}

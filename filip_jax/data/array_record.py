@@ -188,7 +188,7 @@ class ArrayRecord:
             )
 
     def _features_of(self, index: int) -> dict[str, Values]:
-        """Of an Example; none of another record."""
+        """Return the features of an Example; none for a record of another kind."""
         try:
             data = self._read(index)
             return {} if data.startswith(MAGIC) else features_of(data)

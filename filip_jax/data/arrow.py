@@ -139,7 +139,7 @@ def _batches(path: str, field: int) -> Iterator[pa.RecordBatch]:
 
 
 def _hash_of(path: str, schema: pa.Schema, names: Iterable[Sequence[str]], row_bytes: float = math.inf) -> str:
-    """Of the bytes, as they are written, of those columns, or fields of columns, that the file has; see parquet's."""
+    """Return a hash of the bytes of columns, or fields of columns, as they are written; see parquet's."""
     digest = hashlib.sha256()
     for name, *fields in names:
         for batch in _batches(path, schema.names.index(name)) if name in schema.names else ():
@@ -188,7 +188,7 @@ def _of_split(files: Sequence[storage.Found], path: str, split: str, left_out: C
 
 
 def _split_of(file: str, root: str) -> str:
-    """Of which split a file is, by its name or its folder's; "" where they do not say."""
+    """Return the split of a file by its name or its folder's; "" where they do not say."""
     if SAVED.fullmatch(storage.name_of(file)):
         return "" if storage.folder_of(file) == root else storage.name_of(storage.folder_of(file))
     match = SPLIT.search(storage.name_of(file))

@@ -76,7 +76,7 @@ class Parquet(Columnar):
 def _hash_of(
     stream: io.IOBase, meta: pq.FileMetaData, names: Sequence[Sequence[str]], path: str, row_bytes: float = math.inf
 ) -> str:
-    """Of the bytes, as they are written, that the file has for some columns: nothing is unpacked.
+    """Return a hash of the bytes of some columns as they are written: nothing is unpacked.
 
     Args:
         names: of columns, each with the fields that lead to what is meant of it.
