@@ -14,6 +14,13 @@ import fsspec
 import jax
 import numpy as np
 import pytest
+from cost import (  # noqa: F401
+    pytest_collection_modifyitems,
+    pytest_runtest_protocol,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
 from hypothesis import settings
 from jax.sharding import AxisType, Mesh
 
@@ -27,8 +34,21 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in what a shell star
 jax.config.update("jax_default_matmul_precision", "highest")
 assert jax.device_count() == 8  # JAX has read its flags: the processes that tests start compile as users' do
 os.environ["XLA_FLAGS"] = environment.EIGHT
-settings.register_profile("ours", deadline=None, max_examples=25, derandomize=True)
-settings.load_profile("ours")
+settings.register_profile("all", deadline=None, max_examples=25, derandomize=True)
+settings.register_profile("fast", settings.get_profile("all"), max_examples=8)
+settings.load_profile("fast")  # the other is asked for by --hypothesis-profile=all
+
+
+def examples(count: int) -> settings:
+    """Return hypothesis settings for `count` examples, and a quarter of them in the fast tier."""
+    return settings(max_examples=count if settings.get_current_profile_name() == "all" else max(count // 4, 5))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _free_programs():
+    """Compiled programs stay in JAX's caches for good; a worker that ran many files held gigabytes of them."""
+    yield
+    jax.clear_caches()
 
 
 def make_devices_mesh(replica: int, data: int) -> Mesh:
