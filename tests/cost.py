@@ -19,7 +19,7 @@ ROW = re.compile(r"^\| (test_\w+\.py) +\| +(\d+) \| +(\d+) \| +(\d+) \| (.*) \|$
 MARGIN, SLACK_SECONDS = 1.5, 10  # machines differ: a budget is the table's number times MARGIN, and SLACK_SECONDS more
 MEBIBYTE = 2**20 if sys.platform == "darwin" else 2**10  # of the units that ru_maxrss has
 
-costs: dict[str, dict[str, float]] = {}  # of this process, by file
+costs: dict[str, tuple[float, float, float]] = {}  # by test: CPU seconds, wall seconds, growth of the peak in MiB
 peaks: list[float] = []  # of the workers, in MiB
 
 
@@ -28,14 +28,10 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MEBIBYTE
 
 
-def _spent() -> tuple[float, float, float]:
-    return sum(os.times()[:4]), time.monotonic(), peak_memory()
-
-
-def _add(file: str, **numbers: float) -> None:
-    entry = costs.setdefault(file, {})
-    for name, number in numbers.items():
-        entry[name] = entry.get(name, 0.0) + number
+def budgets(tier: str) -> dict[str, float]:
+    """Return the CPU seconds that each file may take in a tier, "fast" or "all"."""
+    column = {"fast": 3, "all": 4}[tier]
+    return {row[1]: MARGIN * int(row[column]) + SLACK_SECONDS for row in ROW.finditer(TABLE.read_text())}
 
 
 def pytest_collection_modifyitems(items):
@@ -44,15 +40,18 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: -dearest.get(item.path.name, 0.0))
 
 
+def _spent() -> tuple[float, float, float]:
+    return sum(os.times()[:4]), time.monotonic(), peak_memory()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
-    """Add what a test and its fixtures cost to its file."""
+    """Keep what a test and its fixtures cost."""
     before = _spent()
     try:
         return (yield)
     finally:
-        cpu, wall, memory = (now - then for now, then in zip(_spent(), before, strict=True))
-        _add(item.path.name, cpu_seconds=cpu, wall_seconds=wall, peak_growth_mib=memory, tests=1)
+        costs[item.nodeid] = tuple(now - then for now, then in zip(_spent(), before, strict=True))
 
 
 def pytest_sessionfinish(session):
@@ -63,31 +62,34 @@ def pytest_sessionfinish(session):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
-    """Take the numbers of a worker that is done."""
-    worker_costs, peak = getattr(node, "workeroutput", {}).get("costs", ({}, 0.0))
+    """Take the numbers of a worker that is done; one that died has none."""
+    of_worker, peak = getattr(node, "workeroutput", {}).get("costs", ({}, 0.0))
+    costs.update(of_worker)
     peaks.append(peak)
-    for file, numbers in worker_costs.items():
-        _add(file, **numbers)
 
 
-def budgets(tier: str) -> dict[str, float]:
-    """Return the CPU seconds that each file may take in a tier, "fast" or "all"."""
-    column = 3 if tier == "fast" else 4
-    rows = ROW.finditer(TABLE.read_text())
-    return {row[1]: MARGIN * int(row[column]) + SLACK_SECONDS for row in rows}
+def by_file() -> dict[str, dict[str, float]]:
+    """Return the sums over the tests of each file, the dearest file first."""
+    sums: dict[str, list[float]] = {}
+    for test, numbers in costs.items():
+        file = Path(test.partition("::")[0]).name
+        sums[file] = [total + number for total, number in zip(sums.get(file, (0.0,) * 3), numbers, strict=True)]
+    names = ("cpu_seconds", "wall_seconds", "peak_growth_mib")
+    return {file: dict(zip(names, sums[file], strict=True)) for file in sorted(sums, key=lambda file: -sums[file][0])}
 
 
 def pytest_terminal_summary(terminalreporter, config):
     """Print the totals and the files above their budget; keep all numbers where FILIP_TEST_COSTS says."""
-    total = sum(numbers["cpu_seconds"] for numbers in costs.values())
-    memory = ", ".join(f"{peak:,.0f} MiB" for peak in peaks or [peak_memory()])
-    terminalreporter.write_line(f"{total:,.0f} CPU seconds; peak memory of each worker: {memory}")
+    files, memory = by_file(), peaks or [peak_memory()]
+    spent = sum(numbers["cpu_seconds"] for numbers in files.values())
+    terminalreporter.write_line(
+        f"{spent:,.0f} CPU seconds; peak memory of each test process: {', '.join(f'{peak:,.0f} MiB' for peak in memory)}"
+    )
     allowed = budgets("fast" if "not slow" in config.option.markexpr else "all")
-    for file, numbers in sorted(costs.items()):
-        if numbers["cpu_seconds"] > allowed.get(file, SLACK_SECONDS):
-            terminalreporter.write_line(
-                f"above its budget: {file}, {numbers['cpu_seconds']:.0f} CPU seconds of {allowed.get(file, SLACK_SECONDS):.0f}"
-            )
+    for file, numbers in files.items():
+        seconds, budget = numbers["cpu_seconds"], allowed.get(file, SLACK_SECONDS)
+        if seconds > budget:
+            terminalreporter.write_line(f"above its budget: {file}, {seconds:.0f} CPU seconds of {budget:.0f}")
     if target := os.environ.get("FILIP_TEST_COSTS"):
-        ordered = dict(sorted(costs.items(), key=lambda entry: -entry[1]["cpu_seconds"]))
-        Path(target).write_text(json.dumps({"files": ordered, "peak_mib": peaks or [peak_memory()]}, indent=1))
+        tests = {test: numbers[0] for test, numbers in sorted(costs.items(), key=lambda entry: -entry[1][0])}
+        Path(target).write_text(json.dumps({"peak_mib": memory, "files": files, "cpu_seconds": tests}, indent=1))

@@ -9,6 +9,7 @@ QUICKLY = "--xla_backend_optimization_level=0"  # tests compile longer than they
 EIGHT = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{EIGHT} {QUICKLY}"
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # two workers compile for TPUs at a time
 # Programs that several tests, workers or the processes they start compile alike are compiled once. FILIP_TEST_CACHE
 # names a folder that keeps them for the next session; without it, the first process makes one, which its workers
 # inherit, and removes it.
