@@ -52,7 +52,9 @@ def anchors(page: str) -> set[str]:
 def links(page: str) -> list[str]:
     """Return where a page's links and pictures lead, code left out."""
     prose = re.sub(r"`[^`\n]*`", "", FENCE.sub("", read(page)))
-    return re.findall(r"\]\(<?([^)\s>]+)>?(?: \"[^\"]*\")?\)", prose) + re.findall(r"^\[[^\]]+\]: (\S+)", prose, re.MULTILINE)
+    return re.findall(r"\]\(<?([^)\s>]+)>?(?: \"[^\"]*\")?\)", prose) + re.findall(
+        r"^\[[^\]]+\]: (\S+)", prose, re.MULTILINE
+    )
 
 
 def target(page: str, link: str) -> tuple[Path, str]:

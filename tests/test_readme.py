@@ -30,7 +30,9 @@ ELSEWHERE = {  # commands that need what is not here, and what that is
     "pip install xprof": "an environment of its own",
     "xprof --logdir=runs/traced/profile": "XProf, which is no dependency",
 }
-EXTRAS = re.findall(r"^([a-z0-9]+) =$", (ROOT / "setup.cfg").read_text().split("[options.extras_require]")[1], re.MULTILINE)
+EXTRAS = re.findall(
+    r"^([a-z0-9]+) =$", (ROOT / "setup.cfg").read_text().split("[options.extras_require]")[1], re.MULTILINE
+)
 
 
 def scripts(*arguments, runs, venv=sys.prefix, cwd="/", flags=""):

@@ -31,7 +31,9 @@ def test_each_result_has_a_page_and_data_of_one_commit():
         result = json.loads((RESULTS / f"{name}.json").read_text())
         assert re.fullmatch("[0-9a-f]{40}", result["commit"]), name
         assert report.heading(result) in (RESULTS / f"{name}.md").read_text(), name
-        assert result["dirty"] in (True, False) and result["rows"] and result["command"].startswith("python benchmarks/")
+        assert (
+            result["dirty"] in (True, False) and result["rows"] and result["command"].startswith("python benchmarks/")
+        )
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "benchmarks").glob("*.py")))
@@ -54,7 +56,15 @@ def test_rows_of_a_table_are_read_back(columns, data):
 
 @pytest.mark.parametrize(
     "cell, value",
-    [("1,250", 1250), ("0.38", 0.38), ("-2.5", -2.5), ("19 %", "19 %"), ("1,2", "1,2"), ("", ""), (r"a \| b", r"a \| b")],
+    [
+        ("1,250", 1250),
+        ("0.38", 0.38),
+        ("-2.5", -2.5),
+        ("19 %", "19 %"),
+        ("1,2", "1,2"),
+        ("", ""),
+        (r"a \| b", r"a \| b"),
+    ],
 )
 def test_cells_that_are_numbers_become_numbers(cell, value):
     assert report.parse(f"| a | b |\n| --- | --- |\n| {cell} | x |") == ([{"a": value, "b": "x"}], [])
@@ -81,7 +91,9 @@ def test_what_a_block_prints_is_recorded(clone, capsys):
             print("| x |\n| - |\n| 1 |\nafter", flush=True)
         result = json.loads((clone / "benchmarks/results/a.json").read_text())
         assert result["rows"] == [{"x": 1}] and result["lines"] == ["after"] and result["dirty"] is dirty
-        assert result["command"] == "python benchmarks/a.py '--b=c d'" and re.fullmatch("[0-9a-f]{40}", result["commit"])
+        assert result["command"] == "python benchmarks/a.py '--b=c d'" and re.fullmatch(
+            "[0-9a-f]{40}", result["commit"]
+        )
         assert result["versions"]["pytest"] == pytest.__version__ and "no_such_package" not in result["versions"]
         assert output.with_name("a.md").read_text() == capsys.readouterr().out
         (clone / "file").write_text("two\n")
@@ -94,7 +106,10 @@ def test_a_block_that_fails_records_nothing(clone):
 
 
 def test_an_output_that_cannot_be_written_is_refused_first(clone, monkeypatch):
-    for output, place, said in ((clone / "nowhere/a", clone, "no such folder"), (clone / "a", Path("/"), "no git clone")):
+    for output, place, said in (
+        (clone / "nowhere/a", clone, "no such folder"),
+        (clone / "a", Path("/"), "no git clone"),
+    ):
         monkeypatch.setattr(report, "ROOT", place)
         with pytest.raises(SystemExit, match=said), report.recorded(output):
             pytest.fail("measured before the refusal")
