@@ -61,8 +61,8 @@ def test_links_lead_to_files_and_headings(page):
 
 
 @pytest.mark.parametrize("folder", ["configs", "filip_jax", "launch", "benchmarks"])
-def test_messages_name_pages_and_headings_that_there_are(folder):
-    """A message says `see docs/PAGE.md` or `see docs/PAGE.md, Heading`; README is at hand only in a clone."""
+def test_messages_name_pages_that_exist(folder):
+    """A page that a message, a docstring or a script names exists."""
     for file in (path for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".sh", ".yaml", ".sbatch", "")):
         if file.is_file():
             for page in re.findall(r"\b(?:docs|launch|configs)/\w+\.md", file.read_text()):
