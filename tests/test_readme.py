@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
-from conftest import ROOT
+from conftest import ROOT, slow
 from documents import PAGES, all_blocks, blocks, commands
 from environment import QUICKLY
 from pairs import write_webdataset
@@ -79,6 +79,7 @@ def tars(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_quick_demo_trains_evaluates_draws_and_closes_with_a_table(demo):
     output, workdir = (demo / "output.txt").read_text(), demo / "quick/filip"
     steps = [
@@ -176,14 +177,19 @@ def named(command):
     return f"{COMMANDS[command]}: {command}"
 
 
+def tier(text):
+    """Return a command or block, marked as slow if it starts a process or reads the demo's run."""
+    return slow(text) if "runs/demo" in text or re.match(r"(\w+=\S+ )*(bash|python|filip plan) ", text) else text
+
+
 RUN = [command for command in COMMANDS if command not in ELSEWHERE and not command.startswith("bash launch/demo.sh")]
 
 
-@pytest.mark.parametrize("command", RUN, ids=named)
-def test_commands(command, demo, pairs, tars, tmp_path, monkeypatch, capsys):
-    words = shlex.split(
-        command.replace("PAIRS", str(pairs)).replace("runs/demo", f"{demo}/quick").replace("runs/", f"{tmp_path}/")
-    )
+@pytest.mark.parametrize("command", map(tier, RUN), ids=named)
+def test_commands(command, request, pairs, tars, tmp_path, monkeypatch, capsys):
+    if "runs/demo" in command:
+        command = command.replace("runs/demo", f"{request.getfixturevalue('demo')}/quick")
+    words = shlex.split(command.replace("PAIRS", str(pairs)).replace("runs/", f"{tmp_path}/"))
     words = [word.replace("TARS", f"{tars}/tars") for word in words]
     words = words[next(n for n, word in enumerate(words) if "=" not in word) :]
     if words[:2] == ["bash", "launch/local.sh"]:
@@ -239,11 +245,13 @@ def test_commands(command, demo, pairs, tars, tmp_path, monkeypatch, capsys):
         assert "| val/loss " in output or Path(output.split()[-1]).is_file()
 
 
-@pytest.mark.parametrize("block", PYTHON, ids=lambda block: f"{PYTHON[block]}: {block.count(chr(10))} lines")
-def test_python_blocks(block, demo, monkeypatch, capsys):
+@pytest.mark.parametrize("block", map(tier, PYTHON), ids=lambda block: f"{PYTHON[block]}: {block.count(chr(10))} lines")
+def test_python_blocks(block, request, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    names = {}
-    exec(compile(block.replace("runs/demo", f"{demo}/quick"), PYTHON[block], "exec"), names)
+    names, page = {}, PYTHON[block]
+    if "runs/demo" in block:
+        block = block.replace("runs/demo", f"{request.getfixturevalue('demo')}/quick")
+    exec(compile(block, page, "exec"), names)
     if "image_to_text" in names:
         assert names["image_to_text"].shape == names["text_to_image"].shape == (1, 2) and capsys.readouterr().out
     elif "get_config" in names:
