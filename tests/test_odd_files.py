@@ -137,6 +137,7 @@ def test_config(run, trained, capsys):
             survives(lambda: page._head(str(run), read_config(run), [], read_results(run)))
         commands(n, run, capsys, "report", "eval")
 
+@pytest.mark.slow
 
 def test_a_config_that_is_odd_keeps_no_run_from_being_named(run, trained):
     """The run's own command: config.json is compared, and in the end written anew."""
@@ -251,6 +252,7 @@ def test_a_log_longer_than_what_is_held_stays_whole(tmp_path, monkeypatch):
     assert [json.loads(line) for line in kept] == lines[:50]
     assert writer.dropped == lines[-1]
 
+@pytest.mark.slow
 
 def test_a_run_resumes_beside_odd_files(run, trained, capsys):
     """The real start of a training."""
