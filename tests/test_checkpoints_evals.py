@@ -284,13 +284,17 @@ def test_a_watch_evaluates_each_checkpoint_that_comes_and_ends_with_the_run(run,
     ended = []
     thread = threading.Thread(target=lambda: ended.append(evaluate_runs(str(run), Choice(watch=True))))
     thread.start()
+    output = ""
+    while thread.is_alive() and "waiting for a checkpoint: " not in output:
+        output += capsys.readouterr().out
+        time.sleep(0.01)
     for step in STEPS:
         time.sleep(0.3)
         shutil.copytree(aside / str(step), run / "checkpoints" / f"{step}.tmp")
         (run / "checkpoints" / f"{step}.tmp").rename(run / "checkpoints" / str(step))  # whole or absent
     thread.join(60)
     assert [step for step, name in evaluated if name == "val"] == STEPS and "a, step 12" in ended[0]
-    assert "waiting for a checkpoint: " in capsys.readouterr().out
+    assert "waiting for a checkpoint: " in output
 
 
 def test_a_watch_goes_on_over_removed_checkpoints_and_failing_disks(run, monkeypatch, capsys):
