@@ -292,7 +292,7 @@ def test_a_watch_evaluates_each_checkpoint_that_comes_and_ends_with_the_run(run,
         time.sleep(0.3)
         shutil.copytree(aside / str(step), run / "checkpoints" / f"{step}.tmp")
         (run / "checkpoints" / f"{step}.tmp").rename(run / "checkpoints" / str(step))  # whole or absent
-    thread.join(60)
+    thread.join(300)
     assert [step for step, name in evaluated if name == "val"] == STEPS and "a, step 12" in ended[0]
     assert "waiting for a checkpoint: " in output
 
