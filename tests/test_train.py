@@ -10,7 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, free_port, small
+from conftest import ROOT, free_port, make_devices_mesh, small
 from runs import command, environment, logged
 from tensorboardX.proto import event_pb2
 
@@ -29,6 +29,12 @@ STEPS, SAVE_EVERY = 12, 4
 @pytest.fixture(scope="module")
 def config(finished_config):
     return finished_config
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """A run in this process takes one device, as the finished run did, and compiles in half the time."""
+    monkeypatch.setattr("filip_jax.train.setup.make_mesh", lambda **_: make_devices_mesh(1, 1))
 
 
 @pytest.mark.smoke
@@ -106,7 +112,7 @@ def test_killed_again_and_again_the_run_ends_as_if_nothing_had_happened(finished
     assert steps[0] == steps[1]
 
 
-def test_no_evaluation_is_missed_or_kept_where_the_run_goes_back(finished, config, tmp_path):
+def test_no_evaluation_is_missed_or_kept_where_the_run_goes_back(finished, config, one_device, tmp_path):
     """What is evaluated is saved first: evaluations every 6 steps, checkpoints every 4, stopped at 7, back at 6."""
     workdir = tmp_path / "run"
     config = config | {"eval_every_steps": 6, "evals": {"val": config["evals"]["val"]}}
@@ -245,7 +251,7 @@ def test_load_model_embeds_pictures_of_any_size_and_texts(finished):
         model.encode_image(np.zeros((1, 4, 4, 3), np.float32))
 
 
-def test_evaluations_use_the_average_where_the_run_has_one(config, tmp_path):
+def test_evaluations_use_the_average_where_the_run_has_one(config, one_device, tmp_path):
     short = {"total_steps": 4}
     train(tmp_path / "run", config | short | {"ema_decay": 0.9, "eval_every_steps": 0})
     run = Run(tmp_path / "run")
