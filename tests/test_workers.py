@@ -12,7 +12,7 @@ import time
 
 import pytest
 from conftest import ROOT
-from deadly import by_itself, by_signal, refuse
+from deadly import broken, by_itself, by_signal, endless, out_of_memory, refuse
 from pairs import write_webdataset
 from runs import command, environment, logged
 
@@ -59,6 +59,12 @@ def test_a_worker_that_cannot_begin_says_why(count, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_defect_in_a_worker_keeps_its_traceback():
+    with pytest.raises(KeyError) as caught:
+        list(workers.run(broken, (), range(4), 2))
+    assert "deadly.py" in str(caught.value.__cause__)
+
+
 def kill_the_first_child(number=signal.SIGKILL):
     """Kills a process that this one starts, as soon as it is there."""
 
@@ -72,10 +78,18 @@ def kill_the_first_child(number=signal.SIGKILL):
     return thread
 
 
-def test_a_process_that_indexes_tars(tmp_path):
+def test_a_worker_that_is_killed_while_others_are_started():
+    killer = kill_the_first_child()
+    with pytest.raises(ProcessLost, match="a worker process was killed by SIGKILL"):
+        list(workers.run(endless, (), range(8), 8))
+    killer.join()
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_indexes_tars(tmp_path, monkeypatch):
     source = write_webdataset(tmp_path, [range(4), range(4, 8)])
-    kill_the_first_child()
-    with pytest.raises(ProcessLost, match=r"a worker process was killed by SIGKILL.*lower processes"):
+    with monkeypatch.context() as patch, pytest.raises(ProcessLost, match=r"a worker process was killed by SIGKILL.*lower processes"):
+        patch.setattr("filip_jax.data.tar_store._maker", out_of_memory)
         make_source(source | dict(processes=2))
     assert len(make_source(source | dict(processes=2))) == 8
 
