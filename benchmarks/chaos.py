@@ -33,6 +33,7 @@ CONFIG = ROOT / "benchmarks/chaos_config.py"
 PREEMPTED, HUNG = 42, 43
 HEARTBEAT, START = 10, 30  # seconds, as in the config
 DEVICES = 4  # of each process
+QUICKLY = "--xla_backend_optimization_level=0"  # only process 0 fills the cache of programs, others compile at each start
 PATIENCE = 180  # seconds after which a run that should have ended is said to hang
 
 
@@ -71,7 +72,8 @@ class Job:
         self.processes = []
         for index in range(processes):
             environment = os.environ | {
-                "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices or DEVICES}",
+                "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices or DEVICES} {QUICKLY}",
                 "CHAOS": slow, "PHASES": str(self.logs / "phases_%"), "JAX_PROCESS_ID": str(index),
                 "JAX_NUM_PROCESSES": str(processes), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", **more,
             }  # fmt: skip

@@ -20,7 +20,7 @@ OPTIONS = ("--config.total_steps=30", "--config.optimizer.warmup_steps=3")
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """The started processes compile as users' do; one cache for all of them."""
+    """One cache of programs for all started processes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         patch.setattr(chaos, "DEVICES", 2)
@@ -71,7 +71,7 @@ def test_local_runs_are_restarted_and_give_up(whole, tmp_path):
     workdir = tmp_path / "run"
     command = ["bash", str(ROOT / "launch/local.sh"), "-n", "2", "-d", f"{chaos.DEVICES}", f"--config={chaos.CONFIG}"]
     command += [f"--workdir={workdir}", *OPTIONS]
-    environment = os.environ | {"FILIP": f"{sys.prefix}/bin/filip", "XLA_FLAGS": "", "GRACE": "20"}
+    environment = os.environ | {"FILIP": f"{sys.prefix}/bin/filip", "XLA_FLAGS": chaos.QUICKLY, "GRACE": "20"}
 
     def start():
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

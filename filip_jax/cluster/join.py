@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jaxlib
 import numpy as np
-from jax._src import distributed
 
 from filip_jax import __version__, progress
 from filip_jax.cluster import service
@@ -132,7 +131,7 @@ def describe_process(config: Mapping[str, Any]) -> dict[str, Any]:
         "ids": [device.id for device in devices], "python": platform.python_version(), "jax": jax.__version__,
         "jaxlib": jaxlib.__version__, "numpy": np.__version__, "filip_jax": __version__,
         "config": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12],
-        "coordinator": distributed.global_state.coordinator_address or "",
+        "coordinator": service.address(),
     }  # fmt: skip
 
 
