@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from chaos import HUNG, PATIENCE, Broken, Job, check, finish, losses, same, saved_steps, uninterrupted
+from chaos import HUNG, Broken, Job, check, finish, losses, same, saved_steps, uninterrupted
 
 ONE = {"processes": 1, "devices": 1}
 WORKERS = ("--config.data.workers=1",)
@@ -72,9 +72,13 @@ def frozen_worker(folder: Path, options: tuple) -> str:
 
 def killed_trainer(folder: Path, options: tuple) -> str:
     """The process that trains the tokenizer is killed."""
-    job, end = Job(folder / "trainer", options=options, **ONE), time.monotonic() + PATIENCE
-    while not (found := children(job.processes[0].pid, "filip_jax.data.sentence_pieces")):
-        check(job.running() and time.monotonic() < end, f"no trainer was seen:\n{job.output()}")
+    job, found = Job(folder / "trainer", options=options, **ONE), []
+
+    def seen() -> bool:
+        found.extend(children(job.processes[0].pid, "filip_jax.data.sentence_pieces"))
+        return bool(found)
+
+    job.wait_until(seen, "trainer")
     os.kill(found[0], signal.SIGKILL)
     line = ended(job, "SIGKILL")
     finish(folder / "trainer", options=options, **ONE)

@@ -24,6 +24,8 @@ def quick():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         patch.setattr(chaos, "DEVICES", 2)
+        patch.setattr(chaos, "PATIENCE", 900)
+        patch.setattr(chaos, "SLACK", 100)
         yield
 
 
@@ -89,15 +91,15 @@ def test_local_runs_are_restarted_and_give_up(whole, tmp_path):
     os.kill(int(listed.stdout.split()[0]), signal.SIGKILL)
     reach(22, first)
     first.send_signal(signal.SIGTERM)
-    output = first.communicate(timeout=120)[0]
+    output = first.communicate(timeout=chaos.PATIENCE)[0]
     assert first.returncode == 42 and output.count("local.sh: starting again (restart 1 since checkpoint 10)") == 1, (
         output
     )
     second = start()
-    output = second.communicate(timeout=300)[0]
+    output = second.communicate(timeout=chaos.PATIENCE)[0]
     assert second.returncode == 0 and "local.sh: the processes ended with 0 0" in output, output
     chaos.same(workdir, whole)
-    wrong = subprocess.run([*command, "--config.seed=-1"], env=environment, capture_output=True, text=True, timeout=120)
+    wrong = subprocess.run([*command, "--config.seed=-1"], env=environment, capture_output=True, text=True, timeout=chaos.PATIENCE)
     assert wrong.returncode == 2 and wrong.stdout.count("seed=-1 must be at least 0") == 2
 
 
