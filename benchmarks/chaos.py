@@ -33,9 +33,11 @@ CONFIG = ROOT / "benchmarks/chaos_config.py"
 PREEMPTED, HUNG = 42, 43
 HEARTBEAT, START = 10, 30  # seconds, as in the config
 DEVICES = 4  # of each process
-QUICKLY = "--xla_backend_optimization_level=0"  # only process 0 fills the cache of programs, others compile at each start
+# JAX lets process 0 alone fill its cache of programs; the others compile at each start.
+QUICKLY = "--xla_backend_optimization_level=0"
 PATIENCE = 180  # seconds after which a run that should have ended is said to hang
-SLACK = 2  # seconds that a promise with a limit leaves to the machine; a test, which has other work beside it, sets more
+# Seconds that a promise with a limit leaves to the machine; tests, which have other work beside them, set more.
+SLACK = 2
 
 
 class Broken(AssertionError):

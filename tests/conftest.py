@@ -101,7 +101,8 @@ def children() -> dict[int, str]:
     for file in Path("/proc/self/task").glob("*/children"):
         for pid in file.read_text().split() if file.exists() else ():
             with suppress(FileNotFoundError):
-                found[int(pid)] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                name = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found[int(pid)] = name or "has no name: it begins, or has ended"
     return {pid: name for pid, name in found.items() if not any(helper in name for helper in HELPERS)}
 
 
@@ -116,7 +117,7 @@ def no_process_left(seconds: float = 60.0) -> Iterator[None]:
         multiprocessing.active_children()  # which waits for those that have ended
         if time.monotonic() > end:
             for pid in left:
-                os.kill(pid, signal.SIGKILL)  # perhaps it has ended, but nobody has waited for it: the pid is still its own
+                os.kill(pid, signal.SIGKILL)  # of one that has ended, but not been waited for, the pid is still its own
             raise AssertionError(f"processes were left and are killed now: {left}")
         time.sleep(0.05)
 
