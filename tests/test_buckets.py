@@ -101,7 +101,7 @@ def test_two_processes_save_one_state_to_a_bucket(bucket):
     processes = [subprocess.Popen([sys.executable, "-c", TWO, address, str(n), url], **pipes) for n in range(2)]
     try:
         for number, process in enumerate(processes):
-            output, _ = process.communicate(timeout=120)
+            output, _ = process.communicate(timeout=300)
             assert process.returncode == 0 and f"equal {number}" in output, output
     finally:
         for process in processes:

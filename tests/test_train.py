@@ -179,7 +179,7 @@ def test_a_mistake_on_one_process_stops_all_of_them_at_once(config, tmp_path):
         )
         for index in range(2)
     ]  # fmt: skip
-    outputs = [process.communicate(timeout=100)[0] for process in processes]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [2, 2], outputs
     assert all("filip: error: tokenizer.vocab_size=20" in output for output in outputs), outputs
 
@@ -207,7 +207,7 @@ def test_a_mistake_ends_no_process_before_the_last_has_come(config, tmp_path):
         )
         for index in range(2)
     ]  # fmt: skip
-    outputs = [process.communicate(timeout=100)[0] for process in processes]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [2, 2], outputs
     assert all("filip: error: seed=-1 must be at least 0" in output for output in outputs), outputs
 

@@ -192,7 +192,7 @@ def test_a_process_ends_though_the_server_never_answers(tmp_path, monkeypatch):
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         online(monkeypatch, listener.getsockname()[1])
-        done = subprocess.run([sys.executable, "-c", ENDS, str(tmp_path)], capture_output=True, text=True, timeout=100)
+        done = subprocess.run([sys.executable, "-c", ENDS, str(tmp_path)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout == "closed\n", done.stderr
     assert KEY not in done.stderr and "Traceback" not in done.stderr
 
