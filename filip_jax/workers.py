@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -76,6 +77,7 @@ def _start(make: Callable, arguments: tuple) -> tuple[Connection, BaseProcess]:
     spawn = multiprocessing.get_context("spawn")  # JAX, if it is loaded, does not survive a fork
     pipe, end = spawn.Pipe()
     process = spawn.Process(target=_work, args=(end, make, arguments))
+    resource_tracker.ensure_running()  # the start of this helper process would let interruptions through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: the parent ends its workers
     try:
         process.start()
