@@ -28,6 +28,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import report
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "benchmarks/chaos_config.py"
 PREEMPTED, HUNG = 42, 43
@@ -349,7 +351,11 @@ def corruption(
         spoil(file, way, random_)
         writer = CheckpointWriter(workdir, every_steps=1, every_minutes=0.0, keep_last=2, keep_every_steps=0)
         with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
-            found = newest_sound(writer, workdir, read_config(workdir)) if number not in real else restarted(workdir, options)
+            found = (
+                newest_sound(writer, workdir, read_config(workdir))
+                if number not in real
+                else restarted(workdir, options)
+            )
         if data or way == "deleted":
             check(found == before, f"{file.name} {way}: went on from {found}, not from {before}")
             outcome[way] += 1
@@ -512,6 +518,7 @@ def main() -> int:
     parser.add_argument("--libfaketime", default="", help="its library, for the clocks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where the runs lie (default: a temporary folder)")
+    report.add_output(parser)
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="chaos_"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -527,18 +534,19 @@ def main() -> int:
         "shards": lambda: shards(folder),
         "clocks": lambda: clocks(folder, whole(), arguments.libfaketime, options),
     }
-    print(
-        "| broken by  | what                           | outcome |\n| ---------- | ------------------------------ | ------- |"
-    )
-    broken = 0
-    for name in wanted:
-        started = time.monotonic()
-        try:
-            rows = parts[name]() | {"took": f"{(time.monotonic() - started) / 60:.1f} min"}
-        except Broken as error:
-            broken, rows = broken + 1, {"BROKEN": str(error)}
-        for what, outcome in rows.items():
-            print(f"| {name:<10} | {what:<30} | {outcome} |", flush=True)
+    with report.recorded(arguments.output):
+        print(
+            "| broken by  | what                           | outcome |\n| ---------- | ------------------------------ | ------- |"
+        )
+        broken = 0
+        for name in wanted:
+            started = time.monotonic()
+            try:
+                rows = parts[name]() | {"took": f"{(time.monotonic() - started) / 60:.1f} min"}
+            except Broken as error:
+                broken, rows = broken + 1, {"BROKEN": str(error)}
+            for what, outcome in rows.items():
+                print(f"| {name:<10} | {what:<30} | {outcome} |", flush=True)
     return int(broken > 0)
 
 

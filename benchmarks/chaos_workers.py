@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import report
 from chaos import HUNG, Broken, Job, check, finish, losses, same, saved_steps, uninterrupted
 
 ONE = {"processes": 1, "devices": 1}
@@ -100,6 +101,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--folder", type=Path, help="where the runs lie (default: a temporary folder)")
+    report.add_output(parser)
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="chaos_workers_"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,15 +117,16 @@ def main() -> int:
         "the tokenizer's trainer": lambda: killed_trainer(folder, options),
         "/dev/shm of 64 kB": lambda: no_shared_memory(folder, options),
     }
-    print("| broken                           | outcome |\n| -------------------------------- | ------- |")
-    broken = 0
-    for what, part in parts.items():
-        try:
-            outcome = part()
-        except Broken as error:
-            broken, outcome = broken + 1, f"BROKEN: {str(error).splitlines()[0]}"
-            print(error, file=sys.stderr)
-        print(f"| {what:<32} | {outcome} |", flush=True)
+    with report.recorded(arguments.output):
+        print("| broken                           | outcome |\n| -------------------------------- | ------- |")
+        broken = 0
+        for what, part in parts.items():
+            try:
+                outcome = part()
+            except Broken as error:
+                broken, outcome = broken + 1, f"BROKEN: {str(error).splitlines()[0]}"
+                print(error, file=sys.stderr)
+            print(f"| {what:<32} | {outcome} |", flush=True)
     return int(broken > 0)
 
 

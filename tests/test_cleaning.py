@@ -37,6 +37,7 @@ from filip_jax.data.folder import Folder
 from filip_jax.data.sources import make_source
 from filip_jax.errors import ProcessLost, UserError
 
+sys.path.insert(0, str(ROOT / "benchmarks"))
 labelled = runpy.run_path(str(ROOT / "benchmarks/filter.py"))["labelled"]
 OFF = {"languages": (), "person_names": False}  # the rules that need models
 

@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -63,6 +64,7 @@ def test_a_traceback_a_hang_and_a_death_are_found(tmp_path):
     (tmp_path / "fuzz.py").write_text(
         (ROOT / "benchmarks/fuzz.py").read_text().replace('"fuzz_texts", "Configs"', '"bad", os.environ["BAD"]')
     )
+    shutil.copy(ROOT / "benchmarks/report.py", tmp_path)
     for name, said in (("Raises", "ZeroDivisionError"), ("Sleeps", "Hang"), ("Dies", "the process died: 3")):
         command = [sys.executable, tmp_path / "fuzz.py", "--kind=configs", "--cases=2", "--limit=0.5"]
         done = subprocess.run(command, env=os.environ | {"BAD": name}, capture_output=True, text=True)

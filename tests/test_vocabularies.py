@@ -64,7 +64,7 @@ def lengths(ids):
 
 def corpus():
     lines = [line for name in ("alt_texts", "alt_texts_held_out") for line in _lines(ROOT / f"tests/golden/{name}.tsv")]
-    return lines + _lines(ROOT / "README.md")
+    return lines + [line for page in sorted((ROOT / "docs").glob("*.md")) for line in _lines(page)]
 
 
 def _lines(file):
