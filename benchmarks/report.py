@@ -100,15 +100,15 @@ def write(output: Path, origin: dict, text: str) -> None:
 
 
 def parse(text: str) -> tuple[list[dict], list[str]]:
-    """Return the rows of the Markdown tables in a text, each {column: cell}, and the lines outside of tables."""
+    """Return the rows of the Markdown tables in a text, each {column: cell}, and all other lines."""
     rows: list[dict] = []
     rest: list[str] = []
     columns: list[str] | None = None
     lines = text.splitlines()
     pairs = iter(zip(lines, [*lines[1:], ""], strict=True))
     for line, following in pairs:
-        if columns is not None and line.startswith("|"):
-            rows.append(dict(zip(columns, map(_number, _cells(line)), strict=True)))
+        if columns is not None and line.startswith("|") and len(cells := _cells(line)) == len(columns):
+            rows.append(dict(zip(columns, map(_number, cells), strict=True)))
         elif line.startswith("|") and re.fullmatch(r"\|[\s:|-]+\|", following):
             columns = _cells(line)
             next(pairs)

@@ -70,6 +70,11 @@ def test_cells_that_are_numbers_become_numbers(cell, value):
     assert report.parse(f"| a | b |\n| --- | --- |\n| {cell} | x |") == ([{"a": value, "b": "x"}], [])
 
 
+def test_rows_of_another_length_are_lines():
+    broken = ["| a message | with a bar | in it |", "and a second line |"]
+    assert report.parse("\n".join(["| a | b |", "| --- | --- |", "| 1 | 2 |", *broken])) == ([{"a": 1, "b": 2}], broken)
+
+
 @pytest.fixture
 def clone(tmp_path, monkeypatch):
     """A repository of one commit, as that of the benchmarks."""
