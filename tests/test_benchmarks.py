@@ -24,7 +24,6 @@ def benchmark(*arguments, script="loss.py"):
     return done.stdout
 
 @pytest.mark.slow
-
 def test_the_loss_beside_the_definition():
     small = ("--batch=16", "--patches=4", "--text_length=12", "--dim=8", "--lengths=3-9", "--repeat=1")
     output = benchmark(*small, "--forms=xla,reference")
@@ -34,7 +33,6 @@ def test_the_loss_beside_the_definition():
     assert "benchmarks/loss.py" in output and "jax" in output
 
 @pytest.mark.slow
-
 def test_a_form_that_can_not_run_is_named():
     output = benchmark("--largest", "--batch=8", "--forms=pallas")
     assert "implementation='pallas' on cpu: its kernels multiply bfloat16" in output
@@ -54,7 +52,6 @@ def test_what_can_not_be_measured_is_said_in_one_line(wrong):
     assert "Traceback" not in done.stderr
 
 @pytest.mark.slow
-
 def test_the_loss_compiles_for_tpus():
     pytest.importorskip("libtpu")
     output = benchmark("--topology=v5e:2x2", "--batch=128", "--text_length=16", "--forms=auto", "--dtype=bfloat16")
@@ -64,7 +61,6 @@ def test_the_loss_compiles_for_tpus():
     assert all(0 < float(ideal) < float(estimated) for _, ideal, estimated in rows)
 
 @pytest.mark.slow
-
 def test_the_kernels_compile_for_gpus():
     pytest.importorskip("jax_cuda13_plugin")
     if refused := pallas_gpu.why_not(49, 77, 256, jnp.dtype(jnp.bfloat16)):
@@ -74,7 +70,6 @@ def test_the_kernels_compile_for_gpus():
     assert "calls of our kernels in the program: 15" in output  # 8, 16, 24, 32, 40 tokens; three kernels
 
 @pytest.mark.slow
-
 def test_a_step_beside_clips():
     small = [
         f"--config.model.{tower}.{key}" for tower in ("image", "text") for key in ("width=32", "depth=1", "heads=2")
@@ -108,7 +103,6 @@ def test_a_loop_is_not_counted_with_its_body(tmp_path):
     assert rows == [("dot", "0.07", "46.7"), ("add", "0.05", "33.3"), ("while", "0.03", "20.0")]
 
 @pytest.mark.slow
-
 def test_what_the_trainer_adds_to_its_program():
     output = benchmark("--steps=200", script="dispatch.py")
     trainer, program, added = map(
@@ -117,14 +111,12 @@ def test_what_the_trainer_adds_to_its_program():
     assert trainer > 0 < program and added == pytest.approx(trainer - program, abs=2e-3)
 
 @pytest.mark.slow
-
 def test_a_table_of_plans():
     pytest.importorskip("libtpu")
     output = benchmark("loss", "--pairs=8", "--shapes=2x2", script="plans.py")
     assert re.search(r"^\| v5e:2x2 \| 32 \| [\d.]+ \| `python benchmarks/loss.py --topology=v5e:2x2 ", output, re.M)
 
 @pytest.mark.slow
-
 def test_the_cleaning_rules():
     output = benchmark("--records=300", "--repeat=1", script="filter.py")
     speeds = re.findall(r"^\| (all|size, aspect) +\| +([\d.]+) \| +([\d.]+) \|$", output, re.MULTILINE)
@@ -135,7 +127,6 @@ def test_the_cleaning_rules():
     assert len(scores) == 4 and all(0.5 < float(x) <= 1 for _, *pair in scores for x in pair)
 
 @pytest.mark.slow
-
 def test_the_input_beside_its_peers():
     output = benchmark("--sides=300", "--forms=ours,grain", "--batches=1", "--rounds=1", script="input.py")
     rows = {form: cells for form, cells in re.findall(r"^\| 300 \| (\w+) \| (.*) \|$", output, re.MULTILINE)}
@@ -143,19 +134,16 @@ def test_the_input_beside_its_peers():
     assert re.fullmatch(r"\d+ \| \d+ \| [\d.]+x \|", rows["grain"].strip())
 
 @pytest.mark.slow
-
 def test_the_inputs_memory():
     output = benchmark("--memory=640", script="input.py")
     assert len(re.findall(r"^\d+: \d+ MB$", output, re.MULTILINE)) > 5
 
 @pytest.mark.slow
-
 def test_many_shards():
     output = benchmark("--shards=3", "--records=5", "--reads=20", script="shards.py")
     assert "15 in 3 shards" in output and len(re.findall(r"\d/s +\|$", output, re.MULTILINE)) == 6
 
 @pytest.mark.slow
-
 def test_pictures_for_evaluations():
     output = benchmark("--images=6", "--repeat=1", "--busy=8", script="evals_input.py")
     rows = re.findall(r"^\| (on a disk|30 ms away) \|.*?\|((?: \d+ \|){5})$", output, re.MULTILINE)

@@ -127,7 +127,6 @@ def test_the_roll_is_called_before_each_step_and_all_hear_the_same():
         assert lines[5] == "ProcessLost: no trainer"
 
 @pytest.mark.slow
-
 def test_an_evaluation_that_fails_on_one_process_alone_ends_all(tmp_path):
     results = together(
         """
@@ -226,7 +225,6 @@ def test_a_process_that_freezes_is_named(frozen):
     assert code == HUNG and f"process {frozen} (" in output and "at step 0" in output, results
 
 @pytest.mark.slow
-
 def test_a_pulse_waits_for_a_process_that_begins_late():
     results = together(
         """

@@ -47,7 +47,6 @@ def test_no_traceback_and_no_hang(kind, cases):
     assert min(map(int, row.groups())) > cases / 20  # neither all accepted nor all refused
 
 @pytest.mark.slow
-
 def test_a_traceback_a_hang_and_a_death_are_found(tmp_path):
     """The same script with kinds that misbehave."""
     (tmp_path / "bad.py").write_text(

@@ -466,7 +466,6 @@ def test_a_locked_image_tower_stays_what_it_was(first, locked):
     assert len(losses(workdir)) == 8 and np.isfinite([loss for _, loss in losses(workdir)]).all()
 
 @pytest.mark.slow
-
 def test_a_resume_needs_no_donor(first, locked, tmp_path, capsys):
     shutil.copytree(locked[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/8")
@@ -492,7 +491,6 @@ def test_a_run_begins_where_another_ended(first, small_demo, tmp_path):
     assert_equal(parameters_of(tmp_path / "run", 2)[0], parameters_of(folder / "first", 12)[0])
 
 @pytest.mark.slow
-
 def test_another_tokenizer_is_refused_and_its_own_accepted(first, tmp_path):
     folder, config = first
     config = config | {"init_from": {"path": str(folder / "first"), "rules": []}, "total_steps": 1}

@@ -138,7 +138,6 @@ def test_config(run, trained, capsys):
         commands(n, run, capsys, "report", "eval")
 
 @pytest.mark.slow
-
 def test_a_config_that_is_odd_keeps_no_run_from_being_named(run, trained):
     """The run's own command: config.json is compared, and in the end written anew."""
     for odd in ("[]", "", "\0" * 50, '{"model": 5, "data": {}, "evals": {}}'):
@@ -253,7 +252,6 @@ def test_a_log_longer_than_what_is_held_stays_whole(tmp_path, monkeypatch):
     assert writer.dropped == lines[-1]
 
 @pytest.mark.slow
-
 def test_a_run_resumes_beside_odd_files(run, trained, capsys):
     """The real start of a training."""
     (run / "evals.json").write_text('{"steps": {"2": 5}, "tasks": []}')

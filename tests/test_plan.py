@@ -213,7 +213,6 @@ def planned(*words, code=0):
 TINY = [f"--config.model.{tower}.{size}" for tower in ("image", "text") for size in ("width=32", "depth=2", "heads=2")]
 
 @pytest.mark.slow
-
 def test_a_plan_of_a_tpu_slice():
     pytest.importorskip("libtpu")
     found = json.loads(planned("--topology=v5e:2x2", "--slices=2", "--config.mesh.replica=2", "--json", *TINY).stdout)
@@ -229,7 +228,6 @@ def test_a_plan_of_a_tpu_slice():
     assert found["links"] == "of one slice" and found["activations"] <= found["temporary"]
 
 @pytest.mark.slow
-
 def test_a_plan_of_gpus_is_marked_as_a_guess():
     pytest.importorskip("jax_cuda13_plugin")
     cudnn = ["--config.model.attention=cudnn", "--config.model.dtype=bfloat16"]
