@@ -94,7 +94,7 @@ def _bmp(width: int, height: int, bits: int, data: bytes) -> bytes:
 
 def _tiff(*entries: tuple[int, int, int, int], compression: int = 1, side: int = 16, data: bytes = bytes(256)) -> bytes:
     """A grey TIFF; where `entries` say nothing else, one strip."""
-    values, start = TIFF_TAGS
+    _, start = TIFF_TAGS
     found = {256: (4, 1, side), 257: (4, 1, side), 258: (3, 1, 8), 259: (3, 1, compression), 262: (3, 1, 1), 277: (3, 1, 1)}
     if not any(entry[0] == 324 for entry in entries):
         found |= {273: (4, 1, start), 279: (4, 1, len(data))}

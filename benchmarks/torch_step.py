@@ -18,7 +18,7 @@ class Block(nn.Module):
         self.rise, self.fall = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x):
-        batch, length, width = x.shape
+        batch, length, _ = x.shape
         heads = self.qkv(self.first(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         y = functional.scaled_dot_product_attention(*heads, is_causal=self.causal)
         x = x + self.out(y.transpose(1, 2).reshape(x.shape))

@@ -196,7 +196,7 @@ def _stamp(file: Path) -> tuple[int, int]:
 
 
 def cache_folder() -> Path:
-    """This user's cache of filip_jax."""
+    """Return the user's cache folder for filip_jax."""
     return Path(from_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "filip_jax")
 
 

@@ -194,7 +194,7 @@ def test_a_file_that_is_none_or_a_split_that_it_lacks(data, content, options, me
 def test_the_shipped_evaluations_of_retrieval(data, tmp_path):
     """Karpathy's files and CLIP_benchmark's tars of the same pictures give the same numbers."""
     members = []
-    for n, (_, _, file, number, texts) in enumerate(IMAGES):
+    for n, (_, _, _, number, texts) in enumerate(IMAGES):
         lines = "\n".join(text.strip() for _, text in texts)
         members += [(f"s{n:07}.png", picture(number)), (f"s{n:07}.txt", lines.encode())]
     for name, coco, wds in (("flickr30k", False, "wds_flickr30k"), ("coco", True, "wds_mscoco_captions")):

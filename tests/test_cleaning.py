@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -243,7 +244,7 @@ def test_pieces_cover_the_shards(sizes, most):
     bounds = piece_bounds(np.array(sizes, np.int64), most)
     assert bounds[0] == 0 and bounds[-1] == sum(sizes)
     edges = {0, *np.cumsum(sizes, dtype=np.int64).tolist()}
-    for start, end in zip(bounds, bounds[1:]):
+    for start, end in pairwise(bounds):
         assert 0 < end - start <= most
         assert end in edges or end - start == most  # only full pieces end within a shard
 

@@ -167,7 +167,7 @@ def test_what_a_filter_left(tmp_path):
     filter_source(make_source(section), tmp_path / "kept", **rules, sensitive_words=words, workers=0)
     each = make_source(section | {"keep": str(tmp_path / "kept"), "each_caption": True})
     found = [(each.where(n)[1], each[n].caption) for n in range(len(each))]
-    left = {n: ("picture", "Bild") for n in (0, 1, 3, 5)} | {2: ("picture",)}
+    left = dict.fromkeys((0, 1, 3, 5), ("picture", "Bild")) | {2: ("picture",)}
     assert found == [(f"{key(n)}.png", f"{word} {n}") for n in sorted(left) for word in left[n]]
     assert [each.image_of(n) for n in range(len(each))] == [0, 0, 1, 1, 2, 3, 3, 4, 4]
 

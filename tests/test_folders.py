@@ -118,7 +118,7 @@ def test_the_way_to_the_workdir_may_hold_links(tmp_path):
     (tmp_path / "scratch/run").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "scratch")
     (tmp_path / "run").symlink_to(tmp_path / "link/run")
-    place, lease = open_workdir(tmp_path / "run", Watch())
+    _, lease = open_workdir(tmp_path / "run", Watch())
     writer = make_writer(tmp_path / "run")
     save(writer, 1, 2)
     lease.close()

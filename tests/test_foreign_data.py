@@ -105,7 +105,7 @@ def test_data_of_which_nothing_can_be_used_ends_non_zero(kind, tmp_path, capsys)
         said[command], errors = capsys.readouterr()
         usable = kind == "no captions" and command == "convert"  # whose pictures are whole: captions may come beside it
         assert code == (0 if usable else 2), (command, errors)
-        assert usable or errors.splitlines()[-1].startswith("filip: error: ") and "Traceback" not in errors
+        assert usable or (errors.splitlines()[-1].startswith("filip: error: ") and "Traceback" not in errors)
     if kind != "no rows":
         reason = {"no pictures": "no picture that can be read", "no captions": "no caption", "no files": "no such file"}
         assert f"can not be used: 9  {reason[kind]}" in said["inspect"] and said["inspect"].count("can not be used: ") == 1
@@ -146,7 +146,7 @@ def test_neither_bench_nor_training_begins_without_usable_records(command, tmp_p
     ],
 )
 def test_reasons_are_counted_by_kind(one, other):
-    assert kind_of(one) == kind_of(other) and "…" in kind_of(one) or ":" in one
+    assert (kind_of(one) == kind_of(other) and "…" in kind_of(one)) or ":" in one
     assert kind_of(one) != kind_of("no caption")
 
 

@@ -26,8 +26,8 @@ from filip_jax.errors import UserError
 from filip_jax.models import make_model
 from filip_jax.paths import REPEATS, match_rules
 from filip_jax.sections import call
-from filip_jax.user_paths import PATHS, expand_braces
 from filip_jax.train.setup import make_setup
+from filip_jax.user_paths import PATHS, expand_braces
 
 
 def fuzz(*arguments):

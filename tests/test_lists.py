@@ -165,7 +165,7 @@ def test_a_row_that_cannot_be_read_is_bad_and_is_named(tmp_path, data, expected,
 def test_a_list_that_cannot_be_read_ends_in_words(tmp_path, data, message):
     with pytest.raises(UserError, match=message):
         read(tmp_path, data)
-    assert not [file for file in (tmp_path / "index").glob("*.tmp")]
+    assert not list((tmp_path / "index").glob("*.tmp"))
 
 
 def test_the_separator_and_the_columns_may_be_said(tmp_path):

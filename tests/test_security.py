@@ -105,7 +105,7 @@ def _of_attribute(name, func, options, arguments):
     called, owner = func.attr, ast.unparse(func.value)
     if owner == "subprocess" and (called != "Popen" or ast.unparse(arguments[0]) != "command"):
         yield f"calls subprocess.{called}"
-    if called in METHODS or called.startswith(("spawn", "execv", "execl", "posix_spawn")) and owner == "os":
+    if called in METHODS or (called.startswith(("spawn", "execv", "execl", "posix_spawn")) and owner == "os"):
         yield f"calls {owner}.{called}"
     if called in ONLY_IN and name not in ONLY_IN[called]:
         yield f"calls {owner}.{called}"

@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT, free_port
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import chaos  # noqa: E402
+import chaos
 
 pytestmark = pytest.mark.slurm
 

@@ -1,5 +1,6 @@
 """Every kind of data: the same pairs in, the same records out; broken data met, counted, never executed."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -222,10 +223,8 @@ def test_whatever_is_wrong_with_a_tar_nothing_crashes(tmp_path_factory, place, n
     (folder / "1.tar").write_bytes(data[: len(data) - cut])
     source = make_source(dict(name="webdataset", path=str(folder)))
     for n in range(len(source)):
-        try:
+        with contextlib.suppress(BadRecord, ValueError):
             decode(source[n].image)
-        except (BadRecord, ValueError):
-            pass
     assert source[0].image == picture(0)
 
 

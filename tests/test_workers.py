@@ -28,7 +28,7 @@ from filip_jax.errors import ProcessLost, UserError
 from filip_jax.train.feed import Feed
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import chaos_workers  # noqa: E402
+import chaos_workers
 
 ENDINGS = {
     signal.SIGKILL: r"killed by SIGKILL: out of memory\? Then lower --workers",

@@ -120,7 +120,7 @@ class Names:
         return all(
             word.lower() in _PARTICLES
             or _initial(word)
-            or (_capital(word) and (_bare(word) in self.first or sentence and _bare(word) in self.last))
+            or (_capital(word) and (_bare(word) in self.first or (sentence and _bare(word) in self.last)))
             for word in words
         )
 
@@ -164,7 +164,7 @@ def _lists() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     census = Path(extra_module("names", "clean", NEEDS).__file__).parent
     first, last = set(), set()
     for module in pkgutil.iter_modules(person.__path__):
-        provider = importlib.import_module(f"{person.__name__}.{module.name}").Provider
+        provider = importlib.import_module(f"{person.__name__}.{module.name}").Provider  # noqa: TID251 - of Faker's folder
         for name, value in inspect.getmembers(provider, lambda value: not isinstance(value, property)):
             if name.startswith(("first_names", "last_names")):
                 (first if name.startswith("first") else last).update(map(str.lower, value))

@@ -1,5 +1,6 @@
 """The work on one piece of a source, in this process or in workers; each result file is whole or absent."""
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -86,10 +87,8 @@ class Worker:
         """First pass: the hashes of the piece's texts, file.hashes.npy."""
         hashes = []
         for index in self.work.indices(piece):
-            try:
+            with contextlib.suppress(BadRecord):  # the second pass counts it
                 hashes += [text_hash(caption.text) for caption in self.work.source.captions(index)]
-            except BadRecord:
-                pass  # the second pass counts it
         write_hashes(self.work.file(piece, "hashes.npy"), hashes)
         return piece
 

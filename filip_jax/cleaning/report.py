@@ -106,7 +106,7 @@ def table(report: dict[str, Any]) -> str:
     kept = report["kept_records"]
     rows.append(("kept", f"{kept:,}", f"{kept / looked:.2%}", f"{report['kept_captions']:,}", ""))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    rows.insert(1, tuple("-" * width for width in widths) + ("--------",))
+    rows.insert(1, (*("-" * width for width in widths), "--------"))
     table = "\n".join(
         f"| {row[0]:<{widths[0]}} | " + " | ".join(f"{row[n]:>{widths[n]}}" for n in (1, 2, 3)) + f" | {row[4]} |"
         for row in rows

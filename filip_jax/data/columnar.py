@@ -14,7 +14,14 @@ import pyarrow as pa
 
 from filip_jax import storage
 from filip_jax.data.column_types import (
-    field_advice, holds_image, holds_text, inner_type, label_names, listed, option_advice, said_type,
+    field_advice,
+    holds_image,
+    holds_text,
+    inner_type,
+    label_names,
+    listed,
+    option_advice,
+    said_type,
 )  # fmt: skip
 from filip_jax.data.identity import digest, identify
 from filip_jax.data.listed import FROM, read_listed
@@ -29,8 +36,11 @@ MAX_PATH_BYTES = 1024  # of a row, beyond which a column of images holds more th
 
 
 class Footer(NamedTuple):
-    """What opening a file tells: the rows of each of its pieces, its schema, a hash of its captions' columns, and one of
-    what else rows are known by: their key and, where the column of the image holds them, the paths."""
+    """What opening a file tells: the rows of each of its pieces, its schema, and two hashes.
+
+    One is of its captions' columns, one of what else rows are known by: their key and, where the column of the image
+    holds them, the paths.
+    """
 
     sizes: list[int]
     schema: pa.Schema

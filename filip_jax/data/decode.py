@@ -125,7 +125,7 @@ def _plain_jpeg_size(image: bytes) -> tuple[int, int] | None:
     if colours not in ("RGB", "YCbCr", "Gray") or not 0 < width * height <= PIXELS:
         return None
     size = _jpeg_size(image)
-    if size is None or size[2] and _guarded(lambda: _orientation(_open(image))) != 1:
+    if size is None or (size[2] and _guarded(lambda: _orientation(_open(image))) != 1):
         return None
     return width, height
 
@@ -152,7 +152,7 @@ def _open(image: bytes) -> Image.Image:
     if len(image) > IMAGE_BYTES:
         raise ValueError(f"{len(image)} bytes; at most {IMAGE_BYTES} are read")
     check_work(image)
-    picture = Image.open(io.BytesIO(image), formats=FORMATS)
+    picture = Image.open(io.BytesIO(image), formats=FORMATS)  # noqa: TID251 - of these formats
     _check_size(*picture.size)
     return picture
 

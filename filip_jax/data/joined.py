@@ -109,7 +109,7 @@ class Mixture:
 
     def __init__(self, parts: Mapping[str, Any], weights: Mapping[str, Any]):
         self.parts = dict(parts)
-        for name, part in parts.items():
+        for name in parts:
             weight = weights.get(name)
             if weights and (
                 isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= WEIGHT

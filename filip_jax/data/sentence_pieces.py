@@ -68,7 +68,8 @@ def train_sentence_pieces(texts: Iterable[str], vocab_size: int) -> bytes:
     command = [sys.executable, "-m", __name__, str(vocab_size)]
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"PYTHONPATH": path}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as trainer:
+    # This Python and this module.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as trainer:  # noqa: S603
         try:
             with contextlib.suppress(BrokenPipeError):  # what it ended with is told below
                 for text in texts:

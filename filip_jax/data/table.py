@@ -191,7 +191,7 @@ class Table:
         with beside as new, pa.OSFile(str(new), "wb") as file, pa.ipc.new_file(file, schema) as out:
             for path in self.files:
                 count = 0
-                for count, row in enumerate(read_rows(path, *self.layout), 1):
+                for count, row in enumerate(read_rows(path, *self.layout), 1):  # noqa: B007 - the last is kept below
                     columns |= dict.fromkeys(row.fields)
                     waiting.append(self._columns(row, kinds))
                     if waiting[-1][0].startswith(UNREADABLE):

@@ -131,7 +131,7 @@ class Session:
             if key not in self.opened:
                 try:
                     (self.opened[key],) = open_evals({name: section})
-                    self.opened[key].task  # what it names is there, too
+                    _ = self.opened[key].task  # what it names is there, too
                 except (UserError, OSError) as error:
                     self.opened[key] = self.failures[name] = str(error)
             wanted += [self.opened[key]] if isinstance(self.opened[key], Eval) else []

@@ -171,7 +171,7 @@ def bar_chart(title: str, bars: Sequence[Bar]) -> str:
 
 def _shared(names: Sequence[str]) -> str:
     """What all names begin with up to its sign of equality, as those of a sweep's points do: "val prompt="."""
-    found = os.path.commonprefix(names) if len(names) > 1 else ""
+    found = os.path.commonprefix(names) if len(names) > 1 else ""  # noqa: RUF071 - of names, not of paths
     return found[: found.find("=") + 1]
 
 

@@ -27,8 +27,10 @@ MAX_ASIDE = 100  # damaged files that are kept
 
 
 def read_results(workdir: Path) -> dict[str, Any]:
-    """evals.json: {steps: {"<step>": metrics}, baselines: {name: metrics}, tasks: {"<step>": {evaluation: Task}},
-    baseline_tasks: {evaluation: SHA-256}}; empty before the first. What is not written so is left out, with a warning.
+    """Return evals.json, empty before the first evaluation.
+
+    That is {steps: {"<step>": metrics}, baselines: {name: metrics}, tasks: {"<step>": {evaluation: Task}},
+    baseline_tasks: {evaluation: SHA-256}}. What is not written so is left out, with a warning.
     """
     notes = Notes()
     results = _read(workdir, notes)

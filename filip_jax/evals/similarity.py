@@ -105,8 +105,10 @@ def ranks(scores: Float[np.ndarray, "n m"], true: np.ndarray, names: Sequence[st
 
 
 def accuracies(rank: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], prefix: str = "") -> dict[str, float]:
-    """top1 and top5 of ranks, each with the bounds _low and _high of its 95 % interval, and per_class: the mean of
-    the classes' top1."""
+    """Return top1 and top5 of ranks, each with the bounds _low and _high of its 95 % interval, and per_class.
+
+    The latter is the mean of the classes' top1.
+    """
     metrics = {}
     for k in TOP:
         hits = int((rank <= k).sum())

@@ -185,7 +185,7 @@ def _similarities(image_tokens, text_tokens, ready, free, k):
             plgpu.wgmma(tile, image_tokens.at[stage], depth.transpose((1, 0)))
             if n:
                 plgpu.wgmma_wait(1)
-                plgpu.barrier_arrive(free.at[before])
+                plgpu.barrier_arrive(free.at[before])  # noqa: F821 - the stage of the turn before
             before = stage
         plgpu.wgmma_wait(0)
         plgpu.barrier_arrive(free.at[before])

@@ -48,7 +48,6 @@ def make_model(**config) -> Model:
     Raises:
         UserError: a section with a missing, unknown or impossible key.
     """
-
     for path, value in flatten(config).items():
         if type(value) is int and not 1 <= value <= LARGEST:
             raise UserError(f"model.{path.replace('/', '.')}={value} must be at least 1 and at most {LARGEST}")

@@ -129,7 +129,7 @@ def remedies(config: Mapping[str, Any], topology: str, slices: int = 1) -> Itera
     everywhere = {"mesh.replica": 1, "mesh.data": -1} if config["mesh"]["replica"] != 1 else {}
     for change in [everywhere, *(everywhere | remedy for remedy in REMEDIES)]:
         fewer = change.get("microbatches", config["microbatches"]) <= config["microbatches"]
-        useless = fewer and ("microbatches" in change or config["model"]["remat"] and "model.remat" in change)
+        useless = fewer and ("microbatches" in change or (config["model"]["remat"] and "model.remat" in change))
         if not change or useless:
             continue  # no change, or one that needs more
         changed = json.loads(json.dumps(config))

@@ -41,11 +41,11 @@ def bench(
     least_wait = 0.1 * batch_size * total / samples / os.cpu_count()
     rate, cores = time_pipeline(source, tokenizer, data, batch_size, seed, samples, least_wait)
     workers, threads = data["workers"], data["threads"]
-    lines += [
+    lines.append(
         f"the pipeline with workers={workers}, threads={threads}: {rate:.0f} images/s "
         f"on {cores:.1f} busy cores of {os.cpu_count()}, {rate / max(cores, 0.01):.0f} images/s/core"
-    ]
-    return "\n".join(lines + [f"advice: {advice(stages, cores, data)}"])
+    )
+    return "\n".join([*lines, f"advice: {advice(stages, cores, data)}"])
 
 
 def time_stages(

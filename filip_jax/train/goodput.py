@@ -10,8 +10,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from filip_jax.cluster.watch import Watch
 from filip_jax.errors import UserError
-from filip_jax.user_paths import from_user
 from filip_jax.small_files import is_number
+from filip_jax.user_paths import from_user
 
 PHASES = ("start", "restore", "compile", "data", "step", "save", "evaluation", "end")
 LOST = "lost_by_rollback"

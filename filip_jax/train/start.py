@@ -204,8 +204,10 @@ def _clean(checkpoints: CheckpointWriter, workdir: Path, config: Mapping[str, An
 
 
 def _check_free(workdir: Path, source: Mapping[str, Any]) -> None:
-    """Raises a UserError if a folder without a config, which a run writes first, is another's: the data's, or one with
-    files that the run would replace."""
+    """Raise a UserError if a folder without a config, which a run writes first, belongs to something else.
+
+    It is the data's, or holds files that the run would replace.
+    """
     check_outside(source, workdir, "--workdir", {".json", ".jsonl", ".png"})
     if names := [name for name in (TOKENIZER, METRICS, EVALS) if os.path.lexists(workdir / name)]:
         raise UserError(
