@@ -339,7 +339,11 @@ def corruption(
         spoil(file, way, random_)
         writer = CheckpointWriter(workdir, every_steps=1, every_minutes=0.0, keep_last=2, keep_every_steps=0)
         with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
-            found = newest_sound(writer, workdir, read_config(workdir)) if number not in real else restarted(workdir, options)
+            found = (
+                newest_sound(writer, workdir, read_config(workdir))
+                if number not in real
+                else restarted(workdir, options)
+            )
         if data or way == "deleted":
             check(found == before, f"{file.name} {way}: went on from {found}, not from {before}")
             outcome[way] += 1

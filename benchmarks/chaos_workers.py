@@ -83,7 +83,7 @@ def killed_trainer(folder: Path, options: tuple) -> str:
 
 def no_shared_memory(folder: Path, options: tuple) -> str:
     """A container with too small a /dev/shm, as root in a namespace of mounts."""
-    small = "mount -t tmpfs -o size=64k tmpfs /dev/shm && exec \"$@\""
+    small = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"'
     command = ["unshare", "-m", "sh", "-c", small, "sh", sys.executable, "-m", "filip_jax", "train"]
     command += [f"--config={Path(__file__).with_name('chaos_config.py')}", f"--workdir={folder / 'shm'}"]
     if os.geteuid() or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:

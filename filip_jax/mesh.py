@@ -117,7 +117,9 @@ def check_memory(tree: Any, mesh: Mesh, what: str) -> None:
     if device.platform == "cpu":
         limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * jax.process_count()
     if limit and needed > limit:
-        raise UserError(f"{what} has {needed / 2**30:,.1f} GiB of numbers; all memory there is has {limit / 2**30:,.1f} GiB")
+        raise UserError(
+            f"{what} has {needed / 2**30:,.1f} GiB of numbers; all memory there is has {limit / 2**30:,.1f} GiB"
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -72,7 +72,9 @@ class Workdir:
         """
         for name in () if self.is_remote else names:
             check = folders.check_writable if name in UNWALKED else folders.check_unlinked
-            check(self.folder / name, f"remove the link; the whole workdir may be one (ln -s /elsewhere/run {self.name})")
+            check(
+                self.folder / name, f"remove the link; the whole workdir may be one (ln -s /elsewhere/run {self.name})"
+            )
 
     def write_missing(self, files: Mapping[str, bytes]) -> list[str]:
         """Writes again those of the files that somebody removed while the run goes on; their names.

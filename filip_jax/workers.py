@@ -73,7 +73,8 @@ def run(
     except BrokenProcessPool as error:
         pool.shutdown(wait=True, cancel_futures=True)  # after which each has its exit code
         codes = [process.exitcode for process in context.started if process.exitcode]
-        code = next((code for code in codes if code != -signal.SIGTERM), -signal.SIGTERM)  # by which the pool ends others
+        # The pool ends others by SIGTERM.
+        code = next((code for code in codes if code != -signal.SIGTERM), -signal.SIGTERM)
         raise lost("a worker process", code, f"lower {option}") from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -146,7 +146,9 @@ def test_what_is_left_of_annotations_whose_images_were_filtered(data, change, le
     assert all(source[n].captions and set(source.captions(n)) <= set(sum(EXPECTED, ())) for n in range(left))
 
 
-@pytest.mark.parametrize("texts", [["a", "b"], [{"raw": "a"}, {"raw": "b"}], [{"raw": "a", "sentid": 1}, {"caption": "b"}]])
+@pytest.mark.parametrize(
+    "texts", [["a", "b"], [{"raw": "a"}, {"raw": "b"}], [{"raw": "a", "sentid": 1}, {"caption": "b"}]]
+)
 def test_karpathys_file_in_the_hands_of_others(data, texts):
     content = {"images": [{"filename": IMAGES[0][2], "filepath": "val2014", "split": "test", "sentences": texts}]}
     source = make_source(data("\ufeff" + json.dumps(content), split="test"))

@@ -113,7 +113,9 @@ def test_what_the_trainer_adds_to_its_program():
 def test_a_table_of_plans():
     pytest.importorskip("libtpu")
     output = benchmark("loss", "--pairs=8", "--shapes=2x2", script="plans.py")
-    assert re.search(r"^\| v5e:2x2 \| 32 \| [\d.]+ \| `python benchmarks/loss.py --topology=v5e:2x2 ", output, re.MULTILINE)
+    assert re.search(
+        r"^\| v5e:2x2 \| 32 \| [\d.]+ \| `python benchmarks/loss.py --topology=v5e:2x2 ", output, re.MULTILINE
+    )
 
 
 def test_the_cleaning_rules():

@@ -452,7 +452,10 @@ def test_the_shipped_sweep_of_prompts(run, capsys):
     found = read_results(run)["steps"]["6"]
     names = dict.fromkeys(name.split("/")[0] for name in found)
     assert list(names)[1] == make_name("emoji prompts=('a {}',)") and len(names) == 5
-    assert list(names)[1].startswith("emoji prompts=a {},_") and f"| {list(names)[1]}/image_to_text_top1 " in capsys.readouterr().out
+    assert (
+        list(names)[1].startswith("emoji prompts=a {},_")
+        and f"| {list(names)[1]}/image_to_text_top1 " in capsys.readouterr().out
+    )
     plot = xml.fromstring((run / "evals.svg").read_text())
     texts = [text.text for text in plot.iter(f"{SVG}text")]
     for way in ("image_to_text", "text_to_image"):

@@ -424,7 +424,11 @@ def test_other_rules_or_data_are_refused(tmp_path, nasty):
             (Memory(MANY), {"min_side": 250}, "begun with min_side=200, not 250"),
             (Memory(MANY), {"max_repeats": 0}, "begun with max_repeats=10, not 0"),
             (Memory(MANY), {"sensitive_words": str(other)}, "begun with sensitive_words="),
-            (Memory(MANY, identity="other"), {}, r"begun with other data \(what differs: data \('memory', now 'other'\)\)"),
+            (
+                Memory(MANY, identity="other"),
+                {},
+                r"begun with other data \(what differs: data \('memory', now 'other'\)\)",
+            ),
             (Memory(MANY[:-1]), {}, "begun with source_records=400, not 399"),
         ]:
             with pytest.raises(UserError, match=message):

@@ -77,7 +77,14 @@ def test_captions_that_are_not_asked_for_are_no_orphans(tmp_path):
 
 def test_links_and_leavings(tmp_path):
     root, other = tmp_path / "root", tmp_path / "other"
-    make(root, "cat/0.jpg", "cat/._0.jpg", "cat/.ipynb_checkpoints/0-checkpoint.jpg", "__MACOSX/cat/0.jpg", "@eaDir/a/1.jpg")
+    make(
+        root,
+        "cat/0.jpg",
+        "cat/._0.jpg",
+        "cat/.ipynb_checkpoints/0-checkpoint.jpg",
+        "__MACOSX/cat/0.jpg",
+        "@eaDir/a/1.jpg",
+    )
     make(other, "dog/1.jpg", "2.jpg", "deep/3.jpg")
     write(root, **{"cat/0.txt": "0", "cat/._0.txt": "no", "cat/Thumbs.db": "x", ".DS_Store": "x", "cat/4.jpg": b""})
     write(other, **{"dog/1.txt": "1", "2.txt": "2", "deep/3.txt": "3"})
@@ -129,7 +136,9 @@ def test_splits_are_hardly_classes(tmp_path):
     (tmp_path / "models").mkdir()
     with pytest.warns(UserWarning) as warned:
         classes(tmp_path)
-    assert f"if these are splits of the data, name one, path={tmp_path}/Val" in " ".join(str(each.message) for each in warned)
+    assert f"if these are splits of the data, name one, path={tmp_path}/Val" in " ".join(
+        str(each.message) for each in warned
+    )
     make(tmp_path, "bus/0.jpg", "models/0.jpg")
     classes(tmp_path)  # a train is a thing, too
 
@@ -145,7 +154,9 @@ def test_a_directory_of_images_whose_name_excludes_it_is_named(tmp_path):
     """Another reader counts it as a class, and all labels behind it are one higher."""
     make(tmp_path, "cat/0.jpg", "cat.tmp/1.jpg", ".dog/2.jpg")
     make(tmp_path, "__MACOSX/cat/3.jpg", "cat/deep.tmp/4.jpg", ".git/._5.jpg", ".6.jpg")  # of these nothing is said
-    with pytest.warns(UserWarning, match=r"exclude them from the classes: '\.dog', 'cat\.tmp'; if they are classes, rename"):
+    with pytest.warns(
+        UserWarning, match=r"exclude them from the classes: '\.dog', 'cat\.tmp'; if they are classes, rename"
+    ):
         assert classes(tmp_path).class_names == ["cat"]
 
 

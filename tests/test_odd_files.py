@@ -210,7 +210,18 @@ def test_lines(run, name, capsys):
     assert good in file.read_text()
 
 
-LINES = [b"5\n", b"null\n", b"[1]\n", b"{}\n", b"\0" * 100 + b"\n", b"\xe9\n", b'{"step": 1', b"\n", b'{"step": 1}\r\n', b"{" * 99_999 + b"\n"]
+LINES = [
+    b"5\n",
+    b"null\n",
+    b"[1]\n",
+    b"{}\n",
+    b"\0" * 100 + b"\n",
+    b"\xe9\n",
+    b'{"step": 1',
+    b"\n",
+    b'{"step": 1}\r\n',
+    b"{" * 99_999 + b"\n",
+]
 
 
 @pytest.mark.parametrize("line", LINES, ids=str)
@@ -288,7 +299,14 @@ def test_indices_of_data(tmp_path):
     sources = [write_webdataset(tars, [range(3)])]
     (lists / "a.jsonl").write_text(json.dumps({"image": "a.png", "caption": "a dog"}) + "\n")
     (lists / "side.jsonl").write_text(json.dumps({"key": "a.png", "origin": "de", "caption": "ein Hund"}) + "\n")
-    sources.append(dict(name="jsonl", path=str(lists / "a.jsonl"), side_captions=str(lists / "side.jsonl"), caption_keys=("caption", "de")))
+    sources.append(
+        dict(
+            name="jsonl",
+            path=str(lists / "a.jsonl"),
+            side_captions=str(lists / "side.jsonl"),
+            caption_keys=("caption", "de"),
+        )
+    )
     for source in sources:
         make_source(source)
     files = [tars / ".filip_index/index.json", *(lists / ".filip_index").glob("*.json")]
@@ -328,7 +346,14 @@ def in_time(call):
     assert done
 
 
-FILES = ("config.json", "evals.json", "metrics.jsonl", "tokenizer.model", "keys/process_0.jsonl", "checkpoints/2/manifest.json")
+FILES = (
+    "config.json",
+    "evals.json",
+    "metrics.jsonl",
+    "tokenizer.model",
+    "keys/process_0.jsonl",
+    "checkpoints/2/manifest.json",
+)
 KINDS = {
     "fifo": os.mkfifo,
     "folder": os.mkdir,

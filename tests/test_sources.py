@@ -208,7 +208,15 @@ def test_tars_full_of_traps(tmp_path):
     assert len(long) == 200 and good[long][1] == ["a long name"]
     assert set(bad) == {"000000001", "000000009", "000000010", "000000011"}
     assert "pixels" in bad["000000009"] and "2000000 bytes" in bad["000000010"] and "UTF-8" in bad["000000011"]
-    for problem in ("no image (2)", "duplicate (2)", "not a file (1)", "--hard-dereference (2)", "empty (2)", "no tar (1)", "cut off (1)"):
+    for problem in (
+        "no image (2)",
+        "duplicate (2)",
+        "not a file (1)",
+        "--hard-dereference (2)",
+        "empty (2)",
+        "no tar (1)",
+        "cut off (1)",
+    ):
         assert problem in source.seen, source.seen
 
 
@@ -252,7 +260,9 @@ def test_lists_with_broken_rows(tmp_path):
         '{"image": ".", "caption": "a folder"}', "[" * 100_000, '{"image": "\\ud800", "caption": "\\ud800"}',
     ]  # fmt: skip
     (tmp_path / "list.jsonl").write_text("\n".join(rows))
-    with pytest.warns(UserWarning, match=r"5 of 11 rows cannot be read and are bad records: list.jsonl, line 2: .*line 6"):
+    with pytest.warns(
+        UserWarning, match=r"5 of 11 rows cannot be read and are bad records: list.jsonl, line 2: .*line 6"
+    ):
         source = make_source(dict(name="jsonl", path=str(tmp_path)))
     assert len(source) == len(rows) and [caption.text for caption in source[0].captions] == ["one", "two"]
     for n, message in enumerate(
@@ -690,10 +700,15 @@ def test_damaged_parquet_is_a_bad_record_and_other_columns_are_refused(tmp_path)
     two = make_source(dict(name="parquet", path=str(tmp_path)))
     assert [two.where(n) for n in (3, 4, 7)] == [("0.parquet", "3"), ("1.parquet", "0"), ("1.parquet", "3")]
     pq.write_table(pa.table({"image": images, "text": ["a"] * 4}), tmp_path / "1.parquet")
-    with pytest.raises(UserError, match=r"1.parquet has no column 'caption'; it has image \(binary\), text \(string\); say caption_keys=text"):
+    with pytest.raises(
+        UserError,
+        match=r"1.parquet has no column 'caption'; it has image \(binary\), text \(string\); say caption_keys=text",
+    ):
         make_source(dict(name="parquet", path=str(tmp_path)))
     pq.write_table(pa.table({"id": ["a"], "jpg": [b"x"], "text": ["a"]}), tmp_path / "0.parquet")
-    with pytest.raises(UserError, match=r"no column 'image' and no column 'caption'; .*; say image=jpg and say caption_keys=text$"):
+    with pytest.raises(
+        UserError, match=r"no column 'image' and no column 'caption'; .*; say image=jpg and say caption_keys=text$"
+    ):
         make_source(dict(name="parquet", path=str(tmp_path)))
 
 

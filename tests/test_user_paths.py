@@ -112,7 +112,9 @@ def test_an_absolute_path_is_the_disks(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(tmp_path / "far/deep")
     monkeypatch.chdir(tmp_path)
     assert user_paths.absolute("link/../x") == f"{os.path.realpath(tmp_path)}/far/x"
-    assert user_paths.absolute("link/x/") == f"{tmp_path}/link/x" and user_paths.absolute(f"/{tmp_path}") == str(tmp_path)
+    assert user_paths.absolute("link/x/") == f"{tmp_path}/link/x" and user_paths.absolute(f"/{tmp_path}") == str(
+        tmp_path
+    )
     assert user_paths.absolute("gs://b/../x") == "gs://b/../x"
 
 
@@ -181,15 +183,32 @@ def test_a_tilde_is_the_home_in_configs_and_caches(home, monkeypatch):
     with pytest.raises(UserError, match=f"{home}/none"):
         find_checkpoint("~/none")
     assert Checkpoints("~/run").directory == f"{home}/run/checkpoints" and Workdir("~/run").name == f"{home}/run"
-    assert Checkpoints("./~/run").directory == Checkpoints(Path("~/run")).directory == f"{os.getcwd()}/~/run/checkpoints"
+    assert (
+        Checkpoints("./~/run").directory == Checkpoints(Path("~/run")).directory == f"{os.getcwd()}/~/run/checkpoints"
+    )
     assert Workdir(Path("~/run")).name == Workdir("./~/run").name == "./~/run"
     for value, folder in [("~/cache", f"{home}/cache"), ("", f"{home}/.cache")]:
         monkeypatch.setenv("XDG_CACHE_HOME", value)
         assert cache_folder() == Path(folder, "filip_jax")
     with pytest.raises(UserError, match="no such file"):
-        make_tokenizer(source=EmojiScenes(split="val", scenes=1, seed=0), name="sentencepiece", path="~/none.model", vocab_size=9, captions=1)
+        make_tokenizer(
+            source=EmojiScenes(split="val", scenes=1, seed=0),
+            name="sentencepiece",
+            path="~/none.model",
+            vocab_size=9,
+            captions=1,
+        )
     (home / "some.model").write_bytes(b"any")
-    assert make_tokenizer(source=EmojiScenes(split="val", scenes=1, seed=0), name="sentencepiece", path="~/some.model", vocab_size=9, captions=1) == b"any"
+    assert (
+        make_tokenizer(
+            source=EmojiScenes(split="val", scenes=1, seed=0),
+            name="sentencepiece",
+            path="~/some.model",
+            vocab_size=9,
+            captions=1,
+        )
+        == b"any"
+    )
 
 
 def test_what_a_pattern_finds_in_a_folder_named_tilde_is_not_the_home(home):

@@ -168,14 +168,20 @@ def test_a_run_without_its_worker_saves_and_goes_on(small_demo, tmp_path):
     config = small_demo | {"total_steps": 40, "checkpoint": small_demo["checkpoint"] | {"every_steps": 1000}}
     config |= {"data": small_demo["data"] | {"workers": 1}}
     process = subprocess.Popen(
-        command(tmp_path / "run", config), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+        command(tmp_path / "run", config),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
     )
     while not logged(tmp_path / "run"):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     os.kill(chaos_workers.children(process.pid, "--multiprocessing-fork")[0], signal.SIGKILL)
     output = process.communicate(timeout=120)[0]
-    found = re.search(r"filip: a data worker was killed by SIGKILL: .*; step (\d+) of 40 is saved; .*goes on; exit 43", output)
+    found = re.search(
+        r"filip: a data worker was killed by SIGKILL: .*; step (\d+) of 40 is saved; .*goes on; exit 43", output
+    )
     assert process.returncode == HUNG and found and "Traceback" not in output, output
     assert int(found[1]) == logged(tmp_path / "run")[-1][0] and (tmp_path / f"run/checkpoints/{found[1]}").is_dir()
     process = subprocess.run(

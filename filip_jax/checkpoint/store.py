@@ -82,7 +82,10 @@ def misfit(folder: str, tree: Mapping[str, Leaf]) -> str:
 
 
 def _misfit(
-    arrays: Mapping[str, Leaf], expected: Mapping[str, Leaf], keys: Mapping[str, tuple[str, int]], sizes: Mapping[str, int]
+    arrays: Mapping[str, Leaf],
+    expected: Mapping[str, Leaf],
+    keys: Mapping[str, tuple[str, int]],
+    sizes: Mapping[str, int],
 ) -> str:
     if METADATA not in sizes:
         return f"{METADATA} is missing"

@@ -102,7 +102,9 @@ def table(report: dict[str, Any]) -> str:
     lines = [*report["dropped_by"].items(), ("names replaced", report["person_names"])]
     for rule, hit in lines:
         shown = "; ".join(_short(example["text"]) for example in hit["examples"][:3])
-        rows.append((cell(rule), f"{hit['records']:,}", f"{hit['records'] / looked:.2%}", f"{hit['captions']:,}", shown))
+        rows.append(
+            (cell(rule), f"{hit['records']:,}", f"{hit['records'] / looked:.2%}", f"{hit['captions']:,}", shown)
+        )
     kept = report["kept_records"]
     rows.append(("kept", f"{kept:,}", f"{kept / looked:.2%}", f"{report['kept_captions']:,}", ""))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]

@@ -174,7 +174,9 @@ class Watch:
             self._look_after_the_run()
         except Exception as error:  # without this thread nobody hears signals, or notices a hang
             show_error()
-            self.leave(HUNG, f"filip: the thread that watches the run failed: {type(error).__name__}: {error}; exit {HUNG}")
+            self.leave(
+                HUNG, f"filip: the thread that watches the run failed: {type(error).__name__}: {error}; exit {HUNG}"
+            )
 
     def _look_after_the_run(self) -> None:
         while not self._ended:

@@ -185,7 +185,9 @@ class Columnar(ABC):
                 raise UserError(f"{file} has two columns {column!r}: rename one, so that it is clear which is meant")
             kind = inner_type(schema.field(column).type, fields)
             if kind is None:
-                raise UserError(f"{file}: the column {column!r} has no field {'.'.join(fields)!r}; it has {listed(schema)}")
+                raise UserError(
+                    f"{file}: the column {column!r} has no field {'.'.join(fields)!r}; it has {listed(schema)}"
+                )
             if not kinds[option](kind):
                 what = f"is {said_type(kind)}, which holds no {'images' if option == 'image' else 'texts'}"
                 fits = kinds[option]

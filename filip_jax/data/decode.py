@@ -20,7 +20,8 @@ from filip_jax.data.resize import resize
 
 SIDE = 65_535  # pixels of its longer side, JPEG's own limit; of one thin line, millions of rows take seconds
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow's other readers are not needed, some are risky
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jpe", ".jfif", ".apng")  # of their files
+# The endings of their files.
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jpe", ".jfif", ".apng")
 ORIENTATION = 0x0112  # the EXIF tag
 JPEG = b"\xff\xd8\xff"
 SWAPPED = (5, 6, 7, 8)  # orientations that lay the picture on its side

@@ -24,4 +24,5 @@ def split(name: str, keys: str) -> tuple[str, str]:
 
 def why_name_left_out(name: str) -> str:
     """Return the reason why a member of this name never counts: the rules are those of folders, as in walk.py."""
-    return next(filter(None, (why_left_out(part) for part in name.split("/") if part not in (".", "..")), ), "")
+    reasons = (why_left_out(part) for part in name.split("/") if part not in (".", ".."))
+    return next(filter(None, reasons), "")

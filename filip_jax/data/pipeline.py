@@ -280,7 +280,8 @@ class _Batches:
         try:
             return next(self.batches)
         except (RuntimeError, MemoryError, OSError) as error:
-            killed = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))  # Grain gives it nowhere else
+            # Grain gives the exit code nowhere else.
+            killed = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
             if killed:
                 raise lost("a data worker", int(killed[1]), REMEDY) from error
             number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)

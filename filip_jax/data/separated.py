@@ -88,7 +88,9 @@ class Separated:
         text = _decoded(line)
         if text is None:
             what = TOO_LONG if line is None else "not text in UTF-8"
-            raise UserError(f"{self.path}: its first line is {what}; a list is text, in UTF-8, or in UTF-16 with its mark")
+            raise UserError(
+                f"{self.path}: its first line is {what}; a list is text, in UTF-8, or in UTF-16 with its mark"
+            )
         return text
 
     def _check_names(self) -> None:
@@ -96,7 +98,9 @@ class Separated:
         if len(self.names) > MAX_COLUMNS:
             raise UserError(f"{self.path} has {len(self.names)} columns; at most {MAX_COLUMNS} are read")
         if double := [name for name in named if named.count(name) > 1]:
-            raise UserError(f"{self.path} has two columns {double[0]!r}: rename one, so that it is clear which is meant")
+            raise UserError(
+                f"{self.path} has two columns {double[0]!r}: rename one, so that it is clear which is meant"
+            )
 
     def __iter__(self) -> Iterator[Row]:
         before = None

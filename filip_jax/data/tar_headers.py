@@ -13,7 +13,8 @@ from typing import NamedTuple
 BLOCK = 512
 MAX_END_BYTES = 1 << 20  # that are looked at behind the end; writers fill records of 10 KiB, some of 1 MiB
 HEADER_BYTES = 1 << 16  # of an extended header, which is held whole
-MAX_SHARED_NAME = BLOCK  # bytes of a name that a global header gives to all members, each of which has a header at least
+# Bytes of a name that a global header gives to all members, each of which has a header at least.
+MAX_SHARED_NAME = BLOCK
 NUMBER_BYTES = 20  # digits of a number in an extended header
 FILES, FOLDER, SPARSE, LONG_NAME, LONG_LINK = (b"0", b"\0", b"7"), b"5", b"S", b"L", b"K"
 LINKS, LISTING, LABEL = (b"1", b"2"), b"D", b"V"  # the latter of GNU: a folder's names, the name of the tar

@@ -90,7 +90,9 @@ class Tfds:
             if key == self.label:
                 found += [Caption(self.class_names[int(features[key])], key)]
             else:
-                found += [Caption(text, key) for value in _values(features, self.texts[key]) for text in texts_of(value)]
+                found += [
+                    Caption(text, key) for value in _values(features, self.texts[key]) for text in texts_of(value)
+                ]
         return tuple(found)
 
 

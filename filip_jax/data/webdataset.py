@@ -227,7 +227,9 @@ def _find(path: str, left_out: Counter[str]) -> list[storage.Found]:
     except UserError as error:
         if not any(left_out[ending] for ending in PACKED):
             raise
-        raise UserError(f"{error}; members are read in place, so tars must not be compressed: gunzip them (or unzstd, unxz, bunzip2)") from error
+        raise UserError(
+            f"{error}; members are read in place, so tars must not be compressed: gunzip them (or unzstd, unxz, bunzip2)"
+        ) from error
 
 
 def _bytes(text: str) -> bytes:

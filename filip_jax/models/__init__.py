@@ -58,7 +58,9 @@ def make_model(**config) -> Model:
     graphdef, shapes = nnx.split(nnx.eval_shape(build, jax.random.key(0)))
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     if count > MAX_PARAMETERS:
-        raise UserError(f"model: these widths and depths make {count:.1e} parameters; at most {MAX_PARAMETERS:.1e} are built")
+        raise UserError(
+            f"model: these widths and depths make {count:.1e} parameters; at most {MAX_PARAMETERS:.1e} are built"
+        )
 
     def init(key):
         return nnx.to_pure_dict(nnx.state(build(key)))

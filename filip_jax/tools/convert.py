@@ -151,7 +151,12 @@ def _facts(output: Path, number: int) -> Path:
 def _read_facts(file: Path) -> Shard:
     facts = read_json(file)
     number, records, bad = (facts.get(name) for name in ("number", "records", "bad"))
-    if not is_whole(number) or not is_whole(records) or not isinstance(bad, dict) or not all(map(is_whole, bad.values())):
+    if (
+        not is_whole(number)
+        or not is_whole(records)
+        or not isinstance(bad, dict)
+        or not all(map(is_whole, bad.values()))
+    ):
         raise UserError(f"{file} is damaged: remove it, and the shard is converted again")
     return Shard(number, records, bad)
 

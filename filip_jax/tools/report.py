@@ -174,7 +174,9 @@ def _training(lines) -> str:
 def _seconds(line: Mapping[str, Any]) -> dict[str, float]:
     """The seconds of each phase of the run, all its starts together."""
     found = {key: re.fullmatch(r"time/(\w+)_seconds", key) for key in line}
-    return {match[1].replace("_", " "): float(line[key]) for key, match in found.items() if match and _is_time(line[key])}
+    return {
+        match[1].replace("_", " "): float(line[key]) for key, match in found.items() if match and _is_time(line[key])
+    }
 
 
 def _is_time(value: Any) -> bool:

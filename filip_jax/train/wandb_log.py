@@ -58,7 +58,13 @@ class WandbLog:
         os.environ.setdefault("WANDB_SILENT", "true")  # it would ask for a key at the terminal, and wait
         wandb = extra_module("wandb", "wandb", f"wandb_project={project!r} needs")
         self.lines: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        run = {"dir": str(workdir), "project": project, "name": printable(name)[-LONGEST:], "id": _run_id(workdir), "config": dict(config)}
+        run = {
+            "dir": str(workdir),
+            "project": project,
+            "name": printable(name)[-LONGEST:],
+            "id": _run_id(workdir),
+            "config": dict(config),
+        }
         self.thread = threading.Thread(target=self._send, args=(wandb, run), daemon=True)
         self.thread.start()
 
