@@ -5,7 +5,7 @@ import io
 import json
 import os
 import signal
-import subprocess
+import subprocess  # noqa: TID251 - to start this Python
 import sys
 from collections.abc import Iterable
 from pathlib import Path

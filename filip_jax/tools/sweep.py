@@ -6,7 +6,7 @@ import io
 import os
 import re
 import signal
-import subprocess
+import subprocess  # noqa: TID251 - to start this Python
 import sys
 import time
 import unicodedata
