@@ -108,7 +108,7 @@ def load_evals(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     path, _ = _split(file)
     if not is_eval_config(config) or not hasattr(_load(path), "sweep"):
         return config["evals"]
-    points, evals = load_sweep(file), {}
+    points, evals = load_sweep(file), dict[str, Any]()
     for name, point in zip(name_points(points), points):
         of_point = load_config(file, [*overrides, *settings(point)])["evals"]
         evals |= {make_name(f"{each} {name}"): section for each, section in of_point.items()}
@@ -143,9 +143,9 @@ def _text(value: Any) -> str:
 
 
 def _load(path: Path) -> ModuleType:
-    if not path.is_file() or path.suffix != ".py":
-        raise UserError(f"--config={path}: no such Python file")
     spec = importlib.util.spec_from_file_location("filip_config", path)  # noqa: TID251 - the file that the user named
+    if not path.is_file() or path.suffix != ".py" or spec is None or spec.loader is None:
+        raise UserError(f"--config={path}: no such Python file")
     module = importlib.util.module_from_spec(spec)
     with _mistakes_of(path):
         spec.loader.exec_module(module)

@@ -11,7 +11,7 @@ from filip_jax.errors import UserError
 T = TypeVar("T")
 LARGEST = 2**32  # of whole numbers: no seed, step or record is beyond
 # Annotations that are checked, and what may be given.
-PLAIN = {str: str, bool: bool, int: int, float: (int, float), dict: Mapping}
+PLAIN: dict[type, Any] = {str: str, bool: bool, int: int, float: (int, float), dict: Mapping}
 SAID = {
     str: "a text",
     bool: "True or False",

@@ -6,7 +6,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import islice
@@ -14,7 +14,7 @@ from typing import Any
 
 from filip_jax.errors import ProcessLost
 
-CAUSES = {
+CAUSES: dict[int, str] = {
     signal.SIGKILL: "out of memory?",
     signal.SIGBUS: "no room left in /dev/shm (Docker's --shm-size), or a file that was cut while it was read?",
     **dict.fromkeys(
@@ -29,9 +29,9 @@ class _Spawn(multiprocessing.context.SpawnContext):
 
     def __init__(self):
         super().__init__()
-        self.started: list[multiprocessing.process.BaseProcess] = []
+        self.started: list[multiprocessing.context.SpawnProcess] = []
 
-    def Process(self, *given, **named):
+    def Process(self, *given: Any, **named: Any) -> Any:  # type: ignore[override] # a class there
         self.started.append(multiprocessing.context.SpawnProcess(*given, **named))
         return self.started[-1]
 
@@ -60,7 +60,7 @@ def run(
     context = _Spawn()  # JAX, if it is loaded, does not survive a fork
     pool = ProcessPoolExecutor(min(workers, len(items) or 1), context, _begin, (make, arguments))
     try:
-        todo, waiting = iter(items), set()
+        todo, waiting = iter(items), set[Future]()
         while True:
             before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: the parent ends its workers
             waiting |= {pool.submit(_one, item) for item in islice(todo, 2 * workers - len(waiting))}
@@ -116,7 +116,8 @@ def _fail(error: Exception, item: int) -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    if parent := multiprocessing.parent_process():
+        parent.join()
     os._exit(1)
 
 

@@ -317,7 +317,7 @@ def test_a_font_is_looked_for_and_missing_glyphs_are_named_and_drawn(monkeypatch
     monkeypatch.setattr(fonts, "SYSTEM", ("no such font.ttf",))
     assert fonts.font_name("a dog 只") == "" and fonts.missing_glyphs("a dog 只") == "只"
     assert draw_alignment(aligned(2, 3, ["只", "🐶"])).width == draw.WIDTH
-    monkeypatch.setattr(fonts, "sized", lambda name, size: None if name == "gone" else LETTERS(size))
+    monkeypatch.setattr(fonts, "_is_installed", lambda name: name != "gone")
     monkeypatch.setattr(fonts, "SYSTEM", ("gone", "better"))
     monkeypatch.setattr(fonts, "_unknown", lambda text, name: "" if name == "better" else "只")
     assert fonts.font_name("只") == "better" and fonts.missing_glyphs("只") == ""

@@ -133,13 +133,13 @@ SHORTAGES = [
 @pytest.mark.parametrize("error, said", SHORTAGES)
 def test_what_a_worker_lacks_is_said(error, said):
     with pytest.raises(ProcessLost, match=said):
-        next(pipeline._Batches(Short(error)))
+        next(pipeline.Batches(Short(error)))
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "no"), RuntimeError("exit"), UserError("bad"), KeyError(1)])
 def test_other_errors_of_the_data_stay_what_they_are(error):
     with pytest.raises(type(error)):
-        next(pipeline._Batches(Short(error)))
+        next(pipeline.Batches(Short(error)))
 
 
 def test_a_feed_whose_thread_is_ended_says_so():

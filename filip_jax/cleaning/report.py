@@ -98,7 +98,7 @@ def _place(rule: str) -> tuple[int, str]:
 def table(report: dict[str, Any]) -> str:
     """A report as a Markdown table for people: a line for each rule, with three examples."""
     looked = max(1, report["records"])
-    rows = [("rule", "records", "share", "captions", "examples")]
+    rows: list[tuple[str, ...]] = [("rule", "records", "share", "captions", "examples")]
     lines = [*report["dropped_by"].items(), ("names replaced", report["person_names"])]
     for rule, hit in lines:
         shown = "; ".join(_short(example["text"]) for example in hit["examples"][:3])

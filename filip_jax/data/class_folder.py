@@ -39,7 +39,7 @@ class ClassFolder:
             raise UserError(f"class_folder: path={path!r} is not a folder")
         if caption_keys:
             raise UserError(f"class_folder: caption_keys={tuple(caption_keys)}: its texts are the names of the classes")
-        self.root, self.left_out = path, Counter()
+        self.root, self.left_out = path, Counter[str]()
         files = walk(path, ENDINGS, self.left_out)
         inside = [file for file in files if "/" in file.name]
         if len(files) > len(inside):

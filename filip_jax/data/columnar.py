@@ -64,6 +64,11 @@ class Columnar(ABC):
         UserError: files that cannot be read, or that lack a column or have it twice, or of a type that holds no such thing.
     """
 
+    # What a process has for itself.
+    _columns: OrderedDict[tuple[int, str], Any]
+    _lock: threading.Lock
+    _bytes: int
+
     def __init__(
         self, found: Sequence[storage.Found], path: str, left_out: Counter[str], *, image: str, caption_keys: Sequence[str], key: str, images: str
     ):  # fmt: skip
@@ -145,8 +150,9 @@ class Columnar(ABC):
     def _image(self, index: int, most: int) -> bytes:
         group, row = self._place(index)
         image = image_of(self._value(group, row, self.image), self.image)
-        data = image if isinstance(image, bytes) else embedded_image(image, most)
-        if data is not None:
+        if isinstance(image, bytes):
+            return image[:most]
+        if (data := embedded_image(image, most)) is not None:
             return data[:most]
         folder = self.images or storage.folder_of(self.files[self.groups[group][0]])
         return read_listed(folder, image, most, "" if self.images else FROM)

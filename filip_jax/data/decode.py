@@ -80,11 +80,12 @@ def decode_region(
     Raises:
         ValueError: it can not be read.
     """
-    shape = _plain_jpeg_size(image) if isinstance(image, bytes) else None
-    box = choose(*shape) if shape else None
-    divisor = divisor_of(box, size) if box else 1
-    pixels = _scaled_jpeg(image, divisor, shape) if shape else None
-    if pixels is None:
+    box = pixels = None
+    if isinstance(image, bytes) and (shape := _plain_jpeg_size(image)):
+        box = choose(*shape)
+        divisor = divisor_of(box, size)
+        pixels = _scaled_jpeg(image, divisor, shape)
+    if box is None or pixels is None:
         picture, divisor = decode(image), 1
         pixels, box = np.asarray(picture), box or choose(*picture.size)
     left, top, right, bottom = (edge // divisor for edge in whole_pixels(box, divisor))
@@ -99,7 +100,8 @@ def divisor_of(box: Box, size: int) -> int:
 
 def whole_pixels(box: Box, divisor: int) -> tuple[int, int, int, int]:
     """The box with its edges moved back to multiples of the divisor, by less than a pixel of the view."""
-    return tuple(int(edge // divisor) * divisor for edge in box)
+    left, top, right, bottom = (int(edge // divisor) * divisor for edge in box)
+    return left, top, right, bottom
 
 
 def _scaled_jpeg(image: bytes, divisor: int, shape: tuple[int, int]) -> np.ndarray | None:

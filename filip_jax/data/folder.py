@@ -47,7 +47,7 @@ class Folder:
                 f"folder: caption_keys={json[0]!r}: a file here holds a caption and nothing else; fields of JSON are read in "
                 "tars (webdataset) and lists (jsonl)"
             )
-        self.root, self.caption_keys, self.left_out = path, tuple(caption_keys), Counter()
+        self.root, self.caption_keys, self.left_out = path, tuple(caption_keys), Counter[str]()
         files = walk(path, (*ENDINGS, *(f".{key.lower()}" for key in self.caption_keys)), self.left_out)
         images = {file.name: file.size for file in files if file.name.lower().endswith(ENDINGS)}
         names = [file.name for file in files if file.name not in images]
@@ -76,7 +76,9 @@ class Folder:
                 if ending.lower() == f".{key.lower()}":
                     own = found.setdefault(stem, {})
                     own[key] = ending if ending == f".{key}" else own.get(key, ending)
-        usual = {}  # most images have the same endings, of which one tuple is enough
+        usual: dict[
+            tuple[str, ...], tuple[str, ...]
+        ] = {}  # most images have the same endings, of which one tuple is enough
         return {
             stem: usual.setdefault(endings, endings)
             for stem, own in found.items()

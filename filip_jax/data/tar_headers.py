@@ -160,7 +160,7 @@ def _name(block: bytes) -> bytes:
 
 def _records(data: bytes) -> dict[bytes, bytes]:
     """Return what an index needs of an extended header's records, each of which is its length, a key and a text."""
-    found, at = {}, 0
+    found, at = dict[bytes, bytes](), 0
     if not any(b" " + key in data for key in KEYS):  # most have nothing, and a record takes Python as long as a block
         return found
     while at < len(data) and data[at]:

@@ -157,7 +157,7 @@ def _top(file: Found) -> str:
         for member in read_members(stream, file.size):
             if member.isreg():
                 folders = member.name.split("/")[:-1]
-                top = folders if top is None else os.path.commonprefix([top, folders])  # noqa: RUF071 - of lists
+                top = folders if top is None else list(os.path.commonprefix([top, folders]))  # noqa: RUF071 - of lists
     return "/".join(top or [])
 
 

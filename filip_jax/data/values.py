@@ -66,10 +66,10 @@ def texts_of(value: Any, depth: int = MAX_DEPTH) -> list[str]:
 
 def _is_whole(value: int | float | Decimal) -> bool:
     """Whether this is a whole number that a text can hold in a few digits; no infinity is."""
-    return abs(value) < 2**63 and value == int(value)
+    return -(2**63) < value < 2**63 and value == int(value)
 
 
-def unicode_of(text: str | bytes) -> str:
+def unicode_of(text: str | bytes | bytearray) -> str:
     """Return the text, or the text that UTF-8 encodes.
 
     Raises:
@@ -80,7 +80,7 @@ def unicode_of(text: str | bytes) -> str:
             text.isascii() or text.encode("utf-8")
             return text
         return bytes(text).decode("utf-8")
-    except UnicodeError as error:
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise BadRecord(f"a text that is not UTF-8: {error.reason}") from error
 
 

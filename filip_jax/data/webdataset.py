@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from threading import Lock
+from typing import Any
 
 import numpy as np
 
@@ -58,13 +59,18 @@ class WebDataset:
         UserError: no tars, missing ones, an index that can not be written, or a caption key that no sample has.
     """
 
+    _tables: OrderedDict[str, bytes]
+    _lock: Lock
+    _paths: dict[str, tuple[str, str]]
+    _latest: tuple[int, Any]
+
     def __init__(
         self, *, path: str, caption_keys: Sequence[str] = ("txt",), lines: bool = False, index: str = "",
         processes: int = 0, keys: str = FIRST_DOT,
     ):  # fmt: skip
         if keys not in KEYS:
             raise UserError(f"keys={keys!r} is not one of {', '.join(KEYS)}")
-        self.left_out = Counter()
+        self.left_out = Counter[str]()
         found = _find(path, self.left_out)
         self.root = storage.common_folder([file.path for file in found])
         own = f"{storage.name_of(self.root)}.{hashlib.sha256(_bytes(self.root)).hexdigest()[:8]}"

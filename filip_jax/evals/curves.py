@@ -76,7 +76,7 @@ def page(charts: Sequence[str]) -> str:
     x = y = row = width = 0
     placed = []
     for each in charts:
-        wide, high = map(int, re.match(r'<svg [^>]* width="(\d+)" height="(\d+)"', each).groups())
+        wide, high = map(int, re.findall(r'^<svg [^>]* width="(\d+)" height="(\d+)"', each)[0])
         if x + wide > COLUMNS * WIDTH:
             x, y, row = 0, y + row, 0
         placed.append(f'<g transform="translate({x} {y})">{each}</g>')

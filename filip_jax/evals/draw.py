@@ -29,7 +29,7 @@ MAPS = 6  # heat maps in a row; half as many, and larger, if all stand in one ro
 WIDTH = 3 * PANEL + 4 * GAP
 GREY, PALE = (120, 120, 120), (165, 165, 165)
 PALETTE = [
-    ImageColor.getrgb(colour)
+    ImageColor.getrgb(colour)[:3]
     for colour in (
         "#e6194b",
         "#0072b2",

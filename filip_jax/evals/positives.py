@@ -53,7 +53,8 @@ def read_positives(name: str) -> Positives:
             raise UserError(
                 f"positives={name!r} has the keys {', '.join(lists) or 'none'}; it needs {' and '.join(WAYS)}"
             )
-        return Positives(name, *(_lists(lists[way], f"{name}: {way}") for way in WAYS))
+        to_text, to_image = (_lists(lists[way], f"{name}: {way}") for way in WAYS)
+        return Positives(name, to_text, to_image)
     folder = extra_folder(ECCV, "eval", f"positives={ECCV!r} needs") / "data"
     names = ("eccv_image_to_caption", "eccv_caption_to_image", "original_caption_to_image")
     texts, images, gallery = (_lists(_read(str(folder / f"{each}.json"), name), f"{name}: {each}") for each in names)

@@ -234,7 +234,7 @@ def rows_of(columns: Mapping[str, Metrics]) -> list[str]:
     return [metric for metric in found if not metric.endswith(("_low", "_high"))]
 
 
-def cell(metrics: Metrics, row: str) -> str:
+def cell(metrics: Mapping[str, Any], row: str) -> str:
     """A metric as a table shows it, with its interval if it has one; "" without."""
     if row not in metrics:
         return ""

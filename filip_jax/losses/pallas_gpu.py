@@ -6,6 +6,7 @@ of their own: while one looks for maxima, the other multiplies. One more warpgro
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,8 @@ def maxima(
     real = jnp.pad(mask, ((0, many - j), (0, long - t))).reshape(many * long).astype(jnp.float32)
     chunk = 2 * SWIZZLED if deep % (2 * SWIZZLED) == 0 else SWIZZLED
     stages = min((SHARED_BYTES // 2 - GROUPS * columns * deep) // (ROWS * chunk), p * deep // chunk)
-    layout = (plgpu.TilingTransform((8, SWIZZLED)), plgpu.SwizzleTransform(2 * SWIZZLED))
+    transforms: Any = plgpu  # JAX's types say that its transforms are abstract
+    layout = (transforms.TilingTransform((8, SWIZZLED)), transforms.SwizzleTransform(2 * SWIZZLED))
 
     def program(*arrays):
         pl.run_scoped(
@@ -87,10 +89,15 @@ def maxima(
         num_threads=GROUPS + 1,
         thread_name="group",
         compiler_params=plgpu.CompilerParams(approx_math=True),
-        **({"interpret": plgpu.InterpretGPUParams()} if interpret else {}),
+        **simulation(interpret),
     )(images, rows, real)
     best_image = best_image.reshape(wide, many, long).transpose(1, 2, 0)
     return of_images[:j, :i], of_texts[:j, :i], best_text[:j, :, :i], best_image[:j, :t, :i]
+
+
+def simulation(interpret: bool) -> dict[str, Any]:
+    """Return the options of a kernel that runs without its chip, which older versions of JAX do not know."""
+    return {"interpret": plgpu.InterpretGPUParams()} if interpret else {}
 
 
 def interpreted(images, texts, mask):
@@ -178,17 +185,17 @@ def _similarities(image_tokens, text_tokens, ready, free, k):
     chunks = text_tokens.shape[1] // chunk
 
     def product(tile):
+        stage: Any = None
         for n in range(chunks):
-            stage = jax.lax.rem(k * chunks + n, jnp.int32(stages))
+            before, stage = stage, jax.lax.rem(k * chunks + n, jnp.int32(stages))
             plgpu.barrier_wait(ready.at[stage])
             depth = text_tokens.at[:, pl.ds(n * chunk, chunk)]
             plgpu.wgmma(tile, image_tokens.at[stage], depth.transpose((1, 0)))
             if n:
                 plgpu.wgmma_wait(1)
-                plgpu.barrier_arrive(free.at[before])  # noqa: F821 - the stage of the turn before
-            before = stage
+                plgpu.barrier_arrive(free.at[before])
         plgpu.wgmma_wait(0)
-        plgpu.barrier_arrive(free.at[before])
+        plgpu.barrier_arrive(free.at[stage])
         return tile[...]
 
     return pl.run_scoped(product, plgpu.ACC((ROWS, text_tokens.shape[0]), jnp.float32))
@@ -209,7 +216,7 @@ def _stream(images, here, image_tokens, ready, free):
         fetch(jnp.int32(step), step)
 
     @pl.loop(0, steps - stages)
-    def _(step):
+    def fetch_when_free(step):
         stage = jax.lax.rem(step, jnp.int32(stages))
         plgpu.barrier_wait(free.at[stage])
         fetch(step + stages, stage)

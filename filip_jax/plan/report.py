@@ -23,7 +23,7 @@ Plan = dict[str, Any]
 TYPICAL = 0.4  # of a GPU's peak, where no compiler counts cycles
 GUESS = f"{TYPICAL:.0%} of the peak, a guess"
 # What is tried when it does not fit, one after the other, behind sharding over all chips: {config key: value}.
-REMEDIES: Sequence[Mapping[str, Any]] = (
+REMEDIES: Sequence[dict[str, Any]] = (
     {"model.remat": True},
     {"model.remat": True, "microbatches": 2},
     {"model.remat": True, "microbatches": 4},
@@ -108,7 +108,8 @@ def loss_temporary(setup: Setup) -> int:
         tokens = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split) for x in tokens]
         gradient = jax.value_and_grad(partial(setup.loss, logit_scale=14.0), argnums=(0, 1))
         lowered = jax.jit(gradient, out_shardings=(None, (split, split))).lower(*tokens, **groups)
-    return lowered.compile().memory_analysis().temp_size_in_bytes
+    analysis: Any = lowered.compile().memory_analysis()
+    return analysis.temp_size_in_bytes
 
 
 def _times(found: Plan, chip: Chip, cycles: float) -> Plan:
@@ -126,7 +127,7 @@ def _times(found: Plan, chip: Chip, cycles: float) -> Plan:
 
 def remedies(config: Mapping[str, Any], topology: str, slices: int = 1) -> Iterator[tuple[Mapping[str, Any], Plan]]:
     """Changes that need less memory, the smallest first, with their plans; ends with the first that fits."""
-    everywhere = {"mesh.replica": 1, "mesh.data": -1} if config["mesh"]["replica"] != 1 else {}
+    everywhere: dict[str, Any] = {"mesh.replica": 1, "mesh.data": -1} if config["mesh"]["replica"] != 1 else {}
     for change in [everywhere, *(everywhere | remedy for remedy in REMEDIES)]:
         fewer = change.get("microbatches", config["microbatches"]) <= config["microbatches"]
         useless = fewer and ("microbatches" in change or (config["model"]["remat"] and "model.remat" in change))

@@ -17,6 +17,7 @@ from filip_jax.errors import UserError
 from filip_jax.sections import call
 
 STAGES = ("read", "decode and augment", "tokenise", "batch")
+CORES = os.cpu_count() or 1
 
 
 def bench(
@@ -38,12 +39,12 @@ def bench(
     lines = [f"{samples} samples one after the other, on one core ({bad} could not be used):"]
     lines += [f"  {name:20}{1e6 * stages[name] / samples:8.0f} us  {stages[name] / total:4.0%}" for name in STAGES]
     lines += [f"  {'all':20}{1e6 * total / samples:8.0f} us  {samples / total:.0f} images/s"]
-    least_wait = 0.1 * batch_size * total / samples / os.cpu_count()
+    least_wait = 0.1 * batch_size * total / samples / CORES
     rate, cores = time_pipeline(source, tokenizer, data, batch_size, seed, samples, least_wait)
     workers, threads = data["workers"], data["threads"]
     lines.append(
         f"the pipeline with workers={workers}, threads={threads}: {rate:.0f} images/s "
-        f"on {cores:.1f} busy cores of {os.cpu_count()}, {rate / max(cores, 0.01):.0f} images/s/core"
+        f"on {cores:.1f} busy cores of {CORES}, {rate / max(cores, 0.01):.0f} images/s/core"
     )
     return "\n".join([*lines, f"advice: {advice(stages, cores, data)}"])
 
@@ -134,8 +135,8 @@ def advice(stages: Mapping[str, float], cores: float, data: Mapping[str, Any]) -
             "data.shuffle=block reads neighbours together" if data["shuffle"] == "global" else "copy the data nearer"
         )
         return f"reading takes {share['read']:.0%}: {where}; `filip data convert` makes one read of each record"
-    if cores < 0.7 * os.cpu_count():
-        return f"{os.cpu_count() - cores:.1f} cores are idle: try more data.workers (now {data['workers']})"
+    if cores < 0.7 * CORES:
+        return f"{CORES - cores:.1f} cores are idle: try more data.workers (now {data['workers']})"
     if share["decode and augment"] > 0.5:
         return (
             f"all cores are busy, decoding and augmenting take {share['decode and augment']:.0%}: "

@@ -43,7 +43,7 @@ class EvalGuard:
             UserError: it failed, and that is fatal.
         """
         if service.of_first_process(self._attempt(name)) > MOST_ATTEMPTS:
-            error, metrics = f"it ended the process {MOST_ATTEMPTS} times", {}
+            error, metrics = f"it ended the process {MOST_ATTEMPTS} times", dict[str, float]()
         else:
             error, metrics = self._try(name, run)
         service.on_first_process(lambda: self._forget(name))

@@ -94,6 +94,6 @@ class CompileCache:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         jax.monitoring.register_event_duration_secs_listener(self._hear)
 
-    def _hear(self, event: str, seconds: float, **_: object) -> None:
+    def _hear(self, event: str, duration_secs: float, **_: object) -> None:
         if event == SAVED_EVENT:
-            self.spared += max(0.0, seconds)
+            self.spared += max(0.0, duration_secs)
