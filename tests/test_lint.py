@@ -1,4 +1,4 @@
-"""Ruff finds nothing in the repository, and its rules find what they are there for."""
+"""Ruff and mypy find nothing in the repository, and ruff's rules find what they are there for."""
 
 import json
 import subprocess
@@ -41,26 +41,25 @@ IMPORTS = "import hashlib, importlib.util, marshal, os, subprocess, tarfile, tok
 
 
 @pytest.fixture(scope="session")
-def ruff(pytestconfig):
-    """Return a function that runs ruff from the root of the repository, with a cache that the next session finds."""
+def run(pytestconfig):
+    """Return a function that runs a checker from the root of the repository, with a cache that later sessions find."""
 
-    def run(*words, **options):
-        folder = pytestconfig.cache.mkdir("ruff")
-        command = [sys.executable, "-m", "ruff", *words, f"--cache-dir={folder}"]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **options)
+    def run(checker, *words, **options):
+        command = [sys.executable, "-m", checker, *words, f"--cache-dir={pytestconfig.cache.mkdir(checker)}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, **options)
 
     return run
 
 
-@pytest.mark.parametrize("words", [("check", "--no-fix"), ("format", "--check")], ids=lambda words: words[0])
-def test_ruff_finds_nothing(ruff, words):
-    process = ruff(*words, ".")
+@pytest.mark.parametrize("words", [("ruff", "check", "--no-fix", "."), ("ruff", "format", "--check", "."), ("mypy",)])
+def test_the_checkers_find_nothing(run, words):
+    process = run(*words)
     assert process.returncode == 0, process.stdout + process.stderr
 
 
-def test_no_code_of_the_package_may_run_what_it_reads(ruff):
+def test_no_code_of_the_package_may_run_what_it_reads(run):
     lines = [IMPORTS, *BAD.strip().splitlines()]
     place = ("--stdin-filename", str(ROOT / "filip_jax/data/new.py"))
-    process = ruff("check", "--no-fix", "--output-format=json", *place, "-", input="\n".join(lines))
+    process = run("ruff", "check", "--no-fix", "--output-format=json", *place, "-", input="\n".join(lines))
     problems = [problem for problem in json.loads(process.stdout) if problem["code"].startswith(("S", "T"))]
     assert {lines[problem["location"]["row"] - 1] for problem in problems} == set(lines)

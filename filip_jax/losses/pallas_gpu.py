@@ -61,8 +61,7 @@ def maxima(
     real = jnp.pad(mask, ((0, many - j), (0, long - t))).reshape(many * long).astype(jnp.float32)
     chunk = 2 * SWIZZLED if deep % (2 * SWIZZLED) == 0 else SWIZZLED
     stages = min((SHARED_BYTES // 2 - GROUPS * columns * deep) // (ROWS * chunk), p * deep // chunk)
-    transforms: Any = plgpu  # JAX's types say that its transforms are abstract
-    layout = (transforms.TilingTransform((8, SWIZZLED)), transforms.SwizzleTransform(2 * SWIZZLED))
+    layout = (plgpu.TilingTransform((8, SWIZZLED)), plgpu.SwizzleTransform(2 * SWIZZLED))
 
     def program(*arrays):
         pl.run_scoped(
@@ -89,15 +88,10 @@ def maxima(
         num_threads=GROUPS + 1,
         thread_name="group",
         compiler_params=plgpu.CompilerParams(approx_math=True),
-        **simulation(interpret),
+        **({"interpret": plgpu.InterpretGPUParams()} if interpret else {}),
     )(images, rows, real)
     best_image = best_image.reshape(wide, many, long).transpose(1, 2, 0)
     return of_images[:j, :i], of_texts[:j, :i], best_text[:j, :, :i], best_image[:j, :t, :i]
-
-
-def simulation(interpret: bool) -> dict[str, Any]:
-    """Return the options of a kernel that runs without its chip, which older versions of JAX do not know."""
-    return {"interpret": plgpu.InterpretGPUParams()} if interpret else {}
 
 
 def interpreted(images, texts, mask):

@@ -8,7 +8,6 @@ tokens of one sample after the other, which one more warpgroup loads.
 """
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Bool, Float, UInt8
 
-from filip_jax.losses.pallas_gpu import GROUPS, REGISTERS, ROWS, SHARED_BYTES, SWIZZLED, simulation
+from filip_jax.losses.pallas_gpu import GROUPS, REGISTERS, ROWS, SHARED_BYTES, SWIZZLED
 from filip_jax.losses.tiles import up
 
 DEPTH = 16  # tokens of a step of the matrix product
@@ -70,8 +69,7 @@ def _gradient(
     own = GROUPS * ROWS * long * 2
     stages = min((SHARED_BYTES - own) // (2 * long * deep + ROWS * (long + 16)), s * pieces, MOST_STAGES)
     swizzled = max(size for size in (DEPTH, 2 * DEPTH, 4 * DEPTH) if long % size == 0)
-    transforms: Any = plgpu  # JAX's types say that its transforms are abstract
-    layout = (transforms.TilingTransform((8, swizzled)), transforms.SwizzleTransform(2 * swizzled))
+    layout = (plgpu.TilingTransform((8, swizzled)), plgpu.SwizzleTransform(2 * swizzled))
 
     def program(*arrays):
         pl.run_scoped(
@@ -94,7 +92,7 @@ def _gradient(
         num_threads=GROUPS + 1,
         thread_name="group",
         compiler_params=plgpu.CompilerParams(approx_math=True),
-        **simulation(interpret),
+        **({"interpret": plgpu.InterpretGPUParams()} if interpret else {}),
     )(chosen, weights, choice, values)
     return gradient[:o, :r, :d]
 
