@@ -18,6 +18,7 @@ import tarfile
 eval("1")
 exec(x)
 breakpoint()
+print(a)
 os.system("a")
 os.popen("a")
 os.execv("a", [])
