@@ -108,8 +108,11 @@ def parse(data: bytes, notes: Notes | None = None) -> Any:
     try:
         content = json.loads(
             data.decode("utf-8-sig"),
-            parse_constant=odd, parse_int=whole, parse_float=broken, object_pairs_hook=pairs,
-        )  # fmt: skip
+            parse_constant=odd,
+            parse_int=whole,
+            parse_float=broken,
+            object_pairs_hook=pairs,
+        )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     _check_depth(content)

@@ -19,11 +19,17 @@ from filip_jax.evals.run import check_evals, open_evals, run_evals
 
 # (split, folder, file, number of the image, captions with their numbers), in the order of Karpathy's file
 IMAGES = [
-    ("test", "val2014", "COCO_val2014_000000000042.png", 42, [(770337, "A man. "), (771687, "A café."), (9, "A bike.")]),
+    (
+        "test",
+        "val2014",
+        "COCO_val2014_000000000042.png",
+        42,
+        [(770337, "A man. "), (771687, "A café."), (9, "A bike.")],
+    ),
     ("restval", "val2014", "COCO_val2014_000000000033.png", 33, [(5, "Two"), (4, "motorcycles")]),
     ("val", "val2014", "COCO_val2014_000000000034.png", 34, [(6, "A dog")]),
     ("train", "train2014", "COCO_train2014_000000000009.png", 9, [(7, "Food"), (8, "Broccoli")]),
-]  # fmt: skip
+]
 
 
 def karpathys(coco=True):
@@ -94,8 +100,11 @@ def test_cocos_annotations(data):
     source = make_source(data(cocos()))
     assert [source.where(n)[1] for n in range(4)] == ["42", "33", "34", "9"]
     assert [[caption.key for caption in source.captions(n)] for n in range(4)] == [
-        ["9", "770337", "771687"], ["5", "4"], ["6"], ["8", "7"],
-    ]  # fmt: skip
+        ["9", "770337", "771687"],
+        ["5", "4"],
+        ["6"],
+        ["8", "7"],
+    ]
     for n, (*_, number, texts) in enumerate(IMAGES):
         assert np.asarray(decode(source[n].image))[0, 0].tolist() == [number] * 3
         assert set(source.captions(n)) == set(expected(number, texts))

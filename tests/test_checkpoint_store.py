@@ -180,8 +180,12 @@ def fold(file):
     file.mkdir()
 
 
-LOST = {"_METADATA": [remove, fold], "manifest.ocdbt": [remove, empty, cut, fold], "d/*": [remove, empty, cut, fold],
-        "ocdbt.process_0/d/*": [remove, empty, cut, fold]}  # fmt: skip
+LOST = {
+    "_METADATA": [remove, fold],
+    "manifest.ocdbt": [remove, empty, cut, fold],
+    "d/*": [remove, empty, cut, fold],
+    "ocdbt.process_0/d/*": [remove, empty, cut, fold],
+}
 
 
 @pytest.mark.parametrize("pattern, spoil", [(pattern, spoil) for pattern, ways in LOST.items() for spoil in ways])

@@ -91,8 +91,15 @@ def whole_file(folder, patch):
     write_atomically(folder / "tokenizer.model", b"1")
 
 
-WRITERS = {mirror: "filip_jax/gs/bucket/run", lines: "metrics.jsonl", scalars: "tensorboard", keys: "keys/process_0.jsonl",
-           index: "index", small_file: "evals.json", whole_file: "tokenizer.model"}  # fmt: skip
+WRITERS = {
+    mirror: "filip_jax/gs/bucket/run",
+    lines: "metrics.jsonl",
+    scalars: "tensorboard",
+    keys: "keys/process_0.jsonl",
+    index: "index",
+    small_file: "evals.json",
+    whole_file: "tokenizer.model",
+}
 
 
 @pytest.mark.parametrize("number", FULL)

@@ -84,8 +84,10 @@ def test_a_pass_visits_every_pair_once_and_rows_of_one_image_have_one_number(tmp
     lines = [json.dumps({"key": key(n), "origin": "side", "caption": f"text {n}"}) for n in (1, 2, 2, 5)]
     (tmp_path / "side.jsonl").write_text("\n".join(lines))
     a = write_webdataset(tmp_path / "a", [range(0, 4), range(4, 6)]) | {
-        "side_captions": str(tmp_path / "side.jsonl"), "caption_keys": ("txt", "de.txt", "side"), "each_caption": True,
-    }  # fmt: skip
+        "side_captions": str(tmp_path / "side.jsonl"),
+        "caption_keys": ("txt", "de.txt", "side"),
+        "each_caption": True,
+    }
     b = write_jsonl(tmp_path / "b", [range(30, 37)]) | {"caption_keys": ("txt",)}
     source = make_source(dict(name="mixture", a=a, b=b))
     assert [len(part) for part in source.parts.values()] == [6 * 2 + 4, 7] and len(source) == 23

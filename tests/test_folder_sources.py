@@ -54,16 +54,27 @@ def test_every_source_of_files_reads_every_ending(tmp_path, ending):
 def test_names_with_dots_endings_in_other_cases_and_pictures_of_one_name(tmp_path):
     make(tmp_path, "photo.2021.0.jpg", "photo.2021.1.jpg", "a.jpg", "a.png", "b.jpg", "c.jpg", "bare.jpg")
     texts = {
-        "photo.2021.0.txt": "0", "photo.2021.1.TXT": "1", "a.txt": "one of both", "b.Txt": "not this", "b.txt": "this",
-        "c.De.TXT": "c", "photo.2021.txt": "nobody's", "photo.txt": "nobody's", "A.txt": "nobody's",
-    }  # fmt: skip
+        "photo.2021.0.txt": "0",
+        "photo.2021.1.TXT": "1",
+        "a.txt": "one of both",
+        "b.Txt": "not this",
+        "b.txt": "this",
+        "c.De.TXT": "c",
+        "photo.2021.txt": "nobody's",
+        "photo.txt": "nobody's",
+        "A.txt": "nobody's",
+    }
     write(tmp_path, **texts)
     with pytest.warns(UserWarning, match="1 of 7 images under"):
         source = folder(tmp_path, caption_keys=("txt", "de.txt"))
     assert captions(source) == {
-        "a.jpg": ["one of both"], "a.png": ["one of both"], "b.jpg": ["this"], "c.jpg": ["c"],
-        "photo.2021.0.jpg": ["0"], "photo.2021.1.jpg": ["1"],
-    }  # fmt: skip
+        "a.jpg": ["one of both"],
+        "a.png": ["one of both"],
+        "b.jpg": ["this"],
+        "c.jpg": ["c"],
+        "photo.2021.0.jpg": ["0"],
+        "photo.2021.1.jpg": ["1"],
+    }
     assert source.left_out == {"image without caption": 1, "caption without image": 4}
     assert "left out: caption without image (4), image without caption (1)" in source.seen
 

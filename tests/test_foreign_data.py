@@ -60,9 +60,12 @@ def test_hostile_data_is_shown_as_plain_lines(write, tmp_path, capsys):
     (tmp_path / "data").mkdir()
     source, out = [write(tmp_path / "data"), f"path={tmp_path}/data"], f"--output={tmp_path}/\x1b[31m\nout"
     commands = {
-        "index": [], "inspect": [f"{out}.png"], "convert": [f"{out}_converted"], "filter": [f"{out}_filtered", *OFF],
+        "index": [],
+        "inspect": [f"{out}.png"],
+        "convert": [f"{out}_converted"],
+        "filter": [f"{out}_filtered", *OFF],
         "tokenizer": [f"{out}.model", "--vocab_size=600"],
-    }  # fmt: skip
+    }
     counts = {"index": 2, "inspect": 40, "convert": 6, "filter": 14, "tokenizer": 4}
     for command, options in commands.items():
         code = main(["data", command, *source, *options])

@@ -62,11 +62,18 @@ def written(texts, columns=("image", "caption"), **dialect):
 
 
 DIALECTS = [
-    dict(), dict(delimiter="\t"), dict(delimiter=";"), dict(delimiter="|"), dict(quoting=csv.QUOTE_ALL),
-    dict(delimiter="\t", quoting=csv.QUOTE_ALL), dict(quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n"),
-    dict(lineterminator="\r"), dict(delimiter="\t", lineterminator="\r"), dict(doublequote=False, escapechar="\\"),
+    dict(),
+    dict(delimiter="\t"),
+    dict(delimiter=";"),
+    dict(delimiter="|"),
+    dict(quoting=csv.QUOTE_ALL),
+    dict(delimiter="\t", quoting=csv.QUOTE_ALL),
+    dict(quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n"),
+    dict(lineterminator="\r"),
+    dict(delimiter="\t", lineterminator="\r"),
+    dict(doublequote=False, escapechar="\\"),
     dict(doublequote=False, escapechar="\\", delimiter="\t", quoting=csv.QUOTE_ALL),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])

@@ -61,10 +61,13 @@ def test_what_macos_and_others_leave_in_tars_is_counted(tmp_path):
 @pytest.mark.parametrize(
     "pack, kind",
     [
-        (gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz"),
-        (lambda data: b"\x28\xb5\x2f\xfd" + data, "zstd"), (lambda data: b"PK\x03\x04" + data, "zip"),
+        (gzip.compress, "gzip"),
+        (bz2.compress, "bzip2"),
+        (lzma.compress, "xz"),
+        (lambda data: b"\x28\xb5\x2f\xfd" + data, "zstd"),
+        (lambda data: b"PK\x03\x04" + data, "zip"),
     ],
-)  # fmt: skip
+)
 def test_what_is_packed_is_refused_with_what_to_do(tmp_path, ending, pack, kind):
     tar(tmp_path / "plain", ONE)
     file = tmp_path / f"0{ending}"

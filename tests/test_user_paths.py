@@ -54,10 +54,17 @@ def test_what_is_there_wins_over_what_its_name_would_match(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"1")
     names = {
-        "d[1]": "d[1]/0", "d[1]/*": "d[1]/0", "d[12]/*": "d1/1", "e{1,2}/*": "e{1,2}/2", "e{1,3}/3.tar": None,
-        "{e1,d[1]}": "d[1]/0 e1/3", "{e1,d[1]}/?.tar": "d[1]/0 e1/3", "[a]/[b]/*": "[a]/[b]/4", "[a]/[bc]/*": "[a]/b/5",
+        "d[1]": "d[1]/0",
+        "d[1]/*": "d[1]/0",
+        "d[12]/*": "d1/1",
+        "e{1,2}/*": "e{1,2}/2",
+        "e{1,3}/3.tar": None,
+        "{e1,d[1]}": "d[1]/0 e1/3",
+        "{e1,d[1]}/?.tar": "d[1]/0 e1/3",
+        "[a]/[b]/*": "[a]/[b]/4",
+        "[a]/[bc]/*": "[a]/b/5",
         "[ad]*/*": "d1/1",
-    }  # fmt: skip
+    }
     for path, expected in names.items():
         if expected is None:
             with pytest.raises(UserError, match="1 of 2 files are missing"):
@@ -162,21 +169,25 @@ def test_a_tilde_is_the_home_for_every_command(home, capsys, monkeypatch):
     assert said("data", "convert", "webdataset", "path=~/data", "--output=~/converted")[0] == 0
     assert (home / "out/sheet.png").is_file() and (home / "converted/convert.json").is_file()
     missing = {
-        ("train", "--config=~/no.py:x", "--workdir=~/w"): "no.py", ("eval", "--workdir=~/none"): "none",
-        ("inspect", "~/none"): "none", ("report", "--workdir=~/none"): "none",
+        ("train", "--config=~/no.py:x", "--workdir=~/w"): "no.py",
+        ("eval", "--workdir=~/none"): "none",
+        ("inspect", "~/none"): "none",
+        ("report", "--workdir=~/none"): "none",
         ("plan", "--config=~/no.py", "--topology=h200:8"): "no.py",
         ("align", "--workdir=~/w", "--image=~/no.png", "--text=x", "--output=~/a.png"): "no.png",
         ("data", "filter", "webdataset", "path=~/data", "--output=~/f", "--sensitive_words=~/no.txt"): "no.txt",
         ("sweep", "--config=~/no.py", "--workdir=~/w"): "no.py",
-    }  # fmt: skip
+    }
     for words, name in missing.items():
         code, line = said(*words)
         assert code == 2 and f"{home}/{name}" in line, (words, line)
 
 
 def test_a_tilde_is_the_home_in_configs_and_caches(home, monkeypatch):
-    (home / "co:nf.py").write_text("from ml_collections import ConfigDict\nVARIANTS = ('a',)\n"
-                                   "def get_config(variant=''):\n  return ConfigDict(dict(variant=variant))\n")  # fmt: skip
+    (home / "co:nf.py").write_text(
+        "from ml_collections import ConfigDict\nVARIANTS = ('a',)\n"
+        "def get_config(variant=''):\n  return ConfigDict(dict(variant=variant))\n"
+    )
     assert load_config("~/co:nf.py:a") == {"variant": "a"} and load_config("~/co:nf.py") == {"variant": ""}
     with pytest.raises(UserError, match="no such variant"):
         load_config("~/co:nf.py:b")

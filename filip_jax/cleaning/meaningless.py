@@ -46,7 +46,7 @@ PATTERNS = {
         r"(?i:by|via|(?:image |photo |picture )?(?:credits?|source|courtesy)(?: of)?|©|\(c\)|copyright)[ :]*"
         rf"{_NAME}(?:(?:,? (?:and|&|de|von|van|of|on|at|/|\|) ?| |/){_NAME}){{0,5}}(?: - [A-Za-z]{{0,3}}\d\w*)?(?i:[. ]*all rights reserved)?[\W_]*"
     ),
-}  # fmt: skip
+}
 
 _MONTHS = "january february march april may june july august september october november december".split()
 _DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()

@@ -57,9 +57,11 @@ class ClassFolder:
         self.shard_sizes = np.bincount(self.labels, minlength=len(directories))
         self._warn_of_classes(directories)
         self.identity = identify(
-            names=digest(self.images), sizes=digest(str(file.size) for file in inside), records=len(inside),
+            names=digest(self.images),
+            sizes=digest(str(file.size) for file in inside),
+            records=len(inside),
             classes=digest(self.class_names),
-        )  # fmt: skip
+        )
         some = ", ".join(self.class_names[:4]) + (" …" if len(directories) > 4 else "")
         self.seen = f"{len(self.images)} images of {len(directories)} classes: {some}{say_left_out(self.left_out)}"
 

@@ -61,9 +61,12 @@ class Folder:
         self.left_out += Counter(self._why_unread(name, stems) for name in set(names) - read)
         self.shard_sizes = np.array([len(self.images)])
         self.identity = identify(
-            names=digest(self.images), sizes=digest(str(images[name]) for name in self.images), records=len(self.images),
-            captions=self._digest(), caption_keys=self.caption_keys,
-        )  # fmt: skip
+            names=digest(self.images),
+            sizes=digest(str(images[name]) for name in self.images),
+            records=len(self.images),
+            captions=self._digest(),
+            caption_keys=self.caption_keys,
+        )
         what = f"images with {self._endings()}" if self.caption_keys else "images"
         self.seen = what + say_left_out(self.left_out)
 

@@ -125,9 +125,16 @@ def index_shard(file: Found, name: str, keys: str = FIRST_DOT) -> tuple[Shard, b
     }
     data = table.tobytes()
     shard = Shard(
-        name, file.size, file.stamp, len(whole), tuple(kinds), key_bytes, dict(+problems),
-        hashlib.md5(data, usedforsecurity=False).hexdigest(), texts,
-    )  # fmt: skip
+        name,
+        file.size,
+        file.stamp,
+        len(whole),
+        tuple(kinds),
+        key_bytes,
+        dict(+problems),
+        hashlib.md5(data, usedforsecurity=False).hexdigest(),
+        texts,
+    )
     return shard, data
 
 

@@ -65,9 +65,15 @@ class WebDataset:
     _latest: tuple[int, Any]
 
     def __init__(
-        self, *, path: str, caption_keys: Sequence[str] = ("txt",), lines: bool = False, index: str = "",
-        processes: int = 0, keys: str = FIRST_DOT,
-    ):  # fmt: skip
+        self,
+        *,
+        path: str,
+        caption_keys: Sequence[str] = ("txt",),
+        lines: bool = False,
+        index: str = "",
+        processes: int = 0,
+        keys: str = FIRST_DOT,
+    ):
         if keys not in KEYS:
             raise UserError(f"keys={keys!r} is not one of {', '.join(KEYS)}")
         self.left_out = Counter[str]()
@@ -93,10 +99,14 @@ class WebDataset:
     def _identity(self) -> str:
         kinds = ["json" if key.startswith("json.") else key for key in self.caption_keys]
         return identify(
-            names=digest(shard.name for shard in self.shards), members=digest(shard.digest for shard in self.shards),
-            records=len(self), captions=digest(shard.texts.get(kind, "") for shard in self.shards for kind in kinds),
-            caption_keys=self.caption_keys, lines=self.lines, keys=self.keys,
-        )  # fmt: skip
+            names=digest(shard.name for shard in self.shards),
+            members=digest(shard.digest for shard in self.shards),
+            records=len(self),
+            captions=digest(shard.texts.get(kind, "") for shard in self.shards for kind in kinds),
+            caption_keys=self.caption_keys,
+            lines=self.lines,
+            keys=self.keys,
+        )
 
     def __len__(self) -> int:
         return self.ends[-1]

@@ -81,9 +81,8 @@ def evaluate(
     classifier, numbers = call(train, options, "linear_probe.protocol", model=model, training=others, pooling=pooling)
     features, labels = collect(model, source, pooling)
     rank = logistic.ranks(classifier, logistic.put_examples(features, labels, model.mesh))
-    return accuracies(rank, labels) | {
-        "images": len(labels), "training_images": len(others), "classes": len(classes),
-    } | numbers  # fmt: skip
+    counts = {"images": len(labels), "training_images": len(others), "classes": len(classes)}
+    return accuracies(rank, labels) | counts | numbers
 
 
 def _first_difference(here: Sequence[str], there: Sequence[str]) -> tuple[str, str]:
@@ -263,10 +262,15 @@ def by_sgd(
             batch = global_batch(model.mesh, here)
             features = model.features_of_views(batch["image"], pooling)
             sgd = sgd or logistic.Sgd(
-                features.shape[1], classes, model.mesh,
-                peak_learning_rate=base_learning_rate * batch_size / 256, momentum=momentum, weight_decay=weight_decay,
-                warmup_steps=min(round(warmup_epochs * len(training) / batch_size), total - 1), total_steps=total,
-            )  # fmt: skip
+                features.shape[1],
+                classes,
+                model.mesh,
+                peak_learning_rate=base_learning_rate * batch_size / 256,
+                momentum=momentum,
+                weight_decay=weight_decay,
+                warmup_steps=min(round(warmup_epochs * len(training) / batch_size), total - 1),
+                total_steps=total,
+            )
             sgd.step(features, batch["label"])
             progress.advance()
     return sgd.classifier, {"steps": total}

@@ -79,9 +79,12 @@ class ExtendedRanking:
         }
 
     def add(
-        self, images: Int[np.ndarray, " i"], texts: Int[np.ndarray, " t"], image_to_text: Float[np.ndarray, "i t"],
+        self,
+        images: Int[np.ndarray, " i"],
+        texts: Int[np.ndarray, " t"],
+        image_to_text: Float[np.ndarray, "i t"],
         text_to_image: Float[np.ndarray, "i t"],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Similarities of some images with some texts, by both rules."""
         self.ways["image_to_text"].add(images, texts, image_to_text)
         self.ways["text_to_image"].add(texts, images, text_to_image.T)

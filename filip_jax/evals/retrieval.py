@@ -77,9 +77,14 @@ def check_options(*, prompt: str = "{}", positives: str = "", **others: Any) -> 
 
 
 def baselines(
-    source: Source, *, examples: int, captions: int = 1, prompt: str = "{}", positives: str = "",
+    source: Source,
+    *,
+    examples: int,
+    captions: int = 1,
+    prompt: str = "{}",
+    positives: str = "",
     neighbours: Any = None,
-) -> dict[str, dict]:  # fmt: skip
+) -> dict[str, dict]:
     """Chance and the raw-pixel nearest neighbour, of the pairs alone.
 
     Args:

@@ -80,17 +80,30 @@ def time_stages(
 
 
 def time_pipeline(
-    source: Source, tokenizer: Tokenizer, data: Mapping[str, Any], batch_size: int, seed: int, samples: int,
+    source: Source,
+    tokenizer: Tokenizer,
+    data: Mapping[str, Any],
+    batch_size: int,
+    seed: int,
+    samples: int,
     least_wait: float,
-) -> tuple[float, float]:  # fmt: skip
+) -> tuple[float, float]:
     """(images/s, cores that were busy) of the pipeline, when what it had prepared before is used up.
 
     That is so when each worker's last two batches came only after `least_wait` seconds.
     """
     stream = call(
-        batches, data, "data", source=source, tokenizer=tokenizer, batch_size=batch_size, seed=seed, start=0,
-        process_index=0, process_count=1,
-    )  # fmt: skip
+        batches,
+        data,
+        "data",
+        source=source,
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        seed=seed,
+        start=0,
+        process_index=0,
+        process_count=1,
+    )
     in_a_row, waits = 2 * max(data["workers"], 2), 0
     for _ in range(20 * in_a_row):
         waits = waits + 1 if _waited(stream) > least_wait else 0

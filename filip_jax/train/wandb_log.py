@@ -87,9 +87,13 @@ class WandbLog:
         """The thread: begins the run, sends lines until there is a None, and ends it."""
         try:
             settings = wandb.Settings(
-                console="off", disable_git=True, save_code=False,  # the user's code and terminal are not sent
-                init_timeout=BEGIN_SECONDS, finish_timeout=END_SECONDS, finish_timeout_raises=True,
-            )  # fmt: skip
+                console="off",
+                disable_git=True,
+                save_code=False,  # the user's code and terminal are not sent
+                init_timeout=BEGIN_SECONDS,
+                finish_timeout=END_SECONDS,
+                finish_timeout_raises=True,
+            )
             sent = wandb.init(**run, resume="allow", settings=settings)
             if sent.url:
                 say(f"wandb: {sent.url}")
