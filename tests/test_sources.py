@@ -532,6 +532,8 @@ def test_captions_without_keys_are_written_as_ever_and_those_with_keys_have_one_
     keyed = (Caption("a", "txt", key="café"), long, Caption("b", "txt"), Caption("b", "txt", key="9"))
     _, found, _ = array_record.decode_record(array_record.encode_record(records.Record("k", image, keyed)))
     assert found == (keyed[0], *keyed[2:])  # what is left out for its length takes its key along
+    with pytest.raises(TypeError, match="encode it"):  # bytes + array would be an array
+        array_record.encode_record(records.Record("k", np.zeros((1, 1, 3), np.uint8), keyed))
 
 
 def test_of_our_records_the_captions_that_are_wanted(tmp_path):
