@@ -58,7 +58,7 @@ def walk(root: str, endings: tuple[str, ...], left_out: Counter[str]) -> list[Fi
     files: list[File] = []
     top = os.path.realpath(root)
     entered: set[str] = set()
-    plain, linked = deque([("", top)]), deque()
+    plain, linked = deque([("", top)]), deque[tuple[str, str]]()
     while plain or linked:
         name, real = plain.pop() if plain else linked.popleft()
         if real in entered or (name and f"{top}/".startswith(f"{real.rstrip('/')}/")):

@@ -16,7 +16,7 @@ from typing import Any
 
 from filip_jax.errors import ProcessLost
 
-CAUSES = {
+CAUSES: dict[int, str] = {
     signal.SIGKILL: "out of memory?",
     signal.SIGBUS: "no room left in /dev/shm (Docker's --shm-size), or a file that was cut while it was read?",
     **dict.fromkeys(
@@ -144,5 +144,6 @@ def _work(pipe: Connection, make: Callable, arguments: tuple) -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    if parent := multiprocessing.parent_process():
+        parent.join()
     os._exit(1)

@@ -98,14 +98,14 @@ def test_a_loop_is_not_counted_with_its_body(tmp_path):
 
     events = [event("while.1", 0, 100), event("dot.1", 10, 30), event("dot.2", 50, 40), event("add.3", 100, 50)]
     (tmp_path / "a.trace.json.gz").write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
-    rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) % \|$", table(tmp_path, 1), re.M)
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) % \|$", table(tmp_path, 1), re.MULTILINE)
     assert rows == [("dot", "0.07", "46.7"), ("add", "0.05", "33.3"), ("while", "0.03", "20.0")]
 
 
 def test_what_the_trainer_adds_to_its_program():
     output = benchmark("--steps=200", script="dispatch.py")
     trainer, program, added = map(
-        float, re.search(r"^\| ([\d.]+) ms \| ([\d.]+) ms \| (-?[\d.]+) ms \|$", output, re.M).groups()
+        float, re.search(r"^\| ([\d.]+) ms \| ([\d.]+) ms \| (-?[\d.]+) ms \|$", output, re.MULTILINE).groups()
     )
     assert trainer > 0 < program and added == pytest.approx(trainer - program, abs=2e-3)
 
@@ -113,7 +113,9 @@ def test_what_the_trainer_adds_to_its_program():
 def test_a_table_of_plans():
     pytest.importorskip("libtpu")
     output = benchmark("loss", "--pairs=8", "--shapes=2x2", script="plans.py")
-    assert re.search(r"^\| v5e:2x2 \| 32 \| [\d.]+ \| `python benchmarks/loss.py --topology=v5e:2x2 ", output, re.M)
+    assert re.search(
+        r"^\| v5e:2x2 \| 32 \| [\d.]+ \| `python benchmarks/loss.py --topology=v5e:2x2 ", output, re.MULTILINE
+    )
 
 
 def test_the_cleaning_rules():
@@ -128,7 +130,7 @@ def test_the_cleaning_rules():
 
 def test_the_input_beside_its_peers():
     output = benchmark("--sides=300", "--forms=ours,grain", "--batches=1", "--rounds=1", script="input.py")
-    rows = {form: cells for form, cells in re.findall(r"^\| 300 \| (\w+) \| (.*) \|$", output, re.MULTILINE)}
+    rows = dict(re.findall(r"^\| 300 \| (\w+) \| (.*) \|$", output, re.MULTILINE))
     assert float(re.search(r"([\d.]+) dB", rows["ours"])[1]) > 35
     assert re.fullmatch(r"\d+ \| \d+ \| [\d.]+x \|", rows["grain"].strip())
 

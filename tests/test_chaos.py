@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import chaos  # noqa: E402
-import chaos_folders  # noqa: E402
+import chaos
+import chaos_folders
 
 OPTIONS = ("--config.total_steps=30", "--config.optimizer.warmup_steps=3")
 # Where no process is lost: other work on the machine may keep one from its turn for longer than a short limit.

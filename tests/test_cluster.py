@@ -421,7 +421,7 @@ def test_a_single_process_waits_for_data_or_a_stop():
 )
 def test_no_second_of_earlier_starts_is_counted_twice_or_lost(phases, kept, beyond):
     """Up to the checkpoint by phase, what came after it as lost by rollback."""
-    before = {name: 0.0 for name in NAMES} | {"step": kept}
+    before = dict.fromkeys(NAMES, 0.0) | {"step": kept}
     dropped = {key_of(name): 0.0 for name in NAMES} | {key_of("step"): kept + beyond}
     watch = Watch()
     watch.totals = lambda: dict(phases)

@@ -151,7 +151,9 @@ def test_a_killed_trainer_is_said():
         assert until(trainers)  # a process that has just begun has no name for a moment
         os.kill(trainers()[0], signal.SIGKILL)
 
-    with pytest.raises(ProcessLost, match=r"trains a tokenizer was killed by SIGKILL: out of memory\? Then lower tokenizer.captions"):
+    with pytest.raises(
+        ProcessLost, match=r"trains a tokenizer was killed by SIGKILL: out of memory\? Then lower tokenizer.captions"
+    ):
         train_sentence_pieces(texts(), 300)
 
 
@@ -249,7 +251,10 @@ def test_tensorflow_datasets_without_tensorflow(tmp_path):
     for options, message in (
         (dict(path=str(tmp_path), split="train"), "dataset_info.json"),
         (dict(path=path, split="valid"), "Unknown split 'valid'"),
-        (dict(path=path, split="train", caption_keys=("text",)), f"no text 'text'; its texts are {texts}; say caption_keys=caption$"),
+        (
+            dict(path=path, split="train", caption_keys=("text",)),
+            f"no text 'text'; its texts are {texts}; say caption_keys=caption$",
+        ),
         (dict(path=path, split="train", caption_keys=("captions",)), f"no text 'captions'; its texts are {texts}; say"),
         (dict(path=path, split="train", image="caption"), "its images are image; say image=image$"),
     ):

@@ -335,13 +335,13 @@ NO_TOKEN = {"model.class_token": False}
 MISFITS = {
     "longer text": ({}, {"model.text.length": 30, "data.text_length": 30},
         r"text/position is float32 \(20, 32\), this run's is float32 \(30, 32\). To leave it fresh, put the rule \('text/position', None\)"),
-    "new class token": (NO_TOKEN, {}, r"image/class_token is not in the checkpoint; image/position begins with a row for the class "
-        r"token: this run's does, the checkpoint's does not .* the rule \('image/class_token\|image/position', None\)"),
+    "new class token": (NO_TOKEN, {}, (r"image/class_token is not in the checkpoint; image/position begins with a row for the class "
+        r"token: this run's does, the checkpoint's does not .* the rule \('image/class_token\|image/position', None\)")),
     "no class token": ({}, NO_TOKEN, "image/position begins with a row for the class token: the checkpoint's does, this run's does not"),
-    "wider": ({"model.embed_dim": 8}, {}, r"image_projection/kernel is float32 \(32, 8\), this run's is float32 \(32, 16\); "
-        r"text_projection/kernel .* To leave these fresh, .* \('image_projection/.\*\|text_projection/.\*', None\)"),
-    "deeper": ({}, {"model.text.depth": 3}, r"text/transformer/blocks/attention/out/bias is float32 \(2, 32\), this run's is float32 "
-        r"\(3, 32\); .*; and 4 more. .*put the rule \('text/transformer/.\*', None\)"),
+    "wider": ({"model.embed_dim": 8}, {}, (r"image_projection/kernel is float32 \(32, 8\), this run's is float32 \(32, 16\); "
+        r"text_projection/kernel .* To leave these fresh, .* \('image_projection/.\*\|text_projection/.\*', None\)")),
+    "deeper": ({}, {"model.text.depth": 3}, (r"text/transformer/blocks/attention/out/bias is float32 \(2, 32\), this run's is float32 "
+        r"\(3, 32\); .*; and 4 more. .*put the rule \('text/transformer/.\*', None\)")),
     "other patches": ({"model.image.patch_size": 16}, {}, r"image/patch_embedding/kernel is float32 \(768, 32\)"),
     "other words": ({"model.text.vocab_size": 700}, {}, r"text/token_embedding is float32 \(700, 32\)"),
 }  # fmt: skip

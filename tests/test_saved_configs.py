@@ -131,7 +131,7 @@ def test_names_of_a_saved_config_lead_nowhere(hostile, capsys):
     config = json.loads((run / "config.json").read_text())
     source = dict(name="emoji_scenes", split="val", seed=0, scenes=4)
     names = (f"{outside}/abs", "../../../outside/rel", "bad\x1b[2J\x1b]0;owned\x07|x\n<script>alert(1)</script>")
-    kinds = dict.fromkeys(names, dict(kind="pictures", source=source, examples=2))
+    kinds = {name: dict(kind="pictures", source=source, examples=2) for name in names}
     config["evals"] = kinds | {"good": dict(kind="pictures", source=source, examples=1)}
     (run / "config.json").write_text(json.dumps(config))
     assert main(["eval", f"--workdir={run}"]) == 2

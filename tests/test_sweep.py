@@ -155,7 +155,7 @@ def test_each_point_has_a_folder_of_its_own_on_any_disk(odd, tmp_path):
     folders = [unicodedata.normalize("NFD", name).casefold() for each in names for name in (each, f"{each}.log")]
     assert len(set(folders)) == len(folders) and all(len(name.encode()) <= 150 for name in folders)
     for name in names:
-        assert set(name) - set("/\\:*?\"<>|\n ") == set(name) and name not in (".", "..") and not name.startswith("-")
+        assert set(name) - set('/\\:*?"<>|\n ') == set(name) and name not in (".", "..") and not name.startswith("-")
         (tmp_path / name).mkdir()
         (tmp_path / f"{name}.log").touch()
     assert "t=A" in names and "t=é" in names and any(name.startswith("t=狗狗") for name in names)
@@ -166,7 +166,9 @@ def test_printed_commands_can_be_pasted(odd, tmp_path):
     printed = sweep.commands(odd)
     assert all(map(is_plain, printed.split("\n"))) and printed.count("\n") == len(VALUES)
     script = f"filip() {{ printf '%s\\0' \"$@\" END; }}\nset -e\n{printed}\n"
-    said = subprocess.run(["bash", "-c", script.encode("utf-8", "surrogateescape")], capture_output=True, check=True).stdout
+    said = subprocess.run(
+        ["bash", "-c", script.encode("utf-8", "surrogateescape")], capture_output=True, check=True
+    ).stdout
     words = said.decode("utf-8", "surrogateescape").split("\0END\0")[:-1]
     assert [line.split("\0") for line in words] == [list(point.words) for point in odd]
     for point, value in zip(odd[1:], VALUES):

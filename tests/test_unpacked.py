@@ -47,7 +47,9 @@ def test_a_column_is_not_unpacked_beyond_its_limit(tmp_path, monkeypatch, column
 
 @pytest.mark.parametrize("rows", [1, 7, 1000])
 def test_batches_are_the_row_group(monkeypatch, rows):
-    table = pa.table({"a": [f"{n}" for n in range(rows)], "a.b": [[n] for n in range(rows)], "c": [{"d": n} for n in range(rows)]})
+    table = pa.table(
+        {"a": [f"{n}" for n in range(rows)], "a.b": [[n] for n in range(rows)], "c": [{"d": n} for n in range(rows)]}
+    )
     file = io.BytesIO()
     pq.write_table(table, file)
     monkeypatch.setattr(row_groups, "MAX_COLUMN_BYTES", 1 << 15)

@@ -28,7 +28,7 @@ from filip_jax.errors import ProcessLost, UserError
 from filip_jax.train.feed import Feed
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import chaos_workers  # noqa: E402
+import chaos_workers
 
 ENDINGS = {
     signal.SIGKILL: r"killed by SIGKILL: out of memory\? Then lower --workers",
@@ -147,13 +147,13 @@ SHORTAGES = [
 @pytest.mark.parametrize("error, said", SHORTAGES)
 def test_what_a_worker_lacks_is_said(error, said):
     with pytest.raises(ProcessLost, match=said):
-        next(pipeline._Batches(Short(error)))
+        next(pipeline.Batches(Short(error)))
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "no"), RuntimeError("exit"), UserError("bad"), KeyError(1)])
 def test_other_errors_of_the_data_stay_what_they_are(error):
     with pytest.raises(type(error)):
-        next(pipeline._Batches(Short(error)))
+        next(pipeline.Batches(Short(error)))
 
 
 def test_a_feed_whose_thread_is_ended_says_so():
@@ -182,7 +182,11 @@ def test_a_run_without_its_worker_saves_and_goes_on(small_demo, tmp_path):
     config = small_demo | {"total_steps": 200, "checkpoint": small_demo["checkpoint"] | {"every_steps": 1000}}
     config |= {"data": small_demo["data"] | {"workers": 1}}
     process = subprocess.Popen(
-        command(tmp_path / "run", config), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+        command(tmp_path / "run", config),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
     )
     while not logged(tmp_path / "run"):
         assert process.poll() is None, process.communicate()[0]

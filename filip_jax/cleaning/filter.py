@@ -167,8 +167,8 @@ def _check(source: Source, dry_run: bool, first: int, spread: int, workers: int)
         raise UserError("filter: a mixture; filter its sources one by one, each has its own `keep`")
     if isinstance(source, EachCaption):
         raise UserError("filter: each_caption=True: filter without it; training takes it beside `keep`")
-    if getattr(source, "kept", None) is not None:
-        raise UserError(f"filter: keep={source.kept.folder!r}: the data was filtered; filter all of it, with all rules")
+    if (kept := getattr(source, "kept", None)) is not None:
+        raise UserError(f"filter: keep={kept.folder!r}: the data was filtered; filter all of it, with all rules")
     if workers < 0:
         raise UserError(f"filter: workers={workers} must be at least 0")
     if first < 0 or spread < 0 or (first and spread):

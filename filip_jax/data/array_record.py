@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
@@ -44,12 +45,19 @@ class ArrayRecord:
         UserError: no such files, or a bucket that the reader of ArrayRecord can not reach.
     """
 
+    _ahead: tuple[int, Sequence[bytes]]
+    _alone: int
+    _latest: tuple[int, Any]
+    _readers: OrderedDict[int, ArrayRecordReader]
+    _lock: Lock
+    _turn: Lock
+
     def __init__(self, *, path: str, caption_keys: Sequence[str] = (), image: str = "image"):
         if path.startswith("s3://"):
             raise UserError(
                 f"path={path!r}: the reader of ArrayRecord knows no s3://; copy the files, or read tars there"
             )
-        self.left_out = Counter()
+        self.left_out = Counter[str]()
         found = storage.find(path, SUFFIXES, "path", self.left_out)
         try:
             with ThreadPoolExecutor(32) as pool:
@@ -118,7 +126,7 @@ class ArrayRecord:
     def _read_some(self, index: int, many: int) -> Sequence[bytes]:
         file = bisect_right(self.ends, index)
         start = index - self.ends[file] + int(self.shard_sizes[file])
-        end, records = min(start + many, int(self.shard_sizes[file])), []
+        end, records = min(start + many, int(self.shard_sizes[file])), list[bytes]()
         try:
             while start + len(records) < end and sum(map(len, records)) <= AHEAD_BYTES:  # unpacked, they may be large
                 first = start + len(records)

@@ -97,7 +97,7 @@ class _Stream:
 
     def _begin(self) -> None:
         self.rest = _batches(self.path, self.field)
-        self.first, self.batches, self.bytes = 0, [], 0
+        self.first, self.batches, self.bytes = 0, list[pa.RecordBatch](), 0
 
     def get_batch(self, number: int) -> pa.RecordBatch:
         """Return a batch. Raises an IndexError if there are not so many."""

@@ -14,7 +14,14 @@ import pyarrow as pa
 
 from filip_jax import storage
 from filip_jax.data.column_types import (
-    field_advice, holds_image, holds_text, inner_type, label_names, listed, option_advice, said_type,
+    field_advice,
+    holds_image,
+    holds_text,
+    inner_type,
+    label_names,
+    listed,
+    option_advice,
+    said_type,
 )  # fmt: skip
 from filip_jax.data.identity import digest, identify
 from filip_jax.data.listed import FROM, read_listed
@@ -29,8 +36,11 @@ MAX_PATH_BYTES = 1024  # of a row, beyond which a column of images holds more th
 
 
 class Footer(NamedTuple):
-    """What opening a file tells: the rows of each of its pieces, its schema, a hash of its captions' columns, and one of
-    what else rows are known by: their key and, where the column of the image holds them, the paths."""
+    """What opening a file tells: the rows of each of its pieces, its schema, and two hashes.
+
+    One is of its captions' columns, one of what else rows are known by: their key and, where the column of the image
+    holds them, the paths.
+    """
 
     sizes: list[int]
     schema: pa.Schema
@@ -53,6 +63,11 @@ class Columnar(ABC):
     Raises:
         UserError: files that cannot be read, or that lack a column or have it twice, or of a type that holds no such thing.
     """
+
+    # What a process has for itself.
+    _columns: OrderedDict[tuple[int, str], Any]
+    _lock: threading.Lock
+    _bytes: int
 
     def __init__(
         self, found: Sequence[storage.Found], path: str, left_out: Counter[str], *, image: str, caption_keys: Sequence[str], key: str, images: str
@@ -135,8 +150,9 @@ class Columnar(ABC):
     def _image(self, index: int, most: int) -> bytes:
         group, row = self._place(index)
         image = image_of(self._value(group, row, self.image), self.image)
-        data = image if isinstance(image, bytes) else embedded_image(image, most)
-        if data is not None:
+        if isinstance(image, bytes):
+            return image[:most]
+        if (data := embedded_image(image, most)) is not None:
             return data[:most]
         folder = self.images or storage.folder_of(self.files[self.groups[group][0]])
         return read_listed(folder, image, most, "" if self.images else FROM)
@@ -175,7 +191,9 @@ class Columnar(ABC):
                 raise UserError(f"{file} has two columns {column!r}: rename one, so that it is clear which is meant")
             kind = inner_type(schema.field(column).type, fields)
             if kind is None:
-                raise UserError(f"{file}: the column {column!r} has no field {'.'.join(fields)!r}; it has {listed(schema)}")
+                raise UserError(
+                    f"{file}: the column {column!r} has no field {'.'.join(fields)!r}; it has {listed(schema)}"
+                )
             if not kinds[option](kind):
                 what = f"is {said_type(kind)}, which holds no {'images' if option == 'image' else 'texts'}"
                 fits = kinds[option]

@@ -5,10 +5,11 @@ import io
 import json
 import os
 import signal
-import subprocess
+import subprocess  # noqa: TID251 - to start this Python
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO, cast
 
 import sentencepiece
 
@@ -68,16 +69,18 @@ def train_sentence_pieces(texts: Iterable[str], vocab_size: int) -> bytes:
     command = [sys.executable, "-m", __name__, str(vocab_size)]
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"PYTHONPATH": path}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as trainer:
+    # This Python and this module.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as trainer:  # noqa: S603
+        pipe = cast(IO[bytes], trainer.stdin)
         try:
             with contextlib.suppress(BrokenPipeError):  # what it ended with is told below
                 for text in texts:
-                    trainer.stdin.write(json.dumps(text).encode() + b"\n")
+                    pipe.write(json.dumps(text).encode() + b"\n")
             output, _ = trainer.communicate()
         except BaseException:
             trainer.kill()
             with contextlib.suppress(OSError):  # of what was not written yet
-                trainer.stdin.close()
+                pipe.close()
             raise
     if trainer.returncode == 0:
         return output

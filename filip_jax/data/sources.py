@@ -225,7 +225,9 @@ def check_same_data(was: Mapping[str, Any], now: Mapping[str, Any], workdir: Any
     if was.get("data_sha256") == now["data_sha256"]:
         return
     if "data" not in was:
-        warnings.warn(f"the data of {workdir}: {OLDER}; the run goes on: make sure that it has not changed", stacklevel=3)
+        warnings.warn(
+            f"the data of {workdir}: {OLDER}; the run goes on: make sure that it has not changed", stacklevel=3
+        )
         return
     noted = was["data"]
     changed = changes(json.dumps(noted) if isinstance(noted, dict) else None, json.dumps(now["data"]))

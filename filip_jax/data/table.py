@@ -107,7 +107,7 @@ class Table:
                 f"path={self.path!r}: {count} of {len(self)} rows cannot be read: {some}; {of_bad_rows(self.files, some)}"
             )
         wanted = {"image": [self.image], "caption_keys": self.caption_keys, "key": [self.key] if self.key else []}
-        absent = {}  # of each option the first column that is not there
+        absent: dict[str, str] = {}  # of each option the first column that is not there
         for option, name in ((option, name) for option, names in wanted.items() for name in names):
             if name not in columns and name.split(".")[0] not in columns:
                 absent.setdefault(option, name)
@@ -186,12 +186,13 @@ class Table:
         texts = [(f"text {n}", pa.list_(pa.string())) for n in range(len(self.caption_keys))]
         schema = pa.schema([("problem", pa.string()), ("key", pa.string()), ("image", pa.string()), *texts])
         rows, captions = hashlib.sha256(), hashlib.sha256()
-        sizes, columns, waiting, bad, some_bad, kinds = [], {}, [], 0, [], _Kinds()
+        sizes, columns, waiting, bad, kinds = [], dict[str, None](), [], 0, _Kinds()
+        some_bad: list[str] = []
         beside = replacing(Path(f"{self.stem}.arrow"))
         with beside as new, pa.OSFile(str(new), "wb") as file, pa.ipc.new_file(file, schema) as out:
             for path in self.files:
                 count = 0
-                for count, row in enumerate(read_rows(path, *self.layout), 1):
+                for count, row in enumerate(read_rows(path, *self.layout), 1):  # noqa: B007 - the last is kept below
                     columns |= dict.fromkeys(row.fields)
                     waiting.append(self._columns(row, kinds))
                     if waiting[-1][0].startswith(UNREADABLE):
@@ -211,8 +212,10 @@ class Table:
             rows=rows.hexdigest(), captions=captions.hexdigest(), records=sum(sizes), image=self.image, key=self.key,
             caption_keys=self.caption_keys,
         )  # fmt: skip
-        facts = {"sizes": sizes, "columns": list(columns), "identity": identity}
-        facts |= {"bad": bad, "some_bad": some_bad, "unusable": kinds.unusable()}
+        facts = {
+            "sizes": sizes, "columns": list(columns), "identity": identity,
+            "bad": bad, "some_bad": some_bad, "unusable": kinds.unusable(),
+        }  # fmt: skip
         storage.write(f"{self.stem}.json", json.dumps(facts).encode())
 
     def _columns(self, row: Row, kinds: "_Kinds") -> tuple:

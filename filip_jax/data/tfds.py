@@ -90,7 +90,9 @@ class Tfds:
             if key == self.label:
                 found += [Caption(self.class_names[int(features[key])], key)]
             else:
-                found += [Caption(text, key) for value in _values(features, self.texts[key]) for text in texts_of(value)]
+                found += [
+                    Caption(text, key) for value in _values(features, self.texts[key]) for text in texts_of(value)
+                ]
         return tuple(found)
 
 
@@ -115,7 +117,7 @@ def _texts(feature: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...
         yield from [place] if feature.np_dtype == np.object_ or is_label else ()
 
 
-def _values(value: Any, place: tuple[str, ...]) -> Iterator[bytes | str | np.integer]:
+def _values(value: Any, place: tuple[str, ...]) -> Iterator[bytes | str | np.integer | int]:
     """The texts, or the one number, at a place of a record, in which sequences lie anywhere."""
     if isinstance(value, Mapping):
         yield from _values(value[place[0]], place[1:])

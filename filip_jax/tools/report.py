@@ -101,7 +101,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], ours: int = -1,
 
 
 def _head(workdir, config, lines, results) -> str:
-    newest = next((line for line in reversed(lines) if "train/loss" in line), {})
+    newest: dict[str, Any] = next((line for line in reversed(lines) if "train/loss" in line), {})
     step, total = newest.get("step", 0), config.get("total_steps", 0)
     evaluated = max(map(int, results["steps"]), default=None)
     cards = {
@@ -137,7 +137,7 @@ def _large(value: Any) -> str:
 def _evaluations(workdir, results) -> str:
     if not results["steps"]:
         return _section("Evaluations", '<p class="faint">None yet: filip eval makes them.</p>')
-    steps, newest, of = comparable(results), {}, {}
+    steps, newest, of = comparable(results), dict[str, Any](), dict[str, str]()
     for step, metrics in steps.items():  # of each evaluation its newest step
         names = {evaluation_of(metric) for metric in metrics}
         newest = {metric: x for metric, x in newest.items() if evaluation_of(metric) not in names} | metrics
@@ -174,7 +174,9 @@ def _training(lines) -> str:
 def _seconds(line: Mapping[str, Any]) -> dict[str, float]:
     """The seconds of each phase of the run, all its starts together."""
     found = {key: re.fullmatch(r"time/(\w+)_seconds", key) for key in line}
-    return {match[1].replace("_", " "): float(line[key]) for key, match in found.items() if match and _is_time(line[key])}
+    return {
+        match[1].replace("_", " "): float(line[key]) for key, match in found.items() if match and _is_time(line[key])
+    }
 
 
 def _is_time(value: Any) -> bool:
@@ -182,7 +184,7 @@ def _is_time(value: Any) -> bool:
 
 
 def _time(lines) -> str:
-    newest = next((line for line in reversed(lines) if "train/loss" in line), {})
+    newest: dict[str, Any] = next((line for line in reversed(lines) if "train/loss" in line), {})
     seconds = dict(sorted(_seconds(newest).items(), key=lambda pair: -pair[1]))
     if not seconds:
         return ""
