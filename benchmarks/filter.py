@@ -20,7 +20,6 @@ import os
 import random
 import re
 import resource
-import sys
 import tarfile
 import tempfile
 import time

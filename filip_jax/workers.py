@@ -55,7 +55,8 @@ def run(
             _hand(pipe, item)
         busy = set(processes)
         while busy:
-            for pipe in wait(busy):
+            ready = wait(busy)
+            for pipe in [pipe for pipe in busy if pipe in ready]:
                 value, error, said = _answer(pipe, processes, option)
                 if error:
                     raise error from RuntimeError(f"in a worker process:\n{said}")
@@ -104,7 +105,7 @@ def _answer(
         return pipe.recv()
     except (EOFError, OSError) as error:
         processes[pipe].join()
-        code = processes[pipe].exitcode
+        code = processes[pipe].exitcode or 0
         for process in processes.values():
             process.terminate()
         raise lost("a worker process", code, f"lower {option}") from error

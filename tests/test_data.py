@@ -5,7 +5,6 @@ import itertools
 import os
 import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest

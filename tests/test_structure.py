@@ -196,7 +196,10 @@ def test_private_names_of_other_packages_are_left_alone():
         ("import jax._src.compiler as c\ndel c.write", "replaces jax._src.compiler.write"),
         ("import jax._src.compiler", "uses jax._src.compiler"),
         ("import jax\ndef f(): return jax._src.core.x", "uses jax._src.core.x"),
-        ("import fsspec\nfsspec.AbstractFileSystem._strip_protocol('x')", "uses fsspec.AbstractFileSystem._strip_protocol"),
+        (
+            "import fsspec\nfsspec.AbstractFileSystem._strip_protocol('x')",
+            "uses fsspec.AbstractFileSystem._strip_protocol",
+        ),
         ("from jax._src import x\nsetattr(x, NAME, print)", "replaces jax._src.x.*"),
         ("import jax\nmonkeypatch.setattr(jax.Array, '_value', 1)", "replaces jax.Array._value"),
         ("import jax\nmonkeypatch.delattr(jax.Array, '_value')", "replaces jax.Array._value"),
@@ -225,7 +228,7 @@ def test_the_private_names_that_stay_are_what_we_take_them_for():
     buckets = importlib.import_module("filip_jax.buckets")
     build = getattr(buckets.tensorstore_utils, buckets.BUILD)
     build = getattr(build, "plain", build)  # where a test before has used s3://
-    assert list(inspect.signature(build).parameters)[0] == "directory"
+    assert next(iter(inspect.signature(build).parameters)) == "directory"
     assert build("/folder", use_ocdbt=False)["path"].startswith("/folder")
     inspect.signature(buckets.tensorstore_utils.get_ts_context).bind()
 

@@ -88,7 +88,10 @@ def test_a_worker_that_is_killed_while_others_are_started():
 
 def test_a_process_that_indexes_tars(tmp_path, monkeypatch):
     source = write_webdataset(tmp_path, [range(4), range(4, 8)])
-    with monkeypatch.context() as patch, pytest.raises(ProcessLost, match=r"a worker process was killed by SIGKILL.*lower processes"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ProcessLost, match=r"a worker process was killed by SIGKILL.*lower processes"),
+    ):
         patch.setattr("filip_jax.data.tar_store._maker", out_of_memory)
         make_source(source | dict(processes=2))
     assert len(make_source(source | dict(processes=2))) == 8
@@ -193,7 +196,9 @@ def test_a_run_without_its_worker_saves_and_goes_on(small_demo, tmp_path):
         time.sleep(0.02)
     os.kill(chaos_workers.children(process.pid, "--multiprocessing-fork")[0], signal.SIGKILL)
     output = process.communicate(timeout=600)[0]
-    found = re.search(r"filip: a data worker was killed by SIGKILL: .*; step (\d+) of 200 is saved; .*goes on; exit 43", output)
+    found = re.search(
+        r"filip: a data worker was killed by SIGKILL: .*; step (\d+) of 200 is saved; .*goes on; exit 43", output
+    )
     assert process.returncode == HUNG and found and "Traceback" not in output, output
     assert int(found[1]) == logged(tmp_path / "run")[-1][0] and (tmp_path / f"run/checkpoints/{found[1]}").is_dir()
     process = subprocess.run(
