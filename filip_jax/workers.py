@@ -47,7 +47,8 @@ def run(
     if workers == 0:
         yield from map(make(*arguments), items)
         return
-    todo, processes = iter(items), {}
+    processes: dict[Connection, BaseProcess] = {}
+    todo = iter(items)
     try:
         for item in islice(todo, workers):
             pipe, process = _start(make, arguments)
@@ -104,7 +105,7 @@ def _answer(
         return pipe.recv()
     except (EOFError, OSError) as error:
         processes[pipe].join()
-        code = processes[pipe].exitcode
+        code = processes[pipe].exitcode or 0
         for process in processes.values():
             process.terminate()
         raise lost("a worker process", code, f"lower {option}") from error
