@@ -47,7 +47,8 @@ def run(
     if workers == 0:
         yield from map(make(*arguments), items)
         return
-    todo, processes = iter(items), {}
+    processes: dict[Connection, BaseProcess] = {}
+    todo = iter(items)
     try:
         for item in islice(todo, workers):
             pipe, process = _start(make, arguments)
