@@ -33,7 +33,11 @@ CONFIG = ROOT / "benchmarks/chaos_config.py"
 PREEMPTED, HUNG = 42, 43
 HEARTBEAT, START = 10, 30  # seconds, as in the config
 DEVICES = 4  # of each process
+# JAX lets process 0 alone fill its cache of programs; the others compile at each start.
+QUICKLY = "--xla_backend_optimization_level=0"
 PATIENCE = 180  # seconds after which a run that should have ended is said to hang
+# Seconds that a promise with a limit leaves to the machine; tests, which have other work beside them, set more.
+SLACK = 2
 
 
 class Broken(AssertionError):
@@ -71,7 +75,8 @@ class Job:
         self.processes = []
         for index in range(processes):
             environment = os.environ | {
-                "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices or DEVICES}",
+                "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices or DEVICES} {QUICKLY}",
                 "CHAOS": slow, "PHASES": str(self.logs / "phases_%"), "JAX_PROCESS_ID": str(index),
                 "JAX_NUM_PROCESSES": str(processes), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", **more,
             }  # fmt: skip
@@ -100,17 +105,22 @@ class Job:
             Broken: it ended, or nothing happened.
         """
         end = time.monotonic() + PATIENCE
-        while not condition():
-            check(len(self.running()) == len(self.processes), f"the run ended before {what}:\n{self.output()}")
-            check(time.monotonic() < end, f"no {what} in {PATIENCE} s:\n{self.output()}")
-            time.sleep(0.005)
+        try:
+            while not condition():
+                check(len(self.running()) == len(self.processes), f"the run ended before {what}:\n{self.output()}")
+                check(time.monotonic() < end, f"no {what} in {PATIENCE} s:\n{self.output()}")
+                time.sleep(0.005)
+        except BaseException:
+            self.kill()
+            raise
 
-    def wait(self, limit: float = PATIENCE) -> list[int]:
+    def wait(self, limit: float = 0.0) -> list[int]:
         """The exit codes, when all have ended.
 
         Raises:
             Broken: one has not.
         """
+        limit = limit or PATIENCE
         end = time.monotonic() + limit
         while self.running() and time.monotonic() < end:
             time.sleep(0.02)
@@ -216,7 +226,7 @@ def kills(folder: Path, whole: Path, count: int, random_: random.Random, options
         started = all(file.read_text() for file in job.phases)  # past waiting for each other
         job.send(signal.SIGKILL, victims)
         killed = time.monotonic()
-        codes = job.wait(HEARTBEAT + 2 if started else START + 5)
+        codes = job.wait((HEARTBEAT if started else START + 3) + SLACK)
         if len(victims) == 1:
             slowest[started] = max(slowest[started], time.monotonic() - killed)
         named = (HUNG,) if victims == [1] and started else (HUNG, -6, -9)  # JAX aborts where process 0 is gone
@@ -286,7 +296,7 @@ def stopped(workdir: Path, phase: str, number: int, random_: random.Random, opti
     time.sleep(random_.uniform(0.0, 0.3))
     job.send(random_.choice([signal.SIGTERM, signal.SIGUSR1]), random_.choice([[0, 1], [0], [1]]))
     sent = time.monotonic()
-    codes = job.wait(60)
+    codes = job.wait(58 + SLACK)
     if codes == [0, 0]:
         return 0.0
     seconds = time.monotonic() - sent
@@ -294,7 +304,7 @@ def stopped(workdir: Path, phase: str, number: int, random_: random.Random, opti
     check(codes == [PREEMPTED] * 2, f"{where}: exit codes {codes}:\n{job.output()}")
     made, newest = max(losses(workdir), default=0), max(saved_steps(workdir), default=0)
     check(newest >= made, f"{where}: step {made} was made, but {newest} is saved:\n{job.output()}")
-    check(not (phase == "compile" and first) or seconds < 5, f"a stop in the first compile took {seconds:.1f} s")
+    check(not (phase == "compile" and first) or seconds < 3 + SLACK, f"a stop in the first compile took {seconds:.1f} s")
     return seconds
 
 
@@ -307,7 +317,7 @@ def freezes(folder: Path, options: tuple = (), which: tuple = (1, 0)) -> dict[st
         job.send(signal.SIGSTOP, [frozen])
         since = time.monotonic()
         other = job.processes[1 - frozen]
-        while other.poll() is None and time.monotonic() - since < HEARTBEAT + 10:
+        while other.poll() is None and time.monotonic() - since < HEARTBEAT + 8 + SLACK:
             time.sleep(0.05)
         seconds, said = time.monotonic() - since, job.output()
         code = other.poll()

@@ -107,9 +107,10 @@ def _list(place: Named, suffixes: tuple[str, ...], left_out: Counter[str]) -> li
             infos = system.glob(pattern, detail=True)
         else:
             infos = system.find(path, detail=True)
-            top = system._strip_protocol(path)
-            if list(infos) != [top] and "" not in suffixes:
-                names = {name: (name.removeprefix(top), info["size"]) for name, info in infos.items()}
+            top = path.partition("://")[2].strip("/")
+            below = {name: name.strip("/").removeprefix(top) for name in infos}
+            if list(below.values()) != [""] and "" not in suffixes:  # else it is a file
+                names = {name: (below[name], info["size"]) for name, info in infos.items()}
                 infos = {name: infos[name] for name in sift(names, suffixes, left_out)}
     return _files(scheme, infos)
 

@@ -5,14 +5,13 @@ import os
 import re
 import shutil
 import threading
-import time
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, make_devices_mesh
+from conftest import ROOT, make_devices_mesh, until
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -278,16 +277,16 @@ def test_a_watch_evaluates_each_checkpoint_that_comes_and_ends_with_the_run(run,
     aside = run.parent.parent / "aside"
     (run / "checkpoints").rename(aside)
     (run / "checkpoints").mkdir()
-    ended = []
+    ended, shown = [], []
     thread = threading.Thread(target=lambda: ended.append(evaluate_runs(str(run), Choice(watch=True))))
     thread.start()
+    assert until(lambda: shown.append(capsys.readouterr().out) or "waiting for a checkpoint: " in "".join(shown))
     for step in STEPS:
-        time.sleep(0.3)
         shutil.copytree(aside / str(step), run / "checkpoints" / f"{step}.tmp")
         (run / "checkpoints" / f"{step}.tmp").rename(run / "checkpoints" / str(step))  # whole or absent
-    thread.join(60)
+        assert until(lambda: (step, "val") in evaluated)
+    thread.join(120)
     assert [step for step, name in evaluated if name == "val"] == STEPS and "a, step 6" in ended[0]
-    assert "waiting for a checkpoint: " in capsys.readouterr().out
 
 
 def test_a_watch_goes_on_over_removed_checkpoints_and_failing_disks(run, monkeypatch, capsys):

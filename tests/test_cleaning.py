@@ -8,14 +8,13 @@ import runpy
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import ROOT
+from conftest import ROOT, until
 from hypothesis import example, given
 from hypothesis import strategies as st
 from memory_source import Deadly, Interrupted, Memory
@@ -374,25 +373,18 @@ def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path, uninterrupted):
         [sys.executable, script, output], env=os.environ | {"PYTHONPATH": paths}, stderr=subprocess.PIPE
     )
     try:
-        wait_for(lambda: run.poll() is not None or len(list(output.glob("work/0*.json"))) > 3)
+        assert until(lambda: run.poll() is not None or len(list(output.glob("work/0*.json"))) > 3)
         workers = [int(n) for n in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
     finally:
         run.send_signal(signal.SIGKILL)
         run.wait()
         run.stderr.close()
     assert len(workers) >= 2 and not (output / "report.json").exists()
-    wait_for(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers))
+    assert until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in workers))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filter_module, "PIECE", 10)
         filter_source(Memory(MANY), output, max_repeats=8, workers=0)
     assert result(output) == uninterrupted
-
-
-def wait_for(condition):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_workers_change_nothing(tmp_path, monkeypatch, uninterrupted, capsys):

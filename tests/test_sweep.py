@@ -93,7 +93,7 @@ def test_a_signal_is_handed_on_and_the_same_command_goes_on(file, tmp_path):
             time.sleep(0.1)
         sweep.send_signal(signal.SIGTERM)
         try:
-            assert sweep.wait(60) == 130
+            assert sweep.wait(300) == 130
         finally:
             sweep.kill()
     for folder in folders:

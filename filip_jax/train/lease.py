@@ -79,6 +79,8 @@ class Lease:
         if not self.holds:
             return
         with self.turn:
+            if self.ended.is_set():  # while the thread waited for its turn
+                return
             other = self._read()
             if other and other.get("token") != self.me["token"]:
                 raise UserError(
