@@ -156,6 +156,15 @@ def test_a_killed_trainer_is_said():
         train_sentence_pieces(texts(), 300)
 
 
+@pytest.mark.parametrize("end", ["kill -9 $$", "exit 1"])
+def test_a_trainer_that_ends_while_it_writes_is_lost(monkeypatch, tmp_path, end):
+    (tmp_path / "python").write_text(f"#!/bin/sh\ncat > /dev/null\necho half a model\n{end}\n")
+    (tmp_path / "python").chmod(0o700)
+    monkeypatch.setattr("filip_jax.data.sentence_pieces.sys.executable", str(tmp_path / "python"))
+    with pytest.raises(ProcessLost, match="the process that trains a tokenizer (was killed by SIGKILL|ended with exit code 1)"):
+        train_sentence_pieces(CAPTIONS, 400)
+
+
 def test_an_error_in_the_captions_is_said_though_the_trainer_is_gone(monkeypatch):
     monkeypatch.setattr("filip_jax.data.sentence_pieces.sys.executable", "/bin/true")
 

@@ -188,6 +188,25 @@ def test_manifest(run, trained, capsys):
         commands(n, run, capsys, "inspect", "report", "eval")
 
 
+HUGE = {
+    "dimensions": lambda tree: tree.update(a={"shape": [10**18] * 400, "dtype": "float32"}),
+    "below zero": lambda tree: tree.update(a={"shape": [-5], "dtype": "float32"}),
+    "a truth value": lambda tree: tree.update(a={"shape": [True], "dtype": "float32"}),
+    "a type": lambda tree: tree.update(a={"shape": [1], "dtype": "float" + "9" * 5000}),
+    "a name": lambda tree: tree.update({"params/" + "a/" * 50_000: {"shape": [1], "dtype": "float32"}}),
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_arrays_of_a_manifest_that_cannot_be(run, kind):
+    file = run / "checkpoints/2/manifest.json"
+    content = json.loads(file.read_text())
+    HUGE[kind](content["tree"])
+    file.write_text(signed(content))
+    with pytest.raises(UserError, match="is damaged: it is not the manifest of a checkpoint"):
+        Checkpoints(run).manifest(2)
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "keys/process_0.jsonl", "quarantine/process_0.jsonl"])
 def test_lines(run, name, capsys):
     file = run / name
@@ -335,6 +354,33 @@ def test_what_convert_and_filter_go_on_from(tmp_path):
             elif file.parent == kept:
                 survives(lambda: filter_source(make_source(source), kept, **options), lambda: Kept(str(kept)))
         file.write_text(content)
+
+
+def test_what_convert_and_filter_go_on_from_are_files(tmp_path):
+    """A pipe would be waited for; behind a link lies what is not ours."""
+    (tmp_path / "tars").mkdir()
+    source, out, kept = write_webdataset(tmp_path / "tars", [range(3)]), tmp_path / "out", tmp_path / "kept"
+    convert(source, out, short_side=0, records_per_shard=2, workers=1)
+    (out / "00000.hashes").unlink()
+    os.mkfifo(out / "00000.hashes")
+    in_time(lambda: convert(source, out, short_side=0, records_per_shard=2, workers=1))
+    options = dict(languages=(), person_names=False, workers=0, min_side=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("filip_jax.cleaning.filter._join", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            filter_source(make_source(source), kept, **options)
+    (kept / "work").rename(tmp_path / "elsewhere")
+    (kept / "work").symlink_to(tmp_path / "elsewhere")
+    before = sorted((file, file.stat().st_mtime_ns) for file in (tmp_path / "elsewhere").iterdir())
+    with pytest.raises(UserError, match="work is a symbolic link"):
+        filter_source(make_source(source), kept, **options)
+    assert before == sorted((file, file.stat().st_mtime_ns) for file in (tmp_path / "elsewhere").iterdir())
+    (kept / "work").unlink()
+    (tmp_path / "elsewhere").rename(kept / "work")
+    (kept / "work/00000000.kept.npy").unlink()
+    os.mkfifo(kept / "work/00000000.kept.npy")
+    with pytest.raises(UserError, match="kept.npy is no regular file"):
+        filter_source(make_source(source), kept, **options)
 
 
 def in_time(call):

@@ -16,6 +16,7 @@ from filip_jax.cleaning.judge import Judge
 from filip_jax.cleaning.repeats import repeats_of, write_array, write_hashes
 from filip_jax.cleaning.report import Tally
 from filip_jax.cleaning.rules import Rules, text_hash
+from filip_jax.data.kept import SCHEMA
 from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import Source
 from filip_jax.files import remove_abandoned, write_atomically
@@ -24,7 +25,6 @@ from filip_jax.workers import run as run_workers
 PLAN = "plan.json"
 RESULT = re.compile(r"plan\.json|repeats\.npy|\d{8,}\.(hashes\.npy|kept\.npy|captions\.arrow|json)")
 PIECE = 10_000  # records at most
-CAPTIONS = pa.schema([("index", pa.int64()), ("origin", pa.string()), ("text", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def _arrow(rows: list[tuple[int, str, str]]) -> bytes:
     columns: list[tuple[Any, ...]] = list(zip(*rows)) or [(), (), ()]
     texts = [[text.encode("utf-8", "replace").decode("utf-8") for text in column] for column in columns[1:]]
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, CAPTIONS) as writer:
-        writer.write_table(pa.table([columns[0], *texts], schema=CAPTIONS))
+    with pa.ipc.new_file(sink, SCHEMA) as writer:
+        writer.write_table(pa.table([columns[0], *texts], schema=SCHEMA))
     return sink.getvalue().to_pybytes()
 
 

@@ -18,6 +18,7 @@ from filip_jax.workers import lost
 
 PAD, UNKNOWN, BOS, EOS = 0, 1, 2, 3
 SMALLEST = 270  # vocabulary
+REFUSED = 3  # exit code of a trainer that wrote why it cannot train
 
 
 class SentencePieces:
@@ -84,7 +85,7 @@ def train_sentence_pieces(texts: Iterable[str], vocab_size: int) -> bytes:
             raise
     if trainer.returncode == 0:
         return output
-    if not output:
+    if trainer.returncode != REFUSED:  # it may have been killed while it wrote the model
         raise lost("the process that trains a tokenizer", trainer.returncode, "lower tokenizer.captions")
     said = output.decode(errors="replace")
     raise UserError(f"tokenizer.vocab_size={vocab_size}: sentencepiece cannot train on these captions: {said}")
@@ -106,7 +107,7 @@ if __name__ == "__main__":
     try:
         result, code = _train(map(json.loads, sys.stdin.buffer), int(sys.argv[1])), 0
     except (RuntimeError, UnicodeError) as error:
-        result, code = str(error).encode(), 3
+        result, code = str(error).encode(), REFUSED
     sys.stdout.buffer.write(result)
     sys.stdout.flush()
     sys.exit(code)

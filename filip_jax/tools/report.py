@@ -22,6 +22,7 @@ from filip_jax.errors import UserError
 from filip_jax.evals.curves import COLOURS, chart, metric_charts, points
 from filip_jax.evals.published import published_rows
 from filip_jax.evals.results import cell, comparable, evaluation_of, read_results, rows_of
+from filip_jax.folders import first_link
 from filip_jax.logged import read_metrics
 from filip_jax.paths import flatten
 from filip_jax.plain import escape
@@ -204,9 +205,9 @@ def _time(lines) -> str:
 
 
 def _pictures(folder: Path) -> str:
-    """The newest page of each pair that an evaluation has drawn."""
+    """The newest page of each pair that an evaluation has drawn; none that lies behind a link."""
     content = ""
-    for each in sorted(path for path in folder.glob("*") if path.is_dir()):
+    for each in sorted(path for path in folder.glob("*") if path.is_dir() and not first_link(str(path), str(folder.parent))):
         newest: dict[int, tuple[int, Path]] = {}
         for file in each.glob("*_step_*.png"):
             if match := re.fullmatch(r"(\d+)_step_(\d+)\.png", file.name):
