@@ -161,7 +161,9 @@ def test_a_trainer_that_ends_while_it_writes_is_lost(monkeypatch, tmp_path, end)
     (tmp_path / "python").write_text(f"#!/bin/sh\ncat > /dev/null\necho half a model\n{end}\n")
     (tmp_path / "python").chmod(0o700)
     monkeypatch.setattr("filip_jax.data.sentence_pieces.sys.executable", str(tmp_path / "python"))
-    with pytest.raises(ProcessLost, match="the process that trains a tokenizer (was killed by SIGKILL|ended with exit code 1)"):
+    with pytest.raises(
+        ProcessLost, match="the process that trains a tokenizer (was killed by SIGKILL|ended with exit code 1)"
+    ):
         train_sentence_pieces(CAPTIONS, 400)
 
 

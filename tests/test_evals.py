@@ -306,7 +306,10 @@ def test_prompts_are_templates_a_file_or_combinations(tmp_path):
     ]  # fmt: skip
     for wrong, message in (
         ((), "no prompts"),
-        (dict(prefixes=("a",) * 300, suffixes=("b",) * 300), "make 90000 templates; give parts that make at most 65536"),
+        (
+            dict(prefixes=("a",) * 300, suffixes=("b",) * 300),
+            "make 90000 templates; give parts that make at most 65536",
+        ),
         (("a photo",), "the prompt 'a photo' has no {}"),
         ((3,), "the prompt 3 has no {}"),
         (str(tmp_path / "none.txt"), "zero_shot.prompts='.*none.txt': the file can not be read"),

@@ -26,7 +26,7 @@ class MappedTable:
     """
 
     def __init__(self, file: str | Path, schema: pa.Schema, rows: int):
-        self.rows, self.checked = rows, set()
+        self.rows, self.checked = rows, set[int]()
         self.table = map_table(file, schema)
         sizes = [batch.num_rows for batch in self.table.to_batches()]
         if any(size != rows for size in sizes[:-1]) or (sizes and sizes[-1] > rows):

@@ -169,7 +169,9 @@ class Table:
         try:
             problem, key, image, *texts = self._table.row(index)
         except (OSError, ValueError) as error:
-            raise UserError(f"{self.stem}.arrow is damaged ({error}): remove it and its .json, they are made again") from error
+            raise UserError(
+                f"{self.stem}.arrow is damaged ({error}): remove it and its .json, they are made again"
+            ) from error
         return problem, key, image, texts
 
     @cached_property

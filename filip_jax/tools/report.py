@@ -207,7 +207,9 @@ def _time(lines) -> str:
 def _pictures(folder: Path) -> str:
     """The newest page of each pair that an evaluation has drawn; none that lies behind a link."""
     content = ""
-    for each in sorted(path for path in folder.glob("*") if path.is_dir() and not first_link(str(path), str(folder.parent))):
+    for each in sorted(
+        path for path in folder.glob("*") if path.is_dir() and not first_link(str(path), str(folder.parent))
+    ):
         newest: dict[int, tuple[int, Path]] = {}
         for file in each.glob("*_step_*.png"):
             if match := re.fullmatch(r"(\d+)_step_(\d+)\.png", file.name):
