@@ -64,6 +64,7 @@ raw = pa.struct([("raw", pa.string()), ("id", pa.int64())])
         (pa.dictionary(pa.int8(), pa.string()), ["a", None, "a"], [["a"], [], ["a"]]),
         (pa.list_(pa.string()), [["a", None, "b"], None, []], [["a", "b"], [], []]),
         (pa.list_(pa.list_(pa.string())), [[["a"], ["b", "c"]], [], [[]]], [["a", "b", "c"], [], []]),
+        (pa.large_list(pa.large_string()), [["a", "b"], None, []], [["a", "b"], [], []]),
         (pa.list_(pa.binary()), [[b"a"], [], None], [["a"], [], []]),
         (raw, [{"raw": "a", "id": 1}, None, {"raw": None, "id": 2}], [["a"], [], []]),
         (pa.list_(raw), [[{"raw": "a", "id": 1}, {"raw": "b", "id": 2}], [], None], [["a", "b"], [], []]),
@@ -87,6 +88,24 @@ def test_texts_of_every_type(tmp_path, write, kind, values, expected):
     json_values = [value for value in values if not isinstance(value, bytes | Decimal)]
     for value in json_values:
         assert texts_of(value) == expected[values.index(value)] if value == value else texts_of(value) == []
+
+
+far = pa.array([2**60, 1, 2], pa.int64())
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+@pytest.mark.parametrize("values, keys", [
+    (far.view(pa.timestamp("us")), ["0", "1970-01-01 00:00:00.000001", "1970-01-01 00:00:00.000002"]),
+    (far.view(pa.timestamp("ns")), ["0", "1", "2"]), (far.view(pa.timestamp("us", "No/Where")), ["0", "1", "2"]),
+    (pa.array([2**31 - 1, 1, 2], pa.int32()).view(pa.date32()), ["0", "1970-01-02", "1970-01-03"]),
+    (pa.array([list(range(2000)), [1], []]), ["0", "[1]", "[]"]), (pa.array(["k" * 2000, "a", None]), ["0", "a", "2"]),
+    (pa.StructArray.from_arrays([far, far], ["a", "a"]), ["{'a': 1152921504606846976}", "{'a': 1}", "{'a': 2}"]),
+], ids=["times", "nanoseconds", "a zone", "days", "lists", "texts", "double fields"])  # fmt: skip
+def test_keys_and_what_lies_beside_texts_may_be_what_python_cannot_hold(tmp_path, write, values, keys):
+    texts = pa.StructArray.from_arrays([pa.array(["a", "b", "c"]), values], ["raw", "made"])
+    section = write(tmp_path / "0.x", pa.table({"image": IMAGES, "caption": texts, "id": values})) | {"key": "id"}
+    source = make_source(section)
+    assert [(source[n].key, source[n].caption) for n in range(3)] == list(zip(keys, "abc"))
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
@@ -469,6 +488,20 @@ def test_files_of_several_splits_are_said(tmp_path):
         assert len(make_source(dict(name="parquet", path=str(tmp_path)))) == 2
     one = make_source(dict(name="parquet", path=f"{tmp_path}/train-*"))
     assert [one.captions(n)[0].text for n in range(len(one))] == ["train"]
+
+
+@pytest.mark.parametrize("write, ending", [(write_file, ".feather"), (write_stream, ".ipc"), (write_parquet, ".pq"), (write_parquet, ".parq")])
+def test_other_endings_that_writers_give(tmp_path, write, ending):
+    section = write(tmp_path / f"0{ending}", pa.table({"image": IMAGES, "caption": ["a", "b", "c"]}))
+    assert make_source(section | {"path": str(tmp_path)})[2].caption == "c"
+    with pytest.raises(UserError, match=f"{ending} \\(1\\).*{section['name']}"):
+        make_source(dict(name="webdataset", path=str(tmp_path)))
+
+
+def test_the_first_version_of_feather_is_named(tmp_path):
+    (tmp_path / "0.feather").write_bytes(b"FEA1" + bytes(40) + b"FEA1")
+    with pytest.raises(UserError, match="is of Feather's first version: write it anew"):
+        make_source(dict(name="arrow", path=str(tmp_path)))
 
 
 def test_a_refusal_names_the_source_that_reads_what_is_there(tmp_path):

@@ -118,11 +118,12 @@ class ArrayRecord:
     def _read_some(self, index: int, many: int) -> Sequence[bytes]:
         file = bisect_right(self.ends, index)
         start = index - self.ends[file] + int(self.shard_sizes[file])
-        end, records = min(start + many, int(self.shard_sizes[file])), []
+        end, records, step = min(start + many, int(self.shard_sizes[file])), [], 1
         try:
             while start + len(records) < end and sum(map(len, records)) <= AHEAD_BYTES:  # unpacked, they may be large
                 first = start + len(records)
-                records += self._reader(file).read(first, min(first + PIECE, end))
+                records += self._reader(file).read(first, min(first + step, end))
+                step = min(2 * step, PIECE)  # what the first ones unpack to, others are likely to
         except (RuntimeError, IndexError):  # a damaged record spoils only itself
             return records or self._read_one(file, start)
         return records

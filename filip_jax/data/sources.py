@@ -13,6 +13,7 @@ import numpy as np
 from filip_jax.data.annotations import Annotations
 from filip_jax.data.array_record import SUFFIXES as ARRAY_RECORDS
 from filip_jax.data.array_record import ArrayRecord
+from filip_jax.data.arrow import SUFFIXES as ARROWS
 from filip_jax.data.arrow import Arrow
 from filip_jax.data.class_folder import ClassFolder
 from filip_jax.data.decode import ENDINGS
@@ -49,7 +50,7 @@ SOURCES = {
 }
 # endings of what a source reads in its folder, which our own commands write, too
 READS = {
-    "folder": ENDINGS, "class_folder": ENDINGS, "array_record": ARRAY_RECORDS, "arrow": (".arrow",), "jsonl": LISTS,
+    "folder": ENDINGS, "class_folder": ENDINGS, "array_record": ARRAY_RECORDS, "arrow": ARROWS, "jsonl": LISTS,
     "csv": LISTS, "annotations": (".json",),
 }  # fmt: skip
 ALSO_KNOWN_AS = {  # kinds of data by the names that other tools have for them: the source that reads them
