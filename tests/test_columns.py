@@ -22,7 +22,7 @@ from filip_jax.data import arrow, columnar
 from filip_jax.data.decode import decode
 from filip_jax.data.identity import parts_of
 from filip_jax.data.record import BadRecord, Caption, Record
-from filip_jax.data.sources import make_source
+from filip_jax.data.sources import check_same_data, describe, make_source
 from filip_jax.data.values import texts_of
 from filip_jax.errors import UserError
 from filip_jax.evals.records import check_records
@@ -457,6 +457,33 @@ def test_in_a_bucket_its_own_checksum_is_the_identity(tmp_path, monkeypatch):
         found.append(make_source(dict(name="parquet", path="gs://sums/0.parquet")).identity)
         assert sum(map(len, read)) < 100_000 * len(found)
     assert found[0] != found[1] == found[2]
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["to a disk", "to a bucket"])
+def test_a_run_goes_on_with_a_copy_of_what_lay_in_a_bucket(tmp_path, monkeypatch, back):
+    """A warning says that the content is not compared; other names, numbers and options are refused, other sums, too."""
+    fs = Bucket()
+    monkeypatch.setattr(storage, "_system", lambda path: fs)
+
+    def described(path, name, texts, sum_="1", **options):
+        table = pa.table({"image": IMAGES, "caption": texts})
+        pq.write_table(table, tmp_path / name)
+        fs.pipe_file(f"gs://copies/{name}", (tmp_path / name).read_bytes())
+        monkeypatch.setattr(storage, "checksum", lambda path: sum_)
+        return describe(make_source(dict(name="parquet", path=f"{path}/{name}", **options)))
+
+    texts, places = ["a", "b", "c"], ("gs://copies", str(tmp_path))
+    first, second = reversed(places) if back else places
+    meta = json.loads(json.dumps(described(first, "0.parquet", texts)))
+    with pytest.warns(UserWarning, match="the data of run: a bucket's checksums .* cannot be compared; .* the run goes on: make sure"):
+        check_same_data(meta, described(second, "0.parquet", texts), "run")
+    check_same_data(meta, described(first, "0.parquet", texts), "run")
+    changed = {"names": ["1.parquet", texts], "key": ["0.parquet", texts], "sizes": ["0.parquet", ["long " * 99, "b", "c"]]}
+    for part, given in changed.items():
+        with pytest.raises(UserError, match=rf"what differs: .*\b{part}"):
+            check_same_data(meta, described(second, *given, key="caption" * (part == "key")), "run")
+    with pytest.raises(UserError, match=r"what differs: captions, rows\)" if not back else r"what differs: captions\)"):
+        check_same_data(meta, described(first, "0.parquet", ["a", "b", "d"], sum_="2"), "run")
 
 
 def test_values_in_each_other_are_read_to_a_depth():

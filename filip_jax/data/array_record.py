@@ -14,7 +14,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from filip_jax import storage
 from filip_jax.data.examples import Values, features_of, image_advice, say_features
-from filip_jax.data.identity import digest, identify
+from filip_jax.data.identity import digest, digest_of_files, identify
 from filip_jax.data.own_record import MAGIC, decode_record, encode_record
 from filip_jax.data.record import IMAGE_BYTES, BadRecord, Caption, Record
 from filip_jax.data.riegeli import content_digests
@@ -63,7 +63,7 @@ class ArrayRecord:
         self._many = min(AHEAD, 1 + AHEAD_BYTES * self.ends[-1] // (1 + sum(file.size for file in found)))
         self.identity = identify(
             names=digest(storage.name_of(file.path) for file in found), records=len(self),
-            content=digest(content_digests(found, len(self))), image=image, caption_keys=self.caption_keys,
+            content=digest_of_files(content_digests(found, len(self)), storage.is_remote(path)), image=image, caption_keys=self.caption_keys,
         )  # fmt: skip
         self.__setstate__({})
         self.seen = self._look() + say_left_out(self.left_out)

@@ -17,7 +17,7 @@ from filip_jax import storage
 from filip_jax.data.column_types import (
     field_advice, holds_image, holds_text, inner_type, label_names, listed, option_advice, said_type,
 )  # fmt: skip
-from filip_jax.data.identity import digest, identify
+from filip_jax.data.identity import digest, digest_of_files, identify
 from filip_jax.data.listed import FROM, read_listed
 from filip_jax.data.packed import PACKED_BYTES, refuse_other
 from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, METADATA_BYTES, BadRecord, Caption, Record
@@ -83,8 +83,8 @@ class Columnar(ABC):
         self.seen = f"{len(found)} files with the columns {listed(footers[0].schema)}{say_left_out(left_out)}"
         self.identity = identify(
             names=digest(map(storage.name_of, self.files)), sizes=digest(str(file.size) for file in found),
-            records=len(self), captions=digest(footer.captions for footer in footers),
-            rows=digest(footer.rows for footer in footers), image=image, key=key, caption_keys=self.caption_keys,
+            records=len(self), captions=digest_of_files((footer.captions for footer in footers), storage.is_remote(path)),
+            rows=digest_of_files((footer.rows for footer in footers), storage.is_remote(path)), image=image, key=key, caption_keys=self.caption_keys,
         )  # fmt: skip
 
     @abstractmethod
