@@ -459,6 +459,15 @@ def test_in_a_bucket_its_own_checksum_is_the_identity(tmp_path, monkeypatch):
     assert found[0] != found[1] == found[2]
 
 
+def filtered(folder, source, indices, table):
+    folder.mkdir()
+    np.save(folder / "kept.npy", indices)
+    with pa.OSFile(str(folder / "captions.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as out:
+        out.write_table(table)
+    (folder / "report.json").write_text(json.dumps({"identity": source.identity, "source_records": len(source)}))
+    return str(folder)
+
+
 @pytest.mark.parametrize("back", [False, True], ids=["to a disk", "to a bucket"])
 def test_a_run_goes_on_with_a_copy_of_what_lay_in_a_bucket(tmp_path, monkeypatch, back):
     """A warning says that the content is not compared; other names, numbers and options are refused, other sums, too."""
@@ -478,6 +487,10 @@ def test_a_run_goes_on_with_a_copy_of_what_lay_in_a_bucket(tmp_path, monkeypatch
     with pytest.warns(UserWarning, match="the data of run: a bucket's checksums .* cannot be compared; .* the run goes on: make sure"):
         check_same_data(meta, described(second, "0.parquet", texts), "run")
     check_same_data(meta, described(first, "0.parquet", texts), "run")
+    kept = np.array([0, 2]), pa.table({"index": pa.array([], pa.int64()), "origin": [""][:0], "text": [""][:0]})
+    keep = filtered(tmp_path / "kept", make_source(dict(name="parquet", path=f"{first}/0.parquet")), *kept)
+    with pytest.warns(UserWarning, match="keep=.*: a bucket's checksums .* if the data changed since, filter again"):
+        assert len(make_source(dict(name="parquet", path=f"{second}/0.parquet", keep=keep))) == 2
     changed = {"names": ["1.parquet", texts], "key": ["0.parquet", texts], "sizes": ["0.parquet", ["long " * 99, "b", "c"]]}
     for part, given in changed.items():
         with pytest.raises(UserError, match=rf"what differs: .*\b{part}"):
