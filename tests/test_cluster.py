@@ -1,6 +1,7 @@
 """Processes as one run: who they are, what they agree on, what ends them."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -8,23 +9,24 @@ import threading
 import time
 from collections.abc import Iterator
 
+import jax
 import pytest
 from conftest import free_port
 from hypothesis import given
 from hypothesis import strategies as st
 
-from filip_jax.cluster.join import check_processes, check_table, describe_process, is_loopback
+from filip_jax.cluster.join import check_processes, check_table, describe_process, is_loopback, join_processes
 from filip_jax.cluster.roll_call import roll_call
 from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch
-from filip_jax.errors import UserError
+from filip_jax.errors import ProcessLost, UserError
 from filip_jax.train.feed import Feed
 from filip_jax.train.goodput import LOST, NAMES, Goodput, key_of
 
 SECTION = dict(stop_signals=("SIGTERM",), heartbeat_seconds=100, start_seconds=300, hang_seconds=600.0)
 
 
-def together(code, count=2, seconds=60, **variables):
-    """[(exit code, output)] of processes that join and run the code with `me`, `service`, `watch`."""
+def together(code, count=2, seconds=60, before="", **variables):
+    """[(exit code, output)] of processes that run `before`, join and run the code with `me`, `service`, `watch`."""
     begin = """
         import os, signal, sys, threading, time
         from filip_jax.cluster import service
@@ -39,7 +41,7 @@ def together(code, count=2, seconds=60, **variables):
         import jax
         me = jax.process_index()
     """
-    script = textwrap.dedent(begin) + textwrap.dedent(code)
+    script = textwrap.dedent(before) + textwrap.dedent(begin) + textwrap.dedent(code)
     cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(count)} | variables
     started = []
     for index in range(count):
@@ -241,6 +243,29 @@ def test_others_that_never_come_are_one_line():
     assert code == HUNG and time.monotonic() - began < 20
     assert "have not come in processes.start_seconds=2: this is process 0 of 2, they meet at 127.0.0.1:" in output
     assert "loopback" in output and "Traceback" not in output
+
+
+def test_a_process_that_dies_before_all_know_each_others_devices_is_a_loss():
+    dies = """
+        import os, jax
+        if os.environ["JAX_PROCESS_ID"] == "0":  # it has joined, and ends where it would tell its devices
+            jax.process_index = lambda: os._exit(9)
+    """
+    (first, _), (second, output) = together("", before=dies)
+    assert first == 9
+    # A thread of JAX that polls for errors may be the first to hear of it: it aborts the process, which may start again, too.
+    assert second == -signal.SIGABRT or "ProcessLost: another process was lost while the processes met: " in output
+
+
+@pytest.mark.parametrize("status, kind", [("UNAVAILABLE", ProcessLost), ("INVALID_ARGUMENT", UserError)])
+def test_an_error_of_joining_is_a_loss_or_a_mistake(monkeypatch, status, kind):
+    def fail(**_):
+        raise RuntimeError(f"{status}: connection reset")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    monkeypatch.delenv("JAX_PROCESS_ID", raising=False)
+    with pytest.raises(kind, match="connection reset"):
+        join_processes(Watch(), 10, 30)
 
 
 def test_an_id_that_is_taken_on_this_host_is_refused():

@@ -18,9 +18,10 @@ from jax._src import distributed
 from filip_jax import __version__, progress
 from filip_jax.cluster import service
 from filip_jax.cluster.watch import HUNG, Watch, check_signals
-from filip_jax.errors import UserError
+from filip_jax.errors import ProcessLost, UserError
 from filip_jax.sections import at_least
 
+LOST = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")  # the states of gRPC in which the other side cannot be reached
 JAX_IS_LATER = 2  # times: it ends processes without naming the one that is gone, see pulse.py
 SAME = ("python", "jax", "jaxlib", "numpy", "filip_jax", "config")  # what all processes must have alike
 
@@ -50,7 +51,8 @@ def join_processes(watch: Watch, heartbeat_seconds: int, start_seconds: int) -> 
     `start_seconds`, the watch ends the process: JAX itself would only abort. Progress is shown by the first process.
 
     Raises:
-        UserError: neither does, the address can not be, or this process is there already.
+        UserError: neither does, the address cannot be, or this process is there already.
+        ProcessLost: another process ended before all had met.
     """
     count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
     address = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
@@ -71,13 +73,26 @@ def join_processes(watch: Watch, heartbeat_seconds: int, start_seconds: int) -> 
                 heartbeat_timeout_seconds=JAX_IS_LATER * heartbeat_seconds,
             )  # fmt: skip
     except (ValueError, RuntimeError) as error:
+        _check_lost(error)
         first = " ".join(str(error).split())[:300]
         raise UserError(
             f"--distributed: {first}; outside of Slurm, Kubernetes, TPU and Open MPI set "
             "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID (0 to number - 1, each once)"
         ) from error
-    if jax.process_index():
+    try:
+        index = jax.process_index()  # makes the backends, for which the processes tell each other their devices
+    except RuntimeError as error:
+        _check_lost(error)
+        raise
+    if index:
         progress.silence()
+
+
+def _check_lost(error: Exception) -> None:
+    """Raise ProcessLost if an error of JAX says that another process could not be reached: it may come back."""
+    if any(status in str(error) for status in LOST):
+        text = " ".join(str(error).split())[:300]
+        raise ProcessLost(f"another process was lost while the processes met: {text}") from error
 
 
 _claimed: list[socket.socket] = []  # held until the process ends
