@@ -26,7 +26,7 @@ SYSTEM_NAMES = frozenset({
     "_spark_metadata", "_tmp", "__pycache__",
 })  # fmt: skip
 READ_BY = {  # which source reads files of an ending
-    ".arrow": "arrow", ".parquet": "parquet", ".tar": "webdataset", ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl",
+    ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow", ".parquet": "parquet", ".pq": "parquet", ".parq": "parquet", ".tar": "webdataset", ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl",
     ".array_record": "array_record", ".arrayrecord": "array_record", ".jpg": "folder", ".jpeg": "folder", ".png": "folder",
 }  # fmt: skip
 PARTIAL_ENDINGS = (

@@ -48,7 +48,7 @@ DOORS = {
     "grain": {"data/pipeline.py"},
     "ml_collections": {"config.py"},
     "optax": {"evals/logistic.py", "train/optimizer.py", "train/step.py"},
-    "pyarrow": {"cleaning/filter.py", "cleaning/pieces.py", "data/annotations.py", "data/arrow.py", "data/column_types.py", "data/columnar.py", "data/kept.py", "data/mapped.py", "data/parquet.py", "data/row_groups.py", "data/side_captions.py", "data/table.py"},
+    "pyarrow": {"cleaning/filter.py", "cleaning/pieces.py", "data/annotations.py", "data/arrow.py", "data/arrow_messages.py", "data/column_types.py", "data/columnar.py", "data/kept.py", "data/mapped.py", "data/parquet.py", "data/row_groups.py", "data/scalars.py", "data/side_captions.py", "data/table.py"},
     "orbax": {"buckets.py", "checkpoint/reader.py", "checkpoint/store.py", "checkpoint/writer.py"},
     "simplejpeg": {"data/decode.py"},
     "sentencepiece": {"data/sentence_pieces.py"},

@@ -15,7 +15,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from filip_jax import storage
 from filip_jax.data.examples import Values, features_of, image_advice, say_features
-from filip_jax.data.identity import digest, identify
+from filip_jax.data.identity import digest, digest_of_files, identify
 from filip_jax.data.own_record import MAGIC, decode_record, encode_record
 from filip_jax.data.record import IMAGE_BYTES, BadRecord, Caption, Record
 from filip_jax.data.riegeli import content_digests
@@ -71,7 +71,7 @@ class ArrayRecord:
         self._many = min(AHEAD, 1 + AHEAD_BYTES * self.ends[-1] // (1 + sum(file.size for file in found)))
         self.identity = identify(
             names=digest(storage.name_of(file.path) for file in found), records=len(self),
-            content=digest(content_digests(found, len(self))), image=image, caption_keys=self.caption_keys,
+            content=digest_of_files(content_digests(found, len(self)), storage.is_remote(path)), image=image, caption_keys=self.caption_keys,
         )  # fmt: skip
         self.__setstate__({})
         self.seen = self._look() + say_left_out(self.left_out)
@@ -126,11 +126,12 @@ class ArrayRecord:
     def _read_some(self, index: int, many: int) -> Sequence[bytes]:
         file = bisect_right(self.ends, index)
         start = index - self.ends[file] + int(self.shard_sizes[file])
-        end, records = min(start + many, int(self.shard_sizes[file])), list[bytes]()
+        end, records, step = min(start + many, int(self.shard_sizes[file])), list[bytes](), 1
         try:
             while start + len(records) < end and sum(map(len, records)) <= AHEAD_BYTES:  # unpacked, they may be large
                 first = start + len(records)
-                records += self._reader(file).read(first, min(first + PIECE, end))
+                records += self._reader(file).read(first, min(first + step, end))
+                step = min(2 * step, PIECE)  # what the first ones unpack to, others are likely to
         except (RuntimeError, IndexError):  # a damaged record spoils only itself
             return records or self._read_one(file, start)
         return records

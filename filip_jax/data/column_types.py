@@ -21,9 +21,8 @@ def plain(kind: pa.DataType) -> pa.DataType:
 def is_list(kind: pa.DataType) -> bool:
     """Return whether values of this type are lists."""
     types = pa.types
-    return any(
-        is_one(kind) for is_one in (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view)
-    )
+    of = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
+    return any(is_one(kind) for is_one in of)
 
 
 def is_text(kind: pa.DataType) -> bool:

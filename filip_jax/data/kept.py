@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from filip_jax.data.content import sha256_of
-from filip_jax.data.identity import OLDER, changes, digest, is_older
+from filip_jax.data.identity import ELSEWHERE, OLDER, changes, digest, is_elsewhere, is_older
 from filip_jax.data.mapped import check_columns, map_array, map_table
 from filip_jax.data.record import Caption
 from filip_jax.errors import UserError
@@ -45,10 +45,12 @@ class Kept:
     def check(self, identity: str, records: int) -> None:
         """Raise a UserError unless this data, with so many records and these captions, was filtered.
 
-        What an earlier version filtered, whose identity cannot be compared, counts if it had as many records.
+        What an earlier version filtered, or lay in a bucket or does now, whose identity cannot be compared, counts if it
+        had as many records.
         """
-        if is_older(self.of, identity) and self.of is not None and self.records == records:
-            warnings.warn(f"keep={self.folder!r}: {OLDER}: if the data changed since, filter again", stacklevel=4)
+        reason = ELSEWHERE if is_elsewhere(self.of, identity) else OLDER if is_older(self.of, identity) else ""
+        if reason and self.of is not None and self.records == records:
+            warnings.warn(f"keep={self.folder!r}: {reason}: if the data changed since, filter again", stacklevel=4)
         elif changed := changes(self.of, identity):
             raise UserError(
                 f"keep={self.folder!r} was made of other data, or with other caption_keys or side_captions "

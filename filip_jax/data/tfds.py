@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from filip_jax import storage
 from filip_jax.data.array_record import SUFFIXES
-from filip_jax.data.identity import digest, identify
+from filip_jax.data.identity import digest, digest_of_files, identify
 from filip_jax.data.record import METADATA_BYTES, Caption, Record
 from filip_jax.data.riegeli import content_digests
 from filip_jax.data.values import advice, texts_of
@@ -56,7 +56,7 @@ class Tfds:
         self.shard_sizes = np.array([len(self.data)])
         self.identity = identify(
             name=builder.info.full_name, split=split, records=len(self), image=image, caption_keys=self.caption_keys,
-            content=digest(content_digests(_files_of(builder, split), len(self))),
+            content=digest_of_files(content_digests(_files_of(builder, split), len(self)), storage.is_remote(path)),
             classes=digest(self.class_names) if self.label else "",
         )  # fmt: skip
         self.seen = f"features {', '.join(self.features)}"
