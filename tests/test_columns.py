@@ -492,14 +492,20 @@ def test_a_run_goes_on_with_a_copy_of_what_lay_in_a_bucket(tmp_path, monkeypatch
     texts, places = ["a", "b", "c"], ("gs://copies", str(tmp_path))
     first, second = reversed(places) if back else places
     meta = json.loads(json.dumps(described(first, "0.parquet", texts)))
-    with pytest.warns(UserWarning, match="the data of run: a bucket's checksums .* cannot be compared; .* the run goes on: make sure"):
+    with pytest.warns(
+        UserWarning, match="the data of run: a bucket's checksums .* cannot be compared; .* the run goes on: make sure"
+    ):
         check_same_data(meta, described(second, "0.parquet", texts), "run")
     check_same_data(meta, described(first, "0.parquet", texts), "run")
     kept = np.array([0, 2]), pa.table({"index": pa.array([], pa.int64()), "origin": [""][:0], "text": [""][:0]})
     keep = filtered(tmp_path / "kept", make_source(dict(name="parquet", path=f"{first}/0.parquet")), *kept)
     with pytest.warns(UserWarning, match="keep=.*: a bucket's checksums .* if the data changed since, filter again"):
         assert len(make_source(dict(name="parquet", path=f"{second}/0.parquet", keep=keep))) == 2
-    changed = {"names": ["1.parquet", texts], "key": ["0.parquet", texts], "sizes": ["0.parquet", ["long " * 99, "b", "c"]]}
+    changed = {
+        "names": ["1.parquet", texts],
+        "key": ["0.parquet", texts],
+        "sizes": ["0.parquet", ["long " * 99, "b", "c"]],
+    }
     for part, given in changed.items():
         with pytest.raises(UserError, match=rf"what differs: .*\b{part}"):
             check_same_data(meta, described(second, *given, key="caption" * (part == "key")), "run")
@@ -540,7 +546,10 @@ def test_files_of_several_splits_are_said(tmp_path):
     assert [one.captions(n)[0].text for n in range(len(one))] == ["train"]
 
 
-@pytest.mark.parametrize("write, ending", [(write_file, ".feather"), (write_stream, ".ipc"), (write_parquet, ".pq"), (write_parquet, ".parq")])
+@pytest.mark.parametrize(
+    "write, ending",
+    [(write_file, ".feather"), (write_stream, ".ipc"), (write_parquet, ".pq"), (write_parquet, ".parq")],
+)
 def test_other_endings_that_writers_give(tmp_path, write, ending):
     section = write(tmp_path / f"0{ending}", pa.table({"image": IMAGES, "caption": ["a", "b", "c"]}))
     assert make_source(section | {"path": str(tmp_path)})[2].caption == "c"

@@ -47,14 +47,19 @@ def test_a_column_is_not_unpacked_beyond_its_limit(tmp_path, monkeypatch, column
 
 def write_arrow(path, batches, kind, options):
     new = getattr(pa.ipc, f"new_{kind}")
-    with pa.OSFile(str(path), "wb") as file, new(file, batches[0].schema, options=pa.ipc.IpcWriteOptions(**options)) as out:
+    with (
+        pa.OSFile(str(path), "wb") as file,
+        new(file, batches[0].schema, options=pa.ipc.IpcWriteOptions(**options)) as out,
+    ):
         for batch in batches:
             out.write_batch(batch)
     return dict(name="arrow", path=str(path))
 
 
 PLAIN, PACKED = pa.record_batch({"image": [b"x"] * 9, "caption": ["ab" * 900] * 9}), {"compression": "zstd"}
-REPEATED = pa.record_batch({"image": [b"x"] * 9, "caption": word(9 * 1800, 9).cast(pa.dictionary(pa.int32(), pa.string()))})
+REPEATED = pa.record_batch(
+    {"image": [b"x"] * 9, "caption": word(9 * 1800, 9).cast(pa.dictionary(pa.int32(), pa.string()))}
+)
 
 
 @pytest.mark.parametrize("kind", ["file", "stream"])
@@ -70,7 +75,9 @@ def test_a_batch_of_arrow_is_not_unpacked_beyond_the_limit(tmp_path, monkeypatch
     if is_read:
         assert len(make_source(section)[80].captions) == 1
         return
-    with pytest.raises(UserError, match=f"a.arrow has a batch of 1.... bytes unpacked; at most {most} are read: write smaller"):
+    with pytest.raises(
+        UserError, match=f"a.arrow has a batch of 1.... bytes unpacked; at most {most} are read: write smaller"
+    ):
         make_source(section)
     assert pa.total_allocated_bytes() == before
 
@@ -84,7 +91,9 @@ def test_a_buffer_of_arrow_that_says_that_it_is_larger_is_not_read(tmp_path, siz
         make_source(section)
 
 
-views = pa.ListViewArray.from_arrays(pa.array([0] * 3, pa.int32()), pa.array([5000] * 3, pa.int32()), pa.array(["ab"] * 5000))
+views = pa.ListViewArray.from_arrays(
+    pa.array([0] * 3, pa.int32()), pa.array([5000] * 3, pa.int32()), pa.array(["ab"] * 5000)
+)
 
 
 @pytest.mark.parametrize("column", [
@@ -116,9 +125,13 @@ def test_all_columns_of_a_large_piece_are_kept(tmp_path, monkeypatch):
 
 def test_the_latest_footers_of_parquet_are_kept(tmp_path, monkeypatch):
     for n in range(5):
-        pq.write_table(pa.table({"image": [b"x"] * 4, "caption": [f"{n}"] * 4}), tmp_path / f"{n}.parquet", row_group_size=1)
+        pq.write_table(
+            pa.table({"image": [b"x"] * 4, "caption": [f"{n}"] * 4}), tmp_path / f"{n}.parquet", row_group_size=1
+        )
     source, read, real = make_source(dict(name="parquet", path=str(tmp_path))), [], pq.ParquetFile
-    monkeypatch.setattr(pq, "ParquetFile", lambda file, metadata=None: read.append(not metadata) or real(file, metadata=metadata))
+    monkeypatch.setattr(
+        pq, "ParquetFile", lambda file, metadata=None: read.append(not metadata) or real(file, metadata=metadata)
+    )
     assert [source[n].caption for n in range(20)] == [str(n // 4) for n in range(20)]
     assert len(read) == 40 and sum(read) == 5 == len(source._footers)
     monkeypatch.setattr(parquet, "MAX_FOOTERS", 1)

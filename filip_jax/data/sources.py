@@ -228,7 +228,9 @@ def check_same_data(was: Mapping[str, Any], now: Mapping[str, Any], workdir: Any
     noted, current = json.dumps(was["data"]) if isinstance(was.get("data"), dict) else None, json.dumps(now["data"])
     if "data" not in was or is_elsewhere(noted, current):
         reason = ELSEWHERE if "data" in was else OLDER
-        warnings.warn(f"the data of {workdir}: {reason}; the run goes on: make sure that it has not changed", stacklevel=3)
+        warnings.warn(
+            f"the data of {workdir}: {reason}; the run goes on: make sure that it has not changed", stacklevel=3
+        )
         return
     changed = changes(noted, current)
     raise UserError(
