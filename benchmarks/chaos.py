@@ -306,7 +306,9 @@ def stopped(workdir: Path, phase: str, number: int, random_: random.Random, opti
     check(codes == [PREEMPTED] * 2, f"{where}: exit codes {codes}:\n{job.output()}")
     made, newest = max(losses(workdir), default=0), max(saved_steps(workdir), default=0)
     check(newest >= made, f"{where}: step {made} was made, but {newest} is saved:\n{job.output()}")
-    check(not (phase == "compile" and first) or seconds < 3 + SLACK, f"a stop in the first compile took {seconds:.1f} s")
+    check(
+        not (phase == "compile" and first) or seconds < 3 + SLACK, f"a stop in the first compile took {seconds:.1f} s"
+    )
     return seconds
 
 

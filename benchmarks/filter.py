@@ -14,12 +14,12 @@ A name counts as found if exactly its letters are. Needs the extra `clean`.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import re
 import resource
-import sys
 import tarfile
 import tempfile
 import time
@@ -170,14 +170,10 @@ KINDS = {"webdataset": write_tars, "parquet": write_parquet, "array_record": wri
 
 
 def timed(source, output: Path, rules: dict) -> float:
-    quiet, sys.stderr = sys.stderr, open(os.devnull, "w")
-    try:
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
         start = time.perf_counter()
         filter_source(source, output, workers=0, **rules)
         return time.perf_counter() - start
-    finally:
-        sys.stderr.close()
-        sys.stderr = quiet
 
 
 def write_rows(path: Path, records: int) -> None:
@@ -203,9 +199,7 @@ def truth() -> None:
             kept = [languages.judge(text)[0] for _, text, _ in rows]
             right = sum(keep and language == "en" for keep, (language, _, _) in zip(kept, rows))
             wanted = sum(language == "en" for language, _, _ in rows)
-            line(
-                f"en kept at {probability}, {name}", rows, right, sum(kept), wanted, lambda text: languages.judge(text)
-            )
+            line(f"en kept at {probability}, {name}", rows, right, sum(kept), wanted, languages.judge)
         names = Names()
         found = [names.find(text) for _, text, _ in rows]
         right = sum(len({*spans} & {*hit}) for hit, (_, _, spans) in zip(found, rows))

@@ -29,9 +29,9 @@ from pathlib import Path
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"
 
-import numpy as np
-import report
-from PIL import Image
+import numpy as np  # noqa: E402 - it reads the numbers of threads above
+import report  # noqa: E402
+from PIL import Image  # noqa: E402
 
 SIZE, LENGTH, BATCH, AREA, QUALITY = 224, 77, 64, 0.9, 90
 AUGMENT = dict(min_area=AREA, flip=False, colour_jitter=0.0, auto_augment=False)
@@ -178,7 +178,7 @@ def psnr(side: int, crops: int = 4) -> tuple[float, float]:
 
 
 def memory(folder: Path, samples: int) -> str:
-    """This process's resident memory along so many samples."""
+    """Return a table row: the resident memory of this process along so many samples."""
     write_tar(folder / "0.tar", 256, 2000)
     stream, said = ours(folder / "0.tar"), []
     for n in range(samples // BATCH + 1):

@@ -63,7 +63,7 @@ def parse():
 
 
 def tokens(a):
-    """numpy arrays: unit image and text tokens, mask."""
+    """NumPy arrays: unit image and text tokens, mask."""
     import numpy as np
 
     rng = np.random.default_rng(0)

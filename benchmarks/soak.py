@@ -22,7 +22,7 @@ FIRST, LIMIT = 50, 0.1  # steps that are left out; MB
 
 
 def resident() -> float:
-    """This process's memory in MB."""
+    """Return the resident memory of this process in MB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 

@@ -47,7 +47,9 @@ def measure(classes, prompts, images, patches, dim):
     seconds = time.perf_counter() - started
     scoring = (peak.stop() - held) / 2**30
     products = 2 * patches * dim * words
-    print("| classes | prompts | class texts GiB | peak while they are made GiB | scoring GiB more | ms an image | GFLOP an image |")
+    print(
+        "| classes | prompts | class texts GiB | peak while they are made GiB | scoring GiB more | ms an image | GFLOP an image |"
+    )
     print("|" + " --- |" * 7)
     print(f"| {classes:,} | {prompts} | {words * dim * 4 / 2**30:.2f} | {made:.2f} | {scoring:.2f} | "
           f"{1000 * seconds / images:,.0f} | {products / 1e9:.1f} |")  # fmt: skip

@@ -121,8 +121,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def entry() -> None:
-    """The command as a process. Training ends it without Python's last acts: they would wait for threads that read a
-    dead disk, and for processes that are gone."""
+    """Run the command as a process.
+
+    Training ends it without Python's last acts: they would wait for threads that read a dead disk, and for processes
+    that are gone.
+    """
     training = sys.argv[1:2] == ["train"]
     if sys.argv[1:2] in (["train"], ["sweep"]):
         outlive_readers()

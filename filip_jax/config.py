@@ -23,8 +23,8 @@ from filip_jax.errors import UserError
 from filip_jax.files import write_atomically
 from filip_jax.names import make_name
 from filip_jax.redact import redacted
-from filip_jax.user_paths import from_user
 from filip_jax.small_files import is_whole, read_json
+from filip_jax.user_paths import from_user
 
 FILE = "config.json"
 UNCHANGED = "unchanged"  # a sweep's point without values
@@ -94,8 +94,10 @@ def load_sweep(file: str) -> list[dict[str, Any]]:
 
 
 def load_evals(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The section `evals` of `FILE.py[:variant]`; of a file of evaluations with a function sweep() those of all its points,
-    each named after its evaluation and point: "val prompt=a {}".
+    """Return the section `evals` of `FILE.py[:variant]`.
+
+    Of a file of evaluations with a function sweep() those of all its points, each named after its evaluation and point:
+    "val prompt=a {}".
 
     Raises:
         UserError: there is none, or as `load_config` and `load_sweep` do.
@@ -106,7 +108,7 @@ def load_evals(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     path, _ = _split(file)
     if not is_eval_config(config) or not hasattr(_load(path), "sweep"):
         return config["evals"]
-    points, evals = load_sweep(file), {}
+    points, evals = load_sweep(file), dict[str, Any]()
     for name, point in zip(name_points(points), points):
         of_point = load_config(file, [*overrides, *settings(point)])["evals"]
         evals |= {make_name(f"{each} {name}"): section for each, section in of_point.items()}
@@ -141,9 +143,9 @@ def _text(value: Any) -> str:
 
 
 def _load(path: Path) -> ModuleType:
-    if not path.is_file() or path.suffix != ".py":
+    spec = importlib.util.spec_from_file_location("filip_config", path)  # noqa: TID251 - the file that the user named
+    if not path.is_file() or path.suffix != ".py" or spec is None or spec.loader is None:
         raise UserError(f"--config={path}: no such Python file")
-    spec = importlib.util.spec_from_file_location("filip_config", path)
     module = importlib.util.module_from_spec(spec)
     with _mistakes_of(path):
         spec.loader.exec_module(module)

@@ -18,7 +18,7 @@ def extra_module(module: str, extra: str, what: str) -> ModuleType:
         UserError: it is not installed; names the pip command.
     """
     try:
-        return importlib.import_module(module)
+        return importlib.import_module(module)  # noqa: TID251 - named in the code alone
     except ImportError as error:
         raise UserError(_missing(module, extra, what)) from error
 

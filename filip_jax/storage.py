@@ -82,7 +82,11 @@ def find(path: str, suffixes: tuple[str, ...], key: str, left_out: Counter[str] 
         found |= {file.path: file for file in here}
     if not found:
         endings = " or ".join(suffixes)
-        what = f"no {endings} lies in it" if _is_there(path) else f"there is no such file, nor a folder with {endings} in it"
+        what = (
+            f"no {endings} lies in it"
+            if _is_there(path)
+            else f"there is no such file, nor a folder with {endings} in it"
+        )
         raise UserError(f"{key}={path!r}: {what}{say_left_out(left_out)}{say_other_sources(left_out)}{explain(path)}")
     if missing:
         some = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")

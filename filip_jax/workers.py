@@ -16,7 +16,7 @@ from typing import Any
 
 from filip_jax.errors import ProcessLost
 
-CAUSES = {
+CAUSES: dict[int, str] = {
     signal.SIGKILL: "out of memory?",
     signal.SIGBUS: "no room left in /dev/shm (Docker's --shm-size), or a file that was cut while it was read?",
     **dict.fromkeys(
@@ -47,7 +47,8 @@ def run(
     if workers == 0:
         yield from map(make(*arguments), items)
         return
-    todo, processes = iter(items), {}
+    processes: dict[Connection, BaseProcess] = {}
+    todo = iter(items)
     try:
         for item in islice(todo, workers):
             pipe, process = _start(make, arguments)
@@ -55,7 +56,8 @@ def run(
             _hand(pipe, item)
         busy = set(processes)
         while busy:
-            for pipe in wait(busy):
+            ready = wait(busy)
+            for pipe in [pipe for pipe in busy if pipe in ready]:
                 value, error, said = _answer(pipe, processes, option)
                 if error:
                     raise error from RuntimeError(f"in a worker process:\n{said}")
@@ -104,7 +106,7 @@ def _answer(
         return pipe.recv()
     except (EOFError, OSError) as error:
         processes[pipe].join()
-        code = processes[pipe].exitcode
+        code = processes[pipe].exitcode or 0
         for process in processes.values():
             process.terminate()
         raise lost("a worker process", code, f"lower {option}") from error
@@ -144,5 +146,6 @@ def _work(pipe: Connection, make: Callable, arguments: tuple) -> None:
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    if parent := multiprocessing.parent_process():
+        parent.join()
     os._exit(1)

@@ -71,7 +71,7 @@ def _free_programs():
 
 
 def make_devices_mesh(replica: int, data: int) -> Mesh:
-    """replica x data of the first devices; filip_jax's own make_mesh takes all of them."""
+    """A mesh of the first replica x data devices; filip_jax's own make_mesh takes all of them."""
     devices = np.array(jax.devices()[: replica * data]).reshape(replica, data)
     return Mesh(devices, ("replica", "data"), axis_types=(AxisType.Auto,) * 2)
 

@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import chaos  # noqa: E402
-import chaos_folders  # noqa: E402
+import chaos
+import chaos_folders
 
 pytestmark = pytest.mark.slow
 
@@ -103,7 +103,9 @@ def test_local_runs_are_restarted_and_give_up(whole, tmp_path):
     output = second.communicate(timeout=chaos.PATIENCE)[0]
     assert second.returncode == 0 and "local.sh: the processes ended with 0 0" in output, output
     chaos.same(workdir, whole)
-    wrong = subprocess.run([*command, "--config.seed=-1"], env=environment, capture_output=True, text=True, timeout=chaos.PATIENCE)
+    wrong = subprocess.run(
+        [*command, "--config.seed=-1"], env=environment, capture_output=True, text=True, timeout=chaos.PATIENCE
+    )
     assert wrong.returncode == 2 and wrong.stdout.count("seed=-1 must be at least 0") == 2
 
 

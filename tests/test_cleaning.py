@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -243,7 +244,7 @@ def test_pieces_cover_the_shards(sizes, most):
     bounds = piece_bounds(np.array(sizes, np.int64), most)
     assert bounds[0] == 0 and bounds[-1] == sum(sizes)
     edges = {0, *np.cumsum(sizes, dtype=np.int64).tolist()}
-    for start, end in zip(bounds, bounds[1:]):
+    for start, end in pairwise(bounds):
         assert 0 < end - start <= most
         assert end in edges or end - start == most  # only full pieces end within a shard
 
@@ -416,7 +417,11 @@ def test_other_rules_or_data_are_refused(tmp_path, nasty):
             (Memory(MANY), {"min_side": 250}, "begun with min_side=200, not 250"),
             (Memory(MANY), {"max_repeats": 0}, "begun with max_repeats=10, not 0"),
             (Memory(MANY), {"sensitive_words": str(other)}, "begun with sensitive_words="),
-            (Memory(MANY, identity="other"), {}, r"begun with other data \(what differs: data \('memory', now 'other'\)\)"),
+            (
+                Memory(MANY, identity="other"),
+                {},
+                r"begun with other data \(what differs: data \('memory', now 'other'\)\)",
+            ),
             (Memory(MANY[:-1]), {}, "begun with source_records=400, not 399"),
         ]:
             with pytest.raises(UserError, match=message):

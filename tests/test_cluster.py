@@ -126,6 +126,7 @@ def test_the_roll_is_called_before_each_step_and_all_hear_the_same():
         assert lines[4] == "Decision(stop='', save=False, error='', lost='a worker is gone')"
         assert lines[5] == "ProcessLost: no trainer"
 
+
 @pytest.mark.slow
 def test_an_evaluation_that_fails_on_one_process_alone_ends_all(tmp_path):
     results = together(
@@ -223,6 +224,7 @@ def test_a_process_that_freezes_is_named(frozen):
     )
     code, output = results[1 - frozen]
     assert code == HUNG and f"process {frozen} (" in output and "at step 0" in output, results
+
 
 @pytest.mark.slow
 def test_a_pulse_waits_for_a_process_that_begins_late():
@@ -423,7 +425,7 @@ def test_a_single_process_waits_for_data_or_a_stop():
 )
 def test_no_second_of_earlier_starts_is_counted_twice_or_lost(phases, kept, beyond):
     """Up to the checkpoint by phase, what came after it as lost by rollback."""
-    before = {name: 0.0 for name in NAMES} | {"step": kept}
+    before = dict.fromkeys(NAMES, 0.0) | {"step": kept}
     dropped = {key_of(name): 0.0 for name in NAMES} | {key_of("step"): kept + beyond}
     watch = Watch()
     watch.totals = lambda: dict(phases)

@@ -197,7 +197,7 @@ def test_short_texts_are_encoded_short():
     model = make_model(**config(text__length=64, text__length_groups=2, scan=False))
     parameters = jax.jit(model.init)(jax.random.key(0))
     short = jnp.asarray(np.tile([2, 5, 3] + [0] * 61, (8, 1)), jnp.int32)
-    tokens, mask = jax.jit(model.encode_text)(parameters, short)
+    tokens, _ = jax.jit(model.encode_text)(parameters, short)
     dense = make_model(**config(text__length=64, scan=False)).encode_text(parameters, short)[0]
     np.testing.assert_allclose(tokens[:, :3], dense[:, :3], atol=1e-6)
     assert not np.asarray(tokens[:, 16:]).any() and np.asarray(dense[:, 16:]).any()

@@ -207,7 +207,10 @@ def test_advice_is_the_change_that_promises_most(read, decoding, cores, said):
         (["bench", f"--config={ROOT}/configs/demo.py", "--samples=0"], "samples=0 must be at least 1"),
         (["index", "emoji_scenes", "split=val", "seed=abc", "scenes=4"], "seed='abc' is not a whole number"),
         (["inspect", "folder", "nonsense", "--output=a.png"], "'nonsense' is not key=value"),
-        (["inspect", "webdataset", "path=0.tar", "path=1.tar"], "path=1.tar: path stands there twice; braces need quotation marks"),
+        (
+            ["inspect", "webdataset", "path=0.tar", "path=1.tar"],
+            "path=1.tar: path stands there twice; braces need quotation marks",
+        ),
         (["inspect", "data/cc3m"], "is a path: name a source before it, as in: webdataset path=data/cc3m"),
         (["inspect", "coco", "path=a.json"], "source.name='coco': that is read by the source annotations"),
         (["inspect", "folder", "--output=a.png", "nonsense"], "unknown argument 'nonsense'; see filip data inspect"),

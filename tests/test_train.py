@@ -298,7 +298,9 @@ def test_the_paper_config_trains_on_a_folder(demo_config, tmp_path, capsys):
     config["source"]["path"] = config["evals"]["val"]["source"]["path"] = str(tmp_path / "staged")
     train(tmp_path / name, config)
     (tmp_path / "staged/3.txt").write_text(scenes[3].caption.upper())
-    with pytest.raises(UserError, match=r"the data of .*clip is not what the run began with \(what differs: captions\)"):
+    with pytest.raises(
+        UserError, match=r"the data of .*clip is not what the run began with \(what differs: captions\)"
+    ):
         train(tmp_path / name, config)
 
 

@@ -28,7 +28,7 @@ from filip_jax.errors import ProcessLost, UserError
 from filip_jax.train.feed import Feed
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import chaos_workers  # noqa: E402
+import chaos_workers
 
 ENDINGS = {
     signal.SIGKILL: r"killed by SIGKILL: out of memory\? Then lower --workers",
@@ -88,7 +88,10 @@ def test_a_worker_that_is_killed_while_others_are_started():
 
 def test_a_process_that_indexes_tars(tmp_path, monkeypatch):
     source = write_webdataset(tmp_path, [range(4), range(4, 8)])
-    with monkeypatch.context() as patch, pytest.raises(ProcessLost, match=r"a worker process was killed by SIGKILL.*lower processes"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ProcessLost, match=r"a worker process was killed by SIGKILL.*lower processes"),
+    ):
         patch.setattr("filip_jax.data.tar_store._maker", out_of_memory)
         make_source(source | dict(processes=2))
     assert len(make_source(source | dict(processes=2))) == 8
@@ -147,13 +150,13 @@ SHORTAGES = [
 @pytest.mark.parametrize("error, said", SHORTAGES)
 def test_what_a_worker_lacks_is_said(error, said):
     with pytest.raises(ProcessLost, match=said):
-        next(pipeline._Batches(Short(error)))
+        next(pipeline.Batches(Short(error)))
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "no"), RuntimeError("exit"), UserError("bad"), KeyError(1)])
 def test_other_errors_of_the_data_stay_what_they_are(error):
     with pytest.raises(type(error)):
-        next(pipeline._Batches(Short(error)))
+        next(pipeline.Batches(Short(error)))
 
 
 def test_a_feed_whose_thread_is_ended_says_so():
@@ -183,14 +186,20 @@ def test_a_run_without_its_worker_saves_and_goes_on(small_demo, tmp_path):
     config = small_demo | {"total_steps": 200, "checkpoint": small_demo["checkpoint"] | {"every_steps": 1000}}
     config |= {"data": small_demo["data"] | {"workers": 1}}
     process = subprocess.Popen(
-        command(tmp_path / "run", config), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+        command(tmp_path / "run", config),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
     )
     while not logged(tmp_path / "run"):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     os.kill(chaos_workers.children(process.pid, "--multiprocessing-fork")[0], signal.SIGKILL)
     output = process.communicate(timeout=600)[0]
-    found = re.search(r"filip: a data worker was killed by SIGKILL: .*; step (\d+) of 200 is saved; .*goes on; exit 43", output)
+    found = re.search(
+        r"filip: a data worker was killed by SIGKILL: .*; step (\d+) of 200 is saved; .*goes on; exit 43", output
+    )
     assert process.returncode == HUNG and found and "Traceback" not in output, output
     assert int(found[1]) == logged(tmp_path / "run")[-1][0] and (tmp_path / f"run/checkpoints/{found[1]}").is_dir()
     process = subprocess.run(

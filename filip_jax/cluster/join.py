@@ -58,7 +58,7 @@ def join_processes(watch: Watch, heartbeat_seconds: int, start_seconds: int) -> 
     _check_environment(count, index, address)
     _claim(address, index)
     jax.config.update("jax_enable_preemption_service", False)  # signals are ours, see watch.py
-    given = {"num_processes": int(count), "process_id": int(index)} if count and index else {}
+    given: dict[str, Any] = {"num_processes": int(count), "process_id": int(index)} if count and index else {}
     who = f"this is process {index} of {count}, they meet at {address}" if given else "the cluster names them"
     hint = "; a loopback address is another one on each host" if is_loopback(address) else ""
     line = (

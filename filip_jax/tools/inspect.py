@@ -79,7 +79,9 @@ def inspect(
         output.parent.mkdir(parents=True, exist_ok=True)
         write_png(contact_sheet(views), output)
         if unknown := "".join(sorted({sign for _, caption in views for sign in missing_glyphs(_shown(caption))})):
-            warnings.warn(f"no font that is installed here knows {unknown[:80]}: the sheet has boxes instead", stacklevel=2)
+            warnings.warn(
+                f"no font that is installed here knows {unknown[:80]}: the sheet has boxes instead", stacklevel=2
+            )
         yield from ("", f"wrote {output}: {len(views)} records as the model sees them")
     if useless:
         raise UserError(f"{', '.join(useless)}: no record that was looked at can be used; the reasons stand above")
