@@ -73,7 +73,7 @@ LOADERS = {
 }  # NumPy without pickle, JSON, Pillow, a kernel's registers, ours
 ONLY_IN = {  # attribute that is called: the files that may
     "exec_module": {"config.py"},
-    "import_module": {"extras.py", "cleaning/names.py"},
+    "import_module": {"__init__.py", "extras.py", "cleaning/names.py"},
     "spec_from_file_location": {"config.py"},
     "from_str": set(),  # a tokenizer's JSON may hold regular expressions
     "builder_from_directory": {"data/tfds.py"},
