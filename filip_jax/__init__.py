@@ -17,5 +17,5 @@ def __getattr__(name: str):
 
         return load_model
     if name in __all__:
-        return importlib.import_module(f"filip_jax.{name}")
+        return importlib.import_module(f"filip_jax.{name}")  # noqa: TID251, one of the names above
     raise AttributeError(f"module 'filip_jax' has no attribute {name!r}")

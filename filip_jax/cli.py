@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="filip", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw, allow_abbrev=False
     )
-    parser.add_argument("--version", action=_Versions, nargs=0, help="print the version, where it is and what it runs on")
+    parser.add_argument("--version", action=_Versions, nargs=0, help="print the versions and where filip_jax is")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name, run, text, workdir=True):

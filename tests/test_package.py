@@ -227,4 +227,4 @@ def test_the_public_names_are_shown_and_loaded_when_asked_for():
     assert done.stdout == "__version__ inference load_model losses models\n", done.stderr
     assert all(getattr(filip_jax, name) for name in dir(filip_jax))
     with pytest.raises(AttributeError, match="no attribute 'load_models'"):
-        filip_jax.load_models
+        filip_jax.load_models  # noqa: B018
