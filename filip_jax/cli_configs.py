@@ -44,6 +44,6 @@ def _configs(arguments, _) -> None:
     rows = [("config", "what it is", "variants")]
     for name, file in shipped_configs().items():
         module = load_file(file)
-        rows.append((name, module.__doc__.split("\n")[0], ", ".join(getattr(module, "VARIANTS", ()))))
+        rows.append((name, (module.__doc__ or "").split("\n")[0], ", ".join(getattr(module, "VARIANTS", ()))))
     scripts = [("launch script", "what it is"), *((str(file), text) for file, text in shipped_scripts().items())]
     show(*markdown(rows).split("\n"), "", *markdown(scripts).split("\n"))
