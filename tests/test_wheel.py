@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 
 pytestmark = pytest.mark.slow
-IGNORED = [".git", *(line.strip("/") for line in (ROOT / ".gitignore").read_text().split())]
+IGNORED = [".git", ".*_cache", *(line.strip("/") for line in (ROOT / ".gitignore").read_text().split())]
 SCRIPTS = {"env.sh", "jobset.yaml", "local.sh", "slurm.sbatch"}  # those that need no clone
 
 
