@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
 EPOCHS, PAIRS = 30, 340_000_000
-VARIANTS = {  # towers as width, depth, heads; global batch and base learning rate as in table 9
+VARIANTS: dict[str, dict] = {  # towers as width, depth, heads; global batch and base learning rate as in table 9
     "base": dict(image=(768, 12, 12), text=(512, 12, 8), patch_size=32, batch_size=40_960, learning_rate=2e-3),
     "large": dict(image=(1024, 24, 16), text=(768, 12, 12), patch_size=14, batch_size=30_720, learning_rate=1.5e-3),
 }

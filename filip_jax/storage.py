@@ -17,6 +17,7 @@ import fsspec
 
 from filip_jax import handles
 from filip_jax.errors import UserError
+from filip_jax.extras import pip_install
 from filip_jax.files import write_atomically, writing
 from filip_jax.foreign_paths import explain
 from filip_jax.small_files import open_regular
@@ -257,6 +258,4 @@ def _system(path: str) -> fsspec.AbstractFileSystem:
         with _reaching(path):
             return fsspec.filesystem(scheme)
     except ImportError as error:
-        raise UserError(
-            f"{path}: the package {DRIVERS[scheme]} is missing: pip install -e '.[{scheme}]' in a clone of filip_jax"
-        ) from error
+        raise UserError(f"{path}: the package {DRIVERS[scheme]} is missing: {pip_install(scheme)}") from error

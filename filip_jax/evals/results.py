@@ -219,9 +219,7 @@ def table(columns: Mapping[str, Metrics]) -> str:
         ["", *map(plain.cell, columns)],
         *([plain.cell(row), *(_shown(metrics, row) for metrics in columns.values())] for row in rows_of(columns)),
     ]
-    widths = [max(len(line[n]) for line in lines) for n in range(len(columns) + 1)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(line, widths)) + " |" for line in lines)
+    return plain.markdown(lines)
 
 
 def _shown(metrics: Metrics, row: str) -> str:

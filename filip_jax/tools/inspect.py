@@ -18,6 +18,7 @@ from filip_jax.data.record import BadRecord, Record, kind_of
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError, one_line
 from filip_jax.evals.fonts import font_name, missing_glyphs, sized
+from filip_jax.extras import pip_install
 from filip_jax.files import write_png
 from filip_jax.plain import printable
 from filip_jax.progress import Progress
@@ -166,7 +167,7 @@ def _languages(texts: list[str]) -> str:
     from filip_jax.cleaning.languages import name_languages
 
     names = name_languages(texts)
-    return "; languages: pip install -e '.[clean]' to see them" if names is None else f"; {_shares(Counter(names))}"
+    return f"; languages: {pip_install('clean')}" if names is None else f"; {_shares(Counter(names))}"
 
 
 def _view(source: Source, n: int, of: int, size: int, augment: Mapping[str, Any]) -> list[tuple[np.ndarray, str]]:
