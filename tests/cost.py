@@ -110,7 +110,7 @@ def write_table(fast: Path, whole: Path) -> None:
     now = [json.loads(report.read_text())["files"] for report in (fast, whole)]
     rows = ""
     for file in sorted(TABLE.parent.glob("test_*.py")):
-        seconds = [round(files.get(file.name, {}).get("cpu_seconds", 0)) for files in now]
+        seconds = [round(files[file.name]["cpu_seconds"]) if file.name in files else "" for files in now]
         rows += f"| {file.name} | {before.get(file.name, '')} | {seconds[0]} | {seconds[1]} | {guards(file)} |\n"
     first = ROW.search(text)
     TABLE.write_text(text[: first.start()] + rows + ROW.sub("", text[first.start() :]))
