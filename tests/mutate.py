@@ -186,9 +186,9 @@ def main(arguments: Sequence[str]) -> int:
     if options.table:
         _write(mutations, outcomes)
         return 0
-    for number, mutation in enumerate(mutations, 1):
-        settled = number not in options.numbers if options.numbers else _is_settled(outcomes.get(mutation.digest), options.named)
-        if settled:
+    for number in options.numbers or range(1, len(mutations) + 1):
+        mutation = mutations[number - 1]
+        if not options.numbers and _is_settled(outcomes.get(mutation.digest), options.named):
             continue
         try:
             outcomes[mutation.digest] = outcome_of(mutation, options.named)

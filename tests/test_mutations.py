@@ -9,6 +9,7 @@ from conftest import ROOT
 MUTATIONS = mutate.read_mutations()
 TOY = {
     "setup.cfg": "[tool:pytest]\nmarkers =\n    slow: later\n    slurm: never\n",
+    "filip_jax/__init__.py": "",
     "filip_jax/sums.py": "def add(a, b):\n    return a + b\n\n\ndef double(a):\n    return 2 * a\n\n\ndef unused(a):\n    return a\n",
     "tests/test_named.py": "from filip_jax.sums import add\n\n\ndef test_add():\n    assert add(1, 2) == 3\n",
     "tests/test_others.py": (
@@ -45,6 +46,7 @@ def test_a_text_that_does_not_stand_there_once_is_refused(text, times):
         mutation.applied(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "old, new, named_only, fast, whole",
     [
