@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,15 @@ import fsspec
 import jax
 import numpy as np
 import pytest
+import runs
+from cost import (  # noqa: F401
+    pytest_collection_modifyitems,
+    pytest_runtest_protocol,
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
+from filelock import FileLock
 from hypothesis import settings
 from jax.sharding import AxisType, Mesh
 
@@ -27,8 +37,31 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in what a shell star
 jax.config.update("jax_default_matmul_precision", "highest")
 assert jax.device_count() == 8  # JAX has read its flags: the processes that tests start compile as users' do
 os.environ["XLA_FLAGS"] = environment.EIGHT
-settings.register_profile("ours", deadline=None, max_examples=25, derandomize=True)
-settings.load_profile("ours")
+settings.register_profile("all", deadline=None, max_examples=25, derandomize=True)
+settings.register_profile("fast", settings.get_profile("all"), max_examples=8)
+settings.load_profile("fast")  # the other is asked for by --hypothesis-profile=all
+
+
+def whole_tier() -> bool:
+    """Return whether all tests run, with all their examples and cases."""
+    return settings.get_current_profile_name() == "all"
+
+
+def examples(count: int):
+    """Return hypothesis settings for `count` examples, and a quarter of them in the fast tier."""
+    return settings(max_examples=count if whole_tier() else max(count // 4, 2))
+
+
+def slow(*values: object):
+    """Return a row of pytest.mark.parametrize that is in the whole tier only."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _free_programs():
+    """Compiled programs stay in JAX's caches for good; a worker that ran many files held gigabytes of them."""
+    yield
+    jax.clear_caches()
 
 
 def make_devices_mesh(replica: int, data: int) -> Mesh:
@@ -107,6 +140,33 @@ def small_demo(demo_config) -> dict:
             "checkpoint.every_steps": 4, "eval_every_steps": 0, "evals": evals, "tokenizer.captions": 500,
         },
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def finished_config(small_demo) -> dict:
+    """The config of the finished run: saved at the steps 4, 8 and 12, evaluated at 8 and 12."""
+    checkpoint = small_demo["checkpoint"] | {"keep_last": 3}
+    return small_demo | {"eval_every_steps": 8, "log_keys": True, "checkpoint": checkpoint}
+
+
+@pytest.fixture(scope="session")
+def finished(finished_config, tmp_path_factory) -> tuple[Path, str]:
+    """The one finished run of a session and what it printed: `filip train` on one device, started once for all workers.
+
+    It is for reading: whoever writes to it takes a copy.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # the folder of all workers
+    folder = shared / "finished"
+    with FileLock(shared / "finished.lock"):
+        if not (folder / "output.txt").exists():
+            folder.mkdir()
+            words = runs.command(folder / "run", finished_config)
+            done = subprocess.run(words, env=runs.environment(), capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            (folder / "output.txt").write_text(done.stdout)
+    return folder / "run", (folder / "output.txt").read_text()
 
 
 @pytest.fixture(scope="session")

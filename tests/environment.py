@@ -9,7 +9,14 @@ QUICKLY = "--xla_backend_optimization_level=0"  # tests compile longer than they
 EIGHT = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{EIGHT} {QUICKLY}"
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Programs that several tests, or the processes they start, compile alike are compiled once.
-compiled = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="filip_jax_compiled_")
-atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # two workers compile for TPUs at a time
+# Programs that several tests, workers or the processes they start compile alike are compiled once. FILIP_TEST_CACHE
+# names a folder that keeps them for the next session; without it, the first process makes one, which its workers
+# inherit, and removes it.
+if "FILIP_TEST_CACHE" not in os.environ:
+    os.environ["FILIP_TEST_CACHE"] = tempfile.mkdtemp(prefix="filip_jax_compiled_")
+    atexit.register(shutil.rmtree, os.environ["FILIP_TEST_CACHE"], ignore_errors=True)
+CACHE = os.path.abspath(os.path.expanduser(os.environ["FILIP_TEST_CACHE"]))
+os.makedirs(CACHE, mode=0o700, exist_ok=True)  # whoever may write to it decides what runs
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ImageChops
 from test_evals import VECTORS, Oracle, Scenes, picture, word_number
@@ -196,7 +197,7 @@ def test_heat_is_dark_to_bright_in_even_steps_and_in_place():
     assert heat[175, 25] > heat[25, 175] + 200 and heat[175, 25] > heat[75, 25] + 100
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(grid=st.integers(1, 32), words=st.integers(1, 60), side=st.sampled_from([1, 48, 500]), label=st.booleans())
 def test_any_grid_and_any_number_of_words_have_a_page(grid, words, side, label):
     found = aligned(words, grid, seed=grid)

@@ -20,6 +20,7 @@ from filip_jax.workdir import Workdir
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gs", "s3"])
 def test_a_run_in_a_bucket_is_the_run_on_a_disk(small_demo, kind, request, tmp_path, monkeypatch):
     """Stopped at step 7 and gone on with elsewhere: checkpoints, metrics, TensorBoard and evaluations are the same."""

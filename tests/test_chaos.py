@@ -15,6 +15,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import chaos  # noqa: E402
 import chaos_folders  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = ("--config.total_steps=30", "--config.optimizer.warmup_steps=3")
 
 

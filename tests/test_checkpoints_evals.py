@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, make_devices_mesh
+from conftest import ROOT, make_devices_mesh, slow
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -43,21 +43,22 @@ from filip_jax.evals.run import open_evals, tasks_of
 from filip_jax.inference import Run
 from filip_jax.train.loop import train
 
-STEPS = [2, 4, 6]
+STEPS = [4, 8, 12]
 SVG = "{http://www.w3.org/2000/svg}"  # before the names of its elements
 
 
 @pytest.fixture(scope="module")
-def trained(small_demo, tmp_path_factory):
-    """A run with three checkpoints and the evaluations `val` and `unseen`."""
+def trained(finished, finished_config, tmp_path_factory):
+    """A run with three checkpoints, of which the evaluations `val` and `seen` are asked for and none is made."""
     workdir = tmp_path_factory.mktemp("trained") / "run"
-    source = small_demo["evals"]["val"]["source"]
+    names = ("evals.json", "pictures", "clip_benchmark")
+    shutil.copytree(finished[0], workdir, ignore=shutil.ignore_patterns(*names))
+    source = finished_config["evals"]["val"]["source"]
     evals = {
         "val": dict(kind="retrieval", source=source, examples=32),
         "seen": dict(kind="zero_shot", source=dict(name="emoji_scenes", split="seen_cells", seed=0, scenes=24), prompts=("a {}",)),
     }  # fmt: skip
-    checkpoint = small_demo["checkpoint"] | {"every_steps": 2, "keep_last": 3}
-    train(workdir, small_demo | {"total_steps": 6, "evals": evals, "checkpoint": checkpoint})
+    (workdir / "config.json").write_text(json.dumps(finished_config | {"evals": evals}))
     return workdir
 
 
@@ -84,7 +85,7 @@ def test_all_checkpoints_are_evaluated_once(run, evaluated, capsys):
     text = evaluate_runs(str(run), Choice(step="all"))
     assert evaluated == [(step, name) for step in STEPS for name in ("val", "seen")]
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert [cell.strip() for cell in lines[0].split("|")[2:-1]] == ["a, step 2", "a, step 4", "a, step 6", "chance"]
+    assert [cell.strip() for cell in lines[0].split("|")[2:-1]] == ["a, step 4", "a, step 8", "a, step 12", "chance"]
     assert (run / "evals.md").read_text().splitlines()[0] == lines[0]
     plot = xml.fromstring((run / "evals.svg").read_text())
     titles = [text.text for text in plot.iter(f"{SVG}text")]
@@ -93,8 +94,8 @@ def test_all_checkpoints_are_evaluated_once(run, evaluated, capsys):
     evaluated.clear()
     assert evaluate_runs(str(run), Choice(step="all")) == text and evaluated == []  # not even baselines change
     assert (run / "evals.json").read_text() == before and "val, seen: done before" in capsys.readouterr().out
-    evaluate_runs(str(run), Choice(step="4", again=True))
-    assert evaluated == [(4, "val"), (4, "seen")] and json.loads((run / "evals.json").read_text()) == json.loads(before)
+    evaluate_runs(str(run), Choice(step="8", again=True))
+    assert evaluated == [(8, "val"), (8, "seen")] and json.loads((run / "evals.json").read_text()) == json.loads(before)
 
 
 def test_what_has_changed_is_evaluated_again(run, evaluated):
@@ -103,32 +104,33 @@ def test_what_has_changed_is_evaluated_again(run, evaluated):
     evaluated.clear()
     section["seen"]["prompts"] = ["the {}"]
     evaluate_runs(str(run), Choice(), section)
-    assert evaluated == [(6, "seen")]
+    assert evaluated == [(12, "seen")]
     evaluated.clear()
     section["val"]["source"]["seed"] = 5
     evaluate_runs(str(run), Choice(), section)
-    assert evaluated == [(6, "val")]
+    assert evaluated == [(12, "val")]
     evaluated.clear()
     config = json.loads((run / "config.json").read_text())
     config["model"]["pooling"] = "global"  # another function of the same parameters
     (run / "config.json").write_text(json.dumps(config))
     evaluate_runs(str(run), Choice(), section)
-    assert evaluated == [(6, "val"), (6, "seen")]
-    results = read_results(run)["tasks"]["6"]
+    assert evaluated == [(12, "val"), (12, "seen")]
+    results = read_results(run)["tasks"]["12"]
     assert set(results) == {"val", "seen"}
     assert set(results["seen"]) == {"checkpoint", "model", "task", "data", "class_names", "prompts"}
 
 
+@pytest.mark.slow
 def test_another_checkpoint_of_the_same_step_is_evaluated_again(run, small_demo, tmp_path, evaluated):
     evaluate_runs(str(run), Choice())
-    before = read_results(run)["steps"]["6"]
+    before = read_results(run)["steps"]["12"]
     config = json.loads((run / "config.json").read_text())
     shutil.rmtree(run / "checkpoints")
     train(tmp_path / "other", config | {"seed": 1})
     shutil.copytree(tmp_path / "other/checkpoints", run / "checkpoints")
     evaluated.clear()
     evaluate_runs(str(run), Choice())
-    assert evaluated == [(6, "val"), (6, "seen")] and read_results(run)["steps"]["6"] != before
+    assert evaluated == [(12, "val"), (12, "seen")] and read_results(run)["steps"]["12"] != before
 
 
 def pictures_of_classes(folder):
@@ -171,33 +173,34 @@ def test_what_names_data_that_is_not_here_is_not_recorded_as_done(tmp_path, run,
     (each,) = open_evals({"x": section | {"neighbours": {"source": absent, "examples": 3}}})
     checkpoints_of_run = Run(run).checkpoints
     config = json.loads((run / "config.json").read_text())
-    assert set(tasks_of([each], checkpoints_of_run, 6, config)) == {"x"}
+    assert set(tasks_of([each], checkpoints_of_run, 12, config)) == {"x"}
     probe = {"kind": "linear_probe", "source": section["source"], "training": absent}
     (each,) = open_evals({"x": probe})
-    assert tasks_of([each], checkpoints_of_run, 6, config) == {}
+    assert tasks_of([each], checkpoints_of_run, 12, config) == {}
     with pytest.raises(UserError, match="nowhere' is not a folder"):
         evaluate_runs(str(run), Choice(), {"x": probe, "seen": section})
-    assert evaluated == [(6, "seen")]  # the others are evaluated
+    assert evaluated == [(12, "seen")]  # the others are evaluated
 
 
-def test_what_the_training_has_evaluated_is_not_evaluated_again(small_demo, tmp_path, evaluated):
-    evals = {"val": small_demo["evals"]["val"] | {"examples": 8}}
-    evals["val"].pop("neighbours", None)
-    train(tmp_path / "run", small_demo | {"total_steps": 4, "eval_every_steps": 2, "evals": evals})
-    before = read_results(tmp_path / "run")["steps"]
-    evaluate_runs(str(tmp_path / "run"), Choice(step="all"))
-    assert evaluated == [] and read_results(tmp_path / "run")["steps"] == before and list(before) == ["2", "4"]
-    assert len(list((tmp_path / "run/clip_benchmark").glob("val_step_*.json"))) == 2
+def test_what_the_training_has_evaluated_is_not_evaluated_again(finished, finished_config, tmp_path, evaluated):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints/4")  # before the first evaluation
+    section = finished_config["evals"]["val"]
+    evals = {"val": {key: value for key, value in section.items() if key != "neighbours"}}
+    before = read_results(workdir)["steps"]
+    evaluate_runs(str(workdir), Choice(step="all"), evals)
+    assert evaluated == [] and read_results(workdir)["steps"] == before and list(before) == ["8", "12"]
+    assert len(list((workdir / "clip_benchmark").glob("val_step_*.json"))) == 2
 
 
 def test_several_runs_are_one_table_and_one_plot(run, evaluated):
     shutil.copytree(run, run.parent / "b")
-    shutil.rmtree(run.parent / "b/checkpoints/2")
+    shutil.rmtree(run.parent / "b/checkpoints/4")
     text = evaluate_runs(str(run.parent / "*"), Choice(step="all"))
     assert len(evaluated) == 2 * 5
     header = (run.parent / "evals.md").read_text().splitlines()[0]
     assert [cell.strip() for cell in header.split("|")[2:-1]] == [
-        "a, step 2", "a, step 4", "a, step 6", "b, step 4", "b, step 6", "chance",
+        "a, step 4", "a, step 8", "a, step 12", "b, step 8", "b, step 12", "chance",
     ]  # fmt: skip
     assert f"written: {run.parent}/evals.md, {run.parent}/evals.svg" in text
 
@@ -221,12 +224,12 @@ def test_the_best_step_by_a_metric(run, evaluated, capsys):
 def test_numbers_of_another_task_are_not_compared(run, evaluated, capsys):
     section = json.loads((run / "config.json").read_text())["evals"]
     easy = {"val": section["val"] | {"examples": 2}}
-    evaluate_runs(str(run), Choice(step="2"), easy)
-    evaluate_runs(str(run), Choice(step="6"), section)
-    assert set(comparable(read_results(run))["2"]) == set()
+    evaluate_runs(str(run), Choice(step="4"), easy)
+    evaluate_runs(str(run), Choice(step="12"), section)
+    assert set(comparable(read_results(run))["4"]) == set()
     capsys.readouterr()
     evaluate_runs(str(run), Choice(step="best", metric="val/image_to_text_R@1"), section)
-    assert "step 6 is the best of 1 by val/image_to_text_R@1" in capsys.readouterr().out
+    assert "step 12 is the best of 1 by val/image_to_text_R@1" in capsys.readouterr().out
 
 
 def test_baselines_of_other_data_are_forgotten_and_again_counts_them_anew(run, monkeypatch):
@@ -258,19 +261,19 @@ def test_pictures_alone_have_no_baseline_and_are_drawn_again_where_they_are_gone
     }
     assert "| pages/pages | 1 " in evaluate_runs(str(run), Choice(), section)
     evaluate_runs(str(run), Choice(), section)
-    assert evaluated == [(6, "pages")]
+    assert evaluated == [(12, "pages")]
     shutil.rmtree(run / "pictures")
     evaluate_runs(str(run), Choice(), section)
-    assert evaluated == [(6, "pages")] * 2 and (run / "pictures/pages/0_step_0000006.png").exists()
+    assert evaluated == [(12, "pages")] * 2 and (run / "pictures/pages/0_step_0000012.png").exists()
 
 
 def test_a_damaged_checkpoint_keeps_nothing_from_the_others(run, evaluated, capsys):
-    file = next((run / "checkpoints/4").rglob("manifest.ocdbt"))
+    file = next((run / "checkpoints/8").rglob("manifest.ocdbt"))
     file.write_bytes(b"torn")
-    with pytest.raises(UserError, match="the checkpoint of step 4 is damaged: .*manifest.ocdbt has 4 bytes"):
+    with pytest.raises(UserError, match="the checkpoint of step 8 is damaged: .*manifest.ocdbt has 4 bytes"):
         evaluate_runs(str(run), Choice(step="all"))
-    assert {step for step, _ in evaluated} == {2, 6} and "| a, step 6 " in capsys.readouterr().out
-    assert set(read_results(run)["steps"]) == {"2", "6"}
+    assert {step for step, _ in evaluated} == {4, 12} and "| a, step 12 " in capsys.readouterr().out
+    assert set(read_results(run)["steps"]) == {"4", "12"}
 
 
 def test_a_watch_evaluates_each_checkpoint_that_comes_and_ends_with_the_run(run, evaluated, monkeypatch, capsys):
@@ -286,7 +289,7 @@ def test_a_watch_evaluates_each_checkpoint_that_comes_and_ends_with_the_run(run,
         shutil.copytree(aside / str(step), run / "checkpoints" / f"{step}.tmp")
         (run / "checkpoints" / f"{step}.tmp").rename(run / "checkpoints" / str(step))  # whole or absent
     thread.join(60)
-    assert [step for step, name in evaluated if name == "val"] == STEPS and "a, step 6" in ended[0]
+    assert [step for step, name in evaluated if name == "val"] == STEPS and "a, step 12" in ended[0]
     assert "waiting for a checkpoint: " in capsys.readouterr().out
 
 
@@ -297,12 +300,12 @@ def test_a_watch_goes_on_over_removed_checkpoints_and_failing_disks(run, monkeyp
 
     def evaluate_step(path, step):
         calls.append(step)
-        if step == 2:
-            shutil.rmtree(run / "checkpoints/2")
+        if step == 4:
+            shutil.rmtree(run / "checkpoints/4")
             raise FileNotFoundError("gone")
-        if step == 4 and calls.count(4) < 2:
+        if step == 8 and calls.count(8) < 2:
             raise OSError("the network is down")
-        if step == 6:
+        if step == 12:
             raise ZeroDivisionError
 
     listed, times = session.find_runs, iter([OSError("no bucket"), OSError("no bucket")])
@@ -316,45 +319,45 @@ def test_a_watch_goes_on_over_removed_checkpoints_and_failing_disks(run, monkeyp
     monkeypatch.setattr(session, "find_runs", find_runs)
     with pytest.warns(UserWarning) as said:
         watch.follow(session)
-    assert calls.count(2) == 1 and calls.count(4) == 2 and calls.count(6) == watch.ATTEMPTS
+    assert calls.count(4) == 1 and calls.count(8) == 2 and calls.count(12) == watch.ATTEMPTS
     texts = [str(each.message) for each in said]
     assert sum("no bucket; the watch goes on" in text for text in texts) == 2
-    assert any("step 2 was removed before it was evaluated" in text for text in texts)
-    assert list(session.failures) == [(str(run), 6, "")] and "it is tried again" in capsys.readouterr().out
+    assert any("step 4 was removed before it was evaluated" in text for text in texts)
+    assert list(session.failures) == [(str(run), 12, "")] and "it is tried again" in capsys.readouterr().out
 
 
 def test_a_run_that_goes_back_is_evaluated_anew(run, monkeypatch):
     monkeypatch.setattr(watch, "POLL", 0.01)
     session = checkpoints.Session(str(run), Choice(watch=True, idle_minutes=0.02), None)
     calls = []
-    shutil.copytree(run / "checkpoints/6", run.parent / "aside")
-    shutil.rmtree(run / "checkpoints/6")
+    shutil.copytree(run / "checkpoints/12", run.parent / "aside")
+    shutil.rmtree(run / "checkpoints/12")
 
     def find_runs():
         session.runs.setdefault(str(run), Run(run)) if not session.runs else None
         if len(calls) == 1:
-            shutil.copytree(run / "checkpoints/4", run.parent / "four")
-            shutil.rmtree(run / "checkpoints/4")
+            shutil.copytree(run / "checkpoints/8", run.parent / "four")
+            shutil.rmtree(run / "checkpoints/8")
             calls.append("back")
-        elif calls and calls[-1] == "back" and not (run / "checkpoints/4").exists():
+        elif calls and calls[-1] == "back" and not (run / "checkpoints/8").exists():
             polls.append(1)
             if len(polls) == 2:
-                shutil.copytree(run.parent / "four", run / "checkpoints/4")
+                shutil.copytree(run.parent / "four", run / "checkpoints/8")
 
     polls = []
     monkeypatch.setattr(session, "evaluate_step", lambda path, step: calls.append(step))
     monkeypatch.setattr(session, "find_runs", find_runs)
     watch.follow(session)
-    assert calls == [4, "back", 4]
+    assert calls == [8, "back", 8]
 
 
 def test_a_watch_from_the_newest_leaves_out_what_was_before_and_ends_when_nothing_comes(run, evaluated, monkeypatch):
     monkeypatch.setattr(watch, "POLL", 0.01)
-    shutil.rmtree(run / "checkpoints/6")
+    shutil.rmtree(run / "checkpoints/12")
     evaluate_runs(str(run), Choice(watch=True, idle_minutes=1e-3))
-    assert {step for step, _ in evaluated} == {4}
+    assert {step for step, _ in evaluated} == {8}
     evaluate_runs(str(run), Choice(watch=True, step="all", idle_minutes=1e-3))
-    assert {step for step, _ in evaluated} == {2, 4}
+    assert {step for step, _ in evaluated} == {4, 8}
     assert evaluate_runs(str(run.parent / "none*"), Choice(watch=True, idle_minutes=1e-3)) == ""
 
 
@@ -364,7 +367,7 @@ MISTAKES = {
     ("--idle_minutes=3",): "--idle_minutes is for --watch",
     ("--watch", "--idle_minutes=-1"): "--idle_minutes=-1.0 must be at least 0 and finite",
     ("--batch_size=0",): "--batch_size=0 must be at least 1",
-    ("--step=5",): "has no checkpoint of step 5; it has steps 2, 4, 6",
+    ("--step=5",): "has no checkpoint of step 5; it has steps 4, 8, 12",
 }
 
 
@@ -375,7 +378,7 @@ def test_mistakes_are_one_line(trained, words, capsys):
     assert MISTAKES[words] in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("pooling", ["tokens", "global"])
+@pytest.mark.parametrize("pooling", ["tokens", slow("global")])
 def test_devices_and_batch_sizes_change_no_number(run, small_demo, tmp_path, pooling):
     """The same checkpoint on 1, 2 and 8 devices, in batches of 8 to 64."""
     config = json.loads((run / "config.json").read_text())
@@ -427,7 +430,7 @@ def test_an_eval_sweep_evaluates_each_point(run, jobs, capsys):
     assert len(set(names)) == 2 and not any("/" in name for name in names)
     if jobs:
         assert all(f"| {name}/image_to_text_top1 " in output for name in names)
-        assert {name.split("/")[0] for name in read_results(run)["steps"]["6"]} == set(names)
+        assert {name.split("/")[0] for name in read_results(run)["steps"]["12"]} == set(names)
     else:
         assert output.startswith("filip eval '--workdir=") and all(name in error for name in names)
 
@@ -449,7 +452,7 @@ def test_points_that_look_alike_have_names_of_their_own(tmp_path):
 
 def test_the_shipped_sweep_of_prompts(run, capsys):
     assert main(["sweep", f"--config={ROOT}/configs/eval/prompts.py", f"--workdir={run}", "--run"]) == 0
-    found = read_results(run)["steps"]["6"]
+    found = read_results(run)["steps"]["12"]
     names = dict.fromkeys(name.split("/")[0] for name in found)
     assert list(names)[1] == make_name("emoji prompts=('a {}',)") and len(names) == 5
     assert list(names)[1].startswith("emoji prompts=a {},_") and f"| {list(names)[1]}/image_to_text_top1 " in capsys.readouterr().out

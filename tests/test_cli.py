@@ -12,16 +12,15 @@ from PIL import Image
 
 from filip_jax.cli import main
 from filip_jax.inference import Embedder
-from filip_jax.train.loop import train
 
 DEMO = str(ROOT / "configs/demo.py:quick")
 
 
 @pytest.fixture(scope="module")
-def run(small_demo, tmp_path_factory):
-    """A short run and a picture."""
+def run(finished, tmp_path_factory):
+    """A run with its last checkpoint and no evaluation, and a picture."""
     folder = tmp_path_factory.mktemp("cli")
-    train(folder / "run", small_demo | {"total_steps": 4})
+    shutil.copytree(finished[0], folder / "run", ignore=shutil.ignore_patterns("4", "8", "evals.json"))
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 60, 3), dtype=np.uint8)).save(folder / "picture.jpg")
     (folder / "no_picture.jpg").write_text("this is text")
     return folder
@@ -75,9 +74,9 @@ def test_eval_prints_a_table_beside_the_baselines_and_records_it(run, capsys):
     code, output, _ = said(capsys, "eval", f"--workdir={run / 'r*'}", "--step=all")
     assert code == 0
     header = next(line for line in output.splitlines() if line.startswith("|"))
-    assert [cell.strip() for cell in header.split("|")[2:-1]] == ["run, step 4", "chance", "pixel neighbour"]
+    assert [cell.strip() for cell in header.split("|")[2:-1]] == ["run, step 12", "chance", "pixel neighbour"]
     results = json.loads((run / "run/evals.json").read_text())
-    assert {"val/loss", "unseen_cells/image_to_text_top1_low"} <= set(results["steps"]["4"])
+    assert {"val/loss", "unseen_cells/image_to_text_top1_low"} <= set(results["steps"]["12"])
     assert "val/image_to_text_R@1" in results["baselines"]["chance"]
 
 
@@ -93,7 +92,7 @@ def test_several_runs_have_columns_of_their_own_and_one_without_checkpoint_is_le
     )
     before = json.loads((run / "many/a/filip/evals.json").read_text()) if (run / "run/evals.json").exists() else None
     code, output, error = said(capsys, "eval", f"--workdir={run / 'many/*/filip'}", f"--config={run / 'length.py'}")
-    assert code == 0 and "a/filip, step 4" in output and "b/filip, step 4" in output
+    assert code == 0 and "a/filip, step 12" in output and "b/filip, step 12" in output
     assert "filip: warning: " in error and "c/filip has no checkpoint yet" in error
     after = json.loads((run / "many/a/filip/evals.json").read_text())
     assert (
@@ -114,7 +113,7 @@ def test_eval_takes_other_evaluations_from_a_file_but_never_the_model(run, capsy
         capsys, "eval", f"--workdir={run / 'run'}", f"--config={file}", "--config.evals.other.examples=20"
     )
     assert code == 0 and "other/pairs" in output and "unseen_cells" not in output
-    assert json.loads((run / "run/evals.json").read_text())["steps"]["4"]["other/pairs"] == 20
+    assert json.loads((run / "run/evals.json").read_text())["steps"]["12"]["other/pairs"] == 20
 
 
 def test_a_long_text_is_cut_counted_and_said(run, capsys):
@@ -131,7 +130,7 @@ MISTAKES = {
     "other config": (["train", f"--config={DEMO}", "--workdir=RUN/run"], "holds a run of another config"),
     "no workdir": (["eval", "--workdir=RUN/nothing"], "nothing holds no run: "),
     "no run matches": (["eval", "--workdir=RUN/n*"], "holds no run"),
-    "no step": (["eval", "--workdir=RUN/run", "--step=3"], "has no checkpoint of step 3; it has steps 4"),
+    "no step": (["eval", "--workdir=RUN/run", "--step=3"], "has no checkpoint of step 3; it has steps 12"),
     "bad step": (["eval", "--workdir=RUN/run", "--step=last"], "--step=last is not latest, all, best or a number"),
     "stray argument": (["eval", "--workdir=RUN/run", "--config.seed=1"], "unknown argument '--config.seed=1'"),
     "no evals": (["eval", "--workdir=RUN/run", "--config=RUN/empty.py"], "has no section `evals`"),
@@ -147,7 +146,7 @@ MISTAKES = {
     "no tokenizer": (["eval", "--workdir=RUN/mute"], "has no tokenizer"),
     "torn config": (["eval", "--workdir=RUN/torn"], "torn/config.json is damaged"),
     "empty config": (["align", "--workdir=RUN/empty", "--image=RUN/picture.jpg", "--text=x", "--output=RUN/p.png"], "it has no section model"),
-    "torn checkpoint": (["eval", "--workdir=RUN/rotten", "--again"], "the checkpoint of step 4 is damaged: "),
+    "torn checkpoint": (["eval", "--workdir=RUN/rotten", "--again"], "the checkpoint of step 12 is damaged: "),
     "no word": (["align", "--workdir=RUN/run", "--image=RUN/picture.jpg", "--text=… — !", "--output=RUN/p.png"], "no word to look at"),
     "broken config file": (["train", "--config=RUN/broken.py", "--workdir=RUN/x"], "broken.py, line 2: ZeroDivisionError"),
     "no syntax": (["train", "--config=RUN/syntax.py", "--workdir=RUN/x"], "syntax.py, line 1: SyntaxError"),
@@ -179,7 +178,7 @@ def broken(run):
     (run / "mute/tokenizer.model").unlink()
     (run / "torn/config.json").write_bytes(b"{\xff")
     (run / "empty/config.json").write_text("{}")
-    for file in (run / "rotten/checkpoints/4/state").rglob("*"):
+    for file in (run / "rotten/checkpoints/12/state").rglob("*"):
         if file.is_file() and file.stat().st_size > 1000:
             file.write_bytes(file.read_bytes()[:100])
     config = json.loads((run / "swapped/config.json").read_text())

@@ -123,6 +123,7 @@ def test_the_roll_is_called_before_each_step_and_all_hear_the_same():
         assert lines[4] == "Decision(stop='', save=False, error='', lost='a worker is gone')"
         assert lines[5] == "ProcessLost: no trainer"
 
+@pytest.mark.slow
 
 def test_an_evaluation_that_fails_on_one_process_alone_ends_all(tmp_path):
     results = together(
@@ -168,6 +169,7 @@ def test_a_signal_ends_all_at_once_where_nothing_is_unsaved():
     assert "SIGTERM on process 1" in results[0][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["0", "1"])
 def test_a_process_that_ends_ends_the_others_with_its_reason(first):
     results = together(
@@ -201,6 +203,7 @@ def test_a_process_that_dies_is_named():
     assert "process 1 (" in dead[0][1] and "phase start" in dead[0][1], dead
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [0, 1])
 def test_a_process_that_freezes_is_named(frozen):
     results = together(
@@ -220,6 +223,7 @@ def test_a_process_that_freezes_is_named(frozen):
     code, output = results[1 - frozen]
     assert code == HUNG and f"process {frozen} (" in output and "at step 0" in output, results
 
+@pytest.mark.slow
 
 def test_a_pulse_waits_for_a_process_that_begins_late():
     results = together(

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import free_port, make_devices_mesh, small
+from conftest import free_port, make_devices_mesh, slow, small
 from runs import command, environment, logged
 
 from filip_jax.checkpoint import Checkpoints
@@ -30,7 +30,7 @@ def elastic(small_demo, tmp_path_factory):
     return workdir, config
 
 
-@pytest.mark.parametrize("replica, data", [(1, 4), (1, 2), (1, 1), (2, 4), (1, 8)])
+@pytest.mark.parametrize("replica, data", [slow(1, 4), slow(1, 2), slow(1, 1), slow(2, 4), (1, 8)])
 def test_a_run_goes_on_alike_on_any_devices(elastic, tmp_path, monkeypatch, replica, data):
     """From step 8 of eight devices: the same samples, the same losses to 1e-5, bit for bit on eight again."""
     whole, config = elastic
@@ -47,6 +47,7 @@ def test_a_run_goes_on_alike_on_any_devices(elastic, tmp_path, monkeypatch, repl
     assert (got == expected) == (data == 8)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_alike_and_one_after_them(elastic, tmp_path):
     """From step 8 of one process by two, from their step 16 by one."""
     whole, config = elastic

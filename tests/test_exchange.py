@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from conftest import make_devices_mesh, unit
-from hypothesis import given, settings
+from conftest import examples, make_devices_mesh, unit
+from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -53,7 +53,7 @@ def assert_close(ours, expected, tolerance=1e-5):
     assert abs(float(gradients[2] - expected_gradients[2])) <= tolerance * max(abs(float(expected_gradients[2])), 1e-2)
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(shape=st.sampled_from(SHAPES), seed=st.integers(0, 2**16), scale=st.floats(0.5, 100), few=st.booleans())
 def test_blocks_equal_the_definition(shape, seed, scale, few):
     """Also of duplicated and of zero vectors, where many tokens are equally good."""
@@ -75,12 +75,32 @@ def test_blocks_equal_the_definition(shape, seed, scale, few):
         np.testing.assert_allclose(to_texts, expected[1], atol=1e-4 * scale)
 
 
-@pytest.mark.parametrize("mesh", [None, (1, 1), (1, 8), (2, 4)])
-@pytest.mark.parametrize("exchange, indices", FORMS)
+MESHES = [None, (1, 1), (1, 8), (2, 4)]
+# Two forms on each mesh, so that every two of (mesh, exchange, indices) meet; the next test draws from the product.
+MET = [(mesh, *FORMS[form]) for n, mesh in enumerate(MESHES) for form in ((0, 3), (1, 2))[n % 2]]
+
+
+@pytest.mark.parametrize("mesh, exchange, indices", MET)
 def test_every_exchange_equals_the_definition(mesh, exchange, indices):
     tokens = pairs(0, 16, 9, 21, 8)
     expected = run(*tokens, implementation="reference")
     assert_close(run(*tokens, mesh=mesh, exchange=exchange, indices=indices), expected)
+
+
+@examples(12)
+@given(
+    mesh=st.sampled_from(MESHES), form=st.sampled_from(FORMS), shape=st.sampled_from([(9, 21, 8), (1, 4, 3), (6, 1, 5)]),
+    group_rule=st.sampled_from([None, "positives", "ignore"]), label_smoothing=st.sampled_from([0.0, 0.1]),
+    fills=st.booleans(), seed=st.integers(0, 2**16),
+)  # fmt: skip
+def test_all_options_together_equal_the_definition(mesh, form, shape, group_rule, label_smoothing, fills, seed):
+    rng, tokens, options = np.random.default_rng(seed), pairs(seed, 16, *shape), {"label_smoothing": label_smoothing}
+    if group_rule:
+        options |= {"group_rule": group_rule, "group_ids": jnp.asarray(rng.integers(0, 9, 16), jnp.int32)}
+    if fills:
+        options |= {"row_mask": jnp.asarray(rng.random(16) < 0.8)}
+    expected = run(*tokens, implementation="reference", **options)
+    assert_close(run(*tokens, mesh=mesh, exchange=form[0], indices=form[1], **options), expected)
 
 
 def test_the_reference_is_the_same_under_a_mesh():
@@ -367,17 +387,22 @@ def temporary_bytes(devices, exchange, indices, b, p, t, d):
         return step.lower(*arrays).compile().memory_analysis().temp_size_in_bytes
 
 
-def test_memory_is_flat_in_the_number_of_devices():
-    """From 2 to 8 devices: nothing grows in the ring, recomputed; scores, indices and gathered texts cost what they say."""
+def growth(exchange, indices):
+    """(bytes on 2 devices, bytes that each of 6 more devices adds)."""
     sizes = dict(b=64, p=49, t=16, d=96)
-    indices, scores, texts = 64 * 64 * (49 + 16), 2 * 4 * 64 * 64, 64 * 16 * 96 * 4
+    small, large = (temporary_bytes(devices, exchange, indices, **sizes) for devices in (2, 8))
+    return small, (large - small) / 6
 
-    def growth(exchange, kept):
-        small, large = (temporary_bytes(devices, exchange, kept, **sizes) for devices in (2, 8))
-        return small, (large - small) / 6
 
+def test_memory_of_the_ring_is_flat_in_the_number_of_devices():
     flat, of_ring = growth("ring", "recompute")
     assert 6 * of_ring < 0.001 * flat
+
+
+@pytest.mark.slow
+def test_scores_indices_and_gathered_texts_cost_what_they_say():
+    """From 2 to 8 devices."""
+    indices, scores, texts = 64 * 64 * (49 + 16), 2 * 4 * 64 * 64, 64 * 16 * 96 * 4
     assert indices <= growth("ring", "save")[1] <= indices + 4 * scores
     of_gather = growth("gather", "recompute")[1]
     assert 2 * texts <= of_gather <= 2 * texts + 5 * scores  # the texts, their gradients, sorted scores

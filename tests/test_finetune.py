@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, free_port, small
+from conftest import ROOT, free_port, slow, small
 from pairs import key, texts, write_folder
 from runs import command, environment, logged
 
@@ -97,7 +97,7 @@ def expected(config, batch):
 @pytest.mark.parametrize(
     "devices, replica, microbatches, options",
     [
-        (1, 1, 4, {"implementation": "reference"}),
+        slow(1, 1, 4, {"implementation": "reference"}),
         (8, 2, 1, {"exchange": "gather"}),
         (8, 1, 2, {"exchange": "ring", "indices": "recompute"}),
     ],
@@ -219,6 +219,7 @@ def tuning(tmp_path_factory):
     return folder, tuned, said.getvalue()
 
 
+@pytest.mark.slow
 def test_a_run_is_tuned_on_all_captions_at_more_pixels_and_ranked(tuning):
     folder, _, output = tuning
     name = "flickr30k_finetuned"
@@ -232,6 +233,7 @@ def test_a_run_is_tuned_on_all_captions_at_more_pixels_and_ranked(tuning):
     assert (before["params/image/position"]["shape"], after["params/image/position"]["shape"]) == ([5, 32], [17, 32])
 
 
+@pytest.mark.slow
 def test_two_processes_tune_as_one_does(tuning):
     """Each knows the images of its own rows only."""
     folder, config, _ = tuning

@@ -9,7 +9,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from conftest import ROOT, small
+from conftest import ROOT, slow, small
 from pairs import picture, tar
 from PIL import Image
 
@@ -38,13 +38,14 @@ def fuzz(*arguments):
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("kind, cases", [("configs", 40), ("captions", 30), ("images", 40), ("tars", 250), ("lists", 60)])
+@pytest.mark.parametrize("kind, cases", [slow("configs", 40), slow("captions", 30), slow("images", 40), ("tars", 250), ("lists", 60)])
 def test_no_traceback_and_no_hang(kind, cases):
     code, output = fuzz(f"--kind={kind}", f"--cases={cases}", "--seed=1", "--limit=60")
     row = re.search(rf"^\| {kind} \| {cases} \| (\d+) \| (\d+) \| 0 \| 0 \| \d+ \|", output, re.MULTILINE)
     assert code == 0 and row, output
     assert min(map(int, row.groups())) > cases / 20  # neither all accepted nor all refused
 
+@pytest.mark.slow
 
 def test_a_traceback_a_hang_and_a_death_are_found(tmp_path):
     """The same script with kinds that misbehave."""

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import make_devices_mesh, small
+from conftest import make_devices_mesh, slow, small
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,7 +62,7 @@ def test_numbers_that_can_not_be(options):
         check_guards(**{"max_skipped": 10, "spike_sigmas": 0.0} | options)
 
 
-@pytest.mark.parametrize("data", [1, 8])
+@pytest.mark.parametrize("data", [slow(1), 8])
 def test_a_bad_step_touches_nothing_and_the_next_is_as_if_it_had_not_been(demo_config, data):
     """Parameters, moments, schedule and EMA; on one device and sharded over eight."""
     config = small(demo_config, **{"model.scan": True})

@@ -6,7 +6,8 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -161,7 +162,7 @@ WHOLE += [
 
 
 @pytest.mark.filterwarnings("ignore::Warning:PIL")
-@settings(max_examples=300)
+@examples(300)
 @given(
     image=st.sampled_from(WHOLE),
     place=st.integers(0, 900),

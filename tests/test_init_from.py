@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import free_port, make_devices_mesh, signed, small
-from hypothesis import given, settings
+from conftest import examples, free_port, make_devices_mesh, signed, small
+from hypothesis import given
 from hypothesis import strategies as st
 
 from filip_jax import paths
@@ -94,7 +94,7 @@ KINDS = ("same", "renamed", "fresh")
 
 
 @given(data=st.data())
-@settings(max_examples=12)
+@examples(12)
 def test_each_parameter_is_taken_from_where_the_rules_say_or_stays_fresh(small_demo, setup, fresh, donor, data):
     workdir, given = donor
     names = list(paths.flatten(setup.shapes["params"]))
@@ -123,7 +123,7 @@ POOL = [(r"image/(.*)", r"old/image/\1"), (r"(.*)/kernel", r"old/\1/kernel"), (r
 
 
 @given(rules=st.lists(st.sampled_from(POOL), unique=True), as_lists=st.booleans())
-@settings(max_examples=100)
+@examples(100)
 def test_the_first_rule_that_matches_all_of_a_path_decides(setup, rules, as_lists):
     names = list(paths.flatten(setup.shapes["params"]))
     found = paths.rename([list(rule) for rule in rules] if as_lists else rules, names, "key")
@@ -134,7 +134,7 @@ def test_the_first_rule_that_matches_all_of_a_path_decides(setup, rules, as_list
 
 
 @given(data=st.data())
-@settings(max_examples=100)
+@examples(100)
 def test_cover_matches_the_chosen_paths_and_no_others(setup, data):
     tree = setup.shapes["params"]
     names = list(paths.flatten(tree))
@@ -146,7 +146,7 @@ def test_cover_matches_the_chosen_paths_and_no_others(setup, data):
 
 
 @given(data=st.data())
-@settings(max_examples=40)
+@examples(40)
 def test_a_refusal_names_the_misfits_and_its_rule_makes_the_rest_fit(setup, donor, tmp_path_factory, data):
     """Some leaves are missing in the checkpoint, some have another shape or type."""
     shapes = setup.shapes["params"]
@@ -431,11 +431,10 @@ IMAGE_ONLY = [[r"(image/.*)", r"\1"], [".*", None]]
 
 
 @pytest.fixture(scope="module")
-def first(small_demo, tmp_path_factory):
-    """(the folder of a run of 4 steps, the config of one that locks its image tower and learns the rest)."""
-    folder = tmp_path_factory.mktemp("whole")
-    short = small_demo | {"total_steps": 4}
-    train(folder / "first", short)
+def first(small_demo, finished, tmp_path_factory):
+    """(the folder of a run of 12 steps, the config of one that locks its image tower and learns the rest)."""
+    folder, short = tmp_path_factory.mktemp("whole"), small_demo
+    shutil.copytree(finished[0], folder / "first")
     locked = short | {
         "total_steps": 8, "ema_decay": 0.5, "seed": 5, "init_from": {"path": str(folder / "first"), "rules": IMAGE_ONLY},
         "optimizer": short["optimizer"] | LOCKED["optimizer"], "tokenizer": short["tokenizer"] | {"captions": 300},
@@ -457,8 +456,8 @@ def locked(first):
 def test_a_locked_image_tower_stays_what_it_was(first, locked):
     folder, config = first
     workdir, output = locked
-    assert f"{folder}/first/checkpoints/4 (params); fresh: image_projection/.*, logit_scale, text/.*, text_pr" in output
-    given, _ = parameters_of(folder / "first", 4)
+    assert f"{folder}/first/checkpoints/12 (params); fresh: image_projection/.*, logit_scale, text/.*, text_pr" in output
+    given, _ = parameters_of(folder / "first", 12)
     own, tree = parameters_of(workdir, 8)
     assert_equal(own["image"], given["image"])
     assert not np.array_equal(own["text"]["position"], given["text"]["position"])
@@ -489,7 +488,7 @@ def test_a_run_begins_where_another_ended(first, small_demo, tmp_path):
     train(tmp_path / "run", small_demo | {
         "total_steps": 2, "optimizer": still | {"warmup_steps": 1}, "init_from": {"path": str(folder / "first"), "rules": []},
     })  # fmt: skip
-    assert_equal(parameters_of(tmp_path / "run", 2)[0], parameters_of(folder / "first", 4)[0])
+    assert_equal(parameters_of(tmp_path / "run", 2)[0], parameters_of(folder / "first", 12)[0])
 
 
 def test_another_tokenizer_is_refused_and_its_own_accepted(first, tmp_path):
@@ -503,6 +502,7 @@ def test_another_tokenizer_is_refused_and_its_own_accepted(first, tmp_path):
     assert Checkpoints(tmp_path / "run").steps() == [1]
 
 
+@pytest.mark.slow
 def test_two_processes_begin_as_one_does(first, locked, tmp_path):
     file = tmp_path / "two.py"
     file.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({first[1]!r})\n")

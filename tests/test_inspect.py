@@ -13,8 +13,8 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import signed
-from hypothesis import given, settings
+from conftest import examples, signed
+from hypothesis import given
 from hypothesis import strategies as st
 
 from filip_jax import paths
@@ -206,7 +206,7 @@ def places(tree, place=()):
     return [each for key, value in items for each in ((*place, key), *places(value, (*place, key)))]
 
 
-@settings(max_examples=100)
+@examples(100)
 @given(numbers=st.lists(st.tuples(st.integers(0, 10**6), st.booleans(), JSON), min_size=1, max_size=2))
 def test_a_manifest_that_anybody_wrote_is_shown_or_refused_in_one_line(saved, tmp_path_factory, numbers):
     folder = tmp_path_factory.mktemp("foreign") / "12"

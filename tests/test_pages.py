@@ -7,7 +7,6 @@ import pytest
 from conftest import ROOT
 
 from filip_jax.config import load_config
-from filip_jax.train.loop import train
 
 COMING, PROFILES = ((ROOT / name).read_text() for name in ("configs/coming_from.md", "launch/profiles.md"))
 # What a config's sections may be called: words in backticks, dotted or not, that are keys and no metric, flag or file.
@@ -32,9 +31,8 @@ def test_the_keys_that_others_flags_become_are_keys(keys):
     assert len(named) > 38 and not set(named) - keys
 
 
-def test_the_metrics_that_others_become_are_written(small_demo, tmp_path):
-    train(tmp_path / "run", small_demo | {"total_steps": 4, "eval_every_steps": 4})
-    lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+def test_the_metrics_that_others_become_are_written(finished):
+    lines = map(json.loads, (finished[0] / "metrics.jsonl").read_text().splitlines())
     written = {name for line in lines for name in line}
     ours = [line.split("|")[3] for line in COMING.split("Metrics, in")[1].splitlines() if line.startswith("| ")][2:]
     named = [metric for cell in ours for metric in re.findall(r"`((?:train|time|val|NAME)/[^`]+)`", cell)]

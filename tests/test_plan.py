@@ -212,6 +212,7 @@ def planned(*words, code=0):
 
 TINY = [f"--config.model.{tower}.{size}" for tower in ("image", "text") for size in ("width=32", "depth=2", "heads=2")]
 
+@pytest.mark.slow
 
 def test_a_plan_of_a_tpu_slice():
     pytest.importorskip("libtpu")
@@ -227,6 +228,7 @@ def test_a_plan_of_a_tpu_slice():
     assert sent["all-reduce"][1] + 2 * sent.get("reduce-scatter", (0, 0))[1] >= 2 * found["params"] / 2
     assert found["links"] == "of one slice" and found["activations"] <= found["temporary"]
 
+@pytest.mark.slow
 
 def test_a_plan_of_gpus_is_marked_as_a_guess():
     pytest.importorskip("jax_cuda13_plugin")
@@ -296,6 +298,7 @@ def test_a_compiler_that_finds_no_room_says_how_much_it_needs():
         _compile(Lowered("another"), "v5e:2x2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs", [512, 2048, 10_240])
 def test_the_loss_multiplies_no_more_for_larger_batches(pairs):
     """What is padded to whole programs and tiles, on any platform, is 4 % at 77 words; branches count as the largest."""

@@ -22,6 +22,7 @@ def traced(workdir):
     return found
 
 
+@pytest.mark.slow
 def test_the_steps_asked_for_are_traced_of_each_start(small_demo, tmp_path, capsys):
     few = {"optimizer.warmup_steps": 1, "checkpoint.every_steps": 4, "profile.first_step": 3, "profile.steps": 2}
     train(tmp_path / "run", small(small_demo, **few, total_steps=8))
@@ -31,14 +32,14 @@ def test_the_steps_asked_for_are_traced_of_each_start(small_demo, tmp_path, caps
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_in_its_trace_keeps_it(small_demo, tmp_path):
     train(tmp_path / "run", small(small_demo, **{"profile.first_step": 12, "profile.steps": 9}))
     assert traced(tmp_path / "run") == [{12}]
 
 
-def test_no_step_is_traced_unless_asked(small_demo, tmp_path):
-    train(tmp_path / "run", small_demo)
-    assert not (tmp_path / "run/profile").exists()
+def test_no_step_is_traced_unless_asked(finished):
+    assert not (finished[0] / "profile").exists()
 
 
 @pytest.mark.parametrize("section, message", [((0, 1), "profile.first_step=0"), ((1, -1), "profile.steps=-1")])

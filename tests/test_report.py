@@ -18,7 +18,6 @@ from filip_jax.cli import main
 from filip_jax.evals.checkpoints import evaluate_runs
 from filip_jax.evals.choice import Choice
 from filip_jax.tools.report import report
-from filip_jax.train.loop import train
 
 VOID = {"meta", "img", "br", "rect", "path", "circle"}
 LOADS = ("src", "href", "xlink:href", "data", "action", "poster", "srcset")
@@ -49,12 +48,13 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def run(small_demo, tmp_path_factory):
+def run(finished, finished_config, tmp_path_factory):
     """A run with evaluations at two steps, one of them a published task, and pictures."""
     workdir = tmp_path_factory.mktemp("report") / "a <run>"
-    evals = {"alignment": small_demo["evals"]["alignment"], "cifar10": small_demo["evals"]["seen_cells"]}
-    train(workdir, small_demo | {"total_steps": 4, "eval_every_steps": 2, "evals": evals})
-    evaluate_runs(str(workdir), Choice())
+    shutil.copytree(finished[0], workdir, ignore=shutil.ignore_patterns("4", "evals.json", "pictures"))
+    evals = {"alignment": finished_config["evals"]["alignment"], "cifar10": finished_config["evals"]["seen_cells"]}
+    (workdir / "config.json").write_text(json.dumps(finished_config | {"evals": evals}))
+    evaluate_runs(str(workdir), Choice(step="all"))
     return workdir
 
 
@@ -73,12 +73,12 @@ def test_the_page_holds_what_the_run_has(run, capsys):
     assert main(["report", f"--workdir={run}"]) == 0
     assert capsys.readouterr().out == f"wrote {run}/report.html\n"
     page = read(run / "report.html")
-    assert {"a <run>", "4", "100 %", "loss", "pairs per second", "optimizer.peak_learning_rate", "chance"} <= set(
+    assert {"a <run>", "12", "100 %", "loss", "pairs per second", "optimizer.peak_learning_rate", "chance"} <= set(
         page.texts
     )
     assert {"Evaluations", "Training", "Where the time went", "What words see", "The data", "Config"} <= set(page.texts)
     assert "FILIP base" in page.texts and "cifar10" in page.texts
-    results = json.loads((run / "evals.json").read_text())["steps"]["4"]
+    results = json.loads((run / "evals.json").read_text())["steps"]["12"]
     assert f"{results['cifar10/image_to_text_top1']:.3f}" in page.texts
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-2])  # the last line is the evaluation's
     assert f"{last['train/loss']:.4g}" in page.texts
@@ -101,12 +101,12 @@ def test_a_page_of_a_run_that_has_nothing_yet(run, tmp_path):
 
 def test_what_is_damaged_is_named(run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "run")
-    (copy / "checkpoints/4/manifest.json").write_text("torn")
+    (copy / "checkpoints/12/manifest.json").write_text("torn")
     with (copy / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 5, "train/loss": Infinity, "train/lr": 0.25}\n{"step')
-    (copy / "pictures/alignment/0_step_0000004.png").write_bytes(b"no picture")
+        file.write('{"step": 13, "train/loss": Infinity, "train/lr": 0.25}\n{"step')
+    (copy / "pictures/alignment/0_step_0000012.png").write_bytes(b"no picture")
     page = read(report(str(copy)))
-    assert any("0_step_0000004.png can not be read" in text for text in page.texts)
+    assert any("0_step_0000012.png can not be read" in text for text in page.texts)
     assert any("manifest.json is damaged" in text for text in page.texts)
     assert "inf" in page.texts  # the newest loss
 
@@ -114,13 +114,13 @@ def test_what_is_damaged_is_named(run, tmp_path, capsys):
 def test_what_comes_from_elsewhere_is_text(run, tmp_path):
     """Names and values of a checkpoint, of evaluations and of a config that somebody else has made."""
     copy, evil = shutil.copytree(run, tmp_path / "run"), '<meta http-equiv="refresh" content="0;url=https://evil/">'
-    manifest = json.loads((copy / "checkpoints/4/manifest.json").read_text())
+    manifest = json.loads((copy / "checkpoints/12/manifest.json").read_text())
     manifest["meta"] |= {evil: evil}
-    (copy / "checkpoints/4/manifest.json").write_text(signed(manifest))
+    (copy / "checkpoints/12/manifest.json").write_text(signed(manifest))
     results = json.loads((copy / "evals.json").read_text())
-    results["steps"]["4"] |= {f"{evil}/top1": 0.5, "cifar10/text": evil}
+    results["steps"]["12"] |= {f"{evil}/top1": 0.5, "cifar10/text": evil}
     results["baselines"][evil] = {f"{evil}/top1": 0.25}
-    results["tasks"]["4"][evil] = {evil: evil}
+    results["tasks"]["12"][evil] = {evil: evil}
     (copy / "evals.json").write_text(json.dumps(results))
     config = json.loads((copy / "config.json").read_text())
     config["source"] = {"name": evil, evil: evil}
@@ -135,15 +135,15 @@ def test_what_comes_from_elsewhere_is_text(run, tmp_path):
 def hostile_run(run, folder):
     """A copy of a run of which all names and values that nothing checks are hostile texts."""
     copy, evil = shutil.copytree(run, folder / "run"), [text[:2000] for text in HOSTILE]
-    manifest = json.loads((copy / "checkpoints/4/manifest.json").read_text())
+    manifest = json.loads((copy / "checkpoints/12/manifest.json").read_text())
     manifest["meta"] |= dict(zip(evil, reversed(evil)))
     manifest["config"] |= dict(zip(evil, reversed(evil)))
-    (copy / "checkpoints/4/manifest.json").write_text(signed(manifest))
+    (copy / "checkpoints/12/manifest.json").write_text(signed(manifest))
     results = json.loads((copy / "evals.json").read_text())
     for n, text in enumerate(evil):
-        results["steps"]["4"] |= {f"{text}/top1": 0.5, f"cifar10/{n}{text}": text, f"eval/{n}/error": text}
+        results["steps"]["12"] |= {f"{text}/top1": 0.5, f"cifar10/{n}{text}": text, f"eval/{n}/error": text}
         results["baselines"][text] = {"cifar10/top1": 0.25, f"{text}/top1": 0.25}
-        results["tasks"]["4"][text] = {text: text}
+        results["tasks"]["12"][text] = {text: text}
     (copy / "evals.json").write_text(json.dumps(results))
     config = json.loads((copy / "config.json").read_text())
     config |= dict(zip(evil, reversed(evil))) | {"source": {"name": "folder", "path": evil[4]}}
@@ -173,7 +173,7 @@ def test_each_evaluation_has_its_newest_step(run, tmp_path):
     """Evaluations at an earlier step, as of --step=best, stand beside those of the newest."""
     copy = shutil.copytree(run, tmp_path / "run")
     results = json.loads((copy / "evals.json").read_text())
-    results["steps"]["2"] |= {"imagenet/image_to_text_top1": 0.5, "eval/probe/error": "no memory"}
+    results["steps"]["8"] |= {"imagenet/image_to_text_top1": 0.5, "eval/probe/error": "no memory"}
     (copy / "evals.json").write_text(json.dumps(results))
     page = read(report(str(copy)))
     assert "imagenet/image_to_text_top1" in page.texts and "0.500" in page.texts and "50.0" in page.texts

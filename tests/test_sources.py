@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 from pairs import WRITERS, key, members, picture, tar, texts, write_array_record, write_jsonl, write_webdataset
 
@@ -211,7 +212,7 @@ def test_tars_full_of_traps(tmp_path):
         assert problem in source.seen, source.seen
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(place=st.integers(0, 9_000), noise=st.binary(min_size=1, max_size=600), cut=st.integers(0, 12_000))
 def test_whatever_is_wrong_with_a_tar_nothing_crashes(tmp_path_factory, place, noise, cut):
     folder = tmp_path_factory.mktemp("tars")

@@ -1,5 +1,6 @@
 """The training step on meshes: born sharded, equal to one device, frozen towers, EMA, the clamp."""
 
+import copy
 import itertools
 from functools import partial
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import MESHES, make_devices_mesh, small
+from conftest import make_devices_mesh, slow, small
 from jax.sharding import PartitionSpec
 
 from filip_jax import paths
@@ -71,7 +72,7 @@ def one_device(config):
     return run(config, make_devices_mesh(1, 1))
 
 
-@pytest.mark.parametrize("replica, data", MESHES[3:])
+@pytest.mark.parametrize("replica, data", [(1, 8), (2, 4), slow(4, 2), slow(8, 1)])
 def test_every_mesh_equals_one_device(config, one_device, replica, data):
     losses, first, last = run(config, make_devices_mesh(replica, data))
     assert losses == pytest.approx(one_device[0], rel=1e-5)
@@ -135,27 +136,36 @@ def test_meshes_and_batches_that_do_not_fit_are_refused():
         check_batch_size(130, make_mesh(1, 8))
 
 
-@pytest.mark.parametrize(
-    "replica, data, microbatches, options",
-    [
-        (1, 1, 4, {}),
-        *((replica, 8 // replica, 1, {}) for replica in (1, 2, 4, 8)),  # every mesh of eight devices
-        (2, 4, 2, {"exchange": "ring", "indices": "recompute"}),
-    ],
-)
-def test_meshes_and_microbatches_give_the_gradients_of_the_whole_batch(
-    config, one_device, replica, data, microbatches, options
-):
-    """Of SGD, whose step is the gradient; with remat, dropped patches, length groups and every exchange."""
-    config = small(
+@pytest.fixture(scope="module")
+def dropping(config):
+    """Of SGD, whose step is the gradient; with remat and dropped patches."""
+    return small(
         config,
         **{
             "model.image.width": 64, "model.text.width": 64, "model.remat": True, "model.image.patch_dropout": 0.5,
             "optimizer.name": "adamw", "optimizer.eps": 1.0, "optimizer.peak_learning_rate": 1.0,
         },
     )  # fmt: skip
-    whole = run(config, make_devices_mesh(1, 1), steps=1)
-    pieces = config | {"microbatches": microbatches}
+
+
+@pytest.fixture(scope="module")
+def whole(dropping):
+    return run(dropping, make_devices_mesh(1, 1), steps=1)
+
+
+@pytest.mark.parametrize(
+    "replica, data, microbatches, options",
+    [
+        (1, 1, 4, {}),
+        *(slow(replica, 8 // replica, 1, {}) for replica in (1, 2, 4, 8)),  # every mesh of eight devices
+        (2, 4, 2, {"exchange": "ring", "indices": "recompute"}),
+    ],
+)
+def test_meshes_and_microbatches_give_the_gradients_of_the_whole_batch(
+    dropping, whole, replica, data, microbatches, options
+):
+    """With length groups and every exchange."""
+    pieces = copy.deepcopy(dropping) | {"microbatches": microbatches}
     pieces["model"]["text"]["length_groups"] = 2
     ours = run(pieces, make_devices_mesh(replica, data), steps=1, **options)
     assert ours[0] == pytest.approx(whole[0], rel=1e-5)

@@ -5,6 +5,7 @@ import re
 
 import pytest
 from conftest import ROOT
+from cost import ROW, TABLE, guards
 
 PACKAGE = ROOT / "filip_jax"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -116,3 +117,9 @@ def test_dependencies_have_floors_and_ceilings():
     listed = re.findall(r"^    ([A-Za-z][\w-]*)(?:\[\w+\])?([<>=][^;\n]*)(?:;.*)?$", text, re.MULTILINE)
     assert len(listed) > 15
     assert all(re.fullmatch(r">=[\d.]+,<[\d.]+", bounds) for _, bounds in listed), listed
+
+
+def test_the_table_of_costs_names_every_test_file_and_what_it_guards():
+    """`python tests/cost.py FAST.json ALL.json` writes it."""
+    rows = {row[1]: row[5] for row in ROW.finditer(TABLE.read_text())}
+    assert rows == {file.name: guards(file) for file in (ROOT / "tests").glob("test_*.py")}

@@ -35,6 +35,7 @@ def file(small_demo, tmp_path_factory):
     )
     return path
 
+@pytest.mark.slow
 
 def test_points_are_commands_then_runs_then_a_table_and_failures_are_named(file, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", QUICKLY)
@@ -71,6 +72,7 @@ def test_points_are_commands_then_runs_then_a_table_and_failures_are_named(file,
     assert main([*words, "--config.batch_size=8"]) == 2
     assert "holds a run of another config (batch_size: 16 -> 8)" in capsys.readouterr().err
 
+@pytest.mark.slow
 
 def test_a_signal_is_handed_on_and_the_same_command_goes_on(file, tmp_path):
     words = [

@@ -5,7 +5,8 @@ import struct
 import tarfile
 
 import pytest
-from hypothesis import given, settings
+from conftest import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 from filip_jax.data import tar_headers
@@ -29,7 +30,7 @@ def ours(data):
     st.sampled_from((tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)),
     st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@examples(150)
 def test_members_are_those_that_tarfile_finds(found, form, shared):
     out = io.BytesIO()
     headers = {"comment": "of all", "mtime": "1.5"} if shared and form == tarfile.PAX_FORMAT else {}

@@ -27,17 +27,8 @@ STEPS, SAVE_EVERY = 12, 4
 
 
 @pytest.fixture(scope="module")
-def config(small_demo):
-    return small_demo | {"eval_every_steps": 8}
-
-
-@pytest.fixture(scope="module")
-def finished(config, tmp_path_factory):
-    """An uninterrupted run on one device and what it printed."""
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
-    done = subprocess.run(command(workdir, config), env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return workdir, done.stdout
+def config(finished_config):
+    return finished_config
 
 
 @pytest.mark.smoke
@@ -54,7 +45,7 @@ def test_a_run_leaves_what_it_promises(finished):
     ):
         assert (workdir / name).exists(), name
     assert [step for step, _ in logged(workdir)] == list(range(1, STEPS + 1))
-    assert sorted(int(folder.name) for folder in (workdir / "checkpoints").iterdir()) == [8, 12]
+    assert sorted(int(folder.name) for folder in (workdir / "checkpoints").iterdir()) == [4, 8, 12]
     results = json.loads((workdir / "evals.json").read_text())
     assert sorted(results["steps"], key=int) == ["8", "12"]
     assert {"val/loss", "val/image_to_text_R@1", "pointing/pointing_accuracy"} <= set(results["steps"]["12"])
@@ -87,6 +78,7 @@ def test_the_run_learns(finished):
     assert np.mean(losses[-3:]) < losses[0] - 0.1
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_the_run_ends_as_if_nothing_had_happened(finished, config, tmp_path):
     """SIGKILL in the start-up, at steps, and while saving: the losses are equal bit for bit."""
     workdir = tmp_path / "killed"
@@ -117,7 +109,7 @@ def test_killed_again_and_again_the_run_ends_as_if_nothing_had_happened(finished
 def test_no_evaluation_is_missed_or_kept_where_the_run_goes_back(finished, config, tmp_path):
     """What is evaluated is saved first: evaluations every 6 steps, checkpoints every 4, stopped at 7, back at 6."""
     workdir = tmp_path / "run"
-    config = config | {"eval_every_steps": 6}
+    config = config | {"eval_every_steps": 6, "evals": {"val": config["evals"]["val"]}}
     with pytest.MonkeyPatch.context() as patch:
         push = StepLog.push
         patch.setattr(StepLog, "push", lambda self, step, *more: push(self, step, *more) if step < 8 else 1 / 0)
@@ -132,13 +124,14 @@ def test_no_evaluation_is_missed_or_kept_where_the_run_goes_back(finished, confi
     assert json.loads((workdir / "evals.json").read_text())["steps"]["6"] == first | {"other/number": 1.0}
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "val/loss" in line] == [6, 12]
+    assert_same_losses(workdir, finished[0])
 
 
-def test_a_finished_run_started_again_only_says_so(finished, config):
-    before = (finished[0] / "metrics.jsonl").read_text()
-    done = subprocess.run(command(finished[0], config), env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0 and "resuming at step 12 of 12" in done.stdout
-    assert (finished[0] / "metrics.jsonl").read_text() == before
+def test_a_finished_run_started_again_only_says_so(finished, config, tmp_path, capsys):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    train(workdir, config)
+    assert "resuming at step 12 of 12" in capsys.readouterr().out
+    assert (workdir / "metrics.jsonl").read_text() == (finished[0] / "metrics.jsonl").read_text()
 
 
 def assert_same_losses(a, b):
@@ -147,6 +140,7 @@ def assert_same_losses(a, b):
     assert losses[:6] == pytest.approx(expected[:6], rel=1e-5) and losses == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(finished, config, tmp_path):
     workdir = tmp_path / "run"
     cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
@@ -191,6 +185,7 @@ sys.meta_path.insert(0, Late())
 """
 
 
+@pytest.mark.slow
 def test_a_mistake_ends_no_process_before_the_last_has_come(config, tmp_path):
     """Process 0 would take the others with it, with a crash of JAX's that a cluster takes for a reason to try again."""
     cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
@@ -209,6 +204,7 @@ def test_a_mistake_ends_no_process_before_the_last_has_come(config, tmp_path):
     assert all("filip: error: seed=-1 must be at least 0" in output for output in outputs), outputs
 
 
+@pytest.mark.slow
 def test_a_reader_that_is_gone_stops_no_run(config, tmp_path):
     """As where an ssh session or a terminal is lost: the pipe breaks, the run goes on to its end."""
     words = command(tmp_path / "run", config | {"eval_every_steps": 0})
@@ -263,6 +259,7 @@ def test_evaluations_use_the_average_where_the_run_has_one(config, tmp_path):
     assert not np.array_equal(used, state["params"]["text"]["token_embedding"])
 
 
+@pytest.mark.slow
 def test_the_paper_config_trains_on_a_folder(demo_config, tmp_path, capsys):
     """configs/filip.py and clip.py with small towers: LAMB, bfloat16, scan, remat, crops and flips."""
     from filip_jax.data.decode import decode
@@ -296,6 +293,7 @@ def test_the_paper_config_trains_on_a_folder(demo_config, tmp_path, capsys):
         train(tmp_path / name, config)
 
 
+@pytest.mark.slow
 def test_data_workers_leave_nothing_behind(config, tmp_path):
     """At the end of a run, of one that is stopped, and of one that has nothing left to do."""
     config = config | {"data": config["data"] | {"workers": 2}, "eval_every_steps": 0, "total_steps": 3}
@@ -315,6 +313,7 @@ def test_data_workers_leave_nothing_behind(config, tmp_path):
     assert run.returncode == 42 and "leaked" not in said, said
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_are_skipped_named_and_end_the_run_in_the_end(config, tmp_path, capsys):
     hot = json.loads(json.dumps(config)) | {"guards": {"max_skipped": 3, "spike_sigmas": 0.0}}
     hot["optimizer"] |= {"peak_learning_rate": 1e30, "warmup_steps": 0}
@@ -330,6 +329,7 @@ def test_steps_that_are_not_finite_are_skipped_named_and_end_the_run_in_the_end(
     assert np.isfinite(tokens).all()
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_fails_is_logged_and_training_goes_on(config, tmp_path, monkeypatch):
     from filip_jax.evals import localisation
 
@@ -351,6 +351,7 @@ def test_an_evaluation_that_fails_is_logged_and_training_goes_on(config, tmp_pat
     assert not (tmp_path / "run/evaluating.json").exists()
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_ends_the_process_three_times_is_given_up(config, tmp_path):
     config = config | {"total_steps": 4, "eval_every_steps": 4}
     train(tmp_path / "run", config | {"eval_every_steps": 0})
@@ -361,6 +362,7 @@ def test_an_evaluation_that_ends_the_process_three_times_is_given_up(config, tmp
     assert "pointing/pointing_accuracy" not in recorded and not (tmp_path / "run/evaluating.json").exists()
 
 
+@pytest.mark.slow
 def test_the_time_of_a_run_is_counted_over_its_restarts_and_the_cache_spares_compilation(config, tmp_path, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     plain = config | {"eval_every_steps": 0}

@@ -41,6 +41,7 @@ def at_save(monkeypatch, happenings):
     monkeypatch.setattr(Trainer, "_save", first_something)
 
 
+@pytest.mark.slow
 def test_what_somebody_removes_is_written_again_and_the_run_ends_usable(config, tmp_path, monkeypatch):
     """Single files, then all of the folder; after the last save the checkpoints."""
     run = tmp_path / "run"
@@ -73,6 +74,7 @@ def test_what_somebody_removes_is_written_again_and_the_run_ends_usable(config, 
     assert not (run / "running.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_whose_workdir_is_moved_ends_with_a_line_and_goes_on_there(config, tmp_path, monkeypatch):
     """Twice: before a save, and between the last save and the last line. Nothing is made anew in its old place."""
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"

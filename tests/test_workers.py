@@ -163,6 +163,7 @@ def test_a_watch_that_fails_ends_the_run(monkeypatch, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_without_its_worker_saves_and_goes_on(small_demo, tmp_path):
     """The short form of benchmarks/chaos_workers.py."""
     config = small_demo | {"total_steps": 40, "checkpoint": small_demo["checkpoint"] | {"every_steps": 1000}}
