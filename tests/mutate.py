@@ -28,7 +28,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LIST, OUTCOMES, TABLE = (ROOT / "tests" / f"mutations.{ending}" for ending in ("toml", "json", "md"))
-TIERS = {"fast": "not slow and not slurm", "all": "slow and not slurm"}  # "all" has besides what "fast" has
+WHOLE = ("-m", "not slurm", "--hypothesis-profile=all")
+TIERS = {"fast": ("-m", "not slow and not slurm"), "all": WHOLE}
 UNNEEDED = (".git", ".venv*", ".*_cache", "__pycache__", "build", "dist", "runs", "*.egg-info")
 UNFAIR = ("test_mutations.py", "test_lint.py")  # they notice any change of the text
 MAX_SECONDS = {"named": 1200, "whole": 7200}  # that one start of pytest may take
@@ -92,13 +93,12 @@ def copied(mutation: Mutation | None = None) -> Iterator[Path]:
         yield tree
 
 
-def failures(tree: Path, selection: str, tests: Sequence[str], seconds: float, *words: str) -> list[str]:
+def failures(tree: Path, tests: Sequence[str], seconds: float, *words: str) -> list[str]:
     """Return the tests of a tree that fail, as tests/file.py::name.
 
     Args:
-        selection: of tests by their markers.
         seconds: after which the tests are ended.
-        words: more options of pytest.
+        words: options of pytest, such as those of a tier.
 
     Raises:
         RuntimeError: pytest could not run them, or not in time.
@@ -107,7 +107,7 @@ def failures(tree: Path, selection: str, tests: Sequence[str], seconds: float, *
     words += tuple(f"--ignore=tests/{name}" for name in UNFAIR)
     paths = os.pathsep.join(filter(None, (str(tree), os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
-        [sys.executable, "-m", "pytest", *words, "-m", selection, *tests], cwd=tree, env=os.environ | {"PYTHONPATH": paths}, text=True,
+        [sys.executable, "-m", "pytest", *words, *tests], cwd=tree, env=os.environ | {"PYTHONPATH": paths}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:
@@ -133,10 +133,10 @@ def outcome_of(mutation: Mutation, named_only: bool) -> Outcome:
     found = {"fast": "", "all": "", "searched": "named" if named_only else "whole", "checked": ""}
     named = [f"tests/{name}" for name in mutation.tests]
     with copied(mutation) as tree:
-        for tier, selection in TIERS.items():
-            failed = failures(tree, selection, named, MAX_SECONDS["named"], "-x")
+        for tier, words in TIERS.items():
+            failed = failures(tree, named, MAX_SECONDS["named"], "-x", *words)
             if not failed and not named_only:
-                failed = failures(tree, selection, ["tests"], MAX_SECONDS["whole"], "-x")
+                failed = failures(tree, ["tests"], MAX_SECONDS["whole"], "-x", *words)
             if failed:
                 return found | ({"fast": failed[0]} if tier == "fast" else {}) | {"all": failed[0]}
     return found
@@ -210,7 +210,7 @@ def _unsound(outcomes: Mapping[str, Outcome]) -> list[str]:
     if not unchecked:
         return []
     with copied() as tree:
-        failed = failures(tree, "not slurm", sorted({outcome["all"] for outcome in unchecked}), MAX_SECONDS["whole"])
+        failed = failures(tree, sorted({outcome["all"] for outcome in unchecked}), MAX_SECONDS["whole"], *WHOLE)
     for outcome in unchecked:
         outcome["checked"] = "passes without the mutation"
     return failed

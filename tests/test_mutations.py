@@ -11,6 +11,7 @@ TOY = {
     "setup.cfg": "[tool:pytest]\nmarkers =\n    slow: later\n    slurm: never\n",
     "filip_jax/__init__.py": "",
     "filip_jax/sums.py": "def add(a, b):\n    return a + b\n\n\ndef double(a):\n    return 2 * a\n\n\ndef unused(a):\n    return a\n",
+    "tests/conftest.py": "from hypothesis import settings\n\nsettings.register_profile('all')\n",
     "tests/test_named.py": "from filip_jax.sums import add\n\n\ndef test_add():\n    assert add(1, 2) == 3\n",
     "tests/test_others.py": (
         "import pytest\nfrom filip_jax.sums import double\n\n\n@pytest.mark.slow\ndef test_double():\n    assert double(3) == 6\n"
