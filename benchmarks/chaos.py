@@ -28,12 +28,18 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import report
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "benchmarks/chaos_config.py"
 PREEMPTED, HUNG = 42, 43
 HEARTBEAT, START = 10, 30  # seconds, as in the config
 DEVICES = 4  # of each process
+# JAX lets process 0 alone fill its cache of programs; the others compile at each start.
+QUICKLY = "--xla_backend_optimization_level=0"
 PATIENCE = 180  # seconds after which a run that should have ended is said to hang
+# Seconds that a promise with a limit leaves to the machine; tests, which have other work beside them, set more.
+SLACK = 2
 
 
 class Broken(AssertionError):
@@ -71,7 +77,8 @@ class Job:
         self.processes = []
         for index in range(processes):
             environment = os.environ | {
-                "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices or DEVICES}",
+                "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices or DEVICES} {QUICKLY}",
                 "CHAOS": slow, "PHASES": str(self.logs / "phases_%"), "JAX_PROCESS_ID": str(index),
                 "JAX_NUM_PROCESSES": str(processes), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", **more,
             }  # fmt: skip
@@ -100,17 +107,22 @@ class Job:
             Broken: it ended, or nothing happened.
         """
         end = time.monotonic() + PATIENCE
-        while not condition():
-            check(len(self.running()) == len(self.processes), f"the run ended before {what}:\n{self.output()}")
-            check(time.monotonic() < end, f"no {what} in {PATIENCE} s:\n{self.output()}")
-            time.sleep(0.005)
+        try:
+            while not condition():
+                check(len(self.running()) == len(self.processes), f"the run ended before {what}:\n{self.output()}")
+                check(time.monotonic() < end, f"no {what} in {PATIENCE} s:\n{self.output()}")
+                time.sleep(0.005)
+        except BaseException:
+            self.kill()
+            raise
 
-    def wait(self, limit: float = PATIENCE) -> list[int]:
+    def wait(self, limit: float = 0.0) -> list[int]:
         """The exit codes, when all have ended.
 
         Raises:
             Broken: one has not.
         """
+        limit = limit or PATIENCE
         end = time.monotonic() + limit
         while self.running() and time.monotonic() < end:
             time.sleep(0.02)
@@ -216,10 +228,13 @@ def kills(folder: Path, whole: Path, count: int, random_: random.Random, options
         started = all(file.read_text() for file in job.phases)  # past waiting for each other
         job.send(signal.SIGKILL, victims)
         killed = time.monotonic()
-        codes = job.wait(HEARTBEAT + 2 if started else START + 5)
+        codes = job.wait((HEARTBEAT if started else START + 3) + SLACK)
         if len(victims) == 1:
             slowest[started] = max(slowest[started], time.monotonic() - killed)
-        named = (HUNG,) if victims == [1] and started else (HUNG, -6, -9)  # JAX aborts where process 0 is gone
+        # JAX aborts where process 0 is gone, and Gloo, its collectives on CPUs, where a message ends in the middle.
+        torn = "gloo::EnforceNotMet" in job.output()
+        outcome["aborted by Gloo"] += torn
+        named = (HUNG,) if victims == [1] and started and not torn else (HUNG, -6, -9)
         check(
             all(code in (-9, *named) for code in codes),
             f"kill {number} of {victims}: exit codes {codes}:\n{job.output()}",
@@ -286,7 +301,7 @@ def stopped(workdir: Path, phase: str, number: int, random_: random.Random, opti
     time.sleep(random_.uniform(0.0, 0.3))
     job.send(random_.choice([signal.SIGTERM, signal.SIGUSR1]), random_.choice([[0, 1], [0], [1]]))
     sent = time.monotonic()
-    codes = job.wait(60)
+    codes = job.wait(58 + SLACK)
     if codes == [0, 0]:
         return 0.0
     seconds = time.monotonic() - sent
@@ -294,7 +309,9 @@ def stopped(workdir: Path, phase: str, number: int, random_: random.Random, opti
     check(codes == [PREEMPTED] * 2, f"{where}: exit codes {codes}:\n{job.output()}")
     made, newest = max(losses(workdir), default=0), max(saved_steps(workdir), default=0)
     check(newest >= made, f"{where}: step {made} was made, but {newest} is saved:\n{job.output()}")
-    check(not (phase == "compile" and first) or seconds < 5, f"a stop in the first compile took {seconds:.1f} s")
+    check(
+        not (phase == "compile" and first) or seconds < 3 + SLACK, f"a stop in the first compile took {seconds:.1f} s"
+    )
     return seconds
 
 
@@ -307,7 +324,7 @@ def freezes(folder: Path, options: tuple = (), which: tuple = (1, 0)) -> dict[st
         job.send(signal.SIGSTOP, [frozen])
         since = time.monotonic()
         other = job.processes[1 - frozen]
-        while other.poll() is None and time.monotonic() - since < HEARTBEAT + 10:
+        while other.poll() is None and time.monotonic() - since < HEARTBEAT + 8 + SLACK:
             time.sleep(0.05)
         seconds, said = time.monotonic() - since, job.output()
         code = other.poll()
@@ -339,7 +356,11 @@ def corruption(
         spoil(file, way, random_)
         writer = CheckpointWriter(workdir, every_steps=1, every_minutes=0.0, keep_last=2, keep_every_steps=0)
         with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
-            found = newest_sound(writer, workdir, read_config(workdir)) if number not in real else restarted(workdir, options)
+            found = (
+                newest_sound(writer, workdir, read_config(workdir))
+                if number not in real
+                else restarted(workdir, options)
+            )
         if data or way == "deleted":
             check(found == before, f"{file.name} {way}: went on from {found}, not from {before}")
             outcome[way] += 1
@@ -502,6 +523,7 @@ def main() -> int:
     parser.add_argument("--libfaketime", default="", help="its library, for the clocks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where the runs lie (default: a temporary folder)")
+    report.add_output(parser)
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="chaos_"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -517,18 +539,19 @@ def main() -> int:
         "shards": lambda: shards(folder),
         "clocks": lambda: clocks(folder, whole(), arguments.libfaketime, options),
     }
-    print(
-        "| broken by  | what                           | outcome |\n| ---------- | ------------------------------ | ------- |"
-    )
-    broken = 0
-    for name in wanted:
-        started = time.monotonic()
-        try:
-            rows = parts[name]() | {"took": f"{(time.monotonic() - started) / 60:.1f} min"}
-        except Broken as error:
-            broken, rows = broken + 1, {"BROKEN": str(error)}
-        for what, outcome in rows.items():
-            print(f"| {name:<10} | {what:<30} | {outcome} |", flush=True)
+    with report.recorded(arguments.output):
+        print(
+            "| broken by  | what                           | outcome |\n| ---------- | ------------------------------ | ------- |"
+        )
+        broken = 0
+        for name in wanted:
+            started = time.monotonic()
+            try:
+                rows = parts[name]() | {"took": f"{(time.monotonic() - started) / 60:.1f} min"}
+            except Broken as error:
+                broken, rows = broken + 1, {"BROKEN": str(error)}
+            for what, outcome in rows.items():
+                print(f"| {name:<10} | {what:<30} | {outcome} |", flush=True)
     return int(broken > 0)
 
 

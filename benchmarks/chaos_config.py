@@ -33,14 +33,14 @@ def get_config() -> ConfigDict:
 def _keep_phases(file: Path) -> None:
     from filip_jax.cluster.watch import Watch
 
-    enter = Watch._enter
+    phase = Watch.phase
 
-    def entered(self, name):
+    def kept(self, name):
         with file.open("a") as stream:
             stream.write(f"{name}\n")
-        enter(self, name)
+        return phase(self, name)
 
-    Watch._enter = entered
+    Watch.phase = kept
 
 
 def _slow(owner, name: str) -> None:
@@ -69,22 +69,9 @@ def _stretch(phase: str) -> None:
         _slow(retrieval, "evaluate")
 
 
-def _cache_programs_of_each_process() -> None:
-    """JAX lets the first process alone fill its cache; on CPUs the others find nothing there, their keys differ."""
-    from jax._src import compilation_cache, compiler
-
-    def write(key, seconds, name, backend, executable, *callbacks):
-        # JAX 0.10 passes host callbacks, too; a program that has some cannot be cached.
-        if not any(callbacks):
-            compilation_cache.put_executable_and_time(key, name, executable, backend, int(seconds))
-
-    compiler._cache_write = write
-
-
 if "PHASES" in os.environ:
     _keep_phases(Path(os.environ["PHASES"].replace("%", os.environ.get("JAX_PROCESS_ID", "0"))))
 _stretch(os.environ.get("CHAOS", ""))
-_cache_programs_of_each_process()
 if limit := int(os.environ.get("CHAOS_FILE_LIMIT", "0")):
     import resource
 

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import report
 from chaos import Broken, Job, check, finish, last_line, same, saved_steps, uninterrupted
 
 ONE = {"processes": 1, "devices": 2}
@@ -132,21 +133,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--folder", type=Path, help="where the runs lie (default: a temporary folder)")
+    report.add_output(parser)
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="chaos_folders_"))
     folder.mkdir(parents=True, exist_ok=True)
     options = (f"--config.total_steps={arguments.steps}", "--config.optimizer.warmup_steps=3")
     whole = uninterrupted(folder / "whole", options=options, **ONE)
     parts = (lambda: links(folder, whole, options), lambda: moved(folder, options), lambda: twins(folder, options))
-    print("| broken                           | outcome |\n| -------------------------------- | ------- |")
-    broken = 0
-    for part in parts:
-        try:
-            outcomes = part()
-        except Broken as error:
-            broken, outcomes = broken + 1, {"BROKEN": str(error)}
-        for what, outcome in outcomes.items():
-            print(f"| {what:<32} | {outcome} |", flush=True)
+    with report.recorded(arguments.output):
+        print("| broken                           | outcome |\n| -------------------------------- | ------- |")
+        broken = 0
+        for part in parts:
+            try:
+                outcomes = part()
+            except Broken as error:
+                broken, outcomes = broken + 1, {"BROKEN": str(error)}
+            for what, outcome in outcomes.items():
+                print(f"| {what:<32} | {outcome} |", flush=True)
     return int(broken > 0)
 
 

@@ -17,7 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from chaos import HUNG, PATIENCE, Broken, Job, check, finish, losses, same, saved_steps, uninterrupted
+import report
+from chaos import HUNG, Broken, Job, check, finish, losses, same, saved_steps, uninterrupted
 
 ONE = {"processes": 1, "devices": 1}
 WORKERS = ("--config.data.workers=1",)
@@ -72,9 +73,13 @@ def frozen_worker(folder: Path, options: tuple) -> str:
 
 def killed_trainer(folder: Path, options: tuple) -> str:
     """The process that trains the tokenizer is killed."""
-    job, end = Job(folder / "trainer", options=options, **ONE), time.monotonic() + PATIENCE
-    while not (found := children(job.processes[0].pid, "filip_jax.data.sentence_pieces")):
-        check(job.running() and time.monotonic() < end, f"no trainer was seen:\n{job.output()}")
+    job, found = Job(folder / "trainer", options=options, **ONE), []
+
+    def seen() -> bool:
+        found.extend(children(job.processes[0].pid, "filip_jax.data.sentence_pieces"))
+        return bool(found)
+
+    job.wait_until(seen, "trainer")
     os.kill(found[0], signal.SIGKILL)
     line = ended(job, "SIGKILL")
     finish(folder / "trainer", options=options, **ONE)
@@ -83,14 +88,12 @@ def killed_trainer(folder: Path, options: tuple) -> str:
 
 def no_shared_memory(folder: Path, options: tuple) -> str:
     """A container with too small a /dev/shm, as root in a namespace of mounts."""
-    small = "mount -t tmpfs -o size=64k tmpfs /dev/shm && exec \"$@\""
-    command = ["unshare", "-m", "sh", "-c", small, "sh", sys.executable, "-m", "filip_jax", "train"]
-    command += [f"--config={Path(__file__).with_name('chaos_config.py')}", f"--workdir={folder / 'shm'}"]
     if os.geteuid() or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
         return "not tried: it takes root"
-    done = subprocess.run([*command, *options, *WORKERS], capture_output=True, text=True, timeout=PATIENCE)
-    check(done.returncode == HUNG and "/dev/shm" in done.stderr and "Traceback" not in done.stderr, done.stderr)
-    return f"exit {HUNG}: {done.stderr.strip().splitlines()[-1][:150]}"
+    small = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"'
+    before = ("unshare", "-m", "sh", "-c", small, "sh")
+    line = ended(Job(folder / "shm", options=(*options, *WORKERS), before=before, **ONE), "/dev/shm")
+    return f"exit {HUNG}: {line[:150]}"
 
 
 def main() -> int:
@@ -98,6 +101,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--folder", type=Path, help="where the runs lie (default: a temporary folder)")
+    report.add_output(parser)
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="chaos_workers_"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,14 +117,16 @@ def main() -> int:
         "the tokenizer's trainer": lambda: killed_trainer(folder, options),
         "/dev/shm of 64 kB": lambda: no_shared_memory(folder, options),
     }
-    print("| broken                           | outcome |\n| -------------------------------- | ------- |")
-    broken = 0
-    for what, part in parts.items():
-        try:
-            outcome = part()
-        except Broken as error:
-            broken, outcome = broken + 1, f"BROKEN: {error}"
-        print(f"| {what:<32} | {outcome} |", flush=True)
+    with report.recorded(arguments.output):
+        print("| broken                           | outcome |\n| -------------------------------- | ------- |")
+        broken = 0
+        for what, part in parts.items():
+            try:
+                outcome = part()
+            except Broken as error:
+                broken, outcome = broken + 1, f"BROKEN: {str(error).splitlines()[0]}"
+                print(error, file=sys.stderr)
+            print(f"| {what:<32} | {outcome} |", flush=True)
     return int(broken > 0)
 
 

@@ -10,14 +10,12 @@ step, handing the batch to the devices, dispatch, logging each step and writing 
 import argparse
 import itertools
 import os
-import sys
 import tempfile
 import time
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import report
 
 ROOT = Path(__file__).resolve().parents[1]
 WARM = 100
@@ -87,6 +85,7 @@ def measure(steps, workdir):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000)
+    report.add_output(parser)
     a = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "")
     with tempfile.TemporaryDirectory() as folder:
@@ -94,6 +93,7 @@ if __name__ == "__main__":
     import jax
 
     device = jax.devices()[0].device_kind
-    print(f"\n{date.today()}, {jax.device_count()} {device}, jax {version('jax')}, python {' '.join(sys.argv)}\n")
-    print("| a step of the trainer | of its program alone | the trainer adds |\n| --- | --- | --- |")
-    print(f"| {1e3 * trainer:.3f} ms | {1e3 * program:.3f} ms | {1e3 * (trainer - program):.3f} ms |")
+    with report.recorded(a.output):
+        print(f"{jax.device_count()} {device}\n")
+        print("| a step of the trainer | of its program alone | the trainer adds |\n| --- | --- | --- |")
+        print(f"| {1e3 * trainer:.3f} ms | {1e3 * program:.3f} ms | {1e3 * (trainer - program):.3f} ms |")

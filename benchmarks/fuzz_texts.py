@@ -287,9 +287,7 @@ def make_tokenizers(folder: Path) -> list:
         signs = _byte_signs()
         lines = ["#version", *(f"{a} {b}" for a in signs for b in signs)][: MERGES + 1]
         (folder / "merges.txt").write_text("\n".join(lines), "utf-8")
-        (folder / "vocab.txt").write_text(
-            "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog", "##s", "\u72d7"]), "utf-8"
-        )
+        (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\ndog\n##s\n\u72d7", "utf-8")
         made += [
             Tokenizer(read_vocabulary(name, str(folder / file)))
             for name, file in (("clip", "merges.txt"), ("bert", "vocab.txt"))

@@ -18,23 +18,20 @@ import argparse
 import io
 import json
 import os
-import platform
 import random
 import resource
-import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[name] = "1"
 
-import numpy as np
-from PIL import Image
+import numpy as np  # noqa: E402 - it reads the numbers of threads above
+import report  # noqa: E402
+from PIL import Image  # noqa: E402
 
 SIZE, LENGTH, BATCH, AREA, QUALITY = 224, 77, 64, 0.9, 90
 AUGMENT = dict(min_area=AREA, flip=False, colour_jitter=0.0, auto_augment=False)
@@ -181,7 +178,7 @@ def psnr(side: int, crops: int = 4) -> tuple[float, float]:
 
 
 def memory(folder: Path, samples: int) -> str:
-    """This process's resident memory along so many samples."""
+    """Return a table row: the resident memory of this process along so many samples."""
     write_tar(folder / "0.tar", 256, 2000)
     stream, said = ours(folder / "0.tar"), []
     for n in range(samples // BATCH + 1):
@@ -223,17 +220,15 @@ def main() -> None:
     parser.add_argument(
         "--memory", type=int, default=0, metavar="SAMPLES", help="watch the memory over so many instead"
     )
+    report.add_output(parser)
     arguments = parser.parse_args()
     unknown = set(arguments.forms) - set(FORMS)
     if unknown:
         parser.error(f"--forms: {unknown.pop()} is not one of {', '.join(FORMS)}")
     random.seed(0)
-    packages = ", ".join(
-        f"{name} {version(name)}" for name in ("Pillow", "simplejpeg", "opencv-python-headless", "grain")
-    )
-    print(f"{date.today()}, Python {platform.python_version()}, {packages}; {os.cpu_count()} cores, one used")
-    print(f"python {' '.join(['benchmarks/input.py', *sys.argv[1:]])}\n")
-    with tempfile.TemporaryDirectory() as folder:
+    packages = "Pillow", "simplejpeg", "opencv-python-headless", "grain"
+    with tempfile.TemporaryDirectory() as folder, report.recorded(arguments.output, *packages):
+        print("one core used\n")
         print(memory(Path(folder), arguments.memory) if arguments.memory else table(Path(folder), arguments))
 
 

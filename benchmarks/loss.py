@@ -20,14 +20,12 @@ has 5 to 10 % more instruction bundles than that on v5e and v5p).
 import argparse
 import ctypes
 import json
-import os
-import platform
 import re
 import subprocess
 import sys
 import time
-from datetime import date
-from importlib.metadata import version
+
+import report
 
 FORMS = "xla,reference,torch"  # the first is what ratios are of
 ALL_FORMS = ("auto", "xla", "pallas", "reference", "torch")
@@ -49,6 +47,7 @@ def parse():
     parser.add_argument("--indices", default="auto", choices=("auto", "save", "recompute"))
     parser.add_argument("--largest", action="store_true", help="the largest batch that each form can hold")
     parser.add_argument("--only", help=argparse.SUPPRESS)
+    report.add_output(parser)
     a = parser.parse_args()
     a.dtype = a.dtype or ("bfloat16" if a.topology else "float32")
     a.forms = (a.forms or ("auto" if a.topology else FORMS)).split(",")
@@ -64,7 +63,7 @@ def parse():
 
 
 def tokens(a):
-    """numpy arrays: unit image and text tokens, mask."""
+    """NumPy arrays: unit image and text tokens, mask."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -221,9 +220,7 @@ def compare(a):
         sys.exit("no form ran")
     flops, best = useful_flops(a), results[next(iter(results))]
     peak = max(r["peak"] for r in results.values())
-    packages = ", ".join(f"{name} {version(name)}" for name in ("jax", "torch") if installed(name))
-    print(f"{date.today()}, {best['chip']}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}")
-    print(f"python {' '.join(sys.argv)}; matrix product {peak / 1e12:.2f} TFLOP/s\n")
+    print(f"{best['chip']}, matrix product {peak / 1e12:.2f} TFLOP/s\n")
     print(
         "| form      | ms       | TFLOP/s | of the matrix product | extra MB | time ratio | memory ratio | loss    | gradient norm |"
     )
@@ -239,22 +236,17 @@ def compare(a):
         )
 
 
-def installed(name):
-    try:
-        return bool(version(name))
-    except ImportError:
-        return False
-
-
 if __name__ == "__main__":
     arguments = parse()
-    if arguments.topology:
-        from topology import estimate
-
-        estimate(arguments)
-    elif arguments.only:
+    if arguments.only:
         measure(arguments)
-    elif arguments.largest:
-        largest(arguments)
     else:
-        compare(arguments)
+        with report.recorded(arguments.output, "torch", "libtpu"):
+            if arguments.topology:
+                from topology import estimate
+
+                estimate(arguments)
+            elif arguments.largest:
+                largest(arguments)
+            else:
+                compare(arguments)

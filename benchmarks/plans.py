@@ -15,10 +15,10 @@ import multiprocessing
 import re
 import subprocess
 import sys
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from queue import Empty
+
+import report
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
@@ -153,12 +153,12 @@ if __name__ == "__main__":
     parser.add_argument("--chips", default="v5e,v6e,v5p", help="of fit (default: all)")
     parser.add_argument("--shapes", help="of v5e, of scaling (default: 4x4,8x8,16x16) and loss (2x4 before them)")
     parser.add_argument("--pairs", type=int, help="a chip (default: 640; of tokens 64)")
+    report.add_output(parser)
     a = parser.parse_args()
-    versions = f"jax {version('jax')}, libtpu {version('libtpu')}"
-    print(f"{date.today()}, {versions}, python {' '.join(sys.argv)}\n", flush=True)
-    if a.what == "fit":
-        fit(a.models.split(","), a.chips.split(","))
-    else:
-        shapes = (a.shapes or ("2x4," if a.what == "loss" else "") + "4x4,8x8,16x16").split(",")
-        function, pairs = {"scaling": (scaling, 640), "loss": (loss, 640), "tokens": (tokens, 64)}[a.what]
-        function(a.pairs or pairs, shapes)
+    with report.recorded(a.output, "libtpu"):
+        if a.what == "fit":
+            fit(a.models.split(","), a.chips.split(","))
+        else:
+            shapes = (a.shapes or ("2x4," if a.what == "loss" else "") + "4x4,8x8,16x16").split(",")
+            function, pairs = {"scaling": (scaling, 640), "loss": (loss, 640), "tokens": (tokens, 64)}[a.what]
+            function(a.pairs or pairs, shapes)

@@ -14,11 +14,10 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import report
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -86,15 +85,14 @@ if __name__ == "__main__":
     parser.add_argument("--patches", type=int, default=49)
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--only", action="store_true", help=argparse.SUPPRESS)
+    report.add_output(parser)
     a = parser.parse_args()
     if a.only:
         measure(a.images, a.captions, a.patches, a.dim)
         sys.exit()
-    print(f"{date.today()}, jax {version('jax')}, python {' '.join(sys.argv)}\n")
-    print(
-        "| images | captions | embeddings GiB | beyond them GiB | seconds | pairs/s | R@1 |\n|" + " --- |" * 7,
-        flush=True,
-    )
-    for part in (4, 1):  # processes of their own: each has its own peak
-        few = [f"--images={a.images // part}", f"--captions={a.captions // part}", "--only"]
-        subprocess.run([sys.executable, *sys.argv, *few], check=True)
+    with report.recorded(a.output):
+        print("| images | captions | embeddings GiB | beyond them GiB | seconds | pairs/s | R@1 |\n|" + " --- |" * 7)
+        for part in (4, 1):  # processes of their own: each has its own peak
+            few = [f"--images={a.images // part}", f"--captions={a.captions // part}", "--only"]
+            done = subprocess.run([sys.executable, *sys.argv, *few], check=True, stdout=subprocess.PIPE, text=True)
+            print(done.stdout, end="", flush=True)

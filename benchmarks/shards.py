@@ -12,7 +12,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import random
 import resource
 import subprocess
@@ -21,9 +20,9 @@ import tarfile
 import tempfile
 import time
 from dataclasses import asdict, replace
-from datetime import date
 from pathlib import Path
 
+import report
 from PIL import Image
 
 
@@ -118,21 +117,20 @@ def main() -> None:
     parser.add_argument("--reads", type=int, default=20_000)
     parser.add_argument("--folder", type=Path, help="of the shards, if not a temporary one")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    report.add_output(parser)
     arguments = parser.parse_args()
     if min(arguments.shards, arguments.records, arguments.reads) < 1:
         parser.error("--shards, --records and --reads must be at least 1")
     if arguments.measure:
         return measure(arguments.folder, arguments.reads)
-    print(f"{date.today()}, Python {platform.python_version()}, {os.cpu_count()} cores\n")
-    print(f"python {' '.join(['benchmarks/shards.py', *sys.argv[1:]])}\n")
     random.seed(0)
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder, report.recorded(arguments.output):
         data = Path(folder) / "data"
         make(data, arguments.shards, arguments.records)
         row("what", "measured")
         row("-" * 36, "-" * 32)
         command = [sys.executable, __file__, "--measure", f"--folder={data}", f"--reads={arguments.reads}"]
-        subprocess.run(command, check=True)
+        print(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout, end="")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import report
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -21,7 +22,7 @@ FIRST, LIMIT = 50, 0.1  # steps that are left out; MB
 
 
 def resident() -> float:
-    """This process's memory in MB."""
+    """Return the resident memory of this process in MB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
@@ -51,13 +52,15 @@ def main() -> int:
     """Prints the slope; 1 if memory grows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
-    steps = parser.parse_args().steps
+    report.add_output(parser)
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        sizes = np.array(measure(steps, Path(folder) / "run"))
+        sizes = np.array(measure(arguments.steps, Path(folder) / "run"))
     later = sizes[FIRST:]
     slope = np.polyfit(np.arange(len(later)), later, 1)[0]
-    print(f"| saves and evaluations | MB at {FIRST} | MB at the end | MB a save |\n| --- | --- | --- | --- |")
-    print(f"| {len(sizes)} | {later[0]:.1f} | {later[-1]:.1f} | {slope:.4f} |")
+    with report.recorded(arguments.output):
+        print(f"| saves and evaluations | MB at {FIRST} | MB at the end | MB a save |\n| --- | --- | --- | --- |")
+        print(f"| {len(sizes)} | {later[0]:.1f} | {later[-1]:.1f} | {slope:.4f} |")
     return int(slope >= LIMIT)
 
 

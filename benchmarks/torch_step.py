@@ -18,7 +18,7 @@ class Block(nn.Module):
         self.rise, self.fall = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x):
-        batch, length, width = x.shape
+        batch, length, _ = x.shape
         heads = self.qkv(self.first(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         y = functional.scaled_dot_product_attention(*heads, is_causal=self.causal)
         x = x + self.out(y.transpose(1, 2).reshape(x.shape))
@@ -64,10 +64,20 @@ def open_clip_model(model):
     from open_clip.model import CLIP
 
     image, text = model["image"], model["text"]
-    vision = dict(layers=image["depth"], width=image["width"], head_width=image["width"] // image["heads"],
-                  patch_size=image["patch_size"], image_size=image["image_size"])  # fmt: skip
-    words = dict(context_length=text["length"], vocab_size=text["vocab_size"], width=text["width"],
-                 heads=text["heads"], layers=text["depth"])  # fmt: skip
+    vision = dict(
+        layers=image["depth"],
+        width=image["width"],
+        head_width=image["width"] // image["heads"],
+        patch_size=image["patch_size"],
+        image_size=image["image_size"],
+    )
+    words = dict(
+        context_length=text["length"],
+        vocab_size=text["vocab_size"],
+        width=text["width"],
+        heads=text["heads"],
+        layers=text["depth"],
+    )
     return CLIP(model["embed_dim"], vision, words, quick_gelu=model["activation"] == "quick_gelu")
 
 

@@ -17,10 +17,9 @@ import json
 import subprocess
 import sys
 import tempfile
-from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
+import report
 import topology
 from loss import reason
 
@@ -45,6 +44,7 @@ def parse():
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--trace", metavar="FORM", help="the operations that take longest in a step of this form")
     parser.add_argument("--only", help=argparse.SUPPRESS)
+    report.add_output(parser)
     a, overrides = parser.parse_known_args()
     a.forms, a.patch_sizes = a.forms.split(","), a.patch_sizes.split(",")
     if a.topology and a.topology.split(":")[0] in topology.GPUS:
@@ -145,7 +145,7 @@ def matrix_peak():
 
 def compare(a, overrides):
     chips = {}
-    print(f"{date.today()}, python {' '.join(sys.argv)}\n\n| {' | '.join(SAID)} |\n|{' --- |' * len(SAID)}", flush=True)
+    print(f"| {' | '.join(SAID)} |\n|{' --- |' * len(SAID)}", flush=True)
     for patch_size in a.patch_sizes:
         results = {}
         for form in a.forms:
@@ -158,7 +158,7 @@ def compare(a, overrides):
             chips.setdefault(found["chip"], f"{found['chips']} {found['chip']}, {found.get('library', 'ours')}")
             print(line(form, patch_size, found, results, a.batch), flush=True)
     how = "times are the compiler's estimates" if a.topology else "measured"
-    print(f"\n{'; '.join(chips.values())}; jax {version('jax')}; {how}")
+    print(f"\n{'; '.join(chips.values())}; {how}")
 
 
 def line(form, patch_size, found, results, batch):
@@ -182,4 +182,5 @@ if __name__ == "__main__":
     if arguments.only:
         print(json.dumps(measure(arguments, arguments.patch_sizes[0], rest)))
     else:
-        compare(arguments, rest)
+        with report.recorded(arguments.output, "torch", "open_clip_torch", "libtpu"):
+            compare(arguments, rest)

@@ -8,12 +8,10 @@ class texts take, how much more scoring takes at its peak, and the time and prod
 """
 
 import argparse
-import sys
 import time
-from datetime import date
-from importlib.metadata import version
 
 import numpy as np
+import report
 from retrieval import Peak, resident, unit
 
 LENGTH = 77
@@ -49,7 +47,9 @@ def measure(classes, prompts, images, patches, dim):
     seconds = time.perf_counter() - started
     scoring = (peak.stop() - held) / 2**30
     products = 2 * patches * dim * words
-    print("| classes | prompts | class texts GiB | peak while they are made GiB | scoring GiB more | ms an image | GFLOP an image |")
+    print(
+        "| classes | prompts | class texts GiB | peak while they are made GiB | scoring GiB more | ms an image | GFLOP an image |"
+    )
     print("|" + " --- |" * 7)
     print(f"| {classes:,} | {prompts} | {words * dim * 4 / 2**30:.2f} | {made:.2f} | {scoring:.2f} | "
           f"{1000 * seconds / images:,.0f} | {products / 1e9:.1f} |")  # fmt: skip
@@ -59,6 +59,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("classes", 1000), ("prompts", 80), ("images", 16), ("patches", 49), ("dim", 256)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    report.add_output(parser)
     a = parser.parse_args()
-    print(f"{date.today()}, jax {version('jax')}, python {' '.join(sys.argv)}\n")
-    measure(a.classes, a.prompts, a.images, a.patches, a.dim)
+    with report.recorded(a.output):
+        measure(a.classes, a.prompts, a.images, a.patches, a.dim)

@@ -7,18 +7,16 @@ EOS token of the text) and CLIP's embedding dimensions. The loss is the same fun
 token per side FILIP's loss is CLIP's.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
+
+from filip_jax.configs import filip
 
 EMBED_DIM = {"base": 512, "large": 768}
 VARIANTS = tuple(EMBED_DIM)
 
 
 def get_config(variant: str = "base") -> ConfigDict:
-    filip = runpy.run_path(str(Path(__file__).with_name("filip.py")))
-    config = filip["get_config"](variant)
+    config = filip.get_config(variant)
     config.model.pooling = "global"
     config.model.embed_dim = EMBED_DIM[variant]
     return config

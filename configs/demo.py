@@ -5,7 +5,7 @@ r"""FILIP on emoji scenes: real art, real words, minutes on a laptop's CPU.
     filip train --config=configs/demo.py:clip --workdir=runs/demo_clip   # the global baseline, same towers
     filip train --config=configs/demo.py:quick --workdir=runs/quick  # what tests run
 
-Needs the extra: pip install -e '.[demo]'. What to expect stands in README.md.
+Needs the extra `demo`, see docs/install.md; docs/demo.md says what to expect.
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,7 @@ base is ViT-B/32, large is ViT-L/14. The paper trained them on 340 million pairs
 --config.total_steps=N sets it. Zero-shot ImageNet of the paper's models: 77.1 % (large).
 
 Images have AutoAugment, as in the paper. Where this differs from it: random crops and flips come
-first (the paper does not say); back-translated texts are yours to bring (side_captions, README); a
+first (the paper does not say); back-translated texts are yours to bring (side_captions, docs/data.md); a
 sentencepiece vocabulary is trained on your captions, --config.tokenizer.name=clip takes the paper's;
 gradients are clipped to norm 1.
 """
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
 EPOCHS, PAIRS = 30, 340_000_000
-VARIANTS = {  # towers as width, depth, heads; global batch and base learning rate as in table 9
+VARIANTS: dict[str, dict] = {  # towers as width, depth, heads; global batch and base learning rate as in table 9
     "base": dict(image=(768, 12, 12), text=(512, 12, 8), patch_size=32, batch_size=40_960, learning_rate=2e-3),
     "large": dict(image=(1024, 24, 16), text=(768, 12, 12), patch_size=14, batch_size=30_720, learning_rate=1.5e-3),
 }

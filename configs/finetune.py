@@ -24,11 +24,10 @@ steps), augmentation and the selection of tokens (here those of pre-training). I
 captions: --config.evals.coco_finetuned.prompt="a good photo of {}".
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
+
+from filip_jax.configs import filip
 
 EPOCHS = 3
 PAIRS = {"flickr30k": 29_000 * 5, "coco": 566_747}  # captions of Karpathy's train, of COCO train and restval
@@ -39,7 +38,7 @@ VARIANTS = ("flickr30k", "coco", "flickr30k_base", "coco_base")
 
 def get_config(variant: str = "flickr30k") -> ConfigDict:
     data, size = variant.removesuffix("_base"), "base" if variant.endswith("_base") else "large"
-    config = runpy.run_path(str(Path(__file__).with_name("filip.py")))["get_config"](size)
+    config = filip.get_config(size)
     path, images = FieldReference(""), FieldReference("")
 
     def split(name, **options):

@@ -1,13 +1,21 @@
 """filip_jax: FILIP, token-wise contrastive language-image pre-training, in JAX."""
 
-__all__ = ["load_model"]
+import importlib
+
+__all__ = ["__version__", "inference", "load_model", "losses", "models"]
 __version__ = "0.1.0"
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str):
-    """Imports `load_model` when asked for, so that the losses alone import fast."""
+    """Import the public names when asked for, so that the losses alone import fast."""
     if name == "load_model":
         from filip_jax.inference import load_model
 
         return load_model
+    if name in __all__:
+        return importlib.import_module(f"filip_jax.{name}")  # noqa: TID251, one of the names above
     raise AttributeError(f"module 'filip_jax' has no attribute {name!r}")

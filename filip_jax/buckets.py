@@ -1,6 +1,8 @@
 """Orbax on gs:// and s3://: what it needs beyond a local folder. To be called before its first checkpointer."""
 
 import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -27,19 +29,18 @@ def prepare(directory: str) -> dict[str, Any]:
     build = getattr(tensorstore_utils, BUILD, None)
     if build is None:
         raise UserError(f"{directory}: orbax-checkpoint {ocp.__version__} keeps no checkpoints on s3://; 0.12.8 does")
-    if build.__name__ != _build.__name__:
-        _build.plain = build
-        setattr(tensorstore_utils, BUILD, _build)
+    if not isinstance(build, partial):
+        setattr(tensorstore_utils, BUILD, partial(_build, build))
     # A folder can not be renamed there: the files stay where they are written, and a last one says that they are all.
     options = ocp.options
     return {"atomicity_options": options.AtomicityOptions(options.AtomicityMode.COMMIT_FILE)}
 
 
-def _build(directory: str, *arguments: Any, **options: Any) -> dict[str, Any]:
-    """Orbax's place of arrays; on s3:// that of gs:// with the other driver."""
+def _build(plain: Callable[..., dict[str, Any]], directory: str, *arguments: Any, **options: Any) -> dict[str, Any]:
+    """Return the place of arrays that Orbax's own `plain` gives; on s3:// that of gs:// with the other driver."""
     if not directory.startswith("s3://"):
-        return _build.plain(directory, *arguments, **options)
-    place = _build.plain(f"gs://{directory.removeprefix('s3://')}", *arguments, **options)
+        return plain(directory, *arguments, **options)
+    place = plain(f"gs://{directory.removeprefix('s3://')}", *arguments, **options)
     place.get("base", place).update(_s3_driver())
     return place
 

@@ -1,4 +1,4 @@
-"""The command `filip`: train, eval, inspect; see also cli_align.py, cli_data.py and cli_plan.py."""
+"""The command `filip`: train, eval, inspect; see also cli_align.py, cli_configs.py, cli_data.py and cli_plan.py."""
 
 import argparse
 import os
@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Sequence
 
 from filip_jax.cli_align import add_align_command, step_number
+from filip_jax.cli_configs import add_configs_command, versions
 from filip_jax.cli_data import add_data_commands, source_section
 from filip_jax.cli_plan import add_plan_commands
 from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch, leave
@@ -18,10 +19,10 @@ from filip_jax.user_paths import from_user
 PATHS = ("workdir", "config", "output", "image", "checkpoint", "sensitive_words")  # options in which ~ is the home
 DESCRIPTION = "FILIP: fine-grained contrastive language-image pre-training in JAX."
 EPILOG = """examples:
-  filip train --config=configs/demo.py --workdir=runs/demo
+  filip train --config=demo --workdir=runs/demo
   filip eval --workdir=runs/demo --step=latest
   filip inspect runs/demo --verify
-  filip plan --config=configs/filip.py:base --topology=v5e:4x4
+  filip plan --config=filip:base --topology=v5e:4x4
   filip data inspect webdataset path=/data/cc3m --output=cc3m.png
   filip align --workdir=runs/demo --image=dog.png --text="a dog on a white background" --output=dog_aligned.png
 
@@ -29,10 +30,11 @@ EPILOG = """examples:
 
 TRAIN = """Train a run, or go on with it: started again with the same workdir it resumes by itself.
 
-The config is a Python file whose get_config(variant) gives an ml_collections ConfigDict. Any value
-can be changed behind it: --config.batch_size=1024 --config.model.image.depth=6. Unknown keys and
-wrong types are refused before anything is compiled. The data is the config's section `source`, or named
-here: --source webdataset path=/data/cc3m caption_keys=txt,de.txt. The workdir receives
+The config is a Python file whose get_config(variant) gives an ml_collections ConfigDict, or one of those that
+`filip configs` lists: --config=filip:base. Any value can be changed behind it: --config.batch_size=1024
+--config.model.image.depth=6. Unknown keys and wrong types are refused before anything is compiled. The data is
+the config's section `source`, or named here: --source webdataset path=/data/cc3m caption_keys=txt,de.txt. The
+workdir receives
 
   config.json      the config as it was resolved; evaluations read the model from here
   tokenizer.model  the sentencepiece model of the run
@@ -51,12 +53,12 @@ EVAL = """Evaluate checkpoints of one run, or of all runs that a pattern matches
 
   filip eval --workdir=runs/demo/filip
   filip eval --workdir="runs/demo/*" --step=all
-  filip eval --workdir=runs/filip_base --step=best --metric=imagenet/image_to_text_top1 --config=configs/eval/clip_benchmark.py
+  filip eval --workdir=runs/filip_base --step=best --metric=imagenet/image_to_text_top1 --config=eval/clip_benchmark
   filip eval --workdir=gs://bucket/runs/filip_base --watch
 
 The model is always built from the run's own config.json; the evaluations come from there too unless --config names
-a file whose get_config() has a section `evals`; with a function sweep() in it each point is evaluated. Numbers are
-added to each run's evals.json, beside those of the baselines that need no model; the table and a plot over the steps
+others: a file whose get_config() has a section `evals`; with a function sweep() in it each point is evaluated. Numbers
+are added to each run's evals.json, beside those of the baselines that need no model; the table and a plot over the steps
 are written as evals.md and evals.svg, in the run's folder or in that of all runs. What evals.json holds of this very
 checkpoint, data and evaluation is not evaluated again, unless with --again.
 
@@ -121,8 +123,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def entry() -> None:
-    """The command as a process. Training ends it without Python's last acts: they would wait for threads that read a
-    dead disk, and for processes that are gone."""
+    """Run the command as a process.
+
+    Training ends it without Python's last acts: they would wait for threads that read a dead disk, and for processes
+    that are gone.
+    """
     training = sys.argv[1:2] == ["train"]
     if sys.argv[1:2] in (["train"], ["sweep"]):
         outlive_readers()
@@ -144,6 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="filip", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw, allow_abbrev=False
     )
+    parser.add_argument("--version", action=_Versions, nargs=0, help="print the versions and where filip_jax is")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def command(name, run, text, workdir=True):
@@ -157,7 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     train = command("train", _train, TRAIN)
     train.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="and --config.key=value behind it")
     train.add_argument("--source", nargs="+", metavar="WORD", help="in place of the config's: NAME key=value …")
-    train.add_argument("--distributed", action="store_true", help="one process of several, see README")
+    train.add_argument("--distributed", action="store_true", help="one process of several, see docs/many_devices.md")
 
     add_plan_commands(command)
 
@@ -191,7 +197,16 @@ def _parser() -> argparse.ArgumentParser:
     add_data_commands(commands)
 
     add_align_command(command)
+    add_configs_command(command)
     return parser
+
+
+class _Versions(argparse.Action):
+    """An option that prints the versions and ends; argparse's own would look them up for every command."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        show(versions())
+        parser.exit()
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None):

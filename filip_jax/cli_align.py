@@ -57,8 +57,9 @@ def _align(arguments, _) -> None:
         raise UserError(f"--output={output}: the picture is a PNG; name it so")
     if output.exists() and output.samefile(image):
         raise UserError(f"--output={output} is the picture that is looked at: name another file")
-    text, phrases = _checked(arguments.text, "text"), None
-    if arguments.label is not None:
+    if arguments.label is None:
+        text, phrases = _checked(arguments.text, "text"), None
+    else:
         text, words = label_prompt(_checked(arguments.label, "label").strip())
         phrases = [words]
     try:
@@ -76,9 +77,9 @@ def _align(arguments, _) -> None:
     show(f"wrote {output}")
 
 
-def _checked(text: str | None, option: str) -> str | None:
-    if text is not None and not text.strip():
+def _checked(text: str, option: str) -> str:
+    if not text.strip():
         raise UserError(f"--{option} is empty")
-    if any(0xD800 <= ord(character) < 0xE000 for character in text or ""):
+    if any(0xD800 <= ord(character) < 0xE000 for character in text):
         raise UserError(f"--{option} is not valid UTF-8")
     return text

@@ -18,12 +18,12 @@ DATA = """Work on data before a run.
 The data is named by a source and its options, or by a config's section `source`:
 
   filip data inspect webdataset path=/data/cc3m caption_keys=txt,de.txt
-  filip data inspect --config=configs/filip.py --config.source.path=/data/pairs
+  filip data inspect --config=filip --config.source.path=/data/pairs
 
 Sources: webdataset (tars of img2dataset), parquet, arrow (folders of Hugging Face's datasets), array_record,
 jsonl, csv, annotations, folder, class_folder, tfds, emoji_scenes,
-and in configs mixture. Options of all: caption_keys, side_captions, keep; README and the docstrings of
-filip_jax/data say more. A wrong option is answered with the right ones."""
+and in configs mixture. Options of all: caption_keys, side_captions, keep; docs/data.md and the docstrings
+of filip_jax/data say more. A wrong option is answered with the right ones."""
 
 INDEX = """Make the index of a source that needs one, and say what it holds.
 

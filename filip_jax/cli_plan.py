@@ -29,8 +29,8 @@ Without --run one full command for each run that is not finished is printed, to 
 With --run they are trained here, --jobs at a time (on GPUs each has one then). Each has a folder of its own in
 the workdir; finished ones are skipped, others go on. What is evaluated is one table, in sweep.md and sweep.csv.
 
-The file may have evaluations alone, as those of configs/eval/: then --workdir names runs that are trained already, with
-* several of them, and each point is evaluated, as `filip eval --config=FILE` does."""
+The file may have evaluations alone, as the shipped eval/prompts: then --workdir names runs that are trained already,
+with * several of them, and each point is evaluated, as `filip eval --config=FILE` does."""
 
 
 REPORT = """Write one page about a run, which opens in any browser and loads nothing from a network.

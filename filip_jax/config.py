@@ -23,8 +23,9 @@ from filip_jax.errors import UserError
 from filip_jax.files import write_atomically
 from filip_jax.names import make_name
 from filip_jax.redact import redacted
-from filip_jax.user_paths import from_user
+from filip_jax.shipped import shipped_config, shipped_configs
 from filip_jax.small_files import is_whole, read_json
+from filip_jax.user_paths import from_user
 
 FILE = "config.json"
 UNCHANGED = "unchanged"  # a sweep's point without values
@@ -43,6 +44,9 @@ FREE_SOURCE_KEYS = ("path", "images", "index", "processes", "side_captions", "ke
 
 def load_config(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The config of `FILE.py[:variant]` with `--config.key=value` overrides, as plain nested dicts.
+
+    Args:
+        file: the ending .py may be left out. Where there is no such file it is the name of a shipped config.
 
     Raises:
         UserError: no such file or variant, an unknown key (with the nearest match), a wrong type.
@@ -68,11 +72,23 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _split(file: str) -> tuple[Path, str]:
-    """(the file, the variant) of FILE.py[:variant]; a folder may have colons in its name, and so may the file."""
+    """Return the file and the variant of FILE.py[:variant], or of NAME[:variant] as in `load_config`.
+
+    A folder may have colons in its name, and so may the file.
+    """
     file = from_user(file)
     ways = [(file, ""), file.rpartition(":")[::2], file.partition(":")[::2]]
-    path, variant = next((way for way in ways if Path(way[0]).is_file()), ways[-1])
-    return Path(path), variant
+    for find in (_python_file, shipped_config):
+        for name, variant in ways:
+            if path := find(name):
+                return path, variant
+    return Path(ways[-1][0]), ways[-1][1]
+
+
+def _python_file(name: str) -> Path | None:
+    """Return the file of this name, to which .py may be lacking, if there is one."""
+    files = (Path(name), Path(f"{name}.py"))
+    return next((file for file in files if file.suffix == ".py" and file.is_file()), None)
 
 
 def load_sweep(file: str) -> list[dict[str, Any]]:
@@ -82,7 +98,7 @@ def load_sweep(file: str) -> list[dict[str, Any]]:
         UserError: there is no such function, or it yields something else.
     """
     path, _ = _split(file)
-    module = _load(path)
+    module = load_file(path)
     if not hasattr(module, "sweep"):
         raise UserError(f"--config={path}: the file has no function sweep, which yields {{config key: value}}")
     with _mistakes_of(path):
@@ -94,8 +110,10 @@ def load_sweep(file: str) -> list[dict[str, Any]]:
 
 
 def load_evals(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The section `evals` of `FILE.py[:variant]`; of a file of evaluations with a function sweep() those of all its points,
-    each named after its evaluation and point: "val prompt=a {}".
+    """Return the section `evals` of `FILE.py[:variant]`.
+
+    Of a file of evaluations with a function sweep() those of all its points, each named after its evaluation and point:
+    "val prompt=a {}".
 
     Raises:
         UserError: there is none, or as `load_config` and `load_sweep` do.
@@ -104,9 +122,9 @@ def load_evals(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if "evals" not in config:
         raise UserError(f"--config={file} has no section `evals`")
     path, _ = _split(file)
-    if not is_eval_config(config) or not hasattr(_load(path), "sweep"):
+    if not is_eval_config(config) or not hasattr(load_file(path), "sweep"):
         return config["evals"]
-    points, evals = load_sweep(file), {}
+    points, evals = load_sweep(file), dict[str, Any]()
     for name, point in zip(name_points(points), points):
         of_point = load_config(file, [*overrides, *settings(point)])["evals"]
         evals |= {make_name(f"{each} {name}"): section for each, section in of_point.items()}
@@ -140,10 +158,16 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def _load(path: Path) -> ModuleType:
-    if not path.is_file() or path.suffix != ".py":
-        raise UserError(f"--config={path}: no such Python file")
-    spec = importlib.util.spec_from_file_location("filip_config", path)
+def load_file(path: Path) -> ModuleType:
+    """Run a config file; return it as a module.
+
+    Raises:
+        UserError: there is no such Python file, or it fails.
+    """
+    spec = importlib.util.spec_from_file_location("filip_config", path)  # noqa: TID251 - the file that the user named
+    if not path.is_file() or path.suffix != ".py" or spec is None or spec.loader is None:
+        names = ", ".join(shipped_configs())
+        raise UserError(f"--config={path}: no such Python file; the configs that filip_jax ships are {names}")
     module = importlib.util.module_from_spec(spec)
     with _mistakes_of(path):
         spec.loader.exec_module(module)
@@ -151,7 +175,7 @@ def _load(path: Path) -> ModuleType:
 
 
 def _get_config(path: Path, variant: str) -> ConfigDict:
-    module = _load(path)
+    module = load_file(path)
     if not hasattr(module, "get_config"):
         raise UserError(f"--config={path}: the file has no function get_config")
     variants = getattr(module, "VARIANTS", ())

@@ -2,10 +2,15 @@
 
 import importlib
 import importlib.util
+from configparser import ConfigParser
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
+from packaging.requirements import Requirement
+
 from filip_jax.errors import UserError
+from filip_jax.plain import command
 
 
 def extra_module(module: str, extra: str, what: str) -> ModuleType:
@@ -18,7 +23,7 @@ def extra_module(module: str, extra: str, what: str) -> ModuleType:
         UserError: it is not installed; names the pip command.
     """
     try:
-        return importlib.import_module(module)
+        return importlib.import_module(module)  # noqa: TID251 - named in the code alone
     except ImportError as error:
         raise UserError(_missing(module, extra, what)) from error
 
@@ -35,5 +40,30 @@ def extra_folder(module: str, extra: str, what: str) -> Path:
     return Path(spec.origin).parent
 
 
+def pip_install(extra: str) -> str:
+    """Return the command that installs the requirements of an extra, to be pasted into a shell.
+
+    It names the packages themselves: `filip_jax[extra]` would need an index that has filip_jax, or a clone.
+    """
+    return command(["pip", "install", *_requirements(extra)])
+
+
+def _requirements(extra: str) -> list[str]:
+    try:
+        lines = metadata.requires("filip_jax") or ()
+    except metadata.PackageNotFoundError:  # it runs from a tree that is not installed
+        parser = ConfigParser()
+        parser.read(Path(__file__).parent.parent / "setup.cfg", encoding="utf-8")
+        return parser["options.extras_require"][extra].strip().split("\n")
+    requirements = map(Requirement, lines)
+    return [_without_marker(each) for each in requirements if each.marker and each.marker.evaluate({"extra": extra})]
+
+
+def _without_marker(requirement: Requirement) -> str:
+    """Return NAME[extras]>=floor,<ceiling."""
+    extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+    return f"{requirement.name}{extras}{','.join(sorted(map(str, requirement.specifier), reverse=True))}"
+
+
 def _missing(module, extra, what):
-    return f"{what} the package {module!r}, which is not installed: pip install -e '.[{extra}]' in a clone of filip_jax"
+    return f"{what} the package {module!r}, which is not installed: {pip_install(extra)}"

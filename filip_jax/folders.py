@@ -54,7 +54,9 @@ def local_folder(folder: str, key: str) -> None:
     if storage.is_remote(folder):
         raise UserError(f"{key}: set `index` to a local folder, from which texts are read")
     if storage.name_of(folder) == INDEX and os.path.islink(folder):
-        raise UserError(f"{key}: {folder} is a symbolic link, through which no index is written: set `index` to a folder")
+        raise UserError(
+            f"{key}: {folder} is a symbolic link, through which no index is written: set `index` to a folder"
+        )
     try:
         with writing(Path(folder)):
             os.makedirs(folder, exist_ok=True)

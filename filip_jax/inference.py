@@ -207,7 +207,10 @@ class Run:
         self.tokenizer = read_tokenizer(self.workdir)
         self.checkpoints = Checkpoints(self.place.name)
         self.model = make_model(**self.config["model"] | {"attention": "xla"})  # the same function, on any device
-        sizes = {"image_size": self.config["model"]["image"]["image_size"], "text_length": self.config["model"]["text"]["length"]}
+        sizes = {
+            "image_size": self.config["model"]["image"]["image_size"],
+            "text_length": self.config["model"]["text"]["length"],
+        }
         for key, size in sizes.items():
             if self.config["data"][key] != size:
                 raise UserError(

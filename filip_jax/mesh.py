@@ -117,15 +117,18 @@ def check_memory(tree: Any, mesh: Mesh, what: str) -> None:
     if device.platform == "cpu":
         limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * jax.process_count()
     if limit and needed > limit:
-        raise UserError(f"{what} has {needed / 2**30:,.1f} GiB of numbers; all memory there is has {limit / 2**30:,.1f} GiB")
+        raise UserError(
+            f"{what} has {needed / 2**30:,.1f} GiB of numbers; all memory there is has {limit / 2**30:,.1f} GiB"
+        )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def global_batch(mesh: Mesh, local: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's rows of a batch as its part of global arrays split over all devices."""
+    """Return the rows of this process as its part of global arrays split over all devices."""
     sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in local.items()}
 

@@ -21,7 +21,7 @@ _TOKEN = re.compile(
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The leaves of nested dicts by their path, in sorted order."""
-    leaves = {}
+    leaves: dict[str, Any] = {}
     for key in sorted(tree):
         path = f"{prefix}/{key}" if prefix else key
         value = tree[key]

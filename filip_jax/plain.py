@@ -60,6 +60,14 @@ def cell(text: str, most: int = MAX_CELL) -> str:
     return _MARKS.sub(r"\\\g<0>", one_line(text, most))
 
 
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells, of which the first is the header, as a Markdown table with its columns aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    header, *rest = rows
+    lines = (header, ["-" * width for width in widths], *rest)
+    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
+
+
 def escape(text: str) -> str:
     """Return the text as one line of HTML or SVG, attributes included."""
     return html.escape(one_line(text))

@@ -37,8 +37,8 @@ _WANDB = re.compile(r"((?:wandb|key)[\w.-]{0,40}['\"]?\s*[=:]\s*['\"]?)[0-9a-f]{
 
 def redact(text: str) -> str:
     """The text with each secret in it as HIDDEN; the same text if there is none."""
-    for pattern in (_PAIR, _USER, _QUERY, _WANDB):
-        text = pattern.sub(lambda found: f"{found[1]}{HIDDEN}{'@' if pattern is _USER else ''}", text)
+    for pattern, end in ((_PAIR, ""), (_USER, "@"), (_QUERY, ""), (_WANDB, "")):
+        text = pattern.sub(rf"\g<1>{HIDDEN}{end}", text)
     return _FORMS.sub(HIDDEN, text)
 
 

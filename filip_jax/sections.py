@@ -10,8 +10,15 @@ from filip_jax.errors import UserError
 
 T = TypeVar("T")
 LARGEST = 2**32  # of whole numbers: no seed, step or record is beyond
-PLAIN = {str: str, bool: bool, int: int, float: (int, float), dict: Mapping}  # annotations that are checked, and what may be given
-SAID = {str: "a text", bool: "True or False", int: "a whole number from -2^32 to 2^32", float: "a finite number", dict: "a section"}
+# Annotations that are checked, and what may be given.
+PLAIN: dict[type, Any] = {str: str, bool: bool, int: int, float: (int, float), dict: Mapping}
+SAID = {
+    str: "a text",
+    bool: "True or False",
+    int: "a whole number from -2^32 to 2^32",
+    float: "a finite number",
+    dict: "a section",
+}
 
 
 def check(

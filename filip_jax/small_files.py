@@ -13,7 +13,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeGuard
 
 from filip_jax.errors import UserError, one_line
 from filip_jax.plain import MAX_MESSAGE
@@ -108,8 +108,11 @@ def parse(data: bytes, notes: Notes | None = None) -> Any:
     try:
         content = json.loads(
             data.decode("utf-8-sig"),
-            parse_constant=odd, parse_int=whole, parse_float=broken, object_pairs_hook=pairs,
-        )  # fmt: skip
+            parse_constant=odd,
+            parse_int=whole,
+            parse_float=broken,
+            object_pairs_hook=pairs,
+        )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     _check_depth(content)
@@ -128,17 +131,17 @@ def _check_depth(content: Any) -> None:
             left += [(each, depth + 1) for each in value]
 
 
-def is_text(value: Any, most: int = MAX_TEXT) -> bool:
+def is_text(value: Any, most: int = MAX_TEXT) -> TypeGuard[str]:
     """Return whether a value is a text of at most so many characters, none of them a half."""
     return isinstance(value, str) and len(value) <= most and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Return whether a value is a number as runs write them."""
     return isinstance(value, int | float) and not isinstance(value, bool) and bool(abs(value) <= MAX_NUMBER)
 
 
-def is_whole(value: Any, most: int = 1 << 32) -> bool:
+def is_whole(value: Any, most: int = 1 << 32) -> TypeGuard[int]:
     """Return whether a value is a whole number from 0 to `most`."""
     return type(value) is int and 0 <= value <= most
 

@@ -17,6 +17,7 @@ import fsspec
 
 from filip_jax import handles
 from filip_jax.errors import UserError
+from filip_jax.extras import pip_install
 from filip_jax.files import write_atomically, writing
 from filip_jax.foreign_paths import explain
 from filip_jax.small_files import open_regular
@@ -82,7 +83,11 @@ def find(path: str, suffixes: tuple[str, ...], key: str, left_out: Counter[str] 
         found |= {file.path: file for file in here}
     if not found:
         endings = " or ".join(suffixes)
-        what = f"no {endings} lies in it" if _is_there(path) else f"there is no such file, nor a folder with {endings} in it"
+        what = (
+            f"no {endings} lies in it"
+            if _is_there(path)
+            else f"there is no such file, nor a folder with {endings} in it"
+        )
         raise UserError(f"{key}={path!r}: {what}{say_left_out(left_out)}{say_other_sources(left_out)}{explain(path)}")
     if missing:
         some = ", ".join(missing[:3]) + (" …" if len(missing) > 3 else "")
@@ -107,9 +112,10 @@ def _list(place: Named, suffixes: tuple[str, ...], left_out: Counter[str]) -> li
             infos = system.glob(pattern, detail=True)
         else:
             infos = system.find(path, detail=True)
-            top = system._strip_protocol(path)
-            if list(infos) != [top] and "" not in suffixes:
-                names = {name: (name.removeprefix(top), info["size"]) for name, info in infos.items()}
+            top = path.partition("://")[2].strip("/")
+            below = {name: name.strip("/").removeprefix(top) for name in infos}
+            if list(below.values()) != [""] and "" not in suffixes:  # else it is a file
+                names = {name: (below[name], info["size"]) for name, info in infos.items()}
                 infos = {name: infos[name] for name in sift(names, suffixes, left_out)}
     return _files(scheme, infos)
 
@@ -252,6 +258,4 @@ def _system(path: str) -> fsspec.AbstractFileSystem:
         with _reaching(path):
             return fsspec.filesystem(scheme)
     except ImportError as error:
-        raise UserError(
-            f"{path}: the package {DRIVERS[scheme]} is missing: pip install -e '.[{scheme}]' in a clone of filip_jax"
-        ) from error
+        raise UserError(f"{path}: the package {DRIVERS[scheme]} is missing: {pip_install(scheme)}") from error

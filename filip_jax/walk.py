@@ -26,7 +26,7 @@ SYSTEM_NAMES = frozenset({
     "_spark_metadata", "_tmp", "__pycache__",
 })  # fmt: skip
 READ_BY = {  # which source reads files of an ending
-    ".arrow": "arrow", ".parquet": "parquet", ".tar": "webdataset", ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl",
+    ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow", ".parquet": "parquet", ".pq": "parquet", ".parq": "parquet", ".tar": "webdataset", ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl",
     ".array_record": "array_record", ".arrayrecord": "array_record", ".jpg": "folder", ".jpeg": "folder", ".png": "folder",
 }  # fmt: skip
 PARTIAL_ENDINGS = (
@@ -58,7 +58,7 @@ def walk(root: str, endings: tuple[str, ...], left_out: Counter[str]) -> list[Fi
     files: list[File] = []
     top = os.path.realpath(root)
     entered: set[str] = set()
-    plain, linked = deque([("", top)]), deque()
+    plain, linked = deque([("", top)]), deque[tuple[str, str]]()
     while plain or linked:
         name, real = plain.pop() if plain else linked.popleft()
         if real in entered or (name and f"{top}/".startswith(f"{real.rstrip('/')}/")):

@@ -72,7 +72,9 @@ class Workdir:
         """
         for name in () if self.is_remote else names:
             check = folders.check_writable if name in UNWALKED else folders.check_unlinked
-            check(self.folder / name, f"remove the link; the whole workdir may be one (ln -s /elsewhere/run {self.name})")
+            check(
+                self.folder / name, f"remove the link; the whole workdir may be one (ln -s /elsewhere/run {self.name})"
+            )
 
     def write_missing(self, files: Mapping[str, bytes]) -> list[str]:
         """Writes again those of the files that somebody removed while the run goes on; their names.
@@ -196,7 +198,7 @@ def _stamp(file: Path) -> tuple[int, int]:
 
 
 def cache_folder() -> Path:
-    """This user's cache of filip_jax."""
+    """Return the user's cache folder for filip_jax."""
     return Path(from_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "filip_jax")
 
 

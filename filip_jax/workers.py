@@ -4,17 +4,19 @@ import multiprocessing
 import os
 import signal
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from contextlib import suppress
 from itertools import islice
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from filip_jax.errors import ProcessLost
 
-CAUSES = {
+CAUSES: dict[int, str] = {
     signal.SIGKILL: "out of memory?",
     signal.SIGBUS: "no room left in /dev/shm (Docker's --shm-size), or a file that was cut while it was read?",
     **dict.fromkeys(
@@ -24,18 +26,6 @@ CAUSES = {
 }
 
 
-class _Spawn(multiprocessing.context.SpawnContext):
-    """Starts processes and keeps them, since `multiprocessing.active_children` forgets those that have ended."""
-
-    def __init__(self):
-        super().__init__()
-        self.started: list[multiprocessing.process.BaseProcess] = []
-
-    def Process(self, *given, **named):
-        self.started.append(multiprocessing.context.SpawnProcess(*given, **named))
-        return self.started[-1]
-
-
 def run(
     make: Callable[..., Callable[[int], Any]],
     arguments: tuple,
@@ -43,7 +33,7 @@ def run(
     workers: int,
     option: str = "--workers",
 ) -> Iterator[Any]:
-    """Yields what each item becomes, as soon as it is done; an interruption starts no further item.
+    """Yield what each item becomes, as soon as it is done; an interruption starts no further item.
 
     Args:
         make: gives the function of an item when called with `arguments`, once in each process.
@@ -57,26 +47,69 @@ def run(
     if workers == 0:
         yield from map(make(*arguments), items)
         return
-    context = _Spawn()  # JAX, if it is loaded, does not survive a fork
-    pool = ProcessPoolExecutor(min(workers, len(items) or 1), context, _begin, (make, arguments))
+    processes: dict[Connection, BaseProcess] = {}
+    todo = iter(items)
     try:
-        todo, waiting = iter(items), set()
-        while True:
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: the parent ends its workers
-            waiting |= {pool.submit(_one, item) for item in islice(todo, 2 * workers - len(waiting))}
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            if not waiting:
-                return
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                yield future.result()
-    except BrokenProcessPool as error:
-        pool.shutdown(wait=True, cancel_futures=True)  # after which each has its exit code
-        codes = [process.exitcode for process in context.started if process.exitcode]
-        code = next((code for code in codes if code != -signal.SIGTERM), -signal.SIGTERM)  # by which the pool ends others
-        raise lost("a worker process", code, f"lower {option}") from error
+        for item in islice(todo, workers):
+            pipe, process = _start(make, arguments)
+            processes[pipe] = process
+            _hand(pipe, item)
+        busy = set(processes)
+        while busy:
+            ready = wait(busy)
+            for pipe in [pipe for pipe in busy if pipe in ready]:
+                value, error, said = _answer(pipe, processes, option)
+                if error:
+                    raise error from RuntimeError(f"in a worker process:\n{said}")
+                if (item := next(todo, None)) is None:
+                    busy.remove(pipe)
+                    pipe.close()
+                else:
+                    _hand(pipe, item)
+                yield value
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for pipe in processes:
+            pipe.close()  # a worker ends when it has done its item
+        for process in processes.values():
+            process.join()
+
+
+def _start(make: Callable, arguments: tuple) -> tuple[Connection, BaseProcess]:
+    """Start a worker and return this process's end of the only pipe to it, which closes when the worker is gone."""
+    spawn = multiprocessing.get_context("spawn")  # JAX, if it is loaded, does not survive a fork
+    pipe, end = spawn.Pipe()
+    process = spawn.Process(target=_work, args=(end, make, arguments))
+    resource_tracker.ensure_running()  # the start of this helper process would let interruptions through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited: the parent ends its workers
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        end.close()
+    return pipe, process
+
+
+def _hand(pipe: Connection, item: int) -> None:
+    with suppress(ConnectionError):  # a worker that is gone is found by its missing answer
+        pipe.send(item)
+
+
+def _answer(
+    pipe: Connection, processes: dict[Connection, BaseProcess], option: str
+) -> tuple[Any, Exception | None, str]:
+    """Return the value of the item that a worker had, or the error that it raised and its traceback.
+
+    Raises:
+        ProcessLost: the worker is gone. The other workers are ended.
+    """
+    try:
+        return pipe.recv()
+    except (EOFError, OSError) as error:
+        processes[pipe].join()
+        code = processes[pipe].exitcode or 0
+        for process in processes.values():
+            process.terminate()
+        raise lost("a worker process", code, f"lower {option}") from error
 
 
 def lost(process: str, code: int, remedy: str, end: str = "") -> ProcessLost:
@@ -96,28 +129,23 @@ def lost(process: str, code: int, remedy: str, end: str = "") -> ProcessLost:
     return ProcessLost(f"{process} {end or f'was killed by {name}'}: {cause}{then}")
 
 
-_do: Callable[[int], Any]
-
-
-def _begin(make: Callable, arguments: tuple) -> None:
-    """Prepares a worker process."""
-    global _do
+def _work(pipe: Connection, make: Callable, arguments: tuple) -> None:
+    """Answer each item that comes through the pipe, until the parent closes it; the main function of a worker."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.simplefilter("ignore", UserWarning)  # of data that is opened again: the command has said it
-    try:
-        _do = make(*arguments)
-    except Exception as error:  # which an item brings to the parent; from here it would only break the pool
-        _do = partial(_fail, error)
-
-
-def _fail(error: Exception, item: int) -> None:
-    raise error
+    do = None
+    with suppress(EOFError, ConnectionError):
+        while True:
+            item = pipe.recv()
+            try:
+                do = do or make(*arguments)
+                answer = do(item), None, ""
+            except Exception as error:
+                answer = None, error, traceback.format_exc()  # as text, since no traceback leaves its process
+            pipe.send(answer)
 
 
 def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
+    if parent := multiprocessing.parent_process():
+        parent.join()
     os._exit(1)
-
-
-def _one(item: int) -> Any:
-    return _do(item)

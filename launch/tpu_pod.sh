@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A run on a TPU slice of Google Cloud: finds or creates it, installs this checkout on all its workers, runs
-# `filip train --distributed` there, and goes on after preemption, on a new slice if need be.
+# A run on a TPU slice of Google Cloud, which goes on by itself after preemption, on a new slice if need be:
+# finds or creates the slice, installs this checkout on all its workers, runs `filip train --distributed` there.
 #
 #   bash launch/tpu_pod.sh --name=filip --type=v5litepod-64 --zone=us-west4-a --spot -- \
 #       --config=configs/filip.py:base --workdir=gs://bucket/filip_base --config.source.path=gs://bucket/PAIRS

@@ -1,13 +1,19 @@
 """The small things that several test files share."""
 
 import copy
+import ctypes
+import gc
 import hashlib
 import json
+import multiprocessing
 import os
+import secrets
 import signal
 import socket
 import subprocess
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import environment  # before anything imports JAX
@@ -30,6 +36,7 @@ from jax.sharding import AxisType, Mesh
 from filip_jax.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
+HELPERS = ("multiprocessing.resource_tracker", "wandb-core")  # processes that a library keeps until this one ends
 MESHES = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 4), (4, 2), (8, 1)]
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in what a shell starts in the background; tests interrupt
@@ -58,14 +65,17 @@ def slow(*values: object):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _free_programs():
-    """Compiled programs stay in JAX's caches for good; a worker that ran many files held gigabytes of them."""
+def free_programs():
+    """JAX's caches keep compiled programs, and glibc what was freed: a worker that ran many files held four gigabytes."""
     yield
     jax.clear_caches()
+    gc.collect()
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def make_devices_mesh(replica: int, data: int) -> Mesh:
-    """replica x data of the first devices; filip_jax's own make_mesh takes all of them."""
+    """A mesh of the first replica x data devices; filip_jax's own make_mesh takes all of them."""
     devices = np.array(jax.devices()[: replica * data]).reshape(replica, data)
     return Mesh(devices, ("replica", "data"), axis_types=(AxisType.Auto,) * 2)
 
@@ -83,10 +93,19 @@ def signed(manifest):
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """Return a TCP port that nobody listens on, below those that systems give to connections going out."""
+    while True:
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", secrets.choice(range(20_000, 32_000))))
+            return listener.getsockname()[1]
+
+
+def until(condition: Callable[[], object], seconds: float = 120.0) -> bool:
+    """Wait until something is true and return whether it is; the limit is for what would never be, not for a slow machine."""
+    end = time.monotonic() + seconds
+    while not (holds := condition()) and time.monotonic() < end:
+        time.sleep(0.005)
+    return bool(holds)
 
 
 def small(config: dict, **changes) -> dict:
@@ -111,6 +130,39 @@ def small(config: dict, **changes) -> dict:
             section = section[part]
         section[name] = value
     return config
+
+
+def children() -> dict[int, str]:
+    """Return {pid: command} of the processes that this one started and has not waited for; on Linux only."""
+    found = {}
+    for file in Path("/proc/self/task").glob("*/children"):
+        for pid in file.read_text().split() if file.exists() else ():
+            with suppress(FileNotFoundError):
+                name = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found[int(pid)] = name or "has no name: it begins, or has ended"
+    return {pid: name for pid, name in found.items() if not any(helper in name for helper in HELPERS)}
+
+
+@contextmanager
+def no_process_left(seconds: float = 60.0) -> Iterator[None]:
+    """Fail what leaves a process behind: its end, or Python's warning of it, would fail another test."""
+    before, end = children(), 0.0
+    yield
+    while left := {pid: name for pid, name in children().items() if pid not in before}:
+        end = end or time.monotonic() + seconds
+        gc.collect()  # iterators end their workers when they are collected
+        multiprocessing.active_children()  # which waits for those that have ended
+        if time.monotonic() > end:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)  # of one that has ended, but not been waited for, the pid is still its own
+            raise AssertionError(f"processes were left and are killed now: {left}")
+        time.sleep(0.05)
+
+
+@pytest.fixture(autouse=True)
+def each_test_ends_its_processes():
+    with no_process_left():
+        yield
 
 
 @pytest.fixture(scope="session")

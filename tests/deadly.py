@@ -1,6 +1,8 @@
 """Work that ends its process; a module of its own, so that worker processes load nothing else."""
 
 import os
+import signal
+import time
 
 from filip_jax.errors import UserError
 
@@ -13,6 +15,21 @@ def by_signal(number):
 def by_itself(code):
     """Of any item, with this exit code."""
     return lambda item: os._exit(code)
+
+
+def out_of_memory(*_):
+    """Of any item as the kernel ends it; in place of any function that makes the function of an item."""
+    return lambda item: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def endless():
+    """Of any item; it never ends by itself."""
+    return lambda item: time.sleep(3600)
+
+
+def broken():
+    """Fails for want of a key, which is no mistake of a user."""
+    return lambda item: {}[item]
 
 
 def refuse(words):

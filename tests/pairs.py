@@ -144,7 +144,15 @@ def write_arrow(folder, shards):
 
 
 WRITERS = [
-    write_webdataset, write_folder, write_array_record, write_examples, write_parquet, write_hugging_face,
-    write_parquet_of_paths, write_jsonl, write_csv, write_tsv,
+    write_webdataset,
+    write_folder,
+    write_array_record,
+    write_examples,
+    write_parquet,
+    write_hugging_face,
+    write_parquet_of_paths,
+    write_jsonl,
+    write_csv,
+    write_tsv,
     write_arrow,
-]  # fmt: skip
+]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import until
 from hypothesis import given
 from hypothesis import strategies as st
 from test_evals import Oracle, Scenes
@@ -22,13 +23,6 @@ from filip_jax.evals.ahead import in_order
 
 def threads_left():
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("ahead")]
-
-
-def until(condition):
-    end = time.monotonic() + 30
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.005)
-    return condition()
 
 
 class Alive:

@@ -1,6 +1,7 @@
 """Word-patch alignment: tokens, words and patches by hand, pages that any text and grid fit on, IoU."""
 
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -225,7 +226,7 @@ def test_a_long_text_has_lines_and_ends_where_the_model_stops_reading():
     signs = draw._legend(long, LETTERS, 800)
     assert [sign.number for sign in signs] == [str(n) for n in range(62)] and signs[-1].text == "[EOS]"
     assert all(sign.x + sign.width <= 800 for sign in signs) and signs[-1].line > 3
-    for one, after in zip(signs, signs[1:]):
+    for one, after in pairwise(signs):
         assert (after.line, after.x) > (one.line, one.x) and (after.line > one.line or after.x >= one.x + one.width)
     cut = Alignment(**{**long.__dict__, "text": long.text + " and so on"})
     before, mark, end = draw._legend(cut, LETTERS, 800)[-3:]
@@ -317,7 +318,7 @@ def test_a_font_is_looked_for_and_missing_glyphs_are_named_and_drawn(monkeypatch
     monkeypatch.setattr(fonts, "SYSTEM", ("no such font.ttf",))
     assert fonts.font_name("a dog 只") == "" and fonts.missing_glyphs("a dog 只") == "只"
     assert draw_alignment(aligned(2, 3, ["只", "🐶"])).width == draw.WIDTH
-    monkeypatch.setattr(fonts, "sized", lambda name, size: None if name == "gone" else LETTERS(size))
+    monkeypatch.setattr(fonts, "_is_installed", lambda name: name != "gone")
     monkeypatch.setattr(fonts, "SYSTEM", ("gone", "better"))
     monkeypatch.setattr(fonts, "_unknown", lambda text, name: "" if name == "better" else "只")
     assert fonts.font_name("只") == "better" and fonts.missing_glyphs("只") == ""

@@ -19,11 +19,17 @@ from filip_jax.evals.run import check_evals, open_evals, run_evals
 
 # (split, folder, file, number of the image, captions with their numbers), in the order of Karpathy's file
 IMAGES = [
-    ("test", "val2014", "COCO_val2014_000000000042.png", 42, [(770337, "A man. "), (771687, "A café."), (9, "A bike.")]),
+    (
+        "test",
+        "val2014",
+        "COCO_val2014_000000000042.png",
+        42,
+        [(770337, "A man. "), (771687, "A café."), (9, "A bike.")],
+    ),
     ("restval", "val2014", "COCO_val2014_000000000033.png", 33, [(5, "Two"), (4, "motorcycles")]),
     ("val", "val2014", "COCO_val2014_000000000034.png", 34, [(6, "A dog")]),
     ("train", "train2014", "COCO_train2014_000000000009.png", 9, [(7, "Food"), (8, "Broccoli")]),
-]  # fmt: skip
+]
 
 
 def karpathys(coco=True):
@@ -94,8 +100,11 @@ def test_cocos_annotations(data):
     source = make_source(data(cocos()))
     assert [source.where(n)[1] for n in range(4)] == ["42", "33", "34", "9"]
     assert [[caption.key for caption in source.captions(n)] for n in range(4)] == [
-        ["9", "770337", "771687"], ["5", "4"], ["6"], ["8", "7"],
-    ]  # fmt: skip
+        ["9", "770337", "771687"],
+        ["5", "4"],
+        ["6"],
+        ["8", "7"],
+    ]
     for n, (*_, number, texts) in enumerate(IMAGES):
         assert np.asarray(decode(source[n].image))[0, 0].tolist() == [number] * 3
         assert set(source.captions(n)) == set(expected(number, texts))
@@ -146,7 +155,9 @@ def test_what_is_left_of_annotations_whose_images_were_filtered(data, change, le
     assert all(source[n].captions and set(source.captions(n)) <= set(sum(EXPECTED, ())) for n in range(left))
 
 
-@pytest.mark.parametrize("texts", [["a", "b"], [{"raw": "a"}, {"raw": "b"}], [{"raw": "a", "sentid": 1}, {"caption": "b"}]])
+@pytest.mark.parametrize(
+    "texts", [["a", "b"], [{"raw": "a"}, {"raw": "b"}], [{"raw": "a", "sentid": 1}, {"caption": "b"}]]
+)
 def test_karpathys_file_in_the_hands_of_others(data, texts):
     content = {"images": [{"filename": IMAGES[0][2], "filepath": "val2014", "split": "test", "sentences": texts}]}
     source = make_source(data("\ufeff" + json.dumps(content), split="test"))
@@ -194,7 +205,7 @@ def test_a_file_that_is_none_or_a_split_that_it_lacks(data, content, options, me
 def test_the_shipped_evaluations_of_retrieval(data, tmp_path):
     """Karpathy's files and CLIP_benchmark's tars of the same pictures give the same numbers."""
     members = []
-    for n, (_, _, file, number, texts) in enumerate(IMAGES):
+    for n, (_, _, _, number, texts) in enumerate(IMAGES):
         lines = "\n".join(text.strip() for _, text in texts)
         members += [(f"s{n:07}.png", picture(number)), (f"s{n:07}.txt", lines.encode())]
     for name, coco, wds in (("flickr30k", False, "wds_flickr30k"), ("coco", True, "wds_mscoco_captions")):

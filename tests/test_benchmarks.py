@@ -23,8 +23,8 @@ def benchmark(*arguments, script="loss.py"):
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
-@pytest.mark.slow
 
+@pytest.mark.slow
 def test_the_loss_beside_the_definition():
     small = ("--batch=16", "--patches=4", "--text_length=12", "--dim=8", "--lengths=3-9", "--repeat=1")
     output = benchmark(*small, "--forms=xla,reference")
@@ -33,8 +33,8 @@ def test_the_loss_beside_the_definition():
     assert [float(x) for x in rows[0][1:]] == pytest.approx([float(x) for x in rows[1][1:]], rel=1e-4)
     assert "benchmarks/loss.py" in output and "jax" in output
 
-@pytest.mark.slow
 
+@pytest.mark.slow
 def test_a_form_that_can_not_run_is_named():
     output = benchmark("--largest", "--batch=8", "--forms=pallas")
     assert "implementation='pallas' on cpu: its kernels multiply bfloat16" in output
@@ -53,8 +53,8 @@ def test_what_can_not_be_measured_is_said_in_one_line(wrong):
     assert done.returncode != 0 and wrong.split("=")[0] in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
 
-@pytest.mark.slow
 
+@pytest.mark.slow
 def test_the_loss_compiles_for_tpus():
     pytest.importorskip("libtpu")
     output = benchmark("--topology=v5e:2x2", "--batch=128", "--text_length=16", "--forms=auto", "--dtype=bfloat16")
@@ -63,8 +63,8 @@ def test_the_loss_compiles_for_tpus():
     assert [int(length) for length, *_ in rows] == [8, 16]
     assert all(0 < float(ideal) < float(estimated) for _, ideal, estimated in rows)
 
-@pytest.mark.slow
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_gpus():
     pytest.importorskip("jax_cuda13_plugin")
     if refused := pallas_gpu.why_not(49, 77, 256, jnp.dtype(jnp.bfloat16)):
@@ -73,8 +73,8 @@ def test_the_kernels_compile_for_gpus():
     assert "2 chips, global batch 256, 49 x 40 x 256 bfloat16" in output
     assert "calls of our kernels in the program: 15" in output  # 8, 16, 24, 32, 40 tokens; three kernels
 
-@pytest.mark.slow
 
+@pytest.mark.slow
 def test_a_step_beside_clips():
     small = [
         f"--config.model.{tower}.{key}" for tower in ("image", "text") for key in ("width=32", "depth=1", "heads=2")
@@ -104,27 +104,29 @@ def test_a_loop_is_not_counted_with_its_body(tmp_path):
 
     events = [event("while.1", 0, 100), event("dot.1", 10, 30), event("dot.2", 50, 40), event("add.3", 100, 50)]
     (tmp_path / "a.trace.json.gz").write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
-    rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) % \|$", table(tmp_path, 1), re.M)
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+) \| ([\d.]+) % \|$", table(tmp_path, 1), re.MULTILINE)
     assert rows == [("dot", "0.07", "46.7"), ("add", "0.05", "33.3"), ("while", "0.03", "20.0")]
 
-@pytest.mark.slow
 
+@pytest.mark.slow
 def test_what_the_trainer_adds_to_its_program():
     output = benchmark("--steps=200", script="dispatch.py")
     trainer, program, added = map(
-        float, re.search(r"^\| ([\d.]+) ms \| ([\d.]+) ms \| (-?[\d.]+) ms \|$", output, re.M).groups()
+        float, re.search(r"^\| ([\d.]+) ms \| ([\d.]+) ms \| (-?[\d.]+) ms \|$", output, re.MULTILINE).groups()
     )
     assert trainer > 0 < program and added == pytest.approx(trainer - program, abs=2e-3)
 
-@pytest.mark.slow
 
+@pytest.mark.slow
 def test_a_table_of_plans():
     pytest.importorskip("libtpu")
     output = benchmark("loss", "--pairs=8", "--shapes=2x2", script="plans.py")
-    assert re.search(r"^\| v5e:2x2 \| 32 \| [\d.]+ \| `python benchmarks/loss.py --topology=v5e:2x2 ", output, re.M)
+    assert re.search(
+        r"^\| v5e:2x2 \| 32 \| [\d.]+ \| `python benchmarks/loss.py --topology=v5e:2x2 ", output, re.MULTILINE
+    )
+
 
 @pytest.mark.slow
-
 def test_the_cleaning_rules():
     output = benchmark("--records=300", "--repeat=1", script="filter.py")
     speeds = re.findall(r"^\| (all|size, aspect) +\| +([\d.]+) \| +([\d.]+) \|$", output, re.MULTILINE)
@@ -134,28 +136,28 @@ def test_the_cleaning_rules():
     )
     assert len(scores) == 4 and all(0.5 < float(x) <= 1 for _, *pair in scores for x in pair)
 
-@pytest.mark.slow
 
+@pytest.mark.slow
 def test_the_input_beside_its_peers():
     output = benchmark("--sides=300", "--forms=ours,grain", "--batches=1", "--rounds=1", script="input.py")
-    rows = {form: cells for form, cells in re.findall(r"^\| 300 \| (\w+) \| (.*) \|$", output, re.MULTILINE)}
+    rows = dict(re.findall(r"^\| 300 \| (\w+) \| (.*) \|$", output, re.MULTILINE))
     assert float(re.search(r"([\d.]+) dB", rows["ours"])[1]) > 35
     assert re.fullmatch(r"\d+ \| \d+ \| [\d.]+x \|", rows["grain"].strip())
 
-@pytest.mark.slow
 
+@pytest.mark.slow
 def test_the_inputs_memory():
     output = benchmark("--memory=640", script="input.py")
     assert len(re.findall(r"^\d+: \d+ MB$", output, re.MULTILINE)) > 5
 
-@pytest.mark.slow
 
+@pytest.mark.slow
 def test_many_shards():
     output = benchmark("--shards=3", "--records=5", "--reads=20", script="shards.py")
     assert "15 in 3 shards" in output and len(re.findall(r"\d/s +\|$", output, re.MULTILINE)) == 6
 
-@pytest.mark.slow
 
+@pytest.mark.slow
 def test_pictures_for_evaluations():
     output = benchmark("--images=6", "--repeat=1", "--busy=8", script="evals_input.py")
     rows = re.findall(r"^\| (on a disk|30 ms away) \|.*?\|((?: \d+ \|){5})$", output, re.MULTILINE)

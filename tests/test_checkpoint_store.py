@@ -64,7 +64,9 @@ def test_a_workdir_of_any_name_holds_its_checkpoints(name, tmp_path, monkeypatch
 @pytest.mark.parametrize("name", REFUSED, ids=ascii)
 def test_a_name_that_is_taken_for_another_one_is_refused_before_anything_is_written(name, tmp_path):
     for workdir in (tmp_path / name, tmp_path / name / "below"):
-        with pytest.raises(UserError, match="cannot hold checkpoints: .* takes it for .*; name a folder without") as refusal:
+        with pytest.raises(
+            UserError, match="cannot hold checkpoints: .* takes it for .*; name a folder without"
+        ) as refusal:
             literal(f"{workdir}/checkpoints")
         assert "\n" not in str(refusal.value)
         with pytest.raises(UserError, match="cannot hold checkpoints"):
@@ -98,7 +100,9 @@ def test_so_it_is_in_buckets(name, bucket):
     assert found == {name, "other"}  # nothing was written beside it
 
 
-@pytest.mark.parametrize("url", ["gs://bucket/a#b", "gs://bucket/a?b", "gs://bucket/a//b", "s3://bucket/a#b", "s3://bucket/a//b"])
+@pytest.mark.parametrize(
+    "url", ["gs://bucket/a#b", "gs://bucket/a?b", "gs://bucket/a//b", "s3://bucket/a#b", "s3://bucket/a//b"]
+)
 def test_a_url_that_is_taken_for_another_one_is_refused(url):
     with pytest.raises(UserError, match="cannot hold checkpoints"):
         literal(f"{url}/checkpoints")
@@ -132,21 +136,30 @@ def test_a_state_of_many_kinds_is_found_as_it_is(place, tmp_path, request):
         ({path: leaf}, "beside the state it holds opt_state.0.mu.bfloat16 and"),
         (tree | {"params/new": leaf}, "it lacks params.new"),
         (tree | {path: leaf | {"dtype": "bfloat16"}}, r"params.split is float32 \(16, 300\), the state's is bfloat16"),
-        (tree | {path: leaf | {"shape": [16, 301]}}, r"params.split is float32 \(16, 300\), the state's is float32 \(16, 301"),
+        (
+            tree | {path: leaf | {"shape": [16, 301]}},
+            r"params.split is float32 \(16, 300\), the state's is float32 \(16, 301",
+        ),
     ]:
         assert re.search(said, misfit(folder, wrong))
 
 
 def test_all_keys_of_a_deep_tree_are_known(tmp_path, monkeypatch):
     """A store so large that its index has several layers."""
-    spec = {"driver": "ocdbt", "base": f"file://{tmp_path}/", "config": {"max_decoded_node_bytes": 400, "max_inline_value_bytes": 8}}
+    spec = {
+        "driver": "ocdbt",
+        "base": f"file://{tmp_path}/",
+        "config": {"max_decoded_node_bytes": 400, "max_inline_value_bytes": 8},
+    }
     kv, written = ts.KvStore.open(spec).result(), {f"a{n % 7}.b/{n}": b"x" * (n % 20) for n in range(300)}
     with ts.Transaction() as together:
         for key, value in written.items():
             kv.with_transaction(together)[key] = value
     found = dict(store._keys(str(tmp_path)))
     assert found.keys() == written.keys()
-    assert {key for key, (file, _) in found.items() if file} == {key for key, value in written.items() if len(value) > 8}
+    assert {key for key, (file, _) in found.items() if file} == {
+        key for key, value in written.items() if len(value) > 8
+    }
     assert all(os.path.getsize(tmp_path / file) >= end > 0 for file, end in found.values() if file)
 
 
@@ -167,8 +180,12 @@ def fold(file):
     file.mkdir()
 
 
-LOST = {"_METADATA": [remove, fold], "manifest.ocdbt": [remove, empty, cut, fold], "d/*": [remove, empty, cut, fold],
-        "ocdbt.process_0/d/*": [remove, empty, cut, fold]}  # fmt: skip
+LOST = {
+    "_METADATA": [remove, fold],
+    "manifest.ocdbt": [remove, empty, cut, fold],
+    "d/*": [remove, empty, cut, fold],
+    "ocdbt.process_0/d/*": [remove, empty, cut, fold],
+}
 
 
 @pytest.mark.parametrize("pattern, spoil", [(pattern, spoil) for pattern, ways in LOST.items() for spoil in ways])

@@ -5,14 +5,13 @@ import os
 import re
 import shutil
 import threading
-import time
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, make_devices_mesh, slow
+from conftest import ROOT, make_devices_mesh, slow, until
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -37,10 +36,10 @@ from filip_jax.evals.curves import (
     page,
     points,
 )
-from filip_jax.names import make_name
 from filip_jax.evals.results import comparable, read_results
 from filip_jax.evals.run import open_evals, tasks_of
 from filip_jax.inference import Run
+from filip_jax.names import make_name
 from filip_jax.train.loop import train
 
 STEPS = [4, 8, 12]
@@ -281,16 +280,16 @@ def test_a_watch_evaluates_each_checkpoint_that_comes_and_ends_with_the_run(run,
     aside = run.parent.parent / "aside"
     (run / "checkpoints").rename(aside)
     (run / "checkpoints").mkdir()
-    ended = []
+    ended, shown = [], []
     thread = threading.Thread(target=lambda: ended.append(evaluate_runs(str(run), Choice(watch=True))))
     thread.start()
+    assert until(lambda: shown.append(capsys.readouterr().out) or "waiting for a checkpoint: " in "".join(shown))
     for step in STEPS:
-        time.sleep(0.3)
         shutil.copytree(aside / str(step), run / "checkpoints" / f"{step}.tmp")
         (run / "checkpoints" / f"{step}.tmp").rename(run / "checkpoints" / str(step))  # whole or absent
-    thread.join(60)
+        assert until(lambda: (step, "val") in evaluated)
+    thread.join(120)
     assert [step for step, name in evaluated if name == "val"] == STEPS and "a, step 12" in ended[0]
-    assert "waiting for a checkpoint: " in capsys.readouterr().out
 
 
 def test_a_watch_goes_on_over_removed_checkpoints_and_failing_disks(run, monkeypatch, capsys):
@@ -455,7 +454,10 @@ def test_the_shipped_sweep_of_prompts(run, capsys):
     found = read_results(run)["steps"]["12"]
     names = dict.fromkeys(name.split("/")[0] for name in found)
     assert list(names)[1] == make_name("emoji prompts=('a {}',)") and len(names) == 5
-    assert list(names)[1].startswith("emoji prompts=a {},_") and f"| {list(names)[1]}/image_to_text_top1 " in capsys.readouterr().out
+    assert (
+        list(names)[1].startswith("emoji prompts=a {},_")
+        and f"| {list(names)[1]}/image_to_text_top1 " in capsys.readouterr().out
+    )
     plot = xml.fromstring((run / "evals.svg").read_text())
     texts = [text.text for text in plot.iter(f"{SVG}text")]
     for way in ("image_to_text", "text_to_image"):
@@ -490,7 +492,7 @@ def test_evaluations_of_one_step_are_bars_sorted_with_intervals_and_baselines():
     (interval,) = (path.get("d") for path in first.iter(f"{SVG}path") if path.get("stroke-width"))
     ends = [float(part.split()[0]) for part in interval.split("M")[1:]]
     assert ends[1:] == [pytest.approx(zero + bound * (one - zero), abs=0.06) for bound in (0.125, 0.5)]
-    assert [t.text for t in second.iter(f"{SVG}text")][0] == "R@1" and "95 % interval" not in charts[1]
+    assert next(second.iter(f"{SVG}text")).text == "R@1" and "95 % interval" not in charts[1]
     runs["two"]["10"] = {"x/a_top1": 0.5}  # a curve then, and the others stay bars
     names = [xml.fromstring(chart).find(f"{SVG}text").text for chart in metric_charts(runs, baselines, {"x", "y"})]
     assert names == ["a_top1, x", "a_top1", "R@1"]

@@ -2,11 +2,11 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -17,19 +17,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from filip_jax.cluster import service
-from filip_jax.cluster.join import check_processes, check_table, describe_process, is_loopback
+from filip_jax.cluster.join import check_processes, check_table, describe_process, is_loopback, join_processes
 from filip_jax.cluster.pulse import Pulse
 from filip_jax.cluster.roll_call import Decision, roll_call
 from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch
-from filip_jax.errors import UserError
+from filip_jax.errors import ProcessLost, UserError
 from filip_jax.train.feed import Feed
 from filip_jax.train.goodput import LOST, NAMES, Goodput, key_of
 
 SECTION = dict(stop_signals=("SIGTERM",), heartbeat_seconds=100, start_seconds=300, hang_seconds=600.0)
 
 
-def together(code, count=2, seconds=60, **variables):
-    """[(exit code, output)] of processes that join and run the code with `me`, `service`, `watch`."""
+def together(code, count=2, seconds=300, before="", **variables):
+    """[(exit code, output)] of processes that run `before`, join and run the code with `me`, `service`, `watch`."""
     begin = """
         import os, signal, sys, threading, time
         from filip_jax.cluster import service
@@ -44,7 +44,7 @@ def together(code, count=2, seconds=60, **variables):
         import jax
         me = jax.process_index()
     """
-    script = textwrap.dedent(begin) + textwrap.dedent(code)
+    script = textwrap.dedent(before) + textwrap.dedent(begin) + textwrap.dedent(code)
     cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": str(count)} | variables
     started = []
     for index in range(count):
@@ -52,7 +52,11 @@ def together(code, count=2, seconds=60, **variables):
         command = [sys.executable, "-c", script]
         pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         started.append(subprocess.Popen(command, env=environment, **pipes))
-    outputs = [process.communicate(timeout=seconds)[0] for process in started]
+    try:
+        outputs = [process.communicate(timeout=seconds)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
     return [(process.returncode, output) for process, output in zip(started, outputs)]
 
 
@@ -104,9 +108,7 @@ def test_the_roll_is_called_before_each_step_and_all_hear_the_same():
         watch.set_unsaved(True)
         if me == 0:
             threading.Timer(0.5, watch.request_stop, ("SIGTERM",)).start()
-        began = time.monotonic()
         print(roll_call(watch, 3, never, no))
-        assert time.monotonic() - began < 5
         watch.stop = ""
         service.gather("stopped")
         service.drop("stop")
@@ -179,7 +181,7 @@ def test_an_evaluation_that_fails_on_one_process_alone_ends_all(tmp_path):
         def alone():
             if me == 1:
                 raise ValueError("no such class")
-            time.sleep(60)  # a collective
+            time.sleep(3600)  # a collective
         print(guard("fine", lambda: {"eval/fine": 1.0}), guard("both", both), flush=True)
         assert service.get_all("evaluated/0/fine") == service.get_all("evaluated/0/both") == {}
         guard("alone", alone)
@@ -198,10 +200,9 @@ def test_a_signal_ends_all_at_once_where_nothing_is_unsaved():
         service.gather("begun")
         if me == 1:
             threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
-        began = time.monotonic()
-        threading.Lock().acquire(); lock = threading.Lock(); lock.acquire()
+        lock = threading.Lock(); lock.acquire()
         with watch.phase("compile"):
-            lock.acquire(timeout=30)
+            lock.acquire(timeout=3600)
         """
     )
     assert [code for code, _ in results] == [PREEMPTED] * 2, results
@@ -219,7 +220,7 @@ def test_a_process_that_ends_ends_the_others_with_its_reason(first):
         watch.set_unsaved(True)
         if me == int(os.environ["FIRST"]):
             leave(2, "filip: error: no more data", watch.on_leave)
-        time.sleep(30)
+        time.sleep(3600)
         """,
         FIRST=first,
     )
@@ -236,7 +237,7 @@ def test_a_process_that_dies_is_named():
         time.sleep(2.5)
         if me == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(30)
+        time.sleep(3600)
         """
     )
     assert [code for code, _ in dead] == [HUNG, -9], dead
@@ -256,15 +257,15 @@ def test_a_process_that_freezes_is_named(frozen):
                 threading.Thread(target=lambda: os.system(f"sleep 14; kill -KILL {os.getpid()}"), daemon=True).start()
                 time.sleep(0.5)
                 os.kill(os.getpid(), signal.SIGSTOP)
-            time.sleep(30)
+            time.sleep(3600)
         """,
         FROZEN=str(frozen),
     )
     code, output = results[1 - frozen]
     assert code == HUNG and f"process {frozen} (" in output and "at step 0" in output, results
 
-@pytest.mark.slow
 
+@pytest.mark.slow
 def test_a_pulse_waits_for_a_process_that_begins_late():
     results = together(
         """
@@ -280,11 +281,33 @@ def test_a_pulse_waits_for_a_process_that_begins_late():
 
 
 def test_others_that_never_come_are_one_line():
-    began = time.monotonic()
     ((code, output),) = together("", count=1, JAX_NUM_PROCESSES="2", START="2")
-    assert code == HUNG and time.monotonic() - began < 20
+    assert code == HUNG
     assert "have not come in processes.start_seconds=2: this is process 0 of 2, they meet at 127.0.0.1:" in output
     assert "loopback" in output and "Traceback" not in output
+
+
+def test_a_process_that_dies_before_all_know_each_others_devices_is_a_loss():
+    dies = """
+        import os, jax
+        if os.environ["JAX_PROCESS_ID"] == "0":  # it has joined, and ends where it would tell its devices
+            jax.process_index = lambda: os._exit(9)
+    """
+    (first, _), (second, output) = together("", before=dies)
+    assert first == 9
+    # A thread of JAX that polls for errors may be the first to hear of it: it aborts the process, which may start again, too.
+    assert second == -signal.SIGABRT or "ProcessLost: another process was lost while the processes met: " in output
+
+
+@pytest.mark.parametrize("status, kind", [("UNAVAILABLE", ProcessLost), ("INVALID_ARGUMENT", UserError)])
+def test_an_error_of_joining_is_a_loss_or_a_mistake(monkeypatch, status, kind):
+    def fail(**_):
+        raise RuntimeError(f"{status}: connection reset")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    monkeypatch.delenv("JAX_PROCESS_ID", raising=False)
+    with pytest.raises(kind, match="connection reset"):
+        join_processes(Watch(), 10, 30)
 
 
 def test_an_id_that_is_taken_on_this_host_is_refused():
@@ -299,7 +322,7 @@ from filip_jax.cluster.watch import Watch
 watch = Watch().begin()
 watch.hang_seconds, watch.step = 0.5, 7
 def stuck_in_data():
-    time.sleep(20)
+    time.sleep(3600)
 with watch.phase("step"):
     time.sleep(0.3)
 with watch.phase("compile"):
@@ -310,10 +333,8 @@ with watch.phase("data"):
 
 
 def test_a_phase_that_does_not_end_is_named_with_the_stacks():
-    began = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", HANG], capture_output=True, text=True)
-    assert done.returncode == HUNG and 1.8 < time.monotonic() - began < 10
-    assert "in stuck_in_data" in done.stderr or "stuck_in_data" in done.stderr
+    done = subprocess.run([sys.executable, "-c", HANG], capture_output=True, text=True, timeout=300)
+    assert done.returncode == HUNG and "stuck_in_data" in done.stderr
     assert "hang: phase data at step 7 has not ended for" in done.stderr and "processes.hang_seconds=0.5" in done.stderr
 
 
@@ -323,10 +344,11 @@ from filip_jax.cluster.watch import Watch
 watch = Watch().begin(("SIGTERM", "SIGUSR2"))
 watch.set_unsaved(True)
 os.kill(os.getpid(), getattr(signal, sys.argv[1]))
-time.sleep(0.8)
-print(watch.stop or "nothing", flush=True)
+while not watch.stop:
+    time.sleep(0.01)
+print(watch.stop, flush=True)
 watch.set_unsaved(False)
-time.sleep(5)
+time.sleep(3600)
 """
 
 
@@ -334,7 +356,7 @@ time.sleep(5)
     "name, code, said", [("SIGTERM", 42, "SIGTERM"), ("SIGUSR2", 42, "SIGUSR2"), ("SIGUSR1", -10, "")]
 )
 def test_only_the_named_signals_stop_and_not_before_all_is_saved(name, code, said):
-    done = subprocess.run([sys.executable, "-c", SIGNALLED, name], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", SIGNALLED, name], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout.strip()) == (code, said)
 
 
@@ -442,7 +464,7 @@ def test_a_single_process_waits_for_data_or_a_stop():
 )
 def test_no_second_of_earlier_starts_is_counted_twice_or_lost(phases, kept, beyond):
     """Up to the checkpoint by phase, what came after it as lost by rollback."""
-    before = {name: 0.0 for name in NAMES} | {"step": kept}
+    before = dict.fromkeys(NAMES, 0.0) | {"step": kept}
     dropped = {key_of(name): 0.0 for name in NAMES} | {key_of("step"): kept + beyond}
     watch = Watch()
     watch.totals = lambda: dict(phases)

@@ -1,5 +1,6 @@
 """Columns, fields and features of every type: texts, labels and images are read from what can hold them, else words say why not."""
 
+import contextlib
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from filip_jax.data import arrow, columnar
 from filip_jax.data.decode import decode
 from filip_jax.data.identity import parts_of
 from filip_jax.data.record import BadRecord, Caption, Record
-from filip_jax.data.sources import make_source
+from filip_jax.data.sources import check_same_data, describe, make_source
 from filip_jax.data.values import texts_of
 from filip_jax.errors import UserError
 from filip_jax.evals.records import check_records
@@ -64,6 +65,7 @@ raw = pa.struct([("raw", pa.string()), ("id", pa.int64())])
         (pa.dictionary(pa.int8(), pa.string()), ["a", None, "a"], [["a"], [], ["a"]]),
         (pa.list_(pa.string()), [["a", None, "b"], None, []], [["a", "b"], [], []]),
         (pa.list_(pa.list_(pa.string())), [[["a"], ["b", "c"]], [], [[]]], [["a", "b", "c"], [], []]),
+        (pa.large_list(pa.large_string()), [["a", "b"], None, []], [["a", "b"], [], []]),
         (pa.list_(pa.binary()), [[b"a"], [], None], [["a"], [], []]),
         (raw, [{"raw": "a", "id": 1}, None, {"raw": None, "id": 2}], [["a"], [], []]),
         (pa.list_(raw), [[{"raw": "a", "id": 1}, {"raw": "b", "id": 2}], [], None], [["a", "b"], [], []]),
@@ -87,6 +89,24 @@ def test_texts_of_every_type(tmp_path, write, kind, values, expected):
     json_values = [value for value in values if not isinstance(value, bytes | Decimal)]
     for value in json_values:
         assert texts_of(value) == expected[values.index(value)] if value == value else texts_of(value) == []
+
+
+far = pa.array([2**60, 1, 2], pa.int64())
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+@pytest.mark.parametrize("values, keys", [
+    (far.view(pa.timestamp("us")), ["0", "1970-01-01 00:00:00.000001", "1970-01-01 00:00:00.000002"]),
+    (far.view(pa.timestamp("ns")), ["0", "1", "2"]), (far.view(pa.timestamp("us", "No/Where")), ["0", "1", "2"]),
+    (pa.array([2**31 - 1, 1, 2], pa.int32()).view(pa.date32()), ["0", "1970-01-02", "1970-01-03"]),
+    (pa.array([list(range(2000)), [1], []]), ["0", "[1]", "[]"]), (pa.array(["k" * 2000, "a", None]), ["0", "a", "2"]),
+    (pa.StructArray.from_arrays([far, far], ["a", "a"]), ["{'a': 1152921504606846976}", "{'a': 1}", "{'a': 2}"]),
+], ids=["times", "nanoseconds", "a zone", "days", "lists", "texts", "double fields"])  # fmt: skip
+def test_keys_and_what_lies_beside_texts_may_be_what_python_cannot_hold(tmp_path, write, values, keys):
+    texts = pa.StructArray.from_arrays([pa.array(["a", "b", "c"]), values], ["raw", "made"])
+    section = write(tmp_path / "0.x", pa.table({"image": IMAGES, "caption": texts, "id": values})) | {"key": "id"}
+    source = make_source(section)
+    assert [(source[n].key, source[n].caption) for n in range(3)] == list(zip(keys, "abc"))
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
@@ -251,7 +271,10 @@ def test_a_schema_that_does_not_name_classes_is_none(tmp_path, features):
 
 def test_examples_without_such_an_image_say_what_they_have(tmp_path):
     section = labelled_by([0, 1, 2], "array_record", tmp_path)
-    with pytest.raises(UserError, match=r"no feature 'jpg'; Examples with the features image \(bytes\), label \(a number\); left out: .*; say image=image"):
+    with pytest.raises(
+        UserError,
+        match=r"no feature 'jpg'; Examples with the features image \(bytes\), label \(a number\); left out: .*; say image=image",
+    ):
         make_source(section | {"image": "jpg", "class_names": __file__})  # fmt: skip
 
 
@@ -271,7 +294,10 @@ def saved(tmp_path):
 def test_folders_of_hugging_faces_datasets(saved, tmp_path):
     expected = ["train 0", "train 1", "train 2"]
     (tmp_path / "cache").mkdir()
-    for name, split in (("data-00000-of-00002", "train-00000-of-00002"), ("data-00001-of-00002", "train-00001-of-00002")):
+    for name, split in (
+        ("data-00000-of-00002", "train-00000-of-00002"),
+        ("data-00001-of-00002", "train-00001-of-00002"),
+    ):
         shutil.copy(saved / f"train/{name}.arrow", tmp_path / f"cache/cc3m-{split}.arrow")
     shutil.copy(saved / "test/data-00000-of-00001.arrow", tmp_path / "cache/cc3m-test.arrow")
     for path, options in (
@@ -307,10 +333,8 @@ def test_damaged_arrow_is_refused_or_a_bad_record(tmp_path, write):
             continue
         endings["opened"] += 1
         for n in range(min(len(source), 9)):
-            try:
+            with contextlib.suppress(BadRecord):
                 source[n]
-            except BadRecord:
-                pass
     assert all(endings.values())
 
 
@@ -329,7 +353,7 @@ def test_of_many_files_of_arrow_few_stay_open(tmp_path, monkeypatch, write):
     before = len(os.listdir("/proc/self/fd"))
     source = make_source(dict(name="arrow", path=str(tmp_path)))
     rows = [*range(120), *reversed(range(120))]
-    assert [source[n].caption for n in rows] == ["%d %d" % divmod(n, 3) for n in rows]
+    assert [source[n].caption for n in rows] == [f"{n // 3} {n % 3}" for n in rows]
     assert len(os.listdir("/proc/self/fd")) <= before + 5
 
 
@@ -339,7 +363,10 @@ def test_of_columns_that_are_unpacked_the_latest_batches_are_kept(tmp_path, monk
     monkeypatch.setattr(arrow, "MAX_UNPACKED", 250_000)
     monkeypatch.setattr(columnar, "KEPT", 0)
     texts = [f"{n} " + "x" * 10_000 for n in range(200)]
-    table, options = pa.table({"image": [b"x"] * 200, "caption": texts}), pa.ipc.IpcWriteOptions(compression=compression)
+    table, options = (
+        pa.table({"image": [b"x"] * 200, "caption": texts}),
+        pa.ipc.IpcWriteOptions(compression=compression),
+    )
     new = getattr(pa.ipc, f"new_{kind}")
     with pa.OSFile(str(tmp_path / "0.arrow"), "wb") as file, new(file, table.schema, options=options) as out:
         out.write_table(table, max_chunksize=10)  # 100,000 bytes
@@ -440,6 +467,52 @@ def test_in_a_bucket_its_own_checksum_is_the_identity(tmp_path, monkeypatch):
     assert found[0] != found[1] == found[2]
 
 
+def filtered(folder, source, indices, table):
+    folder.mkdir()
+    np.save(folder / "kept.npy", indices)
+    with pa.OSFile(str(folder / "captions.arrow"), "wb") as file, pa.ipc.new_file(file, table.schema) as out:
+        out.write_table(table)
+    (folder / "report.json").write_text(json.dumps({"identity": source.identity, "source_records": len(source)}))
+    return str(folder)
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["to a disk", "to a bucket"])
+def test_a_run_goes_on_with_a_copy_of_what_lay_in_a_bucket(tmp_path, monkeypatch, back):
+    """A warning says that the content is not compared; other names, numbers and options are refused, other sums, too."""
+    fs = Bucket()
+    monkeypatch.setattr(storage, "_system", lambda path: fs)
+
+    def described(path, name, texts, sum_="1", **options):
+        table = pa.table({"image": IMAGES, "caption": texts})
+        pq.write_table(table, tmp_path / name)
+        fs.pipe_file(f"gs://copies/{name}", (tmp_path / name).read_bytes())
+        monkeypatch.setattr(storage, "checksum", lambda path: sum_)
+        return describe(make_source(dict(name="parquet", path=f"{path}/{name}", **options)))
+
+    texts, places = ["a", "b", "c"], ("gs://copies", str(tmp_path))
+    first, second = reversed(places) if back else places
+    meta = json.loads(json.dumps(described(first, "0.parquet", texts)))
+    with pytest.warns(
+        UserWarning, match="the data of run: a bucket's checksums .* cannot be compared; .* the run goes on: make sure"
+    ):
+        check_same_data(meta, described(second, "0.parquet", texts), "run")
+    check_same_data(meta, described(first, "0.parquet", texts), "run")
+    kept = np.array([0, 2]), pa.table({"index": pa.array([], pa.int64()), "origin": [""][:0], "text": [""][:0]})
+    keep = filtered(tmp_path / "kept", make_source(dict(name="parquet", path=f"{first}/0.parquet")), *kept)
+    with pytest.warns(UserWarning, match="keep=.*: a bucket's checksums .* if the data changed since, filter again"):
+        assert len(make_source(dict(name="parquet", path=f"{second}/0.parquet", keep=keep))) == 2
+    changed = {
+        "names": ["1.parquet", texts],
+        "key": ["0.parquet", texts],
+        "sizes": ["0.parquet", ["long " * 99, "b", "c"]],
+    }
+    for part, given in changed.items():
+        with pytest.raises(UserError, match=rf"what differs: .*\b{part}"):
+            check_same_data(meta, described(second, *given, key="caption" * (part == "key")), "run")
+    with pytest.raises(UserError, match=r"what differs: captions, rows\)" if not back else r"what differs: captions\)"):
+        check_same_data(meta, described(first, "0.parquet", ["a", "b", "d"], sum_="2"), "run")
+
+
 def test_values_in_each_other_are_read_to_a_depth():
     deep = "a"
     for _ in range(100_000):
@@ -465,10 +538,29 @@ def test_the_first_caption_that_is_not_blank_counts():
 def test_files_of_several_splits_are_said(tmp_path):
     for split in ("test", "train"):
         pq.write_table(pa.table({"image": [b"x"], "caption": [split]}), tmp_path / f"{split}-00000-of-00001.parquet")
-    with pytest.warns(UserWarning, match="has files of the splits test, train, and all are read; for one say path=.*/train-"):
+    with pytest.warns(
+        UserWarning, match="has files of the splits test, train, and all are read; for one say path=.*/train-"
+    ):
         assert len(make_source(dict(name="parquet", path=str(tmp_path)))) == 2
     one = make_source(dict(name="parquet", path=f"{tmp_path}/train-*"))
     assert [one.captions(n)[0].text for n in range(len(one))] == ["train"]
+
+
+@pytest.mark.parametrize(
+    "write, ending",
+    [(write_file, ".feather"), (write_stream, ".ipc"), (write_parquet, ".pq"), (write_parquet, ".parq")],
+)
+def test_other_endings_that_writers_give(tmp_path, write, ending):
+    section = write(tmp_path / f"0{ending}", pa.table({"image": IMAGES, "caption": ["a", "b", "c"]}))
+    assert make_source(section | {"path": str(tmp_path)})[2].caption == "c"
+    with pytest.raises(UserError, match=f"{ending} \\(1\\).*{section['name']}"):
+        make_source(dict(name="webdataset", path=str(tmp_path)))
+
+
+def test_the_first_version_of_feather_is_named(tmp_path):
+    (tmp_path / "0.feather").write_bytes(b"FEA1" + bytes(40) + b"FEA1")
+    with pytest.raises(UserError, match="is of Feather's first version: write it anew"):
+        make_source(dict(name="arrow", path=str(tmp_path)))
 
 
 def test_a_refusal_names_the_source_that_reads_what_is_there(tmp_path):

@@ -145,7 +145,11 @@ def test_a_started_run_may_only_change_what_changes_no_result(tmp_path, demo_con
     check_same_run(tmp_path, config | {"log_every_steps": 3, "mesh": {"replica": 2, "data": -1}})
     check_same_run(tmp_path, config | {"data": config["data"] | {"workers": 4}})
     parts = {"name": "mixture", "own": {"name": "csv", "path": "/data/a.csv", "index": ""}, "weight": 1.0}
-    staged = {"name": "mixture", "own": {"name": "csv", "path": "/scratch/17/a.csv", "index": "/scratch/17"}, "weight": 1.0}
+    staged = {
+        "name": "mixture",
+        "own": {"name": "csv", "path": "/scratch/17/a.csv", "index": "/scratch/17"},
+        "weight": 1.0,
+    }
     check_same_run(tmp_path, config | {"source": staged}, config | {"source": parts})
     with pytest.raises(UserError, match="source.own.separator: 'absent' -> 'tab'"):
         staged["own"]["separator"] = "tab"

@@ -1,16 +1,15 @@
 """Sources, tokenizer, preprocessing, and an order that depends on (seed, index) alone."""
 
-import contextlib
 import io
 import itertools
 import os
 import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from conftest import children, until
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -143,17 +142,29 @@ def test_training_a_tokenizer_is_reproducible_and_few_captions_give_few_pieces()
 
 
 def test_a_killed_trainer_is_said():
+    def trainers():
+        return [pid for pid, name in children().items() if "filip_jax.data.sentence_pieces" in name]
+
     def texts():
         yield "a dog"
-        for folder in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                words = (folder / "cmdline").read_bytes() if folder.name.isdigit() else b""
-                ours = f"PPid:\t{os.getpid()}\n" in (folder / "status").read_text()
-                if ours and b"filip_jax.data.sentence_pieces" in words:
-                    os.kill(int(folder.name), signal.SIGKILL)
+        assert until(trainers)  # a process that has just begun has no name for a moment
+        os.kill(trainers()[0], signal.SIGKILL)
 
-    with pytest.raises(ProcessLost, match=r"trains a tokenizer was killed by SIGKILL: out of memory\? Then lower tokenizer.captions"):
+    with pytest.raises(
+        ProcessLost, match=r"trains a tokenizer was killed by SIGKILL: out of memory\? Then lower tokenizer.captions"
+    ):
         train_sentence_pieces(texts(), 300)
+
+
+@pytest.mark.parametrize("end", ["kill -9 $$", "exit 1"])
+def test_a_trainer_that_ends_while_it_writes_is_lost(monkeypatch, tmp_path, end):
+    (tmp_path / "python").write_text(f"#!/bin/sh\ncat > /dev/null\necho half a model\n{end}\n")
+    (tmp_path / "python").chmod(0o700)
+    monkeypatch.setattr("filip_jax.data.sentence_pieces.sys.executable", str(tmp_path / "python"))
+    with pytest.raises(
+        ProcessLost, match="the process that trains a tokenizer (was killed by SIGKILL|ended with exit code 1)"
+    ):
+        train_sentence_pieces(CAPTIONS, 400)
 
 
 def test_an_error_in_the_captions_is_said_though_the_trainer_is_gone(monkeypatch):
@@ -250,7 +261,10 @@ def test_tensorflow_datasets_without_tensorflow(tmp_path):
     for options, message in (
         (dict(path=str(tmp_path), split="train"), "dataset_info.json"),
         (dict(path=path, split="valid"), "Unknown split 'valid'"),
-        (dict(path=path, split="train", caption_keys=("text",)), f"no text 'text'; its texts are {texts}; say caption_keys=caption$"),
+        (
+            dict(path=path, split="train", caption_keys=("text",)),
+            f"no text 'text'; its texts are {texts}; say caption_keys=caption$",
+        ),
         (dict(path=path, split="train", caption_keys=("captions",)), f"no text 'captions'; its texts are {texts}; say"),
         (dict(path=path, split="train", image="caption"), "its images are image; say image=image$"),
     ):

@@ -7,11 +7,11 @@ import simplejpeg
 from conftest import ROOT
 from PIL import Image
 
-from filip_jax.data.decode import decode, decode_region, image_size
+from filip_jax.data.decode import decode, decode_region
 from filip_jax.data.decode_work import check_work
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from fuzz_slow import FREE, PICTURES, _bmp  # noqa: E402
+from fuzz_slow import FREE, PICTURES, _bmp
 
 
 def region(image):

@@ -35,7 +35,11 @@ def test_an_error_of_a_disk_names_it_once(number, tmp_path):
 
 def test_other_errors_are_left_as_they_are(tmp_path):
     denied = named(PermissionError(errno.EACCES, "Permission denied"), tmp_path / "x")
-    assert isinstance(denied, PermissionError) and denied.filename == str(tmp_path / "x") and "file system" not in str(denied)
+    assert (
+        isinstance(denied, PermissionError)
+        and denied.filename == str(tmp_path / "x")
+        and "file system" not in str(denied)
+    )
     unreachable = OSError("gs://b can not be reached")
     assert named(unreachable, tmp_path / "x") is unreachable
 
@@ -87,8 +91,15 @@ def whole_file(folder, patch):
     write_atomically(folder / "tokenizer.model", b"1")
 
 
-WRITERS = {mirror: "filip_jax/gs/bucket/run", lines: "metrics.jsonl", scalars: "tensorboard", keys: "keys/process_0.jsonl",
-           index: "index", small_file: "evals.json", whole_file: "tokenizer.model"}  # fmt: skip
+WRITERS = {
+    mirror: "filip_jax/gs/bucket/run",
+    lines: "metrics.jsonl",
+    scalars: "tensorboard",
+    keys: "keys/process_0.jsonl",
+    index: "index",
+    small_file: "evals.json",
+    whole_file: "tokenizer.model",
+}
 
 
 @pytest.mark.parametrize("number", FULL)
@@ -115,8 +126,12 @@ def test_a_checkpoint_says_which_disk_is_full_whoever_writes_it(number, tmp_path
     writer = CheckpointWriter(tmp_path, every_steps=1, every_minutes=0.0, keep_last=1, keep_every_steps=0)
 
     def full(*_, **__):
-        raise ValueError(f'RESOURCE_EXHAUSTED: writing "a/d/{"0" * 300}": no room [os_error_code=\'{number}\'] "{"x" * 300}"')
+        raise ValueError(
+            f'RESOURCE_EXHAUSTED: writing "a/d/{"0" * 300}": no room [os_error_code=\'{number}\'] "{"x" * 300}"'
+        )
 
     monkeypatch.setattr(writer.orbax, "save", full)
-    with pytest.raises(UserError, match=f"1 could not be saved: .*{os.strerror(number)}; the file system at /.* MiB left"):
+    with pytest.raises(
+        UserError, match=f"1 could not be saved: .*{os.strerror(number)}; the file system at /.* MiB left"
+    ):
         writer.save(1, {"params": {"x": np.zeros(2)}}, {}, {})

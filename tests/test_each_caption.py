@@ -84,8 +84,10 @@ def test_a_pass_visits_every_pair_once_and_rows_of_one_image_have_one_number(tmp
     lines = [json.dumps({"key": key(n), "origin": "side", "caption": f"text {n}"}) for n in (1, 2, 2, 5)]
     (tmp_path / "side.jsonl").write_text("\n".join(lines))
     a = write_webdataset(tmp_path / "a", [range(0, 4), range(4, 6)]) | {
-        "side_captions": str(tmp_path / "side.jsonl"), "caption_keys": ("txt", "de.txt", "side"), "each_caption": True,
-    }  # fmt: skip
+        "side_captions": str(tmp_path / "side.jsonl"),
+        "caption_keys": ("txt", "de.txt", "side"),
+        "each_caption": True,
+    }
     b = write_jsonl(tmp_path / "b", [range(30, 37)]) | {"caption_keys": ("txt",)}
     source = make_source(dict(name="mixture", a=a, b=b))
     assert [len(part) for part in source.parts.values()] == [6 * 2 + 4, 7] and len(source) == 23
@@ -167,7 +169,7 @@ def test_what_a_filter_left(tmp_path):
     filter_source(make_source(section), tmp_path / "kept", **rules, sensitive_words=words, workers=0)
     each = make_source(section | {"keep": str(tmp_path / "kept"), "each_caption": True})
     found = [(each.where(n)[1], each[n].caption) for n in range(len(each))]
-    left = {n: ("picture", "Bild") for n in (0, 1, 3, 5)} | {2: ("picture",)}
+    left = dict.fromkeys((0, 1, 3, 5), ("picture", "Bild")) | {2: ("picture",)}
     assert found == [(f"{key(n)}.png", f"{word} {n}") for n in sorted(left) for word in left[n]]
     assert [each.image_of(n) for n in range(len(each))] == [0, 0, 1, 1, 2, 3, 3, 4, 4]
 

@@ -78,7 +78,7 @@ def picture(*numbers):
 class Scenes:
     """Pictures of two words at known places, captioned by them."""
 
-    class_names = ["cat", "dog", "sun", "tree", "house"]
+    class_names = ("cat", "dog", "sun", "tree", "house")
     shard_sizes, identity, seen = np.array([10]), "scenes", "scenes"
 
     def __len__(self):
@@ -306,6 +306,10 @@ def test_prompts_are_templates_a_file_or_combinations(tmp_path):
     ]  # fmt: skip
     for wrong, message in (
         ((), "no prompts"),
+        (
+            dict(prefixes=("a",) * 300, suffixes=("b",) * 300),
+            "make 90000 templates; give parts that make at most 65536",
+        ),
         (("a photo",), "the prompt 'a photo' has no {}"),
         ((3,), "the prompt 3 has no {}"),
         (str(tmp_path / "none.txt"), "zero_shot.prompts='.*none.txt': the file can not be read"),
@@ -502,6 +506,5 @@ def test_the_table_lines_up_and_shows_intervals():
 
 
 def test_words_of_scripts_without_spaces_are_characters():
-    assert [text for text in map("一只 dog's 🐶, a the!".__getitem__, (slice(*w) for w in content_words("一只 dog's 🐶, a the!")))] == [
-        "一", "只", "dog's", "🐶",
-    ]  # fmt: skip
+    text = "一只 dog's 🐶, a the!"
+    assert [text[slice(*word)] for word in content_words(text)] == ["一", "只", "dog's", "🐶"]

@@ -57,7 +57,7 @@ def assert_close(ours, expected, tolerance=1e-5):
 @given(shape=st.sampled_from(SHAPES), seed=st.integers(0, 2**16), scale=st.floats(0.5, 100), few=st.booleans())
 def test_blocks_equal_the_definition(shape, seed, scale, few):
     """Also of duplicated and of zero vectors, where many tokens are equally good."""
-    b, p, t, d = shape
+    b, _, t, _ = shape
     images, texts, mask = pairs(seed, *shape)
     if few:
         rng = np.random.default_rng(seed)
@@ -305,7 +305,7 @@ def oracle(images, texts, mask, scale):
     loss = -(np.log(np.diagonal(rows)).mean() + np.log(np.diagonal(columns)).mean()) / 2
     to_rows, to_columns = ((x - np.eye(b)) * scale / 2 / b for x in (rows, columns))
     weights = np.zeros(s.shape)
-    i, j, p, t = np.ogrid[tuple(slice(n) for n in s.shape)]
+    _, _, p, t = np.ogrid[tuple(slice(n) for n in s.shape)]
     weights += (t == best_text[..., None]) * (to_rows * some / s.shape[2])[..., None, None]
     weights += (
         (p == best_image[:, :, None]) * mask[None, :, None] * (to_columns / np.maximum(length, 1))[..., None, None]
@@ -333,12 +333,8 @@ def test_options_that_are_auto_spend_a_gibibyte():
 
 def test_padding_is_skipped():
     """Sorted texts of few lengths: each block takes the branch of its longest, whatever the array's length."""
-    images, texts, mask = (
-        jnp.ones((2, 4, 3)),
-        jnp.ones((8, 80, 3)),
-        jnp.arange(80) < jnp.array([[80, 3, 9, 8, 16, 17, 2, 30]]).T,
-    )
-    texts, mask, _ = blocked.by_length(texts, mask)
+    mask = jnp.arange(80) < jnp.array([[80, 3, 9, 8, 16, 17, 2, 30]]).T
+    texts, mask, _ = blocked.by_length(jnp.ones((8, 80, 3)), mask)
     used = []
 
     def function(n, carry, arrays):
@@ -358,7 +354,7 @@ def test_what_is_alike_on_two_platforms_is_traced_once(monkeypatch):
     for tile_bytes in (2**20, 4 * 8 * 4):  # all texts at once, as everywhere; one at a time, on CPUs alone
         monkeypatch.setitem(blocked.TILE_BYTES, "cpu", tile_bytes)
         traced.clear()
-        jax.eval_shape(lambda *arrays: blocked.forward(*arrays), images.swapaxes(0, 1), texts, mask)
+        jax.eval_shape(blocked.forward, images.swapaxes(0, 1), texts, mask)
         counts.append(len(traced))
     assert 0 < 2 * counts[0] == counts[1]
 

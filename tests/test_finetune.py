@@ -129,9 +129,9 @@ def test_what_positives_may_be(demo_config):
     loss = demo_config["loss"]
     with pytest.raises(UserError, match="loss.positives='caption' is not one of pair, image"):
         call(make_setup, demo_config | {"loss": loss | {"positives": "caption"}}, "top")
-    for key in ("group_rule", "group_ids"):
-        with pytest.raises(UserError, match=f"config section loss: .*'?{key}'?"):
-            call(make_setup, demo_config | {"loss": loss | {key: "ignore"}}, "top")
+    for name in ("group_rule", "group_ids"):
+        with pytest.raises(UserError, match=f"config section loss: .*'?{name}'?"):
+            call(make_setup, demo_config | {"loss": loss | {name: "ignore"}}, "top")
     with pytest.raises(UserError, match="config section data: .*groups"):
         call(make_setup, demo_config | {"data": demo_config["data"] | {"groups": True}}, "top")
 

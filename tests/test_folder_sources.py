@@ -54,16 +54,27 @@ def test_every_source_of_files_reads_every_ending(tmp_path, ending):
 def test_names_with_dots_endings_in_other_cases_and_pictures_of_one_name(tmp_path):
     make(tmp_path, "photo.2021.0.jpg", "photo.2021.1.jpg", "a.jpg", "a.png", "b.jpg", "c.jpg", "bare.jpg")
     texts = {
-        "photo.2021.0.txt": "0", "photo.2021.1.TXT": "1", "a.txt": "one of both", "b.Txt": "not this", "b.txt": "this",
-        "c.De.TXT": "c", "photo.2021.txt": "nobody's", "photo.txt": "nobody's", "A.txt": "nobody's",
-    }  # fmt: skip
+        "photo.2021.0.txt": "0",
+        "photo.2021.1.TXT": "1",
+        "a.txt": "one of both",
+        "b.Txt": "not this",
+        "b.txt": "this",
+        "c.De.TXT": "c",
+        "photo.2021.txt": "nobody's",
+        "photo.txt": "nobody's",
+        "A.txt": "nobody's",
+    }
     write(tmp_path, **texts)
     with pytest.warns(UserWarning, match="1 of 7 images under"):
         source = folder(tmp_path, caption_keys=("txt", "de.txt"))
     assert captions(source) == {
-        "a.jpg": ["one of both"], "a.png": ["one of both"], "b.jpg": ["this"], "c.jpg": ["c"],
-        "photo.2021.0.jpg": ["0"], "photo.2021.1.jpg": ["1"],
-    }  # fmt: skip
+        "a.jpg": ["one of both"],
+        "a.png": ["one of both"],
+        "b.jpg": ["this"],
+        "c.jpg": ["c"],
+        "photo.2021.0.jpg": ["0"],
+        "photo.2021.1.jpg": ["1"],
+    }
     assert source.left_out == {"image without caption": 1, "caption without image": 4}
     assert "left out: caption without image (4), image without caption (1)" in source.seen
 
@@ -77,7 +88,14 @@ def test_captions_that_are_not_asked_for_are_no_orphans(tmp_path):
 
 def test_links_and_leavings(tmp_path):
     root, other = tmp_path / "root", tmp_path / "other"
-    make(root, "cat/0.jpg", "cat/._0.jpg", "cat/.ipynb_checkpoints/0-checkpoint.jpg", "__MACOSX/cat/0.jpg", "@eaDir/a/1.jpg")
+    make(
+        root,
+        "cat/0.jpg",
+        "cat/._0.jpg",
+        "cat/.ipynb_checkpoints/0-checkpoint.jpg",
+        "__MACOSX/cat/0.jpg",
+        "@eaDir/a/1.jpg",
+    )
     make(other, "dog/1.jpg", "2.jpg", "deep/3.jpg")
     write(root, **{"cat/0.txt": "0", "cat/._0.txt": "no", "cat/Thumbs.db": "x", ".DS_Store": "x", "cat/4.jpg": b""})
     write(other, **{"dog/1.txt": "1", "2.txt": "2", "deep/3.txt": "3"})
@@ -129,7 +147,9 @@ def test_splits_are_hardly_classes(tmp_path):
     (tmp_path / "models").mkdir()
     with pytest.warns(UserWarning) as warned:
         classes(tmp_path)
-    assert f"if these are splits of the data, name one, path={tmp_path}/Val" in " ".join(str(each.message) for each in warned)
+    assert f"if these are splits of the data, name one, path={tmp_path}/Val" in " ".join(
+        str(each.message) for each in warned
+    )
     make(tmp_path, "bus/0.jpg", "models/0.jpg")
     classes(tmp_path)  # a train is a thing, too
 
@@ -145,7 +165,9 @@ def test_a_directory_of_images_whose_name_excludes_it_is_named(tmp_path):
     """Another reader counts it as a class, and all labels behind it are one higher."""
     make(tmp_path, "cat/0.jpg", "cat.tmp/1.jpg", ".dog/2.jpg")
     make(tmp_path, "__MACOSX/cat/3.jpg", "cat/deep.tmp/4.jpg", ".git/._5.jpg", ".6.jpg")  # of these nothing is said
-    with pytest.warns(UserWarning, match=r"exclude them from the classes: '\.dog', 'cat\.tmp'; if they are classes, rename"):
+    with pytest.warns(
+        UserWarning, match=r"exclude them from the classes: '\.dog', 'cat\.tmp'; if they are classes, rename"
+    ):
         assert classes(tmp_path).class_names == ["cat"]
 
 

@@ -39,7 +39,16 @@ def everything(folder):
 def victim(tmp_path):
     """A folder of somebody else's, in which everything that a run might remove has its name."""
     folder = tmp_path / "victim"
-    for name in ("thesis", "state/d/0", "state/_METADATA", "state/d/deep/0", "d/0", "saving.json", "manifest.json", "0"):
+    for name in (
+        "thesis",
+        "state/d/0",
+        "state/_METADATA",
+        "state/d/deep/0",
+        "d/0",
+        "saving.json",
+        "manifest.json",
+        "0",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text('{"state": "state"}')
     (folder / "empty/empty").mkdir(parents=True)
@@ -99,10 +108,13 @@ def test_old_checkpoints_behind_a_link_are_read_and_never_removed(tmp_path, part
     assert 3 in writer.steps() and 2 not in writer.steps()
 
 
+NAMES = ["..", ".", "", "a", "link", "victim", "empty", "\0", "\ud800", "x" * 300]
+
+
 @example(["..", "victim", "a"])
 @example(["a", "..", "..", "empty"])
 @example(["link", "a"])
-@given(st.lists(st.sampled_from(["..", ".", "", "a", "link", "victim", "empty", "\0", "\ud800", "x" * 300]), min_size=1, max_size=5))
+@given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=5))
 def test_no_name_of_a_foreign_file_leaves_the_root(tmp_path_factory, names):
     top = tmp_path_factory.getbasetemp() / "names"
     (top / "victim").mkdir(parents=True, exist_ok=True), (top / "root/a").mkdir(parents=True, exist_ok=True)
@@ -120,7 +132,7 @@ def test_the_way_to_the_workdir_may_hold_links(tmp_path):
     (tmp_path / "scratch/run").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "scratch")
     (tmp_path / "run").symlink_to(tmp_path / "link/run")
-    place, lease = open_workdir(tmp_path / "run", Watch())
+    _, lease = open_workdir(tmp_path / "run", Watch())
     writer = make_writer(tmp_path / "run")
     save(writer, 1, 2)
     lease.close()

@@ -25,7 +25,11 @@ def write_tars(folder):
     members = []
     for n, (name, text) in enumerate(zip(NAMES, TEXTS)):
         key = f"{n}{name}"
-        members += [(f"{key}.png", picture(n) if n % 3 else b"bad"), (f"{key}.txt", text.encode()), (f"{key}.{name}", b"")]
+        members += [
+            (f"{key}.png", picture(n) if n % 3 else b"bad"),
+            (f"{key}.txt", text.encode()),
+            (f"{key}.{name}", b""),
+        ]
     tar(folder / "a.tar", members)
     return "webdataset"
 
@@ -56,9 +60,12 @@ def test_hostile_data_is_shown_as_plain_lines(write, tmp_path, capsys):
     (tmp_path / "data").mkdir()
     source, out = [write(tmp_path / "data"), f"path={tmp_path}/data"], f"--output={tmp_path}/\x1b[31m\nout"
     commands = {
-        "index": [], "inspect": [f"{out}.png"], "convert": [f"{out}_converted"], "filter": [f"{out}_filtered", *OFF],
+        "index": [],
+        "inspect": [f"{out}.png"],
+        "convert": [f"{out}_converted"],
+        "filter": [f"{out}_filtered", *OFF],
         "tokenizer": [f"{out}.model", "--vocab_size=600"],
-    }  # fmt: skip
+    }
     counts = {"index": 2, "inspect": 40, "convert": 6, "filter": 14, "tokenizer": 4}
     for command, options in commands.items():
         code = main(["data", command, *source, *options])
@@ -87,10 +94,15 @@ def write_bad(folder, kind):
         tar(folder / "a.tar", [(f"{n}.{end}", b"bad") for n in range(9) for end in ("jpg", "txt")])
         return ["webdataset", f"path={folder}"]
     if kind == "no captions":
-        tar(folder / "a.tar", [(f"{n}.{end}", data) for n in range(9) for end, data in (("png", picture(n)), ("txt", b" "))])
+        tar(
+            folder / "a.tar",
+            [(f"{n}.{end}", data) for n in range(9) for end, data in (("png", picture(n)), ("txt", b" "))],
+        )
         return ["webdataset", f"path={folder}"]
     with (folder / "a.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["image", "caption"], *([f"{n}.png", f"a {n}"] for n in range(9 * (kind == "no files")))])
+        csv.writer(file).writerows(
+            [["image", "caption"], *([f"{n}.png", f"a {n}"] for n in range(9 * (kind == "no files")))]
+        )
     return ["csv", f"path={folder}/a.csv"]
 
 
@@ -105,10 +117,12 @@ def test_data_of_which_nothing_can_be_used_ends_non_zero(kind, tmp_path, capsys)
         said[command], errors = capsys.readouterr()
         usable = kind == "no captions" and command == "convert"  # whose pictures are whole: captions may come beside it
         assert code == (0 if usable else 2), (command, errors)
-        assert usable or errors.splitlines()[-1].startswith("filip: error: ") and "Traceback" not in errors
+        assert usable or (errors.splitlines()[-1].startswith("filip: error: ") and "Traceback" not in errors)
     if kind != "no rows":
         reason = {"no pictures": "no picture that can be read", "no captions": "no caption", "no files": "no such file"}
-        assert f"can not be used: 9  {reason[kind]}" in said["inspect"] and said["inspect"].count("can not be used: ") == 1
+        assert (
+            f"can not be used: 9  {reason[kind]}" in said["inspect"] and said["inspect"].count("can not be used: ") == 1
+        )
         assert "9 looked at: " in said["inspect"] and "9 records can not be used" in said["inspect"]
 
 
@@ -119,12 +133,20 @@ def test_a_tokenizer_needs_captions(tmp_path, capsys):
 
 
 def test_a_filter_that_keeps_nothing_names_the_rules(tmp_path, capsys):
-    tar(tmp_path / "a.tar", [(f"{n}.{end}", data) for n in range(9) for end, data in (("png", picture(n)), ("txt", b"a dog"))])
+    tar(
+        tmp_path / "a.tar",
+        [(f"{n}.{end}", data) for n in range(9) for end, data in (("png", picture(n)), ("txt", b"a dog"))],
+    )
     rules = ["--languages=", "--no-person_names", "--workers=0", "--max_repeats=0"]
     for more in ([], ["--dry_run"]):
-        assert main(["data", "filter", "webdataset", f"path={tmp_path}", f"--output={tmp_path}/out", *rules, *more]) == 2
+        assert (
+            main(["data", "filter", "webdataset", f"path={tmp_path}", f"--output={tmp_path}/out", *rules, *more]) == 2
+        )
         output, errors = capsys.readouterr()
-        assert "filip: error: filter: no record is left; most were dropped by min_side 9: " in errors and "| min_side" in output
+        assert (
+            "filip: error: filter: no record is left; most were dropped by min_side 9: " in errors
+            and "| min_side" in output
+        )
 
 
 @pytest.mark.parametrize("command", ["bench", "train"])
@@ -140,13 +162,16 @@ def test_neither_bench_nor_training_begins_without_usable_records(command, tmp_p
     "one, other",
     [
         ("no such file: 'a b.jpg'", "no such file: 'c'"),
-        ("an image of 71000000 bytes; at most 67108864 are read", "an image of 67200000 bytes; at most 67108864 are read"),
+        (
+            "an image of 71000000 bytes; at most 67108864 are read",
+            "an image of 67200000 bytes; at most 67108864 are read",
+        ),
         ("label='dog, cat' names several classes", "label='pig' names several classes"),
         ("json can not be read: Expecting value: line 1", "json can not be read: Extra data: line 2"),
     ],
 )
 def test_reasons_are_counted_by_kind(one, other):
-    assert kind_of(one) == kind_of(other) and "…" in kind_of(one) or ":" in one
+    assert (kind_of(one) == kind_of(other) and "…" in kind_of(one)) or ":" in one
     assert kind_of(one) != kind_of("no caption")
 
 

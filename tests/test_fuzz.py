@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -26,8 +27,8 @@ from filip_jax.errors import UserError
 from filip_jax.models import make_model
 from filip_jax.paths import REPEATS, match_rules
 from filip_jax.sections import call
-from filip_jax.user_paths import PATHS, expand_braces
 from filip_jax.train.setup import make_setup
+from filip_jax.user_paths import PATHS, expand_braces
 
 
 def fuzz(*arguments):
@@ -38,15 +39,17 @@ def fuzz(*arguments):
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("kind, cases", [slow("configs", 40), slow("captions", 30), slow("images", 40), ("tars", 250), ("lists", 60)])
+@pytest.mark.parametrize(
+    "kind, cases", [slow("configs", 40), slow("captions", 30), slow("images", 40), ("tars", 250), ("lists", 60)]
+)
 def test_no_traceback_and_no_hang(kind, cases):
     code, output = fuzz(f"--kind={kind}", f"--cases={cases}", "--seed=1", "--limit=60")
     row = re.search(rf"^\| {kind} \| {cases} \| (\d+) \| (\d+) \| 0 \| 0 \| \d+ \|", output, re.MULTILINE)
     assert code == 0 and row, output
     assert min(map(int, row.groups())) > cases / 20  # neither all accepted nor all refused
 
-@pytest.mark.slow
 
+@pytest.mark.slow
 def test_a_traceback_a_hang_and_a_death_are_found(tmp_path):
     """The same script with kinds that misbehave."""
     (tmp_path / "bad.py").write_text(
@@ -64,6 +67,7 @@ def test_a_traceback_a_hang_and_a_death_are_found(tmp_path):
     (tmp_path / "fuzz.py").write_text(
         (ROOT / "benchmarks/fuzz.py").read_text().replace('"fuzz_texts", "Configs"', '"bad", os.environ["BAD"]')
     )
+    shutil.copy(ROOT / "benchmarks/report.py", tmp_path)
     for name, said in (("Raises", "ZeroDivisionError"), ("Sleeps", "Hang"), ("Dies", "the process died: 3")):
         command = [sys.executable, tmp_path / "fuzz.py", "--kind=configs", "--cases=2", "--limit=0.5"]
         done = subprocess.run(command, env=os.environ | {"BAD": name}, capture_output=True, text=True)

@@ -98,7 +98,7 @@ def test_a_bad_step_touches_nothing_and_the_next_is_as_if_it_had_not_been(demo_c
         direct, expected = run(state, good)
     assert int(metrics["train/skipped_in_a_row"]) == 1 and not np.isfinite(float(metrics["train/loss"]))
     for part in ("params", "opt_state", "ema"):
-        assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), skipped[part], state[part])), part
-        assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), after[part], direct[part])), part
+        assert jax.tree.all(jax.tree.map(np.array_equal, skipped[part], state[part])), part
+        assert jax.tree.all(jax.tree.map(np.array_equal, after[part], direct[part])), part
     assert int(skipped["step"]) == int(state["step"]) + 1 and int(skipped["guard"]["skipped"]) == 1
     assert float(later["train/lr"]) == float(expected["train/lr"]) and int(later["train/skipped_in_a_row"]) == 0

@@ -73,7 +73,9 @@ def test_data_that_is_staged_elsewhere_is_the_same(write, tmp_path):
     section = write(tmp_path / "a", SHARDS)
     before = fingerprint(make_source(section))
     for name, left in (("b", ()), ("c", (".filip_index",))):
-        shutil.copytree(tmp_path / "a", tmp_path / name, copy_function=shutil.copyfile, ignore=lambda *_, left=left: left)
+        shutil.copytree(
+            tmp_path / "a", tmp_path / name, copy_function=shutil.copyfile, ignore=lambda *_, left=left: left
+        )
         for n, file in enumerate(sorted((tmp_path / name).rglob("*"))):
             os.utime(file, ns=(n, n))
         assert fingerprint(make_source(section | {"path": str(tmp_path / name)})) == before
@@ -96,7 +98,9 @@ def test_an_index_that_comes_along_with_tars_serves_where_nothing_can_be_written
         make_source(copy)
 
 
-@pytest.mark.parametrize("write", [write_parquet, write_arrow, write_parquet_of_paths], ids=lambda write: write.__name__)
+@pytest.mark.parametrize(
+    "write", [write_parquet, write_arrow, write_parquet_of_paths], ids=lambda write: write.__name__
+)
 def test_rows_under_other_keys_or_paths_are_other_data(write, tmp_path):
     """Of columnar files: a key finds the texts of a side file, and a path an image."""
     section = write(tmp_path, [range(3)])
@@ -195,14 +199,21 @@ def test_a_conversion_a_filter_and_a_run_notice_edited_captions(tmp_path, monkey
     mixture = dict(name="mixture", own=section, web=dict(section, caption_keys=("txt",)))
     meta = json.loads(json.dumps(describe(make_source(mixture))))
     check_same_data(meta, describe(make_source(mixture)), "run")
-    assert len(make_source(section | {"keep": keep})) == 2 and convert(section, tmp_path / "out", **options)["records"] == 6
+    assert (
+        len(make_source(section | {"keep": keep})) == 2
+        and convert(section, tmp_path / "out", **options)["records"] == 6
+    )
     edited(monkeypatch)
     write_folder(tmp_path / "data", SHARDS)
-    with pytest.raises(UserError, match=r"out was begun with other data \(what differs: captions\): give another output"):
+    with pytest.raises(
+        UserError, match=r"out was begun with other data \(what differs: captions\): give another output"
+    ):
         convert(section, tmp_path / "out", **options)
     with pytest.raises(UserError, match=r"was made of other data, .* \(what differs: captions\): filter again"):
         make_source(section | {"keep": keep})
-    with pytest.raises(UserError, match=r"the data of run .* \(what differs: own: captions, web: captions\): bring it back"):
+    with pytest.raises(
+        UserError, match=r"the data of run .* \(what differs: own: captions, web: captions\): bring it back"
+    ):
         check_same_data(meta, describe(make_source(mixture)), "run")
 
 
@@ -224,7 +235,9 @@ def test_what_older_versions_and_strangers_noted_is_answered_with_a_sentence(tmp
         convert(section, tmp_path / "out", short_side=0, records_per_shard=10, workers=1)
 
 
-PARTS = st.dictionaries(st.text(max_size=5), st.one_of(st.integers(), st.text(max_size=5), st.lists(st.integers(), max_size=2)))
+PARTS = st.dictionaries(
+    st.text(max_size=5), st.one_of(st.integers(), st.text(max_size=5), st.lists(st.integers(), max_size=2))
+)
 
 
 @given(PARTS, PARTS)
@@ -233,7 +246,9 @@ def test_changes_are_empty_for_equal_parts_only(one, other):
     assert bool(changes(identify(**one), identify(**other))) == (one != other)
 
 
-@pytest.mark.parametrize("options", ["group_size:1,uncompressed", "group_size:3", "group_size:7,zstd:1,pad_to_block_boundary:true"])
+@pytest.mark.parametrize(
+    "options", ["group_size:1,uncompressed", "group_size:3", "group_size:7,zstd:1,pad_to_block_boundary:true"]
+)
 @pytest.mark.parametrize("lengths", [[0] * 50, [10] * 300, [65471, 65472, 65473, 65511, 65512, 65536, 1, 200_000] * 3])
 def test_chunks_are_found_wherever_blocks_cut_them(tmp_path, monkeypatch, options, lengths):
     """The digest is of the headers alone, all of them, and of each byte of each record."""

@@ -335,13 +335,13 @@ NO_TOKEN = {"model.class_token": False}
 MISFITS = {
     "longer text": ({}, {"model.text.length": 30, "data.text_length": 30},
         r"text/position is float32 \(20, 32\), this run's is float32 \(30, 32\). To leave it fresh, put the rule \('text/position', None\)"),
-    "new class token": (NO_TOKEN, {}, r"image/class_token is not in the checkpoint; image/position begins with a row for the class "
-        r"token: this run's does, the checkpoint's does not .* the rule \('image/class_token\|image/position', None\)"),
+    "new class token": (NO_TOKEN, {}, (r"image/class_token is not in the checkpoint; image/position begins with a row for the class "
+        r"token: this run's does, the checkpoint's does not .* the rule \('image/class_token\|image/position', None\)")),
     "no class token": ({}, NO_TOKEN, "image/position begins with a row for the class token: the checkpoint's does, this run's does not"),
-    "wider": ({"model.embed_dim": 8}, {}, r"image_projection/kernel is float32 \(32, 8\), this run's is float32 \(32, 16\); "
-        r"text_projection/kernel .* To leave these fresh, .* \('image_projection/.\*\|text_projection/.\*', None\)"),
-    "deeper": ({}, {"model.text.depth": 3}, r"text/transformer/blocks/attention/out/bias is float32 \(2, 32\), this run's is float32 "
-        r"\(3, 32\); .*; and 4 more. .*put the rule \('text/transformer/.\*', None\)"),
+    "wider": ({"model.embed_dim": 8}, {}, (r"image_projection/kernel is float32 \(32, 8\), this run's is float32 \(32, 16\); "
+        r"text_projection/kernel .* To leave these fresh, .* \('image_projection/.\*\|text_projection/.\*', None\)")),
+    "deeper": ({}, {"model.text.depth": 3}, (r"text/transformer/blocks/attention/out/bias is float32 \(2, 32\), this run's is float32 "
+        r"\(3, 32\); .*; and 4 more. .*put the rule \('text/transformer/.\*', None\)")),
     "other patches": ({"model.image.patch_size": 16}, {}, r"image/patch_embedding/kernel is float32 \(768, 32\)"),
     "other words": ({"model.text.vocab_size": 700}, {}, r"text/token_embedding is float32 \(700, 32\)"),
 }  # fmt: skip
@@ -456,7 +456,9 @@ def locked(first):
 def test_a_locked_image_tower_stays_what_it_was(first, locked):
     folder, config = first
     workdir, output = locked
-    assert f"{folder}/first/checkpoints/12 (params); fresh: image_projection/.*, logit_scale, text/.*, text_pr" in output
+    assert (
+        f"{folder}/first/checkpoints/12 (params); fresh: image_projection/.*, logit_scale, text/.*, text_pr" in output
+    )
     given, _ = parameters_of(folder / "first", 12)
     own, tree = parameters_of(workdir, 8)
     assert_equal(own["image"], given["image"])
@@ -466,6 +468,7 @@ def test_a_locked_image_tower_stays_what_it_was(first, locked):
     assert len(losses(workdir)) == 8 and np.isfinite([loss for _, loss in losses(workdir)]).all()
 
 
+@pytest.mark.slow
 def test_a_resume_needs_no_donor(first, locked, tmp_path, capsys):
     shutil.copytree(locked[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/8")
@@ -491,6 +494,7 @@ def test_a_run_begins_where_another_ended(first, small_demo, tmp_path):
     assert_equal(parameters_of(tmp_path / "run", 2)[0], parameters_of(folder / "first", 12)[0])
 
 
+@pytest.mark.slow
 def test_another_tokenizer_is_refused_and_its_own_accepted(first, tmp_path):
     folder, config = first
     config = config | {"init_from": {"path": str(folder / "first"), "rules": []}, "total_steps": 1}

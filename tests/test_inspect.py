@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -147,19 +146,18 @@ def test_a_workdir_a_step_and_a_folder_name_the_same_checkpoint(saved, tmp_path)
     assert moved.split("\npart ")[1] == newest.split("\npart ")[1]
 
 
-def test_no_accelerator_is_touched_and_it_is_quick(saved):
+def test_no_accelerator_is_touched_nor_jax_loaded(saved):
     """JAX would end with an error on this platform as soon as it looked for devices."""
     environment = os.environ | {"JAX_PLATFORMS": "nonsense"}
     code = (
         "import sys; from filip_jax.cli import main; code = main(sys.argv[1:]); sys.exit(code or 'jax' in sys.modules)"
     )
-    started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", code, "inspect", str(saved[0]), "--verify"],
         env=environment, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - started < 3 and "\nverified: " in done.stdout
+    assert "\nverified: " in done.stdout
     broken = subprocess.run(
         [sys.executable, "-c", "import jax; jax.devices()"], env=environment, capture_output=True, text=True
     )

@@ -275,7 +275,10 @@ def test_the_shipped_config_names_what_tensorflow_datasets_has_and_classes_becom
 
 
 def test_records_without_a_class_are_bad_and_the_others_stay(tmp_path):
-    lines = [{"image": f"{n}.jpg", "caption": "x"} | ({"class": name} if name else {}) for n, name in enumerate(["b", "", "a"])]
+    lines = [
+        {"image": f"{n}.jpg", "caption": "x"} | ({"class": name} if name else {})
+        for n, name in enumerate(["b", "", "a"])
+    ]
     (tmp_path / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     section = dict(name="jsonl", path=str(tmp_path / "list.jsonl"), label="class")
     with pytest.warns(UserWarning, match="1 of 3 records have no class: record list.jsonl 1.jpg: no class in 'class'"):

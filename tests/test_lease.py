@@ -8,6 +8,7 @@ import sys
 import threading
 
 import pytest
+from conftest import until
 
 from filip_jax.errors import UserError
 from filip_jax.train import lease
@@ -38,10 +39,10 @@ def test_the_clock_of_a_killed_start_is_known_to_the_next(tmp_path, monkeypatch)
     monkeypatch.setattr(lease, "BEAT", 0.05)
     killed = Lease(str(tmp_path))
     killed.clock = lambda: 1234.5
-    lease.time.sleep(0.3)
-    killed.ended.set()  # as a SIGKILL does: the file stays
-    lease.time.sleep(0.2)
     file = tmp_path / "running.json"
+    assert until(lambda: json.loads(file.read_text())["seconds"] == 1234.5)
+    with killed.turn:
+        killed.ended.set()  # as a SIGKILL does: the file stays
     file.write_text(json.dumps(json.loads(file.read_text()) | {"pid": 2**22 + 1}))
     second = Lease(str(tmp_path))
     assert second.reached == 1234.5 and second.clock() >= 1234.5
@@ -80,11 +81,9 @@ def test_a_lease_stays_alive_and_is_written_again_where_somebody_removes_it(tmp_
     monkeypatch.setattr(lease, "BEAT", 0.05)
     held, file = Lease(str(tmp_path)), tmp_path / "running.json"
     first = json.loads(file.read_text())["beat"]
-    lease.time.sleep(0.5)
-    assert json.loads(file.read_text())["beat"] > first
+    assert until(lambda: json.loads(file.read_text())["beat"] > first)
     file.unlink()
-    lease.time.sleep(0.3)
-    assert file.exists()
+    assert until(file.exists)
     held.close()
     assert not file.exists()
 
@@ -207,6 +206,17 @@ def test_of_runs_that_begin_in_the_same_moment_one_writes(tmp_path):
     held[0].close()
 
 
+def test_a_beat_that_waited_while_the_lease_was_given_back_writes_nothing(tmp_path):
+    held, file = Lease(str(tmp_path)), tmp_path / "running.json"
+    beat = threading.Thread(target=held.check)
+    with held.turn:
+        beat.start()
+        held.ended.set()
+        file.unlink()
+    beat.join()
+    assert not file.exists()
+
+
 def test_a_lease_of_another_run_is_not_taken_away(tmp_path):
     mine, file = Lease(str(tmp_path)), tmp_path / "running.json"
     file.write_text('{"host": "elsewhere", "pid": 1, "began": "5", "beat": 0}')
@@ -219,7 +229,8 @@ def test_a_run_that_began_in_the_same_moment_is_noticed(tmp_path, monkeypatch):
     said, held = [], Lease(str(tmp_path))
     held.lost = said.append
     other = json.dumps({"host": "elsewhere", "pid": 1, "began": "5", "beat": 0})
-    (tmp_path / "running.json").write_text(other)
-    lease.time.sleep(0.5)
+    with held.turn:
+        (tmp_path / "running.json").write_text(other)
+    assert until(lambda: said)
     assert len(said) == 1 and "process 1 on elsewhere; this one ends" in said[0]
     assert (tmp_path / "running.json").read_text() == other  # the other's is left alone

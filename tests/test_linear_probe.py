@@ -200,9 +200,12 @@ def test_a_blind_model_finds_nothing_and_one_value_of_c_is_taken_as_it_is(root):
     model = toy_model()
     model.parameters["image"]["post_norm"]["scale"] *= 0
     found = linear_probe.evaluate(
-        model, make_source(section(root, "test")), root, training=section(root, "train"),
+        model,
+        make_source(section(root, "test")),
+        root,
+        training=section(root, "train"),
         protocol=dict(name="lbfgs", regularisation=0.5),
-    )  # fmt: skip
+    )
     assert found["top1"] == 0 and found["C"] == 0.5
 
 
@@ -232,14 +235,22 @@ ERRORS = {
     "pooling": ({}, dict(pooling="mean", protocol="sgd"), "linear_probe.pooling='mean' is not one of tokens, global"),
     "protocol": ({}, dict(protocol=dict(name="ridge")), "protocol.name='ridge' is not one of lbfgs, sgd"),
     "protocol's name": ({}, dict(protocol="svm"), "protocol.name='svm' is not one of lbfgs, sgd"),
-    "option": ({}, dict(protocol=dict(name="lbfgs", epochs=3)), "its keys are regularisation, max_iterations, tolerance"),
+    "option": (
+        {},
+        dict(protocol=dict(name="lbfgs", epochs=3)),
+        "its keys are regularisation, max_iterations, tolerance",
+    ),
     "text": ({}, dict(protocol=dict(name="lbfgs", regularisation="1")), "regularisation='1' is not a number above 0"),
-    "negative": ({}, dict(protocol=dict(name="lbfgs", regularisation=(1.0, -1.0))), "regularisation=-1.0 is not a number"),
+    "negative": (
+        {},
+        dict(protocol=dict(name="lbfgs", regularisation=(1.0, -1.0))),
+        "regularisation=-1.0 is not a number",
+    ),
     "too short": ({}, dict(protocol=dict(name="sgd", epochs=10)), "epochs=10 must be above warmup_epochs=10"),
     "momentum": ({}, dict(protocol=dict(name="sgd", momentum=1.0)), "momentum=1.0 must be at least 0 and below 1"),
     "crop": ({}, dict(protocol=dict(name="sgd", augment=dict(min_area=2.0))), "augment.min_area=2.0 must be above 0"),
     "no iteration": ({}, dict(protocol=dict(name="lbfgs", max_iterations=0)), "max_iterations=0 must be at least 1"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ERRORS)

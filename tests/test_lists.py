@@ -23,7 +23,17 @@ from filip_jax.data.separated import ONE_FIELD, Separated
 from filip_jax.data.sources import fingerprint, make_source
 from filip_jax.errors import UserError
 
-TEXTS = ["plain", 'He said "hi"', "a, b; c | d", '"quoted" at the start', 'ends "so"', "two\nlines", 'é "\n\n, x', "a\tb", ""]
+TEXTS = [
+    "plain",
+    'He said "hi"',
+    "a, b; c | d",
+    '"quoted" at the start',
+    'ends "so"',
+    "two\nlines",
+    'é "\n\n, x',
+    "a\tb",
+    "",
+]
 
 
 def captions(source):
@@ -52,11 +62,18 @@ def written(texts, columns=("image", "caption"), **dialect):
 
 
 DIALECTS = [
-    dict(), dict(delimiter="\t"), dict(delimiter=";"), dict(delimiter="|"), dict(quoting=csv.QUOTE_ALL),
-    dict(delimiter="\t", quoting=csv.QUOTE_ALL), dict(quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n"),
-    dict(lineterminator="\r"), dict(delimiter="\t", lineterminator="\r"), dict(doublequote=False, escapechar="\\"),
+    dict(),
+    dict(delimiter="\t"),
+    dict(delimiter=";"),
+    dict(delimiter="|"),
+    dict(quoting=csv.QUOTE_ALL),
+    dict(delimiter="\t", quoting=csv.QUOTE_ALL),
+    dict(quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n"),
+    dict(lineterminator="\r"),
+    dict(delimiter="\t", lineterminator="\r"),
+    dict(doublequote=False, escapechar="\\"),
     dict(doublequote=False, escapechar="\\", delimiter="\t", quoting=csv.QUOTE_ALL),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -165,7 +182,7 @@ def test_a_row_that_cannot_be_read_is_bad_and_is_named(tmp_path, data, expected,
 def test_a_list_that_cannot_be_read_ends_in_words(tmp_path, data, message):
     with pytest.raises(UserError, match=message):
         read(tmp_path, data)
-    assert not [file for file in (tmp_path / "index").glob("*.tmp")]
+    assert not list((tmp_path / "index").glob("*.tmp"))
 
 
 def test_the_separator_and_the_columns_may_be_said(tmp_path):
@@ -197,7 +214,8 @@ ALL = [row["caption"] for row in ROWS]
         ("a.jsonl.gz", gzip.compress(LINES.encode(), mtime=0), ALL),
         ("a.ndjson", LINES, ALL),
         ("a.json", json.dumps(ROWS), ALL),
-        ("a.json", json.dumps([*ROWS, {"image": "4.jpg", "text": ["x" * 60_000] * 20}]), [*ALL, ""]),  # on a line of a megabyte
+        # On a line of a megabyte.
+        ("a.json", json.dumps([*ROWS, {"image": "4.jpg", "text": ["x" * 60_000] * 20}]), [*ALL, ""]),
         ("a.jsonl", json.dumps(ROWS, indent=2), ALL),
         ("a.json", json.dumps([*ROWS, 5]), [*ALL, None]),
         ("a.json", json.dumps(ROWS)[:-1] + ', {"image": "a.jpg", "caption": "x", "caption": "y"}]', [*ALL, None]),
@@ -315,7 +333,8 @@ def annotations(path, texts):
 
 
 @pytest.mark.parametrize(
-    "write, name", [(jsonl, "jsonl"), (separated, "csv"), (parquet, "parquet"), (arrow, "arrow"), (annotations, "annotations")]
+    "write, name",
+    [(jsonl, "jsonl"), (separated, "csv"), (parquet, "parquet"), (arrow, "arrow"), (annotations, "annotations")],
 )
 def test_edited_captions_of_the_same_size_are_other_data_whatever_the_times(tmp_path, write, name):
     path = tmp_path / ("list.json" if name == "annotations" else f"list.{name}")

@@ -130,10 +130,14 @@ def test_text_tokens_are_those_of_the_definition(activation):
 
 
 def test_fresh_parameters_spread_as_clips():
-    wide = {f"{tower}__{name}": value for tower in ("image", "text") for name, value in {"width": 64, "depth": 4}.items()}
+    wide = {
+        f"{tower}__{name}": value for tower in ("image", "text") for name, value in {"width": 64, "depth": 4}.items()
+    }
     leaves = paths.flatten(built(**wide)[1])
     block = {"attention/qkv": 64**-0.5, "attention/out": 512**-0.5, "mlp_in": 128**-0.5, "mlp_out": 512**-0.5}
-    spreads = {f"{tower}/transformer/blocks/{name}/kernel": std for tower in ("image", "text") for name, std in block.items()}
+    spreads = {
+        f"{tower}/transformer/blocks/{name}/kernel": std for tower in ("image", "text") for name, std in block.items()
+    }
     spreads |= {"image_projection/kernel": 1 / 8, "text_projection/kernel": 1 / 8, "image/position": 1 / 8}
     spreads |= {"text/token_embedding": 0.02, "text/position": 0.01}
     for path, std in spreads.items():
@@ -286,7 +290,7 @@ def test_short_texts_are_encoded_short():
     model = make_model(**config(text__length=64, text__length_groups=2, scan=False))
     parameters = jax.jit(model.init)(jax.random.key(0))
     short = jnp.asarray(np.tile([2, 5, 3] + [0] * 61, (8, 1)), jnp.int32)
-    tokens, mask = jax.jit(model.encode_text)(parameters, short)
+    tokens, _ = jax.jit(model.encode_text)(parameters, short)
     dense = make_model(**config(text__length=64, scan=False)).encode_text(parameters, short)[0]
     np.testing.assert_allclose(tokens[:, :3], dense[:, :3], atol=1e-6)
     assert not np.asarray(tokens[:, 16:]).any() and np.asarray(dense[:, 16:]).any()

@@ -31,7 +31,9 @@ texts = st.text(st.one_of(st.characters(), st.sampled_from("".join(HOSTILE)[:200
 
 def is_plain(line):
     """Whether a terminal shows all of this as one line, in its order."""
-    seen = "".join(c for n, c in enumerate(line) if not (c in JOINERS and 0 < n < len(line) - 1 and not line[n - 1].isascii()))
+    seen = "".join(
+        c for n, c in enumerate(line) if not (c in JOINERS and 0 < n < len(line) - 1 and not line[n - 1].isascii())
+    )
     kinds = {unicodedata.category(c) for c in seen}
     return not kinds & {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"} and len(line.splitlines()) <= 1
 

@@ -126,13 +126,17 @@ def test_positives_of_ones_own(tmp_path):
     "content, examples, message",
     [
         (POSITIVES, 6, "image_to_text names 1 keys that are not among the 6 evaluated, such as '7'"),
-        (POSITIVES | {"image_to_text": {"1": ["9.9", "8.8", "1.0"]}}, 10, "names 2 keys .* the 19 evaluated, such as '9.9'"),
+        (
+            POSITIVES | {"image_to_text": {"1": ["9.9", "8.8", "1.0"]}},
+            10,
+            "names 2 keys .* the 19 evaluated, such as '9.9'",
+        ),
         ({"image_to_text": {}}, 10, "has the keys image_to_text; it needs image_to_text and text_to_image"),
         (POSITIVES | {"image_to_text": {}}, 10, "positives=.*json: image_to_text is not an object of lists"),
         (POSITIVES | {"image_to_text": {"0": "1.0"}}, 10, "of '0' it has '1.0', not a list of keys"),
         ([], 10, "holds list, not an object"),
     ],
-)  # fmt: skip
+)
 def test_positives_that_can_not_be(tmp_path, content, examples, message):
     file = tmp_path / "positives.json"
     file.write_text(json.dumps(content))

@@ -36,7 +36,7 @@ def clips(picture, size):
         size if side == min(picture.size) else int(size * side / min(picture.size)) for side in picture.size
     )
     picture = picture if min(picture.size) == size else picture.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = int(round((width - size) / 2.0)), int(round((height - size) / 2.0))
+    left, top = round((width - size) / 2.0), round((height - size) / 2.0)
     return np.asarray(picture)[top : top + size, left : left + size]
 
 

@@ -1,18 +1,17 @@
-"""Every command block of README is exercised: run on the quick demo where it is short, else built abstractly."""
+"""Every command block of README and the pages is exercised: run on the quick demo where it is short, else built abstractly."""
 
 import itertools
-import json
 import os
 import re
 import shlex
 import subprocess
 import sys
-from importlib.metadata import distributions
 from pathlib import Path
 
 import jax.numpy as jnp
 import pytest
-from conftest import ROOT
+from conftest import ROOT, slow
+from documents import PAGES, all_blocks, blocks, commands
 from environment import QUICKLY
 from pairs import write_webdataset
 
@@ -25,14 +24,15 @@ from filip_jax.losses import pallas_gpu
 from filip_jax.sections import call, check
 from filip_jax.train.setup import make_setup
 
-README = (ROOT / "README.md").read_text()
-
-
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
-COMMANDS = [line.split("  #")[0].strip() for block in blocks("bash") for line in block.splitlines() if line.strip()]
+COMMANDS = {command: page for page, text in blocks("bash") for command in commands(text)}  # each once
+PYTHON = {text: page for page, text in blocks("python")}
+ELSEWHERE = {  # commands that need what is not here, and what that is
+    "pip install xprof": "an environment of its own",
+    "xprof --logdir=runs/traced/profile": "XProf, which is no dependency",
+}
+EXTRAS = re.findall(
+    r"^([a-z0-9]+) =$", (ROOT / "setup.cfg").read_text().split("[options.extras_require]")[1], re.MULTILINE
+)
 
 
 def scripts(*arguments, runs, venv=sys.prefix, cwd="/", flags=""):
@@ -79,6 +79,7 @@ def tars(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_quick_demo_trains_evaluates_draws_and_closes_with_a_table(demo):
     output, workdir = (demo / "output.txt").read_text(), demo / "quick/filip"
     steps = [
@@ -165,11 +166,30 @@ def check_benchmark(words):
     ), done.stdout
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith("bash launch/demo.sh")])
-def test_commands(command, demo, pairs, tars, tmp_path, monkeypatch, capsys):
-    words = shlex.split(
-        command.replace("PAIRS", str(pairs)).replace("runs/demo", f"{demo}/quick").replace("runs/", f"{tmp_path}/")
-    )
+def check_pip(targets):
+    """Installing is tested elsewhere; here, that what is named can be installed, with extras that there are."""
+    for target in targets:
+        extras = re.fullmatch(r"(?:\.|filip_jax|dist/\S+\.whl)(?:\[([a-z0-9,]+)\])?", target)
+        assert extras and set((extras[1] or "demo").split(",")) <= set(EXTRAS), target
+
+
+def named(command):
+    return f"{COMMANDS[command]}: {command}"
+
+
+def tier(text):
+    """Return a command or block, marked as slow if it starts a process or reads the demo's run."""
+    return slow(text) if "runs/demo" in text or re.match(r"(\w+=\S+ )*(bash|python|filip plan) ", text) else text
+
+
+RUN = [command for command in COMMANDS if command not in ELSEWHERE and not command.startswith("bash launch/demo.sh")]
+
+
+@pytest.mark.parametrize("command", map(tier, RUN), ids=named)
+def test_commands(command, request, pairs, tars, tmp_path, monkeypatch, capsys):
+    if "runs/demo" in command:
+        command = command.replace("runs/demo", f"{request.getfixturevalue('demo')}/quick")
+    words = shlex.split(command.replace("PAIRS", str(pairs)).replace("runs/", f"{tmp_path}/"))
     words = [word.replace("TARS", f"{tars}/tars") for word in words]
     words = words[next(n for n, word in enumerate(words) if "=" not in word) :]
     if words[:2] == ["bash", "launch/local.sh"]:
@@ -182,8 +202,9 @@ def test_commands(command, demo, pairs, tars, tmp_path, monkeypatch, capsys):
         done = scripts(*words[1:], *short, runs=tmp_path, cwd=ROOT, flags=QUICKLY)
         assert done.returncode == 0 and "ended with 0 0" in done.stdout, done.stdout + done.stderr
     elif words[0] == "bash":
-        done = scripts(words[1], "--collect-only", "-q", "tests/test_losses.py", runs=tmp_path)
-        assert done.returncode == 0 and "test_sharded_equals_the_definition" in done.stdout, done.stderr
+        assert words[1] == "launch/test.sh"
+        done = scripts(*words[1:], "--collect-only", "-q", "tests/test_losses.py", runs=tmp_path)
+        assert done.returncode == 0 and "test_losses.py::test_" in done.stdout, done.stdout + done.stderr
     elif words[:2] == ["filip", "data"]:
         words = [word.replace(f"path={tmp_path}/tars_256", f"path={tars}/tars_256") for word in words]
         small = [
@@ -195,9 +216,8 @@ def test_commands(command, demo, pairs, tars, tmp_path, monkeypatch, capsys):
         assert main(words[1:] + {"bench": small, "filter": KEEPING}.get(words[2], [])) == 0
         assert re.search("wrote|images/s|records", capsys.readouterr().out)
     elif words[0] == "pip":
-        urls = (each.read_text("direct_url.json") for each in distributions(name="filip_jax"))
-        made = json.loads(next(filter(None, urls)))  # this very environment was made so
-        assert words == ["pip", "install", "-e", "."] and made["dir_info"] == {"editable": True}
+        assert words[1] == "install"
+        check_pip([word for word in words[2:] if not word.startswith("-")])
     elif words[0] == "python":
         check_benchmark(words[1:])
     elif words[1] == "inspect":
@@ -225,11 +245,13 @@ def test_commands(command, demo, pairs, tars, tmp_path, monkeypatch, capsys):
         assert "| val/loss " in output or Path(output.split()[-1]).is_file()
 
 
-@pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_python_blocks(number, demo, monkeypatch, capsys):
+@pytest.mark.parametrize("block", map(tier, PYTHON), ids=lambda block: f"{PYTHON[block]}: {block.count(chr(10))} lines")
+def test_python_blocks(block, request, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    names = {}
-    exec(compile(blocks("python")[number].replace("runs/demo", f"{demo}/quick"), "README", "exec"), names)
+    names, page = {}, PYTHON[block]
+    if "runs/demo" in block:
+        block = block.replace("runs/demo", f"{request.getfixturevalue('demo')}/quick")
+    exec(compile(block, page, "exec"), names)
     if "image_to_text" in names:
         assert names["image_to_text"].shape == names["text_to_image"].shape == (1, 2) and capsys.readouterr().out
     elif "get_config" in names:
@@ -245,8 +267,20 @@ def test_python_blocks(number, demo, monkeypatch, capsys):
         assert names["sharded"].shape == () and len(names["gradient"].shape) == 3
 
 
+def test_no_block_is_left_out():
+    """Each fence is a block that runs, or a text that holds no command; each exception is still on a page."""
+    for page in PAGES:
+        text = (ROOT / page).read_text()
+        found = [language for other, language, _ in all_blocks() if other == page]
+        assert len(re.findall(r"^ *(?:```|~~~)", text, re.MULTILINE)) == 2 * len(found), f"{page}: an indented fence"
+        assert set(found) <= {"bash", "python", "text"}, f"{page}: a block in another language"
+    for page, text in blocks("text"):
+        assert not re.search(r"^\W*(bash|filip|pip|python|git|docker) ", text, re.MULTILINE), page
+    assert ELSEWHERE.keys() <= COMMANDS.keys()
+
+
 def test_the_file_tree_is_the_tree():
-    tree = README.split("## What stands where")[1].split("```")[1]
+    tree = (ROOT / "docs/structure.md").read_text().split("```")[1]
     for path in (ROOT / "filip_jax").iterdir():
         if path.name not in ("__init__.py", "__main__.py", "__pycache__"):
             assert f"  {path.name}{'/' * path.is_dir()}" in tree, path

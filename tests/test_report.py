@@ -79,7 +79,7 @@ def test_the_page_holds_what_the_run_has(run, capsys):
     assert {"Evaluations", "Training", "Where the time went", "What words see", "The data", "Config"} <= set(page.texts)
     assert "FILIP base" in page.texts and "cifar10" in page.texts
     results = json.loads((run / "evals.json").read_text())["steps"]["12"]
-    assert f"{results['cifar10/image_to_text_top1']:.3f}" in page.texts
+    assert f"{results['cifar10/image_to_text_top1']:.3f}" in map(str.strip, page.texts)
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-2])  # the last line is the evaluation's
     assert f"{last['train/loss']:.4g}" in page.texts
     assert page.tags.count("img") == 2 + 1 and page.tags.count("svg") == 2 + 6  # pages and contact sheet; charts
@@ -157,10 +157,11 @@ def test_a_hostile_run_is_shown_as_plain_lines(run, tmp_path, capsys):
         assert main(words) == 0
         output, errors = capsys.readouterr()
         assert all(map(is_plain, output.split("\n"))) and all(map(is_plain, errors.split("\n"))), words
-        assert not words[0] == "inspect" or "\nfilip: error" not in output
+        assert words[0] != "inspect" or "\nfilip: error" not in output
     rows = [re.sub(r"\\.", "", line) for line in (copy / "evals.md").read_text().split("\n") if line.startswith("|")]
     assert len(rows) > 5 and not any(set(row) & set("<`*") for row in rows)
-    own = rows[: [row.startswith("| model") for row in rows].index(True)]  # published models stand in a table of their own
+    # Published models stand in a table of their own.
+    own = rows[: [row.startswith("| model") for row in rows].index(True)]
     assert len({row.count("|") for row in own}) == 1
     ElementTree.parse(copy / "evals.svg")
     html = (copy / "report.html").read_text()

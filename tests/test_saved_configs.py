@@ -6,12 +6,14 @@ import shutil
 
 import pytest
 from pairs import write_webdataset
+from PIL import Image
 
 from filip_jax.cli import main
 from filip_jax.config import load_evals
 from filip_jax.data.index_folder import sources_of_others
 from filip_jax.data.sources import make_source
 from filip_jax.errors import UserError
+from filip_jax.evals import tasks
 from filip_jax.evals.run import check_evals
 from filip_jax.names import MAX_NAME_BYTES, is_metric, is_name, make_name
 from filip_jax.train.loop import train
@@ -131,7 +133,7 @@ def test_names_of_a_saved_config_lead_nowhere(hostile, capsys):
     config = json.loads((run / "config.json").read_text())
     source = dict(name="emoji_scenes", split="val", seed=0, scenes=4)
     names = (f"{outside}/abs", "../../../outside/rel", "bad\x1b[2J\x1b]0;owned\x07|x\n<script>alert(1)</script>")
-    kinds = dict.fromkeys(names, dict(kind="pictures", source=source, examples=2))
+    kinds = {name: dict(kind="pictures", source=source, examples=2) for name in names}
     config["evals"] = kinds | {"good": dict(kind="pictures", source=source, examples=1)}
     (run / "config.json").write_text(json.dumps(config))
     assert main(["eval", f"--workdir={run}"]) == 2
@@ -145,3 +147,37 @@ def test_a_name_of_ones_own_is_refused_before_anything_is_compiled(tmp_path, sma
     with pytest.raises(UserError, match="'a/b' cannot be a name"):
         train(tmp_path / "run", small_demo | {"evals": evals})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_report_shows_no_picture_behind_a_link(hostile, capsys):
+    run, outside = hostile / "all/run", hostile / "outside"
+    (run / "pictures/own").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(run / "pictures/own/0_step_0000001.png")
+    shutil.copytree(run / "pictures", outside / "pictures")
+    (run / "pictures/theirs").symlink_to(outside / "pictures/own")
+    assert main(["report", f"--workdir={run}"]) == 0
+    page = (run / "report.html").read_text()
+    assert "<h3>own</h3>" in page and "<h3>theirs</h3>" not in page
+    shutil.rmtree(run / "pictures")
+    (run / "pictures").symlink_to(outside / "pictures")
+    assert main(["report", f"--workdir={run}"]) == 0
+    assert "<h3>own</h3>" not in (run / "report.html").read_text()
+
+
+def test_only_options_that_are_paths_are_looked_for_as_files(tmp_path, monkeypatch):
+    """A column may be called "/", and a source's name be that of a folder beside."""
+    (tmp_path / "jsonl").mkdir()
+    (tmp_path / "jsonl/a.txt").write_text("a")
+    monkeypatch.chdir(tmp_path)
+    section = dict(name="jsonl", image=str(tmp_path), key=f"{tmp_path}/*/*", split="jsonl")
+    assert tasks._stamps(section) == []
+    assert [file for file, *_ in tasks._stamps(section | {"path": "jsonl"})] == ["jsonl/a.txt"]
+
+
+def test_a_file_of_positives_is_hashed_within_bounds(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks, "FILE_BYTES", 10)
+    hashes = []
+    for size in (10, 20):
+        (tmp_path / "a.json").write_bytes(b"x" * size)
+        hashes.append(tasks._file(str(tmp_path / "a.json")))
+    assert len(set(hashes)) == 1

@@ -19,7 +19,7 @@ import pytest
 from conftest import ROOT, free_port
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import chaos  # noqa: E402
+import chaos
 
 pytestmark = pytest.mark.slurm
 
@@ -51,10 +51,16 @@ PartitionName=low Nodes=n1,n2 Default=YES PriorityTier=1 GraceTime=120
 PartitionName=high Nodes=n1,n2 PriorityTier=10 PreemptMode=OFF
 """
 SHORT = [
-    "--config=configs/demo.py:quick", "--config.total_steps=40", "--config.batch_size=16", "--config.log_keys=True",
-    "--config.log_every_steps=1", "--config.eval_every_steps=20", "--config.checkpoint.every_steps=15",
-    "--config.tokenizer.captions=500", *(f"--config.model.{tower}.{size}" for tower in ("image", "text") for size in ("width=32", "depth=2", "heads=2")),
-]  # fmt: skip
+    "--config=configs/demo.py:quick",
+    "--config.total_steps=40",
+    "--config.batch_size=16",
+    "--config.log_keys=True",
+    "--config.log_every_steps=1",
+    "--config.eval_every_steps=20",
+    "--config.checkpoint.every_steps=15",
+    "--config.tokenizer.captions=500",
+    *(f"--config.model.{tower}.{size}" for tower in ("image", "text") for size in ("width=32", "depth=2", "heads=2")),
+]
 
 
 def run(*words, **options):
@@ -112,8 +118,10 @@ class SlurmJob:
         self.log = workdir.with_suffix(".log")
         filip = Path(sys.prefix) / "bin/filip"
         environment = os.environ | {
-            "FILIP": str(filip), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        }  # fmt: skip
+            "FILIP": str(filip),
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        }
         sbatch = ["sbatch", "--parsable", "--nodes=2", f"--output={self.log}", "launch/slurm.sbatch"]
         self.id = run(*sbatch, *SHORT, f"--workdir={workdir}", *words, cwd=ROOT, env=environment).strip()
 
@@ -151,8 +159,15 @@ def test_a_preempted_job_is_requeued_and_comes_to_the_same(whole, cluster, tmp_p
     workdir = tmp_path / "run"
     job = SlurmJob(cluster, workdir)
     until(lambda: max(chaos.losses(workdir), default=0) >= 18, 300)
-    other = run("sbatch", "--parsable", "--partition=high", "--nodes=2", "--exclusive", f"--output={tmp_path}/other.log",
-                "--wrap=srun hostname").strip()  # fmt: skip
+    other = run(
+        "sbatch",
+        "--parsable",
+        "--partition=high",
+        "--nodes=2",
+        "--exclusive",
+        f"--output={tmp_path}/other.log",
+        "--wrap=srun hostname",
+    ).strip()
     until(lambda: job.state() == ("PENDING", 1) and not job.is_ending(), 100)
     # Slurm lets it wait for two minutes, for the end of a batch script that it hears of late is taken for the next one's.
     run("scontrol", "update", f"jobid={job.id}", "StartTime=now")

@@ -48,10 +48,11 @@ def run(config, mesh, ema_decay=0.0, steps=STEPS, **options):
     with jax.set_mesh(mesh):
         first = state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
         train_step = jax.jit(train_step, out_shardings=(shardings, replicated(mesh)))
-        for batch in itertools.islice(batches(config), steps):
-            state, metrics = train_step(state, global_batch(mesh, batch))
+        given = [global_batch(mesh, batch) for batch in itertools.islice(batches(config), steps)]
+        train_step = train_step.lower(state, given[0]).compile()  # which takes arrays of one layout only
+        for batch in given:
+            state, metrics = train_step(state, batch)
             losses.append(float(metrics["train/loss"]))
-        assert train_step._cache_size() == 1
     return losses, first, state
 
 

@@ -93,7 +93,7 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
         raise ImportError(scheme)
 
     monkeypatch.setattr(fsspec, "filesystem", missing)
-    with pytest.raises(UserError, match=r"the package gcsfs is missing: pip install -e '.\[gs\]'"):
+    with pytest.raises(UserError, match="the package gcsfs is missing: pip install 'gcsfs>="):
         storage.exists("gs://bucket/x")
     with pytest.raises(UserError, match="https://example.org/x: paths are local, gs:// or s3://"):
         storage.exists("https://example.org/x")

@@ -26,7 +26,9 @@ def ours(data):
 
 
 @given(
-    st.lists(st.tuples(st.lists(NAMES, min_size=1, max_size=4), st.sampled_from(KINDS), st.binary(max_size=1100)), min_size=1),
+    st.lists(
+        st.tuples(st.lists(NAMES, min_size=1, max_size=4), st.sampled_from(KINDS), st.binary(max_size=1100)), min_size=1
+    ),
     st.sampled_from((tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)),
     st.booleans(),
 )
@@ -99,7 +101,9 @@ def test_of_global_headers_only_what_an_index_needs_is_kept(monkeypatch):
     real = tar_headers._records
     monkeypatch.setattr(tar_headers, "_records", kept)
     data = pax(b"g", record(b"path", b"b.png"), *(record(b"%x" % n, b"1") for n in range(1000)))
-    assert next(read_members(io.BytesIO(data + FILE), len(data + FILE))).name == "b.png" and merged == [{b"path": b"b.png"}]
+    assert next(read_members(io.BytesIO(data + FILE), len(data + FILE))).name == "b.png" and merged == [
+        {b"path": b"b.png"}
+    ]
 
 
 @pytest.mark.parametrize("length", [512, 513, 60_000])

@@ -61,10 +61,13 @@ def test_what_macos_and_others_leave_in_tars_is_counted(tmp_path):
 @pytest.mark.parametrize(
     "pack, kind",
     [
-        (gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz"),
-        (lambda data: b"\x28\xb5\x2f\xfd" + data, "zstd"), (lambda data: b"PK\x03\x04" + data, "zip"),
+        (gzip.compress, "gzip"),
+        (bz2.compress, "bzip2"),
+        (lzma.compress, "xz"),
+        (lambda data: b"\x28\xb5\x2f\xfd" + data, "zstd"),
+        (lambda data: b"PK\x03\x04" + data, "zip"),
     ],
-)  # fmt: skip
+)
 def test_what_is_packed_is_refused_with_what_to_do(tmp_path, ending, pack, kind):
     tar(tmp_path / "plain", ONE)
     file = tmp_path / f"0{ending}"
@@ -90,7 +93,9 @@ def test_tars_with_nothing_in_them_are_counted(tmp_path):
     source = opened(tmp_path)
     assert pairs(source) == EXPECTED and source.left_out == {"tar without a member": 1, "empty file": 1}
     (tmp_path / "0.tar").unlink()
-    with pytest.raises(UserError, match=r"caption_keys='txt'; 1 tars hold nothing; left out: empty file \(1\), tar without"):
+    with pytest.raises(
+        UserError, match=r"caption_keys='txt'; 1 tars hold nothing; left out: empty file \(1\), tar without"
+    ):
         opened(tmp_path)
 
 
@@ -98,11 +103,18 @@ def test_tars_that_were_joined_by_cat_are_read_to_the_first_end_and_the_rest_is_
     for n in range(2):
         tar(tmp_path / f"{n}", [(f"{n}.png", picture(n)), (f"{n}.txt", b"x")])
     one, two = (tmp_path / "0").read_bytes(), (tmp_path / "1").read_bytes()
-    for name, data in {"joined": one + two, "short": one.rstrip(b"\0") + bytes(2048 - len(one.rstrip(b"\0")) % 512) + two}.items():
+    for name, data in {
+        "joined": one + two,
+        "short": one.rstrip(b"\0") + bytes(2048 - len(one.rstrip(b"\0")) % 512) + two,
+    }.items():
         (tmp_path / f"{name}.tar").write_bytes(data)
         source = opened(tmp_path / f"{name}.tar")
         assert len(source) == 1 and source.left_out == {JOINED: 1}
-    for name, data in {"noise": one + b"x" * 700, "zeros": one + bytes(1 << 21), "far": one + bytes(1 << 21) + two}.items():
+    for name, data in {
+        "noise": one + b"x" * 700,
+        "zeros": one + bytes(1 << 21),
+        "far": one + bytes(1 << 21) + two,
+    }.items():
         (tmp_path / f"{name}.tar").write_bytes(data)
         assert not opened(tmp_path / f"{name}.tar").left_out
 
@@ -110,7 +122,9 @@ def test_tars_that_were_joined_by_cat_are_read_to_the_first_end_and_the_rest_is_
 def test_links_and_what_else_has_no_content_is_counted_by_its_kind(tmp_path):
     """Two names of one file on a disk are a file and a link in a tar, and so are the links of a farm."""
     members = [("c/0.png", picture(0)), ("c/0.txt", b"x")]
-    for n, kind in enumerate((tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.GNUTYPE_SPARSE, tarfile.FIFOTYPE, b"V", b"D"), 1):
+    for n, kind in enumerate(
+        (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.GNUTYPE_SPARSE, tarfile.FIFOTYPE, b"V", b"D"), 1
+    ):
         info = tarfile.TarInfo(f"c/{n}.png")
         info.type, info.linkname = kind, "c/0.png"
         members += [(info, None), (f"c/{n}.txt", b"x")]
@@ -128,7 +142,10 @@ def test_what_is_no_tar_from_its_beginning_is_called_so(tmp_path):
 
 def test_a_folder_that_was_packed_with_its_hidden_name_is_wanted(tmp_path):
     names = ["home/u/.cache/@eaDir/a/0", "home/u/.cache/@eaDir/b/1", "home/u/.cache/@eaDir/.git/2"]
-    tar(tmp_path / "0.tar", [(f"/{name}.{kind}", data) for name in names for kind, data in (("png", picture(1)), ("txt", b"x"))])
+    tar(
+        tmp_path / "0.tar",
+        [(f"/{name}.{kind}", data) for name in names for kind, data in (("png", picture(1)), ("txt", b"x"))],
+    )
     source = opened(tmp_path / "0.tar")
     assert list(pairs(source)) == [f"/{name}" for name in names[:2]] and source.left_out == {"hidden": 2}
     tar(tmp_path / "1.tar", [(f"{name}.png", picture(1)) for name in (".git/0", ".idea/1")])
@@ -138,7 +155,10 @@ def test_a_folder_that_was_packed_with_its_hidden_name_is_wanted(tmp_path):
 
 def test_keys_with_dots_need_to_be_asked_for(tmp_path):
     names = [f"a.b/photo.2021.{n}" for n in range(3)]
-    tar(tmp_path / "0.tar", [(f"{name}.{kind}", data) for name in names for kind, data in (("PNG", picture(1)), ("txt", b"x"))])
+    tar(
+        tmp_path / "0.tar",
+        [(f"{name}.{kind}", data) for name in names for kind, data in (("PNG", picture(1)), ("txt", b"x"))],
+    )
     with pytest.raises(UserError, match=r"no image, but one with dots in its name: keys=last_dot reads it \(1\)"):
         opened(tmp_path)
     source = opened(tmp_path, keys="last_dot")
@@ -150,7 +170,12 @@ def test_keys_with_dots_need_to_be_asked_for(tmp_path):
 
 
 def test_a_folder_may_be_a_sample(tmp_path):
-    content = {"image.jpg": picture(1, "JPEG"), "caption.txt": b"one", "other.txt": b"two", "meta.json": b'{"a": "three"}'}
+    content = {
+        "image.jpg": picture(1, "JPEG"),
+        "caption.txt": b"one",
+        "other.txt": b"two",
+        "meta.json": b'{"a": "three"}',
+    }
     tar(tmp_path / "0.tar", [(f"./{n}/{name}", data) for n in range(3) for name, data in content.items()])
     with pytest.raises(UserError, match=r"no image, but one in its folder: keys=folder reads them \(9\)"):
         opened(tmp_path)

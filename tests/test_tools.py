@@ -4,14 +4,14 @@ import inspect
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, until
 from pairs import key, picture, tar, write_jsonl, write_webdataset
 from PIL import Image
 from test_images import encoded, photo
@@ -113,15 +113,17 @@ def test_convert_killed_and_started_again_ends_as_if_it_had_not_been(tmp_path):
     section = write_webdataset(tmp_path / "data", [range(0, 200)])
     options = "--records_per_shard=5 --workers=1".split()
     command = [sys.executable, "-m", "filip_jax", "data", "convert", "webdataset", f"path={section['path']}", *options]
-    process = subprocess.Popen(
-        [*command, f"--output={tmp_path}/killed"], start_new_session=True, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 60
-    while len(list((tmp_path / "killed").glob("*.array_record"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert len(list((tmp_path / "killed").glob("0*.json"))) < 40
+    for _ in range(10):  # until one is killed before its end
+        shutil.rmtree(tmp_path / "killed", ignore_errors=True)
+        process = subprocess.Popen(
+            [*command, f"--output={tmp_path}/killed"], start_new_session=True, stderr=subprocess.DEVNULL
+        )
+        assert until(lambda: len(list((tmp_path / "killed").glob("*.array_record"))) >= 3)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if len(list((tmp_path / "killed").glob("0*.json"))) < 40:
+            break
+    assert not (tmp_path / "killed/00039.json").exists()
     section = {name: value for name, value in section.items() if name != "caption_keys"}
     found = [
         convert(section, tmp_path / name, short_side=0, records_per_shard=5, workers=2) for name in ("killed", "whole")
@@ -205,7 +207,10 @@ def test_advice_is_the_change_that_promises_most(read, decoding, cores, said):
         (["bench", f"--config={ROOT}/configs/demo.py", "--samples=0"], "samples=0 must be at least 1"),
         (["index", "emoji_scenes", "split=val", "seed=abc", "scenes=4"], "seed='abc' is not a whole number"),
         (["inspect", "folder", "nonsense", "--output=a.png"], "'nonsense' is not key=value"),
-        (["inspect", "webdataset", "path=0.tar", "path=1.tar"], "path=1.tar: path stands there twice; braces need quotation marks"),
+        (
+            ["inspect", "webdataset", "path=0.tar", "path=1.tar"],
+            "path=1.tar: path stands there twice; braces need quotation marks",
+        ),
         (["inspect", "data/cc3m"], "is a path: name a source before it, as in: webdataset path=data/cc3m"),
         (["inspect", "coco", "path=a.json"], "source.name='coco': that is read by the source annotations"),
         (["inspect", "folder", "--output=a.png", "nonsense"], "unknown argument 'nonsense'; see filip data inspect"),
@@ -278,13 +283,11 @@ def test_an_interruption_ends_a_conversion_at_once(tmp_path):
     command = [sys.executable, "-m", "filip_jax", "data", "convert", "webdataset", f"path={section['path']}"]
     options = [f"--output={tmp_path}/out", "--records_per_shard=1", "--workers=2"]
     process = subprocess.Popen([*command, *options], start_new_session=True, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while len(list((tmp_path / "out").glob("*.array_record"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.005)
+    assert until(lambda: len(list((tmp_path / "out").glob("*.array_record"))) >= 3)
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in errors
-    assert len(list((tmp_path / "out").glob("*.array_record"))) < 150
+    assert len(list((tmp_path / "out").glob("*.array_record"))) < 256
 
 
 def test_a_shard_that_was_lost_is_converted_again(pairs, tmp_path, capsys):

@@ -54,10 +54,17 @@ def test_what_is_there_wins_over_what_its_name_would_match(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"1")
     names = {
-        "d[1]": "d[1]/0", "d[1]/*": "d[1]/0", "d[12]/*": "d1/1", "e{1,2}/*": "e{1,2}/2", "e{1,3}/3.tar": None,
-        "{e1,d[1]}": "d[1]/0 e1/3", "{e1,d[1]}/?.tar": "d[1]/0 e1/3", "[a]/[b]/*": "[a]/[b]/4", "[a]/[bc]/*": "[a]/b/5",
+        "d[1]": "d[1]/0",
+        "d[1]/*": "d[1]/0",
+        "d[12]/*": "d1/1",
+        "e{1,2}/*": "e{1,2}/2",
+        "e{1,3}/3.tar": None,
+        "{e1,d[1]}": "d[1]/0 e1/3",
+        "{e1,d[1]}/?.tar": "d[1]/0 e1/3",
+        "[a]/[b]/*": "[a]/[b]/4",
+        "[a]/[bc]/*": "[a]/b/5",
         "[ad]*/*": "d1/1",
-    }  # fmt: skip
+    }
     for path, expected in names.items():
         if expected is None:
             with pytest.raises(UserError, match="1 of 2 files are missing"):
@@ -112,7 +119,9 @@ def test_an_absolute_path_is_the_disks(tmp_path, monkeypatch):
     (tmp_path / "link").symlink_to(tmp_path / "far/deep")
     monkeypatch.chdir(tmp_path)
     assert user_paths.absolute("link/../x") == f"{os.path.realpath(tmp_path)}/far/x"
-    assert user_paths.absolute("link/x/") == f"{tmp_path}/link/x" and user_paths.absolute(f"/{tmp_path}") == str(tmp_path)
+    assert user_paths.absolute("link/x/") == f"{tmp_path}/link/x" and user_paths.absolute(f"/{tmp_path}") == str(
+        tmp_path
+    )
     assert user_paths.absolute("gs://b/../x") == "gs://b/../x"
 
 
@@ -160,36 +169,57 @@ def test_a_tilde_is_the_home_for_every_command(home, capsys, monkeypatch):
     assert said("data", "convert", "webdataset", "path=~/data", "--output=~/converted")[0] == 0
     assert (home / "out/sheet.png").is_file() and (home / "converted/convert.json").is_file()
     missing = {
-        ("train", "--config=~/no.py:x", "--workdir=~/w"): "no.py", ("eval", "--workdir=~/none"): "none",
-        ("inspect", "~/none"): "none", ("report", "--workdir=~/none"): "none",
+        ("train", "--config=~/no.py:x", "--workdir=~/w"): "no.py",
+        ("eval", "--workdir=~/none"): "none",
+        ("inspect", "~/none"): "none",
+        ("report", "--workdir=~/none"): "none",
         ("plan", "--config=~/no.py", "--topology=h200:8"): "no.py",
         ("align", "--workdir=~/w", "--image=~/no.png", "--text=x", "--output=~/a.png"): "no.png",
         ("data", "filter", "webdataset", "path=~/data", "--output=~/f", "--sensitive_words=~/no.txt"): "no.txt",
         ("sweep", "--config=~/no.py", "--workdir=~/w"): "no.py",
-    }  # fmt: skip
+    }
     for words, name in missing.items():
         code, line = said(*words)
         assert code == 2 and f"{home}/{name}" in line, (words, line)
 
 
 def test_a_tilde_is_the_home_in_configs_and_caches(home, monkeypatch):
-    (home / "co:nf.py").write_text("from ml_collections import ConfigDict\nVARIANTS = ('a',)\n"
-                                   "def get_config(variant=''):\n  return ConfigDict(dict(variant=variant))\n")  # fmt: skip
+    (home / "co:nf.py").write_text(
+        "from ml_collections import ConfigDict\nVARIANTS = ('a',)\n"
+        "def get_config(variant=''):\n  return ConfigDict(dict(variant=variant))\n"
+    )
     assert load_config("~/co:nf.py:a") == {"variant": "a"} and load_config("~/co:nf.py") == {"variant": ""}
     with pytest.raises(UserError, match="no such variant"):
         load_config("~/co:nf.py:b")
     with pytest.raises(UserError, match=f"{home}/none"):
         find_checkpoint("~/none")
     assert Checkpoints("~/run").directory == f"{home}/run/checkpoints" and Workdir("~/run").name == f"{home}/run"
-    assert Checkpoints("./~/run").directory == Checkpoints(Path("~/run")).directory == f"{os.getcwd()}/~/run/checkpoints"
+    assert (
+        Checkpoints("./~/run").directory == Checkpoints(Path("~/run")).directory == f"{os.getcwd()}/~/run/checkpoints"
+    )
     assert Workdir(Path("~/run")).name == Workdir("./~/run").name == "./~/run"
     for value, folder in [("~/cache", f"{home}/cache"), ("", f"{home}/.cache")]:
         monkeypatch.setenv("XDG_CACHE_HOME", value)
         assert cache_folder() == Path(folder, "filip_jax")
     with pytest.raises(UserError, match="no such file"):
-        make_tokenizer(source=EmojiScenes(split="val", scenes=1, seed=0), name="sentencepiece", path="~/none.model", vocab_size=9, captions=1)
+        make_tokenizer(
+            source=EmojiScenes(split="val", scenes=1, seed=0),
+            name="sentencepiece",
+            path="~/none.model",
+            vocab_size=9,
+            captions=1,
+        )
     (home / "some.model").write_bytes(b"any")
-    assert make_tokenizer(source=EmojiScenes(split="val", scenes=1, seed=0), name="sentencepiece", path="~/some.model", vocab_size=9, captions=1) == b"any"
+    assert (
+        make_tokenizer(
+            source=EmojiScenes(split="val", scenes=1, seed=0),
+            name="sentencepiece",
+            path="~/some.model",
+            vocab_size=9,
+            captions=1,
+        )
+        == b"any"
+    )
 
 
 def test_what_a_pattern_finds_in_a_folder_named_tilde_is_not_the_home(home):

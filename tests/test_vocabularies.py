@@ -64,7 +64,7 @@ def lengths(ids):
 
 def corpus():
     lines = [line for name in ("alt_texts", "alt_texts_held_out") for line in _lines(ROOT / f"tests/golden/{name}.tsv")]
-    return lines + _lines(ROOT / "README.md")
+    return lines + [line for page in sorted((ROOT / "docs").glob("*.md")) for line in _lines(page)]
 
 
 def _lines(file):
@@ -198,9 +198,7 @@ def test_a_trained_tokenizer_is_the_one_of_a_run(demo_config, tmp_path):
 def test_of_a_strangers_tokenizer_only_the_pieces_are_applied(tmp_path):
     """Regular expressions and replacements that its JSON names could take or make any amount."""
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n", "utf-8")
-    model = make_tokenizer(
-        source=NO_SOURCE, name="bert", path=str(tmp_path / "vocab.txt"), vocab_size=1, captions=1
-    )
+    model = make_tokenizer(source=NO_SOURCE, name="bert", path=str(tmp_path / "vocab.txt"), vocab_size=1, captions=1)
     content = json.loads(model)
     rules = content["tokenizer"]
     rules["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Removed", "invert": False}

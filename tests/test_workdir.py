@@ -208,7 +208,7 @@ def test_processes_share_what_the_first_writes_and_keep_to_their_own(bucket):
     processes = [subprocess.Popen([sys.executable, "-c", TWO, address, str(n), url], **pipes) for n in range(2)]
     try:
         for number, process in enumerate(processes):
-            output, _ = process.communicate(timeout=120)
+            output, _ = process.communicate(timeout=300)
             assert process.returncode == 0 and f"shared {number}" in output, output
     finally:
         for process in processes:

@@ -12,7 +12,7 @@ import time
 
 import pytest
 from conftest import ROOT
-from deadly import by_itself, by_signal, refuse
+from deadly import broken, by_itself, by_signal, endless, out_of_memory, refuse
 from pairs import write_webdataset
 from runs import command, environment, logged
 
@@ -28,7 +28,7 @@ from filip_jax.errors import ProcessLost, UserError
 from filip_jax.train.feed import Feed
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import chaos_workers  # noqa: E402
+import chaos_workers
 
 ENDINGS = {
     signal.SIGKILL: r"killed by SIGKILL: out of memory\? Then lower --workers",
@@ -59,6 +59,12 @@ def test_a_worker_that_cannot_begin_says_why(count, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_defect_in_a_worker_keeps_its_traceback():
+    with pytest.raises(KeyError) as caught:
+        list(workers.run(broken, (), range(4), 2))
+    assert "deadly.py" in str(caught.value.__cause__)
+
+
 def kill_the_first_child(number=signal.SIGKILL):
     """Kills a process that this one starts, as soon as it is there."""
 
@@ -72,10 +78,21 @@ def kill_the_first_child(number=signal.SIGKILL):
     return thread
 
 
-def test_a_process_that_indexes_tars(tmp_path):
+def test_a_worker_that_is_killed_while_others_are_started():
+    killer = kill_the_first_child()
+    with pytest.raises(ProcessLost, match="a worker process was killed by SIGKILL"):
+        list(workers.run(endless, (), range(8), 8))
+    killer.join()
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_indexes_tars(tmp_path, monkeypatch):
     source = write_webdataset(tmp_path, [range(4), range(4, 8)])
-    kill_the_first_child()
-    with pytest.raises(ProcessLost, match=r"a worker process was killed by SIGKILL.*lower processes"):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ProcessLost, match=r"a worker process was killed by SIGKILL.*lower processes"),
+    ):
+        patch.setattr("filip_jax.data.tar_store._maker", out_of_memory)
         make_source(source | dict(processes=2))
     assert len(make_source(source | dict(processes=2))) == 8
 
@@ -133,13 +150,13 @@ SHORTAGES = [
 @pytest.mark.parametrize("error, said", SHORTAGES)
 def test_what_a_worker_lacks_is_said(error, said):
     with pytest.raises(ProcessLost, match=said):
-        next(pipeline._Batches(Short(error)))
+        next(pipeline.Batches(Short(error)))
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "no"), RuntimeError("exit"), UserError("bad"), KeyError(1)])
 def test_other_errors_of_the_data_stay_what_they_are(error):
     with pytest.raises(type(error)):
-        next(pipeline._Batches(Short(error)))
+        next(pipeline.Batches(Short(error)))
 
 
 def test_a_feed_whose_thread_is_ended_says_so():
@@ -165,25 +182,31 @@ def test_a_watch_that_fails_ends_the_run(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_a_run_without_its_worker_saves_and_goes_on(small_demo, tmp_path):
-    """The short form of benchmarks/chaos_workers.py."""
-    config = small_demo | {"total_steps": 40, "checkpoint": small_demo["checkpoint"] | {"every_steps": 1000}}
+    """The short form of benchmarks/chaos_workers.py; its steps are more than are made while the test waits for its turn."""
+    config = small_demo | {"total_steps": 200, "checkpoint": small_demo["checkpoint"] | {"every_steps": 1000}}
     config |= {"data": small_demo["data"] | {"workers": 1}}
     process = subprocess.Popen(
-        command(tmp_path / "run", config), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment()
+        command(tmp_path / "run", config),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment(),
     )
     while not logged(tmp_path / "run"):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
     os.kill(chaos_workers.children(process.pid, "--multiprocessing-fork")[0], signal.SIGKILL)
-    output = process.communicate(timeout=120)[0]
-    found = re.search(r"filip: a data worker was killed by SIGKILL: .*; step (\d+) of 40 is saved; .*goes on; exit 43", output)
+    output = process.communicate(timeout=600)[0]
+    found = re.search(
+        r"filip: a data worker was killed by SIGKILL: .*; step (\d+) of 200 is saved; .*goes on; exit 43", output
+    )
     assert process.returncode == HUNG and found and "Traceback" not in output, output
     assert int(found[1]) == logged(tmp_path / "run")[-1][0] and (tmp_path / f"run/checkpoints/{found[1]}").is_dir()
     process = subprocess.run(
-        command(tmp_path / "run", config), capture_output=True, text=True, env=environment(), timeout=120
+        command(tmp_path / "run", config), capture_output=True, text=True, env=environment(), timeout=600
     )
-    assert process.returncode == 0 and f"resuming at step {found[1]} of 40" in process.stdout, process.stderr
-    assert [step for step, _ in logged(tmp_path / "run")] == list(range(1, 41))
+    assert process.returncode == 0 and f"resuming at step {found[1]} of 200" in process.stdout, process.stderr
+    assert [step for step, _ in logged(tmp_path / "run")] == list(range(1, 201))
 
 
 def test_the_command_says_that_it_can_be_started_again(monkeypatch, capsys, tmp_path):

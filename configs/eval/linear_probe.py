@@ -8,15 +8,12 @@ L-BFGS and CLIP's search of the regularisation, ImageNet SGD on 90 epochs of new
 the file takes that set alone, and --config.evals.imagenet_probe.protocol.workers=32 more processes that decode.
 """
 
-import runpy
-from pathlib import Path
-
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
-SETS, TFDS_SETS = (
-    runpy.run_path(str(Path(__file__).with_name(file)))["SETS"] for file in ("clip_benchmark.py", "tfds.py")
-)
+from filip_jax.configs.eval.clip_benchmark import SETS
+from filip_jax.configs.eval.tfds import SETS as TFDS_SETS
+
 VARIANTS = ("all", *SETS)
 
 

@@ -75,7 +75,7 @@ def _text(value: Any) -> str:
 
 def _parts(tree: Tree) -> list[str]:
     """Numbers and MiB of each part of the state, of the parameters also by encoder."""
-    numbers, sizes = Counter(), Counter()
+    numbers, sizes = Counter[str](), Counter[str]()
     for path, leaf in tree.items():
         part, encoder = path.split("/")[0], "/".join(path.split("/")[:2])
         for name in {part, encoder if encoder in ENCODERS else part, "all"}:

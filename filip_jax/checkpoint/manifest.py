@@ -12,12 +12,16 @@ from typing import Any
 
 from filip_jax import storage
 from filip_jax.errors import UserError
-from filip_jax.small_files import parse
+from filip_jax.small_files import is_text, is_whole, parse
 
 FILE = "manifest.json"
 ASIDE = "manifest.damaged.json"  # of a checkpoint that a run found damaged: it counts no more
 FORMAT = 1
 MOST_BYTES = 1 << 26  # of a manifest
+MAX_SIZE = 1 << 63  # bytes of a file, or entries of an array's dimension
+MAX_DIMENSIONS = 64  # of an array
+MAX_DTYPE = 32  # characters of a type's name
+MAX_PATH = 1024  # characters of an array's name
 PIECE = 1 << 24  # bytes read at once
 KINDS = {"state": str, "step": int, "files": dict, "tree": dict, "meta": dict, "config": dict}
 META = {"samples_seen": int, "seconds": dict, "tokenizer_sha256": str, "data_sha256": str}  # of what a run leaves there
@@ -92,10 +96,12 @@ def _is_sound(manifest: Manifest) -> bool:
     strange = (name.startswith("/") or storage.is_remote(name) or ".." in name.split("/") for name in names)
     sound = not any(strange)
     for each in manifest["files"].values():
-        sound = sound and isinstance(each["size"], int) and isinstance(each["sha256"], str)
-    for each in manifest["tree"].values():
-        sound = sound and isinstance(each["dtype"], str) and isinstance(each["shape"], list)
-        sound = sound and all(isinstance(size, int) for size in each["shape"])
+        sound = sound and is_whole(each["size"], MAX_SIZE) and isinstance(each["sha256"], str)
+    for path, each in manifest["tree"].items():
+        sound = (
+            sound and len(path) <= MAX_PATH and is_text(each["dtype"], MAX_DTYPE) and isinstance(each["shape"], list)
+        )
+        sound = sound and len(each["shape"]) <= MAX_DIMENSIONS and all(is_whole(n, MAX_SIZE) for n in each["shape"])
     return sound
 
 

@@ -23,7 +23,7 @@ METADATA = "_METADATA"  # Orbax reads the names of a state's arrays from here
 EXTENT = re.compile(r"\w+:(.*):(\d+):(\d+)")  # of bytes, as TensorStore notes it: kind:folder:file:offset:length
 
 
-class LiteralPath(type(epath.Path(os.sep))):
+class LiteralPath(type(epath.Path(os.sep))):  # type: ignore[misc] # etils exports no class of local paths
     """A path below which Orbax finds what it has written, whatever signs the path has: its own would read [ ] * ?."""
 
     def glob(self, pattern: str) -> Iterator[epath.Path]:
@@ -82,7 +82,10 @@ def misfit(folder: str, tree: Mapping[str, Leaf]) -> str:
 
 
 def _misfit(
-    arrays: Mapping[str, Leaf], expected: Mapping[str, Leaf], keys: Mapping[str, tuple[str, int]], sizes: Mapping[str, int]
+    arrays: Mapping[str, Leaf],
+    expected: Mapping[str, Leaf],
+    keys: Mapping[str, tuple[str, int]],
+    sizes: Mapping[str, int],
 ) -> str:
     if METADATA not in sizes:
         return f"{METADATA} is missing"

@@ -48,7 +48,7 @@ class CheckpointWriter(Checkpoints):
 
     def __init__(
         self, workdir: str | Path, *, every_steps: int, every_minutes: float, keep_last: int, keep_every_steps: int
-    ):  # fmt: skip
+    ):
         at_least(1, "checkpoint", every_steps=every_steps, keep_last=keep_last)
         at_least(0, "checkpoint", every_minutes=every_minutes, keep_every_steps=keep_every_steps)
         super().__init__(workdir)

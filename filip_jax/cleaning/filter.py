@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from filip_jax import folders
 from filip_jax.cleaning.judge import Judge
-from filip_jax.cleaning.pieces import CAPTIONS, PIECE, PLAN, Work, piece_bounds, run
+from filip_jax.cleaning.pieces import PIECE, PLAN, Work, piece_bounds, run
 from filip_jax.cleaning.repeats import count_repeats, write_array
 from filip_jax.cleaning.report import Tally, summary
 from filip_jax.cleaning.rules import Rules
 from filip_jax.data.each_caption import EachCaption
 from filip_jax.data.identity import changes
 from filip_jax.data.joined import Mixture
-from filip_jax.data.kept import INDICES, REPORT, TEXTS
+from filip_jax.data.kept import INDICES, REPORT, SCHEMA, TEXTS
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
 from filip_jax.files import LOCK, locked, remove_abandoned, replacing, write_atomically
@@ -137,6 +138,7 @@ def _filter(work: Work, output: Path, plan: dict[str, Any], workers: int) -> dic
         return report
     begun = work.folder / PLAN
     if begun.is_file():
+        folders.check_unlinked(work.folder, "remove it, or name another output")
         _same(output, read_json(begun), plan)
     elif any((output / name).exists() for name in (INDICES, TEXTS)):
         raise UserError(f"filter: output={str(output)!r} holds {INDICES} or {TEXTS}, but not of a filter: name another")
@@ -167,8 +169,8 @@ def _check(source: Source, dry_run: bool, first: int, spread: int, workers: int)
         raise UserError("filter: a mixture; filter its sources one by one, each has its own `keep`")
     if isinstance(source, EachCaption):
         raise UserError("filter: each_caption=True: filter without it; training takes it beside `keep`")
-    if getattr(source, "kept", None) is not None:
-        raise UserError(f"filter: keep={source.kept.folder!r}: the data was filtered; filter all of it, with all rules")
+    if (kept := getattr(source, "kept", None)) is not None:
+        raise UserError(f"filter: keep={kept.folder!r}: the data was filtered; filter all of it, with all rules")
     if workers < 0:
         raise UserError(f"filter: workers={workers} must be at least 0")
     if first < 0 or spread < 0 or (first and spread):
@@ -239,7 +241,7 @@ def _join(work: Work, output: Path, kept: int) -> None:
     else:  # an empty file cannot be mapped
         write_array(output / INDICES, np.zeros(0, np.int64))
     beside = replacing(output / TEXTS)
-    with beside as new, pa.OSFile(str(new), "wb") as sink, pa.ipc.new_file(sink, CAPTIONS) as writer:
+    with beside as new, pa.OSFile(str(new), "wb") as sink, pa.ipc.new_file(sink, SCHEMA) as writer:
         waiting: list[pa.Table] = []  # few large batches are searched faster than many small ones
         for piece in pieces:
             with pa.OSFile(str(work.file(piece, TEXTS))) as file:

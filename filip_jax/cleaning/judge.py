@@ -92,7 +92,7 @@ class Judge:
             verdict.reason = hit[0]
             verdict.hits.append(hit)
             return verdict
-        verdict.kept = tuple(self._named(caption, verdict) for caption in kept) if self.names else tuple(kept)
+        verdict.kept = tuple(_named(self.names, caption, verdict) for caption in kept) if self.names else tuple(kept)
         verdict.changed = verdict.kept != captions
         return verdict
 
@@ -122,13 +122,6 @@ class Judge:
         reason = shape_reason(width, height, self.rules.min_side, self.rules.max_aspect)
         return (reason, f"{width} x {height}") if reason else None
 
-    def _named(self, caption: Caption, verdict: Verdict) -> Caption:
-        text = self.names.replace(caption.text)
-        if text == caption.text:
-            return caption
-        verdict.hits.append((NAMED, f"{text} <- {caption.text}"))
-        return replace(caption, text=text)
-
 
 def picture_size(source: Source, index: int) -> tuple[int, int]:
     """Width and height in pixels: from the head of the file, or else from the whole file.
@@ -144,3 +137,11 @@ def picture_size(source: Source, index: int) -> tuple[int, int]:
             pass
     image = source[index].image
     return image.shape[1::-1] if isinstance(image, np.ndarray) else decode(image).size
+
+
+def _named(names: Names, caption: Caption, verdict: Verdict) -> Caption:
+    text = names.replace(caption.text)
+    if text == caption.text:
+        return caption
+    verdict.hits.append((NAMED, f"{text} <- {caption.text}"))
+    return replace(caption, text=text)

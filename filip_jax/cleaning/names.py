@@ -11,9 +11,8 @@ import pkgutil
 import re
 from functools import cache
 from importlib import resources
-from pathlib import Path
 
-from filip_jax.extras import extra_module
+from filip_jax.extras import extra_folder, extra_module
 
 PERSON = "<person>"
 NEEDS = "the rule for names of persons needs"
@@ -120,7 +119,7 @@ class Names:
         return all(
             word.lower() in _PARTICLES
             or _initial(word)
-            or (_capital(word) and (_bare(word) in self.first or sentence and _bare(word) in self.last))
+            or (_capital(word) and (_bare(word) in self.first or (sentence and _bare(word) in self.last)))
             for word in words
         )
 
@@ -161,10 +160,10 @@ def _lists() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     From Faker's providers of all countries and from the US census of 1990 in the package `names`.
     """
     person = extra_module("faker.providers.person", "clean", NEEDS)
-    census = Path(extra_module("names", "clean", NEEDS).__file__).parent
-    first, last = set(), set()
+    census = extra_folder("names", "clean", NEEDS)
+    first, last = set[str](), set[str]()
     for module in pkgutil.iter_modules(person.__path__):
-        provider = importlib.import_module(f"{person.__name__}.{module.name}").Provider
+        provider = importlib.import_module(f"{person.__name__}.{module.name}").Provider  # noqa: TID251 - of Faker's folder
         for name, value in inspect.getmembers(provider, lambda value: not isinstance(value, property)):
             if name.startswith(("first_names", "last_names")):
                 (first if name.startswith("first") else last).update(map(str.lower, value))

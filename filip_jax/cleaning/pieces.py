@@ -1,10 +1,12 @@
 """The work on one piece of a source, in this process or in workers; each result file is whole or absent."""
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,7 @@ from filip_jax.cleaning.judge import Judge
 from filip_jax.cleaning.repeats import repeats_of, write_array, write_hashes
 from filip_jax.cleaning.report import Tally
 from filip_jax.cleaning.rules import Rules, text_hash
+from filip_jax.data.kept import SCHEMA
 from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import Source
 from filip_jax.files import remove_abandoned, write_atomically
@@ -22,7 +25,6 @@ from filip_jax.workers import run as run_workers
 PLAN = "plan.json"
 RESULT = re.compile(r"plan\.json|repeats\.npy|\d{8,}\.(hashes\.npy|kept\.npy|captions\.arrow|json)")
 PIECE = 10_000  # records at most
-CAPTIONS = pa.schema([("index", pa.int64()), ("origin", pa.string()), ("text", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -80,16 +82,16 @@ class Worker:
     """A process's share of the work; rules that need models load them once."""
 
     def __init__(self, work: Work):
-        self.work, self.judge, self.repeats = work, None, None
+        self.work = work
+        self.judge: Judge | None = None
+        self.repeats: tuple[np.ndarray, np.ndarray] | None = None
 
     def count(self, piece: int) -> int:
         """First pass: the hashes of the piece's texts, file.hashes.npy."""
         hashes = []
         for index in self.work.indices(piece):
-            try:
+            with contextlib.suppress(BadRecord):  # the second pass counts it
                 hashes += [text_hash(caption.text) for caption in self.work.source.captions(index)]
-            except BadRecord:
-                pass  # the second pass counts it
         write_hashes(self.work.file(piece, "hashes.npy"), hashes)
         return piece
 
@@ -99,8 +101,9 @@ class Worker:
         if self.judge is None:
             self.judge = Judge(work.rules)
             if work.rules.max_repeats:
-                self.repeats = np.load(work.folder / "repeats.npy", mmap_mode="r")
-        repeats = repeats_of(work.file(piece, "hashes.npy"), *self.repeats) if work.rules.max_repeats else {}
+                hashes, counts = np.load(work.folder / "repeats.npy", mmap_mode="r")
+                self.repeats = hashes, counts
+        repeats = repeats_of(work.file(piece, "hashes.npy"), *self.repeats) if self.repeats else {}
         tally, kept, rows = Tally(), [], []
         for index in work.indices(piece):
             verdict = self.judge.record(work.source, index, repeats)
@@ -116,11 +119,11 @@ class Worker:
 
 
 def _arrow(rows: list[tuple[int, str, str]]) -> bytes:
-    columns = list(zip(*rows)) or [[], [], []]
+    columns: list[tuple[Any, ...]] = list(zip(*rows)) or [(), (), ()]
     texts = [[text.encode("utf-8", "replace").decode("utf-8") for text in column] for column in columns[1:]]
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, CAPTIONS) as writer:
-        writer.write_table(pa.table([columns[0], *texts], schema=CAPTIONS))
+    with pa.ipc.new_file(sink, SCHEMA) as writer:
+        writer.write_table(pa.table([columns[0], *texts], schema=SCHEMA))
     return sink.getvalue().to_pybytes()
 
 

@@ -98,15 +98,17 @@ def _place(rule: str) -> tuple[int, str]:
 def table(report: dict[str, Any]) -> str:
     """A report as a Markdown table for people: a line for each rule, with three examples."""
     looked = max(1, report["records"])
-    rows = [("rule", "records", "share", "captions", "examples")]
+    rows: list[tuple[str, ...]] = [("rule", "records", "share", "captions", "examples")]
     lines = [*report["dropped_by"].items(), ("names replaced", report["person_names"])]
     for rule, hit in lines:
         shown = "; ".join(_short(example["text"]) for example in hit["examples"][:3])
-        rows.append((cell(rule), f"{hit['records']:,}", f"{hit['records'] / looked:.2%}", f"{hit['captions']:,}", shown))
+        rows.append(
+            (cell(rule), f"{hit['records']:,}", f"{hit['records'] / looked:.2%}", f"{hit['captions']:,}", shown)
+        )
     kept = report["kept_records"]
     rows.append(("kept", f"{kept:,}", f"{kept / looked:.2%}", f"{report['kept_captions']:,}", ""))
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    rows.insert(1, tuple("-" * width for width in widths) + ("--------",))
+    rows.insert(1, (*("-" * width for width in widths), "--------"))
     table = "\n".join(
         f"| {row[0]:<{widths[0]}} | " + " | ".join(f"{row[n]:>{widths[n]}}" for n in (1, 2, 3)) + f" | {row[4]} |"
         for row in rows

@@ -13,14 +13,14 @@ from typing import Any
 import jax
 import jaxlib
 import numpy as np
-from jax._src import distributed
 
 from filip_jax import __version__, progress
 from filip_jax.cluster import service
 from filip_jax.cluster.watch import HUNG, Watch, check_signals
-from filip_jax.errors import UserError
+from filip_jax.errors import ProcessLost, UserError
 from filip_jax.sections import at_least
 
+LOST = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")  # the states of gRPC in which the other side cannot be reached
 JAX_IS_LATER = 2  # times: it ends processes without naming the one that is gone, see pulse.py
 SAME = ("python", "jax", "jaxlib", "numpy", "filip_jax", "config")  # what all processes must have alike
 
@@ -50,14 +50,15 @@ def join_processes(watch: Watch, heartbeat_seconds: int, start_seconds: int) -> 
     `start_seconds`, the watch ends the process: JAX itself would only abort. Progress is shown by the first process.
 
     Raises:
-        UserError: neither does, the address can not be, or this process is there already.
+        UserError: neither does, the address cannot be, or this process is there already.
+        ProcessLost: another process ended before all had met.
     """
     count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
     address = os.environ.get("JAX_COORDINATOR_ADDRESS", "")
     _check_environment(count, index, address)
     _claim(address, index)
     jax.config.update("jax_enable_preemption_service", False)  # signals are ours, see watch.py
-    given = {"num_processes": int(count), "process_id": int(index)} if count and index else {}
+    given: dict[str, Any] = {"num_processes": int(count), "process_id": int(index)} if count and index else {}
     who = f"this is process {index} of {count}, they meet at {address}" if given else "the cluster names them"
     hint = "; a loopback address is another one on each host" if is_loopback(address) else ""
     line = (
@@ -71,13 +72,26 @@ def join_processes(watch: Watch, heartbeat_seconds: int, start_seconds: int) -> 
                 heartbeat_timeout_seconds=JAX_IS_LATER * heartbeat_seconds,
             )  # fmt: skip
     except (ValueError, RuntimeError) as error:
+        _check_lost(error)
         first = " ".join(str(error).split())[:300]
         raise UserError(
             f"--distributed: {first}; outside of Slurm, Kubernetes, TPU and Open MPI set "
             "JAX_COORDINATOR_ADDRESS=host:port, JAX_NUM_PROCESSES and JAX_PROCESS_ID (0 to number - 1, each once)"
         ) from error
-    if jax.process_index():
+    try:
+        index = jax.process_index()  # makes the backends, for which the processes tell each other their devices
+    except RuntimeError as error:
+        _check_lost(error)
+        raise
+    if index:
         progress.silence()
+
+
+def _check_lost(error: Exception) -> None:
+    """Raise ProcessLost if an error of JAX says that another process could not be reached: it may come back."""
+    if any(status in str(error) for status in LOST):
+        text = " ".join(str(error).split())[:300]
+        raise ProcessLost(f"another process was lost while the processes met: {text}") from error
 
 
 _claimed: list[socket.socket] = []  # held until the process ends
@@ -132,7 +146,7 @@ def describe_process(config: Mapping[str, Any]) -> dict[str, Any]:
         "ids": [device.id for device in devices], "python": platform.python_version(), "jax": jax.__version__,
         "jaxlib": jaxlib.__version__, "numpy": np.__version__, "filip_jax": __version__,
         "config": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12],
-        "coordinator": distributed.global_state.coordinator_address or "",
+        "coordinator": service.address(),
     }  # fmt: skip
 
 

@@ -26,11 +26,9 @@ class Decision:
     error: str = ""
     lost: str = ""
 
-    def end(self, said: str) -> Preempted | ProcessLost | None:
-        """Return why the run ends before its time, with the words `said` behind it; None if it goes on."""
-        if self.stop:
-            return Preempted(f"{self.stop}: {said}")
-        return ProcessLost(f"{self.lost}; {said}") if self.lost else None
+    def end(self, said: str) -> Preempted | ProcessLost:
+        """Return why the run ends before its time, which `stop` or `lost` says, with the words `said` behind it."""
+        return Preempted(f"{self.stop}: {said}") if self.stop else ProcessLost(f"{self.lost}; {said}")
 
 
 def roll_call(watch: Watch, step: int, ready: Callable[[float], bool], save: Callable[[], bool]) -> Decision:
@@ -67,7 +65,8 @@ class _Ready:
     """A process's own vote: whether it has its batch, or what keeps it from ever having one."""
 
     def __init__(self, ready: Callable[[float], bool]):
-        self.ready, self.is_ready, self.error, self.lost = ready, False, None, ""
+        self.ready, self.is_ready, self.lost = ready, False, ""
+        self.error: Exception | None = None
 
     def look(self, seconds: float) -> bool:
         """Whether there is a vote to give, waiting so long for it."""

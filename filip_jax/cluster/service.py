@@ -110,5 +110,10 @@ def wait_for_all(folder: str, seconds: float) -> None:
         time.sleep(0.02)
 
 
+def address() -> str:
+    """Return the host:port of the service; "" where this process is the only one."""
+    return distributed.global_state.coordinator_address or ""
+
+
 def _client() -> Any:
     return distributed.global_state.client

@@ -13,8 +13,10 @@ import signal
 import sys
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 from filip_jax.console import show, show_error
 from filip_jax.errors import UserError
@@ -44,7 +46,7 @@ class Watch:
     """
 
     def __init__(self):
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.stop, self.unsaved, self.handled = "", False, False
         self.on_leave: list[Callable[[int, str], None]] = []
         self.laggards: Callable[[], str] = lambda: ""
@@ -54,7 +56,7 @@ class Watch:
         self._lock = threading.RLock()
         self._phases = [("start", time.monotonic())]
         self._since = time.monotonic()
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Any] = {}
         self._signals: dict[int, str] = {}
         self._ended = False
         self._deadline: tuple[float, str] | None = None
@@ -174,7 +176,9 @@ class Watch:
             self._look_after_the_run()
         except Exception as error:  # without this thread nobody hears signals, or notices a hang
             show_error()
-            self.leave(HUNG, f"filip: the thread that watches the run failed: {type(error).__name__}: {error}; exit {HUNG}")
+            self.leave(
+                HUNG, f"filip: the thread that watches the run failed: {type(error).__name__}: {error}; exit {HUNG}"
+            )
 
     def _look_after_the_run(self) -> None:
         while not self._ended:
@@ -208,7 +212,7 @@ class Watch:
 def leave(code: int, line: str, actions: Sequence[Callable[[int, str], None]]) -> None:
     """Ends this process without Python's own last acts, which wait for threads and for other processes."""
     for action in actions:
-        _in_time(lambda action=action: action(code, line))
+        _in_time(partial(action, code, line))
     _in_time(lambda: [child.kill() for child in multiprocessing.active_children()])
     _in_time(lambda: (sys.stdout.flush(), sys.stderr.flush()))
     os._exit(code)

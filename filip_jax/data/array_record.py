@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from filip_jax import storage
 from filip_jax.data.examples import Values, features_of, image_advice, say_features
-from filip_jax.data.identity import digest, identify
+from filip_jax.data.identity import digest, digest_of_files, identify
 from filip_jax.data.own_record import MAGIC, decode_record, encode_record
 from filip_jax.data.record import IMAGE_BYTES, BadRecord, Caption, Record
 from filip_jax.data.riegeli import content_digests
@@ -44,12 +45,19 @@ class ArrayRecord:
         UserError: no such files, or a bucket that the reader of ArrayRecord can not reach.
     """
 
+    _ahead: tuple[int, Sequence[bytes]]
+    _alone: int
+    _latest: tuple[int, Any]
+    _readers: OrderedDict[int, ArrayRecordReader]
+    _lock: Lock
+    _turn: Lock
+
     def __init__(self, *, path: str, caption_keys: Sequence[str] = (), image: str = "image"):
         if path.startswith("s3://"):
             raise UserError(
                 f"path={path!r}: the reader of ArrayRecord knows no s3://; copy the files, or read tars there"
             )
-        self.left_out = Counter()
+        self.left_out = Counter[str]()
         found = storage.find(path, SUFFIXES, "path", self.left_out)
         try:
             with ThreadPoolExecutor(32) as pool:
@@ -63,7 +71,7 @@ class ArrayRecord:
         self._many = min(AHEAD, 1 + AHEAD_BYTES * self.ends[-1] // (1 + sum(file.size for file in found)))
         self.identity = identify(
             names=digest(storage.name_of(file.path) for file in found), records=len(self),
-            content=digest(content_digests(found, len(self))), image=image, caption_keys=self.caption_keys,
+            content=digest_of_files(content_digests(found, len(self)), storage.is_remote(path)), image=image, caption_keys=self.caption_keys,
         )  # fmt: skip
         self.__setstate__({})
         self.seen = self._look() + say_left_out(self.left_out)
@@ -118,11 +126,12 @@ class ArrayRecord:
     def _read_some(self, index: int, many: int) -> Sequence[bytes]:
         file = bisect_right(self.ends, index)
         start = index - self.ends[file] + int(self.shard_sizes[file])
-        end, records = min(start + many, int(self.shard_sizes[file])), []
+        end, records, step = min(start + many, int(self.shard_sizes[file])), list[bytes](), 1
         try:
             while start + len(records) < end and sum(map(len, records)) <= AHEAD_BYTES:  # unpacked, they may be large
                 first = start + len(records)
-                records += self._reader(file).read(first, min(first + PIECE, end))
+                records += self._reader(file).read(first, min(first + step, end))
+                step = min(2 * step, PIECE)  # what the first ones unpack to, others are likely to
         except (RuntimeError, IndexError):  # a damaged record spoils only itself
             return records or self._read_one(file, start)
         return records

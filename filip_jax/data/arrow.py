@@ -14,10 +14,12 @@ from typing import Any
 import pyarrow as pa
 
 from filip_jax import storage
+from filip_jax.data.arrow_messages import check_unpacked
 from filip_jax.data.column_types import inner_type, is_list, is_text
 from filip_jax.data.columnar import KEPT, MAX_PATH_BYTES, Columnar, Footer, column_of, damage
 from filip_jax.errors import UserError
 
+SUFFIXES = (".arrow", ".feather", ".ipc")
 READERS = 64  # columns of files that stay open
 MAX_UNPACKED = KEPT // READERS  # bytes of a compressed stream that are kept, of its latest batch any
 MAGIC = b"ARROW1"  # of a file whose batches have an index; a stream has none
@@ -45,12 +47,13 @@ class Arrow(Columnar):
         if storage.is_remote(path):
             raise UserError(f"path={path!r}: Arrow files are mapped into memory: copy them to a disk")
         left_out: Counter[str] = Counter()
-        files = storage.find(path, (".arrow",), "path", left_out)
+        files = storage.find(path, SUFFIXES, "path", left_out)
         found = _of_split(files, path, split, left_out)
         super().__init__(found, path, left_out, image=image, caption_keys=caption_keys, key=key, images=images)
 
     def _footer(self, path: str) -> Footer:
         schema = _opened(path).schema
+        check_unpacked(path, *_mapped(path))
         captions = dict.fromkeys(tuple(column_of(name, schema)) for name in self.caption_keys)
         first = next((name for name, *_ in captions if name in schema.names), "")  # of which no batch is large
         batches = _batches(path, schema.names.index(first) if first else 0) if schema.names else ()
@@ -97,7 +100,7 @@ class _Stream:
 
     def _begin(self) -> None:
         self.rest = _batches(self.path, self.field)
-        self.first, self.batches, self.bytes = 0, [], 0
+        self.first, self.batches, self.bytes = 0, list[pa.RecordBatch](), 0
 
     def get_batch(self, number: int) -> pa.RecordBatch:
         """Return a batch. Raises an IndexError if there are not so many."""
@@ -123,10 +126,16 @@ def _unpacked(batch: pa.RecordBatch) -> int:
 def _opened(path: str, *fields: int) -> pa.RecordBatchReader | pa.RecordBatchFileReader:
     """A reader of some columns, given by their numbers, or of all."""
     options = pa.ipc.IpcReadOptions(included_fields=list(fields))
-    file = pa.memory_map(path)  # whose descriptor closes with the reader
+    file, is_file = _mapped(path)
+    return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(file, options=options)
+
+
+def _mapped(path: str) -> tuple[pa.MemoryMappedFile, bool]:
+    """A file, whose descriptor closes with its reader, and whether it is no stream."""
+    file = pa.memory_map(path)
     is_file = file.read(len(MAGIC)) == MAGIC
     file.seek(0)
-    return (pa.ipc.open_file if is_file else pa.ipc.open_stream)(file, options=options)
+    return file, is_file
 
 
 def _batches(path: str, field: int) -> Iterator[pa.RecordBatch]:

@@ -39,7 +39,7 @@ class ClassFolder:
             raise UserError(f"class_folder: path={path!r} is not a folder")
         if caption_keys:
             raise UserError(f"class_folder: caption_keys={tuple(caption_keys)}: its texts are the names of the classes")
-        self.root, self.left_out = path, Counter()
+        self.root, self.left_out = path, Counter[str]()
         files = walk(path, ENDINGS, self.left_out)
         inside = [file for file in files if "/" in file.name]
         if len(files) > len(inside):
@@ -57,9 +57,11 @@ class ClassFolder:
         self.shard_sizes = np.bincount(self.labels, minlength=len(directories))
         self._warn_of_classes(directories)
         self.identity = identify(
-            names=digest(self.images), sizes=digest(str(file.size) for file in inside), records=len(inside),
+            names=digest(self.images),
+            sizes=digest(str(file.size) for file in inside),
+            records=len(inside),
             classes=digest(self.class_names),
-        )  # fmt: skip
+        )
         some = ", ".join(self.class_names[:4]) + (" …" if len(directories) > 4 else "")
         self.seen = f"{len(self.images)} images of {len(directories)} classes: {some}{say_left_out(self.left_out)}"
 

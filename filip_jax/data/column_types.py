@@ -21,7 +21,8 @@ def plain(kind: pa.DataType) -> pa.DataType:
 def is_list(kind: pa.DataType) -> bool:
     """Return whether values of this type are lists."""
     types = pa.types
-    return any(is_one(kind) for is_one in (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view))
+    of = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
+    return any(is_one(kind) for is_one in of)
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -78,7 +79,9 @@ def option_advice(option: str, schema: pa.Schema, fits: Callable[[pa.DataType], 
         return advice(option, encoded or others, are_fit=bool(encoded))
     if others and set(others) <= set(label_names(schema)):
         return f"say label={others[0]}"
-    return advice(option, others or [name for field in single for name in _fields(field.name, field.type, fits)], are_fit=True)
+    return advice(
+        option, others or [name for field in single for name in _fields(field.name, field.type, fits)], are_fit=True
+    )
 
 
 def field_advice(option: str, name: str, kind: pa.DataType, fits: Callable[[pa.DataType], bool]) -> str:

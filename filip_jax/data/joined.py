@@ -37,7 +37,7 @@ class Joined:
         if side is not None:
             self.identity = extend(self.identity, side_captions=side.identity, origins=list(weights or side.origins))
             self.seen += f"; the side file holds {', '.join(side.origins)}"
-            self._warn_of_strangers()
+            self._warn_of_strangers(side)
         if kept is not None:
             kept.check(self.identity, len(source))
             bounds = np.searchsorted(kept.indices, np.concatenate([[0], np.cumsum(source.shard_sizes)]))
@@ -47,12 +47,12 @@ class Joined:
         if hasattr(source, "image_head"):
             self.image_head = self._image_head
 
-    def _warn_of_strangers(self) -> None:
+    def _warn_of_strangers(self, side: SideCaptions) -> None:
         count = min(LOOKED_AT, len(self.source))
         keys = [self.source.where(n * len(self.source) // count)[1] for n in range(count)]
-        if keys and not any(map(self.side.of, keys)):
+        if keys and not any(map(side.of, keys)):
             warnings.warn(
-                f"the side file has no text for any of {count} records looked at: its keys read {self.side.some_key!r}, "
+                f"the side file has no text for any of {count} records looked at: its keys read {side.some_key!r}, "
                 f"the data's {keys[0]!r}",
                 stacklevel=4,
             )
@@ -109,7 +109,7 @@ class Mixture:
 
     def __init__(self, parts: Mapping[str, Any], weights: Mapping[str, Any]):
         self.parts = dict(parts)
-        for name, part in parts.items():
+        for name in parts:
             weight = weights.get(name)
             if weights and (
                 isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= WEIGHT

@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow as pa
 
 from filip_jax.data.content import sha256_of
-from filip_jax.data.identity import OLDER, changes, digest, is_older
+from filip_jax.data.identity import ELSEWHERE, OLDER, changes, digest, is_elsewhere, is_older
+from filip_jax.data.mapped import check_columns, map_array, map_table
 from filip_jax.data.record import Caption
 from filip_jax.errors import UserError
 from filip_jax.small_files import read_json
 
 INDICES, TEXTS, REPORT = "kept.npy", "captions.arrow", "report.json"
+SCHEMA = pa.schema([("index", pa.int64()), ("origin", pa.string()), ("text", pa.string())])  # of the texts
 
 
 class Kept:
@@ -43,15 +45,19 @@ class Kept:
     def check(self, identity: str, records: int) -> None:
         """Raise a UserError unless this data, with so many records and these captions, was filtered.
 
-        What an earlier version filtered, whose identity cannot be compared, counts if it had as many records.
+        What an earlier version filtered, or lay in a bucket or does now, whose identity cannot be compared, counts if it
+        had as many records.
         """
-        if is_older(self.of, identity) and self.of is not None and self.records == records:
-            warnings.warn(f"keep={self.folder!r}: {OLDER}: if the data changed since, filter again", stacklevel=4)
+        reason = ELSEWHERE if is_elsewhere(self.of, identity) else OLDER if is_older(self.of, identity) else ""
+        if reason and self.of is not None and self.records == records:
+            warnings.warn(f"keep={self.folder!r}: {reason}: if the data changed since, filter again", stacklevel=4)
         elif changed := changes(self.of, identity):
             raise UserError(
                 f"keep={self.folder!r} was made of other data, or with other caption_keys or side_captions "
                 f"(what differs: {changed}): filter again"
             )
+        if len(self) and self.indices[-1] >= records:
+            raise UserError(f"keep={self.folder!r}: kept.npy is damaged: it names more than the {records} records")
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -60,20 +66,22 @@ class Kept:
     def indices(self) -> np.ndarray:
         """Of the records that are left, in the source."""
         try:
-            indices = np.load(Path(self.folder) / INDICES, mmap_mode="r")
-        except (ValueError, EOFError) as error:
+            indices = map_array(Path(self.folder) / INDICES, np.int64)
+            if len(indices) and (indices[0] < 0 or not (indices[1:] > indices[:-1]).all()):
+                raise ValueError("it is not in ascending order")
+        except (OSError, ValueError) as error:
             raise UserError(f"keep={self.folder!r}: kept.npy is damaged: {error}") from error
-        if indices.dtype != np.int64 or indices.ndim != 1:
-            raise UserError(f"keep={self.folder!r}: kept.npy is damaged: {indices.dtype} of {indices.ndim} dimensions")
         return indices
 
     @cached_property
     def _table(self) -> tuple[np.ndarray, pa.Table]:
         try:
-            table = pa.ipc.open_file(pa.memory_map(str(Path(self.folder) / TEXTS))).read_all()
-            return table.column("index").to_numpy(), table
-        except (pa.ArrowException, KeyError) as error:
+            table = map_table(Path(self.folder) / TEXTS, SCHEMA)
+            for batch in table.to_batches():
+                check_columns(batch.columns)
+        except (OSError, ValueError) as error:
             raise UserError(f"keep={self.folder!r}: captions.arrow is damaged: {error}") from error
+        return table.column("index").to_numpy(), table
 
     def replaced(self, index: int) -> tuple[Caption, ...]:
         """The texts of record `index` of the source if they changed, else none."""

@@ -33,7 +33,8 @@ class Labelled:
             own = getattr(source, "class_names", None)
             if own is None:
                 raise UserError("class_names: the source has no labels; say which text holds them: label=cls")
-            if names is not None and len(names) != len(own):
+            names = own if names is None else names
+            if len(names) != len(own):
                 raise UserError(
                     f"class_names={class_names!r} has {len(names)} names, but the source {len(own)} classes"
                 )

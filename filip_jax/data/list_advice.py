@@ -23,9 +23,7 @@ def of_bad_rows(files: Sequence[str], problems: str) -> str:
     )
 
 
-def of_columns(
-    wanted: Mapping[str, str], files: Sequence[str], sizes: Sequence[int], columns: Sequence[str]
-) -> str:
+def of_columns(wanted: Mapping[str, str], files: Sequence[str], sizes: Sequence[int], columns: Sequence[str]) -> str:
     """Return what to say where columns that options name are missing, or never hold what is wanted.
 
     Args:

@@ -9,7 +9,16 @@ from filip_jax.errors import UserError
 
 FROM = "; if paths start elsewhere, say images=FOLDER"
 COUNTED = re.compile(r"#\d+$")
-ABSENT = (errno.ENOENT, errno.EINVAL, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
+ABSENT = (
+    errno.ENOENT,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EACCES,
+    errno.EPERM,
+)
 
 
 def read_listed(folder: str, name: str, most: int, hint: str = "") -> bytes:

@@ -1,8 +1,8 @@
 """How the names of a tar's members make samples: a key, which members share, and a kind.
 
-  first_dot  a/000012.de.txt -> a/000012, de.txt   as webdataset splits them
-  last_dot   a/photo.2021.0.jpg -> a/photo.2021.0, jpg
-  folder     a/000012/caption.txt -> a/000012, caption.txt   a folder is a sample; images and JSON go by their ending
+first_dot  a/000012.de.txt -> a/000012, de.txt   as webdataset splits them
+last_dot   a/photo.2021.0.jpg -> a/photo.2021.0, jpg
+folder     a/000012/caption.txt -> a/000012, caption.txt   a folder is a sample; images and JSON go by their ending
 """
 
 from filip_jax.data.decode import ENDINGS
@@ -24,4 +24,5 @@ def split(name: str, keys: str) -> tuple[str, str]:
 
 def why_name_left_out(name: str) -> str:
     """Return the reason why a member of this name never counts: the rules are those of folders, as in walk.py."""
-    return next(filter(None, (why_left_out(part) for part in name.split("/") if part not in (".", "..")), ), "")
+    reasons = (why_left_out(part) for part in name.split("/") if part not in (".", ".."))
+    return next(filter(None, reasons), "")

@@ -73,7 +73,7 @@ class Order:
         weights = [Fraction(part.weight) for part in parts]
         self.shares = [weight / sum(weights[i:]) for i, weight in enumerate(weights)]
         self._cache: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
-        self.pieces = [_cut(part.shard_sizes, block_size) for part in parts] if shuffle == "block" else None
+        self.pieces = [_cut(part.shard_sizes, block_size) for part in parts] if shuffle == "block" else []
 
     def visit(self, n: int) -> Visit:
         """Sample n."""

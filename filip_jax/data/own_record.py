@@ -15,7 +15,9 @@ MAGIC = b"filip1\r\n"
 
 
 def encode_record(record: Record) -> bytes:
-    """A record of ours; its image must be encoded."""
+    """Return a record of ours. Raises a TypeError if its image is not encoded."""
+    if not isinstance(record.image, bytes):
+        raise TypeError(f"record {record.key}: its image is an array; encode it")
     head = {
         "key": record.key,
         "shard": record.shard,

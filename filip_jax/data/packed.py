@@ -11,6 +11,7 @@ READ_BY = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrow"}
 STRANGERS = {b"PK\x03\x04": "zip", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!\x1a\x07": "rar"}
 INSTEAD = {  # the beginning of what lies in the place of a file: how to say it
     b"version https://git-lfs": "is a pointer of Git LFS, not the file itself: git lfs pull", b"<!DOCTYPE ": "is a web page, not the file itself",
+    b"FEA1": "is of Feather's first version: write it anew, as pyarrow.feather.write_feather(read_table(…), …) does",
     b"<!doctype ": "is a web page, not the file itself", b"<html": "is a web page, not the file itself",
 }  # fmt: skip
 ENDINGS = (".gz", ".tgz", ".bz2", ".tbz", ".tbz2", ".xz", ".txz", ".zst", ".tzst", ".lz4")

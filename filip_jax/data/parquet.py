@@ -9,8 +9,9 @@ import io
 import math
 import re
 import warnings
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +21,8 @@ from filip_jax.data.columnar import MAX_PATH_BYTES, Columnar, Footer, column_of,
 from filip_jax.data.row_groups import read_batches
 from filip_jax.errors import UserError
 
+SUFFIXES = (".parquet", ".parq", ".pq")
+MAX_FOOTERS = 1 << 26  # bytes of footers, as they are written, that are kept
 SPLIT = re.compile(r"(train|validation|valid|val|dev|test)-\d{5}-of-\d{5}")  # as Hugging Face names files
 
 
@@ -44,7 +47,7 @@ class Parquet(Columnar):
         images: str = "",
     ):  # fmt: skip
         left_out: Counter[str] = Counter()
-        found = storage.find(path, (".parquet",), "path", left_out)
+        found = storage.find(path, SUFFIXES, "path", left_out)
         splits = dict.fromkeys(match[1] for file in found if (match := SPLIT.match(storage.name_of(file.path))))
         if len(splits) > 1:
             one = f"{storage.folder_of(found[0].path)}/{next(reversed(splits))}-*"
@@ -66,11 +69,22 @@ class Parquet(Columnar):
     def _read(self, path: str, number: int, name: str) -> pa.ChunkedArray:
         try:
             with storage.open_stream(path) as stream:
-                file = pq.ParquetFile(stream)
+                file = pq.ParquetFile(stream, metadata=self._footers.pop(path, None))
+                self._keep(path, file.metadata)
                 columns = [batch.column(0) for batch in read_batches(file, number, [name])]
                 return pa.chunked_array(columns, file.schema_arrow.field(name).type)
         except (pa.ArrowException, OSError) as error:
             raise damage(error, path, name, number) from error
+
+    def _keep(self, path: str, footer: pq.FileMetaData) -> None:
+        """Keep the latest footers, which grow with a file's row groups."""
+        self._footers[path] = footer
+        while len(self._footers) > 1 and sum(each.serialized_size for each in self._footers.values()) > MAX_FOOTERS:
+            self._footers.popitem(last=False)
+
+    def __setstate__(self, state: dict[str, Any]):
+        super().__setstate__(state)
+        self._footers: OrderedDict[str, pq.FileMetaData] = OrderedDict()
 
 
 def _hash_of(

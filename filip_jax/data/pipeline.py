@@ -219,7 +219,7 @@ def batches(
     process_index: int,
     process_count: int,
     groups: bool = False,
-) -> Iterator[Batch]:
+) -> "Batches":
     """Endless batches of this process's rows.
 
     {image uint8 [rows, size, size, 3], label int32 [rows], -1 for none, ids int32 [rows, length], truncated bool [rows],
@@ -260,17 +260,17 @@ def batches(
     if workers:
         flags.FLAGS.mark_as_parsed()  # Grain's worker processes insist on it
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
-    return _Batches(iter(dataset))
+    return Batches(iter(dataset))
 
 
-class _Batches:
+class Batches:
     """Grain's iterator, in whose errors a worker process that is gone is said in words.
 
     Raises:
         ProcessLost: a worker was killed, or no memory is left.
     """
 
-    def __init__(self, batches: Iterator[Batch]):
+    def __init__(self, batches: Any):
         self.batches, self.close = batches, batches.close
 
     def __iter__(self) -> Iterator[Batch]:
@@ -280,7 +280,8 @@ class _Batches:
         try:
             return next(self.batches)
         except (RuntimeError, MemoryError, OSError) as error:
-            killed = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))  # Grain gives it nowhere else
+            # Grain gives the exit code nowhere else.
+            killed = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
             if killed:
                 raise lost("a data worker", int(killed[1]), REMEDY) from error
             number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)

@@ -91,4 +91,6 @@ def _end(start: int, data_size: int, records: int) -> int:
     blocks = (size + (start + USABLE - 1) % BLOCK) // USABLE
     least = start + records
     inside = least % BLOCK
-    return max(start + size + blocks * BLOCK_HEADER, least + (BLOCK_HEADER - inside if 0 < inside < BLOCK_HEADER else 0))
+    return max(
+        start + size + blocks * BLOCK_HEADER, least + (BLOCK_HEADER - inside if 0 < inside < BLOCK_HEADER else 0)
+    )

@@ -114,7 +114,9 @@ def _array_rows(pieces: Iterator[bytes], path: str) -> Iterator[Row]:
         raise UserError(f"{path} begins as one JSON array, but is none: {one_line(str(error))}") from error
     for number, fields in enumerate(objects, 1):
         is_object = isinstance(fields, dict)
-        yield Row(f"object {number}", fields if is_object else {}, "" if is_object else "no object, or one with a key twice")
+        yield Row(
+            f"object {number}", fields if is_object else {}, "" if is_object else "no object, or one with a key twice"
+        )
 
 
 def _object_or_none(pairs: list[tuple[str, Any]]) -> dict[str, Any] | None:

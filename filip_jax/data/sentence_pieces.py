@@ -5,10 +5,11 @@ import io
 import json
 import os
 import signal
-import subprocess
+import subprocess  # noqa: TID251 - to start this Python
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO, cast
 
 import sentencepiece
 
@@ -17,6 +18,7 @@ from filip_jax.workers import lost
 
 PAD, UNKNOWN, BOS, EOS = 0, 1, 2, 3
 SMALLEST = 270  # vocabulary
+REFUSED = 3  # exit code of a trainer that wrote why it cannot train
 
 
 class SentencePieces:
@@ -68,20 +70,22 @@ def train_sentence_pieces(texts: Iterable[str], vocab_size: int) -> bytes:
     command = [sys.executable, "-m", __name__, str(vocab_size)]
     path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"PYTHONPATH": path}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as trainer:
+    # This Python and this module.
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as trainer:  # noqa: S603
+        pipe = cast(IO[bytes], trainer.stdin)
         try:
             with contextlib.suppress(BrokenPipeError):  # what it ended with is told below
                 for text in texts:
-                    trainer.stdin.write(json.dumps(text).encode() + b"\n")
+                    pipe.write(json.dumps(text).encode() + b"\n")
             output, _ = trainer.communicate()
         except BaseException:
             trainer.kill()
             with contextlib.suppress(OSError):  # of what was not written yet
-                trainer.stdin.close()
+                pipe.close()
             raise
     if trainer.returncode == 0:
         return output
-    if not output:
+    if trainer.returncode != REFUSED:  # it may have been killed while it wrote the model
         raise lost("the process that trains a tokenizer", trainer.returncode, "lower tokenizer.captions")
     said = output.decode(errors="replace")
     raise UserError(f"tokenizer.vocab_size={vocab_size}: sentencepiece cannot train on these captions: {said}")
@@ -103,7 +107,7 @@ if __name__ == "__main__":
     try:
         result, code = _train(map(json.loads, sys.stdin.buffer), int(sys.argv[1])), 0
     except (RuntimeError, UnicodeError) as error:
-        result, code = str(error).encode(), 3
+        result, code = str(error).encode(), REFUSED
     sys.stdout.buffer.write(result)
     sys.stdout.flush()
     sys.exit(code)

@@ -88,7 +88,9 @@ class Separated:
         text = _decoded(line)
         if text is None:
             what = TOO_LONG if line is None else "not text in UTF-8"
-            raise UserError(f"{self.path}: its first line is {what}; a list is text, in UTF-8, or in UTF-16 with its mark")
+            raise UserError(
+                f"{self.path}: its first line is {what}; a list is text, in UTF-8, or in UTF-16 with its mark"
+            )
         return text
 
     def _check_names(self) -> None:
@@ -96,7 +98,9 @@ class Separated:
         if len(self.names) > MAX_COLUMNS:
             raise UserError(f"{self.path} has {len(self.names)} columns; at most {MAX_COLUMNS} are read")
         if double := [name for name in named if named.count(name) > 1]:
-            raise UserError(f"{self.path} has two columns {double[0]!r}: rename one, so that it is clear which is meant")
+            raise UserError(
+                f"{self.path} has two columns {double[0]!r}: rename one, so that it is clear which is meant"
+            )
 
     def __iter__(self) -> Iterator[Row]:
         before = None
@@ -159,7 +163,7 @@ class Separated:
         for match in _matches(self.field, text):
             start = match.start() + 1
             if (match[4] or "").startswith('"') or (may_span and match[3] is not None):
-                if any(inside.match(text, start).end() == len(text) for inside in (DOUBLED, ESCAPED)):
+                if any(_end(inside, text, start) == len(text) for inside in (DOUBLED, ESCAPED)):
                     rest = text[start:]
                     if may_span:
                         break
@@ -190,7 +194,7 @@ class Separated:
         self, inside: re.Pattern, fields: list[str], rest: str
     ) -> tuple[list[str] | None, list[tuple[int, bytes | None]]]:
         """Return the fields of a row whose quoted fields close in further lines, or None; and the lines taken for that."""
-        parts, taken, size = [rest], [], len(rest)
+        parts, taken, size = [rest], list[tuple[int, bytes | None]](), len(rest)
         if not inside.fullmatch(rest):
             return None, taken
         while len(fields) < len(self.names) and (numbered := self._next()) is not None:
@@ -199,7 +203,7 @@ class Separated:
             size += len(text or "") + 1
             if text is None or size > METADATA_BYTES:
                 break
-            end = inside.match(text).end()
+            end = _end(inside, text)
             parts.append(text[:end])
             if end == len(text):
                 continue
@@ -254,10 +258,15 @@ def _decoded(line: bytes | None) -> str | None:
 def _matches(field: re.Pattern, text: str) -> Iterator[re.Match]:
     """The fields of a line."""
     place = 0
-    while place <= len(text):
-        match = field.match(text, place)
+    while place <= len(text) and (match := field.match(text, place)):
         yield match
         place = match.end() + 1
+
+
+def _end(inside: re.Pattern, text: str, start: int = 0) -> int:
+    """Return where the inside of a quoted field ends; it may be empty."""
+    match = inside.match(text, start)
+    return match.end() if match else start
 
 
 def _value(match: re.Match, escapes: re.Pattern) -> str:

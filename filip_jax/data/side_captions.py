@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from filip_jax import folders, storage
 from filip_jax.data.content import content_hashes
 from filip_jax.data.index_folder import are_texts, index_folder, may_write, read_facts
+from filip_jax.data.mapped import MappedTable, map_array
 from filip_jax.data.record import CAPTION_BYTES, BadRecord, Caption, is_caption
 from filip_jax.data.row_groups import read_batches
 from filip_jax.data.rows import read_rows
@@ -68,20 +69,18 @@ class SideCaptions:
     @property
     def some_key(self) -> str:
         """One of the keys, for messages."""
-        table = self._index[2]
-        return table.column(0)[0].as_py() if table.num_rows else ""
+        return self._row(0)[0] if len(self._index[2]) else ""
 
     def of(self, key: str) -> tuple[Caption, ...]:
         """The texts of a record, in the order of the file."""
-        hashes, rows, table = self._index
+        hashes, rows, _ = self._index
         first = np.searchsorted(hashes, _hash(key), side="left")
         last = np.searchsorted(hashes, _hash(key), side="right")
         found = []
         for row in sorted(rows[first:last].tolist()):
-            batch, place = divmod(row, ROWS)
-            columns = [column.chunk(batch)[place].as_py() for column in table.columns]
-            if columns[0] == key:
-                found.append(Caption(columns[2], columns[1]))
+            of, origin, text = self._row(row)
+            if of == key:
+                found.append(Caption(text, origin))
         return tuple(found)
 
     def _make(self, path: str) -> None:
@@ -105,20 +104,29 @@ class SideCaptions:
         )
 
     @cached_property
-    def _index(self) -> tuple[np.ndarray, np.ndarray, pa.Table]:
+    def _index(self) -> tuple[np.ndarray, np.ndarray, MappedTable]:
         """(sorted hashes of keys, the row of each, the rows), mapped from their files."""
         try:
-            hashes = np.load(f"{self.stem}.hashes.npy", mmap_mode="r")
-            rows = np.load(f"{self.stem}.rows.npy", mmap_mode="r")
-            table = pa.ipc.open_file(pa.memory_map(f"{self.stem}.arrow")).read_all()
-            lengths = {len(hashes), len(rows), table.num_rows}
-            if hashes.dtype != np.uint64 or rows.dtype.kind != "i" or len(lengths) > 1 or table.schema != SCHEMA:
+            hashes = map_array(f"{self.stem}.hashes.npy", np.uint64)
+            rows = map_array(f"{self.stem}.rows.npy", np.int64)
+            table = MappedTable(f"{self.stem}.arrow", SCHEMA, ROWS)
+            if len({len(hashes), len(rows), len(table)}) > 1:
                 raise ValueError("its files do not belong together")
             if len(rows) and not 0 <= rows.min() <= rows.max() < len(rows):
                 raise ValueError("it names rows that are not there")
-        except (OSError, ValueError, EOFError, TypeError) as error:
-            raise UserError(f"{self.stem}.* is damaged ({error}): remove it, it is then made again") from error
+        except (OSError, ValueError) as error:
+            raise self._damaged(error) from error
         return hashes, rows, table
+
+    def _row(self, number: int) -> list[str]:
+        """The key, origin and text of a row."""
+        try:
+            return self._index[2].row(number)
+        except ValueError as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> UserError:
+        return UserError(f"{self.stem}.* is damaged ({error}): remove it, it is then made again")
 
     def __getstate__(self):
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}

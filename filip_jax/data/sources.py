@@ -13,13 +13,14 @@ import numpy as np
 from filip_jax.data.annotations import Annotations
 from filip_jax.data.array_record import SUFFIXES as ARRAY_RECORDS
 from filip_jax.data.array_record import ArrayRecord
+from filip_jax.data.arrow import SUFFIXES as ARROWS
 from filip_jax.data.arrow import Arrow
 from filip_jax.data.class_folder import ClassFolder
 from filip_jax.data.decode import ENDINGS
 from filip_jax.data.each_caption import EachCaption
 from filip_jax.data.emoji_scenes import EmojiScenes
 from filip_jax.data.folder import Folder
-from filip_jax.data.identity import OLDER, changes, parts_of
+from filip_jax.data.identity import ELSEWHERE, OLDER, changes, is_elsewhere, parts_of
 from filip_jax.data.joined import WEIGHT, Joined, Mixture
 from filip_jax.data.kept import Kept
 from filip_jax.data.labelled import Labelled
@@ -49,7 +50,7 @@ SOURCES = {
 }
 # endings of what a source reads in its folder, which our own commands write, too
 READS = {
-    "folder": ENDINGS, "class_folder": ENDINGS, "array_record": ARRAY_RECORDS, "arrow": (".arrow",), "jsonl": LISTS,
+    "folder": ENDINGS, "class_folder": ENDINGS, "array_record": ARRAY_RECORDS, "arrow": ARROWS, "jsonl": LISTS,
     "csv": LISTS, "annotations": (".json",),
 }  # fmt: skip
 ALSO_KNOWN_AS = {  # kinds of data by the names that other tools have for them: the source that reads them
@@ -220,15 +221,18 @@ def check_same_data(was: Mapping[str, Any], now: Mapping[str, Any], workdir: Any
 
     Args:
         was: what `describe` gave then; earlier versions noted no more than a `data_sha256` of their own, whose runs go on
-            with a warning.
+            with a warning, as do those whose files lay in a bucket then and now do not, or the other way round.
     """
     if was.get("data_sha256") == now["data_sha256"]:
         return
-    if "data" not in was:
-        warnings.warn(f"the data of {workdir}: {OLDER}; the run goes on: make sure that it has not changed", stacklevel=3)
+    noted, current = json.dumps(was["data"]) if isinstance(was.get("data"), dict) else None, json.dumps(now["data"])
+    if "data" not in was or is_elsewhere(noted, current):
+        reason = ELSEWHERE if "data" in was else OLDER
+        warnings.warn(
+            f"the data of {workdir}: {reason}; the run goes on: make sure that it has not changed", stacklevel=3
+        )
         return
-    noted = was["data"]
-    changed = changes(json.dumps(noted) if isinstance(noted, dict) else None, json.dumps(now["data"]))
+    changed = changes(noted, current)
     raise UserError(
         f"the data of {workdir} is not what the run began with (what differs: {changed}): bring it back, or start in a new "
         "--workdir, with init_from to keep the model"

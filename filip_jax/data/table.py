@@ -19,6 +19,7 @@ from filip_jax.data.identity import identify
 from filip_jax.data.index_folder import are_counts, are_texts, index_folder, may_write, read_facts
 from filip_jax.data.list_advice import FIELDS, of_bad_rows, of_columns, of_fields
 from filip_jax.data.listed import FROM, read_listed
+from filip_jax.data.mapped import MappedTable
 from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, BadRecord, Caption, Record
 from filip_jax.data.rows import read_rows
 from filip_jax.data.separated import Row, separator_of
@@ -107,7 +108,7 @@ class Table:
                 f"path={self.path!r}: {count} of {len(self)} rows cannot be read: {some}; {of_bad_rows(self.files, some)}"
             )
         wanted = {"image": [self.image], "caption_keys": self.caption_keys, "key": [self.key] if self.key else []}
-        absent = {}  # of each option the first column that is not there
+        absent: dict[str, str] = {}  # of each option the first column that is not there
         for option, name in ((option, name) for option, names in wanted.items() for name in names):
             if name not in columns and name.split(".")[0] not in columns:
                 absent.setdefault(option, name)
@@ -165,33 +166,38 @@ class Table:
         return int(np.searchsorted(self.ends, index, side="right"))
 
     def _row(self, index: int) -> tuple[str, str, str, list[list[str]]]:
-        batch, place = divmod(index, ROWS)
-        problem, key, image, *texts = (column.chunk(batch)[place].as_py() for column in self._table.columns)
+        try:
+            problem, key, image, *texts = self._table.row(index)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self.stem}.arrow is damaged ({error}): remove it and its .json, they are made again"
+            ) from error
         return problem, key, image, texts
 
     @cached_property
-    def _table(self) -> pa.Table:
-        try:
-            table = pa.ipc.open_file(pa.memory_map(f"{self.stem}.arrow")).read_all()
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{self.stem}.arrow is damaged ({error}): remove it and its .json") from error
-        if table.num_rows != len(self) or table.num_columns != 3 + len(self.caption_keys):
-            raise UserError(f"{self.stem}.arrow is not of its .json: remove both, they are then made again")
+    def _table(self) -> MappedTable:
+        table = MappedTable(f"{self.stem}.arrow", self._schema(), ROWS)
+        if len(table) != len(self):
+            raise ValueError("it is not of its .json")
         return table
+
+    def _schema(self) -> pa.Schema:
+        texts = [(f"text {n}", pa.list_(pa.string())) for n in range(len(self.caption_keys))]
+        return pa.schema([("problem", pa.string()), ("key", pa.string()), ("image", pa.string()), *texts])
 
     def __getstate__(self):
         return {name: value for name, value in vars(self).items() if name != "_table"}
 
     def _make(self) -> None:
-        texts = [(f"text {n}", pa.list_(pa.string())) for n in range(len(self.caption_keys))]
-        schema = pa.schema([("problem", pa.string()), ("key", pa.string()), ("image", pa.string()), *texts])
+        schema = self._schema()
         rows, captions = hashlib.sha256(), hashlib.sha256()
-        sizes, columns, waiting, bad, some_bad, kinds = [], {}, [], 0, [], _Kinds()
+        sizes, columns, waiting, bad, kinds = [], dict[str, None](), [], 0, _Kinds()
+        some_bad: list[str] = []
         beside = replacing(Path(f"{self.stem}.arrow"))
         with beside as new, pa.OSFile(str(new), "wb") as file, pa.ipc.new_file(file, schema) as out:
             for path in self.files:
                 count = 0
-                for count, row in enumerate(read_rows(path, *self.layout), 1):
+                for count, row in enumerate(read_rows(path, *self.layout), 1):  # noqa: B007 - the last is kept below
                     columns |= dict.fromkeys(row.fields)
                     waiting.append(self._columns(row, kinds))
                     if waiting[-1][0].startswith(UNREADABLE):
@@ -211,8 +217,10 @@ class Table:
             rows=rows.hexdigest(), captions=captions.hexdigest(), records=sum(sizes), image=self.image, key=self.key,
             caption_keys=self.caption_keys,
         )  # fmt: skip
-        facts = {"sizes": sizes, "columns": list(columns), "identity": identity}
-        facts |= {"bad": bad, "some_bad": some_bad, "unusable": kinds.unusable()}
+        facts = {
+            "sizes": sizes, "columns": list(columns), "identity": identity,
+            "bad": bad, "some_bad": some_bad, "unusable": kinds.unusable(),
+        }  # fmt: skip
         storage.write(f"{self.stem}.json", json.dumps(facts).encode())
 
     def _columns(self, row: Row, kinds: "_Kinds") -> tuple:

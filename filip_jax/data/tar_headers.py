@@ -13,7 +13,8 @@ from typing import NamedTuple
 BLOCK = 512
 MAX_END_BYTES = 1 << 20  # that are looked at behind the end; writers fill records of 10 KiB, some of 1 MiB
 HEADER_BYTES = 1 << 16  # of an extended header, which is held whole
-MAX_SHARED_NAME = BLOCK  # bytes of a name that a global header gives to all members, each of which has a header at least
+# Bytes of a name that a global header gives to all members, each of which has a header at least.
+MAX_SHARED_NAME = BLOCK
 NUMBER_BYTES = 20  # digits of a number in an extended header
 FILES, FOLDER, SPARSE, LONG_NAME, LONG_LINK = (b"0", b"\0", b"7"), b"5", b"S", b"L", b"K"
 LINKS, LISTING, LABEL = (b"1", b"2"), b"D", b"V"  # the latter of GNU: a folder's names, the name of the tar
@@ -159,7 +160,7 @@ def _name(block: bytes) -> bytes:
 
 def _records(data: bytes) -> dict[bytes, bytes]:
     """Return what an index needs of an extended header's records, each of which is its length, a key and a text."""
-    found, at = {}, 0
+    found, at = dict[bytes, bytes](), 0
     if not any(b" " + key in data for key in KEYS):  # most have nothing, and a record takes Python as long as a block
         return found
     while at < len(data) and data[at]:

@@ -125,9 +125,16 @@ def index_shard(file: Found, name: str, keys: str = FIRST_DOT) -> tuple[Shard, b
     }
     data = table.tobytes()
     shard = Shard(
-        name, file.size, file.stamp, len(whole), tuple(kinds), key_bytes, dict(+problems),
-        hashlib.md5(data).hexdigest(), texts,
-    )  # fmt: skip
+        name,
+        file.size,
+        file.stamp,
+        len(whole),
+        tuple(kinds),
+        key_bytes,
+        dict(+problems),
+        hashlib.md5(data, usedforsecurity=False).hexdigest(),
+        texts,
+    )
     return shard, data
 
 
@@ -157,7 +164,7 @@ def _top(file: Found) -> str:
         for member in read_members(stream, file.size):
             if member.isreg():
                 folders = member.name.split("/")[:-1]
-                top = folders if top is None else os.path.commonprefix([top, folders])
+                top = folders if top is None else list(os.path.commonprefix([top, folders]))  # noqa: RUF071 - of lists
     return "/".join(top or [])
 
 
@@ -194,10 +201,12 @@ def _digest_of(member: Member, kind: str, stream) -> bytes:
     if kind in IMAGES or member.size > (METADATA_BYTES if kind == "json" else CAPTION_BYTES):
         return b""
     stream.seek(member.offset_data)
-    return hashlib.md5(stream.read(member.size)).digest()
+    return hashlib.md5(stream.read(member.size), usedforsecurity=False).digest()
 
 
 def _short(key: str) -> bytes:
     """The key in UTF-8; of a very long one the beginning and a hash."""
     data = key.encode("utf-8", "surrogateescape").replace(b"\0", b"")
-    return data if len(data) <= KEY_BYTES else data[: KEY_BYTES - 32] + hashlib.md5(data).hexdigest().encode()
+    if len(data) <= KEY_BYTES:
+        return data
+    return data[: KEY_BYTES - 32] + hashlib.md5(data, usedforsecurity=False).hexdigest().encode()

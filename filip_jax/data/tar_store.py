@@ -108,9 +108,7 @@ def _fits(shard: Shard | None, file: Found, folder: str) -> bool:
         return False
 
 
-def _indexed(
-    files: Sequence[Found], names: Sequence[str], folder: str, processes: int, keys: str
-) -> Iterator[Shard]:
+def _indexed(files: Sequence[Found], names: Sequence[str], folder: str, processes: int, keys: str) -> Iterator[Shard]:
     """The index of each tar, as soon as it is made; without a folder nothing is written."""
     if processes:
         yield from run_workers(_maker, (files, names, folder, keys), range(len(files)), processes, "processes")

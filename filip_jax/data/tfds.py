@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from filip_jax import storage
 from filip_jax.data.array_record import SUFFIXES
-from filip_jax.data.identity import digest, identify
+from filip_jax.data.identity import digest, digest_of_files, identify
 from filip_jax.data.record import METADATA_BYTES, Caption, Record
 from filip_jax.data.riegeli import content_digests
 from filip_jax.data.values import advice, texts_of
@@ -56,7 +56,7 @@ class Tfds:
         self.shard_sizes = np.array([len(self.data)])
         self.identity = identify(
             name=builder.info.full_name, split=split, records=len(self), image=image, caption_keys=self.caption_keys,
-            content=digest(content_digests(_files_of(builder, split), len(self))),
+            content=digest_of_files(content_digests(_files_of(builder, split), len(self)), storage.is_remote(path)),
             classes=digest(self.class_names) if self.label else "",
         )  # fmt: skip
         self.seen = f"features {', '.join(self.features)}"
@@ -90,7 +90,9 @@ class Tfds:
             if key == self.label:
                 found += [Caption(self.class_names[int(features[key])], key)]
             else:
-                found += [Caption(text, key) for value in _values(features, self.texts[key]) for text in texts_of(value)]
+                found += [
+                    Caption(text, key) for value in _values(features, self.texts[key]) for text in texts_of(value)
+                ]
         return tuple(found)
 
 
@@ -115,7 +117,7 @@ def _texts(feature: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...
         yield from [place] if feature.np_dtype == np.object_ or is_label else ()
 
 
-def _values(value: Any, place: tuple[str, ...]) -> Iterator[bytes | str | np.integer]:
+def _values(value: Any, place: tuple[str, ...]) -> Iterator[bytes | str | np.integer | int]:
     """The texts, or the one number, at a place of a record, in which sequences lie anywhere."""
     if isinstance(value, Mapping):
         yield from _values(value[place[0]], place[1:])

@@ -39,7 +39,7 @@ class Tokenizer:
         self.sha256 = hashlib.sha256(model).hexdigest()
         self.vocab_size = self.pieces.size
 
-    def encode(self, texts: Sequence[str], length: int) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, "n"]]:
+    def encode(self, texts: Sequence[str], length: int) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, " n"]]:
         """Ids of each text, and which texts were longer and lost the pieces before their EOS.
 
         Of a text its first CAPTION_BYTES characters are read.

@@ -12,7 +12,8 @@ import numpy as np
 
 from filip_jax.data.record import BadRecord, is_caption
 
-TEXT_FIELDS = ("raw", "caption", "text", "sentence")  # of an object that stands for a text, as Karpathy and COCO name them
+# Of an object that stands for a text, as Karpathy and COCO name them.
+TEXT_FIELDS = ("raw", "caption", "text", "sentence")
 IMAGE_FIELDS = ("bytes", "path")  # of a struct that stands for an image, as Hugging Face names them
 MAX_NAME = 64  # characters of a column's name that is worth repeating
 MAX_DEPTH = 8  # of lists and objects in each other
@@ -20,7 +21,21 @@ ENCODED = ("/9j/", "_9j_", "iVBORw0KGgo", "R0lGOD", "UklGR")  # how JPEG, PNG, G
 MIN_ENCODED = 64  # characters; a shorter text is a path
 LIKELY = {
     "image": ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo", "pixel", "file", "path"),
-    "caption_keys": ("caption", "text", "txt", "title", "sentence", "description", "comment", "alt", "prompt", "value", "content", "label", "cls"),
+    "caption_keys": (
+        "caption",
+        "text",
+        "txt",
+        "title",
+        "sentence",
+        "description",
+        "comment",
+        "alt",
+        "prompt",
+        "value",
+        "content",
+        "label",
+        "cls",
+    ),
 }  # words in the names of columns, the likeliest first
 
 
@@ -51,10 +66,10 @@ def texts_of(value: Any, depth: int = MAX_DEPTH) -> list[str]:
 
 def _is_whole(value: int | float | Decimal) -> bool:
     """Whether this is a whole number that a text can hold in a few digits; no infinity is."""
-    return abs(value) < 2**63 and value == int(value)
+    return -(2**63) < value < 2**63 and value == int(value)
 
 
-def unicode_of(text: str | bytes) -> str:
+def unicode_of(text: str | bytes | bytearray) -> str:
     """Return the text, or the text that UTF-8 encodes.
 
     Raises:
@@ -65,7 +80,7 @@ def unicode_of(text: str | bytes) -> str:
             text.isascii() or text.encode("utf-8")
             return text
         return bytes(text).decode("utf-8")
-    except UnicodeError as error:
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise BadRecord(f"a text that is not UTF-8: {error.reason}") from error
 
 

@@ -34,8 +34,10 @@ PACKAGES = {
     ),
     "bert": (("cn_clip", "clip/vocab.txt"),),
 }
-FILES = {"clip": "bpe_simple_vocab_16e6.txt.gz, as in the package open_clip_torch",
-         "bert": "vocab.txt, a token on each line, as in the package cn_clip (Chinese, 21,128)"}  # fmt: skip
+FILES = {
+    "clip": "bpe_simple_vocab_16e6.txt.gz, as in the package open_clip_torch",
+    "bert": "vocab.txt, a token on each line, as in the package cn_clip (Chinese, 21,128)",
+}
 
 
 class Vocabulary:

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from threading import Lock
+from typing import Any
 
 import numpy as np
 
@@ -58,13 +59,24 @@ class WebDataset:
         UserError: no tars, missing ones, an index that can not be written, or a caption key that no sample has.
     """
 
+    _tables: OrderedDict[str, bytes]
+    _lock: Lock
+    _paths: dict[str, tuple[str, str]]
+    _latest: tuple[int, Any]
+
     def __init__(
-        self, *, path: str, caption_keys: Sequence[str] = ("txt",), lines: bool = False, index: str = "",
-        processes: int = 0, keys: str = FIRST_DOT,
-    ):  # fmt: skip
+        self,
+        *,
+        path: str,
+        caption_keys: Sequence[str] = ("txt",),
+        lines: bool = False,
+        index: str = "",
+        processes: int = 0,
+        keys: str = FIRST_DOT,
+    ):
         if keys not in KEYS:
             raise UserError(f"keys={keys!r} is not one of {', '.join(KEYS)}")
-        self.left_out = Counter()
+        self.left_out = Counter[str]()
         found = _find(path, self.left_out)
         self.root = storage.common_folder([file.path for file in found])
         own = f"{storage.name_of(self.root)}.{hashlib.sha256(_bytes(self.root)).hexdigest()[:8]}"
@@ -87,10 +99,14 @@ class WebDataset:
     def _identity(self) -> str:
         kinds = ["json" if key.startswith("json.") else key for key in self.caption_keys]
         return identify(
-            names=digest(shard.name for shard in self.shards), members=digest(shard.digest for shard in self.shards),
-            records=len(self), captions=digest(shard.texts.get(kind, "") for shard in self.shards for kind in kinds),
-            caption_keys=self.caption_keys, lines=self.lines, keys=self.keys,
-        )  # fmt: skip
+            names=digest(shard.name for shard in self.shards),
+            members=digest(shard.digest for shard in self.shards),
+            records=len(self),
+            captions=digest(shard.texts.get(kind, "") for shard in self.shards for kind in kinds),
+            caption_keys=self.caption_keys,
+            lines=self.lines,
+            keys=self.keys,
+        )
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -227,7 +243,9 @@ def _find(path: str, left_out: Counter[str]) -> list[storage.Found]:
     except UserError as error:
         if not any(left_out[ending] for ending in PACKED):
             raise
-        raise UserError(f"{error}; members are read in place, so tars must not be compressed: gunzip them (or unzstd, unxz, bunzip2)") from error
+        raise UserError(
+            f"{error}; members are read in place, so tars must not be compressed: gunzip them (or unzstd, unxz, bunzip2)"
+        ) from error
 
 
 def _bytes(text: str) -> bytes:

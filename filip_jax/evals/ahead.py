@@ -1,7 +1,7 @@
 """Work that threads do ahead of the one who takes its results."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from queue import SimpleQueue
 from threading import Thread
@@ -15,7 +15,7 @@ THREADS = 16
 LAST_WORDS = 5.0  # seconds that all threads together get to end
 
 
-def in_order(make: Callable[[int], T], count: int, ahead: int) -> Iterator[T]:
+def in_order(make: Callable[[int], T], count: int, ahead: int) -> Generator[T, None, None]:
     """make(0) … make(count - 1), in order; threads make the next ones while the caller is busy with others.
 
     The threads end with the generator: let it run to its end or close it. One that a dead disk holds is left behind.

@@ -112,10 +112,16 @@ def _align(view, text, read, spans, words, scores, mask) -> Alignment:
         np.where(those, scores, -np.inf).argmax(axis=1).reshape(grid, grid) for those in (mask, ends | (word_of >= 0))
     )
     return Alignment(
-        view=view, text=text, read=read, spans=spans,
-        words=[words[n] for n in kept], pieces=[pieces[n] for n in kept], similarity=by_word.astype(np.float32),
-        chosen_token=chosen_token, chosen=word_of[chosen],
-    )  # fmt: skip
+        view=view,
+        text=text,
+        read=read,
+        spans=spans,
+        words=[words[n] for n in kept],
+        pieces=[pieces[n] for n in kept],
+        similarity=by_word.astype(np.float32),
+        chosen_token=chosen_token,
+        chosen=word_of[chosen],
+    )
 
 
 def _whole_words(text: str, spans: list[Span]) -> list[Span]:

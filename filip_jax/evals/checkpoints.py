@@ -125,16 +125,17 @@ class Session:
 
     def _wanted(self, run: Run) -> list[Eval]:
         """The evaluations that can be opened; why the others can not is kept."""
-        sections, wanted = run.config["evals"] if self.evals is None else self.evals, []
+        sections, wanted = run.config["evals"] if self.evals is None else self.evals, list[Eval]()
         for name, section in sections.items():
             key = f"{name} {section!r}"
             if key not in self.opened:
                 try:
-                    (self.opened[key],) = open_evals({name: section})
-                    self.opened[key].task  # what it names is there, too
+                    (opened,) = open_evals({name: section})
+                    _ = opened.task  # what it names is there, too
+                    self.opened[key] = opened
                 except (UserError, OSError) as error:
                     self.opened[key] = self.failures[name] = str(error)
-            wanted += [self.opened[key]] if isinstance(self.opened[key], Eval) else []
+            wanted += [each] if isinstance(each := self.opened[key], Eval) else []
         return wanted
 
     def evaluate_step(self, path: str, step: int) -> None:
@@ -146,7 +147,8 @@ class Session:
         if done:
             show(f"{path} at step {step}: {', '.join(done)}: done before")
         todo = [each for each in wanted if each.name not in done]
-        model = run.load(step) if todo else None
+        if todo:
+            model = run.load(step)
         for each in todo:
             said = one_line(each.source.seen)
             show(f"{path} at step {step}: {each.name} ({len(each.source):,} records; {said}) ...")

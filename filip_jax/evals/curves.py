@@ -76,7 +76,7 @@ def page(charts: Sequence[str]) -> str:
     x = y = row = width = 0
     placed = []
     for each in charts:
-        wide, high = map(int, re.match(r'<svg [^>]* width="(\d+)" height="(\d+)"', each).groups())
+        wide, high = map(int, re.findall(r'^<svg [^>]* width="(\d+)" height="(\d+)"', each)[0])
         if x + wide > COLUMNS * WIDTH:
             x, y, row = 0, y + row, 0
         placed.append(f'<g transform="translate({x} {y})">{each}</g>')
@@ -171,7 +171,7 @@ def bar_chart(title: str, bars: Sequence[Bar]) -> str:
 
 def _shared(names: Sequence[str]) -> str:
     """What all names begin with up to its sign of equality, as those of a sweep's points do: "val prompt="."""
-    found = os.path.commonprefix(names) if len(names) > 1 else ""
+    found = os.path.commonprefix(names) if len(names) > 1 else ""  # noqa: RUF071 - of names, not of paths
     return found[: found.find("=") + 1]
 
 

@@ -29,7 +29,7 @@ MAPS = 6  # heat maps in a row; half as many, and larger, if all stand in one ro
 WIDTH = 3 * PANEL + 4 * GAP
 GREY, PALE = (120, 120, 120), (165, 165, 165)
 PALETTE = [
-    ImageColor.getrgb(colour)
+    ImageColor.getrgb(colour)[:3]
     for colour in (
         "#e6194b",
         "#0072b2",
@@ -46,8 +46,10 @@ PALETTE = [
 
 
 def draw_alignment(alignment: Alignment, boxes: Sequence[Box] = (), label: int | None = None) -> Image.Image:
-    """One page: the text's tokens with their positions, the picture, the position that each patch chooses (FILIP,
-    section 4.4), the patch that each word chooses, and each word's similarity with every patch as a heat map.
+    """Draw one page of an alignment.
+
+    It shows the text's tokens with their positions, the picture, the position that each patch chooses (FILIP, section
+    4.4), the patch that each word chooses, and each word's similarity with every patch as a heat map.
 
     Args:
         boxes: in pixels of the view, outlined where they are known.

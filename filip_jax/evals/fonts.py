@@ -19,7 +19,7 @@ def font_name(text: str) -> str:
     """The font that knows most of a text's characters, by its file's name; "" is Pillow's own."""
     if not _unknown(text, ""):
         return ""
-    return min((name for name in ("", *SYSTEM) if sized(name, 16)), key=lambda name: len(_unknown(text, name)))
+    return min(filter(_is_installed, ("", *SYSTEM)), key=lambda name: len(_unknown(text, name)))
 
 
 def missing_glyphs(text: str) -> str:
@@ -28,12 +28,24 @@ def missing_glyphs(text: str) -> str:
 
 
 @cache
-def sized(name: str, size: int) -> ImageFont.FreeTypeFont | None:
-    """A font by its file's name, of letters of so many pixels; None if this system has none of that name."""
+def sized(name: str, size: int) -> ImageFont.FreeTypeFont:
+    """Return a font by its file's name, with letters of so many pixels.
+
+    Raises:
+        OSError: this system has none of that name, or Pillow came without FreeType.
+    """
+    font = ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise OSError("Pillow has no FreeType, which draws letters: install one of its wheels")
+    return font
+
+
+@cache
+def _is_installed(name: str) -> bool:
     try:
-        return ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
+        return bool(sized(name, 16))
     except OSError:
-        return None
+        return False
 
 
 def _unknown(text: str, name: str) -> str:

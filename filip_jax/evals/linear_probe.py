@@ -19,7 +19,7 @@ from filip_jax.data.pipeline import batches
 from filip_jax.data.sources import Source, fingerprint, make_source
 from filip_jax.errors import UserError
 from filip_jax.evals import logistic
-from filip_jax.evals.records import labelled_views
+from filip_jax.evals.records import classes_of, labelled_views
 from filip_jax.evals.similarity import TOP, accuracies
 from filip_jax.inference import Embedder
 from filip_jax.mesh import check_batch_size, global_batch
@@ -63,15 +63,15 @@ def evaluate(
     if pooling not in POOLINGS:
         raise UserError(f"linear_probe.pooling={pooling!r} is not one of {', '.join(POOLINGS)}")
     others = make_source(training, "linear_probe.training")
-    for each, place in ((source, "source"), (others, "training")):
-        if not hasattr(each, "class_names"):
-            raise UserError(f"linear_probe needs sources of labelled images with class names; {place} has none")
+    classes, named = (
+        classes_of(each, "linear_probe", place) for each, place in ((source, "source"), (others, "training"))
+    )
     if fingerprint(source) == fingerprint(others):
         raise UserError(
             "linear_probe: training is the source itself, whose images would be counted that were learnt from"
         )
-    if list(source.class_names) != list(others.class_names):
-        here, there = _first_difference(source.class_names, others.class_names)
+    if list(classes) != list(named):
+        here, there = _first_difference(classes, named)
         raise UserError(
             f"linear_probe: source and training must have the same class names in the same order; source has {here}, "
             f"training {there}"
@@ -81,15 +81,14 @@ def evaluate(
     classifier, numbers = call(train, options, "linear_probe.protocol", model=model, training=others, pooling=pooling)
     features, labels = collect(model, source, pooling)
     rank = logistic.ranks(classifier, logistic.put_examples(features, labels, model.mesh))
-    return accuracies(rank, labels) | {
-        "images": len(labels), "training_images": len(others), "classes": len(source.class_names),
-    } | numbers  # fmt: skip
+    counts = {"images": len(labels), "training_images": len(others), "classes": len(classes)}
+    return accuracies(rank, labels) | counts | numbers
 
 
 def _first_difference(here: Sequence[str], there: Sequence[str]) -> tuple[str, str]:
-    for number, names in enumerate(zip(here, there)):
-        if names[0] != names[1]:
-            return tuple(f"{name!r} as class {number}" for name in names)
+    for number, (one, other) in enumerate(zip(here, there)):
+        if one != other:
+            return f"{one!r} as class {number}", f"{other!r} as class {number}"
     return f"{len(here)} classes", f"{len(there)}"
 
 
@@ -101,7 +100,7 @@ def baselines(
     protocol: Any = "lbfgs",
 ) -> dict[str, dict]:
     """Chance."""
-    return {"chance": {f"top{k}": min(k / len(source.class_names), 1.0) for k in TOP}}
+    return {"chance": {f"top{k}": min(k / len(classes_of(source, "linear_probe")), 1.0) for k in TOP}}
 
 
 def collect(
@@ -109,7 +108,7 @@ def collect(
 ) -> tuple[Float[np.ndarray, "n width"], Int[np.ndarray, " n"]]:
     """The features and labels of all records; two batches of pictures are in memory."""
     progress = Progress("features of images", len(source))
-    features, labels = np.empty((0, 0)), []
+    features, labels = np.empty((0, 0)), list[int | None]()
     with closing(labelled_views(source, "linear_probe", model.image_size, model.batch_size)) as records:
         while batch := list(islice(records, model.batch_size)):
             found = model.image_features([record.image for record in batch], pooling)
@@ -153,7 +152,7 @@ def by_lbfgs(
     features, labels = collect(model, training, pooling)
     mean = features.mean(axis=0, dtype=np.float64).astype(np.float32)
     features -= mean  # moves no minimum: the bias takes it up, and has no penalty
-    examples, classes = logistic.put_examples(features, labels, model.mesh), len(training.class_names)
+    examples, classes = logistic.put_examples(features, labels, model.mesh), len(classes_of(training, "linear_probe"))
     progress = Progress("linear probe, iterations at most", (fits + (fits > 1)) * max_iterations)
 
     def fit(chosen, c):
@@ -197,12 +196,12 @@ def best_regularisation(right: Callable[[float], int], regularisation: Sequence[
     """The C of these, or of CLIP's search, for which most is right; of equals the smallest."""
     if regularisation:
         found = {c: right(c) for c in sorted(regularisation)}
-        return max(found, key=found.get)
+        return max(found, key=found.__getitem__)
     found = {n: right(10 ** (n / 8)) for n in EIGHTHS[::COARSE]}
     for step in HALVINGS:
-        best = max(sorted(found), key=found.get)
+        best = max(sorted(found), key=found.__getitem__)
         found |= {n: right(10 ** (n / 8)) for n in (best - step, best + step) if n in EIGHTHS}
-    return 10 ** (max(sorted(found), key=found.get) / 8)
+    return 10 ** (max(sorted(found), key=found.__getitem__) / 8)
 
 
 def by_sgd(
@@ -250,7 +249,8 @@ def by_sgd(
         workers=workers, threads=threads, start=0,
         process_index=jax.process_index(), process_count=jax.process_count(),
     )  # fmt: skip
-    total, sgd = max(round(epochs * len(training) / batch_size), 1), None
+    total, classes = max(round(epochs * len(training) / batch_size), 1), len(classes_of(training, "linear_probe"))
+    sgd: Any = None  # made of the first features, which have its width
     progress = Progress("linear probe, steps", total)
     with closing(rows):
         for _ in range(total):
@@ -262,10 +262,15 @@ def by_sgd(
             batch = global_batch(model.mesh, here)
             features = model.features_of_views(batch["image"], pooling)
             sgd = sgd or logistic.Sgd(
-                features.shape[1], len(training.class_names), model.mesh,
-                peak_learning_rate=base_learning_rate * batch_size / 256, momentum=momentum, weight_decay=weight_decay,
-                warmup_steps=min(round(warmup_epochs * len(training) / batch_size), total - 1), total_steps=total,
-            )  # fmt: skip
+                features.shape[1],
+                classes,
+                model.mesh,
+                peak_learning_rate=base_learning_rate * batch_size / 256,
+                momentum=momentum,
+                weight_decay=weight_decay,
+                warmup_steps=min(round(warmup_epochs * len(training) / batch_size), total - 1),
+                total_steps=total,
+            )
             sgd.step(features, batch["label"])
             progress.advance()
     return sgd.classifier, {"steps": total}
@@ -283,4 +288,4 @@ def _labelled(rows: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], str]:
     return {"image": rows["image"], "label": rows["label"]}, wrong
 
 
-PROTOCOLS = {"lbfgs": by_lbfgs, "sgd": by_sgd}
+PROTOCOLS: dict[str, Callable[..., tuple[logistic.Classifier, dict[str, Any]]]] = {"lbfgs": by_lbfgs, "sgd": by_sgd}

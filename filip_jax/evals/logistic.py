@@ -7,6 +7,7 @@ normalisation of each batch. Everything is float32 and of the highest precision 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,11 @@ def put_examples(features: Float[np.ndarray, "n width"], labels: Int[np.ndarray,
 
     def put(values):  # only what a device gets is copied
         shape = (*places.shape, *values.shape[1:])
-        return jax.make_array_from_callback(shape, sharding, lambda part: values[places[part[:2]]])
+
+        def rows(part: Any) -> np.ndarray:
+            return values[places[part[:2]]]
+
+        return jax.make_array_from_callback(shape, sharding, rows)
 
     return Examples(put(features), put(labels.astype(np.int32)), len(labels), mesh)
 

@@ -138,8 +138,12 @@ def _blocks(of_patch: np.ndarray, side: int) -> Image.Image:
 def _outline(pen, chosen: Int[np.ndarray, "grid grid"], row, column, patch, colour) -> None:
     """The edges of a patch at which another word's patches begin."""
     left, top, right, bottom = column * patch, row * patch, (column + 1) * patch - 1, (row + 1) * patch - 1
-    lines = {(0, -1): (left, top, left, bottom), (0, 1): (right, top, right, bottom),
-             (-1, 0): (left, top, right, top), (1, 0): (left, bottom, right, bottom)}  # fmt: skip
+    lines = {
+        (0, -1): (left, top, left, bottom),
+        (0, 1): (right, top, right, bottom),
+        (-1, 0): (left, top, right, top),
+        (1, 0): (left, bottom, right, bottom),
+    }
     for (down, along), line in lines.items():
         r, c = row + down, column + along
         if not (0 <= r < len(chosen) and 0 <= c < len(chosen)) or chosen[r, c] != chosen[row, column]:

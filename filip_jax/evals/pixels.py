@@ -5,17 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from filip_jax.data.record import Record
 from filip_jax.data.sources import make_source
 from filip_jax.errors import UserError
-from filip_jax.evals.records import check_records, views
+from filip_jax.evals.records import View, check_records, views
 
 SIZE = 48  # pixels of the side to which all pictures are brought
 AHEAD = 64  # pictures
 NAME = "pixel neighbour"
 
 
-def read_references(neighbours: Any) -> list[Record]:
+def read_references(neighbours: Any) -> list[View]:
     """The training records of an evaluation's option `neighbours`, {source, examples}, as seen at SIZE.
 
     Raises:
@@ -28,11 +27,11 @@ def read_references(neighbours: Any) -> list[Record]:
     return list(views(source, neighbours["examples"], SIZE, AHEAD))
 
 
-def pixel_distances(records: Sequence[Record], references: Sequence[Record]) -> np.ndarray:
+def pixel_distances(records: Sequence[View], references: Sequence[View]) -> np.ndarray:
     """Squared pixel distances [records, references], per value, of colours in 0 to 1; of views of SIZE pixels."""
     a, b = _pixels(records), _pixels(references)
     return ((a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T) / a.shape[1]
 
 
-def _pixels(records: Sequence[Record]) -> np.ndarray:
+def _pixels(records: Sequence[View]) -> np.ndarray:
     return np.stack([record.image.reshape(-1) / np.float32(255) for record in records])

@@ -53,7 +53,8 @@ def read_positives(name: str) -> Positives:
             raise UserError(
                 f"positives={name!r} has the keys {', '.join(lists) or 'none'}; it needs {' and '.join(WAYS)}"
             )
-        return Positives(name, *(_lists(lists[way], f"{name}: {way}") for way in WAYS))
+        to_text, to_image = (_lists(lists[way], f"{name}: {way}") for way in WAYS)
+        return Positives(name, to_text, to_image)
     folder = extra_folder(ECCV, "eval", f"positives={ECCV!r} needs") / "data"
     names = ("eccv_image_to_caption", "eccv_caption_to_image", "original_caption_to_image")
     texts, images, gallery = (_lists(_read(str(folder / f"{each}.json"), name), f"{name}: {each}") for each in names)
@@ -78,9 +79,12 @@ class ExtendedRanking:
         }
 
     def add(
-        self, images: Int[np.ndarray, " i"], texts: Int[np.ndarray, " t"], image_to_text: Float[np.ndarray, "i t"],
+        self,
+        images: Int[np.ndarray, " i"],
+        texts: Int[np.ndarray, " t"],
+        image_to_text: Float[np.ndarray, "i t"],
         text_to_image: Float[np.ndarray, "i t"],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Similarities of some images with some texts, by both rules."""
         self.ways["image_to_text"].add(images, texts, image_to_text)
         self.ways["text_to_image"].add(texts, images, text_to_image.T)

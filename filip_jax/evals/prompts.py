@@ -1,5 +1,6 @@
 """The texts that stand for classes: templates with {} in the class name's place."""
 
+import math
 from collections.abc import Mapping
 from itertools import product
 from typing import Any
@@ -8,6 +9,7 @@ from filip_jax.data.text_lists import read_texts
 from filip_jax.errors import UserError
 
 PARTS = ("prefixes", "descriptions", "suffixes")
+MAX_PROMPTS = 65_536  # templates; FILIP's parts make a few hundred
 
 
 def make_prompts(prompts: Any) -> list[str]:
@@ -43,6 +45,9 @@ def _combined(parts):
     for part, texts in parts.items():
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise UserError(f"zero_shot: prompts.{part}={texts!r} is not a list of texts")
+    count = math.prod(len(parts.get(part) or ("",)) for part in PARTS)
+    if count > MAX_PROMPTS:
+        raise UserError(f"zero_shot: prompts make {count} templates; give parts that make at most {MAX_PROMPTS}")
     templates = []
     for prefix, description, suffix in product(*(parts.get(part) or ("",) for part in PARTS)):
         sentence = f"{prefix} {{}}".strip() + (f", {description}" if description else "")

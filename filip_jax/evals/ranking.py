@@ -67,8 +67,11 @@ class Ranking:
         return float((precision / self.rights).mean())
 
     def _places(self):
-        """Of each right answer: its query, its place among that one's right answers from 1, the wrong answers before it,
-        and whether it is among the first R."""
+        """Return four arrays with an element for each right answer.
+
+        Its query, its place among that one's right answers from 1, the wrong answers before it, and whether it is among
+        the first R.
+        """
         order = np.lexsort((-self.right, self.query))
         query, starts = self.query[order], np.cumsum(self.rights) - self.rights
         place = np.arange(len(order)) - starts[query] + 1

@@ -1,7 +1,7 @@
 """The records of an evaluation: checked when it is opened, read and decoded ahead of the model when it runs."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import TypeVar
@@ -24,6 +24,13 @@ CAPTIONS = 256  # that are read ahead
 TEXTS = 1024  # that are encoded before their pads are cut off
 
 
+@dataclass(frozen=True)
+class View(Record):
+    """A record as the image tower sees it."""
+
+    image: np.ndarray
+
+
 def check_records(source: Source, examples: int, key: str) -> None:
     """Raises a UserError unless the source has so many records, each with a caption that is not blank."""
     if len(source) == 0:
@@ -44,7 +51,7 @@ def check_records(source: Source, examples: int, key: str) -> None:
             raise UserError(f"{key}: record {' '.join(source.where(index))} has an empty caption")
 
 
-def prepared(source: Source, count: int, prepare: Callable[[Record], T], ahead: int) -> Iterator[T]:
+def prepared(source: Source, count: int, prepare: Callable[[Record], T], ahead: int) -> Generator[T, None, None]:
     """What `prepare` makes of records 0 to count - 1, in order, by threads ahead of the caller, see `in_order`.
 
     Raises:
@@ -61,12 +68,12 @@ def prepared(source: Source, count: int, prepare: Callable[[Record], T], ahead: 
     return in_order(one, count, ahead)
 
 
-def views(source: Source, count: int, size: int, ahead: int) -> Iterator[Record]:
+def views(source: Source, count: int, size: int, ahead: int) -> Generator[View, None, None]:
     """Records 0 to count - 1 `as_seen`; raises what `prepared` raises."""
     return prepared(source, count, partial(as_seen, size=size), ahead)
 
 
-def labelled_views(source: Source, kind: str, size: int, ahead: int) -> Iterator[Record]:
+def labelled_views(source: Source, kind: str, size: int, ahead: int) -> Generator[View, None, None]:
     """All records `as_seen`, each with a label.
 
     Args:
@@ -75,10 +82,9 @@ def labelled_views(source: Source, kind: str, size: int, ahead: int) -> Iterator
     Raises:
         UserError: the source has no classes, at once; a record without label, when it is its turn.
     """
-    if not hasattr(source, "class_names"):
-        raise UserError(f"{kind} needs a source of labelled images with class names")
+    classes_of(source, kind)
 
-    def one(record):
+    def one(record: Record) -> View:
         if record.label is None:
             raise UserError(f"{kind} needs a source of labelled images; record {record.key} has no label")
         return as_seen(record, size)
@@ -86,14 +92,31 @@ def labelled_views(source: Source, kind: str, size: int, ahead: int) -> Iterator
     return prepared(source, len(source), one, ahead)
 
 
-def as_seen(record: Record, size: int) -> Record:
+def classes_of(source: Source, kind: str, place: str = "source") -> Sequence[str]:
+    """Return the names of the source's classes.
+
+    Args:
+        kind: of the evaluation, for the message.
+        place: where the source stands in its section, for the message.
+
+    Raises:
+        UserError: it has none.
+    """
+    names = getattr(source, "class_names", None)
+    if names is None:
+        raise UserError(f"{kind} needs labelled images with class names; {place} has none")
+    return names
+
+
+def as_seen(record: Record, size: int) -> View:
     """The record as the image tower sees it: its image is the centre view, and boxes are in pixels of that.
 
     Raises:
         UserError: an image that can not be read, named by its record.
     """
     picture = open_picture(record)
-    return replace(record, image=centre_view(picture, size), regions=seen_regions(record, picture, size))
+    regions = seen_regions(record, picture, size)
+    return View(record.key, centre_view(picture, size), record.captions, record.shard, record.label, regions)
 
 
 def open_picture(record: Record) -> Image.Image:
@@ -109,7 +132,7 @@ def seen_regions(record: Record, picture: Image.Image, size: int) -> tuple[Regio
     return tuple(replace(each, box=box_in_centre_view(each.box, picture.size, size)) for each in record.regions)
 
 
-def encode_images(model: Embedder, records: Iterator[Record]) -> tuple[Float[np.ndarray, "n p d"], list[int | None]]:
+def encode_images(model: Embedder, records: Iterator[View]) -> tuple[Float[np.ndarray, "n p d"], list[int | None]]:
     """The image tokens of all records `as_seen`, and their labels; two batches of pictures are in memory."""
     tokens, labels = [], []
     while batch := list(islice(records, model.batch_size)):

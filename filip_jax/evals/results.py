@@ -27,8 +27,10 @@ MAX_ASIDE = 100  # damaged files that are kept
 
 
 def read_results(workdir: Path) -> dict[str, Any]:
-    """evals.json: {steps: {"<step>": metrics}, baselines: {name: metrics}, tasks: {"<step>": {evaluation: Task}},
-    baseline_tasks: {evaluation: SHA-256}}; empty before the first. What is not written so is left out, with a warning.
+    """Return evals.json, empty before the first evaluation.
+
+    That is {steps: {"<step>": metrics}, baselines: {name: metrics}, tasks: {"<step>": {evaluation: Task}},
+    baseline_tasks: {evaluation: SHA-256}}. What is not written so is left out, with a warning.
     """
     notes = Notes()
     results = _read(workdir, notes)
@@ -217,9 +219,7 @@ def table(columns: Mapping[str, Metrics]) -> str:
         ["", *map(plain.cell, columns)],
         *([plain.cell(row), *(_shown(metrics, row) for metrics in columns.values())] for row in rows_of(columns)),
     ]
-    widths = [max(len(line[n]) for line in lines) for n in range(len(columns) + 1)]
-    lines.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(f"{cell:<{w}}" for cell, w in zip(line, widths)) + " |" for line in lines)
+    return plain.markdown(lines)
 
 
 def _shown(metrics: Metrics, row: str) -> str:
@@ -232,7 +232,7 @@ def rows_of(columns: Mapping[str, Metrics]) -> list[str]:
     return [metric for metric in found if not metric.endswith(("_low", "_high"))]
 
 
-def cell(metrics: Metrics, row: str) -> str:
+def cell(metrics: Mapping[str, Any], row: str) -> str:
     """A metric as a table shows it, with its interval if it has one; "" without."""
     if row not in metrics:
         return ""

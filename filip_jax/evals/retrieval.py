@@ -77,9 +77,14 @@ def check_options(*, prompt: str = "{}", positives: str = "", **others: Any) -> 
 
 
 def baselines(
-    source: Source, *, examples: int, captions: int = 1, prompt: str = "{}", positives: str = "",
+    source: Source,
+    *,
+    examples: int,
+    captions: int = 1,
+    prompt: str = "{}",
+    positives: str = "",
     neighbours: Any = None,
-) -> dict[str, dict]:  # fmt: skip
+) -> dict[str, dict]:
     """Chance and the raw-pixel nearest neighbour, of the pairs alone.
 
     Args:
@@ -87,8 +92,8 @@ def baselines(
             pixels, whose caption then stands for it: texts are ranked by the words they share.
     """
     texts, owners = _texts(source, examples, captions)
-    ways = {"image_to_text": (np.bincount(owners), len(texts)), "text_to_image": ([1], examples)}
-    found = {"chance": {f"{way}_R@{k}": chance(k, *ways[way]) for way in ways for k in RANKS}}
+    ways = (("image_to_text", np.bincount(owners), len(texts)), ("text_to_image", np.ones(1, int), examples))
+    found = {"chance": {f"{way}_R@{k}": chance(k, right, among) for way, right, among in ways for k in RANKS}}
     if neighbours is None:
         return found
     references = pixels.read_references(neighbours)
@@ -114,7 +119,7 @@ def _extended(source, examples, texts, positives):
     return ExtendedRanking(read_positives(positives), images, [caption.key for caption in texts])
 
 
-def _rank(owners, examples, blocks, scale, extended=None):
+def _rank(owners, examples, blocks, scale, extended=None) -> tuple[Ranking, Ranking]:
     """(Ranking of texts for images, of images for texts) over all blocks, which an ExtendedRanking sees, too."""
     pairs = np.stack([owners, np.arange(len(owners))], axis=1)
     of_images = Ranking(pairs, examples, len(owners), ranks=RANKS[-1], scale=scale)
@@ -129,10 +134,11 @@ def _rank(owners, examples, blocks, scale, extended=None):
 
 def _recalls(of_images: Ranking, of_texts: Ranking, owners: np.ndarray) -> dict[str, float]:
     """R@k both ways, with bounds: the texts of one image are no independent queries."""
-    metrics = {}
+    metrics: dict[str, float] = {}
     both = (("image_to_text", of_images, np.arange(len(of_images.rights))), ("text_to_image", of_texts, owners))
-    for name, ranking, groups in ((f"{way}_R@", *rest) for way, *rest in both):
+    for way, ranking, groups in both:
         for k in RANKS:
             low, high = interval(ranking.found(k), groups)
-            metrics |= {f"{name}{k}": ranking.recall(k), f"{name}{k}_low": low, f"{name}{k}_high": high}
+            name = f"{way}_R@{k}"
+            metrics |= {name: ranking.recall(k), f"{name}_low": low, f"{name}_high": high}
     return metrics

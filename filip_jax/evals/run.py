@@ -94,7 +94,7 @@ def run_evals(model: Embedder, evals: Sequence[Eval], workdir: Path, guard: Guar
     Args:
         guard: called with each evaluation's name and a function that runs it; gives its metrics.
     """
-    metrics = {}
+    metrics: dict[str, float] = {}
     for each in evals:
 
         def one(each=each):

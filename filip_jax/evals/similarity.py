@@ -43,7 +43,8 @@ def similarity_blocks(
             long = min(-(-max(int(lengths[those[-1]]), 1) // EIGHT) * EIGHT, text_mask.shape[1])
             texts, mask = (_filled(x[those, :long], columns) for x in (text_tokens, text_mask))
             both = _block_on(mesh)(images, _put(texts, mesh, PartitionSpec()), _put(mask, mesh, PartitionSpec()))
-            yield here, those, *(np.asarray(x)[: len(those), : len(here)].T for x in both)
+            to_text, to_image = (np.asarray(x)[: len(those), : len(here)].T for x in both)
+            yield here, those, to_text, to_image
 
 
 def similarity_matrices(
@@ -53,11 +54,10 @@ def similarity_matrices(
     mesh: Mesh | None = None,
 ) -> tuple[Float[np.ndarray, "i j"], Float[np.ndarray, "i j"]]:
     """`token_similarity` of every image with every text, whole: (image_to_text, text_to_image)."""
-    results = tuple(np.empty((len(image_tokens), len(text_tokens)), np.float32) for _ in range(2))
+    to_text, to_image = (np.empty((len(image_tokens), len(text_tokens)), np.float32) for _ in range(2))
     for rows, columns, *both in similarity_blocks(image_tokens, text_tokens, text_mask, mesh):
-        for result, values in zip(results, both):
-            result[np.ix_(rows, columns)] = values
-    return results
+        to_text[np.ix_(rows, columns)], to_image[np.ix_(rows, columns)] = both
+    return to_text, to_image
 
 
 @cache
@@ -105,9 +105,11 @@ def ranks(scores: Float[np.ndarray, "n m"], true: np.ndarray, names: Sequence[st
 
 
 def accuracies(rank: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"], prefix: str = "") -> dict[str, float]:
-    """top1 and top5 of ranks, each with the bounds _low and _high of its 95 % interval, and per_class: the mean of
-    the classes' top1."""
-    metrics = {}
+    """Return top1 and top5 of ranks, each with the bounds _low and _high of its 95 % interval, and per_class.
+
+    The latter is the mean of the classes' top1.
+    """
+    metrics: dict[str, float] = {}
     for k in TOP:
         hits = int((rank <= k).sum())
         low, high = wilson(hits, len(rank))

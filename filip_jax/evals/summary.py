@@ -29,7 +29,7 @@ def write_summary(
     """
     of_all = _merged(baselines)
     beside = beside_published(columns)
-    text = table(columns | of_all) + (f"\n\n{beside}" if beside else "")
+    text = table({**columns, **of_all}) + (f"\n\n{beside}" if beside else "")
     plot = metric_plot(curves, of_all, names)
     folder = paths[0] if len(paths) == 1 else storage.common_folder(paths)
     files = {TABLE: text + "\n"} | ({PLOT: plot} if plot else {})

@@ -8,9 +8,10 @@ from typing import Any
 
 from filip_jax import __version__, storage
 from filip_jax.checkpoint import Checkpoints
-from filip_jax.data.sources import SOURCES, Source, fingerprint, make_source
+from filip_jax.data.sources import PATHS, SOURCES, Source, fingerprint, make_source
 from filip_jax.data.text_lists import file_of
 from filip_jax.errors import UserError
+from filip_jax.evals.positives import FILE_BYTES
 from filip_jax.user_paths import from_user
 
 RULES = 1  # raised where our code gives other numbers for the same task
@@ -60,10 +61,10 @@ def _stamps(section: Mapping[str, Any]) -> list[Any]:
     for name, value in section.items():
         if isinstance(value, Mapping):
             found += _stamps(value)
-        elif isinstance(value, str) and value and name not in LOCAL:
+        elif isinstance(value, str) and value and name in PATHS and name not in LOCAL:
             try:
                 files = storage.find(from_user(value), ("",), name)
-            except (UserError, OSError, ValueError):  # it is no path
+            except (UserError, OSError, ValueError):  # it is FILE.json:NAME, or gone
                 continue
             found += [list(file) for file in files if INDEX not in file.path]
     return found
@@ -88,7 +89,7 @@ def _contents(place: str, options: Mapping[str, Any]) -> Task:
 def _file(name: str) -> str:
     """Of a file's content, or of the version of a package; what is neither is refused when it is read."""
     try:
-        return _sha256(storage.read(file_of(name)))
+        return _sha256(storage.read(file_of(name), 0, FILE_BYTES))
     except (OSError, ValueError):
         try:
             return _sha256(f"{name} {version(name)}")

@@ -21,7 +21,7 @@ def follow(session: Any) -> None:
     Args:
         session: of `evaluate_runs`.
     """
-    moved, said, tried, floors = time.monotonic(), -SAY, Counter(), {}
+    moved, said, tried, floors = time.monotonic(), -SAY, Counter[tuple[str, int]](), dict[str, int]()
     done: set[tuple[str, int]] = set()
     while True:
         ended = False

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from filip_jax.data.sources import Source
 from filip_jax.evals import pixels
 from filip_jax.evals.prompts import make_prompts
-from filip_jax.evals.records import encode_images, encode_texts, labelled_views
+from filip_jax.evals.records import classes_of, encode_images, encode_texts, labelled_views
 from filip_jax.evals.similarity import TOP, accuracies, ranks, similarity_matrices
 from filip_jax.inference import Embedder
 
@@ -38,18 +38,18 @@ def evaluate(model: Embedder, source: Source, output: Path, *, prompts: Prompts,
         image_to_text_top1 … (s_I, the paper's rule), text_to_image_top1 … (s_T), each with the
         bounds _low and _high of its 95 % interval; image_to_text_per_class … is the mean over the classes.
     """
-    labels, rank = [], ([], [])
+    names, labels = classes_of(source, "zero_shot"), list[int | None]()
+    of_texts, of_images = list[np.ndarray](), list[np.ndarray]()
     with closing(labelled_views(source, "zero_shot", model.image_size, model.batch_size)) as records:
-        classes = ClassTexts(model, source.class_names, make_prompts(prompts))
+        classes = ClassTexts(model, names, make_prompts(prompts))
         for _ in range(0, len(source), IMAGES):
             images, here = encode_images(model, islice(records, IMAGES))
             labels += here
-            for found, scores in zip(rank, classes.similarities(images)):
-                found.append(ranks(scores, np.array(here), source.class_names))
-    labels = np.array(labels)
-    ways = dict(zip(("image_to_text", "text_to_image"), map(np.concatenate, rank)))
-    metrics = [accuracies(found, labels, f"{way}_") for way, found in ways.items()]
-    return {**metrics[0], **metrics[1], "images": len(labels), "classes": len(source.class_names)}
+            for found, scores in zip((of_texts, of_images), classes.similarities(images)):
+                found.append(ranks(scores, np.array(here), names))
+    metrics = accuracies(np.concatenate(of_texts), np.array(labels), "image_to_text_")
+    metrics |= accuracies(np.concatenate(of_images), np.array(labels), "text_to_image_")
+    return metrics | {"images": len(labels), "classes": len(names)}
 
 
 def check_options(*, prompts: Prompts, neighbours: Any = None) -> None:
@@ -79,11 +79,12 @@ class ClassTexts:
         self, images: Float[np.ndarray, "i p d"]
     ) -> tuple[Float[np.ndarray, "i classes"], Float[np.ndarray, "i classes"]]:
         """(s_I, s_T) of each image with each class, averaged over the prompts."""
-        total = None
-        for packed in self.packed:
-            both = similarity_matrices(images, *_unpacked(*packed), self.mesh)
-            total = both if total is None else tuple(sum_ + one for sum_, one in zip(total, both))
-        return tuple(sum_ / len(self.packed) for sum_ in total)
+        first, *others = self.packed
+        to_text, to_image = similarity_matrices(images, *_unpacked(*first), self.mesh)
+        for packed in others:
+            of_images, of_texts = similarity_matrices(images, *_unpacked(*packed), self.mesh)
+            to_text, to_image = to_text + of_images, to_image + of_texts
+        return to_text / len(self.packed), to_image / len(self.packed)
 
 
 def _unpacked(
@@ -102,16 +103,16 @@ def baselines(source: Source, *, prompts: Prompts, neighbours: Any = None) -> di
         neighbours: {source, examples} of labelled training images; each class is as near as its
             nearest image.
     """
-    records, classes = labelled_views(source, "zero_shot", pixels.SIZE, pixels.AHEAD), len(source.class_names)
-    chance = {f"{way}_top{k}": min(k / classes, 1.0) for way in ("image_to_text", "text_to_image") for k in TOP}
+    names = classes_of(source, "zero_shot")
+    chance = {f"{way}_top{k}": min(k / len(names), 1.0) for way in ("image_to_text", "text_to_image") for k in TOP}
     if neighbours is None:
         return {"chance": chance}
     references = pixels.read_references(neighbours)
-    records = list(records)
+    records = list(labelled_views(source, "zero_shot", pixels.SIZE, pixels.AHEAD))
     distances, labels = pixels.pixel_distances(records, references), np.array([record.label for record in records])
-    scores = np.full((len(labels), classes), -np.inf)
+    scores = np.full((len(labels), len(names)), -np.inf)
     for column, reference in enumerate(references):
         scores[:, reference.label] = np.maximum(scores[:, reference.label], -distances[:, column])
-    rank = ranks(scores, labels, source.class_names)
+    rank = ranks(scores, labels, names)
     both = accuracies(rank, labels, "image_to_text_") | accuracies(rank, labels, "text_to_image_")
     return {"chance": chance, pixels.NAME: both}

@@ -117,8 +117,8 @@ def _backward(plan, residuals, cotangents):
 
     def compare(shard, best, cotangents, runs=1):
         texts, mask, order = shard
-        cotangents = [x[order] for x in cotangents]
-        return blocked.backward(images, texts, mask, best, *cotangents, plan.implementation, runs)
+        to_text, to_image = (x[order] for x in cotangents)
+        return blocked.backward(images, texts, mask, best, to_text, to_image, plan.implementation, runs)
 
     if plan.exchange == "gather":
         to_images, to_texts = compare(_gather_shards(shard, plan), best, cotangents, plan.devices)

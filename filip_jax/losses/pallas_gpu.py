@@ -6,6 +6,7 @@ of their own: while one looks for maxima, the other multiplies. One more warpgro
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -178,17 +179,17 @@ def _similarities(image_tokens, text_tokens, ready, free, k):
     chunks = text_tokens.shape[1] // chunk
 
     def product(tile):
+        stage: Any = None
         for n in range(chunks):
-            stage = jax.lax.rem(k * chunks + n, jnp.int32(stages))
+            before, stage = stage, jax.lax.rem(k * chunks + n, jnp.int32(stages))
             plgpu.barrier_wait(ready.at[stage])
             depth = text_tokens.at[:, pl.ds(n * chunk, chunk)]
             plgpu.wgmma(tile, image_tokens.at[stage], depth.transpose((1, 0)))
             if n:
                 plgpu.wgmma_wait(1)
                 plgpu.barrier_arrive(free.at[before])
-            before = stage
         plgpu.wgmma_wait(0)
-        plgpu.barrier_arrive(free.at[before])
+        plgpu.barrier_arrive(free.at[stage])
         return tile[...]
 
     return pl.run_scoped(product, plgpu.ACC((ROWS, text_tokens.shape[0]), jnp.float32))
@@ -209,7 +210,7 @@ def _stream(images, here, image_tokens, ready, free):
         fetch(jnp.int32(step), step)
 
     @pl.loop(0, steps - stages)
-    def _(step):
+    def fetch_when_free(step):
         stage = jax.lax.rem(step, jnp.int32(stages))
         plgpu.barrier_wait(free.at[stage])
         fetch(step + stages, stage)

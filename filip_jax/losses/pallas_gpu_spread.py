@@ -38,15 +38,17 @@ def spread(
     real = jnp.where(mask[..., None], texts, 0)  # a token that takes no part gives nothing and gets nothing
     more = _gradient(best_text, of_chosen, best_image.transpose(2, 0, 1), of_choosers, real, interpret)
     of_texts = _gradient(
-        best_image.transpose(2, 1, 0), of_choosers.T, best_text.transpose(0, 2, 1), of_chosen.T,
-        images.swapaxes(0, 1), interpret,
-    )  # fmt: skip
+        best_image.transpose(2, 1, 0),
+        of_choosers.T,
+        best_text.transpose(0, 2, 1),
+        of_chosen.T,
+        images.swapaxes(0, 1),
+        interpret,
+    )
     return to_images + more, jnp.where(mask[..., None], of_texts.swapaxes(0, 1), 0)
 
 
-def interpreted(*arguments):
-    """The kernel without its chip, for tests."""
-    return spread(*arguments, interpret=True)
+interpreted = partial(spread, interpret=True)  # the kernel without its chip, for tests
 
 
 def _gradient(

@@ -149,9 +149,9 @@ def simulated(images, texts, mask):
     return maxima(images, texts, mask, interpret=pltpu.InterpretParams())
 
 
-def highest_simulated(*arguments):
+def highest_simulated(of_images, images, texts, mask):
     """`highest` in the same way."""
-    return highest(*arguments, interpret=pltpu.InterpretParams())
+    return highest(of_images, images, texts, mask, interpret=pltpu.InterpretParams())
 
 
 def _kernel(images, rows, real, of_images, of_texts, best_text, best_image, running, row, *, long, p):
@@ -183,7 +183,7 @@ def _kernel(images, rows, real, of_images, of_texts, best_text, best_image, runn
 def _highest_kernel(images, rows, real, of_images, of_texts, running, *, long, p):
     """The outputs of `highest`, of texts LANES at a time; running [TEXTS * long, lanes] holds their maxima."""
     lanes = images.shape[1]
-    _, groups = _groups(long)
+    groups = _groups(long)[1]
     running[...] = jnp.full(running.shape, -jnp.inf, jnp.float32)
 
     @pl.when(pl.program_id(1) == 0)

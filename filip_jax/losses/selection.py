@@ -1,7 +1,5 @@
 """Which tokens take part in the loss, chosen on each device before any of them travels."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
@@ -35,8 +33,10 @@ def select_tokens(
     if (_count(p, keep_tokens), _count(t, keep_tokens)) == (p, t):
         return image_tokens, text_tokens, text_mask
     tokens = jax.lax.stop_gradient((image_tokens, text_tokens))
-    score = {"batch": partial(_best_in_batch, implementation), "pair": _sum_in_pair}[selection]
-    of_images, of_texts = score(*tokens, text_mask)
+    if selection == "batch":
+        of_images, of_texts = _best_in_batch(implementation, *tokens, text_mask)
+    else:
+        of_images, of_texts = _sum_in_pair(*tokens, text_mask)
     patches = _highest(of_images, keep_tokens)
     words = _highest(jnp.where(text_mask, of_texts, -jnp.inf), keep_tokens)
     return _take(image_tokens, patches), _take(text_tokens, words), (words & text_mask[:, None]).any(axis=2)

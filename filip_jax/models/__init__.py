@@ -48,7 +48,6 @@ def make_model(**config) -> Model:
     Raises:
         UserError: a section with a missing, unknown or impossible key.
     """
-
     for path, value in flatten(config).items():
         if type(value) is int and not 1 <= value <= LARGEST:
             raise UserError(f"model.{path.replace('/', '.')}={value} must be at least 1 and at most {LARGEST}")
@@ -59,7 +58,9 @@ def make_model(**config) -> Model:
     graphdef, shapes = nnx.split(nnx.eval_shape(build, jax.random.key(0)))
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     if count > MAX_PARAMETERS:
-        raise UserError(f"model: these widths and depths make {count:.1e} parameters; at most {MAX_PARAMETERS:.1e} are built")
+        raise UserError(
+            f"model: these widths and depths make {count:.1e} parameters; at most {MAX_PARAMETERS:.1e} are built"
+        )
 
     def init(key):
         return nnx.to_pure_dict(nnx.state(build(key)))

@@ -62,9 +62,17 @@ class ImageEncoder(nnx.Module):
         self.position = nnx.Param(normal(rngs.params(), (count, width)))
         self.pre_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.transformer = Transformer(
-            width=width, depth=depth, heads=heads, causal=False, activation=activation, attention=attention,
-            scan=scan, remat=remat, dtype=dtype, rngs=rngs,
-        )  # fmt: skip
+            width=width,
+            depth=depth,
+            heads=heads,
+            causal=False,
+            activation=activation,
+            attention=attention,
+            scan=scan,
+            remat=remat,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.post_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
 
     def __call__(

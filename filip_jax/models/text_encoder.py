@@ -48,9 +48,17 @@ class TextEncoder(nnx.Module):
         self.token_embedding = nnx.Param(nnx.initializers.normal(0.02)(rngs.params(), (vocab_size, width)))
         self.position = nnx.Param(nnx.initializers.normal(0.01)(rngs.params(), (length, width)))
         self.transformer = Transformer(
-            width=width, depth=depth, heads=heads, causal=True, activation=activation, attention=attention,
-            scan=scan, remat=remat, dtype=dtype, rngs=rngs,
-        )  # fmt: skip
+            width=width,
+            depth=depth,
+            heads=heads,
+            causal=True,
+            activation=activation,
+            attention=attention,
+            scan=scan,
+            remat=remat,
+            dtype=dtype,
+            rngs=rngs,
+        )
         self.post_norm = nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
 
     def __call__(self, ids: Int[jax.Array, "b t"]) -> Float[jax.Array, "b t width"]:

@@ -1,6 +1,8 @@
 """Pre-norm transformer blocks, stacked for a scan: the body of both towers."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ ATTENTIONS = ("xla", "cudnn")  # programs for the same function
 CUDNN_HEAD = 128  # the widest head that every GPU takes
 MAX_LAYERS = 1024  # of a tower: without `scan` each is compiled
 TOKENS = 2**16  # most that a tower takes: the loss numbers them with two bytes
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": partial(jax.nn.gelu, approximate=False),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # what CLIP, FILIP and Wukong were trained with
 }
@@ -35,7 +37,8 @@ class Attention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         linear = partial(nnx.Linear, dtype=dtype, rngs=rngs)
-        self.heads, self.causal, self.implementation = heads, causal, implementation
+        self.heads, self.causal = heads, causal
+        self.implementation: Any = implementation  # one of ATTENTIONS, for JAX a Literal
         self.qkv = linear(width, 3 * width, kernel_init=nnx.initializers.normal(width**-0.5))
         self.out = linear(width, width, kernel_init=nnx.initializers.normal(out_std))
 

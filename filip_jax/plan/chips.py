@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from filip_jax.errors import UserError
+from filip_jax.extras import pip_install
 
 GIB = 2**30
 GPU_SHARE = 0.92  # of a GPU's memory
@@ -103,7 +104,7 @@ def open_topology(name: str, slices: int = 1) -> tuple[str, list[Any]]:
         said = " ".join(str(error).split())[:300]
         package = "libtpu" if tpu else "jax_cuda13_plugin"
         there = importlib.util.find_spec(package) is not None
-        hint = "topologies are those that can be booked" if there else "pip install -e '.[plan]' brings its compiler"
+        hint = "topologies are those that can be booked" if there else f"its compiler comes by {pip_install('plan')}"
         raise UserError(f"--topology={name}: {said}; {hint}") from error
     return kind, list(found.devices)
 

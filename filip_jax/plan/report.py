@@ -23,7 +23,7 @@ Plan = dict[str, Any]
 TYPICAL = 0.4  # of a GPU's peak, where no compiler counts cycles
 GUESS = f"{TYPICAL:.0%} of the peak, a guess"
 # What is tried when it does not fit, one after the other, behind sharding over all chips: {config key: value}.
-REMEDIES: Sequence[Mapping[str, Any]] = (
+REMEDIES: Sequence[dict[str, Any]] = (
     {"model.remat": True},
     {"model.remat": True, "microbatches": 2},
     {"model.remat": True, "microbatches": 4},
@@ -45,11 +45,17 @@ def plan(config: Mapping[str, Any], topology: str, slices: int = 1) -> Plan:
         config = {**config, "model": config["model"] | {"attention": "xla"}}
     chip, setup = CHIPS[kind], call(make_setup, config, "(top level)", devices=devices)
     found: Plan = {
-        "topology": topology, "slices": slices, "chips": len(devices), "mesh": dict(setup.mesh.shape),
-        "batch_size": setup.batch_size, "total_steps": setup.total_steps, "chip_memory": chip.usable, "instead_of_cudnn": cudnn,
+        "topology": topology,
+        "slices": slices,
+        "chips": len(devices),
+        "mesh": dict(setup.mesh.shape),
+        "batch_size": setup.batch_size,
+        "total_steps": setup.total_steps,
+        "chip_memory": chip.usable,
+        "instead_of_cudnn": cudnn,
         **{part: _bytes(setup, part) for part in ("params", "opt_state", "ema")},
         "operations": step_operations(config, devices),
-    }  # fmt: skip
+    }
     compiled, wanted = _compile(lower_step(setup, abstract(setup.shapes, setup.shardings)), topology)
     if compiled is None:
         return found | {"fits": False, "peak_memory": wanted}
@@ -108,7 +114,8 @@ def loss_temporary(setup: Setup) -> int:
         tokens = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split) for x in tokens]
         gradient = jax.value_and_grad(partial(setup.loss, logit_scale=14.0), argnums=(0, 1))
         lowered = jax.jit(gradient, out_shardings=(None, (split, split))).lower(*tokens, **groups)
-    return lowered.compile().memory_analysis().temp_size_in_bytes
+    analysis: Any = lowered.compile().memory_analysis()
+    return analysis.temp_size_in_bytes
 
 
 def _times(found: Plan, chip: Chip, cycles: float) -> Plan:
@@ -118,18 +125,24 @@ def _times(found: Plan, chip: Chip, cycles: float) -> Plan:
     seconds = max(computing, sent)
     hours = seconds * found["total_steps"] / 3600
     return {
-        "estimate": how, "links": "of one slice" if found["slices"] > 1 else "", "computing_seconds": computing, "sending_seconds": sent, "step_seconds": seconds,
-        "mfu": ideal / seconds, "samples_per_second": found["batch_size"] / seconds,
-        "days": hours / 24, "chip_hours": hours * found["chips"],
-    }  # fmt: skip
+        "estimate": how,
+        "links": "of one slice" if found["slices"] > 1 else "",
+        "computing_seconds": computing,
+        "sending_seconds": sent,
+        "step_seconds": seconds,
+        "mfu": ideal / seconds,
+        "samples_per_second": found["batch_size"] / seconds,
+        "days": hours / 24,
+        "chip_hours": hours * found["chips"],
+    }
 
 
 def remedies(config: Mapping[str, Any], topology: str, slices: int = 1) -> Iterator[tuple[Mapping[str, Any], Plan]]:
     """Changes that need less memory, the smallest first, with their plans; ends with the first that fits."""
-    everywhere = {"mesh.replica": 1, "mesh.data": -1} if config["mesh"]["replica"] != 1 else {}
+    everywhere: dict[str, Any] = {"mesh.replica": 1, "mesh.data": -1} if config["mesh"]["replica"] != 1 else {}
     for change in [everywhere, *(everywhere | remedy for remedy in REMEDIES)]:
         fewer = change.get("microbatches", config["microbatches"]) <= config["microbatches"]
-        useless = fewer and ("microbatches" in change or config["model"]["remat"] and "model.remat" in change)
+        useless = fewer and ("microbatches" in change or (config["model"]["remat"] and "model.remat" in change))
         if not change or useless:
             continue  # no change, or one that needs more
         changed = json.loads(json.dumps(config))
@@ -151,8 +164,10 @@ def say(found: Plan) -> str:
     slices = f"{found['slices']} slices of " if found["slices"] > 1 else ""
     lines = [
         f"{slices}{found['topology']}: {found['chips']} chips, mesh {found['mesh']}, global batch {found['batch_size']}",
-        "", "| memory of a chip                 |     GiB |", "| -------------------------------- | ------- |",
-    ]  # fmt: skip
+        "",
+        "| memory of a chip                 |     GiB |",
+        "| -------------------------------- | ------- |",
+    ]
     rows = {"parameters": "params", "optimiser": "opt_state", "average of the parameters": "ema"}
     rows |= {"temporary, at the peak": "temporary", "  activations and gradients": "activations"}
     rows |= {"  the loss, at most": "loss_temporary"}
@@ -172,12 +187,13 @@ def say(found: Plan) -> str:
         f"| {kind:<18} | {count:>5} | {size / GIB:>16.3f} |" for kind, (count, size) in found["collectives"].items()
     ]
     lines += [
-        "", f"ESTIMATES, by {found['estimate']}, data and evaluation aside:",
+        "",
+        f"ESTIMATES, by {found['estimate']}, data and evaluation aside:",
         f"  a step       {1e3 * found['step_seconds']:.1f} ms: {1e3 * found['computing_seconds']:.1f} ms computing, "
         f"{1e3 * found['sending_seconds']:.1f} ms sending at full rate beside it"
         + (", as if the slices were one" if found["slices"] > 1 else ""),
         f"  operations   {found['operations']:.3e} a step, texts at full length; MFU {100 * found['mfu']:.1f} %",
         f"  rate         {found['samples_per_second']:,.0f} samples/s, {found['samples_per_second'] / found['chips']:,.0f} a chip",
         f"  the run      {found['days']:.2f} days, {found['chip_hours']:,.0f} chip-hours for {found['total_steps']} steps",
-    ]  # fmt: skip
+    ]
     return "\n".join(lines)

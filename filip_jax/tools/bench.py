@@ -17,6 +17,7 @@ from filip_jax.errors import UserError
 from filip_jax.sections import call
 
 STAGES = ("read", "decode and augment", "tokenise", "batch")
+CORES = os.cpu_count() or 1
 
 
 def bench(
@@ -38,14 +39,14 @@ def bench(
     lines = [f"{samples} samples one after the other, on one core ({bad} could not be used):"]
     lines += [f"  {name:20}{1e6 * stages[name] / samples:8.0f} us  {stages[name] / total:4.0%}" for name in STAGES]
     lines += [f"  {'all':20}{1e6 * total / samples:8.0f} us  {samples / total:.0f} images/s"]
-    least_wait = 0.1 * batch_size * total / samples / os.cpu_count()
+    least_wait = 0.1 * batch_size * total / samples / CORES
     rate, cores = time_pipeline(source, tokenizer, data, batch_size, seed, samples, least_wait)
     workers, threads = data["workers"], data["threads"]
-    lines += [
+    lines.append(
         f"the pipeline with workers={workers}, threads={threads}: {rate:.0f} images/s "
-        f"on {cores:.1f} busy cores of {os.cpu_count()}, {rate / max(cores, 0.01):.0f} images/s/core"
-    ]
-    return "\n".join(lines + [f"advice: {advice(stages, cores, data)}"])
+        f"on {cores:.1f} busy cores of {CORES}, {rate / max(cores, 0.01):.0f} images/s/core"
+    )
+    return "\n".join([*lines, f"advice: {advice(stages, cores, data)}"])
 
 
 def time_stages(
@@ -79,17 +80,30 @@ def time_stages(
 
 
 def time_pipeline(
-    source: Source, tokenizer: Tokenizer, data: Mapping[str, Any], batch_size: int, seed: int, samples: int,
+    source: Source,
+    tokenizer: Tokenizer,
+    data: Mapping[str, Any],
+    batch_size: int,
+    seed: int,
+    samples: int,
     least_wait: float,
-) -> tuple[float, float]:  # fmt: skip
+) -> tuple[float, float]:
     """(images/s, cores that were busy) of the pipeline, when what it had prepared before is used up.
 
     That is so when each worker's last two batches came only after `least_wait` seconds.
     """
     stream = call(
-        batches, data, "data", source=source, tokenizer=tokenizer, batch_size=batch_size, seed=seed, start=0,
-        process_index=0, process_count=1,
-    )  # fmt: skip
+        batches,
+        data,
+        "data",
+        source=source,
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        seed=seed,
+        start=0,
+        process_index=0,
+        process_count=1,
+    )
     in_a_row, waits = 2 * max(data["workers"], 2), 0
     for _ in range(20 * in_a_row):
         waits = waits + 1 if _waited(stream) > least_wait else 0
@@ -134,8 +148,8 @@ def advice(stages: Mapping[str, float], cores: float, data: Mapping[str, Any]) -
             "data.shuffle=block reads neighbours together" if data["shuffle"] == "global" else "copy the data nearer"
         )
         return f"reading takes {share['read']:.0%}: {where}; `filip data convert` makes one read of each record"
-    if cores < 0.7 * os.cpu_count():
-        return f"{os.cpu_count() - cores:.1f} cores are idle: try more data.workers (now {data['workers']})"
+    if cores < 0.7 * CORES:
+        return f"{CORES - cores:.1f} cores are idle: try more data.workers (now {data['workers']})"
     if share["decode and augment"] > 0.5:
         return (
             f"all cores are busy, decoding and augmenting take {share['decode and augment']:.0%}: "

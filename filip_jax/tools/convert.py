@@ -22,7 +22,7 @@ from filip_jax.errors import UserError
 from filip_jax.files import LOCK, locked, remove_abandoned, replacing, write_atomically
 from filip_jax.progress import Progress
 from filip_jax.sections import at_least
-from filip_jax.small_files import is_whole, read_json
+from filip_jax.small_files import is_whole, read_json, read_own
 from filip_jax.workers import run
 
 PLAN, BAD = "convert.json", "bad.jsonl"
@@ -76,7 +76,7 @@ def convert(
         # Workers get the source as it was opened: to open it again would read all captions once more in each.
         for _ in run(partial, (_convert_shard, source, output, plan), left, workers):
             progress.advance()
-        return _summary(output, total)
+        return _summary(output, total, 8 * records_per_shard)
 
 
 def _check_plan(output: Path, plan: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ def _check_plan(output: Path, plan: dict[str, Any]) -> None:
 
 def _convert_shard(source: Source, output: Path, plan: dict[str, Any], number: int) -> None:
     first = number * plan["records_per_shard"]
-    count, bad, hashes, reasons = 0, [], [], Counter()
+    count, bad, hashes, reasons = 0, [], [], Counter[str]()
     with replacing(output / f"{number:05d}.array_record") as beside, RecordWriter(beside) as writer:
         for index in range(first, min(first + plan["records_per_shard"], len(source))):
             try:
@@ -134,7 +134,8 @@ def _resized(record: Record, short_side: int) -> Record:
     if not short_side or min(picture.size) <= short_side:
         return record
     scale = short_side / min(picture.size)
-    picture = picture.resize(tuple(max(1, round(side * scale)) for side in picture.size), Image.Resampling.BICUBIC)
+    width, height = (max(1, round(side * scale)) for side in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=QUALITY)
     return replace(record, image=file.getvalue())
@@ -151,14 +152,20 @@ def _facts(output: Path, number: int) -> Path:
 def _read_facts(file: Path) -> Shard:
     facts = read_json(file)
     number, records, bad = (facts.get(name) for name in ("number", "records", "bad"))
-    if not is_whole(number) or not is_whole(records) or not isinstance(bad, dict) or not all(map(is_whole, bad.values())):
+    if (
+        not is_whole(number)
+        or not is_whole(records)
+        or not isinstance(bad, dict)
+        or not all(map(is_whole, bad.values()))
+    ):
         raise UserError(f"{file} is damaged: remove it, and the shard is converted again")
     return Shard(number, records, bad)
 
 
-def _summary(output: Path, total: int) -> dict[str, Any]:
+def _summary(output: Path, total: int, hash_bytes: int) -> dict[str, Any]:
     facts = [_read_facts(_facts(output, number)) for number in range(total)]
-    hashes = np.concatenate([np.fromfile(output / f"{number:05d}.hashes", "<u8") for number in range(total)] or [[]])
+    files = [read_own(output / f"{number:05d}.hashes", hash_bytes) for number in range(total)]
+    hashes = np.concatenate([np.frombuffer(data, "<u8", len(data) // 8) for data in files] or [np.empty(0)])
     size = sum((output / f"{number:05d}.array_record").stat().st_size for number in range(total))
     bad = sum((Counter(shard.bad) for shard in facts), Counter())
     return {

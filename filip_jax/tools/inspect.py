@@ -18,6 +18,7 @@ from filip_jax.data.record import BadRecord, Record, kind_of
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError, one_line
 from filip_jax.evals.fonts import font_name, missing_glyphs, sized
+from filip_jax.extras import pip_install
 from filip_jax.files import write_png
 from filip_jax.plain import printable
 from filip_jax.progress import Progress
@@ -79,7 +80,9 @@ def inspect(
         output.parent.mkdir(parents=True, exist_ok=True)
         write_png(contact_sheet(views), output)
         if unknown := "".join(sorted({sign for _, caption in views for sign in missing_glyphs(_shown(caption))})):
-            warnings.warn(f"no font that is installed here knows {unknown[:80]}: the sheet has boxes instead", stacklevel=2)
+            warnings.warn(
+                f"no font that is installed here knows {unknown[:80]}: the sheet has boxes instead", stacklevel=2
+            )
         yield from ("", f"wrote {output}: {len(views)} records as the model sees them")
     if useless:
         raise UserError(f"{', '.join(useless)}: no record that was looked at can be used; the reasons stand above")
@@ -164,7 +167,7 @@ def _languages(texts: list[str]) -> str:
     from filip_jax.cleaning.languages import name_languages
 
     names = name_languages(texts)
-    return "; languages: pip install -e '.[clean]' to see them" if names is None else f"; {_shares(Counter(names))}"
+    return f"; languages: {pip_install('clean')}" if names is None else f"; {_shares(Counter(names))}"
 
 
 def _view(source: Source, n: int, of: int, size: int, augment: Mapping[str, Any]) -> list[tuple[np.ndarray, str]]:

@@ -22,6 +22,7 @@ from filip_jax.errors import UserError
 from filip_jax.evals.curves import COLOURS, chart, metric_charts, points
 from filip_jax.evals.published import published_rows
 from filip_jax.evals.results import cell, comparable, evaluation_of, read_results, rows_of
+from filip_jax.folders import first_link
 from filip_jax.logged import read_metrics
 from filip_jax.paths import flatten
 from filip_jax.plain import escape
@@ -101,7 +102,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], ours: int = -1,
 
 
 def _head(workdir, config, lines, results) -> str:
-    newest = next((line for line in reversed(lines) if "train/loss" in line), {})
+    newest: dict[str, Any] = next((line for line in reversed(lines) if "train/loss" in line), {})
     step, total = newest.get("step", 0), config.get("total_steps", 0)
     evaluated = max(map(int, results["steps"]), default=None)
     cards = {
@@ -137,7 +138,7 @@ def _large(value: Any) -> str:
 def _evaluations(workdir, results) -> str:
     if not results["steps"]:
         return _section("Evaluations", '<p class="faint">None yet: filip eval makes them.</p>')
-    steps, newest, of = comparable(results), {}, {}
+    steps, newest, of = comparable(results), dict[str, Any](), dict[str, str]()
     for step, metrics in steps.items():  # of each evaluation its newest step
         names = {evaluation_of(metric) for metric in metrics}
         newest = {metric: x for metric, x in newest.items() if evaluation_of(metric) not in names} | metrics
@@ -174,7 +175,9 @@ def _training(lines) -> str:
 def _seconds(line: Mapping[str, Any]) -> dict[str, float]:
     """The seconds of each phase of the run, all its starts together."""
     found = {key: re.fullmatch(r"time/(\w+)_seconds", key) for key in line}
-    return {match[1].replace("_", " "): float(line[key]) for key, match in found.items() if match and _is_time(line[key])}
+    return {
+        match[1].replace("_", " "): float(line[key]) for key, match in found.items() if match and _is_time(line[key])
+    }
 
 
 def _is_time(value: Any) -> bool:
@@ -182,7 +185,7 @@ def _is_time(value: Any) -> bool:
 
 
 def _time(lines) -> str:
-    newest = next((line for line in reversed(lines) if "train/loss" in line), {})
+    newest: dict[str, Any] = next((line for line in reversed(lines) if "train/loss" in line), {})
     seconds = dict(sorted(_seconds(newest).items(), key=lambda pair: -pair[1]))
     if not seconds:
         return ""
@@ -202,9 +205,11 @@ def _time(lines) -> str:
 
 
 def _pictures(folder: Path) -> str:
-    """The newest page of each pair that an evaluation has drawn."""
+    """The newest page of each pair that an evaluation has drawn; none that lies behind a link."""
     content = ""
-    for each in sorted(path for path in folder.glob("*") if path.is_dir()):
+    for each in sorted(
+        path for path in folder.glob("*") if path.is_dir() and not first_link(str(path), str(folder.parent))
+    ):
         newest: dict[int, tuple[int, Path]] = {}
         for file in each.glob("*_step_*.png"):
             if match := re.fullmatch(r"(\d+)_step_(\d+)\.png", file.name):

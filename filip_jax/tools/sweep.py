@@ -6,7 +6,7 @@ import io
 import os
 import re
 import signal
-import subprocess
+import subprocess  # noqa: TID251 - to start this Python
 import sys
 import time
 import unicodedata
@@ -206,8 +206,8 @@ def _start(point: Point, gpu: str) -> subprocess.Popen:
     if point.workdir.is_symlink():
         raise UserError(f"{point.workdir} is a symbolic link, through which no sweep trains: remove the link")
     with open_to_append(_log(point)) as log:
-        # In a group of its own: a Ctrl-C at the terminal is handed on as SIGTERM, which saves.
-        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | one, start_new_session=True)
+        # This Python and this package, in a group of its own: a Ctrl-C at the terminal is handed on as SIGTERM, which saves.
+        return subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | one, start_new_session=True)  # noqa: S603
 
 
 def _log(point: Point) -> Path:

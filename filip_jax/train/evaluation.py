@@ -43,7 +43,7 @@ class EvalGuard:
             UserError: it failed, and that is fatal.
         """
         if service.of_first_process(self._attempt(name)) > MOST_ATTEMPTS:
-            error, metrics = f"it ended the process {MOST_ATTEMPTS} times", {}
+            error, metrics = f"it ended the process {MOST_ATTEMPTS} times", dict[str, float]()
         else:
             error, metrics = self._try(name, run)
         service.on_first_process(lambda: self._forget(name))
@@ -60,7 +60,9 @@ class EvalGuard:
         try:
             metrics = run()
         except Exception as caught:
-            error = str(caught) if isinstance(caught, (UserError, ProcessLost)) else f"{type(caught).__name__}: {caught}"
+            error = (
+                str(caught) if isinstance(caught, (UserError, ProcessLost)) else f"{type(caught).__name__}: {caught}"
+            )
             error = one_line(error)
             if not isinstance(caught, (UserError, OSError, ProcessLost)):
                 show_error()
@@ -97,7 +99,9 @@ class EvalGuard:
         except (UserError, OSError):  # torn, or not ours
             return {}
         attempts = before.get("attempts") if before.get("step") == self.step else {}
-        return {name: count for name, count in attempts.items() if is_whole(count)} if isinstance(attempts, dict) else {}
+        return (
+            {name: count for name, count in attempts.items() if is_whole(count)} if isinstance(attempts, dict) else {}
+        )
 
     def _write(self, attempts: dict[str, int]) -> None:
         if not attempts and not self.workdir.is_remote:  # a bucket's copy would come back

@@ -5,23 +5,32 @@ import gc
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 SIGNAL_SECONDS = 1.0  # in which a signal to a whole process group reaches this process after its data workers
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """An iterator that can be closed."""
+
+    def __next__(self) -> Any: ...
+
+    def close(self) -> object: ...
 
 
 class Feed:
     """The next batch of an iterator, in the making.
 
     Args:
-        rows: with a method `close`; only the thread calls its `next`.
+        rows: only the thread calls its `next`.
         stopping: whether the run is asked to stop. An error beside that is no error: the signal reached the
             workers, too.
     """
 
-    def __init__(self, rows: Iterator[Any], stopping: Callable[[], object] = lambda: False):
-        self.rows, self.queue, self.closed = rows, queue.Queue(1), threading.Event()
+    def __init__(self, rows: Rows, stopping: Callable[[], object] = lambda: False):
+        self.rows, self.queue, self.closed = rows, queue.Queue[Any](1), threading.Event()
         self.stopping = stopping
         self.item: Any = None
         self.thread = threading.Thread(target=self._run, daemon=True, name="feed")

@@ -10,8 +10,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from filip_jax.cluster.watch import Watch
 from filip_jax.errors import UserError
-from filip_jax.user_paths import from_user
 from filip_jax.small_files import is_number
+from filip_jax.user_paths import from_user
 
 PHASES = ("start", "restore", "compile", "data", "step", "save", "evaluation", "end")
 LOST = "lost_by_rollback"
@@ -94,6 +94,6 @@ class CompileCache:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         jax.monitoring.register_event_duration_secs_listener(self._hear)
 
-    def _hear(self, event: str, seconds: float, **_: object) -> None:
+    def _hear(self, event: str, duration_secs: float, **_: object) -> None:
         if event == SAVED_EVENT:
-            self.spared += max(0.0, seconds)
+            self.spared += max(0.0, duration_secs)

@@ -113,7 +113,8 @@ class Donor:
 
     def _target(self, origin: str, leaf: jax.Array) -> jax.ShapeDtypeStruct:
         shape, dtype = tuple(self.saved[origin]["shape"]), self.saved[origin]["dtype"]
-        sharding = leaf.sharding if shape == leaf.shape else replicated(leaf.sharding.mesh)
+        sharding: Any = leaf.sharding  # on a mesh, as all of the state
+        sharding = sharding if shape == leaf.shape else replicated(sharding.mesh)
         return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=sharding)
 
     def _say(self, parameters: Mapping[str, Any], leaves: Mapping[str, jax.Array]) -> None:

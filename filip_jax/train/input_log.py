@@ -40,12 +40,12 @@ class InputLog:
         self.file, self.skipped_file = workdir / FOLDER / name, workdir / SKIPPED / name
         self.keys_file = workdir / KEYS / name if keys else None
         self.named = _named(self.file)
-        self.samples, self.bad = Counter(), Counter()
+        self.samples, self.bad = Counter[str](), Counter[str]()
         self.restart_window()
 
     def restart_window(self) -> None:
         """The fractions of the metrics count from here."""
-        self.window_samples, self.window_bad, self.truncated = Counter(), Counter(), 0
+        self.window_samples, self.window_bad, self.truncated = Counter[str](), Counter[str](), 0
 
     def add(self, rows: Mapping[str, Any]) -> None:
         """The rows of one batch.

@@ -47,7 +47,7 @@ class Lease:
         if not holds:
             return
         self.folder = None if storage.is_remote(place) else os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.me = {"token": secrets.token_hex(8), **_place_of_process(self.folder), "pid": os.getpid()}
+        self.me: dict[str, Any] = {"token": secrets.token_hex(8), **_place_of_process(self.folder), "pid": os.getpid()}
         self.me |= {"began": _began(os.getpid()), "beat": 0}
         try:
             busy = f"another run starts in {place} at this moment: give another --workdir, or try again"
@@ -79,6 +79,8 @@ class Lease:
         if not self.holds:
             return
         with self.turn:
+            if self.ended.is_set():  # while the thread waited for its turn
+                return
             other = self._read()
             if other and other.get("token") != self.me["token"]:
                 raise UserError(

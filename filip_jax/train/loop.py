@@ -75,7 +75,7 @@ def _train(workdir: str | Path, config: Mapping[str, Any], watch: Watch) -> None
         trainer.run()
         with watch.phase("end"):
             service.gather("done")  # what the first process wrote last is there for all
-            service.on_first_process(lambda: trainer.upkeep.check_usable(trainer.saved_step))
+            service.on_first_process(lambda: trainer.upkeep.check_usable(trainer.step))
     except jax.errors.JaxRuntimeError as error:
         if several:
             pulse.wait_for_judgement(error)
@@ -123,14 +123,15 @@ class Trainer:
         self.embedder = Embedder(setup.model, tokenizer, **sizes, mesh=setup.mesh)
         self.eval_guard = EvalGuard(self.place, watch, setup.evals_fatal)
         self.state, self.step, meta = self._start(newest, tokenizer, donor)
-        self.samples_seen, self.saved_step, watch.step = meta.get("samples_seen", 0), self.step, self.step
+        self.samples_seen, watch.step = meta.get("samples_seen", 0), self.step
+        self.saved_step: int | None = self.step
         self._open_logs(source, meta)
         rows = call(
             batches, setup.data, "data", source=source, tokenizer=tokenizer, batch_size=setup.batch_size,
             seed=setup.seed, start=self.samples_seen, groups=setup.groups,
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
-        self.feed = Feed(rows if self.step < setup.total_steps else (row for row in ()), lambda: watch.stop)
+        self.feed = Feed(rows if self.step < setup.total_steps else (row for row in list[Any]()), lambda: watch.stop)
         self.profile = Profile(self.place, self.step, setup.total_steps, **setup.profile)
 
     def _start(self, newest: int | None, tokenizer: Tokenizer, donor: Donor | None) -> tuple[State, int, dict]:
@@ -195,7 +196,6 @@ class Trainer:
 
     def _run(self) -> None:
         """The order that the module promises."""
-        train_step = None
         if self.step < self.setup.total_steps:
             train_step = start.compile_and_say(self.setup, self.state, self.watch, self.cache, self.log)
         while True:
@@ -228,7 +228,7 @@ class Trainer:
         if not self.log.is_idle():
             self.watch.move(waited, "data", "step")
             waited = 0.0
-        if decision.end(""):
+        if decision.stop or decision.lost:
             self._stop(decision)
         if decision.save and self.step != self.saved_step:
             self._save()
@@ -288,7 +288,7 @@ class Trainer:
         say(f"step {self.step}: evaluating {', '.join(each.name for each in self.evals)} ...")
         self.eval_guard.step = self.step
         with self.watch.phase("evaluation"):
-            model = self.embedder.with_parameters(self.state.get("ema", self.state["params"]), self.step)
+            model = self.embedder.with_parameters(self.state["ema" if "ema" in self.state else "params"], self.step)
             metrics = run_evals(model, self.evals, self.workdir, self.eval_guard)
             self.writer.write(self.step, metrics)
             where = self.evals, self.checkpoints, self.step, self.config

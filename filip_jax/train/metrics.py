@@ -122,9 +122,17 @@ class StepLog:
     """
 
     def __init__(
-        self, writer: MetricWriter, input_log: InputLog, goodput: Goodput, *,
-        batch_size: int, total_steps: int, every_steps: int, max_skipped: int, step: int,
-    ):  # fmt: skip
+        self,
+        writer: MetricWriter,
+        input_log: InputLog,
+        goodput: Goodput,
+        *,
+        batch_size: int,
+        total_steps: int,
+        every_steps: int,
+        max_skipped: int,
+        step: int,
+    ):
         self.writer, self.input, self.goodput, self.batch_size = writer, input_log, goodput, batch_size
         self.total_steps, self.every_steps, self.max_skipped = total_steps, every_steps, max_skipped
         self.pending: tuple[int, Mapping[str, Any], Mapping[str, Any]] | None = None

@@ -4,6 +4,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,12 @@ def open_workdir(path: str | Path, watch: Watch) -> tuple[Workdir, Lease]:
     service.together(open_and_try)
     service.together(lambda: leases.append(Lease(opened[0].name, holds=jax.process_index() == 0)))
     watch.on_leave.append(lambda code, line: leases[0].close())
-    leases[0].lost = lambda line: (setattr(leases[0], "holds", False), watch.leave(2, line))
+
+    def end(line: str) -> None:
+        leases[0].holds = False
+        watch.leave(2, line)
+
+    leases[0].lost = end
     return opened[0], leases[0]
 
 
@@ -115,7 +121,7 @@ def open_source(setup: Setup) -> Source:
         check_usable(opened[0], setup.data["image_size"], setup.data["augment"])
 
     service.on_first_process(open_and_try)
-    service.together(lambda: opened or opened.append(make_source(setup.source)))
+    service.together(lambda: None if opened else opened.append(make_source(setup.source)))
     say(f"data: {len(opened[0])} records; {one_line(opened[0].seen)}")
     return opened[0]
 
@@ -177,7 +183,7 @@ def newest_sound(checkpoints: CheckpointWriter, workdir: Path, config: Mapping[s
         said = f"THE CHECKPOINT OF STEP {number} IS DAMAGED: {found}; going on from step {step}"
         if jax.process_index() == 0:
             warnings.warn(said, stacklevel=2)
-        service.on_first_process(lambda number=number: checkpoints.set_aside(number))
+        service.on_first_process(partial(checkpoints.set_aside, number))
     return step
 
 
@@ -204,8 +210,10 @@ def _clean(checkpoints: CheckpointWriter, workdir: Path, config: Mapping[str, An
 
 
 def _check_free(workdir: Path, source: Mapping[str, Any]) -> None:
-    """Raises a UserError if a folder without a config, which a run writes first, is another's: the data's, or one with
-    files that the run would replace."""
+    """Raise a UserError if a folder without a config, which a run writes first, belongs to something else.
+
+    It is the data's, or holds files that the run would replace.
+    """
     check_outside(source, workdir, "--workdir", {".json", ".jsonl", ".png"})
     if names := [name for name in (TOKENIZER, METRICS, EVALS) if os.path.lexists(workdir / name)]:
         raise UserError(

@@ -64,7 +64,9 @@ class Upkeep:
             UserError: the disk or the bucket fails.
         """
         lost: list[bool] = []
-        service.on_first_process(lambda: lost.append(bool(step) and not storage.exists(self._manifest(step))))
+        service.on_first_process(
+            lambda: lost.append(step is not None and step > 0 and not storage.exists(self._manifest(step)))
+        )
         return service.of_first_process(lost == [True])
 
     def check_usable(self, step: int) -> None:

@@ -58,7 +58,13 @@ class WandbLog:
         os.environ.setdefault("WANDB_SILENT", "true")  # it would ask for a key at the terminal, and wait
         wandb = extra_module("wandb", "wandb", f"wandb_project={project!r} needs")
         self.lines: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        run = {"dir": str(workdir), "project": project, "name": printable(name)[-LONGEST:], "id": _run_id(workdir), "config": dict(config)}
+        run = {
+            "dir": str(workdir),
+            "project": project,
+            "name": printable(name)[-LONGEST:],
+            "id": _run_id(workdir),
+            "config": dict(config),
+        }
         self.thread = threading.Thread(target=self._send, args=(wandb, run), daemon=True)
         self.thread.start()
 
@@ -81,9 +87,13 @@ class WandbLog:
         """The thread: begins the run, sends lines until there is a None, and ends it."""
         try:
             settings = wandb.Settings(
-                console="off", disable_git=True, save_code=False,  # the user's code and terminal are not sent
-                init_timeout=BEGIN_SECONDS, finish_timeout=END_SECONDS, finish_timeout_raises=True,
-            )  # fmt: skip
+                console="off",
+                disable_git=True,
+                save_code=False,  # the user's code and terminal are not sent
+                init_timeout=BEGIN_SECONDS,
+                finish_timeout=END_SECONDS,
+                finish_timeout_raises=True,
+            )
             sent = wandb.init(**run, resume="allow", settings=settings)
             if sent.url:
                 say(f"wandb: {sent.url}")
