@@ -39,7 +39,7 @@ DEVICES = 4  # of each process
 QUICKLY = "--xla_backend_optimization_level=0"
 PATIENCE = 180  # seconds after which a run that should have ended is said to hang
 # Seconds that a promise with a limit leaves to the machine; tests, which have other work beside them, set more.
-SLACK = 2
+SLACK = 15
 
 
 class Broken(AssertionError):

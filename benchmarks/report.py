@@ -63,9 +63,7 @@ class _Copy(io.StringIO):
 def make_origin(*packages: str) -> dict:
     """Return the command, date, machine, versions and commit of a result; the commit is None without a git clone."""
     commit = _git("rev-parse", "HEAD")
-    changes = _git(
-        "status", "--porcelain", "--", ".", ":!benchmarks/results"
-    )  # results of other commands may lie there
+    changes = _git("status", "--porcelain", "--", ".", ":!benchmarks/results")  # where other results may lie
     return {
         "command": shlex.join(["python", os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
         "date": str(date.today()),

@@ -23,8 +23,8 @@ def shipped_config(name: str) -> Path | None:
 
 
 def shipped_scripts() -> dict[Path, str]:
-    """Return the first line of the comment at the head of each launch script."""
-    texts = {file: file.read_text("utf-8") for file in sorted(SCRIPTS.glob("*"))}
+    """Return the files of the launch scripts, each with the first line of the comment at its head."""
+    texts = {file: file.read_text("utf-8") for file in sorted(SCRIPTS.glob("*")) if file.suffix != ".md"}
     return {file: text.partition("# ")[2].partition("\n")[0].rstrip(":.") for file, text in texts.items()}
 
 
@@ -41,10 +41,10 @@ def copy_config(name: str, output: str = "") -> Path:
     file = Path(output or source.name)
     if file.suffix != ".py":
         raise UserError(f"--output={file}: a config is a Python file; name it so")
-    file.parent.mkdir(parents=True, exist_ok=True)
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("xb") as copy:
             copy.write(source.read_bytes())
     except FileExistsError as error:
-        raise UserError(f"{file} exists already: name another file, --output=FILE.py") from error
+        raise UserError(f"{error.filename} exists already: name another file, --output=FILE.py") from error
     return file

@@ -58,9 +58,9 @@ def run(
         while busy:
             ready = wait(busy)
             for pipe in [pipe for pipe in busy if pipe in ready]:
-                value, error, said = _answer(pipe, processes, option)
+                value, error, trace = _answer(pipe, processes, option)
                 if error:
-                    raise error from RuntimeError(f"in a worker process:\n{said}")
+                    raise error from RuntimeError(f"in a worker process:\n{trace}")
                 if (item := next(todo, None)) is None:
                     busy.remove(pipe)
                     pipe.close()

@@ -1,5 +1,6 @@
 """Processes as one run: who they are, what they agree on, what ends them."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import jax
 import pytest
@@ -14,8 +16,10 @@ from conftest import free_port
 from hypothesis import given
 from hypothesis import strategies as st
 
+from filip_jax.cluster import service
 from filip_jax.cluster.join import check_processes, check_table, describe_process, is_loopback, join_processes
-from filip_jax.cluster.roll_call import roll_call
+from filip_jax.cluster.pulse import Pulse
+from filip_jax.cluster.roll_call import Decision, roll_call
 from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch
 from filip_jax.errors import ProcessLost, UserError
 from filip_jax.train.feed import Feed
@@ -125,6 +129,41 @@ def test_the_roll_is_called_before_each_step_and_all_hear_the_same():
         assert lines[2] == "bad data" and lines[3].startswith("Decision(stop='SIGTERM")
         assert lines[4] == "Decision(stop='', save=False, error='', lost='a worker is gone')"
         assert lines[5] == "ProcessLost: no trainer"
+
+
+@pytest.mark.parametrize(
+    "vote, decision",
+    [
+        ({}, Decision(save=True)),
+        ({"stop": "SIGTERM"}, Decision(stop="SIGTERM", save=True)),
+        ({"lost": "a worker is gone"}, Decision(save=True, lost="a worker is gone")),
+        ({"error": "bad data"}, Decision(save=True, error="bad data")),
+    ],
+)
+def test_the_first_process_decides_by_the_votes_of_all(monkeypatch, vote, decision):
+    """As process 0 of two, whose own batch is there."""
+    told = {}
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(service, "get_all", lambda folder: {1: {"stop": "", "error": "", "lost": ""} | vote})
+    monkeypatch.setattr(service, "put", told.__setitem__)
+    monkeypatch.setattr(service, "drop", lambda key: None)
+    with pytest.raises(UserError, match="bad data") if decision.error else contextlib.nullcontext():
+        assert roll_call(Watch(), 3, lambda seconds: True, lambda: True) == decision
+    assert told == {"decision/3": asdict(decision)}
+
+
+@pytest.mark.parametrize("phase, silent", [("step", True), ("end", False)])
+def test_a_process_that_is_silent_ends_this_one_unless_it_was_at_its_end(monkeypatch, phase, silent):
+    watch, left = Watch(), []
+    pulse = Pulse(watch, 10)
+    monkeypatch.setattr(watch, "leave", lambda *words: left.append(words))
+    monkeypatch.setattr(service, "get_all", lambda folder: {1: [0, phase, 7, 0, "there"]})
+    for seconds in (0, pulse.limit - 1, 2):
+        assert not left
+        pulse.seen = {process: (beat, when - seconds) for process, (beat, when) in pulse.seen.items()}
+        pulse._listen()
+    said = "process 1 (there) has given no sign of life for 7 s; it was in phase step at step 7"
+    assert [code for code, _ in left] == [HUNG] * silent and all(said in line for _, line in left)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from filip_jax import files, folders
@@ -108,20 +108,24 @@ def test_old_checkpoints_behind_a_link_are_read_and_never_removed(tmp_path, part
     assert 3 in writer.steps() and 2 not in writer.steps()
 
 
-@given(
-    st.lists(st.sampled_from(["..", ".", "", "a", "link", "victim", "\0", "\ud800", "x" * 300]), min_size=1, max_size=5)
-)
+NAMES = ["..", ".", "", "a", "link", "victim", "empty", "\0", "\ud800", "x" * 300]
+
+
+@example(["..", "victim", "a"])
+@example(["a", "..", "..", "empty"])
+@example(["link", "a"])
+@given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=5))
 def test_no_name_of_a_foreign_file_leaves_the_root(tmp_path_factory, names):
     top = tmp_path_factory.getbasetemp() / "names"
     (top / "victim").mkdir(parents=True, exist_ok=True), (top / "root/a").mkdir(parents=True, exist_ok=True)
-    (top / "victim/a").touch()
+    (top / "victim/a").touch(), (top / "empty").mkdir(exist_ok=True)
     with contextlib.suppress(FileExistsError):
         (top / "root/link").symlink_to(top / "victim")
     for action in (lambda path: folders.remove([path], str(top / "root")),
                    lambda path: folders.remove_empty_folders(path, str(top / "root"))):  # fmt: skip
         with contextlib.suppress(UserError, OSError):
             action(f"{top}/root/{'/'.join(names)}")
-    assert (top / "victim/a").exists() and (top / "root").is_dir()
+    assert (top / "victim/a").exists() and (top / "empty").is_dir() and (top / "root").is_dir()
 
 
 def test_the_way_to_the_workdir_may_hold_links(tmp_path):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import examples, free_port, make_devices_mesh, signed, small
+from conftest import examples, free_port, make_devices_mesh, signed, slow, small
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -207,7 +207,7 @@ def test_half_precision_is_cast_and_said(small_demo, setup, fresh, tmp_path, cap
     assert f"init_from: {count} parameters cast from bfloat16 to float32\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("replica, data", [(1, 4), (2, 2), (1, 1)])
+@pytest.mark.parametrize("replica, data", [(1, 4), slow(2, 2), (1, 1)])
 def test_a_checkpoint_of_eight_devices_fills_another_mesh(small_demo, setup, donor, tmp_path, replica, data):
     sharded = jax.device_put(numbers(setup.shapes["params"], 4), setup.shardings["params"])
     embedding = sharded["text"]["token_embedding"]
@@ -241,7 +241,7 @@ def test_positions_are_resized_as_pictures_are(old, new, class_token, seed):
     np.testing.assert_allclose(resized[class_token:], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("class_token", [True, False])
+@pytest.mark.parametrize("class_token", [True, slow(False)])
 def test_another_image_size_and_a_shorter_text_take_what_they_can(small_demo, tmp_path, capsys, class_token):
     """12x12 patches become 6x6 and 24x24; a plane stays a plane but near its borders."""
     shared = {"model.class_token": class_token}

@@ -3,6 +3,7 @@
 import configparser
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ from conftest import ROOT
 from dockerfile_parse import DockerfileParser
 
 from filip_jax.cli import _parser
+from filip_jax.cluster.watch import HUNG, PREEMPTED
 from filip_jax.config import load_config
 
 SCRIPT = ROOT / "launch/tpu_pod.sh"
@@ -191,6 +193,11 @@ def test_slurm_requeues_what_can_go_on(slurm, code, requeued):
         done.stderr
     )
     assert "filip train --config=c.py --workdir=a run --distributed" in done.stdout
+
+
+@pytest.mark.parametrize("file", ["jobset.yaml", "local.sh", "slurm.sbatch", "tpu_pod.sh"])
+def test_launchers_know_the_exit_codes_of_runs_that_can_go_on(file):
+    assert {str(PREEMPTED), str(HUNG)} <= set(re.findall(r"\b\d+\b", (ROOT / "launch" / file).read_text()))
 
 
 @pytest.mark.parametrize("tasks, gpus, ids", [(2, 8, "0,1,2,3,4,5,6,7"), (16, 8, ""), (2, 0, ""), (2, 1, "0")])

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from filip_jax.losses import clip_loss, filip_loss, token_similarity
+from filip_jax.losses import clip_loss, filip_loss, similarity_loss, token_similarity
 
 
 def oracle_similarity(images, texts, mask):
@@ -117,6 +117,14 @@ def test_similarities_equal_the_oracle_and_are_float32_for_bfloat16_tokens():
         assert mine.shape == (6, 4) and close(mine, expected)
     low = token_similarity(single(images).astype(jnp.bfloat16), single(texts).astype(jnp.bfloat16), jnp.asarray(mask))
     assert all(s.dtype == jnp.float32 for s in low)
+
+
+def test_the_loss_of_similarities_is_the_loss_of_their_tokens():
+    images, texts, mask = pairs(2)
+    tokens = single(images), single(texts), jnp.asarray(mask)
+    ours, gradient = jax.value_and_grad(lambda scale: similarity_loss(*token_similarity(*tokens), scale))(14.0)
+    loss, gradients = oracle(images, texts, mask, 14.0)
+    assert float(ours) == pytest.approx(loss, rel=1e-5) and float(gradient) == pytest.approx(gradients[2], rel=1e-4)
 
 
 def test_a_text_without_tokens_has_similarity_zero_and_no_gradient():

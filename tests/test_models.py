@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,98 @@ def test_tokens_are_unit_vectors_in_float32_also_when_computed_in_bfloat16():
         assert np.allclose(jnp.linalg.norm(images, axis=-1), 1, atol=1e-5)
         assert mask.tolist() == (IDS > 0).tolist()
         assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(parameters))
+
+
+ACTIVATIONS = {  # in float64
+    "quick_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+    "gelu": lambda x: x * (1 + np.vectorize(math.erf)(x / 2**0.5)) / 2,
+}
+
+
+def norm(x, parameters):
+    x = x - x.mean(axis=-1, keepdims=True)
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-5) * parameters["scale"] + parameters["bias"]
+
+
+def linear(x, parameters):
+    return x @ parameters["kernel"] + parameters["bias"]
+
+
+def transformed(x, blocks, visible, activation):
+    """CLIP's blocks of two heads by their definition: x + attention(norm(x)), then x + mlp(norm(x))."""
+    for layer in range(2):
+        block = jax.tree.map(lambda leaf: leaf[layer], blocks)
+        qkv = linear(norm(x, block["attention_norm"]), block["attention"]["qkv"])
+        attended = []
+        for head in range(2):
+            query, key, value = (qkv[..., n * 16 + head * 8 : n * 16 + head * 8 + 8] for n in range(3))
+            weights = np.where(visible, np.exp(query @ key.swapaxes(1, 2) / 8**0.5), 0)
+            attended.append(weights / weights.sum(axis=2, keepdims=True) @ value)
+        x = x + linear(np.concatenate(attended, axis=2), block["attention"]["out"])
+        x = x + linear(ACTIVATIONS[activation](linear(norm(x, block["mlp_norm"]), block["mlp_in"])), block["mlp_out"])
+    return x
+
+
+def projected(x, parameters):
+    x = x @ parameters["kernel"]
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def drawn(parameters):
+    """(Parameters of which none is zero or one, the same in float64): small, so that what norms add to variances shows."""
+    rng = np.random.default_rng(0)
+    sizes = {path: 0.4 if path.endswith("kernel") else 0.1 for path in paths.flatten(parameters)}
+    leaves = {path: sizes[path] * rng.normal(size=leaf.shape) for path, leaf in paths.flatten(parameters).items()}
+    single = paths.unflatten({path: jnp.asarray(leaf, jnp.float32) for path, leaf in leaves.items()})
+    return single, jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), single)
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+@pytest.mark.parametrize("patch_dropout", [0.0, 0.5])
+def test_image_tokens_are_those_of_the_definition(activation, patch_dropout):
+    model = make_model(**config(activation=activation, cls_in_similarity=True, image__patch_dropout=patch_dropout))
+    parameters, exact = drawn(jax.eval_shape(model.init, jax.random.key(0)))
+    pixels = np.asarray(IMAGES) / 255 - [0.48145466, 0.4578275, 0.40821073]
+    pixels /= [0.26862954, 0.26130258, 0.27577711]
+    corners = [(row, column) for row in (0, 4, 8) for column in (0, 4, 8)]
+    cut = np.stack([pixels[:, row : row + 4, column : column + 4].reshape(3, -1) for row, column in corners], axis=1)
+    image = exact["image"]
+    x = cut @ image["patch_embedding"]["kernel"] + image["position"][1:]
+    noise = np.random.default_rng(1).random((3, 9)).astype(np.float32) if patch_dropout else None
+    if patch_dropout:
+        x = np.stack([row[np.sort(np.argsort(one)[:4])] for row, one in zip(x, noise)])
+    x = np.concatenate([np.tile(image["class_token"] + image["position"][0], (3, 1, 1)), x], axis=1)
+    x = transformed(norm(x, image["pre_norm"]), image["transformer"]["blocks"], True, activation)
+    expected = projected(norm(x, image["post_norm"]), exact["image_projection"])
+    tokens = model.encode_image(parameters, IMAGES, noise=jnp.asarray(noise) if patch_dropout else None)
+    np.testing.assert_allclose(tokens, expected, atol=4e-6)
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_text_tokens_are_those_of_the_definition(activation):
+    model = make_model(**config(activation=activation))
+    parameters, exact = drawn(jax.eval_shape(model.init, jax.random.key(0)))
+    text = exact["text"]
+    x = text["token_embedding"][np.asarray(IDS)] + text["position"]
+    x = transformed(x, text["transformer"]["blocks"], np.tri(6, dtype=bool), activation)
+    expected = projected(norm(x, text["post_norm"]), exact["text_projection"])
+    np.testing.assert_allclose(model.encode_text(parameters, IDS)[0], expected, atol=4e-6)
+
+
+def test_fresh_parameters_spread_as_clips():
+    wide = {
+        f"{tower}__{name}": value for tower in ("image", "text") for name, value in {"width": 64, "depth": 4}.items()
+    }
+    leaves = paths.flatten(built(**wide)[1])
+    block = {"attention/qkv": 64**-0.5, "attention/out": 512**-0.5, "mlp_in": 128**-0.5, "mlp_out": 512**-0.5}
+    spreads = {
+        f"{tower}/transformer/blocks/{name}/kernel": std for tower in ("image", "text") for name, std in block.items()
+    }
+    spreads |= {"image_projection/kernel": 1 / 8, "text_projection/kernel": 1 / 8, "image/position": 1 / 8}
+    spreads |= {"text/token_embedding": 0.02, "text/position": 0.01}
+    for path, std in spreads.items():
+        assert np.std(leaves[path]) == pytest.approx(std, rel=0.1), path
+    assert float(leaves["logit_scale"]) == pytest.approx(math.log(1 / 0.07))
 
 
 @pytest.mark.parametrize("bos", [True, False])

@@ -108,6 +108,7 @@ def test_substitutes_are_of_the_same_part_and_the_same_always():
     expected = [mixture.visit(n) for n in range(300)]
     assert [(visit.part, visit.epoch) for visit in drawn[::2]] == [(visit.part, visit.epoch) for visit in expected]
     assert len({visit.index for visit in drawn if visit.part == 0}) > 90
+    assert sum(first == second for first, second in zip(drawn[::2], drawn[1::2])) < 20
 
 
 @pytest.mark.parametrize(

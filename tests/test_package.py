@@ -222,9 +222,8 @@ def with_requirements(names):
 
 @pytest.mark.smoke
 def test_the_losses_need_jax_numpy_and_jaxtyping_alone():
-    packages = with_requirements(
-        ["absl-py", "jax", "jaxtyping", "numpy"]
-    )  # JAX 0.10 imports absl in its kernels' language
+    # JAX 0.10 imports absl in its language of kernels.
+    packages = with_requirements(["absl-py", "jax", "jaxtyping", "numpy"])
     assert not {"flax", "ml_collections", "orbax", "etils"} & set(packages)
     loss = "from filip_jax.losses import token_similarity; import numpy as np; "
     loss += "print(token_similarity(np.ones((1, 2, 3)), np.ones((1, 2, 3)), np.ones((1, 2), bool))[0].item())"

@@ -111,10 +111,10 @@ def test_a_block_that_fails_records_nothing(clone):
 
 
 def test_an_output_that_cannot_be_written_is_refused_first(clone, monkeypatch):
-    for output, place, said in (
+    for output, place, message in (
         (clone / "nowhere/a", clone, "no such folder"),
         (clone / "a", Path("/"), "no git clone"),
     ):
         monkeypatch.setattr(report, "ROOT", place)
-        with pytest.raises(SystemExit, match=said), report.recorded(output):
+        with pytest.raises(SystemExit, match=message), report.recorded(output):
             pytest.fail("measured before the refusal")

@@ -96,6 +96,26 @@ views = pa.ListViewArray.from_arrays(
 )
 
 
+@pytest.mark.parametrize("size", [4, 8])
+def test_a_footer_of_arrow_that_leads_nowhere_is_one_line(tmp_path, size):
+    """Each word of the footer, those of the batch's block among them, is set to what no file has."""
+    section = write_arrow(tmp_path / "a.arrow", [PLAIN], "file", PACKED)
+    good = (tmp_path / "a.arrow").read_bytes()
+    end = len(good) - 10  # the footer's length and the magic
+    start = end - int.from_bytes(good[end : end + 4], "little")
+    refused = 0
+    for first in range(start, end - size + 1, size):
+        for value in (-8, len(good), 1 << (8 * size - 2)):
+            data = bytearray(good)
+            data[first : first + size] = value.to_bytes(size, "little", signed=True)
+            (tmp_path / "a.arrow").write_bytes(data)
+            try:
+                make_source(section)
+            except UserError as error:
+                refused += "\n" not in str(error)
+    assert refused
+
+
 @pytest.mark.parametrize("column", [
     views, pa.DictionaryArray.from_arrays(pa.array([0] * 3, pa.int32()), pa.array([["ab"] * 5000])),
     word(1 << 20, 3).cast(pa.dictionary(pa.int32(), pa.string())), pa.array([{"raw": ["a" * 1000] * 999}] * 3),

@@ -98,10 +98,13 @@ def _is_sound(manifest: Manifest) -> bool:
     for each in manifest["files"].values():
         sound = sound and is_whole(each["size"], MAX_SIZE) and isinstance(each["sha256"], str)
     for path, each in manifest["tree"].items():
+        sound = sound and len(path) <= MAX_PATH and is_text(each["dtype"], MAX_DTYPE)
         sound = (
-            sound and len(path) <= MAX_PATH and is_text(each["dtype"], MAX_DTYPE) and isinstance(each["shape"], list)
+            sound
+            and isinstance(each["shape"], list)
+            and len(each["shape"]) <= MAX_DIMENSIONS
+            and all(is_whole(n, MAX_SIZE) for n in each["shape"])
         )
-        sound = sound and len(each["shape"]) <= MAX_DIMENSIONS and all(is_whole(n, MAX_SIZE) for n in each["shape"])
     return sound
 
 

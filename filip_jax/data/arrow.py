@@ -131,7 +131,7 @@ def _opened(path: str, *fields: int) -> pa.RecordBatchReader | pa.RecordBatchFil
 
 
 def _mapped(path: str) -> tuple[pa.MemoryMappedFile, bool]:
-    """A file, whose descriptor closes with its reader, and whether it is no stream."""
+    """Return an opened file, which closes with its reader, and whether it has a footer, as no stream has."""
     file = pa.memory_map(path)
     is_file = file.read(len(MAGIC)) == MAGIC
     file.seek(0)

@@ -5,7 +5,7 @@ table's slots it has no reader.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
@@ -25,9 +25,24 @@ def check_unpacked(path: str, file: pa.MemoryMappedFile, is_file: bool) -> None:
     Args:
         file: that pyarrow has opened, or could open, as Arrow.
         is_file: whether it has a footer; else it is a stream.
+
+    Raises:
+        pa.ArrowInvalid: a message is not where the footer says, or not as the format has it.
     """
+    try:
+        size = _largest(_of_file(file) if is_file else pa.ipc.MessageReader.open_stream(file))
+    except (EOFError, IndexError, struct.error) as error:
+        raise pa.ArrowInvalid(f"a damaged message: {error}") from error
+    if size > MAX_COLUMN_BYTES:
+        what = f"a batch of {size} bytes unpacked; at most {MAX_COLUMN_BYTES} are read: write smaller batches"
+        raise UserError(f"{path} has {what}")
+
+
+def _largest(messages: Iterable[pa.ipc.Message]) -> int:
+    """Return the bytes of the largest batch, unpacked, with the dictionaries before it."""
     dictionaries: dict[int, int] = {}
-    for message in _of_file(file) if is_file else pa.ipc.MessageReader.open_stream(file):
+    largest = 0
+    for message in messages:
         metadata, body = message.metadata, message.body
         table = _table(metadata, ROOT)
         kind, header = metadata[_slot(metadata, table, HEADER_TYPE)], _table(metadata, _slot(metadata, table, HEADER))
@@ -39,14 +54,12 @@ def check_unpacked(path: str, file: pa.MemoryMappedFile, is_file: bool) -> None:
             name = struct.unpack_from("<q", metadata, number)[0] if number else 0
             before = dictionaries.get(name, 0) if is_delta and metadata[is_delta] else 0
             dictionaries[name] = before + _unpacked(metadata, _table(metadata, _slot(metadata, header, DATA)), body)
-        size += sum(dictionaries.values())
-        if size > MAX_COLUMN_BYTES:
-            what = f"a batch of {size} bytes unpacked; at most {MAX_COLUMN_BYTES} are read: write smaller batches"
-            raise UserError(f"{path} has {what}")
+        largest = max(largest, size + sum(dictionaries.values()))
+    return largest
 
 
 def _of_file(file: pa.MemoryMappedFile) -> Iterator[pa.ipc.Message]:
-    """The messages that a file's footer names, dictionaries first."""
+    """Yield the messages that a file's footer names, dictionaries first."""
     whole = pa.py_buffer(file.read_buffer())
     length, _ = TAIL.unpack_from(whole, whole.size - TAIL.size)
     footer = whole.slice(whole.size - TAIL.size - length, length)
@@ -57,7 +70,7 @@ def _of_file(file: pa.MemoryMappedFile) -> Iterator[pa.ipc.Message]:
 
 
 def _unpacked(metadata: pa.Buffer, batch: int, body: pa.Buffer | None) -> int:
-    """The bytes of a batch's buffers when they are unpacked; those that are not compressed stay in the file."""
+    """Return the bytes of a batch's buffers, unpacked; those that are not compressed stay in the file and count nothing."""
     if not _slot(metadata, batch, COMPRESSION) and OLD_COMPRESSION not in bytes(metadata):
         return 0
     total = 0
@@ -69,12 +82,12 @@ def _unpacked(metadata: pa.Buffer, batch: int, body: pa.Buffer | None) -> int:
 
 
 def _table(data: pa.Buffer, at: int) -> int:
-    """Where the table lies that a reference leads to."""
+    """Return the place of the table that a reference leads to."""
     return at + struct.unpack_from("<I", data, at)[0]
 
 
 def _slot(data: pa.Buffer, table: int, number: int) -> int:
-    """Where a field of a table lies, 0 if it has none."""
+    """Return the place of a field of a table, 0 if the table has no such field."""
     fields = table - struct.unpack_from("<i", data, table)[0]
     place = 4 + 2 * number
     inside = place < struct.unpack_from("<H", data, fields)[0] and struct.unpack_from("<H", data, fields + place)[0]
@@ -82,7 +95,7 @@ def _slot(data: pa.Buffer, table: int, number: int) -> int:
 
 
 def _vector(data: pa.Buffer, at: int, size: int) -> range:
-    """Where the items of a vector lie, each of `size` bytes; none where a table has no such field."""
+    """Return the places of a vector's items, each of `size` bytes; none where a table has no such field."""
     start = _table(data, at) if at else 0
     count = struct.unpack_from("<I", data, start)[0] if at else 0
     return range(start + 4, start + 4 + count * size, size)

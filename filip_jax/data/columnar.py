@@ -39,7 +39,7 @@ MAX_IMAGE_VALUE = 2 * IMAGE_BYTES  # bytes, for base64 is longer than its image
 
 
 class Footer(NamedTuple):
-    """What opening a file tells: the rows of each of its pieces, its schema, and two hashes.
+    """The rows of each piece of a file, its schema, and two hashes: all that is known once it is opened.
 
     One is of its captions' columns, one of what else rows are known by: their key and, where the column of the image
     holds them, the paths.
@@ -67,7 +67,7 @@ class Columnar(ABC):
         UserError: files that cannot be read, or that lack a column or have it twice, or of a type that holds no such thing.
     """
 
-    # What a process has for itself.
+    # These are not pickled: each process has its own.
     _columns: OrderedDict[tuple[int, str], Any]
     _lock: threading.Lock
     _bytes: int
@@ -139,7 +139,7 @@ class Columnar(ABC):
         return tuple(found)
 
     def _value(self, group: int, row: int, name: str, most: int = METADATA_BYTES) -> Any:
-        """What stands in a column, or a field of one; only this is converted, `most` bytes of it."""
+        """Return the value of a row in a column, or in a field of one; only this is converted, and only up to `most` bytes."""
         column, *fields = self.columns.get(name, [name])
         scalar = self._column(group, column)[row]
         try:

@@ -79,9 +79,8 @@ class Folder:
                 if ending.lower() == f".{key.lower()}":
                     own = found.setdefault(stem, {})
                     own[key] = ending if ending == f".{key}" else own.get(key, ending)
-        usual: dict[
-            tuple[str, ...], tuple[str, ...]
-        ] = {}  # most images have the same endings, of which one tuple is enough
+        # Most images have the same endings, of which one tuple is enough.
+        usual: dict[tuple[str, ...], tuple[str, ...]] = {}
         return {
             stem: usual.setdefault(endings, endings)
             for stem, own in found.items()
