@@ -7,6 +7,7 @@ from typing import Any
 
 from filip_jax import __version__
 from filip_jax.console import show
+from filip_jax.errors import UserError
 from filip_jax.plain import markdown
 from filip_jax.shipped import copy_config, shipped_configs, shipped_scripts
 
@@ -39,6 +40,8 @@ def _configs(arguments, _) -> None:
     if arguments.name:
         show(f"wrote {copy_config(arguments.name, arguments.output)}")
         return
+    if arguments.output:
+        raise UserError(f"--output={arguments.output}: say which config to copy, filip configs NAME --output=FILE.py")
     from filip_jax.config import load_file
 
     rows = [("config", "what it is", "variants")]

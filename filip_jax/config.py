@@ -9,6 +9,7 @@ import json
 import os
 import re
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -80,7 +81,7 @@ def _split(file: str) -> tuple[Path, str]:
     ways = [(file, ""), file.rpartition(":")[::2], file.partition(":")[::2]]
     for find in (_python_file, shipped_config):
         for name, variant in ways:
-            if path := find(name):
+            if (path := find(name)) and not _is_unrelated(path, name):
                 return path, variant
     return Path(ways[-1][0]), ways[-1][1]
 
@@ -89,6 +90,17 @@ def _python_file(name: str) -> Path | None:
     """Return the file of this name, to which .py may be lacking, if there is one."""
     files = (Path(name), Path(f"{name}.py"))
     return next((file for file in files if file.suffix == ".py" and file.is_file()), None)
+
+
+def _is_unrelated(path: Path, name: str) -> bool:
+    """Return whether a file only happens to have the name of a shipped config: it is no config, and must not run."""
+    if name.endswith(".py") or name not in shipped_configs() or path == shipped_config(name):
+        return False
+    if "get_config" in path.read_text("utf-8", errors="replace"):
+        return False
+    text = f"{path} is no config, it does not mention get_config: --config={name} is the one that filip_jax ships"
+    warnings.warn(text, stacklevel=2)
+    return True
 
 
 def load_sweep(file: str) -> list[dict[str, Any]]:

@@ -62,6 +62,22 @@ def test_a_file_of_the_current_folder_comes_first(elsewhere, name):
     assert load_config(name) == {"variant": name.partition(":")[2] or "none"}
 
 
+@pytest.mark.parametrize("name", ["demo", "demo:quick", "eval/retrieval"])
+def test_a_file_that_is_no_config_does_not_run_for_a_shipped_one(elsewhere, name):
+    file = elsewhere / f"{name.partition(':')[0]}.py"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("raise SystemExit('it ran')\n")
+    with pytest.warns(UserWarning, match="is no config, it does not mention get_config"):
+        assert load_config(name) == load_config(f"configs/{name}")
+
+
+def test_a_file_that_is_named_as_a_file_is_not_replaced_by_a_shipped_config(elsewhere):
+    (elsewhere / "demo.py").write_text("")
+    for name in ("demo.py", "./demo.py:quick"):
+        with pytest.raises(UserError, match="the file has no function get_config"):
+            load_config(name)
+
+
 @pytest.mark.parametrize("name", ["demos", "demo.txt", "nowhere.py", "retrieval", "../configs/demo", "", ":quick"])
 def test_a_config_that_is_not_there_is_told_with_those_that_are(elsewhere, name):
     (elsewhere / "demo.txt").write_text("")
@@ -106,6 +122,7 @@ def test_a_copy_overwrites_nothing(elsewhere, capsys):
         (["demo", "--output=link.py"], "link.py exists already"),
         (["demo", "--output=folder.py"], "folder.py exists already"),
         (["demo", "--output=demo"], "--output=demo: a config is a Python file"),
+        (["--output=x.py"], "--output=x.py: say which config to copy"),
         (["demos"], "NAME='demos' is not one of clip, demo, "),
         (["../configs/demo"], "NAME='../configs/demo' is not one of clip, demo, "),
     ):

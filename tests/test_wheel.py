@@ -79,6 +79,23 @@ def test_the_wheel_has_configs_and_launch_scripts_and_no_tests(built):
     assert {f"filip_jax/{name}" for name in package} <= set(names)
 
 
+def test_a_tree_without_links_gives_the_same_wheel_or_says_what_lacks(copy, built, tmp_path):
+    """As pip unpacks a zip, or git on Windows: in place of a link is a file with its text."""
+    tree = shutil.copytree(
+        copy, tmp_path / "a tree", ignore=shutil.ignore_patterns("build", "*.egg-info"), symlinks=True
+    )
+    for name in ("configs", "launch"):
+        (tree / "filip_jax" / name).unlink()
+        (tree / "filip_jax" / name).write_text(f"../{name}")
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
+    subprocess.run([*build, f"--wheel-dir={tmp_path}", tree], check=True)
+    names = [set(zipfile.ZipFile(next(folder.glob("*.whl"))).namelist()) for folder in (built, tmp_path)]
+    assert names[0] == names[1]
+    editable = f"import setuptools.build_meta as backend; backend.build_editable({str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", editable], cwd=tree, capture_output=True, text=True)
+    assert done.returncode and "filip_jax/configs is no link to ../configs" in done.stderr
+
+
 def test_a_wheel_runs_the_quick_demo_without_a_clone(installed, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
