@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 TABLE = Path(__file__).with_name("README.md")
 ROW = re.compile(r"^\| (test_\w+\.py) +\| +(\d*) \| +(\d*) \| +(\d*) \| (.*) \|\n", re.MULTILINE)
@@ -32,7 +33,7 @@ def peak_memory() -> float:
 
 
 def budgets(tier: str) -> dict[str, float]:
-    """Return the CPU seconds that each file may take in a tier, "fast" or "all"."""
+    """Return the CPU seconds that each file may take in a tier, "fast" or "all", as the profiles of Hypothesis are called."""
     column = {"fast": 3, "all": 4}[tier]
     stated = {row[1]: row[column] for row in ROW.finditer(TABLE.read_text())}
     return {file: MARGIN * int(seconds) + SLACK_SECONDS for file, seconds in stated.items() if seconds}
@@ -82,14 +83,14 @@ def by_file() -> dict[str, dict[str, float]]:
     return {file: dict(zip(names, sums[file], strict=True)) for file in sorted(sums, key=lambda file: -sums[file][0])}
 
 
-def pytest_terminal_summary(terminalreporter, config):
+def pytest_terminal_summary(terminalreporter):
     """Print the totals and the files above their budget; keep all numbers where FILIP_TEST_COSTS says."""
     files, memory = by_file(), peaks or [peak_memory()]
     spent = sum(numbers["cpu_seconds"] for numbers in files.values())
     terminalreporter.write_line(
         f"{spent:,.0f} CPU seconds; peak memory of each test process: {', '.join(f'{peak:,.0f} MiB' for peak in memory)}"
     )
-    allowed = budgets("fast" if "not slow" in config.option.markexpr else "all")
+    allowed = budgets(settings.get_current_profile_name())
     for file, numbers in files.items():
         if file in allowed and numbers["cpu_seconds"] > allowed[file]:
             terminalreporter.write_line(
