@@ -54,7 +54,10 @@ def _requirements(extra: str) -> list[str]:
     except metadata.PackageNotFoundError:  # it runs from a tree that is not installed
         parser = ConfigParser()
         parser.read(Path(__file__).parent.parent / "setup.cfg", encoding="utf-8")
-        return parser["options.extras_require"][extra].strip().split("\n")
+        packages = parser.get(
+            "options.extras_require", extra, fallback=f"filip_jax[{extra}]"
+        )  # a copy of the package alone
+        return packages.strip().split("\n")
     requirements = map(Requirement, lines)
     return [_without_marker(each) for each in requirements if each.marker and each.marker.evaluate({"extra": extra})]
 
