@@ -443,10 +443,10 @@ def test_feed_gives_everything_in_order_and_raises_what_it_meets():
 def test_an_error_of_data_workers_that_a_signal_ended_too_is_no_error():
     """The signal to the process group reaches this process a moment later, or not at all."""
     asked = []
-    feed = Feed(iter(()), stopping=lambda: bool(asked))
+    feed = Feed((batch for batch in ()), stopping=lambda: bool(asked))
     threading.Timer(0.2, asked.append, ("SIGTERM",)).start()
     assert not feed.ready(1.0) and asked
-    feed = Feed(iter(()), stopping=lambda: False)
+    feed = Feed((batch for batch in ()), stopping=lambda: False)
     with pytest.raises(StopIteration):
         feed.ready(1.0)
 
