@@ -179,7 +179,9 @@ def test_sources_without_names_and_no_package(tmp_path, monkeypatch):
         retrieval.evaluate(Oracle(), Named(), Path(), **options | {"positives": "nowhere.json"})
     monkeypatch.setattr(sys, "path", [])
     monkeypatch.delitem(sys.modules, "eccv_caption", raising=False)
-    with pytest.raises(UserError, match=r"positives='eccv_caption' needs the package 'eccv_caption', .*\[eval\]"):
+    with pytest.raises(
+        UserError, match="positives='eccv_caption' needs the package 'eccv_caption', .*pip install 'eccv-caption"
+    ):
         retrieval.evaluate(Oracle(), Named(), Path(), **options | {"positives": "eccv_caption"})
 
 
