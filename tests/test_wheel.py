@@ -16,6 +16,7 @@ from conftest import ROOT
 
 pytestmark = pytest.mark.slow
 IGNORED = [".git", ".*_cache", *(line.strip("/") for line in (ROOT / ".gitignore").read_text().split())]
+CLEAN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # which names a clone, perhaps
 SCRIPTS = {"env.sh", "jobset.yaml", "local.sh", "slurm.sbatch"}  # those that need no clone
 
 
@@ -56,7 +57,7 @@ def installed(built, tmp_path_factory):
     venv.create(folder, with_pip=False)
     python = folder / "bin/python"
     words = [sys.executable, "-m", "pip", f"--python={python}", "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*words, next(built.glob("*.whl"))], check=True)
+    subprocess.run([*words, next(built.glob("*.whl"))], check=True, env=CLEAN)
     (site,) = folder.glob("lib/python*/site-packages")
     # Python does not follow .pth files there, so an editable install of a clone does not count.
     (site / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
@@ -97,11 +98,9 @@ def test_a_tree_without_links_gives_the_same_wheel_or_says_what_lacks(copy, buil
 
 
 def test_a_wheel_runs_the_quick_demo_without_a_clone(installed, tmp_path):
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-
     def filip(*words):
         words = [installed / "bin/filip", *words]
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        done = subprocess.run(words, cwd=tmp_path, env=CLEAN, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
