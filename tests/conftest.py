@@ -134,12 +134,14 @@ def small(config: dict, **changes) -> dict:
 
 def children() -> dict[int, str]:
     """Return {pid: command} of the processes that this one started and has not waited for; on Linux only."""
-    found = {}
+    pids, found = [], {}
     for file in Path("/proc/self/task").glob("*/children"):
-        for pid in file.read_text().split() if file.exists() else ():
-            with suppress(FileNotFoundError):
-                name = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-                found[int(pid)] = name or "has no name: it begins, or has ended"
+        with suppress(OSError):  # of a thread that has ended since
+            pids += file.read_text().split()
+    for pid in pids:
+        with suppress(OSError):  # of a process that somebody has waited for since
+            name = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+            found[int(pid)] = name or "has no name: it begins, or has ended"
     return {pid: name for pid, name in found.items() if not any(helper in name for helper in HELPERS)}
 
 
