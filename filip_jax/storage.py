@@ -186,7 +186,7 @@ def open_stream(path: str) -> io.IOBase:
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file.
+    """Return whether a file exists.
 
     Raises:
         OSError: the bucket cannot be reached. Drivers' own `isfile` would say that there is none.

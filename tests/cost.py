@@ -1,4 +1,4 @@
-"""What each test file costs: CPU seconds, wall seconds and memory, from all workers; files above their budget are named.
+"""Record the CPU seconds, wall seconds and memory of each test file, over all workers, and name files above their budget.
 
 CPU seconds are those of the test process and of the processes that it started and waited for. FILIP_TEST_COSTS=FILE
 keeps the numbers as JSON. The budgets follow from the table in README.md beside this file; none fails a test.

@@ -18,7 +18,7 @@ def by_itself(code):
 
 
 def out_of_memory(*_):
-    """Of any item as the kernel ends it; in place of any function that makes the function of an item."""
+    """Return a function that dies at its first item, as the kernel kills a process without memory."""
     return lambda item: os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -1,4 +1,4 @@
-"""Tars as other tools write them, and what is said of those that cannot be read as they are."""
+"""Tars as other tools write them, and the messages about those that cannot be read in place."""
 
 import bz2
 import gzip

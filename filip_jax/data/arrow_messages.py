@@ -1,4 +1,4 @@
-"""What the messages of an Arrow file say before anything is unpacked: each compressed buffer begins with its length.
+"""Check how large an Arrow file becomes before unpacking it: each compressed buffer begins with its unpacked length.
 
 The format is public (arrow.apache.org/docs/format/Columnar.html). Messages are FlatBuffers, which pyarrow verifies; of a
 table's slots it has no reader.

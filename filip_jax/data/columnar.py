@@ -217,7 +217,7 @@ def column_of(name: str, schema: pa.Schema) -> list[str]:
 
 
 def _is_of_the_disk(error: Exception, path: str) -> bool:
-    """Whether the disk or the bucket failed; damage in a file has no number, nor has all that a bucket's driver raises."""
+    """Return whether the disk or the bucket failed, not the file; errors of a bucket's driver may have no number."""
     if not isinstance(error, OSError) or error.errno or not storage.is_remote(path):
         return isinstance(error, OSError) and bool(error.errno)
     frames = [frame.f_code.co_filename for frame, _ in walk_tb(error.__traceback__)]

@@ -69,7 +69,7 @@ def _places(folder: str) -> Iterator[Path]:
 
 
 def _is_ours(folder: str) -> bool:
-    """Whether it may be written: it is not named by a stranger's config, and no link that came with the data."""
+    """Return whether a note may be written: not where a stranger's config named it or the data brought a link."""
     return may_write() and not (storage.name_of(folder) == INDEX and os.path.islink(folder))
 
 
@@ -78,7 +78,7 @@ def _state(file: storage.Found) -> str:
 
 
 def _is_of(file: storage.Found, note: object) -> bool:
-    """Whether a note, which others may have written, is of the file as it is."""
+    """Return whether a note, perhaps written by others, describes the file as it is now."""
     return isinstance(note, list) and len(note) == 2 and note[0] == _state(file) and isinstance(note[1], str)
 
 
