@@ -131,7 +131,10 @@ def tokens(pairs, _):
     head("patches of", "image tokens", "step ms", "GiB of a chip", "command")
     for patch_size in (32, 16, 14):
         for class_token in (True, False):
-            overrides = [f"--config.model.image.patch_size={patch_size}", f"--config.model.class_token={class_token}"]
+            overrides = [
+                f"--config.model.image.patch_size={patch_size}",
+                f"--config.model.image.class_token={class_token}",
+            ]
             found = planned("base", "v5e:1x1", [*overrides, *plain])
             memory = f"{found['peak_memory'] / 2**30:.2f}"
             count = (224 // patch_size) ** 2 + class_token

@@ -78,7 +78,7 @@ def open_clip_model(model):
         heads=text["heads"],
         layers=text["depth"],
     )
-    return CLIP(model["embed_dim"], vision, words, quick_gelu=model["activation"] == "quick_gelu")
+    return CLIP(model["embed_dim"], vision, words, quick_gelu=model["image"]["activation"] == "quick_gelu")
 
 
 def measure(form, config, batch, repeat):

@@ -29,7 +29,7 @@ def get_config(variant: str = "filip") -> ConfigDict:
         return dict(kind="zero_shot", source=emoji(split), prompts=PROMPTS, neighbours=neighbours)
 
     val = emoji("val", scenes=256)
-    tower = dict(width=128, depth=3, heads=4)
+    tower = dict(width=128, depth=3, heads=4, activation="quick_gelu")
     return ConfigDict(dict(
         seed=0,
         batch_size=128,
@@ -52,17 +52,15 @@ def get_config(variant: str = "filip") -> ConfigDict:
             embed_dim=64,
             pooling="global" if variant == "clip" else "tokens",
             dtype="float32",
-            class_token=True,
             cls_in_similarity=False,
             bos_in_similarity=True,
             eos_in_similarity=True,
             logit_scale_init=1 / 0.07,
-            activation="quick_gelu",
             attention="xla",
             scan=False,
             remat=False,
-            image=dict(image_size=image_size, patch_size=8, patch_dropout=0.0, **tower),
-            text=dict(vocab_size=vocab_size, length=text_length, length_groups=1, **tower),
+            image=dict(kind="vit", image_size=image_size, patch_size=8, patch_dropout=0.0, class_token=True, **tower),
+            text=dict(kind="causal_text", vocab_size=vocab_size, length=text_length, length_groups=1, **tower),
         ),
         loss=dict(
             name="contrastive",
@@ -84,12 +82,8 @@ def get_config(variant: str = "filip") -> ConfigDict:
             b2=0.98,
             eps=1e-8,
             clip_norm=1.0,
-            decay_rules=(
-                (r".*/bias|.*norm/scale", 0.0),
-                (r".*/(token_embedding|position|class_token)|logit_scale", 0.0),
-                (r".*", 1.0),
-            ),
-            learning_rate_rules=((r".*", 1.0),),
+            decay_rules=(),  # biases, norms, embeddings and scales do not decay, the rest does: else (regex, multiplier)
+            learning_rate_rules=(),
         ),
         ema_decay=0.0,
         init_from=dict(path="", rules=()),

@@ -30,7 +30,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     image_size, text_length, vocab_size = FieldReference(224), FieldReference(77), FieldReference(49_408)
 
     def tower(width, depth, heads):
-        return dict(width=width, depth=depth, heads=heads)
+        return dict(width=width, depth=depth, heads=heads, activation="quick_gelu")
 
     return ConfigDict(dict(
         seed=0,
@@ -54,17 +54,20 @@ def get_config(variant: str = "base") -> ConfigDict:
             embed_dim=256,
             pooling="tokens",
             dtype="bfloat16",
-            class_token=True,
             cls_in_similarity=False,
             bos_in_similarity=True,
             eos_in_similarity=True,
             logit_scale_init=1 / 0.07,
-            activation="quick_gelu",
             attention="xla",  # "cudnn" on NVIDIA GPUs: less memory for long sequences
             scan=True,
             remat=True,
-            image=dict(image_size=image_size, patch_size=sizes["patch_size"], patch_dropout=0.0, **tower(*sizes["image"])),
-            text=dict(vocab_size=vocab_size, length=text_length, length_groups=8, **tower(*sizes["text"])),
+            image=dict(
+                kind="vit", image_size=image_size, patch_size=sizes["patch_size"], patch_dropout=0.0, class_token=True,
+                **tower(*sizes["image"]),
+            ),
+            text=dict(
+                kind="causal_text", vocab_size=vocab_size, length=text_length, length_groups=8, **tower(*sizes["text"])
+            ),
         ),
         loss=dict(
             name="contrastive",
@@ -86,12 +89,8 @@ def get_config(variant: str = "base") -> ConfigDict:
             b2=0.999,
             eps=1e-4,
             clip_norm=1.0,
-            decay_rules=(
-                (r".*/bias|.*norm/scale", 0.0),
-                (r".*/(token_embedding|position|class_token)|logit_scale", 0.0),
-                (r".*", 1.0),
-            ),
-            learning_rate_rules=((r".*", 1.0),),  # 0 freezes: ((r"image/.*", 0.0), (r".*", 1.0)) locks the image tower
+            decay_rules=(),  # biases, norms, embeddings and scales do not decay, the rest does: else (regex, multiplier)
+            learning_rate_rules=(),  # multipliers; 0 freezes: ((r"image/.*", 0.0),) locks the image tower
         ),
         ema_decay=0.0,
         init_from=dict(path="", rules=()),  # parameters of another run to begin with: see train/init_from.py

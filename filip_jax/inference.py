@@ -42,6 +42,7 @@ class Embedder:
 
     Attributes:
         pooling: "tokens" or "global".
+        grid: rows and columns of an image's tokens.
         parameters: nested dicts; set by `with_parameters`.
         step: the training step of the parameters.
     """
@@ -57,7 +58,7 @@ class Embedder:
         batch_size: int = 64,
     ):
         self.tokenizer, self.image_size, self.text_length = tokenizer, image_size, text_length
-        self.pooling, self.mesh = model.pooling, mesh or _one_device()
+        self.pooling, self.grid, self.mesh = model.pooling, model.image.grid, mesh or _one_device()
         self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
         jit = partial(jax.jit, static_argnames="pooling", out_shardings=replicated(self.mesh))
         self._image, self._text = jit(model.encode_image), jit(model.encode_text)
@@ -99,10 +100,10 @@ class Embedder:
 
         Args:
             images: as of `encode_image`.
-            pooling: "tokens", or "global" for the class token instead of the mean, whatever the model's own is.
+            pooling: "tokens", or "global" for what the tower pools instead of the mean, whatever the model's own is.
 
         Raises:
-            UserError: as `encode_image`; "global" of a model without a class token.
+            UserError: as `encode_image`.
         """
         return self._run(self._features, self._views(images), pooling)
 
@@ -207,10 +208,7 @@ class Run:
         self.tokenizer = read_tokenizer(self.workdir)
         self.checkpoints = Checkpoints(self.place.name)
         self.model = make_model(**self.config["model"] | {"attention": "xla"})  # the same function, on any device
-        sizes = {
-            "image_size": self.config["model"]["image"]["image_size"],
-            "text_length": self.config["model"]["text"]["length"],
-        }
+        sizes = {"image_size": self.model.image.size, "text_length": self.model.text.length}
         for key, size in sizes.items():
             if self.config["data"][key] != size:
                 raise UserError(

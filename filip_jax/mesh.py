@@ -83,12 +83,12 @@ def check_batch_size(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None
         )
 
 
-def parameter_spec(path: str, shape: tuple[int, ...], data_size: int) -> PartitionSpec:
+def parameter_spec(shape: tuple[int, ...], data_size: int, stacked: bool = False) -> PartitionSpec:
     """The one shape rule: split the largest dimension that `data_size` divides, of big arrays only.
 
-    The layer axis of stacked blocks is never split: a scan over it would gather all layers at once.
+    The first axis of a stacked parameter, its layers, is never split: a scan over it would gather all at once.
     """
-    dimensions = range(1 if paths.is_stacked(path) else 0, len(shape))
+    dimensions = range(int(stacked), len(shape))
     divisible = [axis for axis in dimensions if shape[axis] % data_size == 0]
     if data_size == 1 or not divisible or math.prod(shape) < MIN_SHARDED_SIZE:
         return PartitionSpec()
@@ -96,11 +96,13 @@ def parameter_spec(path: str, shape: tuple[int, ...], data_size: int) -> Partiti
     return PartitionSpec(*["data" if axis == largest else None for axis in range(largest + 1)])
 
 
-def parameter_shardings(mesh: Mesh, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def parameter_shardings(
+    mesh: Mesh, parameters: Mapping[str, Any], metadata: Mapping[str, paths.Metadata]
+) -> dict[str, Any]:
     """The sharding of every leaf of nested dicts of arrays or shapes."""
     return paths.unflatten(
         {
-            path: NamedSharding(mesh, parameter_spec(path, leaf.shape, mesh.shape["data"]))
+            path: NamedSharding(mesh, parameter_spec(leaf.shape, mesh.shape["data"], metadata[path].stacked))
             for path, leaf in paths.flatten(parameters).items()
         }
     )

@@ -6,9 +6,11 @@ checkpoint diffs, beginning from another run) speaks of these paths.
 
 import re
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import Any
 
 from filip_jax.errors import UserError
+from filip_jax.small_files import is_whole
 
 REPEATS = 6  # of a rule's regular expression; Python's matching may take for ever on more, or on nested ones
 _TOKEN = re.compile(
@@ -17,6 +19,49 @@ _TOKEN = re.compile(
     r"|[*+?][?+]?|\{\d*,?\d*\}[?+]?|.",
     re.DOTALL,
 )
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What the owner of a parameter says of it.
+
+    Attributes:
+        stacked: whether its first axis numbers the layers of a scan; sharding never splits it, and LAMB has one trust
+            ratio for each of them.
+        decay: whether weights decay where no rule says so.
+        positions: (rows, columns) of the image or (length,) of the text whose position embeddings its last rows are;
+            () for another parameter. `init_from` makes those of another size fit.
+        token_ids: whether its rows are numbered by the ids of the tokenizer.
+    """
+
+    stacked: bool = False
+    decay: bool = True
+    positions: tuple[int, ...] = ()
+    token_ids: bool = False
+
+
+def saved_metadata(metadata: Mapping[str, Metadata]) -> dict[str, dict[str, Any]]:
+    """Return as JSON what a checkpoint keeps of the metadata: how the shapes of parameters are to be read."""
+    return {
+        path: {"stacked": each.stacked, "positions": list(each.positions)}
+        for path, each in metadata.items()
+        if each.stacked or each.positions
+    }
+
+
+def read_metadata(saved: Mapping[str, Any]) -> dict[str, Metadata]:
+    """Return what `saved_metadata` was given, as far as it is kept.
+
+    Raises:
+        AttributeError, KeyError, TypeError, ValueError: it is something else.
+    """
+    metadata = {
+        path: Metadata(stacked=each["stacked"] is True, positions=tuple(each["positions"]))
+        for path, each in saved.items()
+    }
+    if not all(is_whole(n) and n for each in metadata.values() for n in each.positions):
+        raise ValueError("positions that are no shape")
+    return metadata
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -41,13 +86,8 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def is_stacked(path: str) -> bool:
-    """Whether the leaf holds the same parameter of every layer, stacked on its first axis."""
-    return "/blocks/" in path
-
-
 def match_rules(rules: Sequence[Any], paths: Sequence[str], key: str) -> dict[str, float]:
-    """The value of the first rule whose regular expression matches the whole path, for each path.
+    """Return the value of the first rule whose regular expression matches the whole path, for each path that one matches.
 
     Args:
         rules: (regular expression, value), tried in order.
@@ -55,7 +95,7 @@ def match_rules(rules: Sequence[Any], paths: Sequence[str], key: str) -> dict[st
         key: the config key that holds the rules, for the messages.
 
     Raises:
-        UserError: a parameter that no rule covers, a rule that no parameter meets, or one that is none.
+        UserError: a rule that no parameter meets, or one that is none.
     """
     for rule in rules if isinstance(rules, (tuple, list)) else [rules]:
         if not (isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str) and _is_rate(rule[1])):
@@ -68,8 +108,6 @@ def match_rules(rules: Sequence[Any], paths: Sequence[str], key: str) -> dict[st
             if _fullmatch(pattern, path, key):
                 met[index] = True
                 values.setdefault(path, value)
-        if path not in values:
-            raise UserError(f"{key}: no rule covers the parameter {path}; end the rules with ('.*', value)")
     _check_met(rules, met, paths, key)
     return values
 

@@ -33,12 +33,10 @@ def make_writer(workdir, **options):
 def state_on(config, mesh, ema_decay=0.0):
     """(an initial state with noise in its moments, its shapes, its shardings)."""
     model = make_model(**config["model"])
-    optimizer = make_optimizer(
-        jax.eval_shape(model.init, jax.random.key(0)), config["total_steps"], **config["optimizer"]
-    )
+    optimizer = make_optimizer(model.metadata, config["total_steps"], **config["optimizer"])
     init = make_init(model, optimizer, ema_decay)
     shapes = jax.eval_shape(init, jax.random.key(0))
-    shardings = state_shardings(mesh, shapes, optimizer)
+    shardings = state_shardings(mesh, shapes, optimizer, model.metadata)
 
     def noisy(key):
         state = init(key)
@@ -103,7 +101,7 @@ def test_parameters_alone(saved):
             {"model.text.depth": 3},
             r"params/text/transformer/blocks/.* is float32 \(2, .*\), this run's is float32 \(3, ",
         ),
-        ({"model.class_token": False}, "params/image/class_token is not of this run"),
+        ({"model.image.class_token": False}, "params/image/class_token is not of this run"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused_with_the_paths(config, saved, changes, message):

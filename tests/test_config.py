@@ -35,7 +35,7 @@ def test_every_shipped_config_is_built_and_says_what_it_trains(name):
     lines = [f"{'parameter':<52} {'shape':<18} {'decay':<6} {'rate':<6} sharding"]
     leaves = paths.flatten(setup.shapes["params"])
     for path, leaf in leaves.items():
-        spec = parameter_spec(path, leaf.shape, 8)
+        spec = parameter_spec(leaf.shape, 8, setup.model.metadata[path].stacked)
         shape = "x".join(map(str, leaf.shape)) or "scalar"
         rate = setup.optimizer.learning_rate[path]
         lines.append(

@@ -39,8 +39,9 @@ def evaluate(workdir, config):
 
 
 def begin_from(workdir, config):
-    shapes = jax.eval_shape(make_model(**config["model"]).init, jax.random.key(0))
-    donor = open_donor({"path": str(workdir), "rules": ()}, shapes)
+    model = make_model(**config["model"])
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    donor = open_donor({"path": str(workdir), "rules": ()}, shapes, model.metadata)
     donor.check(donor.tokenizer_sha256)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     donor.checkpoints.read(STEP, {"params": jax.tree.map(lambda x: x.update(sharding=here), shapes)})

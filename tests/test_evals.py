@@ -46,6 +46,7 @@ class Oracle(Embedder):
     """An embedder that knows: an image's patches hold class numbers, and words are the classes' vectors."""
 
     tokenizer, image_size, text_length, batch_size, logit_scale, step, mesh = Words(), 12, 8, 4, 20.0, 7, None
+    grid = (3, 3)
 
     def __init__(self, pooling="tokens"):
         self.pooling = pooling

@@ -67,10 +67,9 @@ def test_a_bad_step_touches_nothing_and_the_next_is_as_if_it_had_not_been(demo_c
     """Parameters, moments, schedule and EMA; on one device and sharded over eight."""
     config = small(demo_config, **{"model.scan": True})
     model, mesh = make_model(**config["model"]), make_devices_mesh(1, data)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    optimizer = make_optimizer(shapes, config["total_steps"], **config["optimizer"])
+    optimizer = make_optimizer(model.metadata, config["total_steps"], **config["optimizer"])
     init = make_init(model, optimizer, ema_decay=0.9)
-    shardings = state_shardings(mesh, jax.eval_shape(init, jax.random.key(0)), optimizer)
+    shardings = state_shardings(mesh, jax.eval_shape(init, jax.random.key(0)), optimizer, model.metadata)
 
     def loss(image_tokens, *others):
         """NaN for a batch whose first image is black."""

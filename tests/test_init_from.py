@@ -23,7 +23,7 @@ from filip_jax import paths
 from filip_jax.checkpoint import Checkpoints, CheckpointWriter, abstract
 from filip_jax.errors import UserError
 from filip_jax.mesh import replicated
-from filip_jax.models.image_encoder import resize_positions
+from filip_jax.models.patches import fit_positions
 from filip_jax.sections import call
 from filip_jax.train.init_from import open_donor
 from filip_jax.train.loop import train
@@ -42,16 +42,22 @@ def born(setup):
         return jax.jit(setup.init, out_shardings=setup.shardings)(jax.random.key(setup.seed))
 
 
+def opened(setup, **section):
+    """The donor of a setup, or the one that a section names."""
+    return open_donor(section or setup.init_from, setup.shapes["params"], setup.model.metadata)
+
+
 def filled(setup, state):
-    donor = open_donor(setup.init_from, setup.shapes["params"])
+    donor = opened(setup)
     donor.check(TOKENIZER)
     return donor.fill(state)
 
 
-def write(workdir, step=3, tokenizer=TOKENIZER, **parts):
-    """A checkpoint of these parts, as a run would write it."""
+def write(workdir, step=3, tokenizer=TOKENIZER, metadata=None, **parts):
+    """A checkpoint of these parts, as a run whose parameters have this metadata would write it."""
     writer = CheckpointWriter(workdir, every_steps=1, every_minutes=0.0, keep_last=9, keep_every_steps=0)
-    writer.save(step, parts, {"tokenizer_sha256": tokenizer, "samples_seen": 1}, {})
+    meta = {"tokenizer_sha256": tokenizer, "samples_seen": 1, "parameters": paths.saved_metadata(metadata or {})}
+    writer.save(step, parts, meta, {})
     writer.wait()
     return workdir
 
@@ -103,10 +109,9 @@ def test_each_parameter_is_taken_from_where_the_rules_say_or_stays_fresh(small_d
         (f"({name})", {"renamed": r"old/\1", "fresh": None}[kind]) for name, kind in zip(names, kinds) if kind != "same"
     ]
     rules = data.draw(st.permutations(rules))
-    section = {"path": str(workdir), "rules": rules}
     if set(kinds) == {"fresh"}:
         return
-    state = open_donor(section, setup.shapes["params"]).fill(fresh)
+    state = opened(setup, path=str(workdir), rules=rules).fill(fresh)
     of_kind = {
         "same": paths.flatten(given),
         "renamed": paths.flatten(given["old"]),
@@ -166,19 +171,17 @@ def test_a_refusal_names_the_misfits_and_its_rule_makes_the_rest_fit(setup, dono
         if kind != "missing":
             manifest["tree"][f"params/{name}"] = leaf
     (folder / "manifest.json").write_text(signed(manifest))
-    if wrong.get("image/class_token") == "missing":
-        wrong["image/position"] = "missing"  # that is, its row for the class token
     try:
-        open_donor({"path": str(folder), "rules": ()}, shapes)
+        opened(setup, path=str(folder), rules=())
     except UserError as error:
         message = str(error)
     assert "\n" not in message and message.startswith(f"init_from: {folder} does not fit this run: ")
-    said = [name for name in names if re.search(rf"(: |; ){name} (is|has|begins) ", message)]
+    said = [name for name in names if re.search(rf"(: |; ){name} is ", message)]
     assert set(said) <= set(wrong) and len(said) == min(len(wrong), 8)
     assert (f"; and {len(wrong) - 8} more. " in message) == (len(wrong) > 8)
     rule = ast.literal_eval(re.search(r"put the rule (\(.*\)) first in init_from.rules", message)[1])
     if len(wrong) < len(names):
-        found = open_donor({"path": str(folder), "rules": (rule, (".*", r"\g<0>"))}, shapes)
+        found = opened(setup, path=str(folder), rules=(rule, (".*", r"\g<0>")))
         assert set(found.origins) == set(names) - set(wrong)
 
 
@@ -215,7 +218,9 @@ def test_a_checkpoint_of_eight_devices_fills_another_mesh(small_demo, setup, don
     write(tmp_path / "run", params=sharded)
     mesh = make_devices_mesh(replica, data)
     here = setup_of(small_demo, tmp_path / "run")
-    here = dataclasses.replace(here, mesh=mesh, shardings=state_shardings(mesh, here.shapes, here.optimizer))
+    here = dataclasses.replace(
+        here, mesh=mesh, shardings=state_shardings(mesh, here.shapes, here.optimizer, here.model.metadata)
+    )
     state = filled(here, born(here))
     assert_equal(state["params"], sharded)
     assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding == s, state, here.shardings))
@@ -230,23 +235,27 @@ def keys_weights(old, new):
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-@given(old=st.integers(1, 9), new=st.integers(1, 9), class_token=st.booleans(), seed=st.integers(0, 99))
-def test_positions_are_resized_as_pictures_are(old, new, class_token, seed):
+SIDES = st.tuples(st.integers(1, 9), st.integers(1, 9))
+
+
+@given(old=SIDES, new=SIDES, first=st.integers(0, 2), seed=st.integers(0, 99))
+def test_positions_are_resized_as_pictures_are(old, new, first, seed):
     rng = np.random.default_rng(seed)
-    position = rng.normal(size=(old * old + class_token, 5)).astype(np.float32)
-    resized = np.asarray(resize_positions(jnp.asarray(position), new * new + class_token, class_token))
-    np.testing.assert_array_equal(resized[:class_token], position[:class_token])
-    weights, grid = keys_weights(old, new), position[class_token:].reshape(old, old, 5)
-    expected = np.einsum("yi,xj,ijw->yxw", weights, weights, grid).reshape(-1, 5)
-    np.testing.assert_allclose(resized[class_token:], expected, atol=1e-5)
+    position = rng.normal(size=(old[0] * old[1] + first, 5)).astype(np.float32)
+    resized = np.asarray(fit_positions(jnp.asarray(position), old, new))
+    np.testing.assert_array_equal(resized[:first], position[:first])
+    (down, across), grid = (keys_weights(*sides) for sides in zip(old, new)), position[first:].reshape(*old, 5)
+    expected = np.einsum("yi,xj,ijw->yxw", down, across, grid).reshape(-1, 5)
+    np.testing.assert_allclose(resized[first:], expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("class_token", [True, slow(False)])
 def test_another_image_size_and_a_shorter_text_take_what_they_can(small_demo, tmp_path, capsys, class_token):
     """12x12 patches become 6x6 and 24x24; a plane stays a plane but near its borders."""
-    shared = {"model.class_token": class_token}
+    shared = {"model.image.class_token": class_token}
     large = shared | {"model.image.image_size": 96, "data.image_size": 96}
-    parameters = numbers(setup_of(small_demo, **large).shapes["params"], 1)
+    there = setup_of(small_demo, **large)
+    parameters = numbers(there.shapes["params"], 1)
 
     def plane(grid):
         y, x = (np.mgrid[:grid, :grid] + 0.5) / grid
@@ -255,7 +264,7 @@ def test_another_image_size_and_a_shorter_text_take_what_they_can(small_demo, tm
     token = np.full((int(class_token), 32), 7.0, np.float32)
     rows = plane(12).reshape(-1, 1) * np.linspace(1, 2, 32, dtype=np.float32)
     parameters["image"]["position"] = jnp.concatenate([token, rows])
-    write(tmp_path / "run", params=parameters)
+    write(tmp_path / "run", metadata=there.model.metadata, params=parameters)
     for size, grid, border in ((48, 6, 2), (192, 24, 3)):
         changes = {"model.image.image_size": size, "data.image_size": size}
         changes |= {"model.text.length": 9, "data.text_length": 9}
@@ -280,7 +289,7 @@ def test_positions_that_are_split_here_come_from_a_number_that_does_not_split(sm
     parameters = numbers(setup_of(small_demo, **long).shapes["params"], 1)
     rows = np.random.default_rng(0).normal(size=(515, 32)).astype(np.float32)
     parameters["text"]["position"] = jnp.asarray(rows)
-    write(tmp_path / "run", params=parameters)
+    write(tmp_path / "run", metadata={"text/position": paths.Metadata(positions=(515,))}, params=parameters)
     here = setup_of(small_demo, tmp_path / "run", **long)
     position = filled(here, born(here))["params"]["text"]["position"]
     assert position.sharding == here.shardings["params"]["text"]["position"] and not position.is_fully_replicated
@@ -289,7 +298,7 @@ def test_positions_that_are_split_here_come_from_a_number_that_does_not_split(sm
 
 def test_a_constant_field_stays_constant_at_any_size():
     for old, new in ((7, 14), (14, 7), (6, 4), (1, 3), (3, 1)):
-        resized = resize_positions(jnp.full((old * old, 3), 0.7), new * new, False)
+        resized = fit_positions(jnp.full((old * old, 3), 0.7), (old, old), (new, new))
         np.testing.assert_allclose(resized, np.full((new * new, 3), 0.7), rtol=1e-6)
 
 
@@ -331,13 +340,13 @@ def test_a_section_that_can_not_be_is_refused_before_anything_is_compiled(small_
     assert "\n" not in str(error.value)
 
 
-NO_TOKEN = {"model.class_token": False}
+NO_TOKEN = {"model.image.class_token": False}
 MISFITS = {
     "longer text": ({}, {"model.text.length": 30, "data.text_length": 30},
         r"text/position is float32 \(20, 32\), this run's is float32 \(30, 32\). To leave it fresh, put the rule \('text/position', None\)"),
-    "new class token": (NO_TOKEN, {}, (r"image/class_token is not in the checkpoint; image/position begins with a row for the class "
-        r"token: this run's does, the checkpoint's does not .* the rule \('image/class_token\|image/position', None\)")),
-    "no class token": ({}, NO_TOKEN, "image/position begins with a row for the class token: the checkpoint's does, this run's does not"),
+    "new class token": (NO_TOKEN, {}, (r"image/class_token is not in the checkpoint; image/position begins with 0 rows of class tokens "
+        r"before \(6, 6\) positions, this run's with 1. .* the rule \('image/class_token\|image/position', None\)")),
+    "no class token": ({}, NO_TOKEN, r"image/position begins with 1 rows of class tokens before \(6, 6\) positions, this run's with 0"),
     "wider": ({"model.embed_dim": 8}, {}, (r"image_projection/kernel is float32 \(32, 8\), this run's is float32 \(32, 16\); "
         r"text_projection/kernel .* To leave these fresh, .* \('image_projection/.\*\|text_projection/.\*', None\)")),
     "deeper": ({}, {"model.text.depth": 3}, (r"text/transformer/blocks/attention/out/bias is float32 \(2, 32\), this run's is float32 "
@@ -350,30 +359,31 @@ MISFITS = {
 @pytest.mark.parametrize("name", MISFITS)
 def test_a_checkpoint_that_does_not_fit_is_refused_with_the_rule_that_helps(small_demo, tmp_path, name):
     there, here, message = MISFITS[name]
-    write(tmp_path / "run", params=numbers(setup_of(small_demo, **there).shapes["params"], 1))
+    old = setup_of(small_demo, **there)
+    write(tmp_path / "run", metadata=old.model.metadata, params=numbers(old.shapes["params"], 1))
     with pytest.raises(UserError, match=message) as error:
-        new = setup_of(small_demo, tmp_path / "run", **here)
-        open_donor(new.init_from, new.shapes["params"])
+        opened(setup_of(small_demo, tmp_path / "run", **here))
     assert "\n" not in str(error.value)
 
 
 def test_a_renamed_parameter_that_is_not_there_is_named_by_both_paths(small_demo, setup, donor):
-    section = {"path": str(donor[0]), "rules": ((r"(text/.*)norm/scale", r"new/\1norm/scale"),)}
+    rules = ((r"(text/.*)norm/scale", r"new/\1norm/scale"),)
     with pytest.raises(UserError, match=r"text/post_norm/scale \(there new/text/post_norm/scale\) is not in the ch"):
-        open_donor(section, setup.shapes["params"])
+        opened(setup, path=str(donor[0]), rules=rules)
 
 
-def test_positions_of_no_square_are_refused(small_demo, setup, tmp_path):
+@pytest.mark.parametrize("metadata", [{}, {"image/position": paths.Metadata(positions=(20,))}])
+def test_positions_of_no_known_grid_are_refused(setup, tmp_path, metadata):
     parameters = numbers(setup.shapes["params"], 1)
     parameters["image"]["position"] = jnp.ones((21, 32))
-    write(tmp_path / "run", params=parameters)
-    with pytest.raises(UserError, match="image/position is of 20 patches, no square"):
-        open_donor({"path": str(tmp_path / "run"), "rules": ()}, setup.shapes["params"])
+    write(tmp_path / "run", metadata=metadata, params=parameters)
+    with pytest.raises(UserError, match=r"image/position is float32 \(21, 32\), this run's is float32 \(37, 32\)"):
+        opened(setup, path=str(tmp_path / "run"), rules=())
 
 
 def test_places_without_a_sound_checkpoint_are_refused(setup, donor, tmp_path):
     def give(path):
-        found = open_donor({"path": str(path), "rules": ()}, setup.shapes["params"])
+        found = opened(setup, path=str(path), rules=())
         found.check(TOKENIZER)
         return found
 
@@ -397,13 +407,13 @@ def test_places_without_a_sound_checkpoint_are_refused(setup, donor, tmp_path):
 
 def test_token_embeddings_are_taken_with_their_tokenizer_only(setup, donor):
     workdir, _ = donor
-    taking = open_donor({"path": str(workdir), "rules": ()}, setup.shapes["params"])
+    taking = opened(setup, path=str(workdir), rules=())
     message = rf"sha256 ffffffffffff… instead of 012301230123….*tokenizer.path={workdir}/tokenizer.model, or .*'text/token_emb"
     with pytest.raises(UserError, match=message) as error:
         taking.check("ff" * 32)
     assert "\n" not in str(error.value)
     rules = (("text/token_embedding", None),)
-    open_donor({"path": str(workdir), "rules": rules}, setup.shapes["params"]).check("ff" * 32)
+    opened(setup, path=str(workdir), rules=rules).check("ff" * 32)
 
 
 # Whole runs.

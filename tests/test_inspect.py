@@ -47,7 +47,7 @@ def saved(small_demo, tmp_path_factory):
     setup = call(make_setup, config, "top")
     state = jax.jit(setup.init)(jax.random.key(0))
     workdir = tmp_path_factory.mktemp("inspect") / "run"
-    write(workdir, {4: state, 12: state}, config)
+    write(workdir, {4: state, 12: state}, config, parameters=paths.saved_metadata(setup.model.metadata))
     return workdir, state
 
 
@@ -78,8 +78,9 @@ def test_the_report_counts_what_the_state_holds(saved, capsys):
     code, report, _ = said(capsys, workdir)
     assert code == 0
     parts = table(report, "part")
-    trees = {**state, "params/image": state["params"]["image"], "params/text": state["params"]["text"], "all": state}
-    assert list(parts)[:3] == ["params", "params/image", "params/text"] and set(parts) == set(trees)
+    owners = {f"params/{name}": tree for name, tree in state["params"].items()}
+    trees = {**state, **owners, "all": state}
+    assert list(parts)[: len(owners) + 1] == ["params", *sorted(owners)] and set(parts) == set(trees)
     for name, tree in trees.items():
         leaves = jax.tree.leaves(tree)
         assert number(parts[name][0]) == sum(leaf.size for leaf in leaves), name

@@ -84,19 +84,17 @@ def test_ranks_are_those_of_all_evaluations(monkeypatch):
 
 @pytest.mark.parametrize("class_token", [True, False])
 def test_features_are_the_mean_of_the_patches_before_the_shared_space(class_token):
-    network = DualEncoder(**config(class_token=class_token), rngs=nnx.Rngs(0))
+    network = DualEncoder(**config(image__class_token=class_token), rngs=nnx.Rngs(0))
     parameters = nnx.to_pure_dict(nnx.state(network))
-    model = make_model(**config(class_token=class_token))
-    tokens = np.asarray(network.image(IMAGES))
-    assert tokens.shape == (3, 9 + class_token, 16)
-    patches = tokens[:, 1:] if class_token else tokens
-    found = model.image_features(parameters, IMAGES)
-    np.testing.assert_allclose(found, sum(patches[:, n] for n in range(9)) / 9, atol=1e-6)
-    if class_token:
-        np.testing.assert_allclose(model.image_features(parameters, IMAGES, "global"), tokens[:, 0], atol=1e-6)
-    else:
-        with pytest.raises(UserError, match="model.class_token=False, but global image features are the class token"):
-            model.image_features(parameters, IMAGES, "global")
+    model = make_model(**config(image__class_token=class_token))
+    features = network.image(IMAGES)
+    patches = np.asarray(features.tokens)
+    assert patches.shape == (3, 9, 16)
+    found, mean = model.image_features(parameters, IMAGES), sum(patches[:, n] for n in range(9)) / 9
+    np.testing.assert_allclose(found, mean, atol=1e-6)
+    pooled = np.asarray(model.image_features(parameters, IMAGES, "global"))
+    np.testing.assert_allclose(pooled, features.pooled, atol=1e-6)
+    assert np.allclose(pooled, mean, atol=1e-6) != class_token
 
 
 def test_the_validation_split_is_a_tenth_of_each_class_always_the_same():

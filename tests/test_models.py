@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import math
 
 import jax
@@ -16,13 +17,18 @@ from filip_jax.errors import UserError
 from filip_jax.losses import filip_loss
 from filip_jax.models import make_model
 from filip_jax.models.dual_encoder import DualEncoder
-from filip_jax.models.image_encoder import patches
+from filip_jax.models.patches import patches
 
 CONFIG = dict(
-    embed_dim=8, pooling="tokens", dtype="float32", class_token=True, cls_in_similarity=False, bos_in_similarity=True,
-    eos_in_similarity=True, logit_scale_init=1 / 0.07, activation="quick_gelu", attention="xla", scan=True, remat=False,
-    image=dict(image_size=12, patch_size=4, patch_dropout=0.0, width=16, depth=2, heads=2),
-    text=dict(vocab_size=30, length=6, length_groups=1, width=16, depth=2, heads=2),
+    embed_dim=8, pooling="tokens", dtype="float32", cls_in_similarity=False, bos_in_similarity=True,
+    eos_in_similarity=True, logit_scale_init=1 / 0.07, attention="xla", scan=True, remat=False,
+    image=dict(
+        kind="vit", image_size=12, patch_size=4, patch_dropout=0.0, class_token=True,
+        width=16, depth=2, heads=2, activation="quick_gelu",
+    ),
+    text=dict(
+        kind="causal_text", vocab_size=30, length=6, length_groups=1, width=16, depth=2, heads=2, activation="quick_gelu",
+    ),
 )  # fmt: skip
 IDS = jnp.array([[2, 7, 8, 9, 10, 3], [2, 5, 3, 0, 0, 0], [2, 3, 0, 0, 0, 0]])
 IMAGES = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 12, 12, 3), dtype=np.uint8))
@@ -100,7 +106,9 @@ def drawn(parameters):
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 @pytest.mark.parametrize("patch_dropout", [0.0, 0.5])
 def test_image_tokens_are_those_of_the_definition(activation, patch_dropout):
-    model = make_model(**config(activation=activation, cls_in_similarity=True, image__patch_dropout=patch_dropout))
+    model = make_model(
+        **config(image__activation=activation, cls_in_similarity=True, image__patch_dropout=patch_dropout)
+    )
     parameters, exact = drawn(jax.eval_shape(model.init, jax.random.key(0)))
     pixels = np.asarray(IMAGES) / 255 - [0.48145466, 0.4578275, 0.40821073]
     pixels /= [0.26862954, 0.26130258, 0.27577711]
@@ -120,7 +128,7 @@ def test_image_tokens_are_those_of_the_definition(activation, patch_dropout):
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_text_tokens_are_those_of_the_definition(activation):
-    model = make_model(**config(activation=activation))
+    model = make_model(**config(text__activation=activation))
     parameters, exact = drawn(jax.eval_shape(model.init, jax.random.key(0)))
     text = exact["text"]
     x = text["token_embedding"][np.asarray(IDS)] + text["position"]
@@ -160,13 +168,14 @@ def test_no_gradient_passes_through_an_excluded_token(cls, bos, eos):
         **config(cls_in_similarity=cls, bos_in_similarity=bos, eos_in_similarity=eos), rngs=nnx.Rngs(0)
     )
 
-    def loss(image_features, text_features):
-        tokens, mask = module.project_text(text_features, IDS, "tokens")
+    def loss(image_features, text_tokens):
+        tokens, mask = module.project_text(dataclasses.replace(text_features, tokens=text_tokens), "tokens")
         return filip_loss(module.project_image(image_features, "tokens"), tokens, mask, 14.0)
 
-    d_image, d_text = jax.grad(loss, argnums=(0, 1))(module.image(IMAGES), module.text(IDS))
-    assert bool(np.asarray(d_image)[:, 0].any()) == cls and np.asarray(d_image)[:, 1:].any()
-    mask = np.asarray(module.project_text(module.text(IDS), IDS, "tokens")[1])
+    text_features = module.text(IDS)
+    d_image, d_text = jax.grad(loss, argnums=(0, 1))(module.image(IMAGES), text_features.tokens)
+    assert bool(np.asarray(d_image.pooled).any()) == cls and np.asarray(d_image.tokens).any()
+    mask = np.asarray(module.project_text(text_features, "tokens")[1])
     assert not np.asarray(d_text)[~mask].any()
     assert np.asarray(d_text)[mask].any()
 
@@ -226,9 +235,10 @@ def test_patches_are_cut_row_by_row():
 
 
 def test_layers_are_stacked_and_initialised_apart():
-    _, parameters = built()
+    model, parameters = built()
     for path, leaf in paths.flatten(parameters).items():
-        if paths.is_stacked(path):
+        assert model.metadata[path].stacked == ("/transformer/" in path)
+        if model.metadata[path].stacked:
             assert leaf.shape[0] == 2
             if path.endswith("kernel"):
                 assert not np.array_equal(leaf[0], leaf[1])
@@ -239,12 +249,18 @@ def test_layers_are_stacked_and_initialised_apart():
     [
         (dict(pooling="mean"), "model.pooling='mean' is not one of tokens, global"),
         (dict(dtype="float16"), "model.dtype='float16' is not one of"),
-        (dict(activation="relu"), "model.activation='relu' is not one of gelu, quick_gelu"),
+        (dict(text__activation="relu"), "activation='relu' is not one of gelu, quick_gelu"),
+        (dict(image__kind="vti"), "model.image.kind='vti' is not one of vit, conv_vit; did you mean vit?"),
+        (dict(text__kind="vit"), "model.text.kind='vit' is not one of causal_text, bidirectional_text"),
+        (dict(text__kind=None), "model.text.kind=None is not one of"),
+        (
+            dict(image__kind="conv_vit"),
+            "config section model.image: .*class_token.*; its keys are image_size, patch_size",
+        ),
         (dict(attention="flash"), "model.attention='flash' is not one of xla, cudnn"),
         (dict(attention="cudnn"), "needs model.dtype='bfloat16' .*, not float32 and heads of 8"),
         (dict(attention="cudnn", dtype="bfloat16", image__width=20), "not bfloat16 and heads of 10"),
-        (dict(class_token=False, pooling="global"), "class_token"),
-        (dict(image__patch_size=5), "patch_size=5 does not divide image_size=12"),
+        (dict(image__patch_size=5), "model.image.patch_size=5 does not divide images of 12 x 12 pixels"),
         (dict(image__heads=3), "width=16 does not split into heads=3"),
         (dict(embed_dim=0), "model.embed_dim=0 must be at least 1"),
         (dict(embed_dmi=3), "config section model: got an unexpected keyword argument 'embed_dmi'"),

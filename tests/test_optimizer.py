@@ -12,7 +12,7 @@ from filip_jax.train.optimizer import make_optimizer
 
 OPTIONS = dict(
     name="lamb", peak_learning_rate=0.1, warmup_steps=0, total_steps=100, weight_decay=0.01, b1=0.9, b2=0.999, eps=1e-4,
-    clip_norm=0.0, decay_rules=((".*bias", 0.0), (".*", 1.0)), learning_rate_rules=((".*", 1.0),),
+    clip_norm=0.0, decay_rules=(), learning_rate_rules=(),
 )  # fmt: skip
 
 
@@ -20,10 +20,19 @@ def parameters():
     rng = np.random.default_rng(0)
     return {
         "image": {
-            "blocks": {"out": {"kernel": rng.normal(size=(3, 4, 5)) * [[[1]], [[9]], [[0]]], "bias": np.zeros((3, 5))}}
+            "layers": {"out": {"kernel": rng.normal(size=(3, 4, 5)) * [[[1]], [[9]], [[0]]], "bias": np.zeros((3, 5))}},
+            "blocks": {"0": {"kernel": rng.normal(size=(3, 4))}},  # a list: not stacked, whatever its name
         },
         "text": {"kernel": rng.normal(size=(6, 4)), "bias": rng.normal(size=6)},
         "logit_scale": np.array(2.5),
+    }
+
+
+def metadata(tree=None):
+    """Of these parameters: those called `layers` are stacked, biases and the scale do not decay."""
+    return {
+        path: paths.Metadata(stacked="/layers/" in path, decay=not path.endswith(("bias", "scale")))
+        for path in paths.flatten(tree or parameters())
     }
 
 
@@ -60,21 +69,23 @@ def run(optimizer, start, gradients):
 def test_lamb_equals_the_rule_with_one_trust_ratio_per_layer():
     start = parameters()
     gradients = [jax.tree.map(lambda x, s=s: np.random.default_rng(s).normal(size=x.shape), start) for s in range(4)]
-    optimizer = make_optimizer(start, **OPTIONS)
+    optimizer = make_optimizer(metadata(), **OPTIONS)
     ours, _ = run(optimizer, as_single(start), [as_single(g) for g in gradients])
     rates = [float(optimizer.schedule(step)) for step in range(4)]
     assert rates[0] == pytest.approx(0.1) and rates[3] < rates[0]
     for path, parameter in paths.flatten(start).items():
-        decay = 0.0 if path.endswith("bias") else 0.01
+        decay = 0.0 if path.endswith(("bias", "scale")) else 0.01
         history = [paths.flatten(g)[path] for g in gradients]
-        expected = lamb(parameter, history, rates, decay, stacked=paths.is_stacked(path))
+        expected = lamb(parameter, history, rates, decay, stacked="/layers/" in path)
         np.testing.assert_allclose(ours[path], expected, rtol=1e-5, atol=1e-6, err_msg=path)
 
 
 def test_the_weight_norm_is_clamped_at_ten():
     start = {"kernel": np.full((10, 10), 100.0)}
     options = OPTIONS | dict(decay_rules=((".*", 0.0),))
-    ours, _ = run(make_optimizer(start, **options), as_single(start), [as_single({"kernel": np.ones((10, 10))})])
+    ours, _ = run(
+        make_optimizer(metadata(start), **options), as_single(start), [as_single({"kernel": np.ones((10, 10))})]
+    )
     assert np.linalg.norm(np.asarray(ours["kernel"]) - 100) == pytest.approx(0.1 * 10, rel=1e-3)
 
 
@@ -82,7 +93,7 @@ def test_adamw_equals_optax():
     start = parameters()
     gradients = [jax.tree.map(lambda x, s=s: np.random.default_rng(s).normal(size=x.shape), start) for s in range(3)]
     options = OPTIONS | dict(name="adamw", eps=1e-8, clip_norm=1.0, decay_rules=((".*", 1.0),))
-    optimizer = make_optimizer(start, **options)
+    optimizer = make_optimizer(metadata(), **options)
     ours, _ = run(optimizer, as_single(start), [as_single(g) for g in gradients])
     theirs = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(optimizer.schedule, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.01)
@@ -97,11 +108,11 @@ def test_adamw_equals_optax():
 
 def test_learning_rate_rules_scale_and_zero_freezes_without_state():
     start = parameters()
-    rules = (("image/.*", 0.0), ("logit_scale", 0.5), (".*", 1.0))
-    optimizer = make_optimizer(start, **OPTIONS | dict(learning_rate_rules=rules))
+    rules = (("image/.*", 0.0), ("logit_scale", 0.5))
+    optimizer = make_optimizer(metadata(), **OPTIONS | dict(learning_rate_rules=rules))
     gradient = as_single(jax.tree.map(np.ones_like, start))
     ours, state = run(optimizer, as_single(start), [gradient])
-    full, _ = run(make_optimizer(start, **OPTIONS), as_single(start), [gradient])
+    full, _ = run(make_optimizer(metadata(), **OPTIONS), as_single(start), [gradient])
     moved = {path: np.asarray(ours[path] - paths.flatten(as_single(start))[path]) for path in ours}
     fully = {path: np.asarray(full[path] - paths.flatten(as_single(start))[path]) for path in ours}
     assert not any(change.any() for path, change in moved.items() if path.startswith("image/"))
@@ -112,7 +123,7 @@ def test_learning_rate_rules_scale_and_zero_freezes_without_state():
 
 
 def test_warm_up_then_cosine_to_zero():
-    optimizer = make_optimizer(parameters(), **OPTIONS | dict(warmup_steps=10))
+    optimizer = make_optimizer(metadata(), **OPTIONS | dict(warmup_steps=10))
     rates = np.array([optimizer.schedule(step) for step in range(101)])
     assert rates[0] == pytest.approx(0.01) and rates.argmax() == 10 and rates[10] == pytest.approx(0.1)
     assert (
@@ -123,10 +134,6 @@ def test_warm_up_then_cosine_to_zero():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (
-            dict(decay_rules=((".*bias", 0.0),)),
-            "optimizer.decay_rules: no rule covers the parameter image/blocks/out/kernel",
-        ),
         (dict(decay_rules=(("nothing", 0.0), (".*", 1.0))), "the rule 'nothing' matches no parameter"),
         (dict(decay_rules=(("(", 0.0), (".*", 1.0))), "'\\(' is not a regular expression"),
         (dict(decay_rules=(3,)), "3 is not a pair"),
@@ -137,4 +144,4 @@ def test_warm_up_then_cosine_to_zero():
 )
 def test_rules_and_names_that_can_not_be_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        make_optimizer(parameters(), **OPTIONS | changes)
+        make_optimizer(metadata(), **OPTIONS | changes)

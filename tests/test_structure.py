@@ -43,13 +43,13 @@ ROOMS = [
     {"cli"},
 ]  # fmt: skip
 STRANGERS = [("losses", "models"), ("losses", "data"), ("models", "data")]  # neither imports the other
-DOORS = {
+DOORS = {  # files, and folders, which end with a slash
     "array_record": {"data/array_record.py"},
     "absl": {"config.py", "data/pipeline.py"},
     "cv2": {"data/resize.py"},
     "fsspec": {"storage.py"},
     "packaging": {"extras.py"},
-    "flax": {"models/__init__.py", "models/dual_encoder.py", "models/image_encoder.py", "models/text_encoder.py", "models/transformer.py"},
+    "flax": {"models/"},
     "grain": {"data/pipeline.py"},
     "ml_collections": {"config.py"},
     "optax": {"evals/logistic.py", "train/optimizer.py", "train/step.py"},
@@ -104,7 +104,7 @@ def test_imports_point_one_way_and_libraries_have_one_door(file):
     for imported in imports(file):
         parts = imported.split(".")
         if parts[0] in DOORS:
-            assert str(here) in DOORS[parts[0]], f"{here} imports {parts[0]}"
+            assert str(here).startswith(tuple(DOORS[parts[0]])), f"{here} imports {parts[0]}"
         if parts[0] == "filip_jax" and len(parts) > 1 and not name.startswith("__") and not parts[1].startswith("__"):
             assert parts[1] == name or room(parts[1]) < room(name), f"{here} imports {imported}"
             assert (parts[1], name) not in STRANGERS, f"{here} imports {imported}"
@@ -118,7 +118,7 @@ def test_every_room_is_a_package_that_setuptools_finds():
 def test_every_door_is_used():
     used = {str(f.relative_to(PACKAGE)): {i.split(".")[0] for i in imports(f)} for f in FILES}
     for library, files in DOORS.items():
-        assert all(library in used[file] for file in files), library
+        assert all(any(library in used[f] for f in used if f.startswith(file)) for file in files), library
 
 
 def test_files_fit_a_head_and_functions_a_screen():

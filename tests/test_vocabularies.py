@@ -19,7 +19,7 @@ from filip_jax.data.sources import make_source
 from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
 from filip_jax.data.vocabularies import CLEANED, _clip_cleaner
 from filip_jax.errors import UserError
-from filip_jax.models.text_encoder import text_lengths
+from filip_jax.models.tower import TextInput
 from filip_jax.tools.tokenizer import save_tokenizer
 
 NO_SOURCE = Memory([("unread",)])
@@ -59,7 +59,7 @@ def public_ids(public, texts):
 
 
 def lengths(ids):
-    return text_lengths(jnp.asarray(ids)).tolist()
+    return TextInput(vocab_size=1, length=1, causal=True).lengths(jnp.asarray(ids)).tolist()
 
 
 def corpus():

@@ -11,12 +11,11 @@ from typing import Any
 from filip_jax.checkpoint.manifest import Manifest
 from filip_jax.checkpoint.reader import Checkpoints, find_checkpoint
 from filip_jax.errors import one_line
-from filip_jax.paths import is_stacked
+from filip_jax.paths import Metadata, read_metadata
 
 FILES = 24  # that are listed one by one, the largest
 STEPS = 12  # of other checkpoints
 WIDTH = 110  # of a config's line
-ENCODERS = ("params/image", "params/text")  # counted apart
 NUMBERS = re.compile(r"-?[\d,.]+|[-=]+")  # cells that stand on the right
 
 Tree = Mapping[str, Mapping[str, Any]]  # path -> {shape, dtype}
@@ -38,7 +37,8 @@ def inspect(path: str, step: int | None = None, verify: bool = False) -> str:
     if verify:
         checkpoints.check(step)
     lines = _summary(checkpoints, manifest)
-    lines += ["", *_parts(manifest["tree"]), "", *_tree(manifest["tree"]), "", *_files(manifest)]
+    metadata = read_metadata(manifest["meta"].get("parameters", {}))
+    lines += ["", *_parts(manifest["tree"]), "", *_tree(manifest["tree"], metadata), "", *_files(manifest)]
     lines += ["", "config", *_yaml(manifest["config"])]
     if verify:
         files = _count(len(manifest["files"]), "file")
@@ -48,6 +48,7 @@ def inspect(path: str, step: int | None = None, verify: bool = False) -> str:
 
 def _summary(checkpoints: Checkpoints, manifest: Manifest) -> list[str]:
     step, meta, config = manifest["step"], dict(manifest["meta"]), manifest["config"]
+    meta.pop("parameters", None)
     last = f" of {config['total_steps']}" if "total_steps" in config else ""
     others = [str(other) for other in checkpoints.steps() if other != step]
     some = [*others[: STEPS // 2], "…", *others[-STEPS // 2 :]] if len(others) > STEPS else others
@@ -74,11 +75,11 @@ def _text(value: Any) -> str:
 
 
 def _parts(tree: Tree) -> list[str]:
-    """Numbers and MiB of each part of the state, of the parameters also by encoder."""
+    """Numbers and MiB of each part of the state, of the parameters also by their owners."""
     numbers, sizes = Counter[str](), Counter[str]()
     for path, leaf in tree.items():
-        part, encoder = path.split("/")[0], "/".join(path.split("/")[:2])
-        for name in {part, encoder if encoder in ENCODERS else part, "all"}:
+        part, *names = path.split("/")
+        for name in {part, f"params/{names[0]}" if part == "params" else part, "all"}:
             numbers[name] += math.prod(leaf["shape"])
             sizes[name] += _bytes(leaf)
     order = sorted(numbers, key=lambda name: (name == "all", not name.startswith("params"), name))
@@ -90,7 +91,7 @@ def _bytes(leaf: Mapping[str, Any]) -> int:
     return math.prod(leaf["shape"]) * (max(1, int(bits[0]) // 8) if bits else 1)
 
 
-def _tree(tree: Tree) -> list[str]:
+def _tree(tree: Tree, metadata: Mapping[str, Metadata]) -> list[str]:
     """Every leaf; a copy of the parameters, or of some of them, as in the optimiser's moments, is one line."""
     groups: dict[str, list[str]] = {}
     for path in sorted(tree, key=lambda path: (not path.startswith("params/"), path)):
@@ -99,7 +100,8 @@ def _tree(tree: Tree) -> list[str]:
     parameters = sum(path.startswith("params/") for path in tree)
     rows: Rows = [("path", "shape", "type", "bytes")]
     for name, members in groups.items():
-        shape = _shape(name, tree[name]["shape"]) if name in tree else f"as {len(members)} of {parameters} in params"
+        stacked = metadata.get(name.removeprefix("params/"), Metadata()).stacked
+        shape = _shape(tree[name]["shape"], stacked) if name in tree else f"as {len(members)} of {parameters} in params"
         types = " ".join(sorted({tree[path]["dtype"] for path in members}))
         rows += [(name, shape, types, f"{sum(_bytes(tree[path]) for path in members):,}")]
     return _table(rows)
@@ -115,9 +117,9 @@ def _copy_of(path: str, tree: Tree) -> str:
     return ""
 
 
-def _shape(path: str, shape: Sequence[int]) -> str:
-    if is_stacked(path) and shape:
-        return f"{_count(shape[0], 'layer')} of {_shape('', shape[1:])}"
+def _shape(shape: Sequence[int], stacked: bool = False) -> str:
+    if stacked and shape:
+        return f"{_count(shape[0], 'layer')} of {_shape(shape[1:])}"
     return " x ".join(map(str, shape)) or "scalar"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from filip_jax import storage
 from filip_jax.errors import UserError
+from filip_jax.paths import read_metadata
 from filip_jax.small_files import is_text, is_whole, parse
 
 FILE = "manifest.json"
@@ -92,6 +93,7 @@ def _is_sound(manifest: Manifest) -> bool:
         return False
     if not all(isinstance(manifest["meta"].get(key, kind()), kind) for key, kind in META.items()):
         return False
+    read_metadata(manifest["meta"].get("parameters", {}))
     names = [*manifest["files"], manifest["state"]]
     strange = (name.startswith("/") or storage.is_remote(name) or ".." in name.split("/") for name in names)
     sound = not any(strange)

@@ -43,9 +43,9 @@ class Alignment:
     spans: list[Span]
     words: list[Span]
     pieces: list[list[int]]
-    similarity: Float[np.ndarray, "words grid grid"]
-    chosen_token: Int[np.ndarray, "grid grid"]
-    chosen: Int[np.ndarray, "grid grid"]
+    similarity: Float[np.ndarray, "words rows columns"]
+    chosen_token: Int[np.ndarray, "rows columns"]
+    chosen: Int[np.ndarray, "rows columns"]
 
     @property
     def tokens(self) -> list[str]:
@@ -77,13 +77,15 @@ def align(
     """
     images = model.encode_image(views, pooling="tokens")
     tokens, mask = model.encode_text(texts, pooling="tokens")
-    grid = int(images.shape[1] ** 0.5)
-    patches = images[:, -grid * grid :]  # a class token, where it takes part, stands first
+    rows, columns = model.grid
+    patches = images[:, -rows * columns :]  # a pooled token, where it takes part, stands first
     found = []
     for n, (view, text) in enumerate(zip(views, texts)):
         spans, read = _spans(model, text)
         words = _whole_words(text, spans) if phrases is None else phrases[n]
-        found.append(_align(view, text, read, spans, words, patches[n] @ tokens[n].T, mask[n]))
+        found.append(
+            _align(view, text, read, spans, words, (patches[n] @ tokens[n].T).reshape(rows, columns, -1), mask[n])
+        )
         if phrases is None and not found[-1].words:
             raise UserError(f"no word to look at in {text!r}")
     return found
@@ -99,18 +101,15 @@ def _spans(model: Embedder, text: str) -> tuple[list[Span], int]:
 
 
 def _align(view, text, read, spans, words, scores, mask) -> Alignment:
-    """`scores`: of each patch with each token, [patches, tokens]; `mask`: which tokens take part."""
-    grid = int(len(scores) ** 0.5)
+    """`scores`: of each patch with each token, [rows, columns, tokens]; `mask`: which tokens take part."""
     pieces = [[k for k, span in enumerate(spans[:-1]) if k and _is_part(span, word)] for word in words]
     kept = [n for n, of_word in enumerate(pieces) if of_word]
-    by_word = np.array([scores[:, pieces[n]].mean(axis=1) for n in kept]).reshape(-1, grid, grid)
-    word_of = np.full(scores.shape[1], -1)
+    by_word = np.array([scores[..., pieces[n]].mean(axis=-1) for n in kept]).reshape(-1, *scores.shape[:2])
+    word_of = np.full(len(mask), -1)
     for word, n in reversed(list(enumerate(kept))):
         word_of[pieces[n]] = word
     ends = np.isin(np.arange(len(mask)), (0, len(spans) - 1)) & mask
-    chosen_token, chosen = (
-        np.where(those, scores, -np.inf).argmax(axis=1).reshape(grid, grid) for those in (mask, ends | (word_of >= 0))
-    )
+    chosen_token, chosen = (np.where(among, scores, -np.inf).argmax(-1) for among in (mask, ends | (word_of >= 0)))
     return Alignment(
         view=view,
         text=text,

@@ -96,11 +96,10 @@ def draw_alignment(alignment: Alignment, boxes: Sequence[Box] = (), label: int |
 
 def _titles(of_patches: np.ndarray, boxes: bool, label: int | None) -> list[tuple[str, str]]:
     """And what is said below them, of the three panels."""
-    grid = len(of_patches)
-    numbers = "numbers: positions" if has_numbers(grid, PANEL) else "too many for numbers"
+    numbers = "numbers: positions" if has_numbers(of_patches.shape, PANEL) else "too many for numbers"
     words = "colours: words; pale: another token wins"
     if label is not None:
-        words = f"{(of_patches == label).sum()} of {grid * grid} choose the class name"
+        words = f"{(of_patches == label).sum()} of {of_patches.size} choose the class name"
     return [
         ("the picture", "framed: the things that the text names" if boxes else "as the model sees it"),
         ("each patch: the token it matches best", f"{numbers}; {words}"),

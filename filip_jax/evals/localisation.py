@@ -83,13 +83,13 @@ def baselines(source: Source, *, examples: int, thresholds: Any = HALF) -> dict[
     return {"chance": dict.fromkeys(names, float(np.mean(shares)))} if shares else {}
 
 
-def lit(scores: Float[np.ndarray, "grid grid"], least: float) -> Bool[np.ndarray, "grid grid"]:
+def lit(scores: Float[np.ndarray, "rows columns"], least: float) -> Bool[np.ndarray, "rows columns"]:
     """The patches whose similarity, scaled from the least (0) to the best (1), is at least this; none of a flat map."""
     span = scores.max() - scores.min()
     return scores - scores.min() >= least * span if span > 0 else np.zeros(scores.shape, bool)
 
 
-def iou(cells: Bool[np.ndarray, "grid grid"], boxes: Sequence[Box], size: float) -> float:
+def iou(cells: Bool[np.ndarray, "rows columns"], boxes: Sequence[Box], size: float) -> float:
     """The area in both the cells and the boxes, by the area in either; exact, for boxes that overlap too.
 
     Args:
@@ -98,11 +98,12 @@ def iou(cells: Bool[np.ndarray, "grid grid"], boxes: Sequence[Box], size: float)
         size: pixels of the view's side.
     """
     edges = np.array(boxes)
-    lines = np.linspace(0, size, len(cells) + 1)
-    x, y = (np.unique(np.concatenate([lines, edges[:, n], edges[:, n + 2]])) for n in (0, 1))
+    counts = cells.shape[::-1]  # along x and y
+    lines = [np.linspace(0, size, count + 1) for count in counts]
+    x, y = (np.unique(np.concatenate([lines[n], edges[:, n], edges[:, n + 2]])) for n in (0, 1))
     area = np.outer(np.diff(y), np.diff(x))
     x, y = (x[1:] + x[:-1]) / 2, (y[1:] + y[:-1]) / 2  # the centres of rectangles that no line cuts
-    column, row = (np.minimum(line * len(cells) / size, len(cells) - 1).astype(int) for line in (x, y))
+    column, row = (np.minimum(line * n / size, n - 1).astype(int) for line, n in zip((x, y), counts))
     of_cells = cells[np.ix_(row, column)]
     of_boxes = np.zeros(area.shape, bool)
     for left, top, right, bottom in boxes:
@@ -122,8 +123,7 @@ def _boxes_of_phrases(regions: Sequence[Region], size: int) -> Mapping[Span, lis
 
 def _points_into(boxes: Sequence[Box], scores: np.ndarray, size: int) -> bool:
     row, column = np.unravel_index(scores.argmax(), scores.shape)
-    patch = size / len(scores)
-    x, y = (column + 0.5) * patch, (row + 0.5) * patch
+    x, y = (column + 0.5) * size / scores.shape[1], (row + 0.5) * size / scores.shape[0]
     inside = any(left <= x < right and top <= y < bottom for left, top, right, bottom in boxes)
     return inside and not np.isnan(scores).any()
 

@@ -34,7 +34,7 @@ def picture_panel(alignment: Alignment, side: int, boxes: Sequence[Box]) -> Imag
 
 
 def patches_panel(
-    alignment: Alignment, side: int, words: Int[np.ndarray, "grid grid"], colours: Sequence[Colour], letters: Letters
+    alignment: Alignment, side: int, words: Int[np.ndarray, "rows columns"], colours: Sequence[Colour], letters: Letters
 ) -> Image.Image:
     """Each patch with the position of the token it chooses, on the colour of a word.
 
@@ -42,28 +42,32 @@ def patches_panel(
         words: whose colour each patch has, -1 for none; pale where the token is not of that word.
         colours: of the words.
     """
-    grid = len(words)
     tint = np.array([*colours, INK], np.uint8)[words]
     own = [np.isin(alignment.chosen_token, pieces) & (words == n) for n, pieces in enumerate(alignment.pieces)]
     own = np.any(own, axis=0)
     mask = np.where(own, 165, np.where(words >= 0, 75, 0)).astype(np.uint8)
     panel = Image.composite(_blocks(tint, side), _grey(alignment.view, side, 0.5, 255), _blocks(mask, side))
-    pen, patch = ImageDraw.Draw(panel), side / grid
+    pen, (wide, high) = ImageDraw.Draw(panel), _patch(words.shape, side)
     for row, column in zip(*np.nonzero(words >= 0)):
-        _outline(pen, words, row, column, patch, colours[words[row, column]])
-    if has_numbers(grid, side):
-        font = letters(round(min(max(0.42 * patch, 10), 26)))
+        _outline(pen, words, row, column, (wide, high), colours[words[row, column]])
+    if has_numbers(words.shape, side):
+        font = letters(round(min(max(0.42 * min(wide, high), 10), 26)))
         width = 1 if font.size < 16 else 2
-        for row, column in np.ndindex(grid, grid):
-            place, number = ((column + 0.5) * patch, (row + 0.5) * patch), str(alignment.chosen_token[row, column])
+        for row, column in np.ndindex(words.shape):
+            place, number = ((column + 0.5) * wide, (row + 0.5) * high), str(alignment.chosen_token[row, column])
             ink, edge = (PAPER, colours[words[row, column]]) if own[row, column] else (FAINT_INK, FAINT_EDGE)
             pen.text(place, number, ink, font, anchor="mm", stroke_width=width, stroke_fill=edge)
     return panel
 
 
-def has_numbers(grid: int, side: int) -> bool:
-    """Whether patches of a panel are large enough for numbers."""
-    return side / grid >= SMALLEST_PATCH
+def has_numbers(grid: tuple[int, ...], side: int) -> bool:
+    """Return whether patches of a panel are large enough for numbers."""
+    return min(_patch(grid, side)) >= SMALLEST_PATCH
+
+
+def _patch(grid: tuple[int, ...], side: int) -> tuple[float, float]:
+    """Return the width and height of a patch of a panel."""
+    return side / grid[1], side / grid[0]
 
 
 def words_panel(
@@ -71,9 +75,8 @@ def words_panel(
 ) -> Image.Image:
     """The view with each word at the patch it chooses, where there is room near it."""
     panel = _grey(alignment.view, side, 0.65, 255, colour=0.7)
-    pen, patch, font = ImageDraw.Draw(panel), side / len(alignment.chosen), letters(16)
-    places = [_best(scores) for scores in alignment.similarity]
-    frames = [(column * patch, row * patch, (column + 1) * patch, (row + 1) * patch) for row, column in places]
+    pen, patch, font = ImageDraw.Draw(panel), _patch(alignment.chosen.shape, side), letters(16)
+    frames = [_best(scores, side) for scores in alignment.similarity]
     chips, taken = [], list(frames)
     for frame, name in zip(frames, names):
         width, height = font.getlength(name) + 12, 24
@@ -85,7 +88,7 @@ def words_panel(
             edge = (min(max(x, frame[0]), frame[2]), min(max(y, frame[1]), frame[3]))
             pen.line([edge, (x, y)], fill=ink, width=width)
     for n, (frame, colour) in enumerate(zip(frames, colours)):
-        inset = min(4 * frames[:n].count(frame), patch / 2 - 2)  # several words choose this patch
+        inset = min(4 * frames[:n].count(frame), min(patch) / 2 - 2)  # several words choose this patch
         if inset >= 0:
             _frame(pen, (frame[0] + inset, frame[1] + inset, frame[2] - inset, frame[3] - inset), colour)
     for chip, colour, name in zip(chips, colours, names):
@@ -94,15 +97,13 @@ def words_panel(
     return panel
 
 
-def heat_panel(view: np.ndarray, scores: Float[np.ndarray, "grid grid"], side: int) -> Image.Image:
+def heat_panel(view: np.ndarray, scores: Float[np.ndarray, "rows columns"], side: int) -> Image.Image:
     """The view in the colours of one word's similarity, from its least (dark) to its best (bright), which is framed."""
-    grid, span = len(scores), float(scores.max() - scores.min())
+    span = float(scores.max() - scores.min())
     heat = Image.fromarray(((scores - scores.min()) / (span if span > 0 else 1)).astype(np.float32))
     heat = np.nan_to_num(np.clip(np.asarray(heat.resize((side, side), Image.Resampling.BICUBIC)), 0, 1))
     panel = Image.blend(_grey(view, side, 0.6, 128), Image.fromarray(inferno(heat)), 0.78)
-    row, column = _best(scores)
-    patch = side / grid
-    _frame(ImageDraw.Draw(panel), (column * patch, row * patch, (column + 1) * patch, (row + 1) * patch), INK)
+    _frame(ImageDraw.Draw(panel), _best(scores, side), INK)
     return panel
 
 
@@ -118,10 +119,10 @@ def enlarged(view: np.ndarray, side: int) -> Image.Image:
     return Image.fromarray(view).resize((side, side), rule)
 
 
-def _best(scores: Float[np.ndarray, "grid grid"]) -> tuple[int, int]:
-    """Row and column of the best patch."""
-    row, column = divmod(int(scores.argmax()), len(scores))
-    return row, column
+def _best(scores: Float[np.ndarray, "rows columns"], side: int) -> Box:
+    """Return the best patch as a box in a panel."""
+    (row, column), (wide, high) = divmod(int(scores.argmax()), scores.shape[1]), _patch(scores.shape, side)
+    return column * wide, row * high, (column + 1) * wide, (row + 1) * high
 
 
 def _grey(view: np.ndarray, side: int, strength: float, ground: int, colour: float = 0.0) -> Image.Image:
@@ -135,9 +136,10 @@ def _blocks(of_patch: np.ndarray, side: int) -> Image.Image:
     return Image.fromarray(of_patch).resize((side, side), Image.Resampling.NEAREST)
 
 
-def _outline(pen, chosen: Int[np.ndarray, "grid grid"], row, column, patch, colour) -> None:
+def _outline(pen, chosen: Int[np.ndarray, "rows columns"], row, column, patch, colour) -> None:
     """The edges of a patch at which another word's patches begin."""
-    left, top, right, bottom = column * patch, row * patch, (column + 1) * patch - 1, (row + 1) * patch - 1
+    wide, high = patch
+    left, top, right, bottom = column * wide, row * high, (column + 1) * wide - 1, (row + 1) * high - 1
     lines = {
         (0, -1): (left, top, left, bottom),
         (0, 1): (right, top, right, bottom),
@@ -146,7 +148,7 @@ def _outline(pen, chosen: Int[np.ndarray, "grid grid"], row, column, patch, colo
     }
     for (down, along), line in lines.items():
         r, c = row + down, column + along
-        if not (0 <= r < len(chosen) and 0 <= c < len(chosen)) or chosen[r, c] != chosen[row, column]:
+        if not (0 <= r < chosen.shape[0] and 0 <= c < chosen.shape[1]) or chosen[r, c] != chosen[row, column]:
             pen.line(line, fill=colour, width=3)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -10,7 +10,8 @@ from flax import nnx
 
 from filip_jax.errors import UserError
 from filip_jax.models.dual_encoder import POOLINGS, DualEncoder
-from filip_jax.paths import flatten
+from filip_jax.models.tower import ImageInput, TextInput
+from filip_jax.paths import Metadata, flatten, unflatten
 from filip_jax.sections import call
 
 LARGEST = 2**20  # of a model's numbers
@@ -28,10 +29,12 @@ class Model:
         encode_image: (parameters, images uint8 [b, h, w, 3], pooling=None, noise=None) -> tokens [b, p, d].
         encode_text: (parameters, ids [b, t], pooling=None) -> (tokens [b, k, d], mask [b, k]).
         image_features: (parameters, images uint8 [b, h, w, 3], pooling=None) -> [b, width of the image tower], for
-            linear probes, see `DualEncoder`; "global" needs a class token.
+            linear probes, see `DualEncoder`.
         pooling: "tokens" or "global": what the encoders give when asked for no other.
         noise_size: numbers per image in `noise` [b, noise_size], which chooses the patches that are
             dropped; 0 for a model that drops none.
+        image, text: what the towers take.
+        metadata: of every parameter, by its path.
     """
 
     init: Callable[..., dict[str, Any]]
@@ -40,6 +43,9 @@ class Model:
     image_features: Callable[..., jax.Array]
     pooling: str
     noise_size: int
+    image: ImageInput
+    text: TextInput
+    metadata: dict[str, Metadata]
 
 
 def make_model(**config) -> Model:
@@ -55,7 +61,8 @@ def make_model(**config) -> Model:
     def build(key):
         return call(DualEncoder, config, "model", rngs=nnx.Rngs(key))
 
-    graphdef, shapes = nnx.split(nnx.eval_shape(build, jax.random.key(0)))
+    module = nnx.eval_shape(build, jax.random.key(0))
+    graphdef, shapes = nnx.split(module)
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     if count > MAX_PARAMETERS:
         raise UserError(
@@ -63,19 +70,31 @@ def make_model(**config) -> Model:
         )
 
     def init(key):
-        return nnx.to_pure_dict(nnx.state(build(key)))
+        return unflatten(flatten(nnx.to_pure_dict(nnx.state(build(key)))))  # a list's numbers become texts, as in files
+
+    def merge(parameters):
+        return nnx.merge(graphdef, nnx.restore_int_paths(parameters))
 
     def encode_image(parameters, images, pooling=None, noise=None):
-        return nnx.merge(graphdef, parameters).encode_image(images, pooling, noise)
+        return merge(parameters).encode_image(images, pooling, noise)
 
     def encode_text(parameters, ids, pooling=None):
-        return nnx.merge(graphdef, parameters).encode_text(ids, pooling)
+        return merge(parameters).encode_text(ids, pooling)
 
     def image_features(parameters, images, pooling=None):
-        if pooling == "global" and not config["class_token"]:
-            raise UserError("model.class_token=False, but global image features are the class token")
-        return nnx.merge(graphdef, parameters).image_features(images, pooling)
+        return merge(parameters).image_features(images, pooling)
 
-    image = config["image"]
-    noise_size = (image["image_size"] // image["patch_size"]) ** 2 if image["patch_dropout"] else 0
-    return Model(init, encode_image, encode_text, image_features, config["pooling"], noise_size)
+    image, text, metadata = module.image, module.text, _metadata(shapes)
+    functions = (init, encode_image, encode_text, image_features)
+    return Model(*functions, config["pooling"], image.noise_size, image.input, text.input, metadata)
+
+
+def _metadata(state: Any) -> dict[str, Metadata]:
+    """Return the metadata of all parameters; matrices and kernels decay unless their tower says otherwise."""
+    metadata = {}
+    for path, parameter in nnx.to_flat_state(state):
+        given = parameter.get_metadata()
+        given = {field.name: given[field.name] for field in fields(Metadata) if field.name in given}
+        dimensions = len(parameter.shape) - given.get("stacked", False)
+        metadata["/".join(map(str, path))] = Metadata(**{"decay": dimensions > 1} | given)
+    return metadata

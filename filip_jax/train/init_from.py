@@ -17,15 +17,14 @@ from filip_jax.cluster import service
 from filip_jax.errors import UserError
 from filip_jax.inference import TOKENIZER
 from filip_jax.mesh import replicated
-from filip_jax.models.image_encoder import resize_positions
+from filip_jax.models.patches import fit_positions
+from filip_jax.paths import Metadata
 from filip_jax.sections import call
 from filip_jax.train.metrics import say
 
 Rules = Sequence[Any]  # of (regular expression, path or None); configs give tuples, saved configs lists
 Leaf = Mapping[str, Any]  # {shape, dtype}
-IMAGE_POSITION, CLASS_TOKEN = "image/position", "image/class_token"
-TEXT_POSITION, TOKEN_EMBEDDING = "text/position", "text/token_embedding"
-FLOATS = ("float32", "bfloat16")  # that are cast
+FLOATS = {"float32", "bfloat16"}  # that are cast
 SHOWN = 8  # misfits that a message names
 
 
@@ -63,6 +62,7 @@ class Donor:
         part: "ema" where the checkpoint has it, else "params".
         saved: the shapes and types of that part, by path.
         origins: see `origins_of`.
+        metadata, saved_metadata: of the new run's parameters and of the checkpoint's, each by its own paths.
         tokenizer_sha256: of the checkpoint's run.
     """
 
@@ -71,7 +71,24 @@ class Donor:
     part: str
     saved: Mapping[str, Leaf]
     origins: Mapping[str, str]
+    metadata: Mapping[str, Metadata]
+    saved_metadata: Mapping[str, Metadata]
     tokenizer_sha256: str
+
+    def check_fit(self, parameters: Mapping[str, Any]) -> None:
+        """Raise a UserError if some parameter cannot become this run's, with the rule that leaves it fresh."""
+        leaves, misfits = paths.flatten(parameters), {}
+        for path, origin in self.origins.items():
+            if misfit := _misfit(self.saved.get(origin), leaves[path], *self._positions(path)):
+                misfits[path] = f"{path}{f' (there {origin})' if origin != path else ''} {misfit}"
+        if misfits:
+            more = f"; and {len(misfits) - SHOWN} more" if len(misfits) > SHOWN else ""
+            rule = ("|".join(paths.cover(parameters, misfits.keys())), None)
+            raise UserError(
+                f"init_from: {self.checkpoints.folder(self.step)} does not fit this run: "
+                f"{'; '.join(list(misfits.values())[:SHOWN])}{more}. "
+                f"To leave {'these' if len(misfits) > 1 else 'it'} fresh, put the rule {rule} first in init_from.rules"
+            )
 
     def check(self, tokenizer_sha256: str) -> None:
         """Reads all files of the checkpoint; all processes call it.
@@ -79,12 +96,13 @@ class Donor:
         Raises:
             UserError: one is not as it was written, or token embeddings are taken, but of another tokenizer.
         """
-        if TOKEN_EMBEDDING in self.origins and tokenizer_sha256 != self.tokenizer_sha256:
+        embeddings = "|".join(path for path in self.origins if self.metadata[path].token_ids)
+        if embeddings and tokenizer_sha256 != self.tokenizer_sha256:
             file = storage.join(storage.folder_of(self.checkpoints.directory), TOKENIZER)
             raise UserError(
                 f"init_from: the run's tokenizer is not the checkpoint's (sha256 {tokenizer_sha256[:12]}… instead of "
                 f"{self.tokenizer_sha256[:12]}…): set tokenizer.name=sentencepiece tokenizer.path={file}, or leave "
-                f"the embeddings fresh with the rule ({TOKEN_EMBEDDING!r}, None), first in init_from.rules"
+                f"the embeddings fresh with the rule ({embeddings!r}, None), first in init_from.rules"
             )
         if found := find_damage(self.checkpoints, self.step):
             raise UserError(f"init_from: the checkpoint of step {self.step} is damaged: {found}")
@@ -100,16 +118,23 @@ class Donor:
         leaves, origins = paths.flatten(state["params"]), self.origins
         target = {origin: self._target(origin, leaves[path]) for path, origin in origins.items()}
         read = self.checkpoints.read(self.step, {self.part: paths.unflatten(target)})[self.part]
-        class_token = CLASS_TOKEN in leaves
 
         def take(values):  # copied, since the state is donated: no two of its arrays may be one
-            return {path: jnp.copy(_fitted(path, values[o], leaves[path], class_token)) for path, o in origins.items()}
+            return {
+                path: jnp.copy(_fitted(values[origin], leaves[path], *self._positions(path)))
+                for path, origin in origins.items()
+            }
 
         shardings = {path: leaves[path].sharding for path in origins}
         parameters = paths.unflatten(leaves | jax.jit(take, out_shardings=shardings)(paths.flatten(read)))
         self._say(state["params"], leaves)
         ema = {"ema": jax.tree.map(jnp.copy, parameters)} if "ema" in state else {}
         return {**state, "params": parameters, **ema}
+
+    def _positions(self, path: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the shapes of a parameter's positions in the checkpoint and here; () unless both are of one kind."""
+        there, here = self.saved_metadata.get(self.origins[path], Metadata()).positions, self.metadata[path].positions
+        return (there, here) if len(there) == len(here) else ((), ())
 
     def _target(self, origin: str, leaf: jax.Array) -> jax.ShapeDtypeStruct:
         shape, dtype = tuple(self.saved[origin]["shape"]), self.saved[origin]["dtype"]
@@ -123,24 +148,26 @@ class Donor:
             f"init_from: {len(self.origins)} of {len(leaves)} parameters are those of {folder} ({self.part})"
             + (f"; fresh: {', '.join(fresh)}" if fresh else "")
         )
-        for path in sorted(self.origins.keys() & {IMAGE_POSITION, TEXT_POSITION}):
-            old, new = self.saved[self.origins[path]]["shape"][0], len(leaves[path])
-            if old != new and path == IMAGE_POSITION:
-                old, new = math.isqrt(old), math.isqrt(new)  # the class token's row changes neither
-                say(f"{path}: resized from {old}x{old} to {new}x{new}")
-            elif old != new:
-                say(f"{path}: the first {new} of {old} rows")
+        for path in self.origins:
+            there, here = self._positions(path)
+            if there != here and len(here) > 1:
+                say(f"{path}: resized from {there[0]}x{there[1]} to {here[0]}x{here[1]}")
+            elif there != here:
+                say(f"{path}: the first {here[0]} of {there[0]} rows")
         types = ((self.saved[origin]["dtype"], str(leaves[path].dtype)) for path, origin in self.origins.items())
         for (old, new), count in Counter(types).items():
             if old != new:
                 say(f"init_from: {count} parameters cast from {old} to {new}")
 
 
-def open_donor(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> Donor | None:
+def open_donor(
+    section: Mapping[str, Any], parameters: Mapping[str, Any], metadata: Mapping[str, Metadata]
+) -> Donor | None:
     """The donor of a config's section `init_from`; None where it names none. All processes call it.
 
     Args:
         parameters: shapes of the new run's, nested dicts.
+        metadata: of these parameters, by path.
 
     Raises:
         UserError: no such checkpoint, or one whose parameters do not fit: with their paths, shapes and types, and
@@ -160,57 +187,36 @@ def open_donor(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> Don
     tree, meta = manifests[0]["tree"], manifests[0]["meta"]
     part = "ema" if any(path.startswith("ema/") for path in tree) else "params"
     saved = {path.removeprefix(f"{part}/"): leaf for path, leaf in tree.items() if path.startswith(f"{part}/")}
-    _check_fit(parameters, origins, saved, checkpoints.folder(step))
-    return Donor(checkpoints, step, part, saved, origins, str(meta.get("tokenizer_sha256", "")))
+    of_saved = paths.read_metadata(meta.get("parameters", {}))
+    sha256 = str(meta.get("tokenizer_sha256", ""))
+    donor = Donor(checkpoints, step, part, saved, origins, metadata, of_saved, sha256)
+    donor.check_fit(parameters)
+    return donor
 
 
-def _check_fit(
-    parameters: Mapping[str, Any], origins: Mapping[str, str], saved: Mapping[str, Leaf], folder: str
-) -> None:
-    leaves = paths.flatten(parameters)
-    misfits = {}
-    for path, origin in origins.items():
-        tokens = (f"{origin.rpartition('/')[0]}/class_token" in saved, CLASS_TOKEN in leaves)
-        if found := _misfit(path, saved.get(origin), leaves[path], tokens):
-            misfits[path] = f"{path}{f' (there {origin})' if origin != path else ''} {found}"
-    if misfits:
-        more = f"; and {len(misfits) - SHOWN} more" if len(misfits) > SHOWN else ""
-        rule = ("|".join(paths.cover(parameters, misfits.keys())), None)
-        raise UserError(
-            f"init_from: {folder} does not fit this run: {'; '.join(list(misfits.values())[:SHOWN])}{more}. "
-            f"To leave {'these' if len(misfits) > 1 else 'it'} fresh, put the rule {rule} first in init_from.rules"
-        )
-
-
-def _misfit(path: str, have: Leaf | None, want: Any, class_tokens: tuple[bool, bool]) -> str:
-    """Why a leaf of the checkpoint can not become this parameter; "" if it can.
+def _misfit(have: Leaf | None, want: Any, there: tuple[int, ...], here: tuple[int, ...]) -> str:
+    """Return why a leaf of the checkpoint cannot become this parameter; "" if it can.
 
     Args:
-        class_tokens: whether the image tower has one, in the checkpoint and in this run.
+        there, here: shapes of the positions that the last rows of the leaf and of the parameter stand for, see `Metadata`.
     """
     if have is None:
         return "is not in the checkpoint"
     shape, dtype = tuple(have["shape"]), str(want.dtype)
-    floats = have["dtype"] in FLOATS and dtype in FLOATS
-    same_width = (floats or have["dtype"] == dtype) and len(shape) == len(want.shape) == 2 and shape[1] == want.shape[1]
-    if path == IMAGE_POSITION and same_width:
-        there, here = class_tokens
-        if there != here:
-            having, lacking = ("the checkpoint's", "this run's") if there else ("this run's", "the checkpoint's")
-            return f"begins with a row for the class token: {having} does, {lacking} does not (model.class_token)"
-        patches = shape[0] - there
-        return "" if math.isqrt(patches) ** 2 == patches else f"is of {patches} patches, no square"
-    if path == TEXT_POSITION and same_width and shape[0] > want.shape[0]:
-        return ""
-    if shape == want.shape and (floats or have["dtype"] == dtype):
+    same_type = have["dtype"] == dtype or {have["dtype"], dtype} <= FLOATS
+    if same_type and here and shape[1:] == want.shape[1:]:
+        first = [rows - math.prod(positions) for rows, positions in ((shape[0], there), (want.shape[0], here))]
+        if first[0] != first[1]:
+            return f"begins with {first[0]} rows of class tokens before {there} positions, this run's with {first[1]}"
+        if len(here) > 1 or there >= here:
+            return ""
+    if same_type and shape == want.shape:
         return ""
     return f"is {have['dtype']} {shape}, this run's is {dtype} {want.shape}"
 
 
-def _fitted(path: str, value: jax.Array, leaf: jax.Array, class_token: bool) -> jax.Array:
+def _fitted(value: jax.Array, leaf: jax.Array, there: tuple[int, ...], here: tuple[int, ...]) -> jax.Array:
     value = value.astype(leaf.dtype)
-    if path == IMAGE_POSITION and len(value) != len(leaf):
-        return resize_positions(value, len(leaf), class_token)
-    if path == TEXT_POSITION:
-        return value[: len(leaf)]
-    return value
+    if len(here) > 1:
+        return fit_positions(value, there, here)
+    return value[: len(leaf)] if here else value

@@ -28,6 +28,7 @@ from filip_jax.evals.results import forget_after, is_recorded, record_step, tabl
 from filip_jax.evals.run import Eval, open_evals, run_evals, tasks_of
 from filip_jax.inference import Embedder, check_tokenizer
 from filip_jax.mesh import global_batch
+from filip_jax.paths import saved_metadata
 from filip_jax.redact import redacted
 from filip_jax.sections import call
 from filip_jax.train import start
@@ -106,19 +107,19 @@ class Trainer:
             raise
 
     def _begin(self, source: Source) -> None:
-        setup, config, watch = self.setup, self.config_given, self.watch
+        setup, config, watch, metadata = self.setup, self.config_given, self.watch, self.setup.model.metadata
         self.workdir = workdir = self.place.folder
         compiled = cache_folder() if self.place.is_remote else workdir
         self.cache = CompileCache(compiled / "compiled", setup.compile_cache)
         self.checkpoints = call(CheckpointWriter, setup.checkpoint, "checkpoint", workdir=self.place.name)
         with watch.phase("restore"):
             newest = start.newest_sound(self.checkpoints, workdir, config)
-        donor = None if newest is not None else open_donor(setup.init_from, setup.shapes["params"])
+        donor = None if newest is not None else open_donor(setup.init_from, setup.shapes["params"], metadata)
         service.on_first_process(lambda: save_config(workdir, config))  # which says whose the other files are
         tokenizer = start.prepare_tokenizer(self.place, setup, source, started=newest is not None)
         self.upkeep = Upkeep(self.place, self.lease)
         self.checkpoints.before_manifest = self.upkeep.before_manifest
-        self.meta = {"tokenizer_sha256": tokenizer.sha256, **describe(source)}
+        self.meta = {"tokenizer_sha256": tokenizer.sha256, **describe(source), "parameters": saved_metadata(metadata)}
         sizes = {name: setup.data[name] for name in ("image_size", "text_length")}
         self.embedder = Embedder(setup.model, tokenizer, **sizes, mesh=setup.mesh)
         self.eval_guard = EvalGuard(self.place, watch, setup.evals_fatal)

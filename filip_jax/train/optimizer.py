@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ class Optimizer:
 
 
 def make_optimizer(
-    parameters: Mapping[str, Any],
+    metadata: Mapping[str, paths.Metadata],
     total_steps: int,
     *,
     name: str,
@@ -55,18 +56,18 @@ def make_optimizer(
     decay_rules: Rules,
     learning_rate_rules: Rules,
 ) -> Optimizer:
-    """The optimiser of these parameters (arrays or shapes).
+    """Return the optimizer of the parameters with these paths.
 
     Args:
         name: one of `MOMENTS`.
         peak_learning_rate: reached after a linear warm-up, then a cosine to zero at total_steps.
         weight_decay: decoupled; times the multiplier of `decay_rules`.
         clip_norm: bound on the global norm of the gradient; 0 for none.
-        decay_rules, learning_rate_rules: (regular expression of paths, multiplier), see
-            `paths.match_rules`; together they must cover every parameter.
+        decay_rules, learning_rate_rules: (regular expression of paths, multiplier), see `paths.match_rules`. What no
+            rule matches decays as its metadata says, and learns at the whole rate.
 
     Raises:
-        UserError: an unknown name, rules that miss a parameter or match none, warm-up beyond the end,
+        UserError: an unknown name, a rule that matches no parameter, warm-up beyond the end,
             a number out of range.
     """
     if not 0 <= warmup_steps < total_steps:
@@ -76,9 +77,10 @@ def make_optimizer(
     for key, value in {"b1": b1, "b2": b2}.items():
         if not 0 <= value < 1:
             raise UserError(f"optimizer.{key}={value} must be at least 0 and below 1")
-    names = list(paths.flatten(parameters))
-    decay = paths.match_rules(decay_rules, names, "optimizer.decay_rules")
-    learning_rate = paths.match_rules(learning_rate_rules, names, "optimizer.learning_rate_rules")
+    decay = {path: float(each.decay) for path, each in metadata.items()}
+    decay |= paths.match_rules(decay_rules, list(metadata), "optimizer.decay_rules")
+    learning_rate = dict.fromkeys(metadata, 1.0)
+    learning_rate |= paths.match_rules(learning_rate_rules, list(metadata), "optimizer.learning_rate_rules")
     if not any(learning_rate.values()):
         raise UserError("optimizer.learning_rate_rules freeze every parameter")
     schedule = optax.warmup_cosine_decay_schedule(
@@ -88,16 +90,16 @@ def make_optimizer(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         choose(MOMENTS, name, "optimizer.name")(b1, b2, eps),
         _by_path(lambda path, update, parameter: update + weight_decay * decay[path] * parameter),
-        _by_path(trusted) if name == "lamb" else optax.identity(),
+        _by_path(partial(trusted, metadata)) if name == "lamb" else optax.identity(),
         _by_path(lambda path, update, parameter: learning_rate[path] * update),
         optax.scale_by_learning_rate(schedule),
     )
     return Optimizer(transform, schedule, decay, learning_rate)
 
 
-def trusted(path: str, update: jax.Array, parameter: jax.Array) -> jax.Array:
+def trusted(metadata: Mapping[str, paths.Metadata], path: str, update: jax.Array, parameter: jax.Array) -> jax.Array:
     """LAMB's update scaled by |parameter| / |update|, one ratio per layer; 1 if either norm is 0."""
-    axes = tuple(range(1 if paths.is_stacked(path) else 0, parameter.ndim))
+    axes = tuple(range(int(metadata[path].stacked), parameter.ndim))
     norm = jnp.sqrt(jnp.sum(jnp.square(parameter), axis=axes, keepdims=True))
     update_norm = jnp.sqrt(jnp.sum(jnp.square(update), axis=axes, keepdims=True))
     ratio = jnp.minimum(norm, MAX_WEIGHT_NORM) / jnp.where(update_norm > 0, update_norm, 1.0)

@@ -124,14 +124,14 @@ def make_setup(
         raise UserError(
             f"model.attention='cudnn' needs NVIDIA GPUs, not {devices.devices.flat[0].platform}: take 'xla'"
         )
-    sizes = {"image_size": model["image"]["image_size"], "text_length": model["text"]["length"]}
+    sizes = {"image_size": network.image.size, "text_length": network.text.length}
     for key, size in sizes.items():
         if data[key] != size:
             raise UserError(f"data.{key}={data[key]}, but the model is built for {size}")
     parameters = jax.eval_shape(network.init, jax.random.key(seed))
     objective, groups = _make_loss(jax.eval_shape(partial(_tokens, network, **sizes), parameters), **loss)
     call(origins_of, init_from, "init_from", parameters=parameters)
-    moves = call(make_optimizer, optimizer, "optimizer", parameters=parameters, total_steps=total_steps)
+    moves = call(make_optimizer, optimizer, "optimizer", metadata=network.metadata, total_steps=total_steps)
     init = make_init(network, moves, ema_decay)
     shapes = jax.eval_shape(init, jax.random.key(seed))
     return Setup(
@@ -143,7 +143,7 @@ def make_setup(
         loss=objective,
         groups=groups,
         shapes=shapes,
-        shardings=state_shardings(devices, shapes, moves),
+        shardings=state_shardings(devices, shapes, moves, network.metadata),
         seed=seed, batch_size=batch_size, total_steps=total_steps, source=source, data=data, tokenizer=tokenizer,
         init_from=init_from, checkpoint=checkpoint, processes=processes, guards=guards,
         compile_cache=compile_cache, log_every_steps=log_every_steps, log_keys=log_keys,

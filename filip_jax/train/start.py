@@ -142,8 +142,7 @@ def prepare_tokenizer(workdir: Workdir, setup: Setup, source: Source, *, started
         service.on_first_process(make)
         workdir.share()
     tokenizer = read_tokenizer(workdir.folder)
-    rows = setup.shapes["params"]["text"]["token_embedding"].shape[0]
-    if tokenizer.vocab_size > rows:
+    if tokenizer.vocab_size > (rows := setup.model.text.vocab_size):
         raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids, but model.text.vocab_size={rows}")
     return tokenizer
 

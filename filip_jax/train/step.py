@@ -1,7 +1,7 @@
 """The training step: pure functions on the state {step, params, opt_state, guard[, ema]}."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -43,9 +43,9 @@ def make_init(model: Model, optimizer: Optimizer, ema_decay: float) -> Callable[
     return init
 
 
-def state_shardings(mesh: Mesh, state: State, optimizer: Optimizer) -> State:
+def state_shardings(mesh: Mesh, state: State, optimizer: Optimizer, metadata: Mapping[str, paths.Metadata]) -> State:
     """Parameters and their moments by the shape rule, the rest on every device; `state` may be shapes."""
-    shardings = {name: parameter_shardings(mesh, state[name]) for name in ("params", "ema") if name in state}
+    shardings = {name: parameter_shardings(mesh, state[name], metadata) for name in ("params", "ema") if name in state}
     trainable, _ = optimizer.split(shardings["params"])
     opt_state = optax.tree_utils.tree_map_params(
         optimizer.transform,

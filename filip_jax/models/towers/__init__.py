@@ -1,0 +1,21 @@
+"""The towers that a config can name: each is a file and a line here."""
+
+from typing import Any
+
+from filip_jax.models.towers.bidirectional_text import BidirectionalText
+from filip_jax.models.towers.causal_text import CausalText
+from filip_jax.models.towers.conv_vit import ConvVit
+from filip_jax.models.towers.vit import Vit
+
+# By the modality and the name in the config. A tower is called with its options, `execution` and `rngs`; it has the
+# attributes `width`, `input` and, for images, `noise_size`, and gives `Features`.
+TOWERS: dict[str, dict[str, Any]] = {
+    "image": {
+        "vit": Vit,
+        "conv_vit": ConvVit,
+    },
+    "text": {
+        "causal_text": CausalText,
+        "bidirectional_text": BidirectionalText,
+    },
+}
