@@ -38,7 +38,7 @@ def plan(config: Mapping[str, Any], topology: str, slices: int = 1) -> Plan:
         plain numbers: bytes of one chip, operations and seconds of one step, `fits`; see `say`.
 
     Raises:
-        UserError: no such topology, or a config that can not be.
+        UserError: no such topology, or a config that cannot be.
     """
     kind, devices = open_topology(topology, slices)
     if cudnn := config["model"]["attention"] == "cudnn" and kind in GPUS:  # which only a GPU can lower

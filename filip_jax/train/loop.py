@@ -53,7 +53,7 @@ def train(workdir: str | Path, config: Mapping[str, Any], watch: Watch | None = 
         watch: that has begun already; by default one of this call's own.
 
     Raises:
-        UserError: a config, data or checkpoint that can not be, or too many steps that had to be skipped.
+        UserError: a config, data or checkpoint that cannot be, or too many steps that had to be skipped.
         Preempted, ProcessLost: a signal asked the run to stop, or a data worker is gone; everything is saved.
     """
     if watch is not None:
