@@ -262,5 +262,7 @@ def test_the_public_names_are_shown_and_loaded_when_asked_for():
     done = run_with([], "import filip_jax; print(*dir(filip_jax))")
     assert done.stdout == "__version__ inference load_model losses models\n", done.stderr
     assert all(getattr(filip_jax, name) for name in dir(filip_jax))
+    listed = re.findall(r"^  (\w+)  +\S", filip_jax.__doc__, re.MULTILINE)  # which help(filip_jax) shows first
+    assert sorted(listed) == dir(filip_jax)
     with pytest.raises(AttributeError, match="no attribute 'load_models'"):
         filip_jax.load_models  # noqa: B018

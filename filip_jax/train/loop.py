@@ -131,7 +131,9 @@ class Trainer:
             seed=setup.seed, start=self.samples_seen, groups=setup.groups,
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
-        self.feed = Feed(rows if self.step < setup.total_steps else (row for row in list[Any]()), lambda: watch.stop)
+        if self.step == setup.total_steps:
+            rows = (row for row in ())  # no step is left: no data is read
+        self.feed = Feed(rows, lambda: watch.stop)
         self.profile = Profile(self.place, self.step, setup.total_steps, **setup.profile)
 
     def _start(self, newest: int | None, tokenizer: Tokenizer, donor: Donor | None) -> tuple[State, int, dict]:
