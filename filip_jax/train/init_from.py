@@ -113,7 +113,7 @@ class Donor:
         All processes call it.
 
         Raises:
-            UserError: the checkpoint can not be read.
+            UserError: the checkpoint cannot be read.
         """
         leaves, origins = paths.flatten(state["params"]), self.origins
         target = {origin: self._target(origin, leaves[path]) for path, origin in origins.items()}
