@@ -61,7 +61,7 @@ def get_config(variant: str = "base") -> ConfigDict:
             attention="xla",  # "cudnn" on NVIDIA GPUs: less memory for long sequences
             scan=True,
             remat=True,
-            image=dict(
+            image=dict(  # other kinds and their options: filip_jax/models/towers/
                 kind="vit", image_size=image_size, patch_size=sizes["patch_size"], patch_dropout=0.0, class_token=True,
                 **tower(*sizes["image"]),
             ),

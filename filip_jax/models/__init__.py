@@ -70,7 +70,7 @@ def make_model(**config) -> Model:
         )
 
     def init(key):
-        return unflatten(flatten(nnx.to_pure_dict(nnx.state(build(key)))))  # a list's numbers become texts, as in files
+        return unflatten({path: parameter[...] for path, parameter in _by_path(nnx.state(build(key))).items()})
 
     def merge(parameters):
         return nnx.merge(graphdef, nnx.restore_int_paths(parameters))
@@ -84,17 +84,19 @@ def make_model(**config) -> Model:
     def image_features(parameters, images, pooling=None):
         return merge(parameters).image_features(images, pooling)
 
-    image, text, metadata = module.image, module.text, _metadata(shapes)
+    image, text = module.image, module.text
+    metadata = {path: _metadata(parameter) for path, parameter in _by_path(shapes).items()}
     functions = (init, encode_image, encode_text, image_features)
     return Model(*functions, config["pooling"], image.noise_size, image.input, text.input, metadata)
 
 
-def _metadata(state: Any) -> dict[str, Metadata]:
-    """Return the metadata of all parameters; matrices and kernels decay unless their tower says otherwise."""
-    metadata = {}
-    for path, parameter in nnx.to_flat_state(state):
-        given = parameter.get_metadata()
-        given = {field.name: given[field.name] for field in fields(Metadata) if field.name in given}
-        dimensions = len(parameter.shape) - given.get("stacked", False)
-        metadata["/".join(map(str, path))] = Metadata(**{"decay": dimensions > 1} | given)
-    return metadata
+def _by_path(state: Any) -> dict[str, Any]:
+    """Return the parameters of a state; the numbers of a list become texts, as in files."""
+    return {"/".join(map(str, path)): parameter for path, parameter in nnx.to_flat_state(state)}
+
+
+def _metadata(parameter: Any) -> Metadata:
+    """Return what its owner says of a parameter; matrices and kernels decay where it says nothing."""
+    names = [field.name for field in fields(Metadata) if parameter.has_metadata(field.name)]
+    given = {name: parameter.get_metadata(name) for name in names}
+    return Metadata(**{"decay": len(parameter.shape) - given.get("stacked", False) > 1} | given)
