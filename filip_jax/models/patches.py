@@ -60,7 +60,9 @@ def kept_patches(noise: Float[jax.Array, "b n"], count: int) -> Int[jax.Array, "
     return jnp.sort(jnp.argsort(noise, axis=1)[:, :count], axis=1)
 
 
-def fit_positions(position: Float[jax.Array, "old w"], trained: Grid, grid: Grid) -> Float[jax.Array, "new w"]:
+def fit_positions(
+    position: Float[jax.Array, "old w"], trained: tuple[int, ...], grid: tuple[int, ...]
+) -> Float[jax.Array, "new w"]:
     """Return the position embeddings of a grid of patches resized to another grid: bicubic, antialiased.
 
     Args:
