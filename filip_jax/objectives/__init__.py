@@ -1,0 +1,7 @@
+"""What a model is trained for: one file an objective, one line here."""
+
+from filip_jax.objectives.clip import clip
+from filip_jax.objectives.filip import filip
+from filip_jax.objectives.siglip import siglip
+
+OBJECTIVES = {"filip": filip, "clip": clip, "siglip": siglip}

@@ -1,0 +1,172 @@
+"""The objectives of a config as one loss: a weighted sum, whose parts share what they compare."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from filip_jax.errors import UserError
+from filip_jax.losses.encoded import Encoded
+from filip_jax.losses.pairs import pair_losses
+from filip_jax.objectives import OBJECTIVES
+from filip_jax.objectives.objective import Objective
+from filip_jax.sections import call, choose
+
+NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+Weight = float | Sequence[Sequence[float]]  # of a sum; or (share of the run, weight) points, straight lines between them
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """A weighted sum of objectives, by the names that the config gives them.
+
+    Attributes:
+        parts: the objectives.
+        weights: see `Weight`.
+    """
+
+    parts: Mapping[str, Objective]
+    weights: Mapping[str, Weight]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What some objective needs of the encoders."""
+        return frozenset().union(*(part.needs for part in self.parts.values()))
+
+    @property
+    def uses_groups(self) -> bool:
+        """Whether the batch says which images show the same."""
+        return any(part.uses_groups for part in self.parts.values())
+
+    def init(self, key: jax.Array) -> dict[str, dict[str, Array]]:
+        """Return the parameters of a new run, by objective."""
+        values: dict[str, dict[str, Array]] = {}
+        for name, part in self.parts.items():
+            for parameter, meta in part.parameters.items():
+                key, own = jax.random.split(key)
+                values.setdefault(name, {})[parameter] = meta.init(own)
+        return values
+
+    def init_state(self) -> dict[str, Any]:
+        """Return the initial values of what is not trained, by objective."""
+        return {name: jax.tree.map(jnp.asarray, dict(part.state)) for name, part in self.parts.items() if part.state}
+
+    def start(self, parameters: Mapping[str, Any], encoded: Encoded) -> dict[str, Any]:
+        """Return the parameters of which some begin where the first global batch puts them."""
+        started = {name: dict(values) for name, values in parameters.items()}
+        for name, part in self.parts.items():
+            for parameter, meta in part.parameters.items():
+                if meta.from_first_batch:
+                    started[name][parameter] = meta.from_first_batch(encoded, started[name])
+        return started
+
+    def loss(
+        self, parameters: Mapping[str, Any], state: Mapping[str, Any], encoded: Encoded, progress: Float[Array, ""]
+    ) -> tuple[Float[Array, ""], tuple[dict[str, Any], dict[str, Array]]]:
+        """Return the sum of a batch, with the next state and each objective's numbers as metrics NAME/number.
+
+        Args:
+            parameters, state: by objective.
+            encoded: the global batch.
+            progress: the share of the run that is done, for weights that change.
+        """
+        losses, following, metrics = self._pairwise(parameters, encoded), dict(state), {}
+        for name, part in self.parts.items():
+            if part.local:
+                local, next_state, numbers = part.local(parameters.get(name, {}), state.get(name, {}), encoded)
+                losses[name] = losses.get(name, 0.0) + local
+                metrics |= {f"{name}/{key}": number for key, number in numbers.items()}
+                following |= {name: next_state} if part.state else {}
+        total = sum(weight_at(self.weights[name], progress) * loss for name, loss in losses.items())
+        return total, (following, metrics | {f"{name}/loss": loss for name, loss in losses.items()})
+
+    def _pairwise(self, parameters, encoded):
+        """Return the loss of each pairwise objective; those of one similarity share its pass."""
+        groups: dict[Any, list[str]] = {}
+        for name, part in self.parts.items():
+            if part.pairwise:
+                of_similarity = name if part.pairwise.of_similarity else ""
+                groups.setdefault((part.pairwise.similarity, of_similarity), []).append(name)
+        losses: dict[str, Array] = {}
+        for (similarity, owner), names in groups.items():
+            pairwise = {name: self.parts[name].pairwise for name in names}
+            of_losses = {name: part.parameters(parameters.get(name, {})) for name, part in pairwise.items() if part}
+            of_similarity = pairwise[owner].of_similarity(parameters[owner]) if owner else None
+            losses |= pair_losses(
+                {name: part.loss for name, part in pairwise.items() if part},
+                similarity,
+                encoded,
+                {"losses": of_losses, "similarity": of_similarity},
+            )
+        return losses
+
+    def clamp(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameters inside their bounds."""
+        return {
+            name: {
+                parameter: jnp.clip(value, self.parts[name].parameters[parameter].low, self.parts[name].parameters[parameter].high)
+                for parameter, value in values.items()
+            }
+            for name, values in parameters.items()
+        }
+
+    def metrics(self, parameters: Mapping[str, Any]) -> dict[str, Array]:
+        """Return what the log shows of the parameters: NAME/number, and for each bounded one NAME/PARAMETER_at_bound."""
+        numbers: dict[str, Array] = {}
+        for name, part in self.parts.items():
+            own = parameters.get(name, {})
+            numbers |= {f"{name}/{key}": number for key, number in part.metrics(own).items()}
+            for parameter, meta in part.parameters.items():
+                if (meta.low, meta.high) != (-jnp.inf, jnp.inf):
+                    inside = (own[parameter] > meta.low) & (own[parameter] < meta.high)
+                    numbers[f"{name}/{parameter}_at_bound"] = 1.0 - inside.all()
+        return numbers
+
+
+def weight_at(weight: Weight, progress: Float[Array, ""]) -> Array | float:
+    """Return the weight when this share of the run is done."""
+    if isinstance(weight, (int, float)):
+        return weight
+    places, values = zip(*weight)
+    return jnp.interp(progress, jnp.array(places), jnp.array(values))
+
+
+def make_objectives(section: Mapping[str, Any]) -> Objectives:
+    """Return the objectives of a config's section {name: {kind, weight, options of the kind}}.
+
+    Raises:
+        UserError: no objective, or a name, kind, weight or option that cannot be.
+    """
+    if not isinstance(section, Mapping) or not section:
+        raise UserError("objectives: name at least one, as filip=dict(kind='filip', weight=1.0)")
+    parts, weights = {}, {}
+    for name, options in section.items():
+        key = f"objectives.{name}"
+        if not NAME.fullmatch(name):
+            raise UserError(f"{key}: names are of small letters, digits and _, at most 32, a letter first")
+        if not isinstance(options, Mapping) or not {"kind", "weight"} <= options.keys():
+            raise UserError(f"{key} must be a section with kind, weight and options of the kind")
+        own = {option: value for option, value in options.items() if option not in ("kind", "weight")}
+        weights[name] = _check_weight(options["weight"], key)
+        try:
+            parts[name] = call(choose(OBJECTIVES, options["kind"], f"{key}.kind"), own, key)
+        except UserError as error:
+            raise UserError(str(error) if key in str(error) else f"{key}.{error}") from error
+    return Objectives(parts, weights)
+
+
+def _check_weight(weight, key):
+    """Return the weight, checked."""
+    points = [(0.0, weight)] if isinstance(weight, (int, float)) else weight
+    try:
+        places = [float(place) for place, _ in points]
+        right = all(0 <= float(value) < float("inf") for _, value in points)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{key}.weight={weight!r} is neither a number nor (share of the run, weight) points") from error
+    if not right or not places or places != sorted(set(places)) or not 0 <= places[0] <= places[-1] <= 1:
+        raise UserError(f"{key}.weight={weight!r}: weights must be at least 0, shares of the run rise from 0 to 1")
+    return weight if isinstance(weight, (int, float)) else tuple(map(tuple, points))
