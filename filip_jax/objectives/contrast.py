@@ -13,9 +13,14 @@ from filip_jax.losses.softmax import Softmax
 from filip_jax.losses.token_wise import TokenWise
 from filip_jax.objectives.objective import Objective, Pairwise, Parameter
 
-POSITIVES = {"pair": "image", "image": "group"}  # the right answers: an image's own texts, or those of all it shows the same as
+POSITIVES = {
+    "pair": "image",
+    "image": "group",
+}  # the right answers: an image's own texts, or those of all it shows the same as
 CLIP_SCALE, MAX_SCALE = 1 / 0.07, 100.0
-FIRST_SPREAD = 0.9  # of the logits of wrong pairs: 1 / 0.07 times 0.0625, the spread of random vectors of 256 dimensions
+FIRST_SPREAD = (
+    0.9  # of the logits of wrong pairs: 1 / 0.07 times 0.0625, the spread of random vectors of 256 dimensions
+)
 
 
 def make_scale(init: float, low: float, high: float, from_first_batch: bool, similarity: TokenWise) -> Parameter:
@@ -63,9 +68,7 @@ def check_positives(positives: str) -> str:
     return POSITIVES[positives]
 
 
-def softmax_objective(
-    similarity: TokenWise, scale: Parameter, positives: str, label_smoothing: float
-) -> Objective:
+def softmax_objective(similarity: TokenWise, scale: Parameter, positives: str, label_smoothing: float) -> Objective:
     """Return the objective of two cross-entropies over the global batch, with a scale of its own."""
     pairs_by = check_positives(positives)
     loss = Softmax(label_smoothing=label_smoothing, pairs_by=pairs_by)

@@ -32,7 +32,5 @@ def filip(
         UserError: an option that cannot be.
     """
     similarity = TokenWise("tokens", keep_tokens, selection, dtype, implementation, exchange, indices)
-    scale = make_scale(
-        logit_scale_init, min_logit_scale, max_logit_scale, logit_scale_from_first_batch, similarity
-    )
+    scale = make_scale(logit_scale_init, min_logit_scale, max_logit_scale, logit_scale_from_first_batch, similarity)
     return softmax_objective(similarity, scale, positives, label_smoothing)

@@ -20,7 +20,9 @@ def siglip(
     from_first_batch: bool = False,
     positives: str = "pair",
     dtype: str = "float32",
+    implementation: str = "auto",
     exchange: str = "auto",
+    indices: str = "auto",
 ) -> Objective:
     """Return SigLIP's objective (Zhai et al. 2023, arXiv 2303.15343), with a learned bias.
 
@@ -31,14 +33,14 @@ def siglip(
         from_first_batch: whether scale and bias begin where the first batch puts them, whatever their `init` is: its
             logits spread as CLIP's, and a wrong pair is right with the probability 1 / batch.
         positives: "pair": an image's own texts are right; "image": those of all images of its group.
-        dtype, exchange: see `filip_loss`.
+        dtype, implementation, exchange, indices: see `filip_loss`.
 
     Raises:
         UserError: an option that cannot be.
     """
     if similarity not in NEEDS:
         raise UserError(f"similarity={similarity!r} is not one of {', '.join(NEEDS)}")
-    compared = TokenWise(similarity, dtype=dtype, exchange=exchange)
+    compared = TokenWise(similarity, dtype=dtype, implementation=implementation, exchange=exchange, indices=indices)
     pairs_by = check_positives(positives)
 
     def bias_of_batch(encoded, parameters):

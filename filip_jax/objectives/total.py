@@ -12,12 +12,15 @@ from jaxtyping import Array, Float
 from filip_jax.errors import UserError
 from filip_jax.losses.encoded import Encoded
 from filip_jax.losses.pairs import pair_losses
+from filip_jax.models import Model
 from filip_jax.objectives import OBJECTIVES
 from filip_jax.objectives.objective import Objective
 from filip_jax.sections import call, choose
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
-Weight = float | Sequence[Sequence[float]]  # of a sum; or (share of the run, weight) points, straight lines between them
+Weight = (
+    float | Sequence[Sequence[float]]
+)  # of a sum; or (share of the run, weight) points, straight lines between them
 
 
 @dataclass(frozen=True)
@@ -104,11 +107,20 @@ class Objectives:
             )
         return losses
 
+    def logit_scale(self, parameters: Mapping[str, Any], need: str) -> float:
+        """Return the multiplier of the similarities of tokens or pooled vectors, of the first objective that has one."""
+        for name, part in self.parts.items():
+            if part.pairwise and need in part.needs and "logit_scale" in part.parameters:
+                return float(part.pairwise.parameters(parameters[name])["scale"])
+        return 1.0
+
     def clamp(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parameters inside their bounds."""
         return {
             name: {
-                parameter: jnp.clip(value, self.parts[name].parameters[parameter].low, self.parts[name].parameters[parameter].high)
+                parameter: jnp.clip(
+                    value, self.parts[name].parameters[parameter].low, self.parts[name].parameters[parameter].high
+                )
                 for parameter, value in values.items()
             }
             for name, values in parameters.items()
@@ -122,9 +134,21 @@ class Objectives:
             numbers |= {f"{name}/{key}": number for key, number in part.metrics(own).items()}
             for parameter, meta in part.parameters.items():
                 if (meta.low, meta.high) != (-jnp.inf, jnp.inf):
-                    inside = (own[parameter] > meta.low) & (own[parameter] < meta.high)
+                    margin = 1e-6 * (1.0 + jnp.abs(own[parameter]))
+                    inside = (own[parameter] > meta.low + margin) & (own[parameter] < meta.high - margin)
                     numbers[f"{name}/{parameter}_at_bound"] = 1.0 - inside.all()
         return numbers
+
+
+def init_parameters(model: Model, objectives: Objectives, key: jax.Array) -> dict[str, Any]:
+    """Return the parameters of a new run: the model's, and under "objectives" those of each objective."""
+    own = objectives.init(jax.random.fold_in(key, 1))
+    return model.init(key) | ({"objectives": own} if own else {})
+
+
+def by_definition(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config's section with all pairs compared by the plain definition, whose operations can be counted."""
+    return {name: {**options, "implementation": "reference"} for name, options in section.items()}
 
 
 def weight_at(weight: Weight, progress: Float[Array, ""]) -> Array | float:

@@ -120,7 +120,7 @@ class Trainer:
         self.checkpoints.before_manifest = self.upkeep.before_manifest
         self.meta = {"tokenizer_sha256": tokenizer.sha256, **describe(source)}
         sizes = {name: setup.data[name] for name in ("image_size", "text_length")}
-        self.embedder = Embedder(setup.model, tokenizer, **sizes, mesh=setup.mesh)
+        self.embedder = Embedder(setup.model, setup.objectives, tokenizer, **sizes, mesh=setup.mesh)
         self.eval_guard = EvalGuard(self.place, watch, setup.evals_fatal)
         self.state, self.step, meta = self._start(newest, tokenizer, donor)
         self.samples_seen, watch.step = meta.get("samples_seen", 0), self.step
@@ -128,7 +128,7 @@ class Trainer:
         self._open_logs(source, meta)
         rows = call(
             batches, setup.data, "data", source=source, tokenizer=tokenizer, batch_size=setup.batch_size,
-            seed=setup.seed, start=self.samples_seen, groups=setup.groups,
+            seed=setup.seed, start=self.samples_seen, groups=setup.objectives.uses_groups,
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
         self.feed = Feed(rows if self.step < setup.total_steps else (row for row in list[Any]()), lambda: watch.stop)
