@@ -40,7 +40,9 @@ def moments(
         parameters: of the similarity.
     """
     powers = {str(power): Moment(power) for power in range(3)}
-    sums = pair_losses(powers, similarity, encoded, {"losses": dict.fromkeys(powers, {}), "similarity": parameters})
+    sums = pair_losses(
+        powers, similarity, encoded, {"losses": {power: {} for power in powers}, "similarity": parameters}
+    )
     count = jnp.maximum(sums["0"], 1.0)
     mean = sums["1"] / count
     return sums["0"], mean, jnp.sqrt(jnp.maximum(sums["2"] / count - mean**2, 0.0))

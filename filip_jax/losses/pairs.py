@@ -9,7 +9,7 @@ Letters as in similarity.py; k are the captions of an image, j the texts of all 
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ Info = Mapping[str, jax.Array]
 Parameters = Mapping[str, Any]
 
 
+@runtime_checkable
 class PairLoss(Protocol):
     """A loss on all pairs, as pure functions.
 

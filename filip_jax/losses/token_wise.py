@@ -47,11 +47,16 @@ class TokenWise:
             raise UserError(f"keep_tokens={self.keep_tokens} must be above 0 and finite")
 
     def arrays(self, encoded: Encoded) -> tuple[Any, Any]:
-        """Return image tokens [b, p, d] and (text tokens [b, k, t, d], mask [b, k, t])."""
+        """Return image tokens [b, p, d] and (text tokens [b, k, t, d], mask [b, k, t]).
+
+        Raises:
+            ValueError: the encoder gave none.
+        """
+        images, texts = (getattr(encoded, f"{side}_{self.of}") for side in ("image", "text"))
+        if images is None or texts is None:
+            raise ValueError(f"similarities of {self.of} need image_{self.of} and text_{self.of}")
         if self.of == "tokens":
-            return encoded.image_tokens, (encoded.text_tokens, encoded.text_mask)
-        images, texts = encoded.image_pooled, encoded.text_pooled
-        assert images is not None and texts is not None
+            return images, (texts, encoded.text_mask)
         return images[:, None], (texts[:, :, None], jnp.ones((*texts.shape[:2], 1), bool))
 
     def local(self, images: Any, texts: Any) -> tuple[Any, Any]:

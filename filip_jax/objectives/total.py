@@ -68,7 +68,11 @@ class Objectives:
         return started
 
     def loss(
-        self, parameters: Mapping[str, Any], state: Mapping[str, Any], encoded: Encoded, progress: Float[Array, ""]
+        self,
+        parameters: Mapping[str, Any],
+        state: Mapping[str, Any],
+        encoded: Encoded,
+        progress: Float[Array, ""] | float,
     ) -> tuple[Float[Array, ""], tuple[dict[str, Any], dict[str, Array]]]:
         """Return the sum of a batch, with the next state and each objective's numbers as metrics NAME/number.
 
@@ -151,7 +155,7 @@ def by_definition(section: Mapping[str, Any]) -> dict[str, Any]:
     return {name: {**options, "implementation": "reference"} for name, options in section.items()}
 
 
-def weight_at(weight: Weight, progress: Float[Array, ""]) -> Array | float:
+def weight_at(weight: Weight, progress: Float[Array, ""] | float) -> Array | float:
     """Return the weight when this share of the run is done."""
     if isinstance(weight, (int, float)):
         return weight
