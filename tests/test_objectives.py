@@ -1,7 +1,6 @@
 """Each objective against its definition in float64, forward and gradient, and their sums in the training step."""
 
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +8,7 @@ import numpy as np
 import pytest
 from conftest import make_devices_mesh, slow, unit
 
-from filip_jax.errors import UserError
-from filip_jax.losses.block_function import BlockFunction
 from filip_jax.losses.encoded import Encoded
-from filip_jax.losses.pairs import pair_losses
-from filip_jax.losses.softmax import Softmax
 from filip_jax.objectives.total import make_objectives
 
 SCALE, BIAS = 12.0, -2.0
@@ -171,7 +166,7 @@ def test_objectives_equal_their_definition_forward_and_gradient(name, mesh, exch
     rng = np.random.default_rng(5)
     for only in (*TRAINED, "parameters"):
         direction = {key: rng.normal(size=batch[key].shape) * (key == only) for key in TRAINED}
-        along = jax.tree.map(lambda x: rng.normal() * (only == "parameters"), parameters)  # noqa: B023
+        along = jax.tree.map(lambda x: rng.normal() * (only == "parameters"), parameters)
         ours = sum((np.asarray(gradient[key], float) * x).sum() for key, x in direction.items())
         ours += sum(jax.tree.leaves(jax.tree.map(lambda g, x: float(g) * x, of_parameters, along)))
         size = np.sqrt(sum((np.asarray(g, float) ** 2).sum() for g in jax.tree.leaves((gradient, of_parameters))))
