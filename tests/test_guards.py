@@ -76,7 +76,7 @@ def test_a_bad_step_touches_nothing_and_the_next_is_as_if_it_had_not_been(demo_c
     init = make_init(model, objectives, optimizer, ema_decay=0.9)
     shardings = state_shardings(mesh, jax.eval_shape(init, jax.random.key(0)), optimizer)
 
-    def of_short_texts(parameters, state, encoded):
+    def of_short_texts(parameters, state, encoded, *_):
         """Return a loss that is not a number for a batch of short texts."""
         return jnp.where(encoded.text_mask.sum() < 16 * 4, jnp.nan, 0.0), state, {}
 
