@@ -380,9 +380,9 @@ def test_mistakes_are_one_line(trained, words, capsys):
 @pytest.mark.parametrize("pooling", ["tokens", slow("global")])
 def test_devices_and_batch_sizes_change_no_number(run, small_demo, tmp_path, pooling):
     """The same checkpoint on 1, 2 and 8 devices, in batches of 8 to 64."""
-    config = json.loads((run / "config.json").read_text())
-    config["model"]["pooling"] = pooling
-    (run / "config.json").write_text(json.dumps(config))
+    if pooling == "global":
+        run = tmp_path / "clip"
+        train(run, small_demo | {"objectives": {"clip": {"kind": "clip", "weight": 1.0}}, "total_steps": 4})
     evals = open_evals({
         "val": dict(kind="retrieval", source=small_demo["evals"]["val"]["source"], examples=30, captions=0),
         "seen": small_demo["evals"]["seen_cells"] | {"prompts": ("a {}", "the {} here")},

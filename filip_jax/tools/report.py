@@ -169,9 +169,11 @@ def _cell(metrics: Mapping[str, Any], row: str) -> str:
 
 def _training(lines) -> str:
     steps = {str(line["step"]): line for line in lines if "train/loss" in line}
-    found = sorted({key for line in lines for key in line if OF_OBJECTIVE.fullmatch(key)})
+    keys = sorted({key for line in lines for key in line if OF_OBJECTIVE.fullmatch(key)})
+    losses = [key for key in keys if key.endswith("/loss")]
+    keys = [key for key in keys if key not in losses or len(losses) > 1]  # the loss of a single one is the sum
     titles = dict(CURVES) | {
-        key: " ".join(key.removeprefix("train/").split("/")).replace("_", " ") for key in found[:MAX_OF_OBJECTIVES]
+        key: " ".join(key.removeprefix("train/").split("/")).replace("_", " ") for key in keys[:MAX_OF_OBJECTIVES]
     }
     charts = [chart(title, {"": line}) for key, title in titles.items() if (line := points(steps, key))]
     said = '<p class="faint">No step is logged yet.</p>'
