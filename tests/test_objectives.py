@@ -1,7 +1,6 @@
 """Each objective against its definition in float64, forward and gradient, and their sums in the training step."""
 
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,6 @@ from filip_jax.errors import UserError
 from filip_jax.losses.block_function import BlockFunction
 from filip_jax.losses.encoded import Encoded
 from filip_jax.losses.pairs import pair_losses
-from filip_jax.losses.softmax import Softmax
 from filip_jax.objectives.total import make_objectives
 
 SCALE, BIAS = 12.0, -2.0
@@ -171,7 +169,7 @@ def test_objectives_equal_their_definition_forward_and_gradient(name, mesh, exch
     rng = np.random.default_rng(5)
     for only in (*TRAINED, "parameters"):
         direction = {key: rng.normal(size=batch[key].shape) * (key == only) for key in TRAINED}
-        along = jax.tree.map(lambda x: rng.normal() * (only == "parameters"), parameters)  # noqa: B023
+        along = jax.tree.map(lambda x: rng.normal() * (only == "parameters"), parameters)
         ours = sum((np.asarray(gradient[key], float) * x).sum() for key, x in direction.items())
         ours += sum(jax.tree.leaves(jax.tree.map(lambda g, x: float(g) * x, of_parameters, along)))
         size = np.sqrt(sum((np.asarray(g, float) ** 2).sum() for g in jax.tree.leaves((gradient, of_parameters))))
@@ -203,7 +201,9 @@ class Hardest:
         return jax.nn.softplus(over_texts["max"] - over_texts["sum"]), None
 
 
-@pytest.mark.parametrize("mesh, exchange", [((1, 1), "gather"), ((2, 2), "ring"), slow((1, 8), "ring"), slow((4, 2), "gather")])
+@pytest.mark.parametrize(
+    "mesh, exchange", [((1, 1), "gather"), ((2, 2), "ring"), slow((1, 8), "ring"), slow((4, 2), "gather")]
+)
 def test_an_objective_can_bring_its_own_similarity_and_reduce_by_maximum(mesh, exchange):
     batch = make_batch(1, b=16, k=1)
     query = np.random.default_rng(2).normal(size=(7, 7)).astype(np.float32)
@@ -265,7 +265,9 @@ def test_scale_and_bias_begin_where_the_first_batch_puts_them():
     scale = float(jnp.exp(parameters["logit_scale"]))
     assert scale == pytest.approx(0.9 / wrong.std(), rel=1e-4)
     assert float(parameters["bias"]) == pytest.approx(-np.log(15) - scale * wrong.mean(), rel=1e-4)
-    kept = objectives.start({"s": {"logit_scale": 1.0, "bias": 2.0}}, single(batch), {("s", "bias"), ("s", "logit_scale")})
+    kept = objectives.start(
+        {"s": {"logit_scale": 1.0, "bias": 2.0}}, single(batch), {("s", "bias"), ("s", "logit_scale")}
+    )
     assert kept == {"s": {"logit_scale": 1.0, "bias": 2.0}}
 
 
