@@ -32,17 +32,8 @@ FILE = "config.json"
 UNCHANGED = "unchanged"  # a sweep's point without values
 # Sections of a config that other code looks into; make_setup checks those of a run that is to be trained.
 SECTIONS = (
-    "model",
-    "data",
-    "evals",
-    "source",
-    "tokenizer",
-    "objectives",
-    "optimizer",
-    "checkpoint",
-    "processes",
-    "mesh",
-)
+    "model", "objectives", "data", "evals", "source", "tokenizer", "optimizer", "checkpoint", "processes", "mesh",
+)  # fmt: skip
 # What may change between two starts of one run without changing what it computes.
 FREE_SECTIONS = (
     "checkpoint", "compile_cache", "evals", "evals_fatal", "eval_every_steps", "guards", "log_every_steps", "log_keys",
@@ -268,7 +259,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
     if not os.path.lexists(file):
         raise UserError(f"{workdir} holds no run: {file} is missing")
     config = read_json(file)
-    for section in ("model", "data", "evals"):
+    for section in ("model", "objectives", "data", "evals"):
         if section not in config:
             raise UserError(f"{file} is damaged: it has no section {section}")
     for section in SECTIONS:

@@ -110,7 +110,7 @@ def test_what_has_changed_is_evaluated_again(run, evaluated):
     assert evaluated == [(12, "val")]
     evaluated.clear()
     config = json.loads((run / "config.json").read_text())
-    config["model"]["pooling"] = "global"  # another function of the same parameters
+    config["model"]["eos_in_similarity"] = False  # another function of the same parameters
     (run / "config.json").write_text(json.dumps(config))
     evaluate_runs(str(run), Choice(), section)
     assert evaluated == [(12, "val"), (12, "seen")]

@@ -25,6 +25,7 @@ from filip_jax.evals.run import check_evals, open_evals, run_baselines, run_eval
 from filip_jax.inference import Embedder
 from filip_jax.models import make_model
 from filip_jax.models.dual_encoder import DualEncoder
+from filip_jax.objectives.total import make_objectives
 
 NAMES = ["red", "green", "blue", "white", "black", "grey"]
 COLOURS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200), (220, 220, 220), (20, 20, 20), (120, 120, 120)])
@@ -84,9 +85,9 @@ def test_ranks_are_those_of_all_evaluations(monkeypatch):
 
 @pytest.mark.parametrize("class_token", [True, False])
 def test_features_are_the_mean_of_the_patches_before_the_shared_space(class_token):
-    network = DualEncoder(**config(class_token=class_token), rngs=nnx.Rngs(0))
+    network = DualEncoder(needs=frozenset({"tokens"}), **config(class_token=class_token), rngs=nnx.Rngs(0))
     parameters = nnx.to_pure_dict(nnx.state(network))
-    model = make_model(**config(class_token=class_token))
+    model = make_model({"tokens"}, **config(class_token=class_token))
     tokens = np.asarray(network.image(IMAGES))
     assert tokens.shape == (3, 9 + class_token, 16)
     patches = tokens[:, 1:] if class_token else tokens
@@ -134,9 +135,10 @@ class Silent(Tokenizer):
 
 def toy_model(mesh=(1, 1)):
     """A small tower as it is born."""
-    model = make_model(**CONFIG)
+    objectives = make_objectives({"filip": {"kind": "filip", "weight": 1.0}})
+    model = make_model(objectives.needs, **CONFIG)
     sizes = dict(image_size=12, text_length=6, batch_size=16)
-    embedder = Embedder(model, Silent(), **sizes, mesh=make_devices_mesh(*mesh))
+    embedder = Embedder(model, objectives, Silent(), **sizes, mesh=make_devices_mesh(*mesh))
     return embedder.with_parameters(jax.jit(model.init)(jax.random.key(0)), 7)
 
 

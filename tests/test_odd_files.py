@@ -28,6 +28,7 @@ from filip_jax.evals.results import forget_after, read_results, record_step
 from filip_jax.evals.run import check_evals
 from filip_jax.logged import read_metrics
 from filip_jax.models import make_model
+from filip_jax.objectives.total import make_objectives
 from filip_jax.small_files import MAX_DEPTH
 from filip_jax.tools import report as page
 from filip_jax.tools.convert import convert
@@ -122,7 +123,8 @@ def run(trained, tmp_path):
 
 def config_readers(run):
     config = read_config(run)
-    make_model(**config["model"] | {"attention": "xla"})
+    objectives = make_objectives(config["objectives"])
+    make_model(objectives.needs, **config["model"] | {"attention": "xla"})
     check_evals(config["evals"])
 
 

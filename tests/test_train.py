@@ -64,10 +64,10 @@ def test_metrics_have_the_fields_names_in_both_files(finished):
     line = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[3])
     expected = {
         f"train/{n}"
-        for n in ("loss", "lr", "grad_norm", "param_norm", "logit_scale", "samples_per_second", "samples_seen")
+        for n in ("loss", "lr", "grad_norm", "param_norm", "filip/logit_scale", "samples_per_second", "samples_seen")
     }
     assert expected <= set(line) and line["train/samples_seen"] == 4 * 16
-    assert line["train/logit_scale"] == pytest.approx(1 / 0.07, rel=0.1)
+    assert line["train/filip/logit_scale"] == pytest.approx(1 / 0.07, rel=0.1)
     (events,) = (workdir / "tensorboard").iterdir()
     data, tags, position = events.read_bytes(), {}, 0
     while position < len(data):
