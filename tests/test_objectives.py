@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from conftest import make_devices_mesh, slow, unit
 
+from filip_jax.errors import UserError
+from filip_jax.losses.block_function import BlockFunction
 from filip_jax.losses.encoded import Encoded
-<<<<<<< HEAD
 from filip_jax.losses.pairs import pair_losses
-=======
->>>>>>> bcf092a4a5ff5366d38b8c5a453f0dcd0a1672c4
 from filip_jax.objectives.total import make_objectives
 
 SCALE, BIAS = 12.0, -2.0
