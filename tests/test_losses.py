@@ -185,7 +185,8 @@ def test_the_sharded_form_moves_texts_once_and_never_images():
     with jax.set_mesh(make_devices_mesh(1, 8)):
         text = jax.jit(filip_loss).lower(single(images), single(texts), jnp.asarray(mask), single(1.0)).as_text()
     gathered = re.findall(r"stablehlo\.all_gather.*-> (tensor<[^>]*>)", text)
-    assert sorted(gathered) == ["tensor<16x6x7xf32>", "tensor<16x6xi1>", "tensor<16xi32>"]  # texts, mask, order
+    # Texts, their mask, how many right answers each has, their order.
+    assert sorted(gathered) == ["tensor<16x6x7xf32>", "tensor<16x6xi1>", "tensor<16xf32>", "tensor<16xi32>"]
 
 
 def test_clip_loss_is_filip_loss_with_one_token():

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from conftest import make_devices_mesh, slow, unit
 
+from filip_jax.errors import UserError
+from filip_jax.losses.block_function import BlockFunction
 from filip_jax.losses.encoded import Encoded
+from filip_jax.losses.pairs import pair_losses
 from filip_jax.objectives.total import make_objectives
 
 SCALE, BIAS = 12.0, -2.0
@@ -171,3 +174,119 @@ def test_objectives_equal_their_definition_forward_and_gradient(name, mesh, exch
         ours += sum(jax.tree.leaves(jax.tree.map(lambda g, x: float(g) * x, of_parameters, along)))
         size = np.sqrt(sum((np.asarray(g, float) ** 2).sum() for g in jax.tree.leaves((gradient, of_parameters))))
         assert abs(ours - slope(DEFINITIONS[name], batch, parameters, direction, along)) < 1e-5 * size
+
+
+# --------------------------------------------------------------------- similarities and reductions of an objective's own
+
+
+def conditioned(parameters, images, texts):
+    """Pool image tokens by their attention to each text, then compare: a similarity that has parameters."""
+    tokens, queries = images["tokens"], texts["pooled"] @ parameters["query"]
+    attention = jax.nn.softmax(jnp.einsum("jd,ipd->jip", queries, tokens), axis=2)
+    pooled = jnp.einsum("jip,ipd->jid", attention, tokens)
+    return (jnp.einsum("jid,jd->ji", pooled, texts["pooled"]),)
+
+
+class Hardest:
+    """The margin by which the hardest wrong text beats the right one; an example of a maximum."""
+
+    def counts(self, images, texts):
+        return {}
+
+    def terms(self, similarities, images, texts, parameters):
+        right, logits = texts["image"] == images["image"], parameters["scale"] * similarities[0]
+        return {"over_texts": {"max": jnp.where(right, -9.0, logits), "sum": jnp.where(right, logits, 0.0)}}
+
+    def losses(self, over_texts, over_images):
+        return jax.nn.softplus(over_texts["max"] - over_texts["sum"]), None
+
+
+@pytest.mark.parametrize(
+    "mesh, exchange", [((1, 1), "gather"), ((2, 2), "ring"), slow((1, 8), "ring"), slow((4, 2), "gather")]
+)
+def test_an_objective_can_bring_its_own_similarity_and_reduce_by_maximum(mesh, exchange):
+    batch = make_batch(1, b=16, k=1)
+    query = np.random.default_rng(2).normal(size=(7, 7)).astype(np.float32)
+    parameters = {"losses": {"hardest": {"scale": jnp.float32(4.0)}}, "similarity": {"query": jnp.asarray(query)}}
+    arrays = {key: jnp.asarray(batch[key], jnp.float32) for key in ("image_tokens", "text_pooled")}
+
+    def definition(arrays, parameters):
+        images, texts = {"tokens": arrays["image_tokens"]}, {"pooled": arrays["text_pooled"][:, 0]}
+        logits = parameters["losses"]["hardest"]["scale"] * conditioned(parameters["similarity"], images, texts)[0].T
+        own = jnp.eye(16, dtype=bool)
+        return jax.nn.softplus(jnp.where(own, -9.0, logits).max(axis=1) - jnp.diagonal(logits)).mean()
+
+    similarity = BlockFunction(
+        conditioned,
+        lambda encoded: ({"tokens": encoded.image_tokens}, {"pooled": encoded.text_pooled}),
+        bytes_per_pair=2**22 // 8,  # so that chunks of few texts are taken
+        exchange=exchange,
+    )
+
+    def ours(arrays, parameters):
+        return pair_losses({"hardest": Hardest()}, similarity, Encoded(**arrays), parameters)["hardest"]
+
+    exact, of_exact = jax.value_and_grad(definition, argnums=(0, 1))(arrays, parameters)
+    with jax.set_mesh(make_devices_mesh(*mesh)):
+        value, gradient = jax.jit(jax.value_and_grad(ours, argnums=(0, 1)))(arrays, parameters)
+    assert float(value) == pytest.approx(float(exact), rel=1e-6)
+    for mine, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(of_exact)):
+        np.testing.assert_allclose(mine, other, atol=2e-6 * max(1e-3, np.abs(np.asarray(other)).max()), rtol=2e-5)
+
+
+def test_objectives_of_one_similarity_share_its_pass():
+    sections = dict(a=dict(kind="filip", **EXACT), b=dict(kind="siglip", similarity="tokens", **EXACT))
+    batch = single(make_batch(0))
+
+    def products(names):
+        objectives = make_objectives({name: sections[name] for name in names})
+        parameters = objectives.init(jax.random.key(0))
+        return str(jax.make_jaxpr(lambda b: objectives.loss(parameters, {}, b, 0.0)[0])(batch)).count("dot_general")
+
+    assert products("ab") == products("a") == products("b") > 0
+
+
+def test_weights_follow_their_schedule_and_sums_are_those_of_the_parts():
+    points = ((0.0, 0.0), (0.5, 0.0), (1.0, 2.0))
+    sections = {"one": dict(kind="filip", **EXACT), "two": dict(kind="clip", **EXACT | dict(weight=points))}
+    objectives, batch = make_objectives(sections), single(make_batch(0))
+    parameters = objectives.init(jax.random.key(0))
+    for progress, weight in ((0.0, 0.0), (0.25, 0.0), (0.75, 1.0), (1.0, 2.0)):
+        total, (_, numbers) = objectives.loss(parameters, {}, batch, progress)
+        assert float(total) == pytest.approx(float(numbers["one/loss"] + weight * numbers["two/loss"]), rel=1e-6)
+
+
+def test_scale_and_bias_begin_where_the_first_batch_puts_them():
+    section = dict(kind="siglip", similarity="tokens", from_first_batch=True, **EXACT)
+    objectives, batch = make_objectives({"s": section}), make_batch(0, b=16, d=32)
+    parameters = objectives.start(objectives.init(jax.random.key(0)), single(batch), ())["s"]
+    s_i, s_t = token_similarities(batch)
+    wrong = ((s_i + s_t) / 2)[~np.eye(16, dtype=bool)]
+    scale = float(jnp.exp(parameters["logit_scale"]))
+    assert scale == pytest.approx(0.9 / wrong.std(), rel=1e-4)
+    assert float(parameters["bias"]) == pytest.approx(-np.log(15) - scale * wrong.mean(), rel=1e-4)
+    kept = objectives.start(
+        {"s": {"logit_scale": 1.0, "bias": 2.0}}, single(batch), {("s", "bias"), ("s", "logit_scale")}
+    )
+    assert kept == {"s": {"logit_scale": 1.0, "bias": 2.0}}
+
+
+WRONG = {
+    "none": ({}, "name at least one"),
+    "name": ({"A b": dict(kind="filip", weight=1.0)}, r"objectives.A b: names are of small letters"),
+    "kind": (dict(x=dict(kind="flip", weight=1.0)), r"objectives.x.kind='flip' is not one of filip, clip, siglip; did you mean filip"),
+    "weight": (dict(x=dict(kind="filip", weight=-1.0)), "objectives.x.weight=-1.0: weights must be at least 0"),
+    "points": (dict(x=dict(kind="filip", weight=((0.5, 1.0), (0.2, 1.0)))), "objectives.x.weight=.*shares of the run rise"),
+    "no weight": (dict(x=dict(kind="filip")), "objectives.x must be a section with kind, weight"),
+    "option": (dict(x=dict(kind="clip", weight=1.0, keep_tokens=0.5)), "objectives.x: .*keep_tokens"),
+    "value": (dict(x=dict(kind="filip", weight=1.0, keep_tokens=0.0)), "objectives.x.keep_tokens=0.0 must be above 0"),
+    "bounds": (dict(x=dict(kind="clip", weight=1.0, logit_scale_init=200.0)), "objectives.x.logit_scale_init=200.0 must lie from"),
+    "smoothing": (dict(x=dict(kind="clip", weight=1.0, label_smoothing=1.0)), "objectives.x.label_smoothing=1.0 must be"),
+    "positives": (dict(x=dict(kind="clip", weight=1.0, positives="row")), "objectives.x.positives='row' is not one of pair, image"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("section, message", WRONG.values(), ids=WRONG)
+def test_a_section_that_cannot_be_is_refused_by_its_key(section, message):
+    with pytest.raises(UserError, match=message):
+        make_objectives(section)

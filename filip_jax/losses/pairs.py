@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from filip_jax.losses import ring
 from filip_jax.losses.encoded import Encoded
 from filip_jax.losses.exchange import gather
-from filip_jax.losses.reductions import AXES, across, block_states, own_rows, values
+from filip_jax.losses.reductions import SIDES, across, block_states, own_rows, values
 from filip_jax.mesh import batch_devices, context_batch_axes
 
 LOW = -1e9  # the logit of a pair that does not count; finite, so that nothing becomes NaN
@@ -105,7 +105,7 @@ def pair_losses(
             image_info, text_info = image_info | image_counts, all_texts | gather(text_counts, axes)
             similarities = similarity.matrices(images, texts, parameters["similarity"], plan)
             block = terms(similarities, image_info, ring.column(text_info), parameters["losses"])
-            reduced = values(across(block_states(block, image_info["index"], text_info["index"]), axes))
+            reduced = values(across(block_states(block, image_info["index"], text_info["index"], axes), axes))
         return {name: _mean(loss.losses(*_sides(name, reduced)), real, weight, axes) for name, loss in losses.items()}
 
     if not axes:
@@ -156,7 +156,7 @@ def _sides(name, reduced):
     """Return {reduction: reduced terms} of one loss over texts and over images."""
     return [
         {how: x for (of_loss, of_side, how), x in reduced.items() if (of_loss, of_side) == (name, side)}
-        for side in AXES
+        for side in SIDES
     ]
 
 

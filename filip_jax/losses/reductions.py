@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 State = Any
 Key = tuple[str, str, str]  # of a term: its loss, the side that it is reduced over, its reduction
-AXES = {"over_texts": 0, "over_images": 1}
+SIDES = ("over_texts", "over_images")
 NO_INDEX = jnp.iinfo(jnp.int32).max
 
 
@@ -24,7 +24,8 @@ class Reduction:
 
     Attributes:
         start: rows -> the state before the first block.
-        of_block: (terms [j, i], axis, indices of the samples along that axis) -> state of the samples along the other.
+        of_block: (terms [j, i], axis, indices of the samples along that axis, mesh axes over which further terms of the
+            same samples lie) -> state of the samples along the other axis.
         join: (state, state) -> the state of both parts.
         across: (state of all texts over this device's images, axes) -> that of this device's texts over all images.
         value: state -> the reduced terms.
@@ -32,7 +33,7 @@ class Reduction:
     """
 
     start: Callable[[int], State]
-    of_block: Callable[[Float[jax.Array, "j i"], int, Int[jax.Array, " along"]], State]
+    of_block: Callable[[Float[jax.Array, "j i"], int, Int[jax.Array, " along"], tuple[str, ...]], State]
     join: Callable[[State, State], State]
     across: Callable[[State, tuple[str, ...]], State]
     value: Callable[[State], jax.Array]
@@ -49,14 +50,26 @@ def _sum_across(x, axes):
     return jax.lax.psum_scatter(x, axes, tiled=True)
 
 
-def _logsumexp_across(x, axes):
-    highest = jax.lax.pmax(jax.lax.stop_gradient(x), axes)
-    return jnp.log(jax.lax.psum_scatter(jnp.exp(x - highest), axes, tiled=True)) + own_rows(
-        highest, axes, jax.lax.psum(1, axes)
-    )
+def _exp_of_block(x, axis, indices, axes):
+    """Return the maximum and the sum of exponentials below it: their logarithm is rounded once, at the end."""
+    highest = jax.lax.pmax(jax.lax.stop_gradient(x.max(axis=axis, keepdims=True)), axes)
+    return highest.squeeze(axis), jnp.exp(x - highest).sum(axis=axis)
 
 
-def _max_of_block(x, axis, indices):
+def _exp_join(first, second):
+    (highest, total), (other, more) = first, second
+    top = jnp.maximum(highest, other)
+    return top, total * jnp.exp(highest - top) + more * jnp.exp(other - top)
+
+
+def _exp_across(state, axes):
+    highest, total = state
+    top = jax.lax.pmax(highest, axes)
+    total = jax.lax.psum_scatter(total * jnp.exp(highest - top), axes, tiled=True)
+    return own_rows(top, axes, jax.lax.psum(1, axes)), total
+
+
+def _max_of_block(x, axis, indices, axes):
     best = jnp.argmax(x, axis=axis, keepdims=True)
     return jnp.take_along_axis(x, best, axis).squeeze(axis), indices[best.squeeze(axis)]
 
@@ -79,19 +92,19 @@ def _max_across(state, axes):
 REDUCTIONS = {
     "sum": Reduction(
         start=jnp.zeros,
-        of_block=lambda x, axis, indices: x.sum(axis=axis),
+        of_block=lambda x, axis, indices, axes: x.sum(axis=axis),
         join=jnp.add,
         across=_sum_across,
         value=lambda state: state,
         derivative=lambda x, state, indices: 1.0,
     ),
     "logsumexp": Reduction(
-        start=lambda rows: jnp.full(rows, -jnp.inf),
-        of_block=lambda x, axis, indices: jax.nn.logsumexp(x, axis=axis),
-        join=jnp.logaddexp,
-        across=_logsumexp_across,
-        value=lambda state: state,
-        derivative=lambda x, state, indices: jnp.exp(x - state),
+        start=lambda rows: (jnp.full(rows, -jnp.inf), jnp.zeros(rows)),
+        of_block=_exp_of_block,
+        join=_exp_join,
+        across=_exp_across,
+        value=lambda state: state[0] + jnp.log(state[1]),
+        derivative=lambda x, state, indices: jnp.exp(x - state[0]) / state[1],
     ),
     # The index, not the value, says which term won: a value computed again in another program may differ in its last bit.
     "max": Reduction(
@@ -106,11 +119,18 @@ REDUCTIONS = {
 
 
 def block_states(
-    terms: Mapping[Key, Float[jax.Array, "j i"]], image_index: Int[jax.Array, " i"], text_index: Int[jax.Array, " j"]
+    terms: Mapping[Key, Float[jax.Array, "j i"]],
+    image_index: Int[jax.Array, " i"],
+    text_index: Int[jax.Array, " j"],
+    axes: tuple[str, ...] = (),
 ) -> dict[Key, State]:
-    """Return the state of each term after one block, of images for terms over texts and of texts for those over images."""
-    index = {"over_texts": text_index, "over_images": image_index}
-    return {key: REDUCTIONS[key[2]].of_block(x, AXES[key[1]], index[key[1]]) for key, x in terms.items()}
+    """Return the state of each term after one block, of images for terms over texts and of texts for those over images.
+
+    Args:
+        axes: of the mesh, over which the terms of the same texts with further images lie.
+    """
+    along = {"over_texts": (0, text_index, ()), "over_images": (1, image_index, axes)}
+    return {key: REDUCTIONS[key[2]].of_block(x, *along[key[1]]) for key, x in terms.items()}
 
 
 def across(states: Mapping[Key, State], axes: tuple[str, ...]) -> dict[Key, State]:

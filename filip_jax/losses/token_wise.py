@@ -75,7 +75,8 @@ class TokenWise:
 
     def matrices(self, images: Any, texts: Any, parameters: None, plan: Plan) -> tuple[jax.Array, jax.Array]:
         """Return s_I and s_T [all texts, i] of this device's images with the texts of all devices."""
-        return all_similarities(images, *texts, plan)
+        tokens, mask = texts
+        return all_similarities(images, tokens, mask, plan)
 
     def shard(self, images: Any, texts: Any) -> tuple[Any, Any, jax.Array]:
         """Return images as they stay, texts as they travel, and the order in which those do."""
@@ -84,7 +85,8 @@ class TokenWise:
 
     def compare(self, images: Any, texts: Any, parameters: None, plan: Plan) -> tuple[jax.Array, jax.Array]:
         """Return s_I and s_T [j, i] of images that stayed with texts that came."""
-        image_to_text, text_to_image, _ = blocked.forward(images, *texts, plan.implementation)
+        tokens, mask = texts
+        image_to_text, text_to_image, _ = blocked.forward(images, tokens, mask, plan.implementation)
         return image_to_text, text_to_image
 
     def pull(self, images, texts, info, pull, parameters, plan: Plan):
@@ -98,8 +100,9 @@ class TokenWise:
         def cotangents(image_to_text, text_to_image, info):
             return pull((image_to_text, text_to_image), info)
 
+        tokens, mask = texts
         to_images, to_texts, to_losses = blocked.backward_of(
-            images, *texts, info, cotangents, parameters["losses"], plan.implementation
+            images, tokens, mask, info, cotangents, parameters["losses"], plan.implementation
         )
         return to_texts, to_images, {"losses": to_losses, "similarity": None}
 

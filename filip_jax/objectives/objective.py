@@ -50,6 +50,20 @@ class Pairwise:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """Another model that an objective learns from: an average of the run's own, or the one that the run began with.
+
+    Attributes:
+        decay: of the moving average, after each step; 1 keeps the teacher as it began.
+        parts: which parts of the parameters are the teacher's own, "objectives" for heads only; of others it has the
+            run's present ones. None is all.
+    """
+
+    decay: float
+    parts: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Objective:
     """A loss with what it needs and owns.
 
@@ -57,8 +71,9 @@ class Objective:
         needs: which of `NEEDS`.
         parameters: trained, by name.
         pairwise: its part over all pairs, if it has one.
-        local: (parameters, state, encoder outputs) -> (loss, next state, metrics): its part without pairs. It runs on
-            global arrays.
+        local: (parameters, state, encoder outputs, the teacher's parameters of this objective) -> (loss, next state,
+            metrics): its part without pairs. It runs on global arrays.
+        teacher: whose outputs `Encoded.teacher` holds.
         state: initial values of arrays that are not trained, by name; checkpoints hold them.
         metrics: parameters -> numbers that the log shows.
         uses_groups: whether the batch says which images show the same.
@@ -67,7 +82,8 @@ class Objective:
     needs: frozenset[str]
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     pairwise: Pairwise | None = None
-    local: Callable[[Mapping[str, Any], Mapping[str, Any], Encoded], tuple[Float[Array, ""], Any, Any]] | None = None
+    local: Callable[..., tuple[Float[Array, ""], Mapping[str, Any], Mapping[str, Array]]] | None = None
+    teacher: Teacher | None = None
     state: Mapping[str, Any] = field(default_factory=dict)
     metrics: Callable[[Mapping[str, Any]], Mapping[str, Array]] = lambda parameters: {}
     uses_groups: bool = False

@@ -1,7 +1,7 @@
 """The objectives of a config as one loss: a weighted sum, whose parts share what they compare."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from filip_jax.losses.encoded import Encoded
 from filip_jax.losses.pairs import pair_losses
 from filip_jax.models import Model
 from filip_jax.objectives import OBJECTIVES
-from filip_jax.objectives.objective import Objective
+from filip_jax.objectives.objective import Objective, Teacher
 from filip_jax.sections import call, choose
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -58,13 +58,34 @@ class Objectives:
         """Return the initial values of what is not trained, by objective."""
         return {name: jax.tree.map(jnp.asarray, dict(part.state)) for name, part in self.parts.items() if part.state}
 
-    def start(self, parameters: Mapping[str, Any], encoded: Encoded) -> dict[str, Any]:
-        """Return the parameters of which some begin where the first global batch puts them."""
+    @property
+    def teacher(self) -> Teacher | None:
+        """The one teacher that objectives learn from, if any does."""
+        return next((part.teacher for part in self.parts.values() if part.teacher), None)
+
+    @property
+    def from_first_batch(self) -> list[tuple[str, str]]:
+        """The (objective, parameter) that begin where the first global batch puts them."""
+        return [
+            (name, key)
+            for name, part in self.parts.items()
+            for key, meta in part.parameters.items()
+            if meta.from_first_batch
+        ]
+
+    def start(
+        self, parameters: Mapping[str, Any], encoded: Encoded, keep: Container[tuple[str, str]]
+    ) -> dict[str, Any]:
+        """Return the parameters of which some begin where the first global batch puts them.
+
+        Args:
+            keep: (objective, parameter) that stay as they are, since they come from another run.
+        """
         started = {name: dict(values) for name, values in parameters.items()}
-        for name, part in self.parts.items():
-            for parameter, meta in part.parameters.items():
-                if meta.from_first_batch:
-                    started[name][parameter] = meta.from_first_batch(encoded, started[name])
+        for name, key in self.from_first_batch:
+            begin = self.parts[name].parameters[key].from_first_batch
+            if begin and (name, key) not in keep:
+                started[name][key] = begin(encoded, started[name])
         return started
 
     def loss(
@@ -73,6 +94,7 @@ class Objectives:
         state: Mapping[str, Any],
         encoded: Encoded,
         progress: Float[Array, ""] | float,
+        teacher: Mapping[str, Any] | None = None,
     ) -> tuple[Float[Array, ""], tuple[dict[str, Any], dict[str, Array]]]:
         """Return the sum of a batch, with the next state and each objective's numbers as metrics NAME/number.
 
@@ -80,11 +102,14 @@ class Objectives:
             parameters, state: by objective.
             encoded: the global batch.
             progress: the share of the run that is done, for weights that change.
+            teacher: the teacher's parameters, by objective.
         """
-        losses, following, metrics = self._pairwise(parameters, encoded), dict(state), {}
+        losses, following = self._pairwise(parameters, encoded), dict(state)
+        metrics: dict[str, Array] = {}
         for name, part in self.parts.items():
             if part.local:
-                local, next_state, numbers = part.local(parameters.get(name, {}), state.get(name, {}), encoded)
+                own = (tree.get(name, {}) for tree in (parameters, state))
+                local, next_state, numbers = part.local(*own, encoded, (teacher or {}).get(name, {}))
                 losses[name] = losses.get(name, 0.0) + local
                 metrics |= {f"{name}/{key}": number for key, number in numbers.items()}
                 following |= {name: next_state} if part.state else {}
@@ -93,22 +118,18 @@ class Objectives:
 
     def _pairwise(self, parameters, encoded):
         """Return the loss of each pairwise objective; those of one similarity share its pass."""
+        pairwise = {name: part.pairwise for name, part in self.parts.items() if part.pairwise}
         groups: dict[Any, list[str]] = {}
-        for name, part in self.parts.items():
-            if part.pairwise:
-                of_similarity = name if part.pairwise.of_similarity else ""
-                groups.setdefault((part.pairwise.similarity, of_similarity), []).append(name)
+        for name, part in pairwise.items():
+            groups.setdefault((part.similarity, name if part.of_similarity else ""), []).append(name)
         losses: dict[str, Array] = {}
-        for (similarity, owner), names in groups.items():
-            pairwise = {name: self.parts[name].pairwise for name in names}
-            of_losses = {name: part.parameters(parameters.get(name, {})) for name, part in pairwise.items() if part}
-            of_similarity = pairwise[owner].of_similarity(parameters[owner]) if owner else None
-            losses |= pair_losses(
-                {name: part.loss for name, part in pairwise.items() if part},
-                similarity,
-                encoded,
-                {"losses": of_losses, "similarity": of_similarity},
-            )
+        for (similarity, _), names in groups.items():
+            of_similarity = pairwise[names[0]].of_similarity
+            owned = {
+                "losses": {name: pairwise[name].parameters(parameters.get(name, {})) for name in names},
+                "similarity": of_similarity(parameters[names[0]]) if of_similarity else None,
+            }
+            losses |= pair_losses({name: pairwise[name].loss for name in names}, similarity, encoded, owned)
         return losses
 
     def logit_scale(self, parameters: Mapping[str, Any], need: str) -> float:
@@ -171,7 +192,8 @@ def make_objectives(section: Mapping[str, Any]) -> Objectives:
     """
     if not isinstance(section, Mapping) or not section:
         raise UserError("objectives: name at least one, as filip=dict(kind='filip', weight=1.0)")
-    parts, weights = {}, {}
+    parts: dict[str, Objective] = {}
+    weights: dict[str, Weight] = {}
     for name, options in section.items():
         key = f"objectives.{name}"
         if not NAME.fullmatch(name):
@@ -184,6 +206,8 @@ def make_objectives(section: Mapping[str, Any]) -> Objectives:
             parts[name] = call(choose(OBJECTIVES, options["kind"], f"{key}.kind"), own, key)
         except UserError as error:
             raise UserError(str(error) if key in str(error) else f"{key}.{error}") from error
+    if len({part.teacher for part in parts.values() if part.teacher}) > 1:
+        raise UserError("objectives: they name different teachers; a run has one")
     return Objectives(parts, weights)
 
 

@@ -23,7 +23,7 @@ from filip_jax.train.guards import check_guards
 from filip_jax.train.init_from import origins_of
 from filip_jax.train.optimizer import Optimizer, make_optimizer
 from filip_jax.train.profile import check_profile
-from filip_jax.train.step import State, encode_batch, make_init, make_train_step, state_shardings
+from filip_jax.train.step import State, encode_batch, make_init, make_start, make_train_step, state_shardings
 from filip_jax.train.wandb_log import check_project
 
 # By default the compiler cuts each product with a gathered parameter into a loop of small ones, which rewrites the
@@ -38,6 +38,7 @@ class Setup:
     Attributes:
         init: key -> state.
         train_step: (state, batch) -> (state, metrics).
+        start: (state, first batch) -> state, for objectives that begin where the first batch puts them; else None.
         objectives: what is trained for.
         shapes, shardings: of the state.
     """
@@ -47,6 +48,7 @@ class Setup:
     optimizer: Optimizer
     init: Callable[[jax.Array], State]
     train_step: Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]
+    start: Callable[[State, dict[str, jax.Array]], State] | None
     objectives: Objectives
     shapes: State
     shardings: State
@@ -130,7 +132,8 @@ def make_setup(
             raise UserError(f"data.{key}={data[key]}, but the model is built for {size}")
     parameters = jax.eval_shape(partial(init_parameters, network, total), jax.random.key(seed))
     _check_objectives(network, total, parameters, **sizes)
-    call(origins_of, init_from, "init_from", parameters=parameters)
+    origins = call(origins_of, init_from, "init_from", parameters=parameters)
+    taken = {(path.split("/")[1], path.split("/")[2]) for path in origins if path.startswith("objectives/")}
     moves = call(make_optimizer, optimizer, "optimizer", parameters=parameters, total_steps=total_steps)
     init = make_init(network, total, moves, ema_decay)
     shapes = jax.eval_shape(init, jax.random.key(seed))
@@ -142,6 +145,7 @@ def make_setup(
         train_step=make_train_step(
             network, total, moves, ema_decay, total_steps, seed, microbatches, guards["spike_sigmas"]
         ),
+        start=make_start(network, total, microbatches, taken),
         objectives=total,
         shapes=shapes,
         shardings=state_shardings(devices, shapes, moves),

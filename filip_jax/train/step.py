@@ -1,6 +1,7 @@
-"""The training step: pure functions on the state {step, params, opt_state, guard[, ema, objectives]}."""
+"""The training step: pure functions on the state {step, params, opt_state, guard[, ema, objectives, teacher]}."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -33,15 +34,22 @@ def make_init(
             "opt_state": optimizer.transform.init(paths.unflatten(trainable)),
             "guard": init_guard(),
         }
-        untrained = objectives.init_state()
-        return state | ({"ema": parameters} if ema_decay else {}) | ({"objectives": untrained} if untrained else {})
+        untrained, teacher = objectives.init_state(), teacher_parts(objectives, parameters)
+        state |= {"ema": parameters} if ema_decay else {}
+        return state | ({"objectives": untrained} if untrained else {}) | ({"teacher": teacher} if teacher else {})
 
     return init
 
 
+def teacher_parts(objectives: Objectives, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of the parameters of which a teacher has its own."""
+    teacher = objectives.teacher
+    return {name: x for name, x in parameters.items() if teacher and (teacher.parts is None or name in teacher.parts)}
+
+
 def state_shardings(mesh: Mesh, state: State, optimizer: Optimizer) -> State:
     """Parameters and their moments by the shape rule, the rest on every device; `state` may be shapes."""
-    shardings = {name: parameter_shardings(mesh, state[name]) for name in ("params", "ema") if name in state}
+    shardings = {name: parameter_shardings(mesh, state[name]) for name in ("params", "ema", "teacher") if name in state}
     trainable, _ = optimizer.split(shardings["params"])
     opt_state = optax.tree_utils.tree_map_params(
         optimizer.transform,
@@ -92,8 +100,13 @@ def make_train_step(
         def loss_of(trainable):
             parameters = paths.unflatten(paths.flatten(trainable) | frozen)
             encoded = encode_batch(model, parameters, batch, microbatches)
-            progress = position / total_steps
-            return objectives.loss(parameters.get("objectives", {}), state.get("objectives", {}), encoded, progress)
+            teacher = state["params"] | state.get("teacher", {})
+            if objectives.teacher:
+                encoded = replace(
+                    encoded, teacher=encode_batch(model, jax.lax.stop_gradient(teacher), batch, microbatches)
+                )
+            own, untrained = parameters.get("objectives", {}), state.get("objectives", {})
+            return objectives.loss(own, untrained, encoded, position / total_steps, teacher.get("objectives"))
 
         (value, (untrained, numbers)), gradient = jax.value_and_grad(loss_of, has_aux=True)(trainable)
         updates, opt_state = optimizer.transform.update(gradient, state["opt_state"], trainable)
@@ -101,6 +114,9 @@ def make_train_step(
         parameters = paths.unflatten(paths.flatten(moved) | frozen)
         parameters |= {name: objectives.clamp(parameters[name]) for name in ("objectives",) if name in parameters}
         moved = {"params": parameters, "opt_state": opt_state} | ({"objectives": untrained} if untrained else {})
+        if objectives.teacher:
+            student = teacher_parts(objectives, parameters)
+            moved["teacher"] = optax.incremental_update(student, state["teacher"], 1 - objectives.teacher.decay)
         if ema_decay:
             moved["ema"] = optax.incremental_update(parameters, state["ema"], 1 - ema_decay)
         norms = {"grad_norm": optax.tree.norm(gradient), "param_norm": optax.tree.norm(parameters)}
@@ -118,6 +134,26 @@ def make_train_step(
         return following, {f"train/{name}": number for name, number in (norms | numbers | metrics).items()}
 
     return train_step
+
+
+def make_start(
+    model: Model, objectives: Objectives, microbatches: int, keep: Container[tuple[str, str]]
+) -> Callable[[State, dict[str, jax.Array]], State] | None:
+    """Return the function (state, first batch) -> state whose objectives begin where that batch puts them, or None.
+
+    Args:
+        keep: (objective, parameter) that come from another run.
+    """
+    if all(name in keep for name in objectives.from_first_batch):
+        return None
+
+    def start(state, batch):
+        encoded = encode_batch(model, state["params"], batch, microbatches)
+        own = objectives.start(state["params"]["objectives"], encoded, keep)
+        parts = (name for name in ("params", "ema", "teacher") if "objectives" in state.get(name, {}))
+        return state | {name: state[name] | {"objectives": own} for name in parts}
+
+    return start
 
 
 def encode_batch(
