@@ -42,7 +42,12 @@ ROOMS = [
     {"cli_align", "cli_configs", "cli_data", "cli_plan"},
     {"cli"},
 ]  # fmt: skip
-STRANGERS = [("losses", "models"), ("losses", "data"), ("models", "data"), ("objectives", "data")]  # neither imports the other
+STRANGERS = [
+    ("losses", "models"),
+    ("losses", "data"),
+    ("models", "data"),
+    ("objectives", "data"),
+]  # neither imports the other
 DOORS = {
     "array_record": {"data/array_record.py"},
     "absl": {"config.py", "data/pipeline.py"},

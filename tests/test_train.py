@@ -64,7 +64,17 @@ def test_metrics_have_the_fields_names_in_both_files(finished):
     line = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[3])
     expected = {
         f"train/{n}"
-        for n in ("loss", "lr", "grad_norm", "param_norm", "filip/loss", "filip/logit_scale", "filip/logit_scale_at_bound", "samples_per_second", "samples_seen")
+        for n in (
+            "loss",
+            "lr",
+            "grad_norm",
+            "param_norm",
+            "filip/loss",
+            "filip/logit_scale",
+            "filip/logit_scale_at_bound",
+            "samples_per_second",
+            "samples_seen",
+        )
     }
     assert expected <= set(line) and line["train/samples_seen"] == 4 * 16
     assert line["train/filip/logit_scale"] == pytest.approx(1 / 0.07, rel=0.1)

@@ -131,8 +131,7 @@ class Trainer:
             seed=setup.seed, start=self.samples_seen, groups=setup.objectives.uses_groups,
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
-        none: list[Any] = []  # a run that has no step left reads no data
-        self.feed = Feed(rows if self.step < setup.total_steps else (row for row in none), lambda: watch.stop)
+        self.feed = Feed(rows if self.step < setup.total_steps else (row for row in list[Any]()), lambda: watch.stop)
         self.profile = Profile(self.place, self.step, setup.total_steps, **setup.profile)
 
     def _start(self, newest: int | None, tokenizer: Tokenizer, donor: Donor | None) -> tuple[State, int, dict]:
@@ -205,8 +204,7 @@ class Trainer:
             if self.step == self.setup.total_steps:
                 break
             batch, rows, waited = self._next_batch()
-            if self.step == 0 and self.setup.start:
-                self.state = start.begin_with(self.setup, self.state, batch, self.watch)
+            self.state = start.begin_with(self.setup, self.step, self.state, batch, self.watch)
             with self.watch.phase("step"), self.profile.at(self.step, self.state):
                 self.state, metrics = train_step(self.state, batch)
             del batch  # an error would hold it while the feed is closed
