@@ -156,7 +156,7 @@ def test_objectives_equal_their_definition_forward_and_gradient(name, mesh, exch
     batch = {
         k: x.astype(np.float32).astype(x.dtype) if x.dtype == float else x for k, x in make_batch(3, **options).items()
     }
-    parameters = objectives.init(jax.random.key(0))
+    parameters = objectives.init(jax.random.key(0), {})
 
     def loss(arrays, parameters):
         return objectives.loss(parameters, {}, replace(single(batch), **arrays), 0.0)[0]
@@ -240,7 +240,7 @@ def test_objectives_of_one_similarity_share_its_pass():
 
     def products(names):
         objectives = make_objectives({name: sections[name] for name in names})
-        parameters = objectives.init(jax.random.key(0))
+        parameters = objectives.init(jax.random.key(0), {})
         return str(jax.make_jaxpr(lambda b: objectives.loss(parameters, {}, b, 0.0)[0])(batch)).count("dot_general")
 
     assert products("ab") == products("a") == products("b") > 0
@@ -250,7 +250,7 @@ def test_weights_follow_their_schedule_and_sums_are_those_of_the_parts():
     points = ((0.0, 0.0), (0.5, 0.0), (1.0, 2.0))
     sections = {"one": dict(kind="filip", **EXACT), "two": dict(kind="clip", **EXACT | dict(weight=points))}
     objectives, batch = make_objectives(sections), single(make_batch(0))
-    parameters = objectives.init(jax.random.key(0))
+    parameters = objectives.init(jax.random.key(0), {})
     for progress, weight in ((0.0, 0.0), (0.25, 0.0), (0.75, 1.0), (1.0, 2.0)):
         total, (_, numbers) = objectives.loss(parameters, {}, batch, progress)
         assert float(total) == pytest.approx(float(numbers["one/loss"] + weight * numbers["two/loss"]), rel=1e-6)
@@ -259,7 +259,7 @@ def test_weights_follow_their_schedule_and_sums_are_those_of_the_parts():
 def test_scale_and_bias_begin_where_the_first_batch_puts_them():
     section = dict(kind="siglip", similarity="tokens", from_first_batch=True, **EXACT)
     objectives, batch = make_objectives({"s": section}), make_batch(0, b=16, d=32)
-    parameters = objectives.start(objectives.init(jax.random.key(0)), single(batch), ())["s"]
+    parameters = objectives.start(objectives.init(jax.random.key(0), {}), single(batch), ())["s"]
     s_i, s_t = token_similarities(batch)
     wrong = ((s_i + s_t) / 2)[~np.eye(16, dtype=bool)]
     scale = float(jnp.exp(parameters["logit_scale"]))

@@ -32,6 +32,7 @@ class Model:
         image_features: (parameters, images uint8 [b, h, w, 3], pooling=None) -> [b, width of the image tower], for
             linear probes, see `DualEncoder`; "global" needs a class token.
         pooling: "tokens" or "global": what the encoders give when asked for no other.
+        sizes: embed_dim and vocab_size, for heads that objectives have.
         noise_size: numbers per image in `noise` [b, noise_size], which chooses the patches that are
             dropped; 0 for a model that drops none.
     """
@@ -43,6 +44,7 @@ class Model:
     embed_texts: Callable[..., dict[str, jax.Array]]
     image_features: Callable[..., jax.Array]
     pooling: str
+    sizes: dict[str, int]
     noise_size: int
 
 
@@ -97,4 +99,5 @@ def make_model(needs: Collection[str], **config) -> Model:
     image = config["image"]
     noise_size = (image["image_size"] // image["patch_size"]) ** 2 if image["patch_dropout"] else 0
     pooling = "tokens" if "tokens" in needs else "global"
-    return Model(init, encode_image, encode_text, embed_images, embed_texts, image_features, pooling, noise_size)
+    sizes = {"embed_dim": config["embed_dim"], "vocab_size": config["text"]["vocab_size"]}
+    return Model(init, encode_image, encode_text, embed_images, embed_texts, image_features, pooling, sizes, noise_size)

@@ -45,7 +45,7 @@ def make_scale(init: float, low: float, high: float, from_first_batch: bool, sim
         return jnp.clip(jnp.log(FIRST_SPREAD / jnp.maximum(spread, 1e-6)), math.log(low), math.log(high))
 
     return Parameter(
-        lambda key: jnp.array(math.log(init), jnp.float32),
+        lambda key, sizes: jnp.array(math.log(init), jnp.float32),
         low=math.log(low),
         high=math.log(high),
         from_first_batch=of_batch if from_first_batch else None,

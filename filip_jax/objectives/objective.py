@@ -18,14 +18,14 @@ class Parameter:
     """A parameter of an objective.
 
     Attributes:
-        init: key -> its value in a new run.
+        init: (key, sizes) -> its value in a new run; the sizes are those of the model, see `Model`.
         low, high: bounds; after each step it is moved inside them.
         decay: whether weight decay applies to it.
         from_first_batch: (encoder outputs of the first global batch, the objective's parameters) -> its value in a new
             run instead of `init`'s. It is computed once, and stored with the other parameters.
     """
 
-    init: Callable[[jax.Array], Array]
+    init: Callable[[jax.Array, Mapping[str, int]], Array]
     low: float = float("-inf")
     high: float = float("inf")
     decay: bool = False

@@ -52,7 +52,8 @@ def siglip(
 
     scale = make_scale(logit_scale_init, min_logit_scale, max_logit_scale, from_first_batch, compared)
     bias = Parameter(
-        lambda key: jnp.array(bias_init, jnp.float32), from_first_batch=bias_of_batch if from_first_batch else None
+        lambda key, sizes: jnp.array(bias_init, jnp.float32),
+        from_first_batch=bias_of_batch if from_first_batch else None,
     )
     return Objective(
         needs=frozenset({similarity}),

@@ -45,13 +45,17 @@ class Objectives:
         """Whether the batch says which images show the same."""
         return any(part.uses_groups for part in self.parts.values())
 
-    def init(self, key: jax.Array) -> dict[str, dict[str, Array]]:
-        """Return the parameters of a new run, by objective."""
+    def init(self, key: jax.Array, sizes: Mapping[str, int]) -> dict[str, dict[str, Array]]:
+        """Return the parameters of a new run, by objective.
+
+        Args:
+            sizes: of the model, see `Model`.
+        """
         values: dict[str, dict[str, Array]] = {}
         for name, part in self.parts.items():
             for parameter, meta in part.parameters.items():
                 key, own = jax.random.split(key)
-                values.setdefault(name, {})[parameter] = meta.init(own)
+                values.setdefault(name, {})[parameter] = meta.init(own, sizes)
         return values
 
     def init_state(self) -> dict[str, Any]:
@@ -167,7 +171,7 @@ class Objectives:
 
 def init_parameters(model: Model, objectives: Objectives, key: jax.Array) -> dict[str, Any]:
     """Return the parameters of a new run: the model's, and under "objectives" those of each objective."""
-    own = objectives.init(jax.random.fold_in(key, 1))
+    own = objectives.init(jax.random.fold_in(key, 1), model.sizes)
     return model.init(key) | ({"objectives": own} if own else {})
 
 

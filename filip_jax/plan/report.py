@@ -108,16 +108,17 @@ def step_operations(config: Mapping[str, Any], devices: Sequence[Any]) -> float:
 def loss_temporary(setup: Setup) -> int:
     """Bytes of one chip that the loss and its gradient need beside the encoder outputs, compiled alone."""
     batch, objectives = batch_of(setup), setup.objectives
-    own = setup.shapes["params"].get("objectives", {}), setup.shapes.get("objectives", {})
+    parameters, teacher = setup.shapes["params"], setup.shapes.get("teacher", {})
+    own = [tree.get("objectives", {}) for tree in (parameters, setup.shapes, teacher)]
     if setup.model.noise_size:
         shape = (setup.batch_size, setup.model.noise_size)
         batch |= {"noise": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=batch["ids"].sharding)}
 
-    def loss(encoded, parameters, state):
-        return objectives.loss(parameters, state, encoded, 0.0)[0]
+    def loss(encoded, parameters, state, teacher):
+        return objectives.loss(parameters, state, encoded, 0.0, teacher)[0]
 
     with jax.set_mesh(setup.mesh):
-        encoded = jax.eval_shape(partial(encode_batch, setup.model), setup.shapes["params"], batch)
+        encoded = jax.eval_shape(partial(encode_batch, setup.model), parameters, batch, teacher=teacher)
         split = batch["ids"].sharding
         encoded = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), encoded)
         gradient = jax.value_and_grad(loss, allow_int=True)

@@ -23,7 +23,15 @@ from filip_jax.train.guards import check_guards
 from filip_jax.train.init_from import origins_of
 from filip_jax.train.optimizer import Optimizer, make_optimizer
 from filip_jax.train.profile import check_profile
-from filip_jax.train.step import State, encode_batch, make_init, make_start, make_train_step, state_shardings
+from filip_jax.train.step import (
+    State,
+    encode_batch,
+    make_init,
+    make_start,
+    make_train_step,
+    state_shardings,
+    teacher_parts,
+)
 from filip_jax.train.wandb_log import check_project
 
 # By default the compiler cuts each product with a gathered parameter into a loop of small ones, which rewrites the
@@ -199,7 +207,8 @@ def _check_objectives(network, objectives, parameters, image_size, text_length):
         batch["noise"] = jnp.zeros((2, network.noise_size))
 
     def loss(parameters):
-        encoded = encode_batch(network, parameters, batch)
-        return objectives.loss(parameters.get("objectives", {}), objectives.init_state(), encoded, 0.0)[0]
+        teacher, own = teacher_parts(objectives, parameters), parameters.get("objectives", {})
+        encoded = encode_batch(network, parameters, batch, teacher=teacher)
+        return objectives.loss(own, objectives.init_state(), encoded, 0.0, teacher.get("objectives"))[0]
 
     jax.eval_shape(loss, parameters)

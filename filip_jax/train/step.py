@@ -99,12 +99,8 @@ def make_train_step(
 
         def loss_of(trainable):
             parameters = paths.unflatten(paths.flatten(trainable) | frozen)
-            encoded = encode_batch(model, parameters, batch, microbatches)
-            teacher = state["params"] | state.get("teacher", {})
-            if objectives.teacher:
-                encoded = replace(
-                    encoded, teacher=encode_batch(model, jax.lax.stop_gradient(teacher), batch, microbatches)
-                )
+            teacher = state.get("teacher", {})
+            encoded = encode_batch(model, parameters, batch, microbatches, teacher)
             own, untrained = parameters.get("objectives", {}), state.get("objectives", {})
             return objectives.loss(own, untrained, encoded, position / total_steps, teacher.get("objectives"))
 
@@ -157,13 +153,18 @@ def make_start(
 
 
 def encode_batch(
-    model: Model, parameters: dict[str, Any], batch: dict[str, jax.Array], microbatches: int = 1
+    model: Model,
+    parameters: Mapping[str, Any],
+    batch: Mapping[str, jax.Array],
+    microbatches: int = 1,
+    teacher: Mapping[str, Any] | None = None,
 ) -> Encoded:
     """Return what the towers give of a batch, for objectives.
 
     Args:
         batch: see `make_train_step`; where `noise` [b, patches] is given, it chooses patches that are dropped.
         microbatches: see `in_pieces`.
+        teacher: parts of the parameters of another model, whose outputs are wanted, too.
     """
 
     def encode(parameters, batch):
@@ -172,7 +173,13 @@ def encode_batch(
         return images | {name: x[:, None] for name, x in texts.items()}
 
     towers = {name: rows for name, rows in batch.items() if name != "group"}
-    return Encoded(**in_pieces(encode, microbatches)(parameters, towers), group=batch.get("group"))
+    encoded = Encoded(**in_pieces(encode, microbatches)(parameters, towers), group=batch.get("group"))
+    if not teacher:
+        return encoded
+    if teacher.keys() == {"objectives"}:  # its towers are the student's
+        return replace(encoded, teacher=jax.lax.stop_gradient(encoded))
+    other = jax.lax.stop_gradient({**parameters, **teacher})
+    return replace(encoded, teacher=Encoded(**in_pieces(encode, microbatches)(other, towers)))
 
 
 def in_pieces(encode: Callable[..., Any], pieces: int) -> Callable[..., Any]:
