@@ -132,7 +132,8 @@ class Trainer:
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
         if self.step == setup.total_steps:
-            rows = (row for row in ())  # no step is left: no data is read
+            nothing: list[Any] = []
+            rows = (row for row in nothing)  # no step is left: no data is read
         self.feed = Feed(rows, lambda: watch.stop)
         self.profile = Profile(self.place, self.step, setup.total_steps, **setup.profile)
 
