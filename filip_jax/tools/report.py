@@ -33,9 +33,13 @@ from filip_jax.workdir import Workdir
 
 NAME = "report.html"
 CURVES = (
-    ("train/loss", "loss"), ("train/samples_per_second", "pairs per second"), ("train/logit_scale", "logit scale"),
-    ("train/lr", "learning rate"), ("train/grad_norm", "gradient norm"), ("time/data_wait_frac", "share of the time that waits for data"),
-)  # fmt: skip
+    ("train/loss", "loss"),
+    ("train/samples_per_second", "pairs per second"),
+    ("train/logit_scale", "logit scale"),
+    ("train/lr", "learning rate"),
+    ("train/grad_norm", "gradient norm"),
+    ("time/data_wait_frac", "share of the time that waits for data"),
+)
 PAGES = 8  # of each evaluation's pictures
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the page can load nothing
 
@@ -195,9 +199,13 @@ def _time(lines) -> str:
         for name, s in seconds.items()
     )
     rows = [
-        [f'<span class="dot" style="background:{colours[name]}"></span>{escape(name)}', f"{s:,.1f} s", f"{100 * s / whole:.1f} %"]
+        [
+            f'<span class="dot" style="background:{colours[name]}"></span>{escape(name)}',
+            f"{s:,.1f} s",
+            f"{100 * s / whole:.1f} %",
+        ]
         for name, s in seconds.items()
-    ]  # fmt: skip
+    ]
     said = f"<p>Goodput: {100 * seconds.get('step', 0.0) / whole:.1f} % of the time went into training steps.</p>"
     return _section(
         "Where the time went", f'{said}<div class="bar">{bar}</div>{_table(["phase", "time", "share"], rows)}'
