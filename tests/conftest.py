@@ -37,7 +37,6 @@ from filip_jax.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 HELPERS = ("multiprocessing.resource_tracker", "wandb-core")  # processes that a library keeps until this one ends
-MESHES = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 4), (4, 2), (8, 1)]
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in what a shell starts in the background; tests interrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)
