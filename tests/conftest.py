@@ -36,6 +36,7 @@ from jax.sharding import AxisType, Mesh
 from filip_jax.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
+MAX_GROWTH = 400  # MiB that a worker may take before its memory is freed
 HELPERS = ("multiprocessing.resource_tracker", "wandb-core")  # processes that a library keeps until this one ends
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in what a shell starts in the background; tests interrupt
@@ -63,14 +64,36 @@ def slow(*values: object):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def free_programs():
-    """JAX's caches keep compiled programs, and glibc what was freed: a worker that ran many files held four gigabytes."""
-    yield
+def resident_memory() -> float:
+    """Return the memory that this process holds, in MiB; nothing where there is no /proc."""
+    with suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+    return 0.0
+
+
+kept = [0.0]  # MiB that were left when memory was freed last
+
+
+def free_memory() -> None:
+    """Empty JAX's caches of compiled programs and give back what glibc keeps: workers held four gigabytes of both."""
     jax.clear_caches()
     gc.collect()
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
+    kept[0] = resident_memory()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def each_file_frees_its_memory():
+    yield
+    free_memory()
+
+
+@pytest.fixture(autouse=True)
+def much_memory_is_freed_at_once():
+    yield
+    if resident_memory() > kept[0] + MAX_GROWTH:
+        free_memory()
 
 
 def make_devices_mesh(replica: int, data: int) -> Mesh:
