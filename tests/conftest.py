@@ -36,7 +36,7 @@ from jax.sharding import AxisType, Mesh
 from filip_jax.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
-MAX_GROWTH = 400  # MiB that a worker may take before its memory is freed
+MAX_GROWTH = 200  # MiB that a worker may take before it gives back what it can
 HELPERS = ("multiprocessing.resource_tracker", "wandb-core")  # processes that a library keeps until this one ends
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in what a shell starts in the background; tests interrupt
@@ -71,29 +71,34 @@ def resident_memory() -> float:
     return 0.0
 
 
-kept = [0.0]  # MiB that were left when memory was freed last
-
-
-def free_memory() -> None:
-    """Empty JAX's caches of compiled programs and give back what glibc keeps: workers held four gigabytes of both."""
-    jax.clear_caches()
-    gc.collect()
+def trim() -> None:
+    """Give back to the system what glibc keeps for later: compilers free hundreds of megabytes into it."""
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
-    kept[0] = resident_memory()
+
+
+@pytest.fixture(scope="session")
+def kept() -> list[float]:
+    """The memory, in MiB, that was left when a file or a test gave back the rest."""
+    return [resident_memory()]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def each_file_frees_its_memory():
+def each_file_frees_its_memory(kept):
+    """Compiled programs, which JAX's caches keep, too: a worker that ran many files held four gigabytes."""
     yield
-    free_memory()
+    jax.clear_caches()
+    gc.collect()
+    trim()
+    kept[0] = resident_memory()
 
 
 @pytest.fixture(autouse=True)
-def much_memory_is_freed_at_once():
+def each_test_gives_back_much_memory(kept):
     yield
     if resident_memory() > kept[0] + MAX_GROWTH:
-        free_memory()
+        trim()
+        kept[0] = resident_memory()
 
 
 def make_devices_mesh(replica: int, data: int) -> Mesh:

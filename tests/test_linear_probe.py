@@ -1,6 +1,5 @@
 """The linear probe: its classifiers against scikit-learn and by hand, its features, its choices, the shipped config."""
 
-import copy
 import dataclasses
 import io
 import re
@@ -144,7 +143,7 @@ def toy_model(mesh=(1, 1)):
     model = make_model(**CONFIG)
     sizes = dict(image_size=12, text_length=6, batch_size=16)
     embedder = Embedder(model, Silent(), **sizes, mesh=make_devices_mesh(*mesh))
-    return embedder.with_parameters(copy.deepcopy(toy_parameters()), 7)
+    return embedder.with_parameters(jax.tree.map(lambda leaf: leaf, toy_parameters()), 7)
 
 
 @pytest.fixture(scope="module")
