@@ -103,8 +103,8 @@ def expected(config, batch):
     "devices, replica, microbatches, options",
     [
         slow(1, 1, 4, {"implementation": "reference"}),
-        (8, 2, 1, {"exchange": "gather"}),
-        (8, 1, 2, {"exchange": "ring", "indices": "recompute"}),
+        slow(8, 1, 1, {"exchange": "gather"}),
+        (8, 2, 2, {"exchange": "ring", "indices": "recompute"}),
     ],
 )
 def test_a_step_has_the_loss_and_gradient_of_the_definition(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from conftest import MESHES, make_devices_mesh, unit
+from conftest import make_devices_mesh, slow, unit
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -150,8 +150,12 @@ def test_masked_tokens_change_nothing_and_get_no_gradient():
 
 @pytest.mark.smoke
 @pytest.mark.parametrize(
-    "jitted, replica, data", [*((True, *mesh) for mesh in MESHES), (False, 1, 1), (False, 1, 8), (False, 2, 4)]
-)
+    "jitted, replica, data",
+    [
+        *((True, *mesh) for mesh in [(1, 8), (2, 4), (8, 1)]), (False, 1, 1), (False, 2, 4),
+        *(slow(True, *mesh) for mesh in [(1, 1), (1, 2), (1, 4), (4, 2)]), slow(False, 1, 8),
+    ],
+)  # fmt: skip
 def test_sharded_equals_the_definition(replica, data, jitted):
     images, texts, mask = pairs(5, b=16, p=7, t=6)
     arguments = single(images), single(texts), jnp.asarray(mask), single(30.0)

@@ -33,9 +33,12 @@ from filip_jax.workdir import Workdir
 
 NAME = "report.html"
 CURVES = (
-    ("train/loss", "loss"), ("train/samples_per_second", "pairs per second"),
-    ("train/lr", "learning rate"), ("train/grad_norm", "gradient norm"), ("time/data_wait_frac", "share of the time that waits for data"),
-)  # fmt: skip
+    ("train/loss", "loss"),
+    ("train/samples_per_second", "pairs per second"),
+    ("train/lr", "learning rate"),
+    ("train/grad_norm", "gradient norm"),
+    ("time/data_wait_frac", "share of the time that waits for data"),
+)
 OF_OBJECTIVE = re.compile(r"train/[a-z][a-z0-9_]*/(?!\w*_at_bound)\w+")
 MAX_OF_OBJECTIVES = 24  # charts
 PAGES = 8  # of each evaluation's pictures
@@ -203,9 +206,13 @@ def _time(lines) -> str:
         for name, s in seconds.items()
     )
     rows = [
-        [f'<span class="dot" style="background:{colours[name]}"></span>{escape(name)}', f"{s:,.1f} s", f"{100 * s / whole:.1f} %"]
+        [
+            f'<span class="dot" style="background:{colours[name]}"></span>{escape(name)}',
+            f"{s:,.1f} s",
+            f"{100 * s / whole:.1f} %",
+        ]
         for name, s in seconds.items()
-    ]  # fmt: skip
+    ]
     said = f"<p>Goodput: {100 * seconds.get('step', 0.0) / whole:.1f} % of the time went into training steps.</p>"
     return _section(
         "Where the time went", f'{said}<div class="bar">{bar}</div>{_table(["phase", "time", "share"], rows)}'

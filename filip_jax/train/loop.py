@@ -32,7 +32,7 @@ from filip_jax.redact import redacted
 from filip_jax.sections import call
 from filip_jax.train import start
 from filip_jax.train.evaluation import EvalGuard
-from filip_jax.train.feed import Feed
+from filip_jax.train.feed import Feed, no_rows
 from filip_jax.train.goodput import CompileCache, Goodput
 from filip_jax.train.init_from import Donor, open_donor
 from filip_jax.train.input_log import InputLog, forget_keys_after
@@ -131,7 +131,7 @@ class Trainer:
             seed=setup.seed, start=self.samples_seen, groups=setup.objectives.uses_groups,
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
-        self.feed = Feed(rows if self.step < setup.total_steps else (row for row in list[Any]()), lambda: watch.stop)
+        self.feed = Feed(rows if self.step < setup.total_steps else no_rows(), lambda: watch.stop)
         self.profile = Profile(self.place, self.step, setup.total_steps, **setup.profile)
 
     def _start(self, newest: int | None, tokenizer: Tokenizer, donor: Donor | None) -> tuple[State, int, dict]:
