@@ -9,6 +9,7 @@ Letters as in similarity.py; k are the captions of an image, j the texts of all 
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -85,24 +86,13 @@ def pair_losses(
         plan = similarity.plan(images, texts, axes, devices)
         real, weight = image_info["real"], text_info["weight"]
         image_counts, text_counts = _count(losses, (image_info, text_info), (all_images, all_texts))
-
-        def terms(similarities, images, texts, parameters):
-            of_losses = {
-                name: loss.terms(similarities, images | images[name], texts | texts[name], parameters[name])
-                for name, loss in losses.items()
-            }
-            return {
-                (name, side, how): x
-                for name, sides in of_losses.items()
-                for side, hows in sides.items()
-                for how, x in hows.items()
-            }
-
+        terms = partial(_terms, losses)
         if plan.streamed:
-            information = image_info | image_counts, text_info | text_counts
+            information = image_info | {"counts": image_counts}, text_info | {"counts": text_counts}
             reduced = ring.reduce_in_ring(terms, similarity, plan, images, texts, *information, parameters)
         else:
-            image_info, text_info = image_info | image_counts, all_texts | gather(text_counts, axes)
+            image_info |= {"counts": image_counts}
+            text_info = all_texts | {"counts": gather(text_counts, axes)}
             similarities = similarity.matrices(images, texts, parameters["similarity"], plan)
             block = terms(similarities, image_info, ring.column(text_info), parameters["losses"])
             reduced = values(across(block_states(block, image_info["index"], text_info["index"], axes), axes))
@@ -150,6 +140,16 @@ def _count(losses, own, everything):
         of_images[name] = {key: x.sum(axis=0) for key, x in loss.counts(images, ring.column(all_texts)).items()}
         of_texts[name] = {key: x.sum(axis=1) for key, x in loss.counts(all_images, ring.column(texts)).items()}
     return of_images, of_texts
+
+
+def _terms(losses, similarities, images, texts, parameters):
+    """Return {(loss, side, reduction): terms [j, i]} of all losses."""
+    terms = {}
+    for name, loss in losses.items():
+        sides = (side | side["counts"][name] for side in (images, texts))
+        for side, reductions in loss.terms(similarities, *sides, parameters[name]).items():
+            terms |= {(name, side, how): x for how, x in reductions.items()}
+    return terms
 
 
 def _sides(name, reduced):
