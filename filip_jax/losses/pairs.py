@@ -53,6 +53,7 @@ class PairLoss(Protocol):
         ...
 
 
+@jax.named_scope("pair_losses")  # which profiles show
 def pair_losses(
     losses: Mapping[str, PairLoss],
     similarity: Any,
