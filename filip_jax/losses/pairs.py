@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from filip_jax.losses import ring
 from filip_jax.losses.encoded import Encoded
 from filip_jax.losses.exchange import gather
-from filip_jax.losses.reductions import SIDES, across, block_states, own_rows, values
+from filip_jax.losses.reductions import SIDES, Key, across, block_states, own_rows, values
 from filip_jax.mesh import batch_devices, context_batch_axes
 
 LOW = -1e9  # the logit of a pair that does not count; finite, so that nothing becomes NaN
@@ -145,7 +145,7 @@ def _count(losses, own, everything):
 
 def _terms(losses, similarities, images, texts, parameters):
     """Return {(loss, side, reduction): terms [j, i]} of all losses."""
-    terms = {}
+    terms: dict[Key, jax.Array] = {}
     for name, loss in losses.items():
         sides = (side | side["counts"][name] for side in (images, texts))
         for side, reductions in loss.terms(similarities, *sides, parameters[name]).items():

@@ -88,7 +88,7 @@ class Objectives:
         started = {name: dict(values) for name, values in parameters.items()}
         for name, key in self.from_first_batch:
             begin = self.parts[name].parameters[key].from_first_batch
-            if begin and (name, key) not in keep:
+            if begin and (name, key) in begins:
                 started[name][key] = begin(encoded, started[name])
         return started
 

@@ -141,7 +141,6 @@ def make_setup(
     parameters = jax.eval_shape(partial(init_parameters, network, total), jax.random.key(seed))
     _check_objectives(network, total, parameters, **sizes)
     origins = call(origins_of, init_from, "init_from", parameters=parameters)
-    taken = {(path.split("/")[1], path.split("/")[2]) for path in origins if path.startswith("objectives/")}
     moves = call(make_optimizer, optimizer, "optimizer", parameters=parameters, total_steps=total_steps)
     init = make_init(network, total, moves, ema_decay)
     shapes = jax.eval_shape(init, jax.random.key(seed))
@@ -153,7 +152,7 @@ def make_setup(
         train_step=make_train_step(
             network, total, moves, ema_decay, total_steps, seed, microbatches, guards["spike_sigmas"]
         ),
-        start=make_start(network, total, microbatches, taken),
+        start=make_start(network, total, microbatches, origins),
         objectives=total,
         shapes=shapes,
         shardings=state_shardings(devices, shapes, moves),

@@ -133,19 +133,20 @@ def make_train_step(
 
 
 def make_start(
-    model: Model, objectives: Objectives, microbatches: int, keep: Container[tuple[str, str]]
+    model: Model, objectives: Objectives, microbatches: int, keep: Container[str]
 ) -> Callable[[State, dict[str, jax.Array]], State] | None:
     """Return the function (state, first batch) -> state whose objectives begin where that batch puts them, or None.
 
     Args:
-        keep: (objective, parameter) that come from another run.
+        keep: paths of parameters that come from another run.
     """
-    if all(name in keep for name in objectives.from_first_batch):
+    begins = {(name, key) for name, key in objectives.from_first_batch if f"objectives/{name}/{key}" not in keep}
+    if not begins:
         return None
 
     def start(state, batch):
         encoded = encode_batch(model, state["params"], batch, microbatches)
-        own = objectives.start(state["params"]["objectives"], encoded, keep)
+        own = objectives.start(state["params"]["objectives"], encoded, begins)
         parts = (name for name in ("params", "ema", "teacher") if "objectives" in state.get(name, {}))
         return state | {name: state[name] | {"objectives": own} for name in parts}
 
