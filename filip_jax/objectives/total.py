@@ -79,13 +79,9 @@ class Objectives:
         ]
 
     def start(
-        self, parameters: Mapping[str, Any], encoded: Encoded, keep: Container[tuple[str, str]]
+        self, parameters: Mapping[str, Any], encoded: Encoded, begins: Container[tuple[str, str]]
     ) -> dict[str, Any]:
-        """Return the parameters of which some begin where the first global batch puts them.
-
-        Args:
-            keep: (objective, parameter) that stay as they are, since they come from another run.
-        """
+        """Return the parameters, those of `begins`, (objective, name), as the first global batch has them."""
         started = {name: dict(values) for name, values in parameters.items()}
         for name, key in self.from_first_batch:
             begin = self.parts[name].parameters[key].from_first_batch
