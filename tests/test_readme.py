@@ -265,7 +265,7 @@ def test_python_blocks(block, request, monkeypatch, capsys):
         for section in source.values():  # the paths are not there: nothing but the options can be checked
             options = {k: v for k, v in section.items() if k not in ("name", "weight", "side_captions", "caption_keys")}
             check(SOURCES[section["name"]], options | {"caption_keys": ("txt",)}, "source")
-    else:
+    elif "make_objectives" not in names:  # whose block looks at its own result
         assert names["sharded"].shape == () and len(names["gradient"].shape) == 3
 
 

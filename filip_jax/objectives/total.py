@@ -1,5 +1,6 @@
 """The objectives of a config as one loss: a weighted sum, whose parts share what they compare."""
 
+import inspect
 import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -173,7 +174,12 @@ def init_parameters(model: Model, objectives: Objectives, key: jax.Array) -> dic
 
 def by_definition(section: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config's section with all pairs compared by the plain definition, whose operations can be counted."""
-    return {name: {**options, "implementation": "reference"} for name, options in section.items()}
+
+    def plainly(options):
+        has_choice = "implementation" in inspect.signature(OBJECTIVES[options["kind"]]).parameters
+        return {**options, "implementation": "reference"} if has_choice else options
+
+    return {name: plainly(options) for name, options in section.items()}
 
 
 def weight_at(weight: Weight, progress: Float[Array, ""] | float) -> Array | float:

@@ -130,14 +130,8 @@ def make_setup(
     check_evals(evals)
     total = make_objectives(objectives)
     network = make_model(total.needs, **model)
-    if model["attention"] == "cudnn" and devices.devices.flat[0].platform != "gpu":
-        raise UserError(
-            f"model.attention='cudnn' needs NVIDIA GPUs, not {devices.devices.flat[0].platform}: take 'xla'"
-        )
     sizes = {"image_size": model["image"]["image_size"], "text_length": model["text"]["length"]}
-    for key, size in sizes.items():
-        if data[key] != size:
-            raise UserError(f"data.{key}={data[key]}, but the model is built for {size}")
+    _check_model(model["attention"], sizes, data, devices.devices.flat[0].platform)
     parameters = jax.eval_shape(partial(init_parameters, network, total), jax.random.key(seed))
     _check_objectives(network, total, parameters, **sizes)
     origins = call(origins_of, init_from, "init_from", parameters=parameters)
@@ -194,6 +188,14 @@ def _check_numbers(seed, total_steps, log_every_steps, eval_every_steps, ema_dec
     at_least(0, eval_every_steps=eval_every_steps)
     if not 0 <= ema_decay < 1:
         raise UserError(f"ema_decay={ema_decay} must be at least 0 and below 1")
+
+
+def _check_model(attention, sizes, data, platform):
+    if attention == "cudnn" and platform != "gpu":
+        raise UserError(f"model.attention='cudnn' needs NVIDIA GPUs, not {platform}: take 'xla'")
+    for key, size in sizes.items():
+        if data[key] != size:
+            raise UserError(f"data.{key}={data[key]}, but the model is built for {size}")
 
 
 def _check_objectives(network, objectives, parameters, image_size, text_length):
