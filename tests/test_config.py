@@ -9,10 +9,11 @@ import pytest
 from conftest import ROOT
 
 from filip_jax import paths
-from filip_jax.config import check_same_run, differences, load_config, read_config, save_config
+from filip_jax.config import load_config
 from filip_jax.errors import UserError
 from filip_jax.mesh import parameter_spec
 from filip_jax.paths import flatten
+from filip_jax.saved_config import check_same_run, differences, read_config, save_config
 from filip_jax.sections import call, choose
 from filip_jax.train.setup import make_setup
 
@@ -121,13 +122,20 @@ def test_overrides_reach_everything_that_hangs_on_them():
         (lambda c: c.update(batch=3), "got an unexpected keyword argument 'batch'; its keys are seed, batch_size"),
         (lambda c: c["data"].update(crop=1), "config section data: .*'crop'; its keys are image_size, text_length"),
         (lambda c: c["data"].pop("image_size"), "config section data: missing a required .*image_size"),
-        (lambda c: c["optimizer"].pop("b1"), "config section optimizer: missing a required .*b1"),
+        (lambda c: c["optimizer"].pop("clip_norm"), "config section optimizer: missing a required .*clip_norm"),
+        (
+            lambda c: c["optimizer"].update(b3=1),
+            r"config section optimizer \(adamw\): .*'b3'; its keys are b1, b2, eps, name, ",
+        ),
         (lambda c: c["loss"].update(name="filp"), "loss.name='filp' is not one of contrastive"),
         (lambda c: c["data"].update(text_length=30), "data.text_length=30, but the model is built for 20"),
         (lambda c: c.update(batch_size=100), "batch_size=100 is not divisible by the 8 devices"),
         (lambda c: c.update(ema_decay=1.0), "ema_decay=1.0 must"),
         (lambda c: c["checkpoint"].update(evry=1), "config section checkpoint: .*'evry'; its keys are every_steps"),
-        (lambda c: c["tokenizer"].update(pth=1), "config section tokenizer: .*'pth'; its keys are name, path"),
+        (
+            lambda c: c["tokenizer"].update(pth=1),
+            r"config section tokenizer \(sentencepiece\): .*'pth'; its keys are vocab_size, .*did you mean path\?",
+        ),
         (lambda c: c["evals"]["val"].update(kind="nope"), "evals.val.kind='nope' is not one of retrieval"),
     ],
 )

@@ -143,7 +143,7 @@ def test_the_options_of_a_section(tmp_path):
     assert fingerprint(plain) != fingerprint(each) and each.seen == plain.seen
     assert [each.image_head(n) for n in range(10)] == [plain.image_head(n // 2) for n in range(10)]
     assert [caption.origin for n in range(4) for caption in each.captions(n)] == ["txt", "de.txt"] * 2
-    with pytest.raises(UserError, match="source: each_caption='yes' is not True or False"):
+    with pytest.raises(UserError, match="source: .*: each_caption='yes' is not True or False"):
         make_source(section | {"each_caption": "yes"})
     with pytest.raises(
         UserError, match="each_caption=True takes each caption once an epoch: give caption_keys without"

@@ -19,7 +19,6 @@ from filip_jax.checkpoint import Checkpoints, CheckpointWriter
 from filip_jax.cleaning.filter import filter_source
 from filip_jax.cli import main
 from filip_jax.cluster.watch import Watch
-from filip_jax.config import read_config
 from filip_jax.data.kept import Kept
 from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import make_source
@@ -28,6 +27,7 @@ from filip_jax.evals.results import forget_after, read_results, record_step
 from filip_jax.evals.run import check_evals
 from filip_jax.logged import read_metrics
 from filip_jax.models import make_model
+from filip_jax.saved_config import read_config
 from filip_jax.small_files import MAX_DEPTH
 from filip_jax.tools import report as page
 from filip_jax.tools.convert import convert

@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 from filip_jax.checkpoint import CheckpointWriter
 from filip_jax.cluster.join import check_processes
 from filip_jax.data.pipeline import batches, check_numbers
-from filip_jax.data.tokenizer import check_tokenizer_section, make_tokenizer
+from filip_jax.data.tokenizer import check_tokenizer
 from filip_jax.errors import UserError
 from filip_jax.evals.run import check_evals
 from filip_jax.mesh import batch_shapes, check_batch_size, make_mesh, replicated
-from filip_jax.models import Model, make_model
+from filip_jax.models import Model, check_platform, make_model
 from filip_jax.sections import at_least, call, check, choose
 from filip_jax.train.guards import check_guards
 from filip_jax.train.init_from import origins_of
@@ -115,15 +115,11 @@ def make_setup(
     given = ("source", "tokenizer", "batch_size", "seed", "start", "process_index", "process_count", "groups")
     check(batches, data, "data", given)
     check_numbers(**data)
-    check(make_tokenizer, tokenizer, "tokenizer", ("source",))
-    check_tokenizer_section(tokenizer["name"], tokenizer["path"], tokenizer["captions"])
+    check_tokenizer(tokenizer)
     _check_keeping(checkpoint, processes, guards, wandb_project, profile)
     check_evals(evals)
     network = make_model(**model)
-    if model["attention"] == "cudnn" and devices.devices.flat[0].platform != "gpu":
-        raise UserError(
-            f"model.attention='cudnn' needs NVIDIA GPUs, not {devices.devices.flat[0].platform}: take 'xla'"
-        )
+    check_platform(model, devices.devices.flat[0].platform)
     sizes = {"image_size": model["image"]["image_size"], "text_length": model["text"]["length"]}
     for key, size in sizes.items():
         if data[key] != size:

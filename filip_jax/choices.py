@@ -1,0 +1,137 @@
+"""The sections of a config that choose a kind of something, and how words on the command line choose another.
+
+    --optimizer adamw b2=0.98    or    --config.optimizer='adamw b2=0.98'
+
+is the section dict(name="adamw", b2=0.98). Options that are not named take the kind's defaults; those that have none keep
+the config's value. A section that chooses is one line in `CHOICES`. The tables are imported when they are asked for.
+"""
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from filip_jax.errors import UserError
+from filip_jax.sections import options_of
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a section chooses from.
+
+    Attributes:
+        kinds: by name; what is called with the kind's options.
+        common: what is called with the options of every kind.
+        key: of the section, which names the kind.
+    """
+
+    kinds: Mapping[str, Callable[..., Any]]
+    common: Callable[..., Any] = dict
+    key: str = "name"
+
+    def options(self, kind: str) -> dict[str, inspect.Parameter]:
+        """Return the options of a kind by name, its own first; of an unknown one those of every kind."""
+        functions = (self.kinds[kind], self.common) if kind in self.kinds else (self.common,)
+        found = {name: p for function in functions for name, p in options_of(function).items()}
+        return {name: p for name, p in found.items() if p.kind is p.KEYWORD_ONLY and name != self.key}
+
+    def section(self, words: Sequence[str], old: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the section of "KIND key=value …" in place of an old one, from which come options without a default.
+
+        Raises:
+            UserError: a word without "=", or a key twice, as a shell makes of a path whose braces it spreads.
+        """
+        kind, options = words[0], self.options(words[0])
+        section = {self.key: kind}
+        for word in words[1:]:
+            name, equals, text = word.partition("=")
+            if not equals:
+                raise UserError(f"{word!r} is not key=value, as in: {kind} {next(iter(options), 'key')}={word}")
+            if name in section:
+                raise UserError(
+                    f"{word}: {name} stands there twice; braces need quotation marks: 'path=DATA/{{0..9}}.tar'"
+                )
+            section[name] = self.value(kind, name, text)
+        kept = [name for name, p in options.items() if p.default is p.empty and name in old]
+        return {name: old[name] for name in kept} | section
+
+    def value(self, kind: str, name: str, text: str) -> Any:
+        """Return what the text of an option stands for: a text where the kind takes one, words, or a Python literal."""
+        option = self.options(kind).get(name)
+        if option is not None and option.annotation is str:
+            return text
+        if option is not None and option.annotation == Sequence[str] and text[:1] not in ("(", "["):
+            return tuple(word for word in text.split(",") if word)
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):  # of Python's parser, for what is nested deeply
+            return text
+
+
+def _sources() -> Choice:
+    from filip_jax.data.sources import SOURCES, open_source
+
+    return Choice(SOURCES, open_source)
+
+
+def _tokenizers() -> Choice:
+    from filip_jax.data.tokenizer import TOKENIZERS, make_tokenizer
+
+    return Choice({name: kind.make for name, kind in TOKENIZERS.items()}, make_tokenizer)
+
+
+def _optimizers() -> Choice:
+    from filip_jax.train.optimizer import OPTIMIZERS, make_optimizer
+
+    return Choice(OPTIMIZERS, make_optimizer)
+
+
+def _evals() -> Choice:
+    from filip_jax.evals.run import KINDS, open_eval
+
+    return Choice({name: kind.evaluate for name, kind in KINDS.items()}, open_eval, "kind")
+
+
+# By the key of the section, * for any name. Below such a key several are chosen at once: "KIND … + NAME=KIND …".
+CHOICES: Mapping[str, Callable[[], Choice]] = {
+    "source": _sources,
+    "tokenizer": _tokenizers,
+    "optimizer": _optimizers,
+    "evals.*": _evals,
+    "evals.*.source": _sources,
+}
+FLAGS = [key.removesuffix(".*") for key in CHOICES if not key.startswith("evals")]
+KEYS = ("name", "kind")  # which name the kind
+
+
+def choice_of(key: str) -> Choice | None:
+    """Return what the section of this key chooses from; None if it does not choose."""
+    names = key.split(".")
+    for pattern, find in CHOICES.items():
+        parts = pattern.split(".")
+        if len(parts) == len(names) and all(part in ("*", name) for part, name in zip(parts, names)):
+            return find()
+    return None
+
+
+def section_of(key: str, words: Sequence[str], old: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section of a key that words choose in place of an old one.
+
+    Raises:
+        UserError: the section of this key chooses nothing, a name stands there twice, or as `Choice.section`.
+    """
+    if not words:
+        raise UserError(f"--config.{key}: name a kind, and its options behind it as key=value")
+    if choice := choice_of(key):
+        return choice.section(words, old)
+    if not (choice := choice_of(f"{key}.*")):
+        raise UserError(f"--config.{key}={' '.join(words)}: a section is changed by its keys, --config.{key}.KEY=value")
+    sections: dict[str, Any] = {}
+    for part in (list(part) for is_plus, part in groupby(words, "+".__eq__) if not is_plus):
+        name, _, kind = part[0].rpartition("=")
+        if (name := name or kind) in sections:
+            raise UserError(f"--config.{key}: {name} stands there twice; name one of them, as in other={kind}")
+        sections[name] = choice.section([kind, *part[1:]], old.get(name, {}))
+    return sections
