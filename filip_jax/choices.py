@@ -19,12 +19,12 @@ from filip_jax.sections import options_of
 
 @dataclass(frozen=True)
 class Choice:
-    """What a section chooses from.
+    """What a section chooses from. Options are arguments that are given by name only.
 
     Attributes:
-        kinds: by name; what is called with the kind's options.
-        common: what is called with the options of every kind.
-        key: of the section, which names the kind.
+        kinds: by name, the function or class that takes the options of this kind.
+        common: the function that takes those of every kind.
+        key: the key of the section that names the kind.
     """
 
     kinds: Mapping[str, Callable[..., Any]]
@@ -47,7 +47,7 @@ class Choice:
         section = {self.key: kind}
         for word in words[1:]:
             name, equals, text = word.partition("=")
-            if not equals:
+            if not equals or not name:
                 raise UserError(f"{word!r} is not key=value, as in: {kind} {next(iter(options), 'key')}={word}")
             if name in section:
                 raise UserError(
@@ -71,9 +71,9 @@ class Choice:
 
 
 def _sources() -> Choice:
-    from filip_jax.data.sources import SOURCES, open_source
+    from filip_jax.data.sources import SOURCES, open_kind
 
-    return Choice(SOURCES, open_source)
+    return Choice(SOURCES, open_kind)
 
 
 def _tokenizers() -> Choice:
@@ -103,35 +103,43 @@ CHOICES: Mapping[str, Callable[[], Choice]] = {
     "evals.*.source": _sources,
 }
 FLAGS = [key.removesuffix(".*") for key in CHOICES if not key.startswith("evals")]
-KEYS = ("name", "kind")  # which name the kind
+KEYS = ("name", "kind")  # of which a section has one, that names its kind
+
+
+def _find(key: str) -> Callable[[], Choice] | None:
+    names = key.split(".")
+    for pattern, table in CHOICES.items():
+        parts = pattern.split(".")
+        if len(parts) == len(names) and all(part in ("*", name) for part, name in zip(parts, names)):
+            return table
+    return None
 
 
 def choice_of(key: str) -> Choice | None:
     """Return what the section of this key chooses from; None if it does not choose."""
-    names = key.split(".")
-    for pattern, find in CHOICES.items():
-        parts = pattern.split(".")
-        if len(parts) == len(names) and all(part in ("*", name) for part, name in zip(parts, names)):
-            return find()
-    return None
+    table = _find(key)
+    return table() if table else None
+
+
+def is_choice(key: str) -> bool:
+    """Return whether words may stand for the section of this key: for one kind, or for several by name."""
+    return bool(_find(key) or _find(f"{key}.*"))
 
 
 def section_of(key: str, words: Sequence[str], old: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the section of a key that words choose in place of an old one.
+    """Return the section that words choose in place of an old one; `is_choice` of its key.
 
     Raises:
-        UserError: the section of this key chooses nothing, a name stands there twice, or as `Choice.section`.
+        UserError: no word, a name stands there twice, or as `Choice.section`.
     """
     if not words:
         raise UserError(f"--config.{key}: name a kind, and its options behind it as key=value")
     if choice := choice_of(key):
         return choice.section(words, old)
-    if not (choice := choice_of(f"{key}.*")):
-        raise UserError(f"--config.{key}={' '.join(words)}: a section is changed by its keys, --config.{key}.KEY=value")
-    sections: dict[str, Any] = {}
+    several, sections = CHOICES[f"{key}.*"](), dict[str, Any]()
     for part in (list(part) for is_plus, part in groupby(words, "+".__eq__) if not is_plus):
         name, _, kind = part[0].rpartition("=")
         if (name := name or kind) in sections:
             raise UserError(f"--config.{key}: {name} stands there twice; name one of them, as in other={kind}")
-        sections[name] = choice.section([kind, *part[1:]], old.get(name, {}))
+        sections[name] = several.section([kind, *part[1:]], old.get(name, {}))
     return sections

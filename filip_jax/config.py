@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from filip_jax.choices import FLAGS, KEYS, choice_of, section_of
+from filip_jax.choices import FLAGS, KEYS, choice_of, is_choice, section_of
 from filip_jax.errors import UserError
 from filip_jax.names import make_name
 from filip_jax.shipped import shipped_config, shipped_configs
@@ -33,7 +33,7 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
     Args:
         file: the ending .py may be left out. Where there is no such file it is the name of a shipped config.
-        overrides: those that choose another kind of something, see choices.py, come first wherever they stand.
+        overrides: those that choose a kind of something, see choices.py, come first wherever they stand.
 
     Raises:
         UserError: no such file or variant, an unknown key (with the nearest match), a wrong type.
@@ -201,11 +201,12 @@ def _choose(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
     others = []
     for override in overrides:
         key, value = _parted(override)
-        section, (parent, _, name) = _at(config, key), key.rpartition(".")
-        if value is not None and isinstance(section, ConfigDict):
-            _set(config, key, ConfigDict(section_of(key, _words(value), _references(section))))
-        elif value not in (None, section) and name in KEYS and (choice := choice_of(parent)) and value in choice.kinds:
-            _set(config, parent, ConfigDict(choice.section([value], _references(_at(config, parent)))))
+        parent, _, name = key.rpartition(".")
+        old, choice = _at(config, key), choice_of(parent) if name in KEYS else None
+        if isinstance(old, ConfigDict) and value is not None and value[:1] != "{" and is_choice(key):
+            _set(config, key, section_of(key, _words(value), _references(old)))
+        elif choice and name == choice.key and value in choice.kinds and value != old is not None:
+            _set(config, parent, choice.section([value], _references(_at(config, parent))))
         else:
             others.append(override)
     return [override for override in others if not _set_option(config, *_parted(override))]
@@ -230,15 +231,20 @@ def _at(config: ConfigDict, key: str) -> Any:
     return config
 
 
-def _references(section: ConfigDict) -> dict[str, Any]:
-    """Return the values of a section, such that those that hang together in the config go on to."""
+def _references(section: Any) -> dict[str, Any]:
+    """Return the values of a section; those that depend on each other in the config go on to."""
+    if not isinstance(section, ConfigDict):
+        return {}
     return {name: x if isinstance(x, ConfigDict) else section.get_ref(name) for name, x in section.items()}
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:
     parent, _, name = key.rpartition(".")
-    with config.unlocked():
-        (_at(config, parent) if parent else config)[name] = value
+    try:
+        with config.unlocked():
+            (_at(config, parent) if parent else config)[name] = ConfigDict(value) if isinstance(value, dict) else value
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"wrong config value of {key}: {error}") from error
 
 
 def _set_option(config: ConfigDict, key: str, value: str | None) -> bool:

@@ -257,6 +257,9 @@ def test_python_blocks(block, request, monkeypatch, capsys):
     exec(compile(block, page, "exec"), names)
     if "image_to_text" in names:
         assert names["image_to_text"].shape == names["text_to_image"].shape == (1, 2) and capsys.readouterr().out
+    elif "VARIANTS" in names:
+        for variant in names["VARIANTS"]:
+            call(make_setup, names["get_config"](variant).to_dict(), variant)
     elif "get_config" in names:
         config = names["get_config"]().to_dict()
         if "source" not in config:

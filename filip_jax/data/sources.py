@@ -17,7 +17,7 @@ from filip_jax.data.class_folder import ClassFolder
 from filip_jax.data.each_caption import EachCaption
 from filip_jax.data.emoji_scenes import EmojiScenes
 from filip_jax.data.folder import Folder
-from filip_jax.data.identity import ELSEWHERE, OLDER, changes, is_elsewhere, parts_of
+from filip_jax.data.identity import ELSEWHERE, changes, is_elsewhere, parts_of
 from filip_jax.data.joined import WEIGHT, Joined, Mixture
 from filip_jax.data.kept import Kept
 from filip_jax.data.labelled import Labelled
@@ -108,7 +108,7 @@ def make_source(section: Mapping[str, Any], key: str = "source") -> Source:
     kind = choose(SOURCES | {"mixture": Mixture}, name, f"{key}.name")
     common = {option: section.pop(option) for option in COMMON if option in section}
     try:
-        return call(open_source, common, f"{key} ({name})", kind=kind, section=section, key=f"{key} ({name})")
+        return call(open_kind, common, f"{key} ({name})", kind=kind, own=section, place=f"{key} ({name})")
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
 
@@ -130,25 +130,25 @@ def _make_mixture(parts: Mapping[str, Any], key: str) -> Mixture:
     return Mixture({name: make_source(section, f"{key}.{name}") for name, section in sections.items()}, weights)
 
 
-def open_source(
-    kind: Callable[..., Source], section: dict[str, Any], key: str,
+def open_kind(
+    kind: Callable[..., Source], own: dict[str, Any], place: str,
     *, side_captions: str = "", keep: str = "", each_caption: bool = False, label: str = "", class_names: str = "",
 ) -> Source:  # fmt: skip
-    """Return a source of a kind; the keyword arguments are the options of every kind, see `make_source`.
+    """Return a source of a kind, made of its own options; the keyword arguments are those of every kind, see `make_source`.
 
     Raises:
         UserError: a wrong option, or data that cannot be opened.
     """
     if label:
-        section["caption_keys"] = (*(k for k in section.get("caption_keys", ()) if k != label), label)
-    weights = _weights(section["caption_keys"]) if "caption_keys" in section else None
+        own["caption_keys"] = (*(k for k in own.get("caption_keys", ()) if k != label), label)
+    weights = _weights(own["caption_keys"]) if "caption_keys" in own else None
     if each_caption and len(set((weights or {}).values())) > 1:
         raise UserError("each_caption=True takes each caption once an epoch: give caption_keys without weights")
-    side = SideCaptions(side_captions, section.get("index", "")) if side_captions else None
+    side = SideCaptions(side_captions, own.get("index", "")) if side_captions else None
     if weights is not None:
-        section["caption_keys"] = tuple(name for name in weights if side is None or name not in side.origins)
-    check(kind, section, key, also=COMMON)
-    source = kind(**section)
+        own["caption_keys"] = tuple(name for name in weights if side is None or name not in side.origins)
+    check(kind, own, place, also=COMMON)
+    source = kind(**own)
     if label or class_names:
         source = Labelled(source, label=label, class_names=class_names)
     if weights is not None or side is not None or keep:
@@ -156,7 +156,7 @@ def open_source(
     return EachCaption(source) if each_caption else source
 
 
-COMMON = keys_of(open_source)
+COMMON = keys_of(open_kind)
 
 
 def _weights(caption_keys: Sequence[Any]) -> dict[str, float]:
@@ -216,18 +216,15 @@ def check_same_data(was: Mapping[str, Any], now: Mapping[str, Any], workdir: Any
     """Raise a UserError that names what differs if a run's data is not what its checkpoint was trained on.
 
     Args:
-        was: what `describe` gave then; earlier versions noted no more than a `data_sha256` of their own, whose runs go on
-            with a warning, as do those whose files lay in a bucket then and now do not, or the other way round.
+        was: what `describe` gave then. A run whose files lay in a bucket then and now do not, or the other way round, goes
+            on with a warning.
     """
     if was.get("data_sha256") == now["data_sha256"]:
         return
     noted, current = json.dumps(was["data"]) if isinstance(was.get("data"), dict) else None, json.dumps(now["data"])
-    if "data" not in was or is_elsewhere(noted, current):
-        reason = ELSEWHERE if "data" in was else OLDER
-        warnings.warn(
-            f"the data of {workdir}: {reason}; the run goes on: make sure that it has not changed", stacklevel=3
-        )
-        return
+    if is_elsewhere(noted, current):
+        text = f"the data of {workdir}: {ELSEWHERE}; the run goes on: make sure that it has not changed"
+        return warnings.warn(text, stacklevel=3)
     changed = changes(noted, current)
     raise UserError(
         f"the data of {workdir} is not what the run began with (what differs: {changed}): bring it back, or start in a new "
