@@ -74,7 +74,7 @@ class Checkpoints:
 
         Raises:
             OtherFormat: another version of filip_jax wrote it.
-            OSError: the disk or bucket can not be asked; a file that it can not give counts as damaged.
+            OSError: the disk or bucket cannot be asked; a file that it cannot give counts as damaged.
         """
         try:
             return damage(self.folder(step), self._manifest(step), share, shares)

@@ -77,7 +77,7 @@ def make_tokenizer(*, source: Source, name: str, path: str = "", **options: Any)
         options: of this kind.
 
     Raises:
-        UserError: no such file, or captions that sentencepiece can not train on.
+        UserError: no such file, or captions that sentencepiece cannot train on.
     """
     check_tokenizer({"name": name, "path": path, **options})
     return TOKENIZERS[name].make(source, from_user(path), **options)
@@ -145,7 +145,7 @@ def check_tokenizer(section: Mapping[str, Any]) -> None:
 
 
 def spread_captions(source: Source, records: int) -> Iterator[str]:
-    """All texts of so many records, evenly spread over the source; what can not be read is left out.
+    """All texts of so many records, evenly spread over the source; what cannot be read is left out.
 
     Raises:
         UserError: behind the last record, if there was no text.
