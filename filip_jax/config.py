@@ -208,9 +208,10 @@ def _choose(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
         key, value = _parted(override)
         parent, _, name = key.rpartition(".")
         old, choice = _at(config, key), choice_of(parent) if name in KEYS else None
-        if isinstance(old, ConfigDict) and value is not None and value[:1] != "{" and is_choice(key):
+        is_section = isinstance(old, ConfigDict) or "." not in key
+        if is_section and value is not None and value[:1] != "{" and is_choice(key):
             _set(config, key, section_of(key, _words(value), _references(old)))
-        elif choice and name == choice.key and value in choice.kinds and value != old is not None:
+        elif choice and name == choice.key and value in choice.kinds and old not in (None, value):
             _set(config, parent, choice.section([value], _references(_at(config, parent))))
         else:
             others.append(override)

@@ -39,7 +39,7 @@ VAL = load_config(DEMO)["evals"]["val"]
         (["tokenizer=sentencepiece"], "tokenizer", {"name": "sentencepiece", "vocab_size": 800}),
         (["tokenizer=sentencepiece", "model.text.vocab_size=300"], "tokenizer", {"name": "sentencepiece", "vocab_size": 300}),
         (["source=csv 'path=/a b' images=5 columns=a,b"], "source", {"name": "csv", "path": "/a b", "images": "5", "columns": ("a", "b")}),
-        (["source=tfds split=3 caption_keys=[('a',2.0)]"], "source", {"name": "tfds", "split": "3", "caption_keys": [("a", 2.0)]}),
+        (["source=tfds split=3 \"caption_keys=[('a',2.0)]\""], "source", {"name": "tfds", "split": "3", "caption_keys": [("a", 2.0)]}),
         (["source.each_caption=True"], "source.each_caption", True),
         (["evals.val=pictures"], "evals.val", {"kind": "pictures", "source": VAL["source"], "examples": 256}),
         (["evals.val.prompt=a {}"], "evals.val", VAL | {"prompt": "a {}"}),
@@ -61,7 +61,7 @@ def test_words_choose_a_kind(overrides, key, section):
         ("optimizer=", "--config.optimizer: name a kind, and its options behind it as key=value"),
         ("optimizer='adamw", "No closing quotation"),
         ("optimizer.b3=1", "no b3; there are b1, b2, clip_norm, decay_rules, eps, learning_rate_rules, name, peak_learning_rate,"),
-        ("source.caption_key=a", "no caption_key; did you mean side_captions?; --source KIND key=value … chooses another"),
+        ("source.caption_key=a", "no caption_key; did you mean each_caption?; --source KIND key=value … chooses another"),
         ("evals.val.exampels=3", "no exampels; did you mean examples?"),
         ("source.kind=folder", "no kind; there are name, scenes, seed, split,"),
         ("model=large", "Failed to parse 'large' as a ConfigDict"),
@@ -116,6 +116,13 @@ def test_options_of_a_command_are_overrides(command):
     arguments, rest = cli._parser().parse_known_args(words)
     assert chosen(arguments) == ["--config.source=folder 'path=/a b'", "--config.optimizer=lamb eps=1e-3"]
     assert "--config.seed=1" in rest and {"source", "tokenizer", "optimizer"} <= set(FLAGS)
+
+
+def test_a_section_that_a_config_lacks_is_chosen(tmp_path):
+    file = tmp_path / "bare.py"
+    file.write_text("from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict(dict(seed=1))\n")
+    found = load_config(str(file), ["--config.source=folder path=x", "--config.seed=2"])
+    assert found == {"seed": 2, "source": {"name": "folder", "path": "x"}}
 
 
 def test_a_point_of_a_sweep_chooses():

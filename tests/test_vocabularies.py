@@ -219,4 +219,4 @@ def test_a_tokenizer_of_gigabytes_is_not_read(tmp_path, monkeypatch):
     file = tmp_path / "m.model"
     file.write_bytes(bytes(1001))
     with pytest.raises(UserError, match="m.model has more than 1000 bytes"):
-        make_tokenizer(source=NO_SOURCE, name="sentencepiece", path=str(file))
+        make_tokenizer(source=NO_SOURCE, name="sentencepiece", path=str(file), vocab_size=300)
