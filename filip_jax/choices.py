@@ -32,13 +32,13 @@ class Choice:
     key: str = "name"
 
     def options(self, kind: str) -> dict[str, inspect.Parameter]:
-        """Return the options of a kind by name, its own first; of an unknown one those of every kind."""
+        """Return the options of a kind by name, its own first. An unknown kind has those of every kind."""
         functions = (self.kinds[kind], self.common) if kind in self.kinds else (self.common,)
-        found = {name: p for function in functions for name, p in options_of(function).items()}
-        return {name: p for name, p in found.items() if p.kind is p.KEYWORD_ONLY and name != self.key}
+        options = {name: p for function in functions for name, p in options_of(function).items()}
+        return {name: p for name, p in options.items() if p.kind is p.KEYWORD_ONLY and name != self.key}
 
     def section(self, words: Sequence[str], old: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the section of "KIND key=value …" in place of an old one, from which come options without a default.
+        """Return the section for "KIND key=value …". Options without a default come from the old section.
 
         Raises:
             UserError: a word without "=", or a key twice, as a shell makes of a path whose braces it spreads.
@@ -54,11 +54,11 @@ class Choice:
                     f"{word}: {name} stands there twice; braces need quotation marks: 'path=DATA/{{0..9}}.tar'"
                 )
             section[name] = self.value(kind, name, text)
-        kept = [name for name, p in options.items() if p.default is p.empty and name in old]
-        return {name: old[name] for name in kept} | section
+        required = [name for name, p in options.items() if p.default is p.empty]
+        return {name: old[name] for name in required if name in old} | section
 
     def value(self, kind: str, name: str, text: str) -> Any:
-        """Return what the text of an option stands for: a text where the kind takes one, words, or a Python literal."""
+        """Return the value of an option given as text: a text or words where the kind takes them, else a Python literal."""
         option = self.options(kind).get(name)
         if option is not None and option.annotation is str:
             return text
@@ -127,7 +127,7 @@ def is_choice(key: str) -> bool:
 
 
 def section_of(key: str, words: Sequence[str], old: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the section that words choose in place of an old one; `is_choice` of its key.
+    """Return the section that words choose in place of an old one; `key` must be one of which `is_choice` is true.
 
     Raises:
         UserError: no word, a name stands there twice, or as `Choice.section`.
@@ -136,10 +136,10 @@ def section_of(key: str, words: Sequence[str], old: Mapping[str, Any]) -> dict[s
         raise UserError(f"--config.{key}: name a kind, and its options behind it as key=value")
     if choice := choice_of(key):
         return choice.section(words, old)
-    several, sections = CHOICES[f"{key}.*"](), dict[str, Any]()
+    choice, sections = CHOICES[f"{key}.*"](), dict[str, Any]()
     for part in (list(part) for is_plus, part in groupby(words, "+".__eq__) if not is_plus):
         name, _, kind = part[0].rpartition("=")
         if (name := name or kind) in sections:
             raise UserError(f"--config.{key}: {name} stands there twice; name one of them, as in other={kind}")
-        sections[name] = several.section([kind, *part[1:]], old.get(name, {}))
+        sections[name] = choice.section([kind, *part[1:]], old.get(name, {}))
     return sections

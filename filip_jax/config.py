@@ -202,20 +202,20 @@ def _mistakes_of(path: Path):
 
 
 def _choose(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
-    """Choose kinds, set options that a section leaves to its kind, and return the other overrides."""
-    others = []
+    """Choose kinds, set options that a section leaves to its kind, and return the rest of the overrides."""
+    rest = []
     for override in overrides:
         key, value = _parted(override)
         parent, _, name = key.rpartition(".")
-        old, choice = _at(config, key), choice_of(parent) if name in KEYS else None
-        is_section = isinstance(old, ConfigDict) or "." not in key
+        present, choice = _at(config, key), choice_of(parent) if name in KEYS else None
+        is_section = isinstance(present, ConfigDict) or "." not in key
         if is_section and value is not None and value[:1] != "{" and is_choice(key):
-            _set(config, key, section_of(key, _words(value), _references(old)))
-        elif choice and name == choice.key and value in choice.kinds and old not in (None, value):
+            _set(config, key, section_of(key, _words(value), _references(present)))
+        elif choice and name == choice.key and value in choice.kinds and present not in (None, value):
             _set(config, parent, choice.section([value], _references(_at(config, parent))))
         else:
-            others.append(override)
-    return [override for override in others if not _set_option(config, *_parted(override))]
+            rest.append(override)
+    return [override for override in rest if not _set_option(config, *_parted(override))]
 
 
 def _parted(override: str) -> tuple[str, str | None]:
@@ -232,13 +232,15 @@ def _words(text: str) -> list[str]:
 
 
 def _at(config: ConfigDict, key: str) -> Any:
+    """Return the value of a key such as "model.image.depth"; None where there is none."""
+    value: Any = config
     for name in key.split("."):
-        config = config[name] if isinstance(config, ConfigDict) and name in config else None
-    return config
+        value = value[name] if isinstance(value, ConfigDict) and name in value else None
+    return value
 
 
 def _references(section: Any) -> dict[str, Any]:
-    """Return the values of a section; those that depend on each other in the config go on to."""
+    """Return the values of a section, which still depend on each other as they do in the config."""
     if not isinstance(section, ConfigDict):
         return {}
     return {name: x if isinstance(x, ConfigDict) else section.get_ref(name) for name, x in section.items()}
@@ -254,7 +256,7 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
 
 
 def _set_option(config: ConfigDict, key: str, value: str | None) -> bool:
-    """Set an option that a section has by its kind only; return whether it is one."""
+    """Set an option that the section does not state but its kind has; return whether it is one."""
     parent, _, name = key.rpartition(".")
     section = _at(config, parent)
     if value is None or not isinstance(section, ConfigDict) or name in section or not (choice := choice_of(parent)):

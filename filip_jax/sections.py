@@ -27,14 +27,14 @@ def options_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 
 def keys_of(function: Callable[..., Any]) -> list[str]:
-    """Return the names of those that are given by name only: of a section whose other options are of its kind."""
+    """Return the parameters that are given by name only: the keys that a section has whatever kind it chooses."""
     return [name for name, option in options_of(function).items() if option.kind is option.KEYWORD_ONLY]
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
     # A Flax module's metaclass hides the constructor's signature, so classes are asked for it directly.
-    found = inspect.signature(function.__init__ if inspect.isclass(function) else function)
-    return found.replace(parameters=[p for name, p in found.parameters.items() if name != "self"])
+    signature = inspect.signature(function.__init__ if inspect.isclass(function) else function)
+    return signature.replace(parameters=[p for name, p in signature.parameters.items() if name != "self"])
 
 
 def check(

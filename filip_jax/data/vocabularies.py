@@ -28,14 +28,14 @@ CLIP_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
 class Form(NamedTuple):
-    """What is to know of a public vocabulary.
+    """A public vocabulary: where it is found, how it is read and applied.
 
     Attributes:
-        file: what it is called, for messages.
-        packages: which installed packages keep it, and where in them.
+        file: a description of its file, for messages.
+        packages: the installed packages that keep it, and where.
         read: the lines of the file -> {piece: id}, merges, BOS and EOS.
         apply: (the package tokenizers, {piece: id}, merges) -> its Tokenizer.
-        cleaner: gives what is done to each text first.
+        cleaner: makes the function that each text goes through first.
     """
 
     name: str
