@@ -149,7 +149,7 @@ def test_the_options_of_a_section(tmp_path):
         UserError, match="each_caption=True takes each caption once an epoch: give caption_keys without"
     ):
         make_source(section | {"each_caption": True, "caption_keys": (("txt", 2.0), "de.txt")})
-    with pytest.raises(UserError, match="side_captions, keep, label, class_names, each_caption"):
+    with pytest.raises(UserError, match="side_captions, keep, each_caption, label, class_names"):
         make_source(section | {"each_captions": True})
     labelled = make_source(section | {"label": "de.txt", "each_caption": True})
     assert labelled.class_names == [f"Bild {n}" for n in range(5)] and [labelled[n].label for n in (0, 9)] == [0, 4]
