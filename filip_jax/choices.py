@@ -88,6 +88,13 @@ def _optimizers() -> Choice:
     return Choice(OPTIMIZERS, make_optimizer)
 
 
+def _objectives() -> Choice:
+    from filip_jax.objectives import OBJECTIVES
+    from filip_jax.objectives.total import make_objective
+
+    return Choice(OBJECTIVES, make_objective, "kind")
+
+
 def _evals() -> Choice:
     from filip_jax.evals.run import KINDS, open_eval
 
@@ -99,6 +106,7 @@ CHOICES: Mapping[str, Callable[[], Choice]] = {
     "source": _sources,
     "tokenizer": _tokenizers,
     "optimizer": _optimizers,
+    "objectives.*": _objectives,
     "evals.*": _evals,
     "evals.*.source": _sources,
 }

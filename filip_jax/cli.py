@@ -33,9 +33,9 @@ TRAIN = """Train a run, or go on with it: started again with the same workdir it
 The config is a Python file whose get_config(variant) gives an ml_collections ConfigDict, or one of those that
 `filip configs` lists: --config=filip:base. Any value can be changed behind it: --config.batch_size=1024
 --config.model.image.depth=6. Unknown keys and wrong types are refused before anything is compiled. The data, the
-tokenizer and the optimizer are those of the config's sections, or chosen here with their options:
---source webdataset path=/data/cc3m caption_keys=txt,de.txt --optimizer adamw b2=0.98; see docs/configs.md. The
-workdir receives
+tokenizer, the optimizer and the objectives are those of the config's sections, or chosen here with their options:
+--source webdataset path=/data/cc3m caption_keys=txt,de.txt --objectives filip + clip weight=0.5; see docs/configs.md.
+The workdir receives
 
   config.json      the config as it was resolved; evaluations read the model from here
   tokenizer.model  the sentencepiece model of the run

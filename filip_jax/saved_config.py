@@ -16,7 +16,9 @@ FILE = "config.json"
 # described in another way, such as other sections of a config or other names of parameters.
 FORMAT = 2
 # Sections of a config that other code looks into; make_setup checks those of a run that is to be trained.
-SECTIONS = ("model", "data", "evals", "source", "tokenizer", "loss", "optimizer", "checkpoint", "processes", "mesh")
+SECTIONS = (
+    "model", "objectives", "data", "evals", "source", "tokenizer", "optimizer", "checkpoint", "processes", "mesh",
+)  # fmt: skip
 # What may change between two starts of one run without changing what it computes.
 FREE_SECTIONS = (
     "checkpoint", "compile_cache", "evals", "evals_fatal", "eval_every_steps", "guards", "log_every_steps", "log_keys",
@@ -74,7 +76,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
     config = read_json(file)
     check_format(config, file)
     del config["format"]
-    for section in ("model", "data", "evals"):
+    for section in ("model", "objectives", "data", "evals"):
         if section not in config:
             raise UserError(f"{file} is damaged: it has no section {section}")
     for section in SECTIONS:

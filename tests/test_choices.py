@@ -41,6 +41,8 @@ VAL = load_config(DEMO)["evals"]["val"]
         (["source=csv 'path=/a b' images=5 columns=a,b"], "source", {"name": "csv", "path": "/a b", "images": "5", "columns": ("a", "b")}),
         (["source=tfds split=3 \"caption_keys=[('a',2.0)]\""], "source", {"name": "tfds", "split": "3", "caption_keys": [("a", 2.0)]}),
         (["source.each_caption=True"], "source.each_caption", True),
+        (["objectives=filip + clip weight=0.5"], "objectives", {"filip": {"kind": "filip"}, "clip": {"kind": "clip", "weight": 0.5}}),
+        (["objectives.filip=clip dtype=float32"], "objectives", {"filip": {"kind": "clip", "dtype": "float32"}}),
         (["evals.val=pictures"], "evals.val", {"kind": "pictures", "source": VAL["source"], "examples": 256}),
         (["evals.val.prompt=a {}"], "evals.val", VAL | {"prompt": "a {}"}),
         (["evals.val.source=folder path=x"], "evals.val.source", {"name": "folder", "path": "x"}),
