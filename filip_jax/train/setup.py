@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 from filip_jax.checkpoint import CheckpointWriter
 from filip_jax.cluster.join import check_processes
 from filip_jax.data.pipeline import batches, check_numbers
-from filip_jax.data.tokenizer import check_tokenizer_section, make_tokenizer
+from filip_jax.data.tokenizer import check_tokenizer
 from filip_jax.errors import UserError
 from filip_jax.evals.run import check_evals
 from filip_jax.mesh import batch_shapes, check_batch_size, make_mesh, replicated
-from filip_jax.models import Model, make_model
+from filip_jax.models import Model, check_platform, make_model
 from filip_jax.objectives.total import Objectives, init_parameters, make_objectives
 from filip_jax.sections import at_least, call, check
 from filip_jax.train.guards import check_guards
@@ -124,14 +124,14 @@ def make_setup(
     given = ("source", "tokenizer", "batch_size", "seed", "start", "process_index", "process_count", "groups")
     check(batches, data, "data", given)
     check_numbers(**data)
-    check(make_tokenizer, tokenizer, "tokenizer", ("source",))
-    check_tokenizer_section(tokenizer["name"], tokenizer["path"], tokenizer["captions"])
+    check_tokenizer(tokenizer)
     _check_keeping(checkpoint, processes, guards, wandb_project, profile)
     check_evals(evals)
     total = make_objectives(objectives)
     network = make_model(total.needs, **model)
+    check_platform(model, devices.devices.flat[0].platform)
     sizes = {"image_size": model["image"]["image_size"], "text_length": model["text"]["length"]}
-    _check_model(model["attention"], sizes, data, devices.devices.flat[0].platform)
+    _check_sizes(sizes, data)
     parameters = jax.eval_shape(partial(init_parameters, network, total), jax.random.key(seed))
     _check_objectives(network, total, parameters, **sizes)
     origins = call(origins_of, init_from, "init_from", parameters=parameters)
@@ -190,9 +190,7 @@ def _check_numbers(seed, total_steps, log_every_steps, eval_every_steps, ema_dec
         raise UserError(f"ema_decay={ema_decay} must be at least 0 and below 1")
 
 
-def _check_model(attention, sizes, data, platform):
-    if attention == "cudnn" and platform != "gpu":
-        raise UserError(f"model.attention='cudnn' needs NVIDIA GPUs, not {platform}: take 'xla'")
+def _check_sizes(sizes, data):
     for key, size in sizes.items():
         if data[key] != size:
             raise UserError(f"data.{key}={data[key]}, but the model is built for {size}")
