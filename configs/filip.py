@@ -9,7 +9,7 @@ base is ViT-B/32, large is ViT-L/14. The paper trained them on 340 million pairs
 
 Images have AutoAugment, as in the paper. Where this differs from it: random crops and flips come
 first (the paper does not say); back-translated texts are yours to bring (side_captions, docs/data.md); a
-sentencepiece vocabulary is trained on your captions, --config.tokenizer.name=clip takes the paper's;
+sentencepiece vocabulary is trained on your captions, --tokenizer clip takes the paper's;
 gradients are clipped to norm 1.
 """
 
@@ -52,12 +52,10 @@ def get_config(variant: str = "base") -> ConfigDict:
         tokenizer=dict(name="sentencepiece", path="", vocab_size=vocab_size, captions=200_000),
         model=dict(
             embed_dim=256,
-            pooling="tokens",
             dtype="bfloat16",
             cls_in_similarity=False,
             bos_in_similarity=True,
             eos_in_similarity=True,
-            logit_scale_init=1 / 0.07,
             attention="xla",  # "cudnn" on NVIDIA GPUs: less memory for long sequences
             scan=True,
             remat=True,
@@ -69,8 +67,10 @@ def get_config(variant: str = "base") -> ConfigDict:
                 kind="causal_text", vocab_size=vocab_size, length=text_length, length_groups=8, **tower(*sizes["text"])
             ),
         ),
-        loss=dict(
-            name="contrastive",
+        objectives=dict(filip=dict(
+            kind="filip",
+            weight=1.0,
+            logit_scale_init=1 / 0.07,
             keep_tokens=0.25,  # the paper's, chosen on each device; 1.0 is the exact loss
             selection="batch",
             positives="pair",  # "image": all captions of an image in a batch are right answers
@@ -79,7 +79,7 @@ def get_config(variant: str = "base") -> ConfigDict:
             implementation="auto",
             exchange="auto",
             indices="auto",
-        ),
+        )),
         optimizer=dict(
             name="lamb",
             peak_learning_rate=(batch_size.to_float() / 512) ** 0.5 * sizes["learning_rate"],  # the paper's square-root rule

@@ -9,10 +9,11 @@ import pytest
 from conftest import ROOT
 
 from filip_jax import paths
-from filip_jax.config import check_same_run, differences, load_config, read_config, save_config
+from filip_jax.config import load_config
 from filip_jax.errors import UserError
 from filip_jax.mesh import parameter_spec
 from filip_jax.paths import flatten
+from filip_jax.saved_config import check_same_run, differences, read_config, save_config
 from filip_jax.sections import call, choose
 from filip_jax.train.setup import make_setup
 
@@ -35,7 +36,7 @@ def test_every_shipped_config_is_built_and_says_what_it_trains(name):
     lines = [f"{'parameter':<52} {'shape':<18} {'decay':<6} {'rate':<6} sharding"]
     leaves = paths.flatten(setup.shapes["params"])
     for path, leaf in leaves.items():
-        spec = parameter_spec(leaf.shape, 8, setup.model.metadata[path].stacked)
+        spec = parameter_spec(leaf.shape, 8, setup.optimizer.metadata[path].stacked)
         shape = "x".join(map(str, leaf.shape)) or "scalar"
         rate = setup.optimizer.learning_rate[path]
         lines.append(
@@ -81,14 +82,18 @@ DEMO = str(ROOT / "configs/demo.py")
             ["--config.xyz=3"],
             "unknown config key xyz: no xyz; there are batch_size, checkpoint, compile_cache, data, ",
         ),
-        (DEMO, ["--config.loss.foo=3"], "unknown config key loss.foo: no foo; there are dtype, exchange, "),
+        (
+            DEMO,
+            ["--config.objectives.filip.foo=3"],
+            "unknown config key objectives.filip.foo: no foo; there are dtype, exchange, ",
+        ),
         (DEMO, ["--config.seed.foo=3"], "unknown config key seed.foo: no foo; there are none below"),
         (DEMO, ["--config.batch_size=1.5"], "--config.batch_size=1.5: invalid literal for int()"),
         (DEMO, ["--config.optimizer.peak_learning_rate=abc"], "could not convert string to float: 'abc'"),
         (DEMO, ["--config.model.scan=7"], "Non-boolean argument to boolean flag"),
         (DEMO, ["--steps=3"], "unknown argument '--steps'; overrides read --config.key=value"),
         (DEMO, ["steps"], "unexpected argument 'steps'"),
-        (DEMO + ":huge", [], "no such variant; filip, clip, quick"),
+        (DEMO + ":huge", [], "no such variant; filip, clip, filip_clip, siglip, quick"),
         ("nowhere.py", [], "no such Python file"),
         (str(ROOT / "README.md"), [], "no such Python file"),
     ],
@@ -121,13 +126,46 @@ def test_overrides_reach_everything_that_hangs_on_them():
         (lambda c: c.update(batch=3), "got an unexpected keyword argument 'batch'; its keys are seed, batch_size"),
         (lambda c: c["data"].update(crop=1), "config section data: .*'crop'; its keys are image_size, text_length"),
         (lambda c: c["data"].pop("image_size"), "config section data: missing a required .*image_size"),
-        (lambda c: c["optimizer"].pop("b1"), "config section optimizer: missing a required .*b1"),
-        (lambda c: c["loss"].update(name="filp"), "loss.name='filp' is not one of contrastive"),
+        (lambda c: c["optimizer"].pop("clip_norm"), "config section optimizer: missing a required .*clip_norm"),
+        (
+            lambda c: c["optimizer"].update(b3=1),
+            r"config section optimizer \(adamw\): .*'b3'; its keys are b1, b2, eps, name, ",
+        ),
+        (lambda c: c.update(loss={}), "got an unexpected keyword argument 'loss'; its keys are seed"),
+        (lambda c: c.update(objectives={}), "objectives: name at least one, as filip="),
+        (lambda c: c["objectives"].update({"A/b": {}}), "objectives.A/b: names are of small letters, digits and _"),
+        (lambda c: c["objectives"].update(filip=3), "objectives.filip=3 is not a section"),
+        (lambda c: c["objectives"]["filip"].pop("kind"), "objectives.filip.kind='' is not one of filip, clip"),
+        (
+            lambda c: c["objectives"]["filip"].update(weight=-1),
+            "objectives.filip.weight=-1: weights must be at least 0",
+        ),
+        (lambda c: c["objectives"]["filip"].update(weight="x"), "objectives.filip.weight='x' is neither a number nor"),
+        (
+            lambda c: c["objectives"]["filip"].update(weight=((0.5, 1.0), (0.1, 0.0))),
+            r"weight=.*: weights must be at least 0, shares of the run rise from 0 to 1",
+        ),
+        (
+            lambda c: c["objectives"]["filip"].update(kind="filp"),
+            "objectives.filip.kind='filp' is not one of filip, clip",
+        ),
+        (
+            lambda c: c["objectives"]["filip"].update(logit_scale_init=0),
+            "objectives.filip.logit_scale_init=0 must lie from min_logit_scale=1.0 to max_logit_scale=100.0",
+        ),
+        (lambda c: c["objectives"]["filip"].update(bias=1), "config section objectives.filip: .*'bias'; its keys are"),
+        (
+            lambda c: c.update(objectives={"siglip": {"kind": "siglip", "weight": 1.0, "similarity": "mean"}}),
+            "objectives.siglip.similarity='mean' is not one of tokens, pooled",
+        ),
         (lambda c: c["data"].update(text_length=30), "data.text_length=30, but the model is built for 20"),
         (lambda c: c.update(batch_size=100), "batch_size=100 is not divisible by the 8 devices"),
         (lambda c: c.update(ema_decay=1.0), "ema_decay=1.0 must"),
         (lambda c: c["checkpoint"].update(evry=1), "config section checkpoint: .*'evry'; its keys are every_steps"),
-        (lambda c: c["tokenizer"].update(pth=1), "config section tokenizer: .*'pth'; its keys are name, path"),
+        (
+            lambda c: c["tokenizer"].update(pth=1),
+            r"config section tokenizer \(sentencepiece\): .*'pth'; its keys are vocab_size, .*did you mean path\?",
+        ),
         (lambda c: c["evals"]["val"].update(kind="nope"), "evals.val.kind='nope' is not one of retrieval"),
     ],
 )

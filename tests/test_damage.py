@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import partial
 from itertools import product
 
 import jax
@@ -11,11 +12,12 @@ from conftest import whole_tier
 from filip_jax import load_model, storage
 from filip_jax.checkpoint import Checkpoints, CheckpointWriter
 from filip_jax.checkpoint.manifest import write_manifest
-from filip_jax.config import read_config
 from filip_jax.errors import UserError
 from filip_jax.evals.checkpoints import evaluate_runs
 from filip_jax.evals.choice import Choice
 from filip_jax.models import make_model
+from filip_jax.objectives.total import init_parameters, make_objectives
+from filip_jax.saved_config import read_config
 from filip_jax.train import start
 from filip_jax.train.init_from import open_donor
 
@@ -39,9 +41,10 @@ def evaluate(workdir, config):
 
 
 def begin_from(workdir, config):
-    model = make_model(**config["model"])
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    donor = open_donor({"path": str(workdir), "rules": ()}, shapes, model.metadata)
+    objectives = make_objectives(config["objectives"])
+    model = make_model(objectives.needs, **config["model"])
+    shapes = jax.eval_shape(partial(init_parameters, model, objectives), jax.random.key(0))
+    donor = open_donor({"path": str(workdir), "rules": ()}, shapes, model.metadata | objectives.metadata)
     donor.check(donor.tokenizer_sha256)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     donor.checkpoints.read(STEP, {"params": jax.tree.map(lambda x: x.update(sharding=here), shapes)})

@@ -40,7 +40,7 @@ def model_of(image, text, **options):
     sections = dict(
         image=OPTIONS_OF["image"][image] | dict(kind=image), text=OPTIONS_OF["text"][text] | dict(kind=text) | options
     )
-    return make_model(**CONFIG | sections)
+    return make_model({"tokens", "pooled"}, **CONFIG | sections)
 
 
 def test_every_tower_is_tested():

@@ -1,7 +1,7 @@
 """The networks. Flax stays in this package: outside of it a model is pure functions of nested dicts."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,13 +11,14 @@ from flax import nnx
 from filip_jax.errors import UserError
 from filip_jax.models.dual_encoder import POOLINGS, DualEncoder
 from filip_jax.models.tower import ImageInput, TextInput
+from filip_jax.models.transformer import ATTENTIONS
 from filip_jax.paths import Metadata, flatten, unflatten
 from filip_jax.sections import call
 
 LARGEST = 2**20  # of a model's numbers
 MAX_PARAMETERS = 2**40
 
-__all__ = ["POOLINGS", "Model", "make_model"]
+__all__ = ["POOLINGS", "Model", "check_platform", "make_model", "portable"]
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,12 @@ class Model:
         init: key -> parameters, nested dicts of float32 arrays.
         encode_image: (parameters, images uint8 [b, h, w, 3], pooling=None, noise=None) -> tokens [b, p, d].
         encode_text: (parameters, ids [b, t], pooling=None) -> (tokens [b, k, d], mask [b, k]).
+        embed_images, embed_texts: (parameters, images, noise=None), (parameters, ids) -> what objectives need, by its
+            name in `Encoded`.
         image_features: (parameters, images uint8 [b, h, w, 3], pooling=None) -> [b, width of the image tower], for
             linear probes, see `DualEncoder`.
         pooling: "tokens" or "global": what the encoders give when asked for no other.
+        sizes: embed_dim and vocab_size, for heads that objectives have.
         noise_size: numbers per image in `noise` [b, noise_size], which chooses the patches that are
             dropped; 0 for a model that drops none.
         image, text: what the towers take.
@@ -40,16 +44,22 @@ class Model:
     init: Callable[..., dict[str, Any]]
     encode_image: Callable[..., jax.Array]
     encode_text: Callable[..., tuple[jax.Array, jax.Array]]
+    embed_images: Callable[..., dict[str, jax.Array]]
+    embed_texts: Callable[..., dict[str, jax.Array]]
     image_features: Callable[..., jax.Array]
     pooling: str
+    sizes: dict[str, int]
     noise_size: int
     image: ImageInput
     text: TextInput
     metadata: dict[str, Metadata]
 
 
-def make_model(**config) -> Model:
+def make_model(needs: Collection[str], **config) -> Model:
     """The functions of a `DualEncoder` built with this `model` section; allocates nothing.
+
+    Args:
+        needs: of the objectives, "tokens", "pooled" or both.
 
     Raises:
         UserError: a section with a missing, unknown or impossible key.
@@ -59,7 +69,7 @@ def make_model(**config) -> Model:
             raise UserError(f"model.{path.replace('/', '.')}={value} must be at least 1 and at most {LARGEST}")
 
     def build(key):
-        return call(DualEncoder, config, "model", rngs=nnx.Rngs(key))
+        return call(DualEncoder, config, "model", needs=frozenset(needs), rngs=nnx.Rngs(key))
 
     module = nnx.eval_shape(build, jax.random.key(0))
     graphdef, shapes = nnx.split(module)
@@ -69,11 +79,13 @@ def make_model(**config) -> Model:
             f"model: these widths and depths make {count:.1e} parameters; at most {MAX_PARAMETERS:.1e} are built"
         )
 
+    names = nnx.to_pure_dict(shapes).keys()
+
+    def merge(parameters):  # which may hold those of objectives, too
+        return nnx.merge(graphdef, nnx.restore_int_paths({name: parameters[name] for name in names}))
+
     def init(key):
         return unflatten({path: parameter[...] for path, parameter in _by_path(nnx.state(build(key))).items()})
-
-    def merge(parameters):
-        return nnx.merge(graphdef, nnx.restore_int_paths(parameters))
 
     def encode_image(parameters, images, pooling=None, noise=None):
         return merge(parameters).encode_image(images, pooling, noise)
@@ -81,13 +93,21 @@ def make_model(**config) -> Model:
     def encode_text(parameters, ids, pooling=None):
         return merge(parameters).encode_text(ids, pooling)
 
+    def embed_images(parameters, images, noise=None):
+        return merge(parameters).embed_images(images, noise)
+
+    def embed_texts(parameters, ids):
+        return merge(parameters).embed_texts(ids)
+
     def image_features(parameters, images, pooling=None):
         return merge(parameters).image_features(images, pooling)
 
     image, text = module.image, module.text
     metadata = {path: _metadata(parameter) for path, parameter in _by_path(shapes).items()}
-    functions = (init, encode_image, encode_text, image_features)
-    return Model(*functions, config["pooling"], image.noise_size, image.input, text.input, metadata)
+    pooling = "tokens" if "tokens" in needs else "global"
+    sizes = {"embed_dim": config["embed_dim"], "vocab_size": text.input.vocab_size}
+    functions = (init, encode_image, encode_text, embed_images, embed_texts, image_features)
+    return Model(*functions, pooling, sizes, image.noise_size, image.input, text.input, metadata)
 
 
 def _by_path(state: Any) -> dict[str, Any]:
@@ -100,3 +120,17 @@ def _metadata(parameter: Any) -> Metadata:
     names = [field.name for field in fields(Metadata) if parameter.has_metadata(field.name)]
     given = {name: parameter.get_metadata(name) for name in names}
     return Metadata(**{"decay": len(parameter.shape) - given.get("stacked", False) > 1} | given)
+
+
+def portable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a `model` section with the same parameters and the same function, computed on any device."""
+    return {**config, "attention": next(name for name, platform in ATTENTIONS.items() if not platform)}
+
+
+def check_platform(config: Mapping[str, Any], platform: str) -> None:
+    """Raise a UserError if a model, of a `model` section that can be built, does not run on JAX's `platform`."""
+    attention, instead = config["attention"], portable(config)["attention"]
+    if ATTENTIONS[attention] not in ("", platform):
+        raise UserError(
+            f"model.attention={attention!r} needs the platform {ATTENTIONS[attention]}, not {platform}: take {instead!r}"
+        )

@@ -1,6 +1,5 @@
 """Two towers that meet only in the loss: images and texts as L2-normalised tokens of one space."""
 
-import math
 from typing import Any
 
 import jax
@@ -13,22 +12,22 @@ from filip_jax.models.tower import Execution, Features
 from filip_jax.models.towers import TOWERS
 from filip_jax.sections import call, choose
 
-POOLINGS = ("tokens", "global")
+POOLINGS = ("tokens", "global")  # of what is asked for: all tokens, or one pooled vector
+NEEDS = {"tokens": "tokens", "pooled": "global"}  # of objectives
 DTYPES = ("float32", "bfloat16")
 
 
 class DualEncoder(nnx.Module):
-    """FILIP's model (section 3) or, with global pooling, CLIP's.
+    """FILIP's model (section 3), CLIP's, or one that gives both tokens and pooled vectors.
 
     Args:
+        needs: "tokens" for the late interaction of all tokens, "pooled" for one vector per side, CLIP's: what
+            the towers pool, the class token and the EOS token. Each has projections of its own.
         embed_dim: dimension of the shared space, of each token.
-        pooling: "tokens" for the late interaction of all tokens; "global" for one token per side,
-            CLIP's: the class token of the image, the EOS token of the text.
         dtype: of the computation; parameters, normalisation and outputs are float32.
         cls_in_similarity, bos_in_similarity, eos_in_similarity: whether what the image tower pools (`vit`: the class
             token), the first and the last token of a text take part in the late interaction. The paper: no, yes, yes.
             Pads never do.
-        logit_scale_init: start of the learned multiplier of similarities, 1 / temperature.
         attention, scan, remat: of both towers, see `Execution`.
         image, text: `kind`, one of `TOWERS`, and the options of this tower.
     """
@@ -36,13 +35,12 @@ class DualEncoder(nnx.Module):
     def __init__(
         self,
         *,
+        needs: frozenset[str],
         embed_dim: int,
-        pooling: str,
         dtype: str,
         cls_in_similarity: bool,
         bos_in_similarity: bool,
         eos_in_similarity: bool,
-        logit_scale_init: float,
         attention: str,
         scan: bool,
         remat: bool,
@@ -50,20 +48,21 @@ class DualEncoder(nnx.Module):
         text: dict,
         rngs: nnx.Rngs,
     ):
-        if pooling not in POOLINGS:
-            raise UserError(f"model.pooling={pooling!r} is not one of {', '.join(POOLINGS)}")
         if dtype not in DTYPES:
             raise UserError(f"model.dtype={dtype!r} is not one of {', '.join(DTYPES)}")
-        if not logit_scale_init > 0:
-            raise UserError(f"model.logit_scale_init={logit_scale_init} must be above 0")
-        self.pooling, self.cls_in_similarity = pooling, cls_in_similarity
+        self.needs, self.cls_in_similarity = needs, cls_in_similarity
         self.bos_in_similarity, self.eos_in_similarity = bos_in_similarity, eos_in_similarity
         execution = Execution(jnp.dtype(dtype), attention, scan, remat)
         self.image = _tower("image", image, execution, rngs)
         self.text = _tower("text", text, execution, rngs)
-        self.image_projection = _projection(self.image.width, embed_dim, dtype, rngs)
-        self.text_projection = _projection(self.text.width, embed_dim, dtype, rngs)
-        self.logit_scale = nnx.Param(jnp.array(math.log(logit_scale_init), jnp.float32))
+        self.image_projection, self.text_projection = (
+            _projection(tower.width, embed_dim, dtype, rngs) if "tokens" in needs else None
+            for tower in (self.image, self.text)
+        )
+        self.image_pooled_projection, self.text_pooled_projection = (
+            _projection(tower.width, embed_dim, dtype, rngs) if "pooled" in needs else None
+            for tower in (self.image, self.text)
+        )
 
     def encode_image(
         self,
@@ -76,6 +75,28 @@ class DualEncoder(nnx.Module):
         With noise, as in training, the tower's share of patches is dropped.
         """
         return self.project_image(self.image(images, noise), pooling or self.pooling)
+
+    @property
+    def pooling(self) -> str:
+        """What the encoders give when asked for no pooling."""
+        return "tokens" if "tokens" in self.needs else "global"
+
+    def embed_images(
+        self, images: UInt8[jax.Array, "b h w 3"], noise: Float[jax.Array, "b patches"] | None = None
+    ) -> dict[str, jax.Array]:
+        """Return what objectives need of images: image_tokens [b, p, d], image_pooled [b, d]."""
+        features = self.image(images, noise)
+        found = {f"image_{need}": self.project_image(features, NEEDS[need]) for need in sorted(self.needs)}
+        return found | ({"image_pooled": found["image_pooled"][:, 0]} if "pooled" in self.needs else {})
+
+    def embed_texts(self, ids: Int[jax.Array, "b t"]) -> dict[str, jax.Array]:
+        """Return what objectives need of texts: text_tokens [b, t, d] and text_mask [b, t], text_pooled [b, d]."""
+        features, found = self.text(ids), {}
+        if "tokens" in self.needs:
+            found["text_tokens"], found["text_mask"] = self.project_text(features, "tokens")
+        if "pooled" in self.needs:
+            found["text_pooled"] = self.project_text(features, "global")[0][:, 0]
+        return found
 
     def encode_text(
         self, ids: Int[jax.Array, "b t"], pooling: str | None = None
@@ -102,21 +123,26 @@ class DualEncoder(nnx.Module):
             x = features.pooled[:, None]
         elif self.cls_in_similarity:
             x = jnp.concatenate([features.pooled[:, None], x], axis=1)
-        return l2_normalise(self.image_projection(x))
+        return l2_normalise(self._projection("image", pooling)(x))
 
     def project_text(
         self, features: Features, pooling: str
     ) -> tuple[Float[jax.Array, "b k d"], Bool[jax.Array, "b k"]]:
         """The text tower's tokens in the shared space, and which take part."""
-        x = features.tokens
-        mask = jnp.ones(x.shape[:2], bool) if features.mask is None else features.mask
+        x, projection = features.tokens, self._projection("text", pooling)
         if pooling == "global":
-            return l2_normalise(self.text_projection(features.pooled[:, None])), jnp.ones((x.shape[0], 1), bool)
+            return l2_normalise(projection(features.pooled[:, None])), jnp.ones((x.shape[0], 1), bool)
+        mask = jnp.ones(x.shape[:2], bool) if features.mask is None else features.mask
         if not self.eos_in_similarity:
             mask &= jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
         if not self.bos_in_similarity:
             mask = mask.at[:, 0].set(False)
-        return l2_normalise(self.text_projection(x)), mask
+        return l2_normalise(projection(x)), mask
+
+    def _projection(self, side: str, pooling: str) -> nnx.Linear:
+        """Return the projection that was trained for this, or the only one."""
+        own, other = getattr(self, f"{side}_projection"), getattr(self, f"{side}_pooled_projection")
+        return (other or own) if pooling == "global" else (own or other)
 
 
 def _tower(modality: str, section: dict, execution: Execution, rngs: nnx.Rngs) -> Any:

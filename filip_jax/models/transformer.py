@@ -14,7 +14,8 @@ from filip_jax.mesh import constrain_batch
 from filip_jax.models.tower import Execution
 from filip_jax.sections import choose
 
-ATTENTIONS = ("xla", "cudnn")  # programs for the same function
+# Programs for the same function, and the one platform where each is compiled and runs; "" for any.
+ATTENTIONS = {"xla": "", "cudnn": "gpu"}
 CUDNN_HEAD = 128  # the widest head that every GPU takes
 MAX_LAYERS = 1024  # of a tower: without `scan` each is compiled
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -107,7 +108,7 @@ class Transformer(nnx.Module):
 
 
 def _check_attention(execution: Execution, width: int, heads: int) -> None:
-    choose(dict.fromkeys(ATTENTIONS), execution.attention, "model.attention")
+    choose(ATTENTIONS, execution.attention, "model.attention")
     head, dtype = width // heads, execution.dtype
     if execution.attention == "cudnn" and (dtype != jnp.bfloat16 or head % 8 or head > CUDNN_HEAD):
         raise UserError(

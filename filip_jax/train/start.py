@@ -17,8 +17,6 @@ from filip_jax.checkpoint.store import literal
 from filip_jax.cluster import service
 from filip_jax.cluster.join import preflight
 from filip_jax.cluster.watch import Watch
-from filip_jax.config import FILE as CONFIG
-from filip_jax.config import check_same_run, read_config
 from filip_jax.data.pipeline import check_usable
 from filip_jax.data.sources import Source, check_outside, make_source
 from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
@@ -27,13 +25,15 @@ from filip_jax.evals.results import FILE as EVALS
 from filip_jax.files import remove_abandoned, write_atomically
 from filip_jax.inference import TOKENIZER, read_tokenizer
 from filip_jax.logged import FILE as METRICS
-from filip_jax.mesh import batch_shapes, check_memory
+from filip_jax.mesh import check_memory
+from filip_jax.saved_config import FILE as CONFIG
+from filip_jax.saved_config import check_same_run, read_config
 from filip_jax.sections import call
 from filip_jax.train.goodput import CompileCache
 from filip_jax.train.input_log import FOLDER, KEYS, SKIPPED
 from filip_jax.train.lease import Lease
 from filip_jax.train.metrics import StepLog, say
-from filip_jax.train.setup import Setup, lower_step, make_setup
+from filip_jax.train.setup import Setup, batch_of, lower_step, make_setup
 from filip_jax.train.step import State
 from filip_jax.user_paths import from_user
 from filip_jax.workdir import CHECKPOINTS, Workdir
@@ -48,8 +48,7 @@ def prepare_setup(config: Mapping[str, Any], watch: Watch) -> Setup:
     processes = preflight(config)
     setup = call(make_setup, config, "(top level)", devices=None)
     check_memory(setup.shapes, setup.mesh, "the state of this run")
-    sizes = setup.data["image_size"], setup.data["text_length"]
-    check_memory(batch_shapes(setup.mesh, setup.batch_size, *sizes, setup.groups), setup.mesh, "a global batch")
+    check_memory(batch_of(setup), setup.mesh, "a global batch")
     watch.listen(setup.processes["stop_signals"])
     watch.hang_seconds = setup.processes["hang_seconds"]
     say(processes)
@@ -112,6 +111,17 @@ def compile_and_say(setup: Setup, state: State, watch: Watch, cache: CompileCach
     return compiled
 
 
+def begin_with(setup: Setup, step: int, state: State, batch: Mapping[str, jax.Array], watch: Watch) -> State:
+    """Return the state; at step 0 its objectives begin where the first global batch puts them, if they ask for it.
+
+    A start that was stopped before its first step computes the same again, from the same batch.
+    """
+    if step or setup.start is None:
+        return state
+    with watch.phase("compile"), jax.set_mesh(setup.mesh):
+        return jax.jit(setup.start, donate_argnums=0, out_shardings=setup.shardings)(state, batch)
+
+
 def open_source(setup: Setup) -> Source:
     """The run's source, some of its records tried; process 0 goes first, since it may have to index the data."""
     opened = []
@@ -134,8 +144,6 @@ def prepare_tokenizer(workdir: Workdir, setup: Setup, source: Source, *, started
     """
 
     def make():
-        if setup.tokenizer["name"] == "sentencepiece" and not setup.tokenizer["path"]:
-            say(f"training a tokenizer of at most {setup.tokenizer['vocab_size']} pieces")
         write_atomically(workdir.folder / TOKENIZER, make_tokenizer(source=source, **setup.tokenizer))
 
     if not started:
@@ -143,7 +151,9 @@ def prepare_tokenizer(workdir: Workdir, setup: Setup, source: Source, *, started
         workdir.share()
     tokenizer = read_tokenizer(workdir.folder)
     if tokenizer.vocab_size > (rows := setup.model.text.vocab_size):
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids, but model.text.vocab_size={rows}")
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, but model.text.vocab_size={rows}: set it to as many or more"
+        )
     return tokenizer
 
 

@@ -7,8 +7,8 @@ from filip_jax.models.towers.causal_text import CausalText
 from filip_jax.models.towers.conv_vit import ConvVit
 from filip_jax.models.towers.vit import Vit
 
-# By the modality and the name in the config. A tower is called with its options, `execution` and `rngs`; it has the
-# attributes `width`, `input` and, for images, `noise_size`, and gives `Features`.
+# By the modality and the name in the config. A tower is made with `execution`, `rngs` and its options; it has the attributes
+# `width`, `input` and, for images, `noise_size`, and gives `Features`.
 TOWERS: dict[str, dict[str, Any]] = {
     "image": {
         "vit": Vit,

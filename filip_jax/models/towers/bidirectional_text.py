@@ -19,6 +19,8 @@ class BidirectionalText(nnx.Module):
 
     def __init__(
         self,
+        execution: Execution,
+        rngs: nnx.Rngs,
         *,
         vocab_size: int,
         length: int,
@@ -27,8 +29,6 @@ class BidirectionalText(nnx.Module):
         depth: int,
         heads: int,
         activation: str,
-        execution: Execution,
-        rngs: nnx.Rngs,
     ):
         if length > MAX_TOKENS:
             raise UserError(f"model.text.length={length} must be at most {MAX_TOKENS}")

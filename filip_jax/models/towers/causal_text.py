@@ -24,6 +24,8 @@ class CausalText(nnx.Module):
 
     def __init__(
         self,
+        execution: Execution,
+        rngs: nnx.Rngs,
         *,
         vocab_size: int,
         length: int,
@@ -32,8 +34,6 @@ class CausalText(nnx.Module):
         depth: int,
         heads: int,
         activation: str,
-        execution: Execution,
-        rngs: nnx.Rngs,
     ):
         if length > MAX_TOKENS:
             raise UserError(f"model.text.length={length} must be at most {MAX_TOKENS}")

@@ -37,6 +37,8 @@ class ConvVit(nnx.Module):
 
     def __init__(
         self,
+        execution: Execution,
+        rngs: nnx.Rngs,
         *,
         image_size: int,
         patch_size: int,
@@ -45,8 +47,6 @@ class ConvVit(nnx.Module):
         depth: int,
         heads: int,
         activation: str,
-        execution: Execution,
-        rngs: nnx.Rngs,
     ):
         rows, columns = grid = grid_of(image_size, image_size, patch_size)
         halvings = patch_size.bit_length() - 1

@@ -24,6 +24,8 @@ class Vit(nnx.Module):
 
     def __init__(
         self,
+        execution: Execution,
+        rngs: nnx.Rngs,
         *,
         image_size: int,
         patch_size: int,
@@ -33,8 +35,6 @@ class Vit(nnx.Module):
         depth: int,
         heads: int,
         activation: str,
-        execution: Execution,
-        rngs: nnx.Rngs,
     ):
         rows, columns = grid = grid_of(image_size, image_size, patch_size)
         self.input, self.width, self.dtype = ImageInput(image_size, grid), width, execution.dtype
