@@ -20,14 +20,13 @@ from filip_jax.cluster.pulse import Pulse
 from filip_jax.cluster.roll_call import Decision, roll_call
 from filip_jax.cluster.watch import Watch
 from filip_jax.data.pipeline import batches, parts_of
-from filip_jax.data.sources import Source, check_same_data, describe
+from filip_jax.data.sources import Source, check_same_data
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError, one_line
 from filip_jax.evals.results import forget_after, is_recorded, record_step, table
 from filip_jax.evals.run import Eval, open_evals, run_evals, tasks_of
 from filip_jax.inference import Embedder, check_tokenizer
 from filip_jax.mesh import global_batch
-from filip_jax.paths import saved_metadata
 from filip_jax.redact import redacted
 from filip_jax.saved_config import save_config
 from filip_jax.sections import call
@@ -119,7 +118,7 @@ class Trainer:
         tokenizer = start.prepare_tokenizer(self.place, setup, source, started=newest is not None)
         self.upkeep = Upkeep(self.place, self.lease)
         self.checkpoints.before_manifest = self.upkeep.before_manifest
-        self.meta = {"tokenizer_sha256": tokenizer.sha256, **describe(source), "parameters": saved_metadata(metadata)}
+        self.meta = start.describe_run(setup, tokenizer, source)
         sizes = {name: setup.data[name] for name in ("image_size", "text_length")}
         self.embedder = Embedder(setup.model, setup.objectives, tokenizer, **sizes, mesh=setup.mesh)
         self.eval_guard = EvalGuard(self.place, watch, setup.evals_fatal)

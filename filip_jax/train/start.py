@@ -18,7 +18,7 @@ from filip_jax.cluster import service
 from filip_jax.cluster.join import preflight
 from filip_jax.cluster.watch import Watch
 from filip_jax.data.pipeline import check_usable
-from filip_jax.data.sources import Source, check_outside, make_source
+from filip_jax.data.sources import Source, check_outside, describe, make_source
 from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
 from filip_jax.errors import UserError, one_line
 from filip_jax.evals.results import FILE as EVALS
@@ -26,6 +26,7 @@ from filip_jax.files import remove_abandoned, write_atomically
 from filip_jax.inference import TOKENIZER, read_tokenizer
 from filip_jax.logged import FILE as METRICS
 from filip_jax.mesh import check_memory
+from filip_jax.paths import saved_metadata
 from filip_jax.saved_config import FILE as CONFIG
 from filip_jax.saved_config import check_same_run, read_config
 from filip_jax.sections import call
@@ -155,6 +156,12 @@ def prepare_tokenizer(workdir: Workdir, setup: Setup, source: Source, *, started
             f"the tokenizer has {tokenizer.vocab_size} ids, but model.text.vocab_size={rows}: set it to as many or more"
         )
     return tokenizer
+
+
+def describe_run(setup: Setup, tokenizer: Tokenizer, source: Source) -> dict[str, Any]:
+    """Return what each checkpoint says of the run: its tokenizer, its data and how its parameters are to be read."""
+    parameters = saved_metadata(setup.optimizer.metadata)
+    return {"tokenizer_sha256": tokenizer.sha256, **describe(source), "parameters": parameters}
 
 
 def newest_sound(checkpoints: CheckpointWriter, workdir: Path, config: Mapping[str, Any]) -> int | None:

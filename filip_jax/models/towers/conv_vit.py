@@ -71,7 +71,8 @@ class ConvVit(nnx.Module):
     ) -> Features:
         """Return the tokens of the patches, normalized by `post_norm`; noise and mask as of `Vit`."""
         x = self.input.normalize(images).astype(self.dtype)
-        rows, columns = grid = grid_of(*x.shape[1:3], self.patch_size)
+        _, height, width, _ = x.shape
+        rows, columns = grid = grid_of(height, width, self.patch_size)
         x = x if patch_mask is None else hide(x, patch_mask, self.patch_size)
         for block in self.blocks:
             x = block(x)

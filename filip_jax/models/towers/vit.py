@@ -61,7 +61,8 @@ class Vit(nnx.Module):
         patch is hidden: its token begins as its position alone.
         """
         pixels = self.input.normalize(images).astype(self.dtype)
-        grid = grid_of(*pixels.shape[1:3], self.patch_size)
+        _, height, width, _ = pixels.shape
+        grid = grid_of(height, width, self.patch_size)
         x = patches(pixels if patch_mask is None else hide(pixels, patch_mask, self.patch_size), self.patch_size)
         position = fit_positions(self.position[...], self.input.grid, grid).astype(self.dtype)
         token, position = position[: -x.shape[1]], position[-x.shape[1] :]
