@@ -9,6 +9,7 @@ import contextlib
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError, one_line
 from filip_jax.evals.results import forget_after, is_recorded, record_step, table
 from filip_jax.evals.run import Eval, open_evals, run_evals, tasks_of
-from filip_jax.inference import Embedder, check_tokenizer
+from filip_jax.inference import Embedder
+from filip_jax.inference.run import check_tokenizer
 from filip_jax.mesh import global_batch
 from filip_jax.redact import redacted
 from filip_jax.sections import call
@@ -120,7 +122,7 @@ class Trainer:
         self.checkpoints.before_manifest = self.upkeep.before_manifest
         self.meta = {"tokenizer_sha256": tokenizer.sha256, **describe(source)}
         sizes = {name: setup.data[name] for name in ("image_size", "text_length")}
-        self.embedder = Embedder(setup.model, tokenizer, **sizes, mesh=setup.mesh)
+        self.embedder = partial(Embedder, setup.model, tokenizer, **sizes, mesh=setup.mesh)
         self.eval_guard = EvalGuard(self.place, watch, setup.evals_fatal)
         self.state, self.step, meta = self._start(newest, tokenizer, donor)
         self.samples_seen, watch.step = meta.get("samples_seen", 0), self.step
@@ -288,7 +290,7 @@ class Trainer:
         say(f"step {self.step}: evaluating {', '.join(each.name for each in self.evals)} ...")
         self.eval_guard.step = self.step
         with self.watch.phase("evaluation"):
-            model = self.embedder.with_parameters(self.state["ema" if "ema" in self.state else "params"], self.step)
+            model = self.embedder(self.state["ema" if "ema" in self.state else "params"], self.step)
             metrics = run_evals(model, self.evals, self.workdir, self.eval_guard)
             self.writer.write(self.step, metrics)
             where = self.evals, self.checkpoints, self.step, self.config
