@@ -42,7 +42,7 @@ class Letters(Tokenizer):
 
 
 def toy_model(traced=None):
-    """Functions of two parameters whose tokens are the rows of a view, and the numbers of letters."""
+    """Functions of two parameters whose tokens are the rows of a view, and the indices of letters."""
 
     def encode_image(parameters, views, pooling=None):
         if traced is not None:
@@ -171,10 +171,10 @@ WRONG = {
     "several": (np.zeros((2, 9, 9, 3), np.uint8), r"uint8 \[2, 9, 9, 3\] is no array of pixels"),
     "no channel": (np.zeros((9, 9, 0), np.uint8), "a picture of 9 x 9 pixels"),
     "no pixel": (np.zeros((0, 9, 3), np.uint8), "a picture of 0 x 9 pixels"),
-    "a number": (7, "a int is no image; an image is a path, encoded bytes, a PIL image"),
-    "nothing": (None, "a NoneType is no image"),
-    "a list": ([[0, 1], [2, 3]], "a list is no image"),
-    "no dict of datasets": ({"image": b""}, "a NoneType is no image"),
+    "a number": (7, "int is not an image; give a path, encoded bytes, a PIL image"),
+    "nothing": (None, "NoneType is not an image"),
+    "a list": ([[0, 1], [2, 3]], "list is not an image"),
+    "no dict of datasets": ({"image": b""}, "dict is not an image"),
     "no picture": (b"GIF89a, nearly", "no picture that can be read"),
     "cut": (encoded(Image.fromarray(PIXELS))[:150], "no picture that can be read"),
     "PIL F": (Image.new("F", (4, 4)), "floating point pixels"),
@@ -333,8 +333,8 @@ def tokens(images, texts, patches, words, d=4, seed=0):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(scoring, "IMAGES", 16)
-    monkeypatch.setattr(scoring, "TEXTS", 8)
+    monkeypatch.setattr(scoring, "MAX_IMAGES", 16)
+    monkeypatch.setattr(scoring, "MAX_TEXTS", 8)
 
 
 @pytest.mark.parametrize("mesh", [None, (1, 2), (2, 4)])
@@ -388,13 +388,13 @@ def test_the_best_answers_are_those_of_a_sort(query, images, texts, k, seed):
     arrays = tokens(images, texts, 2, 3, seed=seed)
     arrays[0][: images // 2] = arrays[0][0]  # equal ones
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "IMAGES", 16)
-        patch.setattr(scoring, "TEXTS", 8)
-        found, numbers = top_k(*arrays, k, query=query)
+        patch.setattr(scoring, "MAX_IMAGES", 16)
+        patch.setattr(scoring, "MAX_TEXTS", 8)
+        found, indices = top_k(*arrays, k, query=query)
         to_text, to_image = similarity_matrices(*arrays)
     scores = to_image.T if query == "text" else to_text
     expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    assert np.array_equal(numbers, expected)
+    assert np.array_equal(indices, expected)
     assert np.array_equal(found, np.take_along_axis(scores, expected, axis=1))
 
 
@@ -402,9 +402,9 @@ def test_the_best_answers_of_a_diverged_model_are_still_answers():
     images, texts, mask = tokens(9, 5, 2, 3)
     images[:4] = np.nan
     mask[:] = True
-    scores, numbers = top_k(images, texts, mask, 7)
+    scores, indices = top_k(images, texts, mask, 7)
     assert np.isfinite(scores[:, :5]).all() and (scores[:, 5:] == -np.inf).all()
-    assert sorted(numbers[0, :5]) == [4, 5, 6, 7, 8] and numbers[:, 5:].tolist() == [[0, 1]] * 5
+    assert sorted(indices[0, :5]) == [4, 5, 6, 7, 8] and indices[:, 5:].tolist() == [[0, 1]] * 5
     none = top_k(images[:0], texts, mask, 7)
     assert none[0].shape == none[1].shape == (5, 0)
     for wrong in (dict(k=0), dict(k=1, query="word")):

@@ -33,7 +33,7 @@ class Embedder:
         model: the functions.
         tokenizer: of the run.
         parameters: nested dicts.
-        step: the training step of the parameters.
+        step: the training step that the parameters are of.
         image_size: pixels of the square view that the image tower sees.
         text_length: tokens of the text tower's context.
         mesh: devices to split batches over; None is this process's first device.
@@ -71,8 +71,8 @@ class Embedder:
     def encode_image(self, images: Iterable[Any], pooling: str | None = None) -> Float[np.ndarray, "n p d"]:
         """Return L2-normalized image tokens, float32, of the center views of images of any size.
 
-        One batch of views is in memory at a time; threads read and decode files ahead. Progress is printed where it
-        takes more than seconds.
+        Two batches of views are in memory at a time; threads read and decode files ahead. Of several batches, progress
+        goes to stderr every few seconds.
 
         Args:
             images: a sequence or an iterator of paths, encoded bytes, PIL images, arrays of pixels or dicts, see
@@ -143,13 +143,13 @@ class Embedder:
             warnings.warn(message, stacklevel=2)
 
     def _run_images(self, function, images, pooling):
-        with closing(self.views(images)) as seen:
-            for batch in self._batches(seen, images, "encoding images"):
+        with closing(self.views(images)) as squares:
+            for batch in self._batches(squares, images, "encoding images"):
                 yield self._run(function, np.stack(batch), pooling)
 
-    def _batches(self, items: Iterator[T], given: Iterable[Any], what: str) -> Iterator[list[T]]:
-        """Yield the items, a batch at a time, with progress if `given`, which they are made of, is more than a batch."""
-        total = len(given) if isinstance(given, Sized) else None
+    def _batches(self, items: Iterator[T], inputs: Iterable[Any], what: str) -> Iterator[list[T]]:
+        """Yield the items, made of `inputs`, a batch at a time, with progress where there is more than a batch."""
+        total = len(inputs) if isinstance(inputs, Sized) else None
         progress = Progress(what, total)
         while batch := list(islice(items, self.batch_size)):
             yield batch
@@ -185,11 +185,11 @@ def _checked(index: int, text: str) -> str:
     return text
 
 
-def _joined(batches: Iterator[T], things: str) -> T:
+def _joined(batches: Iterator[T], kind: str) -> T:
     """Return all batches of arrays as one; each goes as soon as it is copied, so that memory holds them once."""
     parts = list(batches)
     if not parts:
-        raise UserError(f"there are no {things} to encode")
+        raise UserError(f"there are no {kind} to encode")
     end = sum(len(jax.tree.leaves(part)[0]) for part in parts)
     whole = jax.tree.map(lambda x: np.empty((end, *x.shape[1:]), x.dtype), parts[0])
     while parts:

@@ -17,12 +17,12 @@ from filip_jax.errors import UserError
 from filip_jax.inference.ahead import in_order
 from filip_jax.user_paths import from_user
 
-ENCODED = (str, os.PathLike, bytes, bytearray, Mapping)  # what threads decode, for it does not change meanwhile
+ENCODED = (str, os.PathLike, bytes, Mapping)  # is decoded by threads, for it does not change meanwhile
 KINDS = "a path, encoded bytes, a PIL image, an array of pixels, or {'bytes': …, 'path': …} of the package datasets"
 
 
 def views(images: Iterable[Any], size: int, ahead: int) -> Iterator[View]:
-    """Yield the centre view of each image, in order.
+    """Yield the center view of each image, in order.
 
     Args:
         images: paths (also gs:// and s3://), encoded bytes, PIL images, arrays of pixels as `decode` takes them, or dicts
@@ -43,15 +43,15 @@ def views(images: Iterable[Any], size: int, ahead: int) -> Iterator[View]:
             "[n, h, w, channels] or a list for several"
         )
 
-    def view(each: tuple[int, Any]) -> View:
-        return _view(*each, size)
+    def view(item: tuple[int, Any]) -> View:
+        return _view(*item, size)
 
     # What is not encoded is read at once: the next step of an iterator may write over it.
-    for encoded, some in groupby(enumerate(images), lambda each: isinstance(each[1], ENCODED)):
-        if encoded:
-            yield from in_order(view, some, ahead)
+    for is_encoded, run in groupby(enumerate(images), lambda item: isinstance(item[1], ENCODED)):
+        if is_encoded:
+            yield from in_order(view, run, ahead)
         else:
-            yield from map(view, some)
+            yield from map(view, run)
 
 
 def _view(index: int, image: Any, size: int) -> View:
@@ -68,7 +68,7 @@ def _view(index: int, image: Any, size: int) -> View:
 def _content(image: Any) -> bytes | np.ndarray | Image.Image:
     """Return an image as `decode` takes it."""
     if isinstance(image, Mapping):
-        image = image.get("bytes") or image.get("path")
+        image = image.get("bytes") or image.get("path") or image
     if isinstance(image, str | os.PathLike):
         with storage.open_stream(from_user(image)) as file:
             return file.read(IMAGE_BYTES + 1)
@@ -78,4 +78,4 @@ def _content(image: Any) -> bytes | np.ndarray | Image.Image:
         return bytes(image)
     if isinstance(image, np.ndarray | Image.Image):
         return image
-    raise ValueError(f"a {type(image).__name__} is no image; an image is {KINDS}")
+    raise ValueError(f"{type(image).__name__} is not an image; give {KINDS}")

@@ -26,7 +26,7 @@ def top_k(
     query: str = "text",
     mesh: Mesh | None = None,
 ) -> tuple[Float[np.ndarray, "queries k"], Int[np.ndarray, "queries k"]]:
-    """Return the similarities and the numbers of the k best answers of each query, best first; of equal ones the first.
+    """Return the similarities and the indices of the k best answers of each query, best first; of equal ones the first.
 
     Args:
         image_tokens, text_tokens, text_mask, mesh: as of `similarity_blocks`.
@@ -44,14 +44,14 @@ def top_k(
     if query == "image":
         queries, answers = answers, queries
     best = np.full((queries, min(k, answers)), -np.inf, np.float32)
-    numbers = np.full(best.shape, answers)
+    indices = np.full(best.shape, answers)
     for images, texts, to_text, to_image in similarity_blocks(image_tokens, text_tokens, text_mask, mesh):
         rows, columns, scores = (texts, images, to_image.T) if query == "text" else (images, texts, to_text)
         scores = np.concatenate([best[rows], np.where(np.isnan(scores), -np.inf, scores)], axis=1)
-        named = np.concatenate([numbers[rows], np.broadcast_to(columns, (len(rows), len(columns)))], axis=1)
-        order = np.lexsort((named, -scores))[:, : best.shape[1]]
-        best[rows], numbers[rows] = (np.take_along_axis(x, order, axis=1) for x in (scores, named))
-    return best, numbers
+        candidates = np.concatenate([indices[rows], np.broadcast_to(columns, (len(rows), len(columns)))], axis=1)
+        order = np.lexsort((candidates, -scores))[:, : best.shape[1]]
+        best[rows], indices[rows] = (np.take_along_axis(x, order, axis=1) for x in (scores, candidates))
+    return best, indices
 
 
 class Ranking:

@@ -16,7 +16,7 @@ from filip_jax.losses import blocked
 from filip_jax.losses.similarity import Array, check_tokens
 from filip_jax.mesh import BATCH_AXES
 
-IMAGES, TEXTS, EIGHT = 1024, 512, 8  # of a block, at most
+MAX_IMAGES, MAX_TEXTS, EIGHT = 1024, 512, 8  # of a block
 MAX_BLOCK_BYTES = 2**28  # of the images of a block, and of its texts, in float32
 
 Block = tuple[Int[np.ndarray, " r"], Int[np.ndarray, " c"], Float[np.ndarray, "r c"], Float[np.ndarray, "r c"]]
@@ -28,7 +28,7 @@ def similarity_blocks(
     text_mask: Bool[Array, "j t"],
     mesh: Mesh | None = None,
 ) -> Iterator[Block]:
-    """Yield `token_similarity` of every image with every text: (which images, which texts, image_to_text, text_to_image).
+    """Yield `token_similarity` of every image with every text: (indices of images, indices of texts, image_to_text, text_to_image).
 
     Texts come sorted by length, and each block only as long as its longest. Products and sums are of full float32
     precision, whatever the type of the tokens. Beside the tokens only one block is in memory.
@@ -46,18 +46,18 @@ def similarity_blocks(
     text_mask = np.asarray(text_mask)
     lengths = np.where(text_mask, np.arange(1, text_mask.shape[1] + 1), 0).max(axis=1)
     order, devices = np.argsort(lengths, kind="stable"), mesh.size if mesh else 1
-    rows, columns = _size(image_tokens, IMAGES, devices), _size(text_tokens, TEXTS, 1)
+    rows, columns = _size(image_tokens, MAX_IMAGES, devices), _size(text_tokens, MAX_TEXTS, 1)
     for row in range(0, len(image_tokens), rows):
-        here = np.arange(row, min(row + rows, len(image_tokens)))
+        image_indices = np.arange(row, min(row + rows, len(image_tokens)))
         images = _filled(image_tokens[row : row + rows], rows).transpose(1, 0, 2)
         images = _put(images, mesh, PartitionSpec(None, BATCH_AXES))
         for column in range(0, len(order), columns):
-            chosen = order[column : column + columns]
-            long = min(-(-max(int(lengths[chosen[-1]]), 1) // EIGHT) * EIGHT, text_mask.shape[1])
-            texts, mask = (_filled(x[chosen, :long], columns) for x in (text_tokens, text_mask))
+            text_indices = order[column : column + columns]
+            long = min(-(-max(int(lengths[text_indices[-1]]), 1) // EIGHT) * EIGHT, text_mask.shape[1])
+            texts, mask = (_filled(x[text_indices, :long], columns) for x in (text_tokens, text_mask))
             both = _block_on(mesh)(images, _put(texts, mesh, PartitionSpec()), _put(mask, mesh, PartitionSpec()))
-            to_text, to_image = (np.asarray(x)[: len(chosen), : len(here)].T for x in both)
-            yield here, chosen, to_text, to_image
+            to_text, to_image = (np.asarray(x)[: len(text_indices), : len(image_indices)].T for x in both)
+            yield image_indices, text_indices, to_text, to_image
 
 
 def similarity_matrices(
