@@ -42,7 +42,7 @@ class Letters(Tokenizer):
 
 
 def toy_model(traced=None):
-    """Functions of two parameters whose tokens are the rows of a view, and the indices of letters."""
+    """Functions of two parameters whose tokens are the rows of a view, and the numbers of letters."""
 
     def encode_image(parameters, views, pooling=None):
         if traced is not None:

@@ -2,7 +2,7 @@
 
 What is decided: a camera's rotation is undone; transparency is laid on white; CMYK becomes RGB; 16 bits
 become 8; of an animation the first frame is taken; a truncated file, one of more than PIXELS pixels, SIDE pixels
-a side or IMAGE_BYTES bytes, one of floating point numbers and one of another format than FORMATS can not be read.
+a side or IMAGE_BYTES bytes, one of floating point numbers and one of another format than FORMATS cannot be read.
 """
 
 import io
@@ -91,7 +91,7 @@ def decode_region(
     go through `decode`.
 
     Raises:
-        ValueError: it can not be read.
+        ValueError: it cannot be read.
     """
     box = pixels = None
     if isinstance(image, bytes) and (shape := _plain_jpeg_size(image)):

@@ -54,7 +54,7 @@ class Bad:
 class Samples:
     """The global stream, by number: {image, label, ids, truncated, part, index, bad[, group]}.
 
-    A record that can not be used is replaced by another of its part, drawn by the sample's number;
+    A record that cannot be used is replaced by another of its part, drawn by the sample's number;
     `bad` names each that was tried before.
     """
 
@@ -79,7 +79,7 @@ class Samples:
             except BadRecord as error:
                 bad.append(Bad(self.names[visit.part], *self.sources[visit.part].where(visit.index), str(error)))
         raise UserError(
-            f"sample {n}: {len(bad)} records in a row of {bad[0].part} can not be used; "
+            f"sample {n}: {len(bad)} records in a row of {bad[0].part} cannot be used; "
             f"the last is {bad[-1].key} of {bad[-1].shard}: {bad[-1].reason}"
         )
 
@@ -98,7 +98,7 @@ class Samples:
 
 
 def _draw(source: Source, index: int, size: int, rng: np.random.Generator, augment: Mapping[str, Any]):
-    """A caption, a view and the label, -1 for none, of a record; BadRecord if it can not be used."""
+    """A caption, a view and the label, -1 for none, of a record; BadRecord if it cannot be used."""
     record = source[index]
     caption = draw_caption(record.captions, rng)
     try:
@@ -158,7 +158,7 @@ def make_order(source: Source, *, seed: int, shuffle: str, block_size: int) -> O
 
 
 def check_numbers(*, workers: int, threads: int, text_length: int, max_bad_fraction: float, **others: Any) -> None:
-    """Raises a UserError for numbers of the `data` section that can not be."""
+    """Raises a UserError for numbers of the `data` section that cannot be."""
     for key, value in {"workers": workers, "threads": threads}.items():
         if not 0 <= value <= MOST_AT_ONCE:
             raise UserError(f"data.{key}={value} must be at least 0 and at most {MOST_AT_ONCE}")
@@ -230,7 +230,7 @@ def batches(
         batch_size: of the global batch; `rows` is its share of one process.
         augment: arguments of `training_view`.
         shuffle, block_size: see `Order`.
-        max_bad_fraction: of a part's records that can not be used, above which a run ends (the trainer counts).
+        max_bad_fraction: of a part's records that cannot be used, above which a run ends (the trainer counts).
         seed: of the order, of which caption is drawn, and of the augmentation.
         workers: processes that prepare batches; 0 prepares in threads of this process.
         threads: that prepare batches, per worker.

@@ -57,7 +57,7 @@ def training_view(
         auto_augment: whether a sub-policy of AutoAugment for ImageNet follows (FILIP, section 4.1).
 
     Raises:
-        ValueError: the image can not be read.
+        ValueError: the image cannot be read.
     """
     if min_area == 1:
         view = centre_view(decode(image), size)
@@ -73,7 +73,7 @@ def training_view(
 
 
 def check_augment(*, min_area: float, flip: bool, colour_jitter: float, auto_augment: bool) -> None:
-    """Raises a UserError for an augmentation that can not be."""
+    """Raises a UserError for an augmentation that cannot be."""
     if not 0 < min_area <= 1:
         raise UserError(f"data.augment.min_area={min_area} must be above 0 and at most 1")
     if not 0 <= colour_jitter <= 1:
