@@ -174,7 +174,7 @@ WRONG = {
     "a number": (7, "int is not an image; give a path, encoded bytes, a PIL image"),
     "nothing": (None, "NoneType is not an image"),
     "a list": ([[0, 1], [2, 3]], "list is not an image"),
-    "no dict of datasets": ({"image": b""}, "dict is not an image"),
+    "no dict of datasets": ({"image": b""}, "no bytes or path"),
     "no picture": (b"GIF89a, nearly", "no picture that can be read"),
     "cut": (encoded(Image.fromarray(PIXELS))[:150], "no picture that can be read"),
     "PIL F": (Image.new("F", (4, 4)), "floating point pixels"),

@@ -1,7 +1,7 @@
 """A dual encoder with parameters: pictures and texts in, tokens out."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Generator, Iterable, Iterator, Sized
 from contextlib import closing
 from functools import partial
 from itertools import count, islice
@@ -111,7 +111,7 @@ class Embedder:
         with jax.set_mesh(self.mesh):
             return self._features(self.parameters, views, pooling=pooling)
 
-    def views(self, images: Iterable[Any]) -> Iterator[View]:
+    def views(self, images: Iterable[Any]) -> Generator[View, None, None]:
         """Yield the square view that the image tower sees of each image, see `images.views`."""
         return views(images, self.image_size, self.batch_size)
 

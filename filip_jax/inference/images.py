@@ -1,8 +1,9 @@
 """Images as users have them, as the square views that the image tower sees."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +13,8 @@ from PIL import Image
 from filip_jax import storage
 from filip_jax.data.decode import decode
 from filip_jax.data.preprocess import View, centre_view
-from filip_jax.data.record import IMAGE_BYTES
+from filip_jax.data.record import IMAGE_BYTES, BadRecord
+from filip_jax.data.values import image_of
 from filip_jax.errors import UserError
 from filip_jax.inference.ahead import in_order
 from filip_jax.user_paths import from_user
@@ -21,7 +23,7 @@ ENCODED = (str, os.PathLike, bytes, Mapping)  # is decoded by threads, for it do
 KINDS = "a path, encoded bytes, a PIL image, an array of pixels, or {'bytes': …, 'path': …} of the package datasets"
 
 
-def views(images: Iterable[Any], size: int, ahead: int) -> Iterator[View]:
+def views(images: Iterable[Any], size: int, ahead: int) -> Generator[View, None, None]:
     """Yield the center view of each image, in order.
 
     Args:
@@ -60,7 +62,7 @@ def _view(index: int, image: Any, size: int) -> View:
         if isinstance(content, np.ndarray) and content.dtype == np.uint8 and content.shape == (size, size, 3):
             return content.copy()
         return centre_view(decode(content), size)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, BadRecord) as error:
         name = f"image {index}, {os.fspath(image)}," if isinstance(image, str | os.PathLike) else f"image {index}"
         raise UserError(f"{name}: {error}") from error
 
@@ -68,9 +70,9 @@ def _view(index: int, image: Any, size: int) -> View:
 def _content(image: Any) -> bytes | np.ndarray | Image.Image:
     """Return an image as `decode` takes it."""
     if isinstance(image, Mapping):
-        image = image.get("bytes") or image.get("path") or image
+        image = image_of(dict(image), "bytes or path")
     if isinstance(image, str | os.PathLike):
-        with storage.open_stream(from_user(image)) as file:
+        with storage.open_stream(from_user(image if isinstance(image, str) else Path(image))) as file:
             return file.read(IMAGE_BYTES + 1)
     if isinstance(image, jax.Array):
         return np.asarray(image)

@@ -1,6 +1,7 @@
 """Runs of `filip train`, opened for reading: their config, tokenizer and models."""
 
 import os
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,9 @@ class Run:
                 raise UserError(
                     f"{self.workdir / CONFIG} is damaged: data.{key}={self.config['data'][key]}, but the model is built for {size}"
                 )
-        self.embedder = partial(Embedder, self.model, self.tokenizer, **sizes, mesh=self.mesh, batch_size=batch_size)
+        self.embedder: Callable[..., Embedder] = partial(
+            Embedder, self.model, self.tokenizer, **sizes, mesh=self.mesh, batch_size=batch_size
+        )
 
     def close(self) -> None:
         """Brings what was added into the bucket, and removes its mirror. Models that were loaded live on."""

@@ -8,7 +8,7 @@ anywhere goes on from the newest checkpoint with every step logged once and no e
 import contextlib
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ class Trainer:
         self.checkpoints.before_manifest = self.upkeep.before_manifest
         self.meta = {"tokenizer_sha256": tokenizer.sha256, **describe(source)}
         sizes = {name: setup.data[name] for name in ("image_size", "text_length")}
-        self.embedder = partial(Embedder, setup.model, tokenizer, **sizes, mesh=setup.mesh)
+        self.embedder: Callable[..., Embedder] = partial(Embedder, setup.model, tokenizer, **sizes, mesh=setup.mesh)
         self.eval_guard = EvalGuard(self.place, watch, setup.evals_fatal)
         self.state, self.step, meta = self._start(newest, tokenizer, donor)
         self.samples_seen, watch.step = meta.get("samples_seen", 0), self.step
