@@ -174,7 +174,7 @@ def test_every_kind_is_the_same_as_one_record_after_the_other(monkeypatch, tmp_p
     found = kinds(tmp_path / "ahead", model, Shaky(seed=batch_size))
     assert threads_left() == []
     for module in (records, retrieval):
-        monkeypatch.setattr(module, "in_order", lambda make, items, ahead: map(make, items))
+        monkeypatch.setattr(module, "in_order", lambda make, items, ahead: (make(item) for item in items))
     assert found == kinds(tmp_path / "plain", model, Scenes())
 
 

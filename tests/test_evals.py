@@ -342,7 +342,7 @@ def test_a_view_goes_to_the_tower_as_it_is_and_all_else_is_cropped():
     rng = np.random.default_rng(0)
     for shape in ((12, 12, 3), (12, 13, 3), (24, 24, 3), (5, 12, 3)):
         image = rng.integers(0, 256, shape, dtype=np.uint8)
-        (found,) = Oracle()._views([image])
+        (found,) = Oracle().views([image])
         assert np.array_equal(found, centre_view(Image.fromarray(image), 12))
         assert np.array_equal(found, image) == (shape == (12, 12, 3))
 

@@ -8,13 +8,13 @@ anywhere goes on from the newest checkpoint with every step logged once and no e
 import contextlib
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from filip_jax import inference
 from filip_jax.checkpoint import CheckpointWriter, abstract
 from filip_jax.cluster import service
 from filip_jax.cluster.pulse import Pulse
@@ -27,8 +27,6 @@ from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError, one_line
 from filip_jax.evals.results import forget_after, is_recorded, record_step, table
 from filip_jax.evals.run import Eval, open_evals, run_evals, tasks_of
-from filip_jax.inference import Embedder
-from filip_jax.inference.run import check_tokenizer
 from filip_jax.mesh import global_batch
 from filip_jax.redact import redacted
 from filip_jax.sections import call
@@ -122,7 +120,7 @@ class Trainer:
         self.checkpoints.before_manifest = self.upkeep.before_manifest
         self.meta = {"tokenizer_sha256": tokenizer.sha256, **describe(source)}
         sizes = {name: setup.data[name] for name in ("image_size", "text_length")}
-        self.embedder: Callable[..., Embedder] = partial(Embedder, setup.model, tokenizer, **sizes, mesh=setup.mesh)
+        self.embedder = lambda *state: inference.Embedder(setup.model, tokenizer, *state, **sizes, mesh=setup.mesh)
         self.eval_guard = EvalGuard(self.place, watch, setup.evals_fatal)
         self.state, self.step, meta = self._start(newest, tokenizer, donor)
         self.samples_seen, watch.step = meta.get("samples_seen", 0), self.step
@@ -153,7 +151,7 @@ class Trainer:
         if newest > setup.total_steps:
             raise UserError(f"{self.checkpoints.folder(newest)} is beyond total_steps={setup.total_steps}")
         meta, started = self.checkpoints.meta(newest), time.monotonic()
-        check_tokenizer(tokenizer, meta, self.workdir)
+        inference.run.check_tokenizer(tokenizer, meta, self.workdir)
         check_same_data(meta, self.meta, self.workdir)
         with self.watch.phase("restore"):
             state = self.checkpoints.restore(newest, abstract(setup.shapes, setup.shardings))
