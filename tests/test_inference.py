@@ -21,6 +21,7 @@ from filip_jax.errors import UserError
 from filip_jax.inference import Embedder, align, images, scoring, similarity_blocks, similarity_matrices, top_k
 from filip_jax.losses import similarity, token_similarity
 from filip_jax.models import Model
+from filip_jax.objectives.total import make_objectives
 
 SIZE = 8
 RNG = np.random.default_rng(0)
@@ -56,12 +57,14 @@ def toy_model(traced=None):
     def image_features(parameters, views, pooling=None):
         return encode_image(parameters, views).mean(axis=1)
 
-    return Model(dict, encode_image, encode_text, image_features, pooling="tokens", noise_size=0)
+    return Model(dict, encode_image, encode_text, dict, dict, image_features, "tokens", sizes={}, noise_size=0)
 
 
 def embedder(batch_size=4, mesh=None, model=None, scale=1.0, step=0):
     parameters, sizes = {"scale": jnp.float32(scale)}, dict(image_size=SIZE, text_length=6)
-    return Embedder(model or toy_model(), Letters(), parameters, step, **sizes, mesh=mesh, batch_size=batch_size)
+    objectives = make_objectives({"filip": {"kind": "filip", "weight": 1.0}})
+    model = model or toy_model(), objectives, Letters()
+    return Embedder(*model, parameters, step, **sizes, mesh=mesh, batch_size=batch_size)
 
 
 @pytest.fixture

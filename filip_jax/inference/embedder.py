@@ -19,6 +19,7 @@ from filip_jax.errors import UserError
 from filip_jax.inference.images import views
 from filip_jax.mesh import BATCH_AXES, replicated
 from filip_jax.models import POOLINGS, Model
+from filip_jax.objectives.total import Objectives
 from filip_jax.progress import Progress
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ class Embedder:
 
     Args:
         model: the functions.
+        objectives: that it was trained for.
         tokenizer: of the run.
         parameters: nested dicts.
         step: the training step that the parameters are of.
@@ -46,6 +48,7 @@ class Embedder:
     def __init__(
         self,
         model: Model,
+        objectives: Objectives,
         tokenizer: Tokenizer,
         parameters: dict[str, Any],
         step: int,
@@ -55,7 +58,7 @@ class Embedder:
         mesh: Mesh | None = None,
         batch_size: int = 64,
     ):
-        self.tokenizer, self.parameters, self.step = tokenizer, parameters, step
+        self.objectives, self.tokenizer, self.parameters, self.step = objectives, tokenizer, parameters, step
         self.image_size, self.text_length = image_size, text_length
         self.pooling, self.mesh = model.pooling, mesh or one_device()
         self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
@@ -66,7 +69,8 @@ class Embedder:
     @property
     def logit_scale(self) -> float:
         """The multiplier of the similarities."""
-        return float(np.exp(self.parameters["logit_scale"]))
+        need = "pooled" if self.pooling == "global" else "tokens"
+        return self.objectives.logit_scale(self.parameters["objectives"], need)
 
     def encode_image(self, images: Iterable[Any], pooling: str | None = None) -> Float[np.ndarray, "n p d"]:
         """Return L2-normalized image tokens, float32, of the center views of images of any size.

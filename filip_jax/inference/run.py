@@ -17,6 +17,7 @@ from filip_jax.errors import UserError
 from filip_jax.inference.embedder import Embedder, one_device
 from filip_jax.mesh import check_memory, replicated
 from filip_jax.models import make_model
+from filip_jax.objectives.total import init_parameters, make_objectives
 from filip_jax.small_files import read_own
 from filip_jax.workdir import Workdir
 
@@ -46,7 +47,9 @@ class Run:
         self.config = read_config(self.workdir)
         self.tokenizer = read_tokenizer(self.workdir)
         self.checkpoints = Checkpoints(self.place.name)
-        self.model = make_model(**self.config["model"] | {"attention": "xla"})  # the same function, on any device
+        self.objectives = make_objectives(self.config["objectives"])
+        # Attention by XLA is the same function on any device.
+        self.model = make_model(self.objectives.needs, **self.config["model"] | {"attention": "xla"})
         sizes = {
             "image_size": self.config["model"]["image"]["image_size"],
             "text_length": self.config["model"]["text"]["length"],
@@ -57,7 +60,7 @@ class Run:
                     f"{self.workdir / CONFIG} is damaged: data.{key}={self.config['data'][key]}, but the model is built for {size}"
                 )
         self.embedder: Callable[..., Embedder] = partial(
-            Embedder, self.model, self.tokenizer, **sizes, mesh=self.mesh, batch_size=batch_size
+            Embedder, self.model, self.objectives, self.tokenizer, **sizes, mesh=self.mesh, batch_size=batch_size
         )
 
     def close(self) -> None:
@@ -78,7 +81,7 @@ class Run:
         step = steps[-1] if step is None else step
         self.checkpoints.check(step)
         check_tokenizer(self.tokenizer, self.checkpoints.meta(step), self.workdir)
-        shapes = jax.eval_shape(self.model.init, jax.random.key(0))
+        shapes = jax.eval_shape(partial(init_parameters, self.model, self.objectives), jax.random.key(0))
         check_memory(shapes, self.mesh, f"the model of {self.place.name}")
         target = abstract(shapes, jax.tree.map(lambda _: replicated(self.mesh), shapes))
         part = "ema" if self.checkpoints.has(step, "ema") else "params"

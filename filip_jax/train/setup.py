@@ -17,12 +17,21 @@ from filip_jax.errors import UserError
 from filip_jax.evals.run import check_evals
 from filip_jax.mesh import batch_shapes, check_batch_size, make_mesh, replicated
 from filip_jax.models import Model, make_model
-from filip_jax.sections import at_least, call, check, choose
+from filip_jax.objectives.total import Objectives, init_parameters, make_objectives
+from filip_jax.sections import at_least, call, check
 from filip_jax.train.guards import check_guards
 from filip_jax.train.init_from import origins_of
 from filip_jax.train.optimizer import Optimizer, make_optimizer
 from filip_jax.train.profile import check_profile
-from filip_jax.train.step import LOSSES, POSITIVES, State, make_init, make_train_step, state_shardings
+from filip_jax.train.step import (
+    State,
+    encode_batch,
+    make_init,
+    make_start,
+    make_train_step,
+    state_shardings,
+    teacher_parts,
+)
 from filip_jax.train.wandb_log import check_project
 
 # By default the compiler cuts each product with a gathered parameter into a loop of small ones, which rewrites the
@@ -37,8 +46,8 @@ class Setup:
     Attributes:
         init: key -> state.
         train_step: (state, batch) -> (state, metrics).
-        loss: (image_tokens, text_tokens, text_mask, logit_scale) -> scalar.
-        groups: whether a batch says which rows show one image.
+        start: (state, first batch) -> state, for objectives that begin where the first batch puts them; else None.
+        objectives: what is trained for.
         shapes, shardings: of the state.
     """
 
@@ -47,8 +56,8 @@ class Setup:
     optimizer: Optimizer
     init: Callable[[jax.Array], State]
     train_step: Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]
-    loss: Callable[..., jax.Array]
-    groups: bool
+    start: Callable[[State, dict[str, jax.Array]], State] | None
+    objectives: Objectives
     shapes: State
     shardings: State
     seed: int
@@ -78,7 +87,7 @@ def make_setup(
     data: Mapping[str, Any],
     tokenizer: Mapping[str, Any],
     model: Mapping[str, Any],
-    loss: Mapping[str, Any],
+    objectives: Mapping[str, Any],
     optimizer: Mapping[str, Any], ema_decay: float,
     init_from: Mapping[str, Any],
     checkpoint: Mapping[str, Any],
@@ -119,7 +128,8 @@ def make_setup(
     check_tokenizer_section(tokenizer["name"], tokenizer["path"], tokenizer["captions"])
     _check_keeping(checkpoint, processes, guards, wandb_project, profile)
     check_evals(evals)
-    network = make_model(**model)
+    total = make_objectives(objectives)
+    network = make_model(total.needs, **model)
     if model["attention"] == "cudnn" and devices.devices.flat[0].platform != "gpu":
         raise UserError(
             f"model.attention='cudnn' needs NVIDIA GPUs, not {devices.devices.flat[0].platform}: take 'xla'"
@@ -128,20 +138,22 @@ def make_setup(
     for key, size in sizes.items():
         if data[key] != size:
             raise UserError(f"data.{key}={data[key]}, but the model is built for {size}")
-    parameters = jax.eval_shape(network.init, jax.random.key(seed))
-    objective, groups = _make_loss(jax.eval_shape(partial(_tokens, network, **sizes), parameters), **loss)
-    call(origins_of, init_from, "init_from", parameters=parameters)
+    parameters = jax.eval_shape(partial(init_parameters, network, total), jax.random.key(seed))
+    _check_objectives(network, total, parameters, **sizes)
+    origins = call(origins_of, init_from, "init_from", parameters=parameters)
     moves = call(make_optimizer, optimizer, "optimizer", parameters=parameters, total_steps=total_steps)
-    init = make_init(network, moves, ema_decay)
+    init = make_init(network, total, moves, ema_decay)
     shapes = jax.eval_shape(init, jax.random.key(seed))
     return Setup(
         mesh=devices,
         model=network,
         optimizer=moves,
         init=init,
-        train_step=make_train_step(network, objective, moves, ema_decay, seed, microbatches, guards["spike_sigmas"]),
-        loss=objective,
-        groups=groups,
+        train_step=make_train_step(
+            network, total, moves, ema_decay, total_steps, seed, microbatches, guards["spike_sigmas"]
+        ),
+        start=make_start(network, total, microbatches, origins),
+        objectives=total,
         shapes=shapes,
         shardings=state_shardings(devices, shapes, moves),
         seed=seed, batch_size=batch_size, total_steps=total_steps, source=source, data=data, tokenizer=tokenizer,
@@ -164,7 +176,7 @@ def lower_step(setup: Setup, state: State) -> jax.stages.Lowered:
 def batch_of(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of a batch of the run."""
     sizes = setup.data["image_size"], setup.data["text_length"]
-    return batch_shapes(setup.mesh, setup.batch_size, *sizes, setup.groups)
+    return batch_shapes(setup.mesh, setup.batch_size, *sizes, setup.objectives.uses_groups)
 
 
 def _check_keeping(checkpoint, processes, guards, wandb_project, profile):
@@ -184,25 +196,18 @@ def _check_numbers(seed, total_steps, log_every_steps, eval_every_steps, ema_dec
         raise UserError(f"ema_decay={ema_decay} must be at least 0 and below 1")
 
 
-def _tokens(network, parameters, image_size, text_length):
-    """What a pair of images and texts becomes in training."""
-    noise = jnp.zeros((2, network.noise_size)) if network.noise_size else None
-    images = network.encode_image(parameters, jnp.zeros((2, image_size, image_size, 3), jnp.uint8), noise=noise)
-    return images, *network.encode_text(parameters, jnp.ones((2, text_length), jnp.int32))
+def _check_objectives(network, objectives, parameters, image_size, text_length):
+    """Raise a UserError for an option that fits no encoder output, before anything is compiled."""
+    batch = {
+        "image": jnp.zeros((2, image_size, image_size, 3), jnp.uint8),
+        "ids": jnp.ones((2, text_length), jnp.int32),
+    }
+    if network.noise_size:
+        batch["noise"] = jnp.zeros((2, network.noise_size))
 
+    def loss(parameters):
+        teacher, own = teacher_parts(objectives, parameters), parameters.get("objectives", {})
+        encoded = encode_batch(network, parameters, batch, teacher=teacher)
+        return objectives.loss(own, objectives.init_state(), encoded, 0.0, teacher.get("objectives"))[0]
 
-def _make_loss(
-    tokens, name: str = "", positives: str = "pair", **options: Any
-) -> tuple[Callable[..., jax.Array], bool]:
-    """The loss with its options, tried on the model's tokens so that a wrong one shows before anything is compiled.
-
-    Beside it, whether it needs to know which rows show one image.
-    """
-    function, groups = choose(LOSSES, name, "loss.name"), choose(POSITIVES, positives, "loss.positives")
-    given = ("image_tokens", "text_tokens", "text_mask", "logit_scale", "group_ids", "group_rule", "row_mask")
-    check(function, options, "loss", given)
-    try:
-        jax.eval_shape(partial(function, **options), *tokens, 1.0)
-    except UserError as error:
-        raise UserError(f"loss.{error}") from error
-    return partial(function, **options), groups
+    jax.eval_shape(loss, parameters)
