@@ -55,17 +55,30 @@ def image_format(image: bytes) -> str:
     return _guarded(lambda: _open(image).format)
 
 
-def decode(image: bytes | np.ndarray) -> Image.Image:
-    """An RGB picture from encoded bytes or from decoded uint8 [h, w, 3].
+def decode(image: bytes | np.ndarray | Image.Image) -> Image.Image:
+    """Return the RGB picture of encoded bytes, of an array of pixels or of a PIL image, a lazy one included.
+
+    Args:
+        image: as an array uint8 or uint16, [h, w] or [h, w, c] of gray, gray and alpha, RGB or RGBA.
 
     Raises:
-        ValueError: it cannot be read, or there is not a pixel.
+        ValueError: it cannot be read, is an array of another kind, or has no pixel or too many.
     """
     if isinstance(image, np.ndarray):
-        if 0 in image.shape:
-            raise ValueError(f"a picture of {image.shape[0]} x {image.shape[1]} pixels")
-        return Image.fromarray(image)
-    return _guarded(lambda: _rgb(_upright(_open(image))))
+        return _rgb(_of_pixels(image))
+    return _guarded(lambda: _rgb(_upright(image if isinstance(image, Image.Image) else _open(image))))
+
+
+def _of_pixels(pixels: np.ndarray) -> Image.Image:
+    if 0 in pixels.shape:
+        raise ValueError(f"a picture of {' x '.join(map(str, pixels.shape[:2]))} pixels")
+    if pixels.dtype.kind != "u" or pixels.itemsize > 2 or pixels.ndim not in (2, 3) or pixels.shape[2:] > (4,):
+        raise ValueError(
+            f"{pixels.dtype} {list(pixels.shape)} is no array of pixels: give uint8 or uint16, [h, w] or [h, w, channels] "
+            "of 1 to 4 channels"
+        )
+    pixels = pixels if pixels.itemsize == 1 else (pixels >> 8).astype(np.uint8)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
 def decode_region(
@@ -166,6 +179,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
+    _check_size(*picture.size)
     picture.load()
     check_exif(picture.info)
     turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))

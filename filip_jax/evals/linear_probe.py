@@ -19,8 +19,8 @@ from filip_jax.data.pipeline import batches
 from filip_jax.data.sources import Source, fingerprint, make_source
 from filip_jax.errors import UserError
 from filip_jax.evals import logistic
+from filip_jax.evals.rates import TOP, accuracies
 from filip_jax.evals.records import classes_of, labelled_views
-from filip_jax.evals.similarity import TOP, accuracies
 from filip_jax.inference import Embedder
 from filip_jax.mesh import check_batch_size, global_batch
 from filip_jax.models import POOLINGS
