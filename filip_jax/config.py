@@ -243,7 +243,10 @@ def _references(section: Any) -> dict[str, Any]:
     """Return the values of a section, which still depend on each other as they do in the config."""
     if not isinstance(section, ConfigDict):
         return {}
-    return {name: x if isinstance(x, ConfigDict) else section.get_ref(name) for name, x in section.items()}
+    return {
+        name: _references(value) if isinstance(value, ConfigDict) else section.get_ref(name)
+        for name, value in section.items()
+    }
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:
