@@ -124,6 +124,11 @@ def test_overrides_reach_everything_that_hangs_on_them():
         (lambda c: c["optimizer"].pop("b1"), "config section optimizer: missing a required .*b1"),
         (lambda c: c["loss"].update(name="filp"), "loss.name='filp' is not one of contrastive"),
         (lambda c: c["data"].update(text_length=30), "data.text_length=30, but the model is built for 20"),
+        (lambda c: c["data"].update(views=2), "data.views=2, but the loss takes one: set it to 1"),
+        (
+            lambda c: c["data"].update(captions_per_image=2),
+            "data.captions_per_image=2, but the loss takes one: set it to 1",
+        ),
         (lambda c: c.update(batch_size=100), "batch_size=100 is not divisible by the 8 devices"),
         (lambda c: c.update(ema_decay=1.0), "ema_decay=1.0 must"),
         (lambda c: c["checkpoint"].update(evry=1), "config section checkpoint: .*'evry'; its keys are every_steps"),

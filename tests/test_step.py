@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import re
 from functools import partial
 
 import jax
@@ -16,6 +17,7 @@ from filip_jax.errors import UserError
 from filip_jax.mesh import check_batch_size, global_batch, make_mesh, parameter_spec, replicated
 from filip_jax.models import make_model
 from filip_jax.train import step
+from filip_jax.train.encode import encode_samples, with_noise
 from filip_jax.train.optimizer import make_optimizer
 from filip_jax.train.step import LOSSES, make_init, make_train_step, state_shardings
 
@@ -175,6 +177,33 @@ def test_meshes_and_microbatches_give_the_gradients_of_the_whole_batch(
     assert worst > 0
     for path, leaf in expected.items():
         np.testing.assert_allclose(mine[path], leaf, atol=1e-5 * worst, err_msg=path)
+
+
+@pytest.mark.parametrize("replica, data, pieces", [(1, 1, 2), (2, 4, 1), (1, 8, 2)])
+def test_captions_and_views_are_encoded_each_as_if_alone_on_the_device_of_their_sample(dropping, replica, data, pieces):
+    model, rng = make_model(**dropping["model"]), np.random.default_rng(0)
+    size, length = dropping["data"]["image_size"], dropping["data"]["text_length"]
+    ids = rng.integers(4, 500, (16, 3, length)) * (np.arange(length) < rng.integers(0, length + 1, (16, 3, 1)))
+    batch = {
+        "image": rng.integers(0, 256, (16, 2, size, size, 3), dtype=np.uint8),
+        "ids": ids.astype(np.int32),
+        "caption_weight": ids.any(axis=2).astype(np.float32),
+    }
+    parameters, mesh = model.init(jax.random.key(0)), make_devices_mesh(replica, data)
+    with jax.set_mesh(mesh):
+        given = jax.device_put(parameters, replicated(mesh)), with_noise(model, global_batch(mesh, batch), 0, 5)
+        encode = jax.jit(step.in_pieces(partial(encode_samples, model), pieces)).lower(*given).compile()
+        encoded = encode(*given)
+    assert not re.search("all-gather|all-to-all|all-reduce|collective-permute|reduce-scatter", encode.as_text())
+    assert encoded["image_tokens"].shape[:2] == (16, 2) and encoded["text_mask"].shape == (16, 3, length)
+    noise = np.asarray(given[1]["noise"])
+    for view in range(2):
+        alone = model.encode_image(parameters, batch["image"][:, view], noise=noise[:, view])
+        np.testing.assert_allclose(encoded["image_tokens"][:, view], alone, atol=1e-5)
+    for caption in range(3):
+        tokens, mask = model.encode_text(parameters, batch["ids"][:, caption])
+        np.testing.assert_allclose(encoded["text_tokens"][:, caption], tokens, atol=1e-5)
+        np.testing.assert_array_equal(encoded["text_mask"][:, caption], mask)
 
 
 def test_microbatches_keep_no_activations():

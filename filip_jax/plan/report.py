@@ -9,7 +9,6 @@ from operator import getitem
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from filip_jax.checkpoint import abstract
 from filip_jax.errors import UserError
@@ -17,6 +16,7 @@ from filip_jax.plan.chips import CHIPS, GIB, GPUS, Chip, open_topology
 from filip_jax.plan.operations import count_operations
 from filip_jax.plan.program import Program
 from filip_jax.sections import call
+from filip_jax.train.encode import token_shapes
 from filip_jax.train.setup import Setup, batch_of, lower_step, make_setup
 
 Plan = dict[str, Any]
@@ -102,15 +102,10 @@ def step_operations(config: Mapping[str, Any], devices: Sequence[Any]) -> float:
 
 def loss_temporary(setup: Setup) -> int:
     """Bytes of one chip that the loss and its gradient need beside the tokens, compiled alone."""
-    batch, model = batch_of(setup), setup.model
+    batch = batch_of(setup)
     split, groups = batch["ids"].sharding, {"group_ids": batch["group"]} if setup.groups else {}
-
-    def encode(parameters, batch):
-        noise = jnp.zeros((setup.batch_size, model.noise_size)) if model.noise_size else None
-        return model.encode_image(parameters, batch["image"], noise=noise), *model.encode_text(parameters, batch["ids"])
-
     with jax.set_mesh(setup.mesh):
-        tokens = jax.eval_shape(encode, setup.shapes["params"], batch)
+        tokens = token_shapes(setup.model, setup.shapes["params"], batch)
         tokens = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split) for x in tokens]
         gradient = jax.value_and_grad(partial(setup.loss, logit_scale=14.0), argnums=(0, 1))
         lowered = jax.jit(gradient, out_shardings=(None, (split, split))).lower(*tokens, **groups)

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from filip_jax.checkpoint import CheckpointWriter
@@ -18,6 +17,7 @@ from filip_jax.evals.run import check_evals
 from filip_jax.mesh import batch_shapes, check_batch_size, make_mesh, replicated
 from filip_jax.models import Model, make_model
 from filip_jax.sections import at_least, call, check, choose
+from filip_jax.train.encode import token_shapes
 from filip_jax.train.guards import check_guards
 from filip_jax.train.init_from import origins_of
 from filip_jax.train.optimizer import Optimizer, make_optimizer
@@ -129,7 +129,8 @@ def make_setup(
         if data[key] != size:
             raise UserError(f"data.{key}={data[key]}, but the model is built for {size}")
     parameters = jax.eval_shape(network.init, jax.random.key(seed))
-    objective, groups = _make_loss(jax.eval_shape(partial(_tokens, network, **sizes), parameters), **loss)
+    few = batch_shapes(devices, 2 * devices.size, False, **data)
+    objective, groups = _make_loss(token_shapes(network, parameters, few), **loss)
     call(origins_of, init_from, "init_from", parameters=parameters)
     moves = call(make_optimizer, optimizer, "optimizer", parameters=parameters, total_steps=total_steps)
     init = make_init(network, moves, ema_decay)
@@ -162,9 +163,8 @@ def lower_step(setup: Setup, state: State) -> jax.stages.Lowered:
 
 
 def batch_of(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a batch of the run."""
-    sizes = setup.data["image_size"], setup.data["text_length"]
-    return batch_shapes(setup.mesh, setup.batch_size, *sizes, setup.groups)
+    """Return the shapes of a batch of the run."""
+    return batch_shapes(setup.mesh, setup.batch_size, setup.groups, **setup.data)
 
 
 def _check_keeping(checkpoint, processes, guards, wandb_project, profile):
@@ -182,13 +182,6 @@ def _check_numbers(seed, total_steps, log_every_steps, eval_every_steps, ema_dec
     at_least(0, eval_every_steps=eval_every_steps)
     if not 0 <= ema_decay < 1:
         raise UserError(f"ema_decay={ema_decay} must be at least 0 and below 1")
-
-
-def _tokens(network, parameters, image_size, text_length):
-    """What a pair of images and texts becomes in training."""
-    noise = jnp.zeros((2, network.noise_size)) if network.noise_size else None
-    images = network.encode_image(parameters, jnp.zeros((2, image_size, image_size, 3), jnp.uint8), noise=noise)
-    return images, *network.encode_text(parameters, jnp.ones((2, text_length), jnp.int32))
 
 
 def _make_loss(

@@ -27,13 +27,13 @@ from filip_jax.evals.results import FILE as EVALS
 from filip_jax.files import remove_abandoned, write_atomically
 from filip_jax.inference import TOKENIZER, read_tokenizer
 from filip_jax.logged import FILE as METRICS
-from filip_jax.mesh import batch_shapes, check_memory
+from filip_jax.mesh import check_memory
 from filip_jax.sections import call
 from filip_jax.train.goodput import CompileCache
 from filip_jax.train.input_log import FOLDER, KEYS, SKIPPED
 from filip_jax.train.lease import Lease
 from filip_jax.train.metrics import StepLog, say
-from filip_jax.train.setup import Setup, lower_step, make_setup
+from filip_jax.train.setup import Setup, batch_of, lower_step, make_setup
 from filip_jax.train.step import State
 from filip_jax.user_paths import from_user
 from filip_jax.workdir import CHECKPOINTS, Workdir
@@ -48,8 +48,7 @@ def prepare_setup(config: Mapping[str, Any], watch: Watch) -> Setup:
     processes = preflight(config)
     setup = call(make_setup, config, "(top level)", devices=None)
     check_memory(setup.shapes, setup.mesh, "the state of this run")
-    sizes = setup.data["image_size"], setup.data["text_length"]
-    check_memory(batch_shapes(setup.mesh, setup.batch_size, *sizes, setup.groups), setup.mesh, "a global batch")
+    check_memory(batch_of(setup), setup.mesh, "a global batch")
     watch.listen(setup.processes["stop_signals"])
     watch.hang_seconds = setup.processes["hang_seconds"]
     say(processes)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from filip_jax import paths
 from filip_jax.losses import filip_loss
 from filip_jax.mesh import batch_devices, constrain_batch, parameter_shardings, replicated
 from filip_jax.models import Model
+from filip_jax.train.encode import as_pairs, encode_samples, with_noise
 from filip_jax.train.guards import init_guard, is_good, next_guard
 from filip_jax.train.optimizer import Optimizer
 
@@ -69,9 +71,9 @@ def make_train_step(
 ) -> Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
     """The function (state, batch) -> (next state, metrics of this step); run it under `jax.set_mesh`.
 
-    The batch holds `image` uint8 [b, h, w, 3] and `ids` int [b, t], row k of one with row k of the other. Where it
-    holds `group` int32 [b], rows of one group show one image: each has all texts of the group as right answers, with
-    equal probability, and each text all images (FILIP's soft targets in fine-tuning, table 10).
+    The batch is that of `encode_samples`. Where it holds `group` int32 [b], samples of one group show one image: each has
+    all texts of the group as right answers, with equal probability, and each text all images (FILIP's soft targets in
+    fine-tuning, table 10).
 
     Args:
         seed: of what is drawn anew in each step and for each sample: the patches that are dropped.
@@ -79,16 +81,10 @@ def make_train_step(
         spike_sigmas: a loss so many standard deviations above the usual is skipped; see `guards`. A loss,
             gradient or update that is not finite always is: then all of the state but its step stays.
     """
-
-    def encode(parameters, batch):
-        image_tokens = model.encode_image(parameters, batch["image"], noise=batch.get("noise"))
-        return image_tokens, *model.encode_text(parameters, batch["ids"])
+    encode = in_pieces(partial(encode_samples, model), microbatches)
 
     def train_step(state, batch):
-        if model.noise_size:
-            key = jax.random.fold_in(jax.random.key(seed), state["step"])
-            noise = jax.random.uniform(key, (len(batch["ids"]), model.noise_size))
-            batch = batch | {"noise": constrain_batch(noise)}
+        batch = with_noise(model, batch, seed, state["step"])
         groups = {"group_ids": batch["group"]} if "group" in batch else {}
         batch = {name: rows for name, rows in batch.items() if name != "group"}
         trainable, frozen = optimizer.split(state["params"])
@@ -96,7 +92,7 @@ def make_train_step(
 
         def loss_of(trainable):
             parameters = paths.unflatten(paths.flatten(trainable) | frozen)
-            tokens_and_mask = in_pieces(encode, microbatches)(parameters, batch)
+            tokens_and_mask = as_pairs(encode(parameters, batch))
             return loss(*tokens_and_mask, jnp.exp(parameters["logit_scale"]), **groups)
 
         value, gradient = jax.value_and_grad(loss_of)(trainable)
@@ -131,7 +127,7 @@ def in_pieces(encode: Callable[..., Any], pieces: int) -> Callable[..., Any]:
 
     Only what `encode` returns is kept: the backward pass encodes each piece again, so that its
     activations exist one piece at a time (gradient caching, Gao et al. 2021, arXiv 2101.06983).
-    Each device's rows are cut, none moves to another device.
+    Each device's samples are cut: the captions and views of one stay together, none moves to another device.
     """
     if pieces == 1:
         return encode
