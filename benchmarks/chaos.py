@@ -391,7 +391,7 @@ def spoil(file: Path, way: str, random_: random.Random) -> None:
 
 
 def disks(folder: Path, options: tuple = ()) -> dict[str, object]:
-    """Workdirs that can not be written, from the start or at some time."""
+    """Workdirs that cannot be written, from the start or at some time."""
     results = {}
     one = {"processes": 1, "devices": 1}
 
@@ -409,7 +409,7 @@ def disks(folder: Path, options: tuple = ()) -> dict[str, object]:
     ends_clearly("workdir is a file", Job(file, options=options, **one), "is a file")
     (folder / "link").symlink_to("/proc/self/nothing")
     ends_clearly(
-        "workdir can not be made", Job(folder / "link/run", options=options, **one), "nothing can be written there"
+        "workdir cannot be made", Job(folder / "link/run", options=options, **one), "nothing can be written there"
     )
     limited = folder / "limited"
     job = Job(limited, options=(*options, "--config.model.text.vocab_size=60000"), **one, CHAOS_FILE_LIMIT="3000000")

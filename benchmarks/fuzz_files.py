@@ -404,7 +404,7 @@ PAX = ("-1", "1e400", "nan", "x" * 300, "9" * 40, "../../a.png", "", "\u72d7", "
 def _add(tar: tarfile.TarFile, info: tarfile.TarInfo, data: bytes) -> None:
     try:
         tar.addfile(info, io.BytesIO(data) if info.isreg() else None)
-    except (ValueError, UnicodeError):  # a name that the format can not hold
+    except (ValueError, UnicodeError):  # a name that the format cannot hold
         info.name = "a.png"
         tar.addfile(info, io.BytesIO(data) if info.isreg() else None)
 
@@ -432,7 +432,7 @@ def header(
 
 
 def base256(number: int) -> bytes:
-    """A size as GNU tar writes those that octal digits can not hold, negative ones too."""
+    """A size as GNU tar writes those that octal digits cannot hold, negative ones too."""
     return bytes([0xFF if number < 0 else 0x80]) + (number % (1 << 88)).to_bytes(11, "big")
 
 

@@ -58,7 +58,7 @@ def parse():
         "keep_tokens": not a.keep_tokens > 0 or (a.keep_tokens != 1 and "torch" in a.forms),
     } | {key: getattr(a, key) < 1 for key in ("batch", "patches", "text_length", "dim", "repeat")}
     for key in [key for key, is_wrong in wrong.items() if is_wrong]:
-        parser.error(f"--{key}={getattr(a, key)} can not be, see --help")
+        parser.error(f"--{key}={getattr(a, key)} cannot be, see --help")
     return a
 
 

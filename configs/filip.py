@@ -47,7 +47,7 @@ def get_config(variant: str = "base") -> ConfigDict:
             augment=dict(min_area=0.5, flip=True, colour_jitter=0.0, auto_augment=True),
             shuffle="global",  # "block" reads neighbours together: for parquet, buckets and slow disks
             block_size=65_536,
-            max_bad_fraction=0.1,  # of a source's records that can not be read, above which the run ends
+            max_bad_fraction=0.1,  # of a source's records that cannot be read, above which the run ends
             workers=8,
             threads=2,
         ),

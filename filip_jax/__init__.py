@@ -1,4 +1,15 @@
-"""filip_jax: FILIP, token-wise contrastive language-image pre-training, in JAX."""
+"""FILIP, token-wise contrastive language-image pre-training, in JAX.
+
+The public names:
+
+  load_model   load a trained model, which encodes images and texts: load_model("runs/demo/filip")
+  inference    what a loaded model can do: Embedder
+  losses       the losses and the similarity of tokens, as functions of arrays
+  models       the two encoders, as functions of nested dicts
+  __version__  this version
+
+All else serves the command `filip` and may change at any time; `filip --help` lists what it does.
+"""
 
 import importlib
 

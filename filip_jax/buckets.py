@@ -20,7 +20,7 @@ def prepare(directory: str) -> dict[str, Any]:
     variable. For s3:// it has no case, while TensorStore has the driver: here it gets one.
 
     Raises:
-        UserError: an Orbax that can not be taught s3://.
+        UserError: an Orbax that cannot be taught s3://.
     """
     if directory.startswith("gs://") and (host := os.environ.get("STORAGE_EMULATOR_HOST")):
         os.environ["TENSORSTORE_GCS_HTTP_URL"] = host if "://" in host else f"http://{host}"
@@ -31,7 +31,7 @@ def prepare(directory: str) -> dict[str, Any]:
         raise UserError(f"{directory}: orbax-checkpoint {ocp.__version__} keeps no checkpoints on s3://; 0.12.8 does")
     if not isinstance(build, partial):
         setattr(tensorstore_utils, BUILD, partial(_build, build))
-    # A folder can not be renamed there: the files stay where they are written, and a last one says that they are all.
+    # A folder cannot be renamed there: the files stay where they are written, and a last one says that they are all.
     options = ocp.options
     return {"atomicity_options": options.AtomicityOptions(options.AtomicityMode.COMMIT_FILE)}
 

@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "data":  # options of the source may stand behind others
             arguments.source += [word for word in rest if "=" in word and not word.startswith("-")]
             rest = [word for word in rest if word not in arguments.source]
-        if rest and not (arguments.command in ("train", "plan", "sweep", "eval", "data") and arguments.config):
+        if rest and (arguments.command not in ("train", "plan", "sweep", "eval", "data") or arguments.config is None):
             command = " ".join(filter(None, (arguments.command, getattr(arguments, "data_command", ""))))
             raise UserError(f"unknown argument {rest[0]!r}; see filip {command} --help")
         for name in PATHS:
@@ -250,7 +250,7 @@ def _eval(arguments, overrides) -> None:
 
     names = ("step", "metric", "again", "watch", "idle_minutes", "batch_size")
     choice = Choice(**{name: getattr(arguments, name) for name in names})
-    evals = load_evals(arguments.config, overrides) if arguments.config else None
+    evals = None if arguments.config is None else load_evals(arguments.config, overrides)
     show(*evaluate_runs(arguments.workdir, choice, evals).split("\n"))
 
 

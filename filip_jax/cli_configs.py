@@ -17,8 +17,8 @@ CONFIGS = """List the configs and launch scripts that filip_jax ships, or copy a
   filip configs demo --output=my_demo.py
 
 Wherever a command takes a config, NAME or NAME:VARIANT is a shipped one, unless the current folder has a file of
-this name: --config=filip:base, --config=eval/retrieval. The copy is a file in the current folder if --output names no
-other; nothing is overwritten. Launch scripts run where they lie."""
+this name: --config=filip:base, --config=eval/retrieval. The copy, with all variants, is a file in the current folder if
+--output names no other; nothing is overwritten. Launch scripts run where they lie."""
 
 
 def add_configs_command(add: Callable[..., Any]) -> None:

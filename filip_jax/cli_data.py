@@ -174,10 +174,10 @@ def _literal(text: str) -> Any:
 
 def _config(arguments, overrides: Sequence[str]) -> Mapping[str, Any]:
     """The config, with its `source` as the words say if there are any; without --config only that."""
-    if not arguments.source and not arguments.config:
+    if not arguments.source and arguments.config is None:
         raise UserError("name a source, as in: webdataset path=/data/cc3m, or a --config")
     config: dict[str, Any] = {}
-    if arguments.config:
+    if arguments.config is not None:
         from filip_jax.config import load_config
 
         config = load_config(arguments.config, overrides)
@@ -262,7 +262,7 @@ def _bench(arguments, overrides) -> None:
     from filip_jax.data.sources import make_source
     from filip_jax.tools.bench import bench
 
-    if not arguments.config:
+    if arguments.config is None:
         raise UserError("bench times a config's pipeline: give --config, and the source behind it if it is another")
     config = _config(arguments, overrides)
     source = make_source(config["source"])

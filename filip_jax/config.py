@@ -76,6 +76,9 @@ def _split(file: str) -> tuple[Path, str]:
     """Return the file and the variant of FILE.py[:variant], or of NAME[:variant] as in `load_config`.
 
     A folder may have colons in its name, and so may the file.
+
+    Raises:
+        UserError: there is no such Python file.
     """
     file = from_user(file)
     ways = [(file, ""), file.rpartition(":")[::2], file.partition(":")[::2]]
@@ -83,7 +86,12 @@ def _split(file: str) -> tuple[Path, str]:
         for name, variant in ways:
             if (path := find(name)) and not _is_unrelated(path, name):
                 return path, variant
-    return Path(ways[-1][0]), ways[-1][1]
+    name, ships = ways[-1][0], f"the configs that filip_jax ships are {', '.join(shipped_configs())}"
+    if not name:
+        raise UserError(f"--config={file} names no config: write FILE.py[:variant] or NAME[:variant]; {ships}")
+    if name.startswith("./") and shipped_config(name.removeprefix("./")):
+        ships = "without ./ it is the one that filip_jax ships"
+    raise UserError(f"--config={file}: no such Python file; {ships}")
 
 
 def _python_file(name: str) -> Path | None:
@@ -174,12 +182,9 @@ def load_file(path: Path) -> ModuleType:
     """Run a config file; return it as a module.
 
     Raises:
-        UserError: there is no such Python file, or it fails.
+        UserError: it fails.
     """
-    spec = importlib.util.spec_from_file_location("filip_config", path)  # noqa: TID251 - the file that the user named
-    if not path.is_file() or path.suffix != ".py" or spec is None or spec.loader is None:
-        names = ", ".join(shipped_configs())
-        raise UserError(f"--config={path}: no such Python file; the configs that filip_jax ships are {names}")
+    spec: Any = importlib.util.spec_from_file_location("filip_config", path)  # noqa: TID251 - the file that the user named
     module = importlib.util.module_from_spec(spec)
     with _mistakes_of(path):
         spec.loader.exec_module(module)

@@ -37,7 +37,7 @@ def say_in_any_encoding() -> None:
 
 
 class Lasting:
-    """A text stream that drops what can not be written, once its reader is gone."""
+    """A text stream that drops what cannot be written, once its reader is gone."""
 
     def __init__(self, stream: TextIO):
         self.stream, self.gone = stream, False

@@ -39,7 +39,7 @@ def read_whole(path: str) -> bytes:
     """All bytes, at most MAX_JSON_BYTES, of a file that may be written anew while this process runs.
 
     Raises:
-        OSError: it can not be read.
+        OSError: it cannot be read.
     """
     with storage.open_stream(path) as stream:
         return stream.read(MAX_JSON_BYTES)
@@ -64,7 +64,7 @@ def local_folder(folder: str, key: str) -> None:
             if not os.access(folder, os.W_OK):
                 raise PermissionError(errno.EACCES, "it may not be written", folder)
     except OSError as error:
-        raise UserError(f"{key}: the index can not be written: {error}; set `index` to a folder of your own") from error
+        raise UserError(f"{key}: the index cannot be written: {error}; set `index` to a folder of your own") from error
 
 
 def first_link(path: str, root: str) -> str:

@@ -162,7 +162,7 @@ def _expand(match: re.Match, replacement: str, key: str) -> str:
     try:
         return match.expand(replacement)
     except (re.error, IndexError) as error:
-        raise UserError(f"{key}: {replacement!r} can not replace {match.re.pattern!r}: {error}") from error
+        raise UserError(f"{key}: {replacement!r} cannot replace {match.re.pattern!r}: {error}") from error
 
 
 def _fullmatch(pattern: str, path: str, key: str) -> re.Match | None:

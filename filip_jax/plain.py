@@ -8,7 +8,7 @@ import html
 import re
 import shlex
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from filip_jax.redact import redact
 
@@ -60,12 +60,19 @@ def cell(text: str, most: int = MAX_CELL) -> str:
     return _MARKS.sub(r"\\\g<0>", one_line(text, most))
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of cells, of which the first is the header, as a Markdown table with its columns aligned."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    header, *rest = rows
-    lines = (header, ["-" * width for width in widths], *rest)
-    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
+def markdown(rows: Sequence[Sequence[str]], numbers: Collection[int] = ()) -> str:
+    """Return rows of cells as a Markdown table with its columns aligned.
+
+    Args:
+        rows: the first is the header.
+        numbers: indices of the columns that are aligned on the right.
+    """
+    columns = []
+    for n, cells in enumerate(zip(*rows, strict=True)):
+        width, align = max(map(len, cells)), str.rjust if n in numbers else str.ljust
+        header, *rest = (align(text, width) for text in cells)
+        columns.append([header, "-" * width, *rest])
+    return "\n".join(f"| {' | '.join(line)} |" for line in zip(*columns))
 
 
 def escape(text: str) -> str:

@@ -35,8 +35,10 @@ def copy_config(name: str, output: str = "") -> Path:
         output: the file to write; by default one of the config's own name in the current folder.
 
     Raises:
-        UserError: there is no such config, or there is such a file already.
+        UserError: there is no such config, a variant is named, or there is such a file already.
     """
+    if ":" in name:
+        raise UserError(f"{name}: a copy has all variants, so name none: filip configs {name.partition(':')[0]}")
     source = choose(shipped_configs(), name, "NAME")
     file = Path(output or source.name)
     if file.suffix != ".py":

@@ -158,14 +158,14 @@ def _reaching(path: str):
         raise
     except Exception as error:
         said = " ".join(str(error).split())
-        raise OSError(f"{path} can not be reached: {type(error).__name__}: {said}") from error
+        raise OSError(f"{path} cannot be reached: {type(error).__name__}: {said}") from error
 
 
 def read(path: str, offset: int = 0, size: int | None = None) -> bytes:
     """`size` bytes from `offset` on, fewer where the file ends before; all of them if size is None.
 
     Raises:
-        OSError: the file can not be read.
+        OSError: the file cannot be read.
     """
     if is_remote(path):
         with _reaching(path):
@@ -204,7 +204,7 @@ def write(path: str, data: bytes) -> None:
     """Writes the file, whole or not at all, and the folders above it.
 
     Raises:
-        OSError: it can not be written.
+        OSError: it cannot be written.
     """
     if is_remote(path):
         with _reaching(path):

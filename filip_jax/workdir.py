@@ -47,7 +47,7 @@ class Workdir:
 
     Raises:
         UserError: there is no such bucket, or neither gs:// nor s3://.
-        OSError: the bucket can not be reached, or the mirror not be written.
+        OSError: the bucket cannot be reached, or the mirror not be written.
     """
 
     def __init__(self, path: str | Path):
@@ -170,7 +170,7 @@ class Workdir:
                 storage.write(storage.join(self.name, name), (self.folder / name).read_bytes())
             except OSError as error:
                 some = ", ".join(list(left)[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
-                raise OSError(f"{self.name}: {some} can not be uploaded from {self.folder}: {error}") from error
+                raise OSError(f"{self.name}: {some} cannot be uploaded from {self.folder}: {error}") from error
             self.uploaded[name] = stamp
             del left[name]
 
@@ -230,7 +230,7 @@ def _locked(folder: Path, how: int = 0) -> Iterator[None]:
 
 def _lock(folder: Path, how: int = 0) -> int:
     """The descriptor that holds a folder until it is closed or the process ends."""
-    lock = os.open(f"{folder}.lock", os.O_RDWR | os.O_CREAT, 0o600)  # beside it: on NFS a folder can not be locked
+    lock = os.open(f"{folder}.lock", os.O_RDWR | os.O_CREAT, 0o600)  # beside it: on NFS a folder cannot be locked
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | how)
     except OSError:

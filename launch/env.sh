@@ -36,6 +36,7 @@ check_venv() {
 install() {
     local extras=$1 version missing="" extra
     check_venv || return 1
+    # Both say what is to be installed; setup.py and MANIFEST.in only what a wheel and a source distribution hold.
     version=$(cat "$root/setup.cfg" "$root/pyproject.toml" | cksum | cut -d' ' -f1)
     for extra in ${extras//,/ }; do
         [ -e "$VENV/.filip_jax-$version-$extra" ] || missing=$extra

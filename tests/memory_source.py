@@ -12,8 +12,8 @@ class Memory:
     """Records from lists.
 
     Args:
-        texts: of each record its captions, or None for a record that can not be read.
-        sizes: width and height of each picture, or None for one that can not be read.
+        texts: of each record its captions, or None for a record that cannot be read.
+        sizes: width and height of each picture, or None for one that cannot be read.
     """
 
     seen = "lists"

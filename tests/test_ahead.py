@@ -187,7 +187,7 @@ def test_every_kind_is_the_same_as_one_record_after_the_other(monkeypatch, tmp_p
 ], ids=["retrieval", "zero_shot", "linear_probe", "localisation", "chance", "pixels"])  # fmt: skip
 def test_the_first_bad_record_is_named_by_every_kind(monkeypatch, evaluate):
     class Broken(Shaky):
-        """Record 3 can not be decoded and 4 not be read, which shows sooner."""
+        """Record 3 cannot be decoded and 4 not be read, which shows sooner."""
 
         def captions(self, index):
             return Scenes()[index].captions

@@ -369,7 +369,7 @@ def test_numbers_that_can_not_be(options):
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSTOP", "TERM", "SIGINT"])
 def test_signals_that_can_not_be(name):
-    with pytest.raises(UserError, match=f"processes.stop_signals: '{name}' can not be"):
+    with pytest.raises(UserError, match=f"processes.stop_signals: '{name}' cannot be"):
         check_processes(**SECTION | {"stop_signals": (name,)})
 
 

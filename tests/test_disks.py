@@ -40,7 +40,7 @@ def test_other_errors_are_left_as_they_are(tmp_path):
         and denied.filename == str(tmp_path / "x")
         and "file system" not in str(denied)
     )
-    unreachable = OSError("gs://b can not be reached")
+    unreachable = OSError("gs://b cannot be reached")
     assert named(unreachable, tmp_path / "x") is unreachable
 
 

@@ -122,7 +122,7 @@ def test_sources_as_they_are_have_numbers_too(tmp_path, tokenizer):
 def test_what_stands_in_for_a_bad_record_has_its_own_number(tmp_path, tokenizer):
     section = write_folder(tmp_path, [range(12)]) | {"each_caption": True}
     (tmp_path / f"{key(3)}.png").write_bytes(b"no picture")
-    (tmp_path / f"{key(7)}.de.txt").write_bytes(b"\xff")  # its captions can not be read: one pair
+    (tmp_path / f"{key(7)}.de.txt").write_bytes(b"\xff")  # its captions cannot be read: one pair
     (tmp_path / f"{key(9)}.txt").write_text(" ")
     source = make_source(section)
     assert len(source) == 12 * 2 - 2

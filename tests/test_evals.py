@@ -312,7 +312,7 @@ def test_prompts_are_templates_a_file_or_combinations(tmp_path):
         ),
         (("a photo",), "the prompt 'a photo' has no {}"),
         ((3,), "the prompt 3 has no {}"),
-        (str(tmp_path / "none.txt"), "zero_shot.prompts='.*none.txt': the file can not be read"),
+        (str(tmp_path / "none.txt"), "zero_shot.prompts='.*none.txt': the file cannot be read"),
         (dict(prefix="a"), "prompts have no prefix; their parts are prefixes, descriptions, suffixes"),
         (dict(prefixes="a photo of"), "prompts.prefixes='a photo of' is not a list"),
     ):

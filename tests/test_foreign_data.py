@@ -121,9 +121,9 @@ def test_data_of_which_nothing_can_be_used_ends_non_zero(kind, tmp_path, capsys)
     if kind != "no rows":
         reason = {"no pictures": "no picture that can be read", "no captions": "no caption", "no files": "no such file"}
         assert (
-            f"can not be used: 9  {reason[kind]}" in said["inspect"] and said["inspect"].count("can not be used: ") == 1
+            f"cannot be used: 9  {reason[kind]}" in said["inspect"] and said["inspect"].count("cannot be used: ") == 1
         )
-        assert "9 looked at: " in said["inspect"] and "9 records can not be used" in said["inspect"]
+        assert "9 looked at: " in said["inspect"] and "9 records cannot be used" in said["inspect"]
 
 
 def test_a_tokenizer_needs_captions(tmp_path, capsys):
@@ -167,7 +167,7 @@ def test_neither_bench_nor_training_begins_without_usable_records(command, tmp_p
             "an image of 67200000 bytes; at most 67108864 are read",
         ),
         ("label='dog, cat' names several classes", "label='pig' names several classes"),
-        ("json can not be read: Expecting value: line 1", "json can not be read: Extra data: line 2"),
+        ("json cannot be read: Expecting value: line 1", "json cannot be read: Extra data: line 2"),
     ],
 )
 def test_reasons_are_counted_by_kind(one, other):

@@ -316,7 +316,7 @@ SECTIONS = {
     "no pair": ({"path": "x", "rules": ("image/.*", None)}, "'image/.*' is not a pair .regular expression, path or None"),
     "a number": ({"path": "x", "rules": (("image/.*", 0.0),)}, r"\('image/.\*', 0.0\) is not a pair"),
     "no expression": ({"path": "x", "rules": (("image/(", None),)}, r"init_from.rules: 'image/\(' is not a regular exp"),
-    "no group": ({"path": "x", "rules": (("image/.*", r"\1"),)}, r"'\\\\1' can not replace 'image/.\*': invalid group"),
+    "no group": ({"path": "x", "rules": (("image/.*", r"\1"),)}, r"'\\\\1' cannot replace 'image/.\*': invalid group"),
     "no match": ({"path": "x", "rules": (("vision/.*", None),)}, "the rule 'vision/.*' matches no parameter; parameters: im"),
     "all fresh": ({"path": "x", "rules": ((".*", None),)}, "init_from.rules leave every parameter fresh"),
     "no path": ({"path": "", "rules": ((".*", None),)}, "init_from.rules are given, but init_from.path is empty"),

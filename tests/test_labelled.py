@@ -189,7 +189,7 @@ def test_a_class_that_is_none_is_a_bad_record(data, tmp_path):
     assert source[0].label == 0
     with pytest.raises(BadRecord, match="cls='2' is none of 2 classes"):
         source[6]
-    with pytest.raises(UserError, match="class_names='none': the file can not be read"):
+    with pytest.raises(UserError, match="class_names='none': the file cannot be read"):
         make_source(data["webdataset"] | {"class_names": "none"})
     with pytest.raises(UserError, match="the source has no labels; say which text holds them"):
         make_source(dict(data["csv"], label="", caption_keys=("label",), class_names=str(tmp_path / "names.txt")))
@@ -239,10 +239,10 @@ def test_names_and_prompts_stand_in_json_files_and_in_buckets_too(data, tmp_path
         with pytest.raises(UserError, match=message):
             make_source(data["webdataset"] | {"class_names": f"{file}:{name}"})
     file.write_text("{")
-    with pytest.raises(UserError, match="class_names='.*names.json:three': the file can not be read: Expecting"):
+    with pytest.raises(UserError, match="class_names='.*names.json:three': the file cannot be read: Expecting"):
         make_source(data["webdataset"] | {"class_names": f"{file}:three"})
     monkeypatch.setattr("filip_jax.data.text_lists.FILE_BYTES", 8)
-    with pytest.raises(UserError, match="can not be read: it has more than 8 bytes"):
+    with pytest.raises(UserError, match="cannot be read: it has more than 8 bytes"):
         make_source(data["webdataset"])
 
 

@@ -147,7 +147,7 @@ def test_a_row_that_cannot_be_read_is_bad_and_is_named(tmp_path, data, expected,
     assert not message or message in str(warned[0].message)
     assert not message or f"{expected.count(None)} rows cannot be read" in source.seen
     for n in (n for n, text in enumerate(expected) if text is None):
-        with pytest.raises(BadRecord, match="a row that can not be read: "):
+        with pytest.raises(BadRecord, match="a row that cannot be read: "):
             source[n]
 
 

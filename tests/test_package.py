@@ -78,11 +78,28 @@ def test_a_file_that_is_named_as_a_file_is_not_replaced_by_a_shipped_config(else
             load_config(name)
 
 
-@pytest.mark.parametrize("name", ["demos", "demo.txt", "nowhere.py", "retrieval", "../configs/demo", "", ":quick"])
+@pytest.mark.parametrize("name", ["demos", "demo.txt", "nowhere.py", "retrieval", "../configs/demo", "./demos"])
 def test_a_config_that_is_not_there_is_told_with_those_that_are(elsewhere, name):
     (elsewhere / "demo.txt").write_text("")
     with pytest.raises(UserError, match="no such Python file; the configs that filip_jax ships are clip, demo, filip"):
         load_config(name)
+
+
+@pytest.mark.parametrize("name", ["", ":quick"])
+def test_an_empty_name_of_a_config_is_answered_with_how_to_name_one(elsewhere, capsys, name):
+    for words in (["train"], ["train", "--config.seed=3"], ["eval"], ["data", "inspect"]):
+        assert main([*words, f"--config={name}", *(["--workdir=x"] if words[0] != "data" else [])]) == 2
+        message = f"--config={name} names no config: write FILE.py[:variant] or NAME[:variant]; the configs that filip"
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["./demo", "./configs/demo.py:quick", "./eval/tfds:pets"])
+def test_a_path_is_no_name_of_a_shipped_config_but_its_error_names_it(elsewhere, name):
+    """./ says that a file of the current folder is meant."""
+    message = f"--config={name}: no such Python file; without ./ it is the one that filip_jax ships"
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_config(name)
+    assert load_config(name.removeprefix("./"))
 
 
 def test_the_shipped_files_are_those_of_the_repository():
@@ -124,6 +141,7 @@ def test_a_copy_overwrites_nothing(elsewhere, capsys):
         (["demo", "--output=demo"], "--output=demo: a config is a Python file"),
         (["--output=x.py"], "--output=x.py: say which config to copy"),
         (["demos"], "NAME='demos' is not one of clip, demo, "),
+        (["demo:quick"], "demo:quick: a copy has all variants, so name none: filip configs demo"),
         (["../configs/demo"], "NAME='../configs/demo' is not one of clip, demo, "),
     ):
         assert main(["configs", *words]) == 2 and message in capsys.readouterr().err
@@ -244,5 +262,7 @@ def test_the_public_names_are_shown_and_loaded_when_asked_for():
     done = run_with([], "import filip_jax; print(*dir(filip_jax))")
     assert done.stdout == "__version__ inference load_model losses models\n", done.stderr
     assert all(getattr(filip_jax, name) for name in dir(filip_jax))
+    listed = re.findall(r"^  (\w+)  +\S", filip_jax.__doc__, re.MULTILINE)  # which help(filip_jax) shows first
+    assert sorted(listed) == dir(filip_jax)
     with pytest.raises(AttributeError, match="no attribute 'load_models'"):
         filip_jax.load_models  # noqa: B018

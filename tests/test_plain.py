@@ -14,7 +14,7 @@ from test_structure import FILES, PACKAGE
 
 from filip_jax.cli import main
 from filip_jax.console import show
-from filip_jax.plain import JOINERS, MAX_CELL, cell, command, escape, one_line, printable
+from filip_jax.plain import JOINERS, MAX_CELL, cell, command, escape, markdown, one_line, printable
 
 HOSTILE = (
     "\x1b[2J\x1b[31mred", "\x1b]8;;https://evil\x1b\\link\x1b]8;;\x1b\\", "\x07\b\b\bbell", "\x9b31m\x85next\x90C1", "a\nfilip: error: b",
@@ -63,6 +63,12 @@ def test_no_cell_ends_its_row_or_begins_anything(row):
     line = f"| {' | '.join(map(cell, row))} |"
     assert len(re.sub(r"\\.", "", line).split("|")) == len(row) + 2
     assert not set(re.sub(r"\\.", "", line)) & set("<`[*")
+
+
+def test_a_table_aligns_texts_on_the_left_and_numbers_on_the_right():
+    table = markdown([("kept", "records", "of"), ("yes", "1,000", "a"), ("no", "7", "")], numbers=(1,))
+    lines = ["| kept | records | of |", "| ---- | ------- | -- |", "| yes  |   1,000 | a  |", "| no   |       7 |    |"]
+    assert table.split("\n") == lines
 
 
 @given(st.lists(texts.map(lambda text: re.sub("[\0\ud800-\udc7f\udd00-\udfff]", "", text)), min_size=1, max_size=3))

@@ -95,7 +95,7 @@ def test_a_page_of_a_run_that_has_nothing_yet(run, tmp_path):
     page = read(report(str(tmp_path / "new"), str(tmp_path / "out/page.html")))
     assert "None yet: filip eval makes them." in page.texts and "No step is logged yet." in page.texts
     assert any(
-        "It can not be shown here: source: folder: path='/nowhere/<b>' is not a folder" in text for text in page.texts
+        "It cannot be shown here: source: folder: path='/nowhere/<b>' is not a folder" in text for text in page.texts
     )
 
 
@@ -106,7 +106,7 @@ def test_what_is_damaged_is_named(run, tmp_path, capsys):
         file.write('{"step": 13, "train/loss": Infinity, "train/lr": 0.25}\n{"step')
     (copy / "pictures/alignment/0_step_0000012.png").write_bytes(b"no picture")
     page = read(report(str(copy)))
-    assert any("0_step_0000012.png can not be read" in text for text in page.texts)
+    assert any("0_step_0000012.png cannot be read" in text for text in page.texts)
     assert any("manifest.json is damaged" in text for text in page.texts)
     assert "inf" in page.texts  # the newest loss
 

@@ -75,7 +75,7 @@ def cluster(tmp_path_factory):
     if not shutil.which("slurmctld") or not shutil.which("munged"):
         install = ["apt-get", "install", "--yes", "--no-install-recommends", "slurm-wlm", "munge"]
         if not shutil.which("apt-get") or subprocess.run(install, capture_output=True).returncode:
-            pytest.fail("Slurm can not be installed: " + " ".join(install))
+            pytest.fail("Slurm cannot be installed: " + " ".join(install))
     if subprocess.run(["unshare", "--uts", "--mount", "true"], capture_output=True).returncode:
         pytest.fail("this root may not make namespaces")
     folder = tmp_path_factory.mktemp("slurm")

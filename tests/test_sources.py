@@ -269,7 +269,7 @@ def test_lists_with_broken_rows(tmp_path):
     for n, message in enumerate(
         [
             "",
-            "can not be read",
+            "cannot be read",
             "no image",
             "no such file",
             "not downloaded",
@@ -295,7 +295,7 @@ def test_records_of_ours_notice_damage(tmp_path):
     for damaged in (data[:-3] + b"xyz", data[:10], data[:13] + b"{" + data[14:]):
         with pytest.raises(BadRecord, match="checksum|damaged"):
             decode_record(damaged)
-    with pytest.raises(UserError, match="can not be read as ArrayRecord"):
+    with pytest.raises(UserError, match="cannot be read as ArrayRecord"):
         (tmp_path / "x.array_record").write_bytes(b"x" * 200_000)
         make_source(section)
 
@@ -734,7 +734,7 @@ def test_lists_as_spreadsheets_write_them(tmp_path):
     with pytest.warns(UserWarning, match="1 of 3 rows cannot be read .* line 3: a line or a quoted field of more than"):
         source = make_source(dict(name="jsonl", path=str(tmp_path)))
     assert len(source) == 3 and source[2].caption == "b"
-    with pytest.raises(BadRecord, match="can not be read"):
+    with pytest.raises(BadRecord, match="cannot be read"):
         source[1]
 
 

@@ -36,7 +36,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def messy(tmp_path_factory):
-    """Two sources of which some records can not be used: 3 of 23 in tars, 1 of 9 in a list."""
+    """Two sources of which some records cannot be used: 3 of 23 in tars, 1 of 9 in a list."""
     root = tmp_path_factory.mktemp("messy")
     for name in "ab":
         (root / name).mkdir()
@@ -160,7 +160,7 @@ def test_the_input_log_counts_names_once_and_stops(messy, tokenizer, tmp_path):
     log.file.write_text(log.file.read_text() + '{"part": "a", "sh')  # killed while it wrote
     again = InputLog(tmp_path, sources=parts_of(messy), max_bad_fraction=0.05, keys=False)
     with pytest.raises(
-        UserError, match=r"of a can not be used, more than data.max_bad_fraction=0.05; .*process_0.jsonl names"
+        UserError, match=r"of a cannot be used, more than data.max_bad_fraction=0.05; .*process_0.jsonl names"
     ):
         for batch in stream:
             again.add(batch)
@@ -173,7 +173,7 @@ def test_a_source_without_one_usable_record_says_why(tmp_path, tokenizer):
     message = r"source: none of 2 records looked at can be used: .*no caption \(1\).* It is 1 tars hold png \(2\), cls \(1\), txt \(1\)"
     with pytest.raises(UserError, match=message):
         check_usable(source, 8, PLAIN)
-    with pytest.raises(UserError, match="33 records in a row of source can not be used; the last is"):
+    with pytest.raises(UserError, match="33 records in a row of source cannot be used; the last is"):
         run(source, tokenizer, 1)
 
 

@@ -30,7 +30,7 @@ SHARDS = [range(0, 9), range(9, 10), range(10, 20)]
 
 @pytest.fixture
 def pairs(tmp_path):
-    """Tars of 20 pairs and three records that can not be used."""
+    """Tars of 20 pairs and three records that cannot be used."""
     (tmp_path / "data").mkdir()
     write_webdataset(tmp_path / "data", SHARDS)
     large = encoded(photo(900, 600), "JPEG")
@@ -63,7 +63,7 @@ def test_inspect_counts_measures_and_draws(pairs, tmp_path, capsys):
     assert rows["longer / shorter side"][2] == "1.33" and rows["de.txt, words"][:3] == ["2", "2", "2"]
     assert rows["captions per image"] == ["0", "0", "2", "2", "2"]
     assert "formats: PNG 96%, JPEG 4%" in output and re.search(r"txt: 23 texts, 0 of them repeated; \w\w \d+%", output)
-    assert "can not be used: 2  no caption" in output and "can not be used: 1  no picture that can be read" in output
+    assert "cannot be used: 2  no caption" in output and "cannot be used: 1  no picture that can be read" in output
     image = np.asarray(Image.open(sheet))
     assert image.shape == (4 * 284 + 12, 6 * 212 + 12, 3)
     assert (image[20:200, 20:200] == image[20, 20]).all() and len(
@@ -312,7 +312,7 @@ def test_pictures_with_large_profiles_and_torn_ones(tmp_path, capsys):
     code, output, _ = data(capsys, "convert", "webdataset", source, f"--output={tmp_path}/out", "--short_side=300")
     assert code == 0 and "wrote 1 records" in output and "left out: 1 no picture that can be read" in output
     code, output, _ = data(capsys, "inspect", "webdataset", source, f"--output={tmp_path}/a.png")
-    assert code == 0 and "can not be used: 1  no picture" in output
+    assert code == 0 and "cannot be used: 1  no picture" in output
 
 
 def test_a_missing_package_is_no_bad_record(tmp_path, capsys, monkeypatch):

@@ -169,7 +169,7 @@ def test_two_processes_train_what_one_does(finished, config, tmp_path):
 
 
 def test_a_mistake_on_one_process_stops_all_of_them_at_once(config, tmp_path):
-    """Only the first of two processes trains the tokenizer, which can not be as small as this."""
+    """Only the first of two processes trains the tokenizer, which cannot be as small as this."""
     cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
     wrong = config | {"tokenizer": config["tokenizer"] | {"vocab_size": 20}}
     processes = [

@@ -148,7 +148,7 @@ def test_bert_cuts_words_as_wukong_does(tmp_path):
         ("clip", b"no merges", r"bpe_simple_vocab_16e6.txt.gz, as in the package open_clip_torch: it lacks a heading"),
         ("bert", b"a\nb\n", r"is not vocab.txt, .*\[PAD\] is not its first line"),
         ("bert", b"[PAD]\n[UNK]\n", r"is not vocab.txt, .*\[CLS\]"),
-        ("bert", b"\xff", "can not be read"),
+        ("bert", b"\xff", "cannot be read"),
         ("words", b"", "tokenizer.name='words' is not one of sentencepiece, clip, bert"),
     ],
 )

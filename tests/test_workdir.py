@@ -85,7 +85,7 @@ def test_mirrors_of_killed_processes_go_and_those_that_could_not_be_uploaded_sta
     full = Workdir(f"{s3}/runs/killed")
     assert not os.path.isdir(killed)
     append(full, "one\n")
-    with monkeypatch.context() as broken, pytest.raises(OSError, match="can not be uploaded from"):
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="cannot be uploaded from"):
         broken.setattr(storage, "write", lambda path, data: (_ for _ in ()).throw(OSError("no")))
         full.close()
     os.close(full.lock)
@@ -148,7 +148,7 @@ def test_a_bucket_that_goes_away_stops_no_run(s3, monkeypatch):
             pushed(run)
         append(run, "two\n")
         append(run, "{}", "evals.json")
-        names = r"s3://bucket/runs/away: evals.json, metrics.jsonl can not be uploaded from .*"
+        names = r"s3://bucket/runs/away: evals.json, metrics.jsonl cannot be uploaded from .*"
         with pytest.warns(UserWarning, match=rf"^{names}; the run goes on, and the upload is tried again$") as caught:
             pushed(run)
             pushed(run)

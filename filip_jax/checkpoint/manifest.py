@@ -51,7 +51,7 @@ def write_manifest(folder: str, content: Mapping[str, Any], state_folder: str) -
     Hidden files are left out: Orbax writes none, but NFS, file managers and sync tools do, and take them away again.
 
     Raises:
-        OSError: something can not be read or written.
+        OSError: something cannot be read or written.
     """
     top = folder.rstrip("/") + "/"
     found = storage.find(storage.join(folder, state_folder), ("",), "checkpoint")
@@ -71,7 +71,7 @@ def read_manifest(folder: str) -> Manifest:
 
     Raises:
         UserError: it is not what `write_manifest` writes.
-        OSError: it can not be read.
+        OSError: it cannot be read.
     """
     path = storage.join(folder, FILE)
     with storage.open_stream(path) as stream:

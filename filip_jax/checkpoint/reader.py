@@ -72,7 +72,7 @@ class Checkpoints:
             share, shares: looks at this of so many equal parts of the files.
 
         Raises:
-            OSError: the disk or bucket can not be asked; a file that it can not give counts as damaged.
+            OSError: the disk or bucket cannot be asked; a file that it cannot give counts as damaged.
         """
         try:
             return damage(self.folder(step), self._manifest(step), share, shares)

@@ -10,7 +10,7 @@ def find_damage(checkpoints: Checkpoints, step: int) -> str:
     """Which file of a checkpoint is not as it was written, and how; "" if all are well. All processes call it.
 
     Raises:
-        UserError: the disk or the bucket can not be asked.
+        UserError: the disk or the bucket cannot be asked.
     """
     mine: list[str] = []
     service.together(lambda: mine.append(checkpoints.damage(step, jax.process_index(), jax.process_count())))

@@ -133,7 +133,7 @@ class CheckpointWriter(Checkpoints):
     def set_aside(self, step: int) -> None:
         """Makes a damaged checkpoint count no more; nothing of it is removed. For the first process."""
         manifest, content = storage.join(self.folder(step), FILE), b""
-        with contextlib.suppress(OSError):  # it may be what can not be read
+        with contextlib.suppress(OSError):  # it may be what cannot be read
             content = folders.read_whole(manifest)
         storage.write(storage.join(self.folder(step), ASIDE), content)
         folders.remove([manifest], self.root)

@@ -127,7 +127,7 @@ def picture_size(source: Source, index: int) -> tuple[int, int]:
     """Width and height in pixels: from the head of the file, or else from the whole file.
 
     Raises:
-        BadRecord: the source can not read the record.
+        BadRecord: the source cannot read the record.
         ValueError: no picture that can be read.
     """
     if hasattr(source, "image_head"):

@@ -6,7 +6,7 @@ from typing import Any
 
 from filip_jax.cleaning.judge import BARE, LANGUAGE, NAMED, REPEATED, SENSITIVE, SHAPES, UNREADABLE, Verdict
 from filip_jax.data.sources import Source
-from filip_jax.plain import cell
+from filip_jax.plain import cell, markdown
 
 EXAMPLES, LONGEST, SHOWN = 5, 200, 60  # of each rule; characters of each, and of what a table shows
 SCATTER, BITS = 0x9E3779B97F4A7C15, (1 << 64) - 1  # an odd multiplier puts the indices into a fixed random order
@@ -107,15 +107,9 @@ def table(report: dict[str, Any]) -> str:
         )
     kept = report["kept_records"]
     rows.append(("kept", f"{kept:,}", f"{kept / looked:.2%}", f"{report['kept_captions']:,}", ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    rows.insert(1, (*("-" * width for width in widths), "--------"))
-    table = "\n".join(
-        f"| {row[0]:<{widths[0]}} | " + " | ".join(f"{row[n]:>{widths[n]}}" for n in (1, 2, 3)) + f" | {row[4]} |"
-        for row in rows
-    )
     seen = f"{report['records']:,} of {report['source_records']:,} records"
     part = "; repeats counted among these only" if report["records"] < report["source_records"] else ""
-    return f"{'dry run over' if report['dry_run'] else 'filtered'} {seen}{part}\n\n{table}"
+    return f"{'dry run over' if report['dry_run'] else 'filtered'} {seen}{part}\n\n{markdown(rows, numbers=(1, 2, 3))}"
 
 
 def _short(text: str) -> str:

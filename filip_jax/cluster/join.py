@@ -28,7 +28,7 @@ SAME = ("python", "jax", "jaxlib", "numpy", "filip_jax", "config")  # what all p
 def check_processes(
     *, stop_signals: Sequence[str], heartbeat_seconds: int, start_seconds: int, hang_seconds: float
 ) -> None:
-    """Raises a UserError for a config section `processes` that can not be.
+    """Raises a UserError for a config section `processes` that cannot be.
 
     Args:
         stop_signals: that ask a run to save and to end with exit code 42.

@@ -1,4 +1,4 @@
-"""Before each step all processes agree: to go, to save, to stop, or that one of them can not go on."""
+"""Before each step all processes agree: to go, to save, to stop, or that one of them cannot go on."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass

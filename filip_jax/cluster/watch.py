@@ -186,7 +186,7 @@ class Watch:
                 for number in os.read(self._reader, 1024):
                     if number in self._signals:
                         self.request_stop(self._signals[number])
-            with self._lock:  # the main thread can not begin to lose anything meanwhile
+            with self._lock:  # the main thread cannot begin to lose anything meanwhile
                 if self.stop and not self.unsaved and not self.handled and not self._ended:
                     phase = self._phases[-1][0]
                     self.leave(PREEMPTED, f"filip: {self.stop} in phase {phase}: everything is saved; exit {PREEMPTED}")
@@ -232,8 +232,8 @@ def _in_time(action: Callable[[], object]) -> None:
 
 
 def check_signals(names: Sequence[str]) -> None:
-    """Raises a UserError for a signal that can not ask a run to stop."""
+    """Raises a UserError for a signal that cannot ask a run to stop."""
     legal = {each.name for each in signal.Signals} - {"SIGKILL", "SIGSTOP", "SIGINT"}
     for name in names:
         if name not in legal:
-            raise UserError(f"processes.stop_signals: {name!r} can not be; for example {', '.join(STOP_SIGNALS)}")
+            raise UserError(f"processes.stop_signals: {name!r} cannot be; for example {', '.join(STOP_SIGNALS)}")

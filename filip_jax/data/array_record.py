@@ -42,7 +42,7 @@ class ArrayRecord:
         image: the feature of an Example that holds the encoded image.
 
     Raises:
-        UserError: no such files, or a bucket that the reader of ArrayRecord can not reach.
+        UserError: no such files, or a bucket that the reader of ArrayRecord cannot reach.
     """
 
     _ahead: tuple[int, Sequence[bytes]]
@@ -63,7 +63,7 @@ class ArrayRecord:
             with ThreadPoolExecutor(32) as pool:
                 sizes = list(pool.map(_count, [file.path for file in found]))
         except (RuntimeError, ValueError, IndexError) as error:
-            raise UserError(f"path={path!r} can not be read as ArrayRecord: {_one_line(error)}") from error
+            raise UserError(f"path={path!r} cannot be read as ArrayRecord: {_one_line(error)}") from error
         self.caption_keys, self.image = tuple(caption_keys), image
         self.files = [file.path for file in found]
         self.shard_sizes = np.array(sizes, np.int64)

@@ -87,7 +87,7 @@ class Columnar(ABC):
                 raise
             for file in self.files:
                 refuse_other(storage.read(file, 0, PACKED_BYTES), file, type(self).__name__.lower())
-            raise UserError(f"path={path!r} can not be read as {type(self).__name__.lower()}: {error}") from error
+            raise UserError(f"path={path!r} cannot be read as {type(self).__name__.lower()}: {error}") from error
         self.columns = {name: column_of(name, footers[0].schema) for name in (image, *caption_keys)}
         for file, footer in zip(self.files, footers):
             self._check(file, footer.schema)

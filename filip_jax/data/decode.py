@@ -2,7 +2,7 @@
 
 What is decided: a camera's rotation is undone; transparency is laid on white; CMYK becomes RGB; 16 bits
 become 8; of an animation the first frame is taken; a truncated file, one of more than PIXELS pixels, SIDE pixels
-a side or IMAGE_BYTES bytes, one of floating point numbers and one of another format than FORMATS can not be read.
+a side or IMAGE_BYTES bytes, one of floating point numbers and one of another format than FORMATS cannot be read.
 """
 
 import io
@@ -59,7 +59,7 @@ def decode(image: bytes | np.ndarray) -> Image.Image:
     """An RGB picture from encoded bytes or from decoded uint8 [h, w, 3].
 
     Raises:
-        ValueError: it can not be read, or there is not a pixel.
+        ValueError: it cannot be read, or there is not a pixel.
     """
     if isinstance(image, np.ndarray):
         if 0 in image.shape:

@@ -19,7 +19,7 @@ class EachCaption:
 
     All captions are read once when it opens, in every process of a run: of 100,000 images that is seconds from a
     disk, minutes from a bucket. Held are four bytes an image. Captions that say nothing are left out; a record without
-    any, or one that can not be read, counts as one pair, so that training replaces and names it.
+    any, or one that cannot be read, counts as one pair, so that training replaces and names it.
 
     Args:
         source: of any kind.

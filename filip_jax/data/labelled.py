@@ -22,7 +22,7 @@ class Labelled:
             `read_texts`; "" takes the source's own, or those that the texts hold, sorted.
 
     Raises:
-        UserError: names that can not be read, too few of them, or no record with a class.
+        UserError: names that cannot be read, too few of them, or no record with a class.
     """
 
     def __init__(self, source, *, label: str, class_names: str):
@@ -116,7 +116,7 @@ def read_names(place: str) -> list[str]:
         place: as of `read_texts`.
 
     Raises:
-        UserError: it can not be read, or breaks this.
+        UserError: it cannot be read, or breaks this.
     """
     names = read_texts(place, "class_names")
     if not names or "" in names:

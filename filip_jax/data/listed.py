@@ -31,7 +31,7 @@ def read_listed(folder: str, name: str, most: int, hint: str = "") -> bytes:
         hint: what may help, for the message.
 
     Raises:
-        BadRecord: it is not there, can not be named or may not be read, or lies on the web, from which
+        BadRecord: it is not there, cannot be named or may not be read, or lies on the web, from which
             nothing is downloaded.
         OSError: the disk or the bucket fails.
     """

@@ -164,7 +164,7 @@ def batches(
         batch_size: of the global batch; `rows` is its share of one process.
         augment: arguments of `training_views`.
         shuffle, block_size: see `Order`.
-        max_bad_fraction: of a part's records that can not be used, above which a run ends (the trainer counts).
+        max_bad_fraction: of a part's records that cannot be used, above which a run ends (the trainer counts).
         seed: of the order, of which captions are drawn, and of the augmentation.
         workers: processes that prepare batches; 0 prepares in threads of this process.
         threads: that prepare batches, per worker.

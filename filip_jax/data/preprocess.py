@@ -78,7 +78,7 @@ def training_views(
 
 
 def check_augment(*, min_area: float, flip: bool, colour_jitter: float, auto_augment: bool) -> None:
-    """Raises a UserError for an augmentation that can not be."""
+    """Raises a UserError for an augmentation that cannot be."""
     if not 0 < min_area <= 1:
         raise UserError(f"data.augment.min_area={min_area} must be above 0 and at most 1")
     if not 0 <= colour_jitter <= 1:

@@ -23,7 +23,7 @@ def is_caption(text: Any) -> bool:
 
 
 class BadRecord(Exception):
-    """A record that can not be used, and why in one line; training puts another in its place and names it."""
+    """A record that cannot be used, and why in one line; training puts another in its place and names it."""
 
     def __init__(self, reason: str):
         super().__init__(one_line(reason))

@@ -37,7 +37,7 @@ class Bad:
 class Samples:
     """The global stream, by number: one row of what `batches` gives, and `bad`.
 
-    A record that can not be used is replaced by another of its part, drawn by the sample's number;
+    A record that cannot be used is replaced by another of its part, drawn by the sample's number;
     `bad` names each that was tried before.
     """
 
@@ -63,7 +63,7 @@ class Samples:
             except BadRecord as error:
                 bad.append(Bad(self.names[visit.part], *self.sources[visit.part].where(visit.index), str(error)))
         raise UserError(
-            f"sample {n}: {len(bad)} records in a row of {bad[0].part} can not be used; "
+            f"sample {n}: {len(bad)} records in a row of {bad[0].part} cannot be used; "
             f"the last is {bad[-1].key} of {bad[-1].shard}: {bad[-1].reason}"
         )
 

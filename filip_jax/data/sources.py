@@ -65,7 +65,7 @@ PATHS = ("path", "images", "index", "side_captions", "keep", "class_names")  # o
 class Source(Protocol):
     """Random access to records; pure: the same index always gives the same record.
 
-    Where a record can not be read, `[index]` and `captions` raise BadRecord; `where` still gives its
+    Where a record cannot be read, `[index]` and `captions` raise BadRecord; `where` still gives its
     shard and key. `captions` spares the image where that is cheaper, and may be empty. A source of
     labelled images has `class_names`, too; one of encoded images may have `image_head(index)`, their
     first bytes.
@@ -104,7 +104,7 @@ def make_source(section: Mapping[str, Any], key: str = "source") -> Source:
     The name "mixture" has as its options named sections, each with a `weight` if it likes.
 
     Raises:
-        UserError: an unknown name or option, or data that can not be opened.
+        UserError: an unknown name or option, or data that cannot be opened.
     """
     section = {name: from_user(x) if name in PATHS and isinstance(x, str) else x for name, x in section.items()}
     name = section.pop("name", "")

@@ -32,7 +32,7 @@ from filip_jax.walk import say_left_out
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".jsonl.gz", ".csv.gz", ".tsv.gz")
 ROWS = 1 << 16  # of a batch
 RULES = "rows 5"  # raised where the same list gives other rows or another identity
-UNREADABLE = "a row that can not be read: "
+UNREADABLE = "a row that cannot be read: "
 FIRST_TEXT = 3  # of the columns of a batch, behind the problem, the key and the image
 SHOWN = 5  # bad rows of a message
 MAX_SHOWN = 40  # columns of a message
@@ -60,7 +60,7 @@ class Table:
         left_out: {reason: files of the folder that do not count}.
 
     Raises:
-        UserError: no such file or column, lists that cannot be read, or an index that can not be written.
+        UserError: no such file or column, lists that cannot be read, or an index that cannot be written.
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class Table:
         storage.write(f"{self.stem}.json", json.dumps(facts).encode())
 
     def _columns(self, row: Row, kinds: "_Kinds") -> tuple:
-        """A row of the table; one that can not be used says why in its first column."""
+        """A row of the table; one that cannot be used says why in its first column."""
         nothing = ("", "", *([] for _ in self.caption_keys))
         if row.problem:
             return (f"{UNREADABLE}{row.problem}", *nothing)

@@ -40,8 +40,8 @@ def read_index(
         keys: how members' names are split; an index is of one way.
 
     Raises:
-        UserError: the index can not be written there, a tar is compressed, or `processes` is negative.
-        OSError: a tar can not be read.
+        UserError: the index cannot be written there, a tar is compressed, or `processes` is negative.
+        OSError: a tar cannot be read.
         ProcessLost: one of the processes is gone.
     """
     if not 0 <= processes <= MAX_PROCESSES:
@@ -174,4 +174,4 @@ def _write(path: str, data: bytes) -> None:
     try:
         storage.write(path, data)
     except OSError as error:
-        raise UserError(f"the index can not be written: {error}; set `index` to a folder of your own") from error
+        raise UserError(f"the index cannot be written: {error}; set `index` to a folder of your own") from error

@@ -32,7 +32,7 @@ def read_texts(place: str, key: str) -> list[str]:
         key: of the config, for messages.
 
     Raises:
-        UserError: the file can not be read, or holds no list of texts under this name.
+        UserError: the file cannot be read, or holds no list of texts under this name.
     """
     file, name = _split(place)
     try:
@@ -47,7 +47,7 @@ def read_texts(place: str, key: str) -> list[str]:
             return lines
         lists = json.loads(content)
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{key}={place!r}: the file can not be read: {one_line(str(error))}") from error
+        raise UserError(f"{key}={place!r}: the file cannot be read: {one_line(str(error))}") from error
     texts = lists.get(name) if isinstance(lists, dict) else None
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         names = one_line(", ".join(sorted(lists))) if isinstance(lists, dict) else "none"

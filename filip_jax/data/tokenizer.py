@@ -73,7 +73,7 @@ def make_tokenizer(*, source: Source, name: str, path: str, vocab_size: int, cap
         captions: of how many of the source's records, evenly spread over it, training reads all texts.
 
     Raises:
-        UserError: no such file, or captions that sentencepiece can not train on.
+        UserError: no such file, or captions that sentencepiece cannot train on.
     """
     check_tokenizer_section(name, path, captions)
     path = from_user(path)
@@ -108,7 +108,7 @@ def check_tokenizer_section(name: str, path: str, captions: int) -> None:
 
 
 def spread_captions(source: Source, records: int) -> Iterator[str]:
-    """All texts of so many records, evenly spread over the source; what can not be read is left out.
+    """All texts of so many records, evenly spread over the source; what cannot be read is left out.
 
     Raises:
         UserError: behind the last record, if there was no text.

@@ -137,7 +137,7 @@ def _text(file: Path) -> str:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as handle:
             return handle.read(FILE_BYTES).decode("utf-8")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UserError(f"tokenizer.path={str(file)!r} can not be read: {error}") from error
+        raise UserError(f"tokenizer.path={str(file)!r} cannot be read: {error}") from error
 
 
 def _read_clip(lines: list[str]) -> tuple[dict[str, int], list[tuple[str, ...]], int, int]:

@@ -56,7 +56,7 @@ class WebDataset:
         processes: that make the index; 0 makes it in this one.
 
     Raises:
-        UserError: no tars, missing ones, an index that can not be written, or a caption key that no sample has.
+        UserError: no tars, missing ones, an index that cannot be written, or a caption key that no sample has.
     """
 
     _tables: OrderedDict[str, bytes]
@@ -207,7 +207,7 @@ class WebDataset:
         try:
             return read_object(self._member(shard, members, "json", METADATA_BYTES))
         except ValueError as error:
-            raise BadRecord(f"json can not be read: {error}") from error
+            raise BadRecord(f"json cannot be read: {error}") from error
 
     def _check(self, kinds: Counter, path: str) -> None:
         missing = [key for key in self.caption_keys if ("json" if key.startswith("json.") else key) not in kinds]

@@ -35,7 +35,7 @@ def evaluate_runs(workdirs: str, choice: Choice, evals: Mapping[str, Mapping[str
         evals: instead of each run's own.
 
     Raises:
-        UserError: no run, no such checkpoint, or an evaluation that can not be; all others are evaluated first, and
+        UserError: no run, no such checkpoint, or an evaluation that cannot be; all others are evaluated first, and
             the table is printed. Of several runs those without any checkpoint are left out, with a warning.
     """
     choice.check()
@@ -60,7 +60,7 @@ class Session:
         self.workdirs, self.choice, self.evals = from_user(workdirs), choice, evals
         self.mesh = make_mesh(devices=jax.local_devices())
         self.runs: dict[str, Run] = {}
-        self.opened: dict[str, Eval | str] = {}  # by section, which several runs may share; or why it can not be
+        self.opened: dict[str, Eval | str] = {}  # by section, which several runs may share; or why it cannot be
         self.found: dict[Key, Metrics] = {}
         self.baselines: dict[str, dict[str, Metrics]] = {}
         self.counted: set[tuple[str, str]] = set()  # of which baselines
@@ -91,7 +91,7 @@ class Session:
                     self.failures[path, step, ""] = str(error)
 
     def find_runs(self) -> None:
-        """Opens the runs that are there; why one can not be opened is kept."""
+        """Opens the runs that are there; why one cannot be opened is kept."""
         paths = find_workdirs(self.workdirs)
         for path in paths or ([] if self.choice.watch else [self.workdirs]):
             if path not in self.runs:
@@ -124,7 +124,7 @@ class Session:
         return steps if step == "all" else steps[-1:]
 
     def _wanted(self, run: Run) -> list[Eval]:
-        """The evaluations that can be opened; why the others can not is kept."""
+        """The evaluations that can be opened; why the others cannot is kept."""
         sections, wanted = run.config["evals"] if self.evals is None else self.evals, list[Eval]()
         for name, section in sections.items():
             key = f"{name} {section!r}"

@@ -36,7 +36,7 @@ class Choice:
     batch_size: int = 64
 
     def check(self) -> None:
-        """Raises a UserError for a choice that can not be."""
+        """Raises a UserError for a choice that cannot be."""
         if self.step not in STEPS and not self.step.isdecimal():
             raise UserError(f"--step={self.step} is not {', '.join(STEPS)} or a number")
         if self.watch and self.step not in ("latest", "all"):

@@ -23,7 +23,7 @@ def font_name(text: str) -> str:
 
 
 def missing_glyphs(text: str) -> str:
-    """The characters of a text that the pages can not show."""
+    """The characters of a text that the pages cannot show."""
     return _unknown(text, font_name(text))
 
 

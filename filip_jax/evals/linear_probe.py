@@ -58,7 +58,7 @@ def evaluate(
         images and training_images; what the protocol says of itself.
 
     Raises:
-        UserError: sources of different classes or without labels, an unknown protocol or an option that can not be.
+        UserError: sources of different classes or without labels, an unknown protocol or an option that cannot be.
     """
     if pooling not in POOLINGS:
         raise UserError(f"linear_probe.pooling={pooling!r} is not one of {', '.join(POOLINGS)}")

@@ -18,7 +18,7 @@ def read_references(neighbours: Any) -> list[View]:
     """The training records of an evaluation's option `neighbours`, {source, examples}, as seen at SIZE.
 
     Raises:
-        UserError: it is not that, or the records can not be read.
+        UserError: it is not that, or the records cannot be read.
     """
     if not isinstance(neighbours, Mapping) or neighbours.keys() != {"source", "examples"}:
         raise UserError(f"neighbours={neighbours!r} is not a section of the keys source and examples")

@@ -21,7 +21,7 @@ def make_prompts(prompts: Any) -> list[str]:
             FILIP's, each part left out where it is "".
 
     Raises:
-        UserError: no template, one without {}, an unknown part, or a file that can not be read.
+        UserError: no template, one without {}, an unknown part, or a file that cannot be read.
     """
     if isinstance(prompts, Mapping):
         templates = _combined(prompts)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from filip_jax.plain import cell
+from filip_jax.plain import cell, markdown
 from filip_jax.small_files import is_number
 
 # model, setting, source, then task=percent: the top-1 of a data set, or the R@1 of a retrieval, i2t or t2i.
@@ -29,9 +29,7 @@ def beside_published(columns: Mapping[str, Mapping[str, Any]]) -> str:
     """`published_rows` as a markdown table; "" where there is none."""
     if not (rows := published_rows(columns)):
         return ""
-    rows = [[cell(row[0]), *row[1:]] for row in rows]
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown([[cell(row[0]), *row[1:]] for row in rows])
 
 
 def published_rows(columns: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:

@@ -55,7 +55,7 @@ def prepared(source: Source, count: int, prepare: Callable[[Record], T], ahead: 
     """What `prepare` makes of records 0 to count - 1, in order, by threads ahead of the caller, see `in_order`.
 
     Raises:
-        UserError: one that can not be read, or what `prepare` raises, when it is its turn; an evaluation replaces none.
+        UserError: one that cannot be read, or what `prepare` raises, when it is its turn; an evaluation replaces none.
     """
 
     def one(index):
@@ -112,7 +112,7 @@ def as_seen(record: Record, size: int) -> View:
     """The record as the image tower sees it: its image is the centre view, and boxes are in pixels of that.
 
     Raises:
-        UserError: an image that can not be read, named by its record.
+        UserError: an image that cannot be read, named by its record.
     """
     picture = open_picture(record)
     regions = seen_regions(record, picture, size)
@@ -120,7 +120,7 @@ def as_seen(record: Record, size: int) -> View:
 
 
 def open_picture(record: Record) -> Image.Image:
-    """The record's image, decoded. Raises a UserError, which names the record, if it can not be read."""
+    """The record's image, decoded. Raises a UserError, which names the record, if it cannot be read."""
     try:
         return decode(record.image)
     except ValueError as error:

@@ -69,7 +69,7 @@ def evaluate(
 
 
 def check_options(*, prompt: str = "{}", positives: str = "", **others: Any) -> None:
-    """Raises a UserError for a prompt or positives that can not be."""
+    """Raises a UserError for a prompt or positives that cannot be."""
     if "{}" not in prompt:
         raise UserError(f"retrieval: the prompt {prompt!r} has no {{}}, in whose place the caption stands")
     if positives:

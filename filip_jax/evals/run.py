@@ -63,7 +63,7 @@ def open_evals(evals: Mapping[str, Any]) -> list[Eval]:
     """Every evaluation of an `evals` section, ready to run, its captions looked through.
 
     Raises:
-        UserError: an unknown kind, a source that can not be opened, a wrong option, an empty caption.
+        UserError: an unknown kind, a source that cannot be opened, a wrong option, an empty caption.
     """
     check_evals(evals)
     return [_open(name, **section) for name, section in evals.items()]

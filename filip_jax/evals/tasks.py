@@ -33,7 +33,7 @@ def hashes_of(kind: str, section: Mapping[str, Any], source: Source, options: Ma
         options: of the evaluation.
 
     Raises:
-        UserError, OSError: an option names data that can not be opened.
+        UserError, OSError: an option names data that cannot be opened.
     """
     parts = {"data": _data(section, source)} | _contents("", options)
     if hasattr(source, "class_names"):

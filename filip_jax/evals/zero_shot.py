@@ -53,7 +53,7 @@ def evaluate(model: Embedder, source: Source, output: Path, *, prompts: Prompts,
 
 
 def check_options(*, prompts: Prompts, neighbours: Any = None) -> None:
-    """Raises a UserError for prompts that can not be."""
+    """Raises a UserError for prompts that cannot be."""
     make_prompts(prompts)
 
 

@@ -28,7 +28,7 @@ REGISTERS = {"compute": 232, "load": 40}  # of a thread
 
 
 def why_not(p: int, t: int, d: int, dtype: jnp.dtype) -> str:
-    """Why the kernel can not compare such tokens; empty if it can."""
+    """Why the kernel cannot compare such tokens; empty if it can."""
     if not hasattr(plgpu, "InterpretGPUParams"):
         return f"its kernel for GPUs needs JAX 0.11 or newer, but this is {jax.__version__}"
     if dtype != jnp.bfloat16:

@@ -38,7 +38,7 @@ def _equation(equation: Any) -> float:
     if name == "scan":
         return parameters["length"] * sum(inner)
     if name == "while" and sum(inner):
-        raise ValueError("matrix products in a while loop can not be counted")
+        raise ValueError("matrix products in a while loop cannot be counted")
     if name == "cond":
         return max(inner)
     if name == "shard_map":

@@ -12,6 +12,7 @@ import jax
 
 from filip_jax.checkpoint import abstract
 from filip_jax.errors import UserError
+from filip_jax.plain import markdown
 from filip_jax.plan.chips import CHIPS, GIB, GPUS, Chip, open_topology
 from filip_jax.plan.operations import count_operations
 from filip_jax.plan.program import Program
@@ -38,7 +39,7 @@ def plan(config: Mapping[str, Any], topology: str, slices: int = 1) -> Plan:
         plain numbers: bytes of one chip, operations and seconds of one step, `fits`; see `say`.
 
     Raises:
-        UserError: no such topology, or a config that can not be.
+        UserError: no such topology, or a config that cannot be.
     """
     kind, devices = open_topology(topology, slices)
     if cudnn := config["model"]["attention"] == "cudnn" and kind in GPUS:  # which only a GPU can lower
@@ -160,28 +161,21 @@ def say(found: Plan) -> str:
     lines = [
         f"{slices}{found['topology']}: {found['chips']} chips, mesh {found['mesh']}, global batch {found['batch_size']}",
         "",
-        "| memory of a chip                 |     GiB |",
-        "| -------------------------------- | ------- |",
     ]
     rows = {"parameters": "params", "optimiser": "opt_state", "average of the parameters": "ema"}
     rows |= {"temporary, at the peak": "temporary", "  activations and gradients": "activations"}
     rows |= {"  the loss, at most": "loss_temporary"}
-    lines += [f"| {said:<32} | {found[key] / GIB:>7.2f} |" for said, key in rows.items() if found.get(key)]
-    lines += [f"| {'all':<32} | {peak:>7.2f} |", ""]
+    memory = [(name, f"{found[key] / GIB:.2f}") for name, key in rows.items() if found.get(key)]
+    lines += [markdown([("memory of a chip", "GiB"), *memory, ("all", f"{peak:.2f}")], numbers=(1,)), ""]
     lines += [f"it {'fits' if found['fits'] else 'DOES NOT FIT'}: {peak:.2f} of {room:.2f} GiB"]
     if found["instead_of_cudnn"]:
         lines += ["with XLA's attention: cuDNN's can only be compiled where there is a GPU"]
     if "step_seconds" not in found:
         return "\n".join(lines)
+    sent = [(kind, f"{count}", f"{size / GIB:.3f}") for kind, (count, size) in found["collectives"].items()]
     lines += [
         "",
-        "| sent in a step     | times | GiB to each chip |",
-        "| ------------------ | ----- | ---------------- |",
-    ]
-    lines += [
-        f"| {kind:<18} | {count:>5} | {size / GIB:>16.3f} |" for kind, (count, size) in found["collectives"].items()
-    ]
-    lines += [
+        markdown([("sent in a step", "times", "GiB to each chip"), *sent], numbers=(1, 2)),
         "",
         f"ESTIMATES, by {found['estimate']}, data and evaluation aside:",
         f"  a step       {1e3 * found['step_seconds']:.1f} ms: {1e3 * found['computing_seconds']:.1f} ms computing, "

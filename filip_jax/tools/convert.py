@@ -129,7 +129,7 @@ def _bytes(record: Record) -> bytes:
 
 
 def _resized(record: Record, short_side: int) -> Record:
-    """The record with its image at most so large; one that can not be decoded raises ValueError, whatever its size."""
+    """The record with its image at most so large; one that cannot be decoded raises ValueError, whatever its size."""
     picture = decode(record.image)
     if not short_side or min(picture.size) <= short_side:
         return record

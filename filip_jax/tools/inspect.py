@@ -75,7 +75,7 @@ def inspect(
     for name, part in parts_of(source).items():
         found = look(part, records)
         texts = sum(map(len, found.origins.values()))
-        counts = f"{len(found.sides):,} images, {texts:,} captions; {found.bad.total():,} records can not be used"
+        counts = f"{len(found.sides):,} images, {texts:,} captions; {found.bad.total():,} records cannot be used"
         yield from ("", f"{name}: {len(part):,} records, {found.records:,} looked at: {counts}", *_lines(found))
         useless += [] if found.usable else [name]
     if output and (views := sample_views(source, image_size, augment)):
@@ -152,9 +152,9 @@ def _lines(found: Findings) -> list[str]:
         repeated = len(texts) - len({" ".join(text.lower().split()) for text in texts})
         lines += [f"  {origin}: {len(texts)} texts, {repeated} of them repeated{_languages(texts)}"]
     for kind, count in found.bad.most_common(KINDS):
-        lines += [f"  can not be used: {count}  {kind}: {one_line(found.examples[kind], EXAMPLE)}"]
+        lines += [f"  cannot be used: {count}  {kind}: {one_line(found.examples[kind], EXAMPLE)}"]
     if others := found.bad.total() - sum(count for _, count in found.bad.most_common(KINDS)):
-        lines += [f"  can not be used: {others}  for other reasons"]
+        lines += [f"  cannot be used: {others}  for other reasons"]
     return lines
 
 

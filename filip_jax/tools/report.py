@@ -228,7 +228,7 @@ def _samples(config) -> str:
             source = make_source({name: x for name, x in config["source"].items() if name != "each_caption"})
         views = sample_views(source, config["data"]["image_size"], config["data"]["augment"])
     except Exception as error:  # data that was moved or changed, a config of an earlier version: the page is of the run
-        return _section("The data", f'<p class="faint">It can not be shown here: {escape(str(error))}</p>')
+        return _section("The data", f'<p class="faint">It cannot be shown here: {escape(str(error))}</p>')
     said = f"{len(source):,} records; some of them as the model sees them:"
     picture = _image(contact_sheet(views)) if views else ""
     return _section("The data", f'<p>{said}</p><div class="pictures">{picture}</div>')
@@ -238,7 +238,7 @@ def _stored(file: Path) -> str:
     try:
         return _image(decode(read_own(file)))
     except (OSError, ValueError) as error:
-        return f'<p class="faint">{escape(file.name)} can not be read: {escape(str(error))}</p>'
+        return f'<p class="faint">{escape(file.name)} cannot be read: {escape(str(error))}</p>'
 
 
 def _image(picture: Image.Image) -> str:

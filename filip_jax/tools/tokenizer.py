@@ -25,7 +25,7 @@ def save_tokenizer(source: Source, output: Path, *, vocab_size: int, captions: i
         captions: of how many records, evenly spread over the source, all texts are read.
 
     Raises:
-        UserError: another ending, numbers out of range, or texts that can not be trained on.
+        UserError: another ending, numbers out of range, or texts that cannot be trained on.
     """
     if output.suffix != ".model":
         raise UserError(f"--output={output}: sentencepiece's files end in .model; name it so")

@@ -10,6 +10,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from filip_jax.cluster.watch import Watch
 from filip_jax.errors import UserError
+from filip_jax.plain import markdown
 from filip_jax.small_files import is_number
 from filip_jax.user_paths import from_user
 
@@ -56,9 +57,8 @@ class Goodput:
         """For the end of a run."""
         totals = self.totals()
         whole = sum(totals.values()) or 1.0
-        rows = [f"| {name:<16} | {s:>10.1f} | {100 * s / whole:>5.1f} % |" for name, s in totals.items() if s >= 0.05]
-        head = ["| time spent in    |    seconds |   share |", "| ---------------- | ---------- | ------- |"]
-        return "\n".join(head + rows)
+        rows = [(name, f"{s:.1f}", f"{100 * s / whole:.1f} %") for name, s in totals.items() if s >= 0.05]
+        return markdown([("time spent in", "seconds", "share"), *rows], numbers=(1, 2))
 
 
 def _seconds(value: object) -> float:

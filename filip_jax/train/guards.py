@@ -13,7 +13,7 @@ Guard = dict[str, jax.Array]
 
 
 def check_guards(*, max_skipped: int, spike_sigmas: float) -> None:
-    """Raises a UserError for a config section `guards` that can not be.
+    """Raises a UserError for a config section `guards` that cannot be.
 
     Args:
         max_skipped: skipped steps in a row that end the run.

@@ -95,7 +95,7 @@ class Donor:
         All processes call it.
 
         Raises:
-            UserError: the checkpoint can not be read.
+            UserError: the checkpoint cannot be read.
         """
         leaves, origins = paths.flatten(state["params"]), self.origins
         target = {origin: self._target(origin, leaves[path]) for path, origin in origins.items()}
@@ -183,7 +183,7 @@ def _check_fit(
 
 
 def _misfit(path: str, have: Leaf | None, want: Any, class_tokens: tuple[bool, bool]) -> str:
-    """Why a leaf of the checkpoint can not become this parameter; "" if it can.
+    """Why a leaf of the checkpoint cannot become this parameter; "" if it can.
 
     Args:
         class_tokens: whether the image tower has one, in the checkpoint and in this run.

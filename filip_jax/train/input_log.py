@@ -51,7 +51,7 @@ class InputLog:
         """The rows of one batch.
 
         Raises:
-            UserError: too many of a part's records can not be used.
+            UserError: too many of a part's records cannot be used.
         """
         found = Counter({self.parts[part]: int(n) for part, n in zip(*np.unique(rows["part"], return_counts=True))})
         bad = Counter(each.part for each in rows["bad"])
@@ -63,7 +63,7 @@ class InputLog:
             visited = self.samples[part] + count
             if visited >= ENOUGH and count > self.max_bad_fraction * visited:
                 raise UserError(
-                    f"{count} of {visited} records of {part} can not be used, more than "
+                    f"{count} of {visited} records of {part} cannot be used, more than "
                     f"data.max_bad_fraction={self.max_bad_fraction}; {self.file} names them"
                 )
 

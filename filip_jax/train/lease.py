@@ -148,7 +148,7 @@ class Lease:
         if self._beats(other) if alive is None else alive:
             raise UserError(
                 f"another run writes to {self.place}: process {other.get('pid')} on {other.get('host')}; wait until it "
-                f"has ended, or give another --workdir (if it can not be, remove {self.path})"
+                f"has ended, or give another --workdir (if it cannot be, remove {self.path})"
             )
 
     def _is_alive(self, pid: Any, began: Any) -> bool | None:

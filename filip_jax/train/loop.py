@@ -53,7 +53,7 @@ def train(workdir: str | Path, config: Mapping[str, Any], watch: Watch | None = 
         watch: that has begun already; by default one of this call's own.
 
     Raises:
-        UserError: a config, data or checkpoint that can not be, or too many steps that had to be skipped.
+        UserError: a config, data or checkpoint that cannot be, or too many steps that had to be skipped.
         Preempted, ProcessLost: a signal asked the run to stop, or a data worker is gone; everything is saved.
     """
     if watch is not None:
@@ -131,7 +131,9 @@ class Trainer:
             seed=setup.seed, start=self.samples_seen, groups=setup.groups,
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
-        self.feed = Feed(rows if self.step < setup.total_steps else (row for row in list[Any]()), lambda: watch.stop)
+        if self.step == setup.total_steps:
+            rows = (row for row in ())  # no step is left: no data is read
+        self.feed = Feed(rows, lambda: watch.stop)
         self.profile = Profile(self.place, self.step, setup.total_steps, **setup.profile)
 
     def _start(self, newest: int | None, tokenizer: Tokenizer, donor: Donor | None) -> tuple[State, int, dict]:

@@ -13,7 +13,7 @@ FOLDER = "profile"
 
 
 def check_profile(*, first_step: int, steps: int) -> None:
-    """Raises a UserError for values that can not be; these are the keys of a config's section `profile`."""
+    """Raises a UserError for values that cannot be; these are the keys of a config's section `profile`."""
     at_least(1, "profile", first_step=first_step)
     at_least(0, "profile", steps=steps)
 
@@ -57,4 +57,4 @@ class Profile:
                 jax.profiler.stop_trace()
                 say(f"traced: xprof --logdir={self.name}")
             except Exception as error:  # of many types; a run does not end for its trace
-                warnings.warn(f"{self.name}: the trace can not be written: {error}", stacklevel=2)
+                warnings.warn(f"{self.name}: the trace cannot be written: {error}", stacklevel=2)

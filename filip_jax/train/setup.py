@@ -107,7 +107,7 @@ def make_setup(
         devices: other than this machine's; nothing runs on them.
 
     Raises:
-        UserError: anything in the config that can not be, named by its key.
+        UserError: anything in the config that cannot be, named by its key.
     """
     _check_numbers(seed, total_steps, log_every_steps, eval_every_steps, ema_decay)
     devices = call(make_mesh, mesh, "mesh", devices=devices)

@@ -43,7 +43,7 @@ def prepare_setup(config: Mapping[str, Any], watch: Watch) -> Setup:
     """What the config says, once all processes are here: the end of process 0 aborts those that still start.
 
     Raises:
-        UserError: a config that can not be, or not the same on all processes.
+        UserError: a config that cannot be, or not the same on all processes.
     """
     processes = preflight(config)
     setup = call(make_setup, config, "(top level)", devices=None)
