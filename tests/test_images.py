@@ -312,11 +312,11 @@ def test_views_of_one_image_are_independent_and_it_is_decoded_once(monkeypatch, 
     calls, whole, image = [], getattr(decoding, decoder), encoded(photo(60, 50), format)
     monkeypatch.setattr(decoding, decoder, lambda *given: calls.append(given) or whole(*given))
     varied = PLAIN | {"min_area": 0.3, "flip": True}
-    views = training_views(image, 24, np.random.default_rng(3), 8, **varied)
+    views = training_views(image, 32, np.random.default_rng(3), 8, **varied)
     assert len(calls) == 1
     rng = np.random.default_rng(3)
     boxes = [random_box(60, 50, 0.3, rng) for _ in views]
-    expected = [decode_regions(image, 24, lambda width, height, box=box: [box])[0] for box in boxes]
+    expected = [decode_regions(image, 32, lambda width, height, box=box: [box])[0] for box in boxes]
     flips = [-1 if rng.random() < 0.5 else 1 for _ in views]
     assert set(flips) == {-1, 1} and len({view.tobytes() for view in views}) == 8
     assert all(np.array_equal(view, plain[:, ::flip]) for view, plain, flip in zip(views, expected, flips))

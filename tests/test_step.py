@@ -198,10 +198,10 @@ def test_captions_and_views_are_encoded_each_as_if_alone_on_the_device_of_their_
     assert encoded["image_tokens"].shape[:2] == (16, 2) and encoded["text_mask"].shape == (16, 3, length)
     noise = np.asarray(given[1]["noise"])
     for view in range(2):
-        alone = model.encode_image(parameters, batch["image"][:, view], noise=noise[:, view])
+        alone = model.encode_image(parameters, jnp.asarray(batch["image"][:, view]), noise=jnp.asarray(noise[:, view]))
         np.testing.assert_allclose(encoded["image_tokens"][:, view], alone, atol=1e-5)
     for caption in range(3):
-        tokens, mask = model.encode_text(parameters, batch["ids"][:, caption])
+        tokens, mask = model.encode_text(parameters, jnp.asarray(batch["ids"][:, caption]))
         np.testing.assert_allclose(encoded["text_tokens"][:, caption], tokens, atol=1e-5)
         np.testing.assert_array_equal(encoded["text_mask"][:, caption], mask)
 
