@@ -10,7 +10,16 @@ from pathlib import Path
 import numpy as np
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-FILES = ("filip.py", "filip.py:large", "clip.py", "demo.py", "demo.py:clip", "demo.py:quick")
+FILES = (
+    "filip.py",
+    "filip.py:large",
+    "clip.py",
+    "demo.py",
+    "demo.py:clip",
+    "demo.py:filip_clip",
+    "demo.py:siglip",
+    "demo.py:quick",
+)
 NO_FILES = ("demo.py:none", "none.py", "demo.py:", "", "\0.py", ".", "../README.md")
 SMALL = [f"--config.model.{tower}.{key}" for tower in ("image", "text") for key in ("width=32", "depth=1", "heads=2")]
 BLOW_UP = (
@@ -24,7 +33,7 @@ RULES = (
     "image/.*",
     ".*/(token_embedding|position|class_token)",
     "(?:text|image)/.*",
-    "logit_scale",
+    "objectives/.*",
 )
 CHOICES = (
     "auto", "float32", "float64", "reference", "xla", "pallas", "gather", "ring", "save", "recompute", "pair", "batch", "block", "global",

@@ -61,7 +61,8 @@ def load(form, patch_size, overrides):
     from filip_jax.config import load_config
 
     name, keep_tokens = FORMS[form]
-    sizes = [f"--config.model.image.patch_size={patch_size}", f"--config.loss.keep_tokens={keep_tokens}"]
+    sizes = [f"--config.model.image.patch_size={patch_size}"]
+    sizes += [f"--config.objectives.filip.keep_tokens={keep_tokens}"] if name == "filip" else []
     return load_config(str(CONFIGS / f"{name}.py:base"), [*sizes, *overrides])
 
 

@@ -3,6 +3,8 @@ r"""FILIP on emoji scenes: real art, real words, minutes on a laptop's CPU.
     bash launch/demo.sh                                              # installs, trains, evaluates, draws
     filip train --config=configs/demo.py --workdir=runs/demo         # the training alone
     filip train --config=configs/demo.py:clip --workdir=runs/demo_clip   # the global baseline, same towers
+    filip train --config=configs/demo.py:filip_clip --workdir=runs/demo_filip_clip   # the sum of both
+    filip train --config=configs/demo.py:siglip --workdir=runs/demo_siglip   # SigLIP's sigmoid on pooled vectors
     filip train --config=configs/demo.py:quick --workdir=runs/quick  # what tests run
 
 Needs the extra `demo`, see docs/install.md; docs/demo.md says what to expect.
@@ -11,7 +13,19 @@ Needs the extra `demo`, see docs/install.md; docs/demo.md says what to expect.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
-VARIANTS = ("filip", "clip", "quick")
+EXACT = dict(weight=1.0, dtype="float32", implementation="auto", exchange="auto", indices="auto")
+FILIP = dict(
+    kind="filip", logit_scale_init=1 / 0.07, keep_tokens=1.0, selection="batch", positives="pair", label_smoothing=0.0
+)
+CLIP = dict(kind="clip", logit_scale_init=1 / 0.07, positives="pair", label_smoothing=0.0)
+SIGLIP = dict(kind="siglip", similarity="pooled", logit_scale_init=10.0, bias_init=-10.0, positives="pair")
+VARIANTS = {
+    "filip": dict(filip=FILIP | EXACT),
+    "clip": dict(clip=CLIP | EXACT),
+    "filip_clip": dict(filip=FILIP | EXACT, clip=CLIP | EXACT),
+    "siglip": dict(siglip=SIGLIP | EXACT),
+    "quick": dict(filip=FILIP | EXACT),
+}
 PROMPTS = ("a {} on a white background", "a big {} on a white background", "a small {} on a white background")
 
 
@@ -52,13 +66,11 @@ def get_config(variant: str = "filip") -> ConfigDict:
         tokenizer=dict(name="sentencepiece", path="", vocab_size=vocab_size, captions=10_000),
         model=dict(
             embed_dim=64,
-            pooling="global" if variant == "clip" else "tokens",
             dtype="float32",
             class_token=True,
             cls_in_similarity=False,
             bos_in_similarity=True,
             eos_in_similarity=True,
-            logit_scale_init=1 / 0.07,
             activation="quick_gelu",
             attention="xla",
             scan=False,
@@ -66,17 +78,7 @@ def get_config(variant: str = "filip") -> ConfigDict:
             image=dict(image_size=image_size, patch_size=8, patch_dropout=0.0, **tower),
             text=dict(vocab_size=vocab_size, length=text_length, length_groups=1, **tower),
         ),
-        loss=dict(
-            name="contrastive",
-            keep_tokens=1.0,
-            selection="batch",
-            positives="pair",
-            label_smoothing=0.0,
-            dtype="float32",
-            implementation="auto",
-            exchange="auto",
-            indices="auto",
-        ),
+        objectives=VARIANTS[variant],
         optimizer=dict(
             name="adamw",
             peak_learning_rate=1.5e-3,
@@ -88,7 +90,7 @@ def get_config(variant: str = "filip") -> ConfigDict:
             clip_norm=1.0,
             decay_rules=(
                 (r".*/bias|.*norm/scale", 0.0),
-                (r".*/(token_embedding|position|class_token)|logit_scale", 0.0),
+                (r".*/(token_embedding|position|class_token)|objectives/.*", 0.0),
                 (r".*", 1.0),
             ),
             learning_rate_rules=((r".*", 1.0),),
@@ -126,7 +128,7 @@ def get_config(variant: str = "filip") -> ConfigDict:
 
 
 def sweep():
-    """For `filip sweep`: the loss on tokens and its baseline, at three learning rates."""
-    for pooling in ("tokens", "global"):
+    """For `filip sweep`: all tokens and a quarter of them, at three learning rates."""
+    for keep in (1.0, 0.25):
         for rate in (5e-4, 1e-3, 2e-3):
-            yield {"model.pooling": pooling, "optimizer.peak_learning_rate": rate}
+            yield {"objectives.filip.keep_tokens": keep, "optimizer.peak_learning_rate": rate}

@@ -54,13 +54,11 @@ def get_config(variant: str = "base") -> ConfigDict:
         tokenizer=dict(name="sentencepiece", path="", vocab_size=vocab_size, captions=200_000),
         model=dict(
             embed_dim=256,
-            pooling="tokens",
             dtype="bfloat16",
             class_token=True,
             cls_in_similarity=False,
             bos_in_similarity=True,
             eos_in_similarity=True,
-            logit_scale_init=1 / 0.07,
             activation="quick_gelu",
             attention="xla",  # "cudnn" on NVIDIA GPUs: less memory for long sequences
             scan=True,
@@ -68,8 +66,10 @@ def get_config(variant: str = "base") -> ConfigDict:
             image=dict(image_size=image_size, patch_size=sizes["patch_size"], patch_dropout=0.0, **tower(*sizes["image"])),
             text=dict(vocab_size=vocab_size, length=text_length, length_groups=8, **tower(*sizes["text"])),
         ),
-        loss=dict(
-            name="contrastive",
+        objectives=dict(filip=dict(
+            kind="filip",
+            weight=1.0,
+            logit_scale_init=1 / 0.07,
             keep_tokens=0.25,  # the paper's, chosen on each device; 1.0 is the exact loss
             selection="batch",
             positives="pair",  # "image": all captions of an image in a batch are right answers
@@ -78,7 +78,7 @@ def get_config(variant: str = "base") -> ConfigDict:
             implementation="auto",
             exchange="auto",
             indices="auto",
-        ),
+        )),
         optimizer=dict(
             name="lamb",
             peak_learning_rate=(batch_size.to_float() / 512) ** 0.5 * sizes["learning_rate"],  # the paper's square-root rule
@@ -90,7 +90,7 @@ def get_config(variant: str = "base") -> ConfigDict:
             clip_norm=1.0,
             decay_rules=(
                 (r".*/bias|.*norm/scale", 0.0),
-                (r".*/(token_embedding|position|class_token)|logit_scale", 0.0),
+                (r".*/(token_embedding|position|class_token)|objectives/.*", 0.0),
                 (r".*", 1.0),
             ),
             learning_rate_rules=((r".*", 1.0),),  # 0 freezes: ((r"image/.*", 0.0), (r".*", 1.0)) locks the image tower

@@ -14,7 +14,7 @@ total_steps is that of the data set: for other data give --config.total_steps=3 
 evaluated with evaluations of one's own, filip eval --config=FILE.
 
 Each caption is a sample of its own, an epoch visits all of them once, and 3 epochs are trained, in whole batches. All
-captions of an image that meet in a batch are right answers, with equal probability (loss.positives="image"). After
+captions of an image that meet in a batch are right answers, with equal probability (objectives.filip.positives="image"). After
 each epoch the test split is ranked, five captions of each of its 1,000 or 5,000 images. The paper's models (large) reach R@1
 image to text and text to image of 96.6 and 87.1 % on Flickr30K, 78.9 and 61.2 % on COCO.
 
@@ -49,7 +49,7 @@ def get_config(variant: str = "flickr30k") -> ConfigDict:
     config.total_steps = EPOCHS * (PAIRS[data] // batch_size)
     config.data.image_size = IMAGE_SIZE[size]
     config.source = split("train", each_caption=True)
-    config.loss.positives = "image"
+    config.objectives.filip.positives = "image"
     config.optimizer.peak_learning_rate = (batch_size.to_float() / 512) ** 0.5 * 2e-4
     config.optimizer.warmup_steps = config.get_ref("total_steps") // 10
     config.optimizer.weight_decay = 3e-4

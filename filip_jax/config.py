@@ -31,13 +31,14 @@ from filip_jax.user_paths import from_user
 FILE = "config.json"
 UNCHANGED = "unchanged"  # a sweep's point without values
 # Sections of a config that other code looks into; make_setup checks those of a run that is to be trained.
-SECTIONS = ("model", "data", "evals", "source", "tokenizer", "loss", "optimizer", "checkpoint", "processes", "mesh")
+SECTIONS = (
+    "model", "objectives", "data", "evals", "source", "tokenizer", "optimizer", "checkpoint", "processes", "mesh",
+)  # fmt: skip
 # What may change between two starts of one run without changing what it computes.
 FREE_SECTIONS = (
     "checkpoint", "compile_cache", "evals", "evals_fatal", "eval_every_steps", "guards", "log_every_steps", "log_keys",
     "mesh", "processes", "profile", "wandb_project",
 )  # fmt: skip
-LATER = {"loss": {"positives": "pair"}}  # keys that came later, and what earlier runs did
 FREE_DATA_KEYS = ("workers", "threads", "max_bad_fraction")
 # Where data lies. That they hold the same is known by the source's identity, so a copy on a node's own disk serves as well.
 FREE_SOURCE_KEYS = ("path", "images", "index", "processes", "side_captions", "keep", "class_names")
@@ -258,7 +259,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
     if not os.path.lexists(file):
         raise UserError(f"{workdir} holds no run: {file} is missing")
     config = read_json(file)
-    for section in ("model", "data", "evals"):
+    for section in ("model", "objectives", "data", "evals"):
         if section not in config:
             raise UserError(f"{file} is damaged: it has no section {section}")
     for section in SECTIONS:
@@ -283,7 +284,6 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
 
 def _result_relevant(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {name: value for name, value in config.items() if name not in FREE_SECTIONS}
-    kept |= {name: keys | kept[name] for name, keys in LATER.items() if name in kept}
     return kept | {
         "data": {name: value for name, value in config.get("data", {}).items() if name not in FREE_DATA_KEYS},
         "source": _without_locations(config.get("source", {})),

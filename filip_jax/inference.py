@@ -23,6 +23,7 @@ from filip_jax.errors import UserError
 from filip_jax.losses.similarity import Array
 from filip_jax.mesh import BATCH_AXES, check_memory, replicated
 from filip_jax.models import POOLINGS, Model, make_model
+from filip_jax.objectives.total import Objectives, init_parameters, make_objectives
 from filip_jax.small_files import read_own
 from filip_jax.workdir import Workdir
 
@@ -34,6 +35,7 @@ class Embedder:
 
     Args:
         model: the functions.
+        objectives: that it was trained for.
         tokenizer: of the run.
         image_size: pixels of the square view that the image tower sees.
         text_length: tokens of the text tower's context.
@@ -49,6 +51,7 @@ class Embedder:
     def __init__(
         self,
         model: Model,
+        objectives: Objectives,
         tokenizer: Tokenizer,
         *,
         image_size: int,
@@ -56,7 +59,8 @@ class Embedder:
         mesh: Mesh | None = None,
         batch_size: int = 64,
     ):
-        self.tokenizer, self.image_size, self.text_length = tokenizer, image_size, text_length
+        self.objectives, self.tokenizer = objectives, tokenizer
+        self.image_size, self.text_length = image_size, text_length
         self.pooling, self.mesh = model.pooling, mesh or _one_device()
         self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
         jit = partial(jax.jit, static_argnames="pooling", out_shardings=replicated(self.mesh))
@@ -74,7 +78,8 @@ class Embedder:
     @property
     def logit_scale(self) -> float:
         """The multiplier of the similarities."""
-        return float(np.exp(self.parameters["logit_scale"]))
+        need = "pooled" if self.pooling == "global" else "tokens"
+        return self.objectives.logit_scale(self.parameters["objectives"], need)
 
     def encode_image(
         self, images: Shaped[Array, "n h w 3"] | Sequence[Shaped[Array, "_h _w 3"]], pooling: str | None = None
@@ -206,7 +211,9 @@ class Run:
         self.config = read_config(self.workdir)
         self.tokenizer = read_tokenizer(self.workdir)
         self.checkpoints = Checkpoints(self.place.name)
-        self.model = make_model(**self.config["model"] | {"attention": "xla"})  # the same function, on any device
+        self.objectives = make_objectives(self.config["objectives"])
+        # Attention by XLA is the same function on any device.
+        self.model = make_model(self.objectives.needs, **self.config["model"] | {"attention": "xla"})
         sizes = {
             "image_size": self.config["model"]["image"]["image_size"],
             "text_length": self.config["model"]["text"]["length"],
@@ -216,7 +223,7 @@ class Run:
                 raise UserError(
                     f"{self.workdir / CONFIG} is damaged: data.{key}={self.config['data'][key]}, but the model is built for {size}"
                 )
-        self.embedder = Embedder(self.model, self.tokenizer, **sizes, mesh=mesh, batch_size=batch_size)
+        self.embedder = Embedder(self.model, self.objectives, self.tokenizer, **sizes, mesh=mesh, batch_size=batch_size)
 
     def close(self) -> None:
         """Brings what was added into the bucket, and removes its mirror. Models that were loaded live on."""
@@ -236,7 +243,7 @@ class Run:
         step = steps[-1] if step is None else step
         self.checkpoints.check(step)
         check_tokenizer(self.tokenizer, self.checkpoints.meta(step), self.workdir)
-        shapes = jax.eval_shape(self.model.init, jax.random.key(0))
+        shapes = jax.eval_shape(partial(init_parameters, self.model, self.objectives), jax.random.key(0))
         check_memory(shapes, self.embedder.mesh, f"the model of {self.place.name}")
         target = abstract(shapes, jax.tree.map(lambda _: replicated(self.embedder.mesh), shapes))
         part = "ema" if self.checkpoints.has(step, "ema") else "params"

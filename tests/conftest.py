@@ -36,8 +36,8 @@ from jax.sharding import AxisType, Mesh
 from filip_jax.config import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
+MAX_GROWTH = 200  # MiB that a worker may take before it gives back what it can
 HELPERS = ("multiprocessing.resource_tracker", "wandb-core")  # processes that a library keeps until this one ends
-MESHES = [(1, 1), (1, 2), (1, 4), (1, 8), (2, 4), (4, 2), (8, 1)]
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in what a shell starts in the background; tests interrupt
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -64,14 +64,41 @@ def slow(*values: object):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+def resident_memory() -> float:
+    """Return the memory that this process holds, in MiB; nothing where there is no /proc."""
+    with suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+    return 0.0
+
+
+def trim() -> None:
+    """Give back to the system what glibc keeps for later: compilers free hundreds of megabytes into it."""
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+@pytest.fixture(scope="session")
+def kept() -> list[float]:
+    """The memory, in MiB, that was left when a file or a test gave back the rest."""
+    return [resident_memory()]
+
+
 @pytest.fixture(scope="module", autouse=True)
-def free_programs():
-    """JAX's caches keep compiled programs, and glibc what was freed: a worker that ran many files held four gigabytes."""
+def each_file_frees_its_memory(kept):
+    """Compiled programs, which JAX's caches keep, too: a worker that ran many files held four gigabytes."""
     yield
     jax.clear_caches()
     gc.collect()
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
+    trim()
+    kept[0] = resident_memory()
+
+
+@pytest.fixture(autouse=True)
+def each_test_gives_back_much_memory(kept):
+    yield
+    if resident_memory() > kept[0] + MAX_GROWTH:
+        trim()
+        kept[0] = resident_memory()
 
 
 def make_devices_mesh(replica: int, data: int) -> Mesh:

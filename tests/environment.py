@@ -1,6 +1,7 @@
 """Imported before JAX: eight CPU devices in every test process, quick compilation, one cache of compiled programs."""
 
 import atexit
+import ctypes
 import os
 import shutil
 import tempfile
@@ -16,6 +17,9 @@ os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # two workers compile for TPUs a
 if "FILIP_TEST_CACHE" not in os.environ:
     os.environ["FILIP_TEST_CACHE"] = tempfile.mkdtemp(prefix="filip_jax_compiled_")
     atexit.register(shutil.rmtree, os.environ["FILIP_TEST_CACHE"], ignore_errors=True)
+# Each of the compiler's threads would keep freed memory of its own, a gigabyte of all together.
+if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    libc.mallopt(-8, 2)  # M_ARENA_MAX
 CACHE = os.path.abspath(os.path.expanduser(os.environ["FILIP_TEST_CACHE"]))
 os.makedirs(CACHE, mode=0o700, exist_ok=True)  # whoever may write to it decides what runs
 os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE

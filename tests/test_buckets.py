@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import free_port, make_devices_mesh
+from conftest import free_port, make_devices_mesh, slow
 from jax.sharding import NamedSharding, PartitionSpec
 
 from filip_jax import buckets, storage
@@ -94,6 +94,7 @@ print("equal", jax.process_index())
 """
 
 
+@pytest.mark.parametrize("bucket", ["s3", slow("gs")], indirect=True)
 def test_two_processes_save_one_state_to_a_bucket(bucket):
     url, address = f"{bucket}/two/checkpoints/5/state", f"127.0.0.1:{free_port()}"
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}

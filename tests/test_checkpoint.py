@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from filip_jax import __version__, paths
 from filip_jax.checkpoint import Checkpoints, CheckpointWriter, abstract
 from filip_jax.errors import UserError
 from filip_jax.models import make_model
+from filip_jax.objectives.total import init_parameters, make_objectives
 from filip_jax.train.optimizer import make_optimizer
 from filip_jax.train.step import make_init, state_shardings
 
@@ -32,11 +34,11 @@ def make_writer(workdir, **options):
 
 def state_on(config, mesh, ema_decay=0.0):
     """(an initial state with noise in its moments, its shapes, its shardings)."""
-    model = make_model(**config["model"])
-    optimizer = make_optimizer(
-        jax.eval_shape(model.init, jax.random.key(0)), config["total_steps"], **config["optimizer"]
-    )
-    init = make_init(model, optimizer, ema_decay)
+    objectives = make_objectives(config["objectives"])
+    model = make_model(objectives.needs, **config["model"])
+    parameters = jax.eval_shape(partial(init_parameters, model, objectives), jax.random.key(0))
+    optimizer = make_optimizer(parameters, config["total_steps"], **config["optimizer"])
+    init = make_init(model, objectives, optimizer, ema_decay)
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = state_shardings(mesh, shapes, optimizer)
 
@@ -107,7 +109,8 @@ def test_parameters_alone(saved):
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused_with_the_paths(config, saved, changes, message):
-    model = make_model(**small(config, **{"model.image.width": 64, "model.text.width": 64, **changes})["model"])
+    changed = small(config, **{"model.image.width": 64, "model.text.width": 64, **changes})
+    model = make_model({"tokens"}, **changed["model"])
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     here = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), shapes)
     with pytest.raises(UserError, match=message):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore as ts
-from conftest import make_devices_mesh
+from conftest import make_devices_mesh, slow
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from filip_jax import storage
@@ -91,7 +91,14 @@ def test_links_doubled_slashes_and_steps_up_lead_where_the_disk_says(tmp_path, m
 
 
 @pytest.mark.filterwarnings("ignore::Warning")
-@pytest.mark.parametrize("name", ["lr=[1e-3]", "{a,b}*", "~é %41:", "a\\b"])
+@pytest.mark.parametrize(
+    "bucket, name",
+    [
+        ("s3", "lr=[1e-3]"), ("s3", "~é %41:"), ("gs", "{a,b}*"), ("gs", "a\\b"),
+        slow("gs", "lr=[1e-3]"), slow("gs", "~é %41:"), slow("s3", "{a,b}*"), slow("s3", "a\\b"),
+    ],
+    indirect=["bucket"],
+)  # fmt: skip
 def test_so_it_is_in_buckets(name, bucket):
     root = f"{bucket}/paths_{name.encode().hex()}"
     storage.write(f"{root}/other/run/checkpoints/7/manifest.json", b"{}")

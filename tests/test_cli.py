@@ -154,7 +154,7 @@ MISTAKES = {
     "seed": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.seed=-1"], "seed=-1 must be at least 0"),
     "ascent": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.optimizer.clip_norm=-1"], "optimizer.clip_norm=-1.0 must be at least 0"),
     "betas": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.optimizer.b1=1"], "optimizer.b1=1.0 must"),
-    "scale": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.model.logit_scale_init=0"], "model.logit_scale_init=0.0 must be above 0"),
+    "scale": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.objectives.filip.logit_scale_init=0"], "objectives.filip.logit_scale_init=0.0 must lie from"),
     "threads": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.data.threads=-1"], "data.threads=-1 must be at least 0"),
     "workers": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.data.workers=-1"], "data.workers=-1 must"),
     "no room for text": (["train", f"--config={DEMO}", "--workdir=RUN/x", "--config.data.text_length=2"], "data.text_length=2 must be at least 3"),

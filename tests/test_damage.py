@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import partial
 from itertools import product
 
 import jax
@@ -16,6 +17,7 @@ from filip_jax.errors import UserError
 from filip_jax.evals.checkpoints import evaluate_runs
 from filip_jax.evals.choice import Choice
 from filip_jax.models import make_model
+from filip_jax.objectives.total import init_parameters, make_objectives
 from filip_jax.train import start
 from filip_jax.train.init_from import open_donor
 
@@ -39,7 +41,9 @@ def evaluate(workdir, config):
 
 
 def begin_from(workdir, config):
-    shapes = jax.eval_shape(make_model(**config["model"]).init, jax.random.key(0))
+    objectives = make_objectives(config["objectives"])
+    model = make_model(objectives.needs, **config["model"])
+    shapes = jax.eval_shape(partial(init_parameters, model, objectives), jax.random.key(0))
     donor = open_donor({"path": str(workdir), "rules": ()}, shapes)
     donor.check(donor.tokenizer_sha256)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -11,7 +11,11 @@ from filip_jax.data.decode import decode, decode_regions
 from filip_jax.data.decode_work import check_work
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from fuzz_slow import FREE, PICTURES, _bmp
+import fuzz_slow
+from fuzz_slow import FREE, SIDE, _bmp, scans
+
+# As many pixels in all scans as theirs, of a picture that takes a sixteenth of the memory.
+PICTURES = fuzz_slow.PICTURES | {"jpeg scans": (lambda count: scans(16 * count, SIDE // 4), 5, 25)}
 
 
 def region(image):

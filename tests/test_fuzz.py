@@ -100,7 +100,10 @@ DEMO = str(ROOT / "configs/demo.py:quick")
             "17179869184 patches; a tower takes fewer than 65536",
         ),
         ({"model.text.length": 2**17, "data.text_length": 2**17}, "model.text.length=131072 must be at most 65536"),
-        ({"model.logit_scale_init": float("inf")}, "logit_scale_init=inf is not a finite number"),
+        (
+            {"objectives.filip.logit_scale_init": float("inf")},
+            "objectives.filip: logit_scale_init=inf is not a finite number",
+        ),
         ({"batch_size": 2**40}, r"batch_size=1099511627776 is not a whole number from -2\^32 to 2\^32"),
         ({"data.workers": 10**6}, "data.workers=1000000 .* at most 4096"),
         ({"data.threads": 10**6}, "data.threads=1000000 .* at most 4096"),
@@ -139,7 +142,7 @@ def test_regular_expressions_that_may_take_for_ever(pattern):
 
 
 @pytest.mark.parametrize("pattern", [
-    ".*/(token_embedding|position|class_token)|logit_scale|image/.*", "(image|text)?/?.*", r"[(+*]*\(*.*", "(?:ab)*.*", "(?i)IMAGE.*", ".*" * REPEATS,
+    ".*/(token_embedding|position|class_token)|objectives/.*|image/.*", "(image|text)?/?.*", r"[(+*]*\(*.*", "(?:ab)*.*", "(?i)IMAGE.*", ".*" * REPEATS,
 ])  # fmt: skip
 def test_regular_expressions_that_do_not(pattern):
     assert match_rules([(pattern, 2.0)], ["image/a"], "rules") == {"image/a": 2.0}
@@ -282,4 +285,4 @@ def test_models_at_their_largest_are_only_shapes(demo_config):
     model = small(demo_config, **{"model.text.vocab_size": 2**20, "model.text.width": 2**16, "model.text.heads": 2})[
         "model"
     ]
-    assert make_model(**model).pooling == "tokens"
+    assert make_model({"tokens"}, **model).pooling == "tokens"

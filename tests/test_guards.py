@@ -1,5 +1,8 @@
 """Steps that would spoil a run are skipped, and leave no trace but their count."""
 
+from dataclasses import replace
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from filip_jax.errors import UserError
-from filip_jax.losses import filip_loss
 from filip_jax.models import make_model
+from filip_jax.objectives.total import init_parameters, make_objectives
 from filip_jax.train.guards import LEARNED, check_guards, init_guard, is_good, next_guard
 from filip_jax.train.optimizer import make_optimizer
 from filip_jax.train.step import make_init, make_train_step, state_shardings
@@ -66,22 +69,19 @@ def test_numbers_that_can_not_be(options):
 def test_a_bad_step_touches_nothing_and_the_next_is_as_if_it_had_not_been(demo_config, data):
     """Parameters, moments, schedule and EMA; on one device and sharded over eight."""
     config = small(demo_config, **{"model.scan": True})
-    model, mesh = make_model(**config["model"]), make_devices_mesh(1, data)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    objectives, mesh = make_objectives(config["objectives"]), make_devices_mesh(1, data)
+    model = make_model(objectives.needs, **config["model"])
+    shapes = jax.eval_shape(partial(init_parameters, model, objectives), jax.random.key(0))
     optimizer = make_optimizer(shapes, config["total_steps"], **config["optimizer"])
-    init = make_init(model, optimizer, ema_decay=0.9)
+    init = make_init(model, objectives, optimizer, ema_decay=0.9)
     shardings = state_shardings(mesh, jax.eval_shape(init, jax.random.key(0)), optimizer)
 
-    def loss(image_tokens, *others):
-        """NaN for a batch whose first image is black."""
-        return filip_loss(image_tokens, *others)
+    def of_short_texts(parameters, state, encoded, *_):
+        """Return a loss that is not a number for a batch of short texts."""
+        return jnp.where(encoded.text_mask.sum() < 16 * 4, jnp.nan, 0.0), state, {}
 
-    def poisoned(image_tokens, text_tokens, text_mask, logit_scale):
-        return loss(image_tokens, text_tokens, text_mask, logit_scale) + jnp.where(
-            text_mask.sum() < 16 * 4, jnp.nan, 0.0
-        )
-
-    step = make_train_step(model, poisoned, optimizer, ema_decay=0.9)
+    poisoned = replace(objectives, parts={"filip": replace(objectives.parts["filip"], local=of_short_texts)})
+    step = make_train_step(model, poisoned, optimizer, 0.9, config["total_steps"])
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (16, 48, 48, 3), np.uint8)
     ids = rng.integers(3, 100, (16, 20)).astype(np.int32)

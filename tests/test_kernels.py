@@ -146,7 +146,10 @@ def test_the_kernel_that_spreads_a_gradient_does_the_same(spread, shape):
         ),
         ((49, 161, 256, BFLOAT16), "but these are 49 and 161 of 256"),
         ((49, 77, 512, BFLOAT16), "but these are 49 and 77 of 512"),
-        ((49, 77, 256, jnp.dtype(jnp.float32)), r"multiply bfloat16 \(loss.dtype\), but these tokens are float32"),
+        (
+            (49, 77, 256, jnp.dtype(jnp.float32)),
+            r"multiply bfloat16 \(the objective's dtype\), but these tokens are float32",
+        ),
     ],
 )
 def test_the_kernel_for_gpus_says_why_not(sizes, message):

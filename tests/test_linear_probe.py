@@ -4,12 +4,13 @@ import dataclasses
 import io
 import re
 import tarfile
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ROOT, make_devices_mesh
+from conftest import ROOT, make_devices_mesh, slow
 from flax import nnx
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
@@ -25,10 +26,11 @@ from filip_jax.evals.run import check_evals, open_evals, run_baselines, run_eval
 from filip_jax.inference import Embedder
 from filip_jax.models import make_model
 from filip_jax.models.dual_encoder import DualEncoder
+from filip_jax.objectives.total import make_objectives
 
 NAMES = ["red", "green", "blue", "white", "black", "grey"]
 COLOURS = np.array([(200, 40, 40), (40, 200, 40), (40, 40, 200), (220, 220, 220), (20, 20, 20), (120, 120, 120)])
-MESHES = [(1, 1), (1, 2), (2, 4)]
+MESHES = [(1, 1), (2, 4)]
 rng = np.random.default_rng(0)
 FEATURES = (rng.normal(size=(300, 10)) * np.linspace(0.5, 2, 10)).astype(np.float32)
 LABELS = (FEATURES @ rng.normal(size=(10, 5)) + 2 * rng.gumbel(size=(300, 5))).argmax(axis=1).astype(np.int32)
@@ -41,7 +43,7 @@ def fitted(mesh, chosen, c, **options):
     return logistic.fit(examples, chosen, 5, c, **options)
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", [*MESHES, slow((1, 2))])
 def test_the_minimum_is_scikit_learns(mesh, monkeypatch):
     monkeypatch.setattr(logistic, "ROWS", 128)
     chosen = np.arange(300) % 7 > 0  # those that are not chosen, and the 84 places behind the last, change nothing
@@ -84,9 +86,9 @@ def test_ranks_are_those_of_all_evaluations(monkeypatch):
 
 @pytest.mark.parametrize("class_token", [True, False])
 def test_features_are_the_mean_of_the_patches_before_the_shared_space(class_token):
-    network = DualEncoder(**config(class_token=class_token), rngs=nnx.Rngs(0))
+    network = DualEncoder(needs=frozenset({"tokens"}), **config(class_token=class_token), rngs=nnx.Rngs(0))
     parameters = nnx.to_pure_dict(nnx.state(network))
-    model = make_model(**config(class_token=class_token))
+    model = make_model({"tokens"}, **config(class_token=class_token))
     tokens = np.asarray(network.image(IMAGES))
     assert tokens.shape == (3, 9 + class_token, 16)
     patches = tokens[:, 1:] if class_token else tokens
@@ -132,12 +134,18 @@ class Silent(Tokenizer):
         return np.zeros((len(texts), length), np.int32), np.zeros(len(texts), bool)
 
 
+@cache
+def toy_parameters():
+    return jax.jit(make_model({"tokens"}, **CONFIG).init)(jax.random.key(0))
+
+
 def toy_model(mesh=(1, 1)):
     """A small tower as it is born."""
-    model = make_model(**CONFIG)
+    objectives = make_objectives({"filip": {"kind": "filip", "weight": 1.0}})
+    model = make_model(objectives.needs, **CONFIG)
     sizes = dict(image_size=12, text_length=6, batch_size=16)
-    embedder = Embedder(model, Silent(), **sizes, mesh=make_devices_mesh(*mesh))
-    return embedder.with_parameters(jax.jit(model.init)(jax.random.key(0)), 7)
+    embedder = Embedder(model, objectives, Silent(), **sizes, mesh=make_devices_mesh(*mesh))
+    return embedder.with_parameters(jax.tree.map(lambda leaf: leaf, toy_parameters()), 7)
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +275,7 @@ def test_a_probe_that_can_not_be_is_refused(name, root, tmp_path):
         linear_probe.evaluate(toy_model(), make_source(section(root, "test")), tmp_path, training=training, **options)
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", [*MESHES, slow((1, 2))])
 def test_sgd_behind_a_normalised_batch_is_the_definition(mesh):
     """Five steps by hand: batch statistics, momentum, decay, the learning rate, and the running statistics at the end."""
     options = dict(peak_learning_rate=0.5, momentum=0.9, weight_decay=0.01, warmup_steps=2, total_steps=5)
@@ -293,11 +301,11 @@ def test_sgd_behind_a_normalised_batch_is_the_definition(mesh):
 
 def test_sgd_separates_the_toy_the_same_on_any_devices_and_threads(root):
     found = []
-    for mesh, threads in ((1, 1), 8), ((1, 2), 1), ((2, 4), 3):
+    for mesh, threads in ((1, 1), 1), ((2, 4), 3):
         protocol = dict(name="sgd", epochs=30, warmup_epochs=2, batch_size=16, base_learning_rate=1.0, threads=threads)
         source, training = make_source(section(root, "test")), section(root, "train")
         found.append(linear_probe.evaluate(toy_model(mesh), source, root, training=training, protocol=protocol))
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
     assert found[0]["top1"] == 1.0 and found[0]["steps"] == 90 and found[0]["training_images"] == 48
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import make_devices_mesh
+from conftest import make_devices_mesh, slow
 from flax import nnx
 
 from filip_jax import paths
@@ -17,10 +17,11 @@ from filip_jax.losses import filip_loss
 from filip_jax.models import make_model
 from filip_jax.models.dual_encoder import DualEncoder
 from filip_jax.models.image_encoder import patches
+from filip_jax.objectives.total import make_objectives
 
 CONFIG = dict(
-    embed_dim=8, pooling="tokens", dtype="float32", class_token=True, cls_in_similarity=False, bos_in_similarity=True,
-    eos_in_similarity=True, logit_scale_init=1 / 0.07, activation="quick_gelu", attention="xla", scan=True, remat=False,
+    embed_dim=8, dtype="float32", class_token=True, cls_in_similarity=False, bos_in_similarity=True,
+    eos_in_similarity=True, activation="quick_gelu", attention="xla", scan=True, remat=False,
     image=dict(image_size=12, patch_size=4, patch_dropout=0.0, width=16, depth=2, heads=2),
     text=dict(vocab_size=30, length=6, length_groups=1, width=16, depth=2, heads=2),
 )  # fmt: skip
@@ -36,8 +37,12 @@ def config(**changes):
     return changed
 
 
-def built(**changes):
-    model = make_model(**config(**changes))
+def make(needs=("tokens",), **changes):
+    return make_model(needs, **config(**changes))
+
+
+def built(needs=("tokens",), **changes):
+    model = make(needs, **changes)
     return model, jax.jit(model.init)(jax.random.key(0))
 
 
@@ -100,7 +105,7 @@ def drawn(parameters):
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 @pytest.mark.parametrize("patch_dropout", [0.0, 0.5])
 def test_image_tokens_are_those_of_the_definition(activation, patch_dropout):
-    model = make_model(**config(activation=activation, cls_in_similarity=True, image__patch_dropout=patch_dropout))
+    model = make(**dict(activation=activation, cls_in_similarity=True, image__patch_dropout=patch_dropout))
     parameters, exact = drawn(jax.eval_shape(model.init, jax.random.key(0)))
     pixels = np.asarray(IMAGES) / 255 - [0.48145466, 0.4578275, 0.40821073]
     pixels /= [0.26862954, 0.26130258, 0.27577711]
@@ -120,7 +125,7 @@ def test_image_tokens_are_those_of_the_definition(activation, patch_dropout):
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_text_tokens_are_those_of_the_definition(activation):
-    model = make_model(**config(activation=activation))
+    model = make(**dict(activation=activation))
     parameters, exact = drawn(jax.eval_shape(model.init, jax.random.key(0)))
     text = exact["text"]
     x = text["token_embedding"][np.asarray(IDS)] + text["position"]
@@ -142,7 +147,8 @@ def test_fresh_parameters_spread_as_clips():
     spreads |= {"text/token_embedding": 0.02, "text/position": 0.01}
     for path, std in spreads.items():
         assert np.std(leaves[path]) == pytest.approx(std, rel=0.1), path
-    assert float(leaves["logit_scale"]) == pytest.approx(math.log(1 / 0.07))
+    own = make_objectives({"filip": {"kind": "filip", "weight": 1.0}}).init(jax.random.key(0), {})
+    assert float(own["filip"]["logit_scale"]) == pytest.approx(math.log(1 / 0.07))
 
 
 @pytest.mark.parametrize("bos", [True, False])
@@ -157,7 +163,9 @@ def test_the_text_mask_follows_its_switches_and_never_holds_pads(bos, eos):
 def test_no_gradient_passes_through_an_excluded_token(cls, bos, eos):
     """The loss's gradient with respect to the towers' outputs, at every excluded position."""
     module = DualEncoder(
-        **config(cls_in_similarity=cls, bos_in_similarity=bos, eos_in_similarity=eos), rngs=nnx.Rngs(0)
+        needs=frozenset({"tokens"}),
+        **config(cls_in_similarity=cls, bos_in_similarity=bos, eos_in_similarity=eos),
+        rngs=nnx.Rngs(0),
     )
 
     def loss(image_features, text_features):
@@ -191,16 +199,33 @@ def test_pads_and_later_tokens_reach_nothing():
 
 
 def test_global_pooling_is_the_class_token_and_the_eos_token():
-    model, parameters = built(pooling="global")
+    model, parameters = built(needs={"pooled"})
     images, (texts, mask) = model.encode_image(parameters, IMAGES), model.encode_text(parameters, IDS)
     assert images.shape == texts.shape == (3, 1, 8) and mask.shape == (3, 1) and mask.all()
     dense, _ = model.encode_text(parameters, IDS, pooling="tokens")
     assert np.allclose(texts[:, 0], dense[np.arange(3), [5, 2, 1]], atol=1e-6)
-    with_cls, _ = built(cls_in_similarity=True)
-    assert np.allclose(images[:, 0], with_cls.encode_image(parameters, IMAGES)[:, 0], atol=1e-6)
+    of_tokens = {name.replace("_pooled", ""): leaves for name, leaves in parameters.items()}
+    with_cls = make(cls_in_similarity=True).encode_image(of_tokens, IMAGES)
+    assert np.allclose(images[:, 0], with_cls[:, 0], atol=1e-6)
 
 
-@pytest.mark.parametrize("changes", [dict(scan=False), dict(remat=True), dict(scan=False, remat=True)])
+def test_tokens_and_pooled_vectors_of_one_model_have_projections_of_their_own():
+    both, parameters = built(needs={"tokens", "pooled"})
+    encoded = both.embed_images(parameters, IMAGES) | both.embed_texts(parameters, IDS)
+    assert encoded.keys() == {"image_tokens", "image_pooled", "text_tokens", "text_mask", "text_pooled"}
+    for need in ("tokens", "pooled"):
+        alone = make(needs={need})
+        for name, x in (alone.embed_images(parameters, IMAGES) | alone.embed_texts(parameters, IDS)).items():
+            np.testing.assert_array_equal(encoded[name], x, err_msg=name)
+    kernels = [leaf for path, leaf in paths.flatten(parameters).items() if path.endswith("projection/kernel")]
+    assert len({np.asarray(kernel).tobytes() for kernel in kernels}) == len(kernels) == 4
+    single, images, texts = encoded["image_pooled"], both.encode_image, both.encode_text
+    assert np.array_equal(images(parameters, IMAGES, pooling="global")[:, 0], single)
+    assert np.array_equal(texts(parameters, IDS, pooling="global")[0][:, 0], encoded["text_pooled"])
+    assert np.array_equal(images(parameters, IMAGES), encoded["image_tokens"])
+
+
+@pytest.mark.parametrize("changes", [dict(scan=False), dict(remat=True), slow(dict(scan=False, remat=True))])
 def test_scan_and_remat_change_neither_parameters_nor_results(changes):
     def outcome(**changes):
         model, parameters = built(**changes)
@@ -237,13 +262,13 @@ def test_layers_are_stacked_and_initialised_apart():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(pooling="mean"), "model.pooling='mean' is not one of tokens, global"),
         (dict(dtype="float16"), "model.dtype='float16' is not one of"),
         (dict(activation="relu"), "model.activation='relu' is not one of gelu, quick_gelu"),
         (dict(attention="flash"), "model.attention='flash' is not one of xla, cudnn"),
         (dict(attention="cudnn"), "needs model.dtype='bfloat16' .*, not float32 and heads of 8"),
         (dict(attention="cudnn", dtype="bfloat16", image__width=20), "not bfloat16 and heads of 10"),
-        (dict(class_token=False, pooling="global"), "class_token"),
+        (dict(class_token=False, needs={"pooled"}), "objectives of pooled vectors need the class token"),
+        (dict(class_token=False, cls_in_similarity=True), "model.class_token=False, but cls_in_similarity"),
         (dict(image__patch_size=5), "patch_size=5 does not divide image_size=12"),
         (dict(image__heads=3), "width=16 does not split into heads=3"),
         (dict(embed_dim=0), "model.embed_dim=0 must be at least 1"),
@@ -256,10 +281,10 @@ def test_layers_are_stacked_and_initialised_apart():
 )
 def test_a_model_that_can_not_be_is_refused_by_its_key(changes, message):
     with pytest.raises(UserError, match=message):
-        make_model(**config(**changes))
+        make(**changes)
 
 
-@pytest.mark.parametrize("mesh", [None, (2, 4)])
+@pytest.mark.parametrize("mesh", [slow(None), (2, 4)])
 def test_length_groups_change_no_result(mesh):
     """Texts of every length, in groups that no longer hold the longest ones."""
     rng = np.random.default_rng(0)
@@ -267,7 +292,7 @@ def test_length_groups_change_no_result(mesh):
     ids = jnp.asarray(rng.integers(4, 30, (32, 40)) * (np.arange(40) < lengths), jnp.int32)
     results = []
     for groups in (1, 4):
-        model = make_model(**config(text__length=40, text__length_groups=groups))
+        model = make(**dict(text__length=40, text__length_groups=groups))
         parameters = jax.jit(model.init)(jax.random.key(0))
 
         def total(parameters):
@@ -287,11 +312,11 @@ def test_length_groups_change_no_result(mesh):
 
 def test_short_texts_are_encoded_short():
     """The compiled program decides by length: a batch of short texts costs less than one of long texts."""
-    model = make_model(**config(text__length=64, text__length_groups=2, scan=False))
+    model = make(**dict(text__length=64, text__length_groups=2, scan=False))
     parameters = jax.jit(model.init)(jax.random.key(0))
     short = jnp.asarray(np.tile([2, 5, 3] + [0] * 61, (8, 1)), jnp.int32)
     tokens, _ = jax.jit(model.encode_text)(parameters, short)
-    dense = make_model(**config(text__length=64, scan=False)).encode_text(parameters, short)[0]
+    dense = make(text__length=64, scan=False).encode_text(parameters, short)[0]
     np.testing.assert_allclose(tokens[:, :3], dense[:, :3], atol=1e-6)
     assert not np.asarray(tokens[:, 16:]).any() and np.asarray(dense[:, 16:]).any()
 
@@ -313,4 +338,4 @@ def test_patch_dropout_keeps_the_patches_of_least_noise():
             )
     assert np.array_equal(tokens, model.encode_image(parameters, jnp.asarray(other), noise=noise))
     with pytest.raises(UserError, match="model.image.patch_dropout=1.0 must be"):
-        make_model(**config(image__patch_dropout=1.0))
+        make(image__patch_dropout=1.0)

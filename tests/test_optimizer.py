@@ -23,7 +23,7 @@ def parameters():
             "blocks": {"out": {"kernel": rng.normal(size=(3, 4, 5)) * [[[1]], [[9]], [[0]]], "bias": np.zeros((3, 5))}}
         },
         "text": {"kernel": rng.normal(size=(6, 4)), "bias": rng.normal(size=6)},
-        "logit_scale": np.array(2.5),
+        "objectives": {"filip": {"logit_scale": np.array(2.5)}},
     }
 
 
@@ -97,7 +97,7 @@ def test_adamw_equals_optax():
 
 def test_learning_rate_rules_scale_and_zero_freezes_without_state():
     start = parameters()
-    rules = (("image/.*", 0.0), ("logit_scale", 0.5), (".*", 1.0))
+    scale, rules = "objectives/filip/logit_scale", (("image/.*", 0.0), ("objectives/.*", 0.5), (".*", 1.0))
     optimizer = make_optimizer(start, **OPTIONS | dict(learning_rate_rules=rules))
     gradient = as_single(jax.tree.map(np.ones_like, start))
     ours, state = run(optimizer, as_single(start), [gradient])
@@ -105,7 +105,7 @@ def test_learning_rate_rules_scale_and_zero_freezes_without_state():
     moved = {path: np.asarray(ours[path] - paths.flatten(as_single(start))[path]) for path in ours}
     fully = {path: np.asarray(full[path] - paths.flatten(as_single(start))[path]) for path in ours}
     assert not any(change.any() for path, change in moved.items() if path.startswith("image/"))
-    np.testing.assert_allclose(moved["logit_scale"], fully["logit_scale"] / 2, rtol=1e-5)
+    np.testing.assert_allclose(moved[scale], fully[scale] / 2, rtol=1e-5)
     np.testing.assert_allclose(moved["text/kernel"], fully["text/kernel"], rtol=1e-6)
     shapes = [leaf.shape for leaf in jax.tree.leaves(state)]
     assert (3, 4, 5) not in shapes and (6, 4) in shapes

@@ -23,7 +23,8 @@ def test_a_permutation_meets_every_place_once(size, seed):
 
 
 def test_permutations_of_few_are_all_about_as_likely():
-    drawn = [tuple(permute(n, 4, _keys(8, "test", seed)) for n in range(4)) for seed in range(4800)]
+    keys = (_keys(8, "test", seed) for seed in range(4800))
+    drawn = [tuple(permute(n, 4, each) for n in range(4)) for each in keys]
     counts = np.unique(drawn, axis=0, return_counts=True)[1]
     assert len(counts) == 24 and ((counts - 200) ** 2 / 200).sum() < 50  # chi-squared, 23 degrees of freedom
 

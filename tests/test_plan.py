@@ -233,6 +233,10 @@ def test_a_plan_of_a_tpu_slice():
 def test_a_plan_of_gpus_is_marked_as_a_guess():
     pytest.importorskip("jax_cuda13_plugin")
     cudnn = ["--config.model.attention=cudnn", "--config.model.dtype=bfloat16"]
+    if jax.__version_info__ < (0, 11):
+        refused = planned("--topology=h200:2", *TINY, code=2).stderr
+        assert f"JAX {jax.__version__} cannot compile for GPUs that are not there; take 0.11 or newer" in refused
+        return
     done = planned("--topology=h200:2", "--slices=2", "--config.mesh.replica=2", *cudnn, *TINY)
     assert "2 slices of h200:2: 4 chips, mesh {'replica': 2, 'data': 2}" in done.stdout
     assert "with XLA's attention: cuDNN's" in done.stdout and "as if the slices were one" in done.stdout

@@ -153,8 +153,8 @@ def test_long_texts_take_no_square_of_their_length(text):
 COMMANDS = [
     ["train", "--config=CONFIG", "--workdir=W", "--config.optimizer.b1=SECRET"],
     ["train", "--config=CONFIG", "--workdir=W", "--config.source.tokn=SECRET"],
-    ["train", "--config=CONFIG", "--workdir=W", "--config.loss.dtype=SECRET", "--config.seed[0]=1"],
-    ["train", "--config=CONFIG", "--workdir=W", "--config.loss.dtype=SECRET"],
+    ["train", "--config=CONFIG", "--workdir=W", "--config.objectives.filip.dtype=SECRET", "--config.seed[0]=1"],
+    ["train", "--config=CONFIG", "--workdir=W", "--config.objectives.filip.dtype=SECRET"],
     ["train", "--config=CONFIG", "--workdir=W", "--SECRET=1"],
     ["train", "--config=SECRET", "--workdir=W"],
     ["train", "--config=CONFIG", "--workdir=W", "--source", "folder", "path=SECRET"],

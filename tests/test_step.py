@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import re
 from functools import partial
 
@@ -16,39 +17,54 @@ from filip_jax import paths
 from filip_jax.errors import UserError
 from filip_jax.mesh import check_batch_size, global_batch, make_mesh, parameter_spec, replicated
 from filip_jax.models import make_model
+from filip_jax.objectives.total import init_parameters, make_objectives
 from filip_jax.train import step
-from filip_jax.train.encode import encode_samples, with_noise
+from filip_jax.train.encode import with_noise
 from filip_jax.train.optimizer import make_optimizer
-from filip_jax.train.step import LOSSES, make_init, make_train_step, state_shardings
+from filip_jax.train.step import make_init, make_train_step, state_shardings
 
 STEPS = 4
 
 
 def batches(config):
-    rng = np.random.default_rng(0)
+    """With several captions each sample has the first, and the others or not."""
+    rng, count = np.random.default_rng(0), config["data"]["captions_per_image"]
     size, length = config["data"]["image_size"], config["data"]["text_length"]
     for _ in range(STEPS):
-        lengths = rng.integers(3, length, size=(config["batch_size"], 1))
-        ids = rng.integers(4, 500, (config["batch_size"], length)) * (np.arange(length) < lengths)
-        yield {
-            "image": rng.integers(0, 256, (config["batch_size"], size, size, 3), dtype=np.uint8),
-            "ids": ids.astype(np.int32),
-        }
+        lengths = rng.integers(3, length, size=(config["batch_size"], count, 1))
+        ids = rng.integers(4, 500, (config["batch_size"], count, length)) * (np.arange(length) < lengths)
+        image = rng.integers(0, 256, (config["batch_size"], size, size, 3), dtype=np.uint8)
+        if count == 1:
+            yield {"image": image, "ids": ids[:, 0].astype(np.int32)}
+        else:
+            weight = (np.arange(count) == 0) | (rng.random((config["batch_size"], count)) < 0.5)
+            ids = (ids * weight[..., None]).astype(np.int32)
+            yield {"image": image, "ids": ids, "caption_weight": weight.astype(np.float32)}
 
 
-def run(config, mesh, ema_decay=0.0, steps=STEPS, **options):
-    """(losses, the first state, the last state) of some steps on a mesh."""
-    model = make_model(**config["model"])
-    optimizer = make_optimizer(
-        jax.eval_shape(model.init, jax.random.key(0)), config["total_steps"], **config["optimizer"]
-    )
-    init = make_init(model, optimizer, ema_decay)
+def run(config, mesh, ema_decay=0.0, steps=STEPS, logit_scale=None, **options):
+    """Return (losses, the first state, the last state) of some steps on a mesh.
+
+    Args:
+        logit_scale: that the run begins with, inside its bounds or not.
+        options: of the objective.
+    """
+    objectives = make_objectives({"filip": config["objectives"]["filip"] | options})
+    model = make_model(objectives.needs, **config["model"])
+    shapes = jax.eval_shape(partial(init_parameters, model, objectives), jax.random.key(0))
+    optimizer = make_optimizer(shapes, config["total_steps"], **config["optimizer"])
+    init = make_init(model, objectives, optimizer, ema_decay)
     shardings = state_shardings(mesh, jax.eval_shape(init, jax.random.key(0)), optimizer)
-    loss = partial(LOSSES["contrastive"], **options)
-    train_step = make_train_step(model, loss, optimizer, ema_decay, seed=0, microbatches=config["microbatches"])
+    train_step = make_train_step(
+        model, objectives, optimizer, ema_decay, config["total_steps"], seed=0, microbatches=config["microbatches"]
+    )
     losses = []
     with jax.set_mesh(mesh):
-        first = state = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
+        first = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
+        if logit_scale:
+            scale = jax.device_put(jnp.float32(math.log(logit_scale)), replicated(mesh))
+            first["params"]["objectives"]["filip"]["logit_scale"] = scale
+        state = first
         train_step = jax.jit(train_step, out_shardings=(shardings, replicated(mesh)))
         given = [global_batch(mesh, batch) for batch in itertools.islice(batches(config), steps)]
         train_step = train_step.lower(state, given[0]).compile()  # which takes arrays of one layout only
@@ -75,7 +91,7 @@ def one_device(config):
     return run(config, make_devices_mesh(1, 1))
 
 
-@pytest.mark.parametrize("replica, data", [(1, 8), (2, 4), slow(4, 2), slow(8, 1)])
+@pytest.mark.parametrize("replica, data", [(2, 4), slow(1, 8), slow(4, 2), slow(8, 1)])
 def test_every_mesh_equals_one_device(config, one_device, replica, data):
     losses, first, last = run(config, make_devices_mesh(replica, data))
     assert losses == pytest.approx(one_device[0], rel=1e-5)
@@ -92,7 +108,7 @@ def test_parameters_and_their_moments_are_sharded_alike(config):
         specs = {path: leaf.sharding.spec for path, leaf in paths.flatten(state["params"]).items()}
         assert specs["text/token_embedding"] == PartitionSpec("data")
         assert specs["image/transformer/blocks/mlp_in/kernel"] == PartitionSpec(None, None, "data")
-        assert specs["logit_scale"] == PartitionSpec()
+        assert specs["objectives/filip/logit_scale"] == PartitionSpec()
         moments = paths.flatten(state["opt_state"][1].mu)
         assert {path: leaf.sharding.spec for path, leaf in moments.items()} == specs
 
@@ -104,7 +120,7 @@ def test_a_frozen_tower_stays_and_the_average_follows(config):
     for path, leaf in paths.flatten(last["params"]).items():
         moved = not np.array_equal(leaf, paths.flatten(first["params"])[path])
         assert moved != path.startswith("image/"), path
-    scalar = "logit_scale"
+    scalar = "objectives/filip/logit_scale"
     start, average, end = (
         np.asarray(paths.flatten(tree)[scalar]) for tree in (first["params"], last["ema"], last["params"])
     )
@@ -112,12 +128,18 @@ def test_a_frozen_tower_stays_and_the_average_follows(config):
     assert np.abs(end - start).max() > 1e-4
 
 
-def test_the_logit_scale_is_clamped_after_every_step(config, monkeypatch):
-    assert step.MAX_LOGIT_SCALE == 100.0
-    monkeypatch.setattr(step, "MAX_LOGIT_SCALE", 10.0)
-    _, first, last = run(config, make_devices_mesh(1, 1))
-    assert float(jnp.exp(first["params"]["logit_scale"])) == pytest.approx(1 / 0.07)
-    assert float(jnp.exp(last["params"]["logit_scale"])) <= 10.0 + 1e-4
+@pytest.mark.parametrize(
+    "start, end, options",
+    [
+        (1000.0, 100.0, {}),  # CLIP's bound
+        (0.1, 1.0, {}),
+        (1 / 0.07, 10.0, {"logit_scale_init": 5.0, "max_logit_scale": 10.0}),
+    ],
+)
+def test_the_logit_scale_is_clamped_after_every_step(config, start, end, options):
+    _, first, last = run(config, make_devices_mesh(1, 1), steps=1, logit_scale=start, **options)
+    scales = [float(jnp.exp(state["params"]["objectives"]["filip"]["logit_scale"])) for state in (first, last)]
+    assert scales == pytest.approx([start, end])
 
 
 def test_the_shape_rule_splits_the_largest_divisible_dimension_of_big_arrays():
@@ -141,12 +163,13 @@ def test_meshes_and_batches_that_do_not_fit_are_refused():
 
 @pytest.fixture(scope="module")
 def dropping(config):
-    """Of SGD, whose step is the gradient; with remat and dropped patches."""
+    """Of SGD, whose step is the gradient; with remat, dropped patches and two captions an image."""
     return small(
         config,
         **{
             "model.image.width": 64, "model.text.width": 64, "model.remat": True, "model.image.patch_dropout": 0.5,
             "optimizer.name": "adamw", "optimizer.eps": 1.0, "optimizer.peak_learning_rate": 1.0,
+            "data.captions_per_image": 2,
         },
     )  # fmt: skip
 
@@ -159,7 +182,7 @@ def whole(dropping):
 @pytest.mark.parametrize(
     "replica, data, microbatches, options",
     [
-        (1, 1, 4, {}),
+        slow(1, 1, 4, {}),
         *(slow(replica, 8 // replica, 1, {}) for replica in (1, 2, 4, 8)),  # every mesh of eight devices
         (2, 4, 2, {"exchange": "ring", "indices": "recompute"}),
     ],
@@ -181,29 +204,26 @@ def test_meshes_and_microbatches_give_the_gradients_of_the_whole_batch(
 
 @pytest.mark.parametrize("replica, data, pieces", [(1, 1, 2), (2, 4, 1), (1, 8, 2)])
 def test_captions_and_views_are_encoded_each_as_if_alone_on_the_device_of_their_sample(dropping, replica, data, pieces):
-    model, rng = make_model(**dropping["model"]), np.random.default_rng(0)
+    model, rng = make_model({"tokens", "pooled"}, **dropping["model"]), np.random.default_rng(0)
     size, length = dropping["data"]["image_size"], dropping["data"]["text_length"]
     ids = rng.integers(4, 500, (16, 3, length)) * (np.arange(length) < rng.integers(0, length + 1, (16, 3, 1)))
-    batch = {
-        "image": rng.integers(0, 256, (16, 2, size, size, 3), dtype=np.uint8),
-        "ids": ids.astype(np.int32),
-        "caption_weight": ids.any(axis=2).astype(np.float32),
-    }
+    image = rng.integers(0, 256, (16, 2, size, size, 3), dtype=np.uint8)
+    batch = {"image": image, "ids": ids.astype(np.int32), "caption_weight": ids.any(axis=2).astype(np.float32)}
     parameters, mesh = model.init(jax.random.key(0)), make_devices_mesh(replica, data)
     with jax.set_mesh(mesh):
         given = jax.device_put(parameters, replicated(mesh)), with_noise(model, global_batch(mesh, batch), 0, 5)
-        encode = jax.jit(step.in_pieces(partial(encode_samples, model), pieces)).lower(*given).compile()
-        encoded = encode(*given)
+        encode = jax.jit(lambda parameters, batch: step.encode_batch(model, parameters, batch, pieces))
+        encode = encode.lower(*given).compile()
+        encoded = jax.device_get(encode(*given))
     assert not re.search("all-gather|all-to-all|all-reduce|collective-permute|reduce-scatter", encode.as_text())
-    assert encoded["image_tokens"].shape[:2] == (16, 2) and encoded["text_mask"].shape == (16, 3, length)
     noise = np.asarray(given[1]["noise"])
-    for view in range(2):
-        alone = model.encode_image(parameters, jnp.asarray(batch["image"][:, view]), noise=jnp.asarray(noise[:, view]))
-        np.testing.assert_allclose(encoded["image_tokens"][:, view], alone, atol=1e-5)
-    for caption in range(3):
-        tokens, mask = model.encode_text(parameters, jnp.asarray(batch["ids"][:, caption]))
-        np.testing.assert_allclose(encoded["text_tokens"][:, caption], tokens, atol=1e-5)
-        np.testing.assert_array_equal(encoded["text_mask"][:, caption], mask)
+    assert len(encoded.views) == 1 and np.array_equal(encoded.text_weight, batch["caption_weight"])
+    for n, view in enumerate((encoded, *encoded.views)):
+        for name, alone in model.embed_images(parameters, jnp.asarray(image[:, n]), jnp.asarray(noise[:, n])).items():
+            np.testing.assert_allclose(getattr(view, name), alone, atol=1e-5)
+    for n in range(3):
+        for name, alone in model.embed_texts(parameters, jnp.asarray(batch["ids"][:, n])).items():
+            np.testing.assert_allclose(getattr(encoded, name)[:, n], alone, atol=1e-5)
 
 
 def test_microbatches_keep_no_activations():

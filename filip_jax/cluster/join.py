@@ -68,9 +68,10 @@ def join_processes(watch: Watch, heartbeat_seconds: int, start_seconds: int) -> 
     try:
         with watch.within(start_seconds, line):
             jax.distributed.initialize(
-                **given, initialization_timeout=start_seconds + 60,
+                **given,
+                initialization_timeout=start_seconds + 60,
                 heartbeat_timeout_seconds=JAX_IS_LATER * heartbeat_seconds,
-            )  # fmt: skip
+            )
     except (ValueError, RuntimeError) as error:
         _check_lost(error)
         first = " ".join(str(error).split())[:300]
@@ -142,12 +143,18 @@ def describe_process(config: Mapping[str, Any]) -> dict[str, Any]:
     """Who this process is."""
     devices = jax.local_devices()
     return {
-        "host": socket.gethostname(), "pid": os.getpid(), "devices": f"{len(devices)} {devices[0].device_kind}",
-        "ids": [device.id for device in devices], "python": platform.python_version(), "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__, "numpy": np.__version__, "filip_jax": __version__,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "devices": f"{len(devices)} {devices[0].device_kind}",
+        "ids": [device.id for device in devices],
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        "numpy": np.__version__,
+        "filip_jax": __version__,
         "config": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12],
         "coordinator": service.address(),
-    }  # fmt: skip
+    }
 
 
 def preflight(config: Mapping[str, Any]) -> str:

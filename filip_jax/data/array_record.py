@@ -70,9 +70,12 @@ class ArrayRecord:
         self.ends = np.cumsum(self.shard_sizes).tolist()
         self._many = min(AHEAD, 1 + AHEAD_BYTES * self.ends[-1] // (1 + sum(file.size for file in found)))
         self.identity = identify(
-            names=digest(storage.name_of(file.path) for file in found), records=len(self),
-            content=digest_of_files(content_digests(found, len(self)), storage.is_remote(path)), image=image, caption_keys=self.caption_keys,
-        )  # fmt: skip
+            names=digest(storage.name_of(file.path) for file in found),
+            records=len(self),
+            content=digest_of_files(content_digests(found, len(self)), storage.is_remote(path)),
+            image=image,
+            caption_keys=self.caption_keys,
+        )
         self.__setstate__({})
         self.seen = self._look() + say_left_out(self.left_out)
         self._warn_of_strangers()

@@ -118,5 +118,7 @@ def label_names(schema: pa.Schema) -> dict[str, list[str]]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
     return {
-        name: names for name, names in found.items() if isinstance(names, list) and all(isinstance(n, str) for n in names)
-    }  # fmt: skip
+        name: names
+        for name, names in found.items()
+        if isinstance(names, list) and all(isinstance(n, str) for n in names)
+    }

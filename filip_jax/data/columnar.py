@@ -23,7 +23,7 @@ from filip_jax.data.column_types import (
     listed,
     option_advice,
     said_type,
-)  # fmt: skip
+)
 from filip_jax.data.identity import digest, digest_of_files, identify
 from filip_jax.data.listed import FROM, read_listed
 from filip_jax.data.packed import PACKED_BYTES, refuse_other
@@ -97,10 +97,15 @@ class Columnar(ABC):
         self.label_names = label_names(footers[0].schema)
         self.seen = f"{len(found)} files with the columns {listed(footers[0].schema)}{say_left_out(left_out)}"
         self.identity = identify(
-            names=digest(map(storage.name_of, self.files)), sizes=digest(str(file.size) for file in found),
-            records=len(self), captions=digest_of_files((footer.captions for footer in footers), storage.is_remote(path)),
-            rows=digest_of_files((footer.rows for footer in footers), storage.is_remote(path)), image=image, key=key, caption_keys=self.caption_keys,
-        )  # fmt: skip
+            names=digest(map(storage.name_of, self.files)),
+            sizes=digest(str(file.size) for file in found),
+            records=len(self),
+            captions=digest_of_files((footer.captions for footer in footers), storage.is_remote(path)),
+            rows=digest_of_files((footer.rows for footer in footers), storage.is_remote(path)),
+            image=image,
+            key=key,
+            caption_keys=self.caption_keys,
+        )
 
     @abstractmethod
     def _footer(self, path: str) -> Footer:

@@ -98,7 +98,9 @@ class ImageNumbers:
         counts = [len(each.source if isinstance(each, EachCaption) else each) for each in self.sources]
         self.firsts = np.cumsum([0, *counts])
         if self.firsts[-1] > MOST_IMAGES:
-            raise UserError(f"loss.positives='image' numbers up to 2^31 images; the source has {self.firsts[-1]}")
+            raise UserError(
+                f"an objective's positives='image' numbers up to 2^31 images; the source has {self.firsts[-1]}"
+            )
 
     def __call__(self, part: int, index: int) -> np.int32:
         """Of record `index` of source `part`."""

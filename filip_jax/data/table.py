@@ -88,9 +88,14 @@ class Table:
             folders.local_folder(folder, f"path={path!r}")
             self._make()
         facts = read_facts(
-            f"{self.stem}.json", identity=is_text, sizes=partial(are_counts, count=len(self.files)), columns=are_texts,
-            bad=is_whole, some_bad=are_texts, unusable=lambda value: isinstance(value, dict) and are_texts([*value.values()]),
-        )  # fmt: skip
+            f"{self.stem}.json",
+            identity=is_text,
+            sizes=partial(are_counts, count=len(self.files)),
+            columns=are_texts,
+            bad=is_whole,
+            some_bad=are_texts,
+            unusable=lambda value: isinstance(value, dict) and are_texts([*value.values()]),
+        )
         self.identity = facts["identity"]
         self.shard_sizes = np.array(facts["sizes"], np.int64)
         self.ends = np.cumsum(self.shard_sizes)
@@ -214,13 +219,21 @@ class Table:
             if waiting:
                 out.write_batch(pa.record_batch([*map(list, zip(*waiting))], schema=schema))
         identity = identify(
-            rows=rows.hexdigest(), captions=captions.hexdigest(), records=sum(sizes), image=self.image, key=self.key,
+            rows=rows.hexdigest(),
+            captions=captions.hexdigest(),
+            records=sum(sizes),
+            image=self.image,
+            key=self.key,
             caption_keys=self.caption_keys,
-        )  # fmt: skip
+        )
         facts = {
-            "sizes": sizes, "columns": list(columns), "identity": identity,
-            "bad": bad, "some_bad": some_bad, "unusable": kinds.unusable(),
-        }  # fmt: skip
+            "sizes": sizes,
+            "columns": list(columns),
+            "identity": identity,
+            "bad": bad,
+            "some_bad": some_bad,
+            "unusable": kinds.unusable(),
+        }
         storage.write(f"{self.stem}.json", json.dumps(facts).encode())
 
     def _columns(self, row: Row, kinds: "_Kinds") -> tuple:

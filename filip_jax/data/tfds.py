@@ -55,10 +55,14 @@ class Tfds:
             self.class_names = in_words(self.features[self.label].names)
         self.shard_sizes = np.array([len(self.data)])
         self.identity = identify(
-            name=builder.info.full_name, split=split, records=len(self), image=image, caption_keys=self.caption_keys,
+            name=builder.info.full_name,
+            split=split,
+            records=len(self),
+            image=image,
+            caption_keys=self.caption_keys,
             content=digest_of_files(content_digests(_files_of(builder, split), len(self)), storage.is_remote(path)),
             classes=digest(self.class_names) if self.label else "",
-        )  # fmt: skip
+        )
         self.seen = f"features {', '.join(self.features)}"
 
     def _check_names(self):

@@ -79,21 +79,24 @@ def backward_of(
     texts: Float[jax.Array, "j t d"],
     mask: Bool[jax.Array, "j t"],
     more: Any,
-    cotangents: Callable[..., tuple[jax.Array, jax.Array, jax.Array]],
+    cotangents: Callable[..., tuple[tuple[jax.Array, jax.Array], Any]],
+    like: Any,
     implementation: str = "xla",
-) -> tuple[Float[jax.Array, "p i d"], Float[jax.Array, "j t d"], Float[jax.Array, ""]]:
+) -> tuple[Float[jax.Array, "p i d"], Float[jax.Array, "j t d"], Any]:
     """`backward` where the gradients of the similarities follow from the similarities, block by block.
 
     Args:
         more: arrays [j, ...] that go with the texts.
-        cotangents: (image_to_text [j, i], text_to_image [j, i], more) of some texts -> gradients of both, and a number.
+        cotangents: (image_to_text [j, i], text_to_image [j, i], more) of some texts -> gradients of both, and of
+            parameters.
+        like: those parameters, nested.
 
     Returns:
-        gradients of images and texts, float32, and the sum of the numbers.
+        gradients of images and texts, float32, and the sum of the parameters' gradients.
     """
     maxima, tile_bytes = _maxima(implementation, images, texts)
     inner = {platform: (maxima[platform], spread) for platform, spread in _spreads(maxima).items()}
-    return _on_each_platform(partial(_backward_of, cotangents), inner, tile_bytes, images, texts, mask, more)
+    return _on_each_platform(partial(_backward_of, cotangents), inner, tile_bytes, images, texts, mask, more, like)
 
 
 def highest(
@@ -205,25 +208,25 @@ def _backward(runs, inner, tile_bytes, images, texts, mask, best, image_to_text,
     return _over_blocks(block, jnp.zeros((p, i, d), jnp.float32), arrays, i, tile_bytes, runs)
 
 
-def _backward_of(cotangents, inner, tile_bytes, images, texts, mask, more):
+def _backward_of(cotangents, inner, tile_bytes, images, texts, mask, more, like):
     p, i, d = images.shape
     maxima, spread = inner
 
     def block(n, carry, arrays):
-        to_images, number = carry
+        to_images, of_parameters = carry
         (texts, mask), more = (x[:, :n] for x in arrays[:2]), arrays[2]
         of_images, of_texts, best_text, best_image = maxima(images, texts, mask)
         length = mask.sum(axis=1)[:, None]
         image_to_text = jnp.where(length > 0, of_images / p, 0.0)
         text_to_image = jnp.where(length > 0, of_texts / jnp.maximum(length, 1), 0.0)
-        to_first, to_second, one = cotangents(image_to_text, text_to_image, more)
+        (to_first, to_second), of_block = cotangents(image_to_text, text_to_image, more)
         weights = jnp.where(length > 0, to_first / p, 0.0), to_second / jnp.maximum(length, 1)
         to_images, to_texts = spread(to_images, images, texts, mask, best_image, best_text, *weights)
-        return (to_images, number + one), _pad(to_texts, arrays[0].shape[1])
+        return (to_images, jax.tree.map(jnp.add, of_parameters, of_block)), _pad(to_texts, arrays[0].shape[1])
 
-    start = jnp.zeros((p, i, d), jnp.float32), jnp.zeros(())
-    (to_images, number), to_texts = _over_blocks(block, start, (texts, mask, more), i, tile_bytes)
-    return to_images, to_texts, number
+    start = jnp.zeros((p, i, d), jnp.float32), jax.tree.map(jnp.zeros_like, like)
+    (to_images, of_parameters), to_texts = _over_blocks(block, start, (texts, mask, more), i, tile_bytes)
+    return to_images, to_texts, of_parameters
 
 
 def _highest(highest, tile_bytes, images, texts, mask):

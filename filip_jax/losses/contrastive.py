@@ -1,8 +1,7 @@
-"""The contrastive loss over the global batch: two softmax cross-entropies on late-interaction similarities.
+"""The contrastive losses of FILIP and CLIP as functions of arrays.
 
 `filip_loss` is one function everywhere. Under a mesh each device keeps its images, meets the texts of
-all devices (the smaller side) and owns the rows of its images; the softmax over images is completed
-across devices from one number per text.
+all devices (the smaller side) and owns the rows of its images, see pairs.py.
 """
 
 from functools import partial
@@ -10,26 +9,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int
 
-from filip_jax.errors import UserError
-from filip_jax.losses.exchange import EXCHANGES, IMPLEMENTATIONS, INDICES, all_similarities, make_plan
-from filip_jax.losses.selection import SELECTIONS, select_tokens
+from filip_jax.losses.encoded import Encoded
+from filip_jax.losses.pairs import pair_losses
 from filip_jax.losses.similarity import Array, check_tokens
-from filip_jax.losses.streamed import streamed_loss
-from filip_jax.losses.targets import GROUP_RULES, contrastive
+from filip_jax.losses.softmax import Softmax
+from filip_jax.losses.token_wise import TokenWise
 from filip_jax.mesh import batch_devices, context_batch_axes
-
-DTYPES = ("float32", "bfloat16")
-CHOICES = {
-    "dtype": DTYPES,
-    "group_rule": GROUP_RULES,
-    "selection": SELECTIONS,
-    "implementation": IMPLEMENTATIONS,
-    "exchange": EXCHANGES,
-    "indices": INDICES,
-}
 
 
 def filip_loss(
@@ -96,24 +83,22 @@ def filip_loss(
         shape = jax.sharding.get_abstract_mesh().shape
         sizes = " x ".join(f"{axis}={shape[axis]}" for axis in axes)
         raise ValueError(f"a batch of {len(image_tokens)} pairs is not divisible by {devices} devices ({sizes})")
-    choices = {
-        "group_rule": group_rule,
-        "selection": selection,
-        "implementation": implementation,
-        "exchange": exchange,
-        "indices": indices,
-    }
-    for key, value in (choices | {"dtype": DTYPES[0] if dtype is None else dtype}).items():
-        if value not in CHOICES[key]:
-            raise UserError(f"{key}={value!r} is not one of {', '.join(CHOICES[key])}")
-    if not 0 < keep_tokens < float("inf"):
-        raise UserError(f"keep_tokens={keep_tokens} must be above 0 and finite")
-    if not 0 <= label_smoothing < 1:
-        raise UserError(f"label_smoothing={label_smoothing} must be at least 0 and below 1")
-    return _filip_loss(
-        image_tokens, text_tokens, text_mask, logit_scale, group_ids, row_mask,
-        axes=axes, devices=devices, dtype=dtype, keep_tokens=keep_tokens, label_smoothing=label_smoothing, **choices,
-    )  # fmt: skip
+    loss = Softmax(group_rule, label_smoothing)
+    similarity = TokenWise("tokens", keep_tokens, selection, dtype, implementation, exchange, indices)
+    encoded = Encoded(
+        image_tokens=image_tokens,
+        text_tokens=text_tokens[:, None],
+        text_mask=text_mask[:, None],
+        group=group_ids,
+        real=row_mask,
+    )
+    return _filip_loss(loss, similarity, encoded, jnp.asarray(logit_scale, jnp.float32), axes)
+
+
+@partial(jax.jit, static_argnames=("loss", "similarity", "axes"))
+def _filip_loss(loss, similarity, encoded, logit_scale, axes):
+    parameters = {"losses": {"filip": {"scale": logit_scale}}, "similarity": None}
+    return pair_losses({"filip": loss}, similarity, encoded, parameters)["filip"]
 
 
 def _check_pairs(image_tokens, text_tokens, text_mask, logit_scale):
@@ -155,43 +140,3 @@ def similarity_loss(
     over_texts = jax.nn.log_softmax(logit_scale * image_to_text, axis=1)
     over_images = jax.nn.log_softmax(logit_scale * text_to_image, axis=0)
     return -(jnp.diagonal(over_texts).mean() + jnp.diagonal(over_images).mean()) / 2
-
-
-def _fill(x, row_mask):
-    """Rows that do not count become copies of one that does, so that whatever they held changes nothing."""
-    copied = jnp.where(row_mask.any(), x[jnp.argmax(row_mask)], jnp.zeros_like(x[0]))
-    return jnp.where(row_mask.reshape(-1, *[1] * (x.ndim - 1)), x, copied)
-
-
-@partial(
-    jax.jit,
-    static_argnames=(
-        *("axes", "devices", "dtype", "keep_tokens", "selection", "group_rule", "label_smoothing"),
-        *("implementation", "exchange", "indices"),
-    ),
-)
-def _filip_loss(
-    image_tokens, text_tokens, text_mask, logit_scale, group_ids, row_mask, *,
-    axes, devices, dtype, keep_tokens, selection, group_rule, label_smoothing, **plan,
-):  # fmt: skip
-    def of_local_images(image_tokens, text_tokens, text_mask, logit_scale, group_ids, row_mask):
-        common = jnp.result_type(image_tokens, text_tokens) if dtype is None else dtype
-        images, texts, mask = image_tokens.astype(common), text_tokens.astype(common), text_mask
-        if row_mask is not None:
-            images, texts, mask = (_fill(x, row_mask) for x in (images, texts, mask))
-        images, texts, mask = select_tokens(images, texts, mask, keep_tokens, selection, plan["implementation"])
-        decided = make_plan(axes, devices, images, texts, **plan)
-        targets = dict(group_rule=group_rule, label_smoothing=label_smoothing)
-        if decided.exchange == "ring" and decided.indices == "recompute" and decided.implementation != "reference":
-            return streamed_loss(images, texts, mask, logit_scale, group_ids, row_mask, decided, **targets)
-        similarities = all_similarities(images, texts, mask, decided)
-        return contrastive(*similarities, logit_scale, group_ids, row_mask, axes=axes, **targets)
-
-    arrays = (image_tokens, text_tokens, text_mask, jnp.asarray(logit_scale, jnp.float32), group_ids, row_mask)
-    if not axes:
-        return of_local_images(*arrays)
-    split = PartitionSpec(axes)
-    in_specs = (split, split, split, PartitionSpec(), split, split)
-    return jax.shard_map(
-        of_local_images, in_specs=in_specs, out_specs=PartitionSpec(), axis_names=set(axes), check_vma=False
-    )(*arrays)

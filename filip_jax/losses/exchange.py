@@ -41,6 +41,11 @@ class Plan:
     exchange: str
     indices: str
 
+    @property
+    def streamed(self) -> bool:
+        """Whether no matrix of all similarities is held."""
+        return self.exchange == "ring" and self.indices == "recompute" and self.implementation != "reference"
+
 
 def make_plan(
     axes: tuple[str, ...],
@@ -52,28 +57,29 @@ def make_plan(
     exchange: str,
     indices: str,
 ) -> Plan:
-    """The plan for one device's tokens [b, p, d] and [b, t, d], with exchange and indices decided."""
-    (b, p, d), t = image_tokens.shape, text_tokens.shape[1]
-    gathered = devices * b * t * d * (text_tokens.dtype.itemsize + 4)
+    """The plan for one device's tokens [b, p, d] and [j, t, d], with exchange and indices decided."""
+    (b, p, d), (j, t) = image_tokens.shape, text_tokens.shape[:2]
+    gathered = devices * j * t * d * (text_tokens.dtype.itemsize + 4)
     if devices == 1 or (exchange == "auto" and gathered <= MEMORY):
         exchange = "gather"
     elif exchange == "auto":
         exchange = "ring"
     if indices == "auto":
-        saved = devices * b * b * (p + t) * index_dtype(max(p, t)).itemsize
+        saved = devices * j * b * (p + t) * index_dtype(max(p, t)).itemsize
         indices = "save" if saved <= MEMORY else "recompute"
     return Plan(axes, devices, implementation, exchange, indices)
 
 
 def all_similarities(
     image_tokens: Float[jax.Array, "b p d"],
-    text_tokens: Float[jax.Array, "b t d"],
-    text_mask: Bool[jax.Array, "b t"],
+    text_tokens: Float[jax.Array, "j t d"],
+    text_mask: Bool[jax.Array, "j t"],
     plan: Plan,
-) -> tuple[Float[jax.Array, "b all"], Float[jax.Array, "b all"]]:
-    """`token_similarity` of this device's images with the texts of all devices, in their order."""
+) -> tuple[Float[jax.Array, "all b"], Float[jax.Array, "all b"]]:
+    """`token_similarity` of this device's images with the texts of all devices, in their order, text first."""
     if plan.implementation == "reference":
-        return token_similarity(image_tokens, *gather((text_tokens, text_mask), plan.axes))
+        s_i, s_t = token_similarity(image_tokens, *gather((text_tokens, text_mask), plan.axes))
+        return s_i.T, s_t.T
     return _all_similarities(image_tokens, text_tokens, text_mask, plan)
 
 
@@ -108,12 +114,11 @@ def _forward(image_tokens, text_tokens, text_mask, plan):
         _, (similarities, best) = jax.lax.scan(step, shard, None, length=plan.devices)
         met = meetings(plan)
         similarities = [x[met].reshape(-1, x.shape[-1]) for x in similarities]
-    return tuple(x.T for x in similarities), (images, shard, best, text_mask.shape[1])
+    return tuple(similarities), (images, shard, best, text_mask.shape[1])
 
 
 def _backward(plan, residuals, cotangents):
     images, shard, best, length = residuals
-    cotangents = [x.T for x in cotangents]
 
     def compare(shard, best, cotangents, runs=1):
         texts, mask, order = shard

@@ -32,7 +32,7 @@ def why_not(p: int, t: int, d: int, dtype: jnp.dtype) -> str:
     if not hasattr(plgpu, "InterpretGPUParams"):
         return f"its kernel for GPUs needs JAX 0.11 or newer, but this is {jax.__version__}"
     if dtype != jnp.bfloat16:
-        return f"its kernels multiply bfloat16 (loss.dtype), but these tokens are {dtype}"
+        return f"its kernels multiply bfloat16 (the objective's dtype), but these tokens are {dtype}"
     if p > MOST_TOKENS or t > COLUMNS or d > MOST_DIM:
         return (
             f"its kernel for GPUs takes up to {MOST_TOKENS} image tokens and {COLUMNS} text tokens of dimension up to "

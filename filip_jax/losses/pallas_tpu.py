@@ -27,7 +27,7 @@ MOST_BYTES = 48 * 2**20  # of all that a program holds
 def why_not(p: int, t: int, d: int, dtype: jnp.dtype) -> str:
     """Why the kernel cannot compare such tokens; empty if it can."""
     if dtype != jnp.bfloat16:
-        return f"its kernels multiply bfloat16 (loss.dtype), but these tokens are {dtype}"
+        return f"its kernels multiply bfloat16 (the objective's dtype), but these tokens are {dtype}"
     if max(p, t) > MOST_TOKENS:
         return f"its kernel takes up to {MOST_TOKENS} tokens a side, but these are {p} and {t}"
     rows = TEXTS * up(t, SUBLANES)

@@ -11,19 +11,19 @@ SELECTIONS = ("batch", "pair")
 
 def select_tokens(
     image_tokens: Float[jax.Array, "b p d"],
-    text_tokens: Float[jax.Array, "b t d"],
-    text_mask: Bool[jax.Array, "b t"],
+    text_tokens: Float[jax.Array, "j t d"],
+    text_mask: Bool[jax.Array, "j t"],
     keep_tokens: float,
     selection: str,
     implementation: str = "xla",
-) -> tuple[Float[jax.Array, "b kp d"], Float[jax.Array, "b kt d"], Bool[jax.Array, "b kt"]]:
+) -> tuple[Float[jax.Array, "b kp d"], Float[jax.Array, "j kt d"], Bool[jax.Array, "j kt"]]:
     """The tokens of each image and text that score highest, in their own order; no gradient passes the choice.
 
     Args:
         keep_tokens: a fraction of p and of t, rounded down, up to 1; above, a number of tokens.
         selection: a token's score. "batch": its best similarity with any token of the other side's
             samples on this device (FILIP section 3.1; 0.25 of the tokens). "pair": its summed
-            similarity with the tokens of its own partner (DeCLIP's code; 16 tokens).
+            similarity with the tokens of its own partner, or captions (DeCLIP's code; 16 tokens).
         implementation: of the scores in the batch, see `blocked.highest`.
 
     Returns:
@@ -49,9 +49,11 @@ def _best_in_batch(implementation, image_tokens, text_tokens, text_mask):
 
 
 def _sum_in_pair(image_tokens, text_tokens, text_mask):
+    rows, captions = len(image_tokens), len(text_tokens) // len(image_tokens)
     texts = jnp.where(text_mask[..., None], text_tokens, 0).astype(jnp.float32).sum(axis=1)
-    images = image_tokens.astype(jnp.float32).sum(axis=1)
-    return jnp.einsum("bpd,bd->bp", image_tokens, texts), jnp.einsum("btd,bd->bt", text_tokens, images)
+    texts = texts.reshape(rows, captions, -1).sum(axis=1)
+    images = jnp.repeat(image_tokens.astype(jnp.float32).sum(axis=1), captions, axis=0)
+    return jnp.einsum("bpd,bd->bp", image_tokens, texts), jnp.einsum("jtd,jd->jt", text_tokens, images)
 
 
 def _count(tokens, keep):

@@ -1,7 +1,7 @@
 """The networks. Flax stays in this package: outside of it a model is pure functions of nested dicts."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +27,12 @@ class Model:
         init: key -> parameters, nested dicts of float32 arrays.
         encode_image: (parameters, images uint8 [b, h, w, 3], pooling=None, noise=None) -> tokens [b, p, d].
         encode_text: (parameters, ids [b, t], pooling=None) -> (tokens [b, k, d], mask [b, k]).
+        embed_images, embed_texts: (parameters, images, noise=None), (parameters, ids) -> what objectives need, by its
+            name in `Encoded`.
         image_features: (parameters, images uint8 [b, h, w, 3], pooling=None) -> [b, width of the image tower], for
             linear probes, see `DualEncoder`; "global" needs a class token.
         pooling: "tokens" or "global": what the encoders give when asked for no other.
+        sizes: embed_dim and vocab_size, for heads that objectives have.
         noise_size: numbers per image in `noise` [b, noise_size], which chooses the patches that are
             dropped; 0 for a model that drops none.
     """
@@ -37,13 +40,19 @@ class Model:
     init: Callable[..., dict[str, Any]]
     encode_image: Callable[..., jax.Array]
     encode_text: Callable[..., tuple[jax.Array, jax.Array]]
+    embed_images: Callable[..., dict[str, jax.Array]]
+    embed_texts: Callable[..., dict[str, jax.Array]]
     image_features: Callable[..., jax.Array]
     pooling: str
+    sizes: dict[str, int]
     noise_size: int
 
 
-def make_model(**config) -> Model:
+def make_model(needs: Collection[str], **config) -> Model:
     """The functions of a `DualEncoder` built with this `model` section; allocates nothing.
+
+    Args:
+        needs: of the objectives, "tokens", "pooled" or both.
 
     Raises:
         UserError: a section with a missing, unknown or impossible key.
@@ -53,7 +62,7 @@ def make_model(**config) -> Model:
             raise UserError(f"model.{path.replace('/', '.')}={value} must be at least 1 and at most {LARGEST}")
 
     def build(key):
-        return call(DualEncoder, config, "model", rngs=nnx.Rngs(key))
+        return call(DualEncoder, config, "model", needs=frozenset(needs), rngs=nnx.Rngs(key))
 
     graphdef, shapes = nnx.split(nnx.eval_shape(build, jax.random.key(0)))
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
@@ -62,20 +71,33 @@ def make_model(**config) -> Model:
             f"model: these widths and depths make {count:.1e} parameters; at most {MAX_PARAMETERS:.1e} are built"
         )
 
+    names = nnx.to_pure_dict(shapes).keys()
+
+    def merge(parameters):  # which may hold those of objectives, too
+        return nnx.merge(graphdef, {name: parameters[name] for name in names})
+
     def init(key):
         return nnx.to_pure_dict(nnx.state(build(key)))
 
     def encode_image(parameters, images, pooling=None, noise=None):
-        return nnx.merge(graphdef, parameters).encode_image(images, pooling, noise)
+        return merge(parameters).encode_image(images, pooling, noise)
 
     def encode_text(parameters, ids, pooling=None):
-        return nnx.merge(graphdef, parameters).encode_text(ids, pooling)
+        return merge(parameters).encode_text(ids, pooling)
+
+    def embed_images(parameters, images, noise=None):
+        return merge(parameters).embed_images(images, noise)
+
+    def embed_texts(parameters, ids):
+        return merge(parameters).embed_texts(ids)
 
     def image_features(parameters, images, pooling=None):
         if pooling == "global" and not config["class_token"]:
             raise UserError("model.class_token=False, but global image features are the class token")
-        return nnx.merge(graphdef, parameters).image_features(images, pooling)
+        return merge(parameters).image_features(images, pooling)
 
     image = config["image"]
     noise_size = (image["image_size"] // image["patch_size"]) ** 2 if image["patch_dropout"] else 0
-    return Model(init, encode_image, encode_text, image_features, config["pooling"], noise_size)
+    pooling = "tokens" if "tokens" in needs else "global"
+    sizes = {"embed_dim": config["embed_dim"], "vocab_size": config["text"]["vocab_size"]}
+    return Model(init, encode_image, encode_text, embed_images, embed_texts, image_features, pooling, sizes, noise_size)

@@ -1,7 +1,5 @@
 """Two towers that meet only in the loss: images and texts as L2-normalised tokens of one space."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,22 +10,22 @@ from filip_jax.models.image_encoder import ImageEncoder
 from filip_jax.models.text_encoder import TextEncoder, text_lengths
 from filip_jax.sections import call
 
-POOLINGS = ("tokens", "global")
+POOLINGS = ("tokens", "global")  # of what is asked for: all tokens, or one pooled vector
+NEEDS = {"tokens": "tokens", "pooled": "global"}  # of objectives
 DTYPES = ("float32", "bfloat16")
 
 
 class DualEncoder(nnx.Module):
-    """FILIP's model (section 3) or, with global pooling, CLIP's.
+    """FILIP's model (section 3), CLIP's, or one that gives both tokens and pooled vectors.
 
     Args:
+        needs: "tokens" for the late interaction of all tokens, "pooled" for one vector per side, CLIP's: the class
+            token of the image, the EOS token of the text. Each has projections of its own.
         embed_dim: dimension of the shared space, of each token.
-        pooling: "tokens" for the late interaction of all tokens; "global" for one token per side,
-            CLIP's: the class token of the image, the EOS token of the text.
         dtype: of the computation; parameters, normalisation and outputs are float32.
         class_token: whether the image tower has one.
         cls_in_similarity, bos_in_similarity, eos_in_similarity: whether these tokens take part in
             the late interaction. The paper: no, yes, yes. Pads never do.
-        logit_scale_init: start of the learned multiplier of similarities, 1 / temperature.
         image, text: what `ImageEncoder` and `TextEncoder` take of their own.
         activation, attention, scan, remat: of the blocks of both towers, see `Transformer`.
     """
@@ -35,14 +33,13 @@ class DualEncoder(nnx.Module):
     def __init__(
         self,
         *,
+        needs: frozenset[str],
         embed_dim: int,
-        pooling: str,
         dtype: str,
         class_token: bool,
         cls_in_similarity: bool,
         bos_in_similarity: bool,
         eos_in_similarity: bool,
-        logit_scale_init: float,
         activation: str,
         attention: str,
         scan: bool,
@@ -51,15 +48,13 @@ class DualEncoder(nnx.Module):
         text: dict,
         rngs: nnx.Rngs,
     ):
-        if pooling not in POOLINGS:
-            raise UserError(f"model.pooling={pooling!r} is not one of {', '.join(POOLINGS)}")
         if dtype not in DTYPES:
             raise UserError(f"model.dtype={dtype!r} is not one of {', '.join(DTYPES)}")
-        if not class_token and (pooling == "global" or cls_in_similarity):
-            raise UserError("model.class_token=False, but global pooling and cls_in_similarity need the class token")
-        if not logit_scale_init > 0:
-            raise UserError(f"model.logit_scale_init={logit_scale_init} must be above 0")
-        self.pooling, self.class_token = pooling, class_token
+        if not class_token and ("pooled" in needs or cls_in_similarity):
+            raise UserError(
+                "model.class_token=False, but cls_in_similarity and objectives of pooled vectors need the class token"
+            )
+        self.needs, self.class_token = needs, class_token
         self.cls_in_similarity = cls_in_similarity
         self.bos_in_similarity, self.eos_in_similarity = bos_in_similarity, eos_in_similarity
         shared = dict(
@@ -67,9 +62,14 @@ class DualEncoder(nnx.Module):
         )
         self.image = call(ImageEncoder, image, "model.image", class_token=class_token, **shared)
         self.text = call(TextEncoder, text, "model.text", **shared)
-        self.image_projection = _projection(image["width"], embed_dim, dtype, rngs)
-        self.text_projection = _projection(text["width"], embed_dim, dtype, rngs)
-        self.logit_scale = nnx.Param(jnp.array(math.log(logit_scale_init), jnp.float32))
+        self.image_projection, self.text_projection = (
+            _projection(tower["width"], embed_dim, dtype, rngs) if "tokens" in needs else None
+            for tower in (image, text)
+        )
+        self.image_pooled_projection, self.text_pooled_projection = (
+            _projection(tower["width"], embed_dim, dtype, rngs) if "pooled" in needs else None
+            for tower in (image, text)
+        )
 
     def encode_image(
         self,
@@ -82,6 +82,28 @@ class DualEncoder(nnx.Module):
         With noise, as in training, the model's share of patches is dropped, see `ImageEncoder`.
         """
         return self.project_image(self.image(images, noise), pooling or self.pooling)
+
+    @property
+    def pooling(self) -> str:
+        """What the encoders give when asked for no pooling."""
+        return "tokens" if "tokens" in self.needs else "global"
+
+    def embed_images(
+        self, images: UInt8[jax.Array, "b h w 3"], noise: Float[jax.Array, "b patches"] | None = None
+    ) -> dict[str, jax.Array]:
+        """Return what objectives need of images: image_tokens [b, p, d], image_pooled [b, d]."""
+        x = self.image(images, noise)
+        found = {f"image_{need}": self.project_image(x, NEEDS[need]) for need in sorted(self.needs)}
+        return found | ({"image_pooled": found["image_pooled"][:, 0]} if "pooled" in self.needs else {})
+
+    def embed_texts(self, ids: Int[jax.Array, "b t"]) -> dict[str, jax.Array]:
+        """Return what objectives need of texts: text_tokens [b, t, d] and text_mask [b, t], text_pooled [b, d]."""
+        x, found = self.text(ids), {}
+        if "tokens" in self.needs:
+            found["text_tokens"], found["text_mask"] = self.project_text(x, ids, "tokens")
+        if "pooled" in self.needs:
+            found["text_pooled"] = self.project_text(x, ids, "global")[0][:, 0]
+        return found
 
     def encode_text(
         self, ids: Int[jax.Array, "b t"], pooling: str | None = None
@@ -105,7 +127,7 @@ class DualEncoder(nnx.Module):
             x = x[:, :1]
         elif self.class_token and not self.cls_in_similarity:
             x = x[:, 1:]
-        return l2_normalise(self.image_projection(x))
+        return l2_normalise(self._projection("image", pooling)(x))
 
     def project_text(
         self, x: Float[jax.Array, "b t width"], ids: Int[jax.Array, "b t"], pooling: str
@@ -114,13 +136,18 @@ class DualEncoder(nnx.Module):
         position, last = jnp.arange(ids.shape[1]), text_lengths(ids)[:, None] - 1
         if pooling == "global":
             x = jnp.take_along_axis(x, jnp.maximum(last, 0)[..., None], axis=1)
-            return l2_normalise(self.text_projection(x)), jnp.ones((len(x), 1), bool)
+            return l2_normalise(self._projection("text", pooling)(x)), jnp.ones((len(x), 1), bool)
         mask = position <= last
         if not self.bos_in_similarity:
             mask &= position != 0
         if not self.eos_in_similarity:
             mask &= position != last
-        return l2_normalise(self.text_projection(x)), mask
+        return l2_normalise(self._projection("text", pooling)(x)), mask
+
+    def _projection(self, side: str, pooling: str) -> nnx.Linear:
+        """Return the projection that was trained for this, or the only one."""
+        own, other = getattr(self, f"{side}_projection"), getattr(self, f"{side}_pooled_projection")
+        return (other or own) if pooling == "global" else (own or other)
 
 
 def _projection(width: int, embed_dim: int, dtype: str, rngs: nnx.Rngs) -> nnx.Linear:

@@ -13,6 +13,7 @@ from filip_jax.errors import UserError
 from filip_jax.extras import pip_install
 
 GIB = 2**30
+MIN_JAX_FOR_GPUS = (0, 11)
 GPU_SHARE = 0.92  # of a GPU's memory
 EXAMPLE = "write it as v5e:4x4, v5p:2x2x2 or h200:8"
 
@@ -80,7 +81,7 @@ def open_topology(name: str, slices: int = 1) -> tuple[str, list[Any]]:
         slices: so many of the TPU topology, or hosts of GPUs, joined by a slower network.
 
     Raises:
-        UserError: no such topology, or its compiler is not installed.
+        UserError: no such topology, or its compiler is not installed or too old.
     """
     kind, _, shape = name.partition(":")
     if kind not in CHIPS:
@@ -91,8 +92,14 @@ def open_topology(name: str, slices: int = 1) -> tuple[str, list[Any]]:
     if slices < 1:
         raise UserError(f"--slices={slices} must be at least 1")
     forget_devices()
+    import jax
     from jax.experimental import topologies
 
+    if not tpu and jax.__version_info__ < MIN_JAX_FOR_GPUS:
+        raise UserError(
+            f"--topology={name}: JAX {jax.__version__} cannot compile for GPUs that are not there; take "
+            f"{'.'.join(map(str, MIN_JAX_FOR_GPUS))} or newer, which needs Python 3.12"
+        )
     try:
         if tpu:
             found = topologies.get_topology_desc(platform="tpu", topology_name=name, num_slices=slices)

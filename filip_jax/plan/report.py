@@ -4,7 +4,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial, reduce
+from functools import reduce
 from operator import getitem
 from typing import Any
 
@@ -12,13 +12,15 @@ import jax
 
 from filip_jax.checkpoint import abstract
 from filip_jax.errors import UserError
+from filip_jax.objectives.total import by_definition
 from filip_jax.plain import markdown
 from filip_jax.plan.chips import CHIPS, GIB, GPUS, Chip, open_topology
 from filip_jax.plan.operations import count_operations
 from filip_jax.plan.program import Program
 from filip_jax.sections import call
-from filip_jax.train.encode import token_shapes
+from filip_jax.train.encode import with_noise
 from filip_jax.train.setup import Setup, batch_of, lower_step, make_setup
+from filip_jax.train.step import encode_batch
 
 Plan = dict[str, Any]
 TYPICAL = 0.4  # of a GPU's peak, where no compiler counts cycles
@@ -95,21 +97,33 @@ def _compile(lowered: Any, topology: str) -> tuple[Any, float]:
 
 def step_operations(config: Mapping[str, Any], devices: Sequence[Any]) -> float:
     """Matrix operations that one step needs, of all texts at full length: nothing is computed twice for want of memory."""
-    model, loss = config["model"] | {"remat": False}, config["loss"] | {"implementation": "reference"}
-    plain = call(make_setup, {**config, "model": model, "loss": loss, "microbatches": 1}, "", devices=devices)
+    model, objectives = config["model"] | {"remat": False}, by_definition(config["objectives"])
+    plain = call(
+        make_setup, {**config, "model": model, "objectives": objectives, "microbatches": 1}, "", devices=devices
+    )
     with jax.set_mesh(plain.mesh):
         return count_operations(plain.train_step, abstract(plain.shapes, plain.shardings), batch_of(plain))
 
 
 def loss_temporary(setup: Setup) -> int:
-    """Bytes of one chip that the loss and its gradient need beside the tokens, compiled alone."""
-    batch = batch_of(setup)
-    split, groups = batch["ids"].sharding, {"group_ids": batch["group"]} if setup.groups else {}
+    """Bytes of one chip that the loss and its gradient need beside the encoder outputs, compiled alone."""
+    batch, objectives = batch_of(setup), setup.objectives
+    parameters, teacher = setup.shapes["params"], setup.shapes.get("teacher", {})
+    own = [tree.get("objectives", {}) for tree in (parameters, setup.shapes, teacher)]
+
+    def encode(parameters, batch, teacher):
+        return encode_batch(setup.model, parameters, with_noise(setup.model, batch, 0, 0), teacher=teacher)
+
+    def loss(encoded, parameters, state, teacher):
+        return objectives.loss(parameters, state, encoded, 0.0, teacher)[0]
+
     with jax.set_mesh(setup.mesh):
-        tokens = token_shapes(setup.model, setup.shapes["params"], batch)
-        tokens = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split) for x in tokens]
-        gradient = jax.value_and_grad(partial(setup.loss, logit_scale=14.0), argnums=(0, 1))
-        lowered = jax.jit(gradient, out_shardings=(None, (split, split))).lower(*tokens, **groups)
+        encoded = jax.eval_shape(encode, parameters, batch, teacher)
+        split = batch["ids"].sharding
+        encoded = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), encoded)
+        gradient = jax.value_and_grad(loss, allow_int=True)
+        shardings = None, jax.tree.map(lambda _: split, encoded)
+        lowered = jax.jit(gradient, out_shardings=shardings).lower(encoded, *own)
     analysis: Any = lowered.compile().memory_analysis()
     return analysis.temp_size_in_bytes
 

@@ -63,8 +63,11 @@ def convert(
     check_outside(section, output, "--output", {".array_record", ".json", ".jsonl"})
     source = make_source(section)
     plan = {
-        "identity": source.identity, "length": len(source), "short_side": short_side, "records_per_shard": records_per_shard,
-    }  # fmt: skip
+        "identity": source.identity,
+        "length": len(source),
+        "short_side": short_side,
+        "records_per_shard": records_per_shard,
+    }
     output.mkdir(parents=True, exist_ok=True)
     busy = f"{output}: another process converts into it; wait until it has ended, or give another output"
     with locked(output / LOCK, busy):

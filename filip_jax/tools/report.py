@@ -33,9 +33,14 @@ from filip_jax.workdir import Workdir
 
 NAME = "report.html"
 CURVES = (
-    ("train/loss", "loss"), ("train/samples_per_second", "pairs per second"), ("train/logit_scale", "logit scale"),
-    ("train/lr", "learning rate"), ("train/grad_norm", "gradient norm"), ("time/data_wait_frac", "share of the time that waits for data"),
-)  # fmt: skip
+    ("train/loss", "loss"),
+    ("train/samples_per_second", "pairs per second"),
+    ("train/lr", "learning rate"),
+    ("train/grad_norm", "gradient norm"),
+    ("time/data_wait_frac", "share of the time that waits for data"),
+)
+OF_OBJECTIVE = re.compile(r"train/[a-z][a-z0-9_]*/(?!\w*_at_bound)\w+")
+MAX_OF_OBJECTIVES = 24  # charts
 PAGES = 8  # of each evaluation's pictures
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the page can load nothing
 
@@ -167,7 +172,13 @@ def _cell(metrics: Mapping[str, Any], row: str) -> str:
 
 def _training(lines) -> str:
     steps = {str(line["step"]): line for line in lines if "train/loss" in line}
-    charts = [chart(title, {"": line}) for key, title in CURVES if (line := points(steps, key))]
+    keys = sorted({key for line in lines for key in line if OF_OBJECTIVE.fullmatch(key)})
+    losses = [key for key in keys if key.endswith("/loss")]
+    keys = [key for key in keys if key not in losses or len(losses) > 1]  # the loss of a single one is the sum
+    titles = dict(CURVES) | {
+        key: " ".join(key.removeprefix("train/").split("/")).replace("_", " ") for key in keys[:MAX_OF_OBJECTIVES]
+    }
+    charts = [chart(title, {"": line}) for key, title in titles.items() if (line := points(steps, key))]
     said = '<p class="faint">No step is logged yet.</p>'
     return _section("Training", f'<div class="charts">{"".join(charts)}</div>' if charts else said)
 
@@ -195,9 +206,13 @@ def _time(lines) -> str:
         for name, s in seconds.items()
     )
     rows = [
-        [f'<span class="dot" style="background:{colours[name]}"></span>{escape(name)}', f"{s:,.1f} s", f"{100 * s / whole:.1f} %"]
+        [
+            f'<span class="dot" style="background:{colours[name]}"></span>{escape(name)}',
+            f"{s:,.1f} s",
+            f"{100 * s / whole:.1f} %",
+        ]
         for name, s in seconds.items()
-    ]  # fmt: skip
+    ]
     said = f"<p>Goodput: {100 * seconds.get('step', 0.0) / whole:.1f} % of the time went into training steps.</p>"
     return _section(
         "Where the time went", f'{said}<div class="bar">{bar}</div>{_table(["phase", "time", "share"], rows)}'

@@ -5,7 +5,7 @@ import gc
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Any, Protocol, runtime_checkable
 
 SIGNAL_SECONDS = 1.0  # in which a signal to a whole process group reaches this process after its data workers
@@ -18,6 +18,11 @@ class Rows(Protocol):
     def __next__(self) -> Any: ...
 
     def close(self) -> object: ...
+
+
+def no_rows() -> Generator[Any, None, None]:
+    """Yield nothing, for a run that has no step left: no data is read."""
+    yield from ()
 
 
 class Feed:

@@ -90,7 +90,7 @@ class Donor:
             raise UserError(f"init_from: the checkpoint of step {self.step} is damaged: {found}")
 
     def fill(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """The state with the checkpoint's parameters, where and as its own are; ema begins as a copy of them.
+        """The state with the checkpoint's parameters, where and as its own are; an average and a teacher begin as copies of them.
 
         All processes call it.
 
@@ -108,8 +108,12 @@ class Donor:
         shardings = {path: leaves[path].sharding for path in origins}
         parameters = paths.unflatten(leaves | jax.jit(take, out_shardings=shardings)(paths.flatten(read)))
         self._say(state["params"], leaves)
-        ema = {"ema": jax.tree.map(jnp.copy, parameters)} if "ema" in state else {}
-        return {**state, "params": parameters, **ema}
+        copies = {
+            part: jax.tree.map(jnp.copy, {name: parameters[name] for name in state[part]})
+            for part in ("ema", "teacher")
+            if part in state
+        }
+        return {**state, "params": parameters, **copies}
 
     def _target(self, origin: str, leaf: jax.Array) -> jax.ShapeDtypeStruct:
         shape, dtype = tuple(self.saved[origin]["shape"]), self.saved[origin]["dtype"]

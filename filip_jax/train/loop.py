@@ -32,7 +32,7 @@ from filip_jax.redact import redacted
 from filip_jax.sections import call
 from filip_jax.train import start
 from filip_jax.train.evaluation import EvalGuard
-from filip_jax.train.feed import Feed
+from filip_jax.train.feed import Feed, no_rows
 from filip_jax.train.goodput import CompileCache, Goodput
 from filip_jax.train.init_from import Donor, open_donor
 from filip_jax.train.input_log import InputLog, forget_keys_after
@@ -120,7 +120,7 @@ class Trainer:
         self.checkpoints.before_manifest = self.upkeep.before_manifest
         self.meta = {"tokenizer_sha256": tokenizer.sha256, **describe(source)}
         sizes = {name: setup.data[name] for name in ("image_size", "text_length")}
-        self.embedder = Embedder(setup.model, tokenizer, **sizes, mesh=setup.mesh)
+        self.embedder = Embedder(setup.model, setup.objectives, tokenizer, **sizes, mesh=setup.mesh)
         self.eval_guard = EvalGuard(self.place, watch, setup.evals_fatal)
         self.state, self.step, meta = self._start(newest, tokenizer, donor)
         self.samples_seen, watch.step = meta.get("samples_seen", 0), self.step
@@ -128,12 +128,10 @@ class Trainer:
         self._open_logs(source, meta)
         rows = call(
             batches, setup.data, "data", source=source, tokenizer=tokenizer, batch_size=setup.batch_size,
-            seed=setup.seed, start=self.samples_seen, groups=setup.groups,
+            seed=setup.seed, start=self.samples_seen, groups=setup.objectives.uses_groups,
             process_index=jax.process_index(), process_count=jax.process_count(),
         )  # fmt: skip
-        if self.step == setup.total_steps:
-            rows = (row for row in ())  # no step is left: no data is read
-        self.feed = Feed(rows, lambda: watch.stop)
+        self.feed = Feed(rows if self.step < setup.total_steps else no_rows(), lambda: watch.stop)
         self.profile = Profile(self.place, self.step, setup.total_steps, **setup.profile)
 
     def _start(self, newest: int | None, tokenizer: Tokenizer, donor: Donor | None) -> tuple[State, int, dict]:
@@ -206,6 +204,7 @@ class Trainer:
             if self.step == self.setup.total_steps:
                 break
             batch, rows, waited = self._next_batch()
+            self.state = start.begin_with(self.setup, self.step, self.state, batch, self.watch)
             with self.watch.phase("step"), self.profile.at(self.step, self.state):
                 self.state, metrics = train_step(self.state, batch)
             del batch  # an error would hold it while the feed is closed

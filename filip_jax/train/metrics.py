@@ -137,7 +137,8 @@ class StepLog:
         self.total_steps, self.every_steps, self.max_skipped = total_steps, every_steps, max_skipped
         self.pending: tuple[int, Mapping[str, Any], Mapping[str, Any]] | None = None
         self.notes: dict[str, float] = {}
-        self.was_pinned, self.advised = False, False
+        self.at_bound: set[str] = set()
+        self.advised = False
         self.restart_clock(step)
 
     def restart_clock(self, step: int) -> None:
@@ -178,7 +179,7 @@ class StepLog:
         self.input.log_keys(step, rows)
         if in_a_row := int(numbers.pop("train/skipped_in_a_row")):
             self._skipped(step, in_a_row, numbers, rows)
-        self._say_if_pinned(step, numbers["train/logit_scale_pinned"])
+        self._say_bounds(step, numbers)
         if step % self.every_steps == 0 or step == self.total_steps:
             numbers |= self._rates(step) | self.goodput.metrics() | self.notes
             self.notes = {}
@@ -206,10 +207,13 @@ class StepLog:
             say(ADVICE.format(waiting))
         self.advised = waiting > WAITING
 
-    def _say_if_pinned(self, step: int, pinned: float) -> None:
-        if pinned and not self.was_pinned:
-            say(f"step {step}: logit_scale is held at its bound")
-        self.was_pinned = bool(pinned)
+    def _say_bounds(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Name each parameter of an objective that has come to a bound."""
+        names = (name.removeprefix("train/") for name, value in numbers.items() if name.endswith("_at_bound") and value)
+        at_bound = {name.removesuffix("_at_bound") for name in names}
+        for name in sorted(at_bound - self.at_bound):
+            say(f"step {step}: {name} is held at its bound")
+        self.at_bound = at_bound
 
     def _rates(self, step: int) -> dict[str, float]:
         steps, seconds = step - self.since, time.perf_counter() - self.started
@@ -228,11 +232,19 @@ class StepLog:
         return (
             f"step {step}/{self.total_steps} ({100 * step // self.total_steps}%)"
             f"  loss {numbers['train/loss']:.4f}  lr {numbers['train/lr']:.2e}"
-            f"  logit_scale {numbers['train/logit_scale']:.1f}"
-            f"  {numbers['train/samples_per_second']:.0f} samples/s"
+            + "".join(f"  {name} {value:.4g}" for name, value in _of_objectives(numbers).items())
+            + f"  {numbers['train/samples_per_second']:.0f} samples/s"
             f"  data wait {100 * numbers['time/data_wait_frac']:.0f}%"
             + (f"  texts cut {100 * cut:.1f}%" if cut else "")
             + (f"  bad records {100 * bad:.1f}%" if bad else "")
             + (f"  skipped {skipped:.0f}" if skipped else "")
             + f"  ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
         )
+
+
+def _of_objectives(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Return what the line of a step shows of each objective; the loss of a single one is that of the step."""
+    own = {name.removeprefix("train/"): value for name, value in numbers.items() if name.count("/") == 2}
+    own = {name: value for name, value in own.items() if not name.endswith("_at_bound")}
+    losses = [name for name in own if name.endswith("/loss")]
+    return {name: value for name, value in own.items() if name not in losses or len(losses) > 1}

@@ -16,13 +16,22 @@ from filip_jax.errors import UserError
 from filip_jax.evals.run import check_evals
 from filip_jax.mesh import batch_shapes, check_batch_size, make_mesh, replicated
 from filip_jax.models import Model, make_model
-from filip_jax.sections import at_least, call, check, choose
-from filip_jax.train.encode import token_shapes
+from filip_jax.objectives.total import Objectives, init_parameters, make_objectives
+from filip_jax.sections import at_least, call, check
+from filip_jax.train.encode import with_noise
 from filip_jax.train.guards import check_guards
 from filip_jax.train.init_from import origins_of
 from filip_jax.train.optimizer import Optimizer, make_optimizer
 from filip_jax.train.profile import check_profile
-from filip_jax.train.step import LOSSES, POSITIVES, State, make_init, make_train_step, state_shardings
+from filip_jax.train.step import (
+    State,
+    encode_batch,
+    make_init,
+    make_start,
+    make_train_step,
+    state_shardings,
+    teacher_parts,
+)
 from filip_jax.train.wandb_log import check_project
 
 # By default the compiler cuts each product with a gathered parameter into a loop of small ones, which rewrites the
@@ -37,8 +46,8 @@ class Setup:
     Attributes:
         init: key -> state.
         train_step: (state, batch) -> (state, metrics).
-        loss: (image_tokens, text_tokens, text_mask, logit_scale) -> scalar.
-        groups: whether a batch says which rows show one image.
+        start: (state, first batch) -> state, for objectives that begin where the first batch puts them; else None.
+        objectives: what is trained for.
         shapes, shardings: of the state.
     """
 
@@ -47,8 +56,8 @@ class Setup:
     optimizer: Optimizer
     init: Callable[[jax.Array], State]
     train_step: Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]
-    loss: Callable[..., jax.Array]
-    groups: bool
+    start: Callable[[State, dict[str, jax.Array]], State] | None
+    objectives: Objectives
     shapes: State
     shardings: State
     seed: int
@@ -78,7 +87,7 @@ def make_setup(
     data: Mapping[str, Any],
     tokenizer: Mapping[str, Any],
     model: Mapping[str, Any],
-    loss: Mapping[str, Any],
+    objectives: Mapping[str, Any],
     optimizer: Mapping[str, Any], ema_decay: float,
     init_from: Mapping[str, Any],
     checkpoint: Mapping[str, Any],
@@ -119,7 +128,8 @@ def make_setup(
     check_tokenizer_section(tokenizer["name"], tokenizer["path"], tokenizer["captions"])
     _check_keeping(checkpoint, processes, guards, wandb_project, profile)
     check_evals(evals)
-    network = make_model(**model)
+    total = make_objectives(objectives)
+    network = make_model(total.needs, **model)
     if model["attention"] == "cudnn" and devices.devices.flat[0].platform != "gpu":
         raise UserError(
             f"model.attention='cudnn' needs NVIDIA GPUs, not {devices.devices.flat[0].platform}: take 'xla'"
@@ -128,21 +138,22 @@ def make_setup(
     for key, size in sizes.items():
         if data[key] != size:
             raise UserError(f"data.{key}={data[key]}, but the model is built for {size}")
-    parameters = jax.eval_shape(network.init, jax.random.key(seed))
-    few = batch_shapes(devices, 2 * devices.size, False, **data)
-    objective, groups = _make_loss(token_shapes(network, parameters, few), **loss)
-    call(origins_of, init_from, "init_from", parameters=parameters)
+    parameters = jax.eval_shape(partial(init_parameters, network, total), jax.random.key(seed))
+    _check_objectives(network, total, parameters, batch_shapes(devices, 2 * devices.size, total.uses_groups, **data))
+    origins = call(origins_of, init_from, "init_from", parameters=parameters)
     moves = call(make_optimizer, optimizer, "optimizer", parameters=parameters, total_steps=total_steps)
-    init = make_init(network, moves, ema_decay)
+    init = make_init(network, total, moves, ema_decay)
     shapes = jax.eval_shape(init, jax.random.key(seed))
     return Setup(
         mesh=devices,
         model=network,
         optimizer=moves,
         init=init,
-        train_step=make_train_step(network, objective, moves, ema_decay, seed, microbatches, guards["spike_sigmas"]),
-        loss=objective,
-        groups=groups,
+        train_step=make_train_step(
+            network, total, moves, ema_decay, total_steps, seed, microbatches, guards["spike_sigmas"]
+        ),
+        start=make_start(network, total, microbatches, origins),
+        objectives=total,
         shapes=shapes,
         shardings=state_shardings(devices, shapes, moves),
         seed=seed, batch_size=batch_size, total_steps=total_steps, source=source, data=data, tokenizer=tokenizer,
@@ -164,7 +175,7 @@ def lower_step(setup: Setup, state: State) -> jax.stages.Lowered:
 
 def batch_of(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes of a batch of the run."""
-    return batch_shapes(setup.mesh, setup.batch_size, setup.groups, **setup.data)
+    return batch_shapes(setup.mesh, setup.batch_size, setup.objectives.uses_groups, **setup.data)
 
 
 def _check_keeping(checkpoint, processes, guards, wandb_project, profile):
@@ -184,18 +195,12 @@ def _check_numbers(seed, total_steps, log_every_steps, eval_every_steps, ema_dec
         raise UserError(f"ema_decay={ema_decay} must be at least 0 and below 1")
 
 
-def _make_loss(
-    tokens, name: str = "", positives: str = "pair", **options: Any
-) -> tuple[Callable[..., jax.Array], bool]:
-    """The loss with its options, tried on the model's tokens so that a wrong one shows before anything is compiled.
+def _check_objectives(network, objectives, parameters, batch):
+    """Raise a UserError for an option that fits no encoder output, before anything is compiled."""
 
-    Beside it, whether it needs to know which rows show one image.
-    """
-    function, groups = choose(LOSSES, name, "loss.name"), choose(POSITIVES, positives, "loss.positives")
-    given = ("image_tokens", "text_tokens", "text_mask", "logit_scale", "group_ids", "group_rule", "row_mask")
-    check(function, options, "loss", given)
-    try:
-        jax.eval_shape(partial(function, **options), *tokens, 1.0)
-    except UserError as error:
-        raise UserError(f"loss.{error}") from error
-    return partial(function, **options), groups
+    def loss(parameters, batch):
+        teacher, own = teacher_parts(objectives, parameters), parameters.get("objectives", {})
+        encoded = encode_batch(network, parameters, with_noise(network, batch, 0, 0), teacher=teacher)
+        return objectives.loss(own, objectives.init_state(), encoded, 0.0, teacher.get("objectives"))[0]
+
+    jax.eval_shape(loss, parameters, batch)

@@ -111,6 +111,17 @@ def compile_and_say(setup: Setup, state: State, watch: Watch, cache: CompileCach
     return compiled
 
 
+def begin_with(setup: Setup, step: int, state: State, batch: Mapping[str, jax.Array], watch: Watch) -> State:
+    """Return the state; at step 0 its objectives begin where the first global batch puts them, if they ask for it.
+
+    A start that was stopped before its first step computes the same again, from the same batch.
+    """
+    if step or setup.start is None:
+        return state
+    with watch.phase("compile"), jax.set_mesh(setup.mesh):
+        return jax.jit(setup.start, donate_argnums=0, out_shardings=setup.shardings)(state, batch)
+
+
 def open_source(setup: Setup) -> Source:
     """The run's source, some of its records tried; process 0 goes first, since it may have to index the data."""
     opened = []

@@ -1,7 +1,7 @@
-"""The training step: pure functions on the state {step, params, opt_state, guard[, ema]}."""
+"""The training step: pure functions on the state {step, params, opt_state, guard[, ema, objectives, teacher]}."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,28 +11,24 @@ import optax
 from jax.sharding import Mesh
 
 from filip_jax import paths
-from filip_jax.losses import filip_loss
+from filip_jax.losses.encoded import Encoded
 from filip_jax.mesh import batch_devices, constrain_batch, parameter_shardings, replicated
 from filip_jax.models import Model
-from filip_jax.train.encode import as_pairs, encode_samples, with_noise
+from filip_jax.objectives.total import Objectives, init_parameters
+from filip_jax.train.encode import encode_samples, with_noise
 from filip_jax.train.guards import init_guard, is_good, next_guard
 from filip_jax.train.optimizer import Optimizer
 
 State = dict[str, Any]
-MAX_LOGIT_SCALE = 100.0  # CLIP's bound
-# (image_tokens, text_tokens, text_mask, logit_scale) -> scalar. With one token per side, as global
-# models give, "contrastive" is CLIP's loss.
-LOSSES: dict[str, Callable[..., jax.Array]] = {"contrastive": filip_loss}
-# The right answers in a batch, and whether it has to say which rows show one image: an image's own text only, or all
-# texts of the image.
-POSITIVES = {"pair": False, "image": True}
 
 
-def make_init(model: Model, optimizer: Optimizer, ema_decay: float) -> Callable[[jax.Array], State]:
+def make_init(
+    model: Model, objectives: Objectives, optimizer: Optimizer, ema_decay: float
+) -> Callable[[jax.Array], State]:
     """The function key -> state of a new run."""
 
     def init(key):
-        parameters = model.init(key)
+        parameters = init_parameters(model, objectives, key)
         trainable, _ = optimizer.split(parameters)
         state = {
             "step": jnp.zeros((), jnp.int32),
@@ -40,14 +36,22 @@ def make_init(model: Model, optimizer: Optimizer, ema_decay: float) -> Callable[
             "opt_state": optimizer.transform.init(paths.unflatten(trainable)),
             "guard": init_guard(),
         }
-        return state | ({"ema": parameters} if ema_decay else {})
+        untrained, teacher = objectives.init_state(), teacher_parts(objectives, parameters)
+        state |= {"ema": parameters} if ema_decay else {}
+        return state | ({"objectives": untrained} if untrained else {}) | ({"teacher": teacher} if teacher else {})
 
     return init
 
 
+def teacher_parts(objectives: Objectives, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of the parameters of which a teacher has its own."""
+    teacher = objectives.teacher
+    return {name: x for name, x in parameters.items() if teacher and (teacher.parts is None or name in teacher.parts)}
+
+
 def state_shardings(mesh: Mesh, state: State, optimizer: Optimizer) -> State:
     """Parameters and their moments by the shape rule, the rest on every device; `state` may be shapes."""
-    shardings = {name: parameter_shardings(mesh, state[name]) for name in ("params", "ema") if name in state}
+    shardings = {name: parameter_shardings(mesh, state[name]) for name in ("params", "ema", "teacher") if name in state}
     trainable, _ = optimizer.split(shardings["params"])
     opt_state = optax.tree_utils.tree_map_params(
         optimizer.transform,
@@ -56,51 +60,58 @@ def state_shardings(mesh: Mesh, state: State, optimizer: Optimizer) -> State:
         paths.unflatten(trainable),
         transform_non_params=lambda _: replicated(mesh),
     )
-    guard = jax.tree.map(lambda _: replicated(mesh), state["guard"])
-    return shardings | {"step": replicated(mesh), "opt_state": opt_state, "guard": guard}
+    others = {
+        name: jax.tree.map(lambda _: replicated(mesh), state[name]) for name in ("guard", "objectives") if name in state
+    }
+    return shardings | others | {"step": replicated(mesh), "opt_state": opt_state}
 
 
 def make_train_step(
     model: Model,
-    loss: Callable[..., jax.Array],
+    objectives: Objectives,
     optimizer: Optimizer,
     ema_decay: float,
+    total_steps: int,
     seed: int = 0,
     microbatches: int = 1,
     spike_sigmas: float = 0.0,
 ) -> Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
     """The function (state, batch) -> (next state, metrics of this step); run it under `jax.set_mesh`.
 
-    The batch is that of `encode_samples`. Where it holds `group` int32 [b], samples of one group show one image: each has
-    all texts of the group as right answers, with equal probability, and each text all images (FILIP's soft targets in
-    fine-tuning, table 10).
+    The batch is that of `encode_samples`. Where samples have several captions it also holds `caption_weight` float32 [b, K],
+    0 for an absent one. Where it holds `group` int32 [b], samples of one group show one image: each has all texts of the
+    group as right answers, with equal probability, and each text all images (FILIP's soft targets in fine-tuning, table 10).
 
     Args:
+        total_steps: of the run, for weights of objectives that change.
         seed: of what is drawn anew in each step and for each sample: the patches that are dropped.
         microbatches: the towers see the batch in so many pieces, the loss sees it whole, see `in_pieces`.
         spike_sigmas: a loss so many standard deviations above the usual is skipped; see `guards`. A loss,
             gradient or update that is not finite always is: then all of the state but its step stays.
     """
-    encode = in_pieces(partial(encode_samples, model), microbatches)
 
     def train_step(state, batch):
         batch = with_noise(model, batch, seed, state["step"])
-        groups = {"group_ids": batch["group"]} if "group" in batch else {}
-        batch = {name: rows for name, rows in batch.items() if name != "group"}
         trainable, frozen = optimizer.split(state["params"])
         trainable = paths.unflatten(trainable)
+        position = state["step"] - state["guard"]["skipped"]
 
         def loss_of(trainable):
             parameters = paths.unflatten(paths.flatten(trainable) | frozen)
-            tokens_and_mask = as_pairs(encode(parameters, batch))
-            return loss(*tokens_and_mask, jnp.exp(parameters["logit_scale"]), **groups)
+            teacher = state.get("teacher", {})
+            encoded = encode_batch(model, parameters, batch, microbatches, teacher)
+            own, untrained = parameters.get("objectives", {}), state.get("objectives", {})
+            return objectives.loss(own, untrained, encoded, position / total_steps, teacher.get("objectives"))
 
-        value, gradient = jax.value_and_grad(loss_of)(trainable)
+        (value, (untrained, numbers)), gradient = jax.value_and_grad(loss_of, has_aux=True)(trainable)
         updates, opt_state = optimizer.transform.update(gradient, state["opt_state"], trainable)
         moved = optax.apply_updates(trainable, updates)
         parameters = paths.unflatten(paths.flatten(moved) | frozen)
-        parameters["logit_scale"] = jnp.minimum(parameters["logit_scale"], math.log(MAX_LOGIT_SCALE))
-        moved = {"params": parameters, "opt_state": opt_state}
+        parameters |= {name: objectives.clamp(parameters[name]) for name in ("objectives",) if name in parameters}
+        moved = {"params": parameters, "opt_state": opt_state} | ({"objectives": untrained} if untrained else {})
+        if objectives.teacher:
+            student = teacher_parts(objectives, parameters)
+            moved["teacher"] = optax.incremental_update(student, state["teacher"], 1 - objectives.teacher.decay)
         if ema_decay:
             moved["ema"] = optax.incremental_update(parameters, state["ema"], 1 - ema_decay)
         norms = {"grad_norm": optax.tree.norm(gradient), "param_norm": optax.tree.norm(parameters)}
@@ -108,18 +119,63 @@ def make_train_step(
         following = jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, {k: state[k] for k in moved})
         guard = next_guard(state["guard"], value, good)
         following |= {"step": state["step"] + 1, "guard": guard}
-        logit_scale = jnp.exp(following["params"]["logit_scale"])
-        metrics = {f"train/{name}": norm for name, norm in norms.items()} | {
-            "train/loss": value,
-            "train/lr": optimizer.schedule(state["step"] - state["guard"]["skipped"]),
-            "train/logit_scale": logit_scale,
-            "train/logit_scale_pinned": (logit_scale >= MAX_LOGIT_SCALE * (1 - 1e-6)).astype(jnp.float32),
-            "train/skipped_steps": guard["skipped"],
-            "train/skipped_in_a_row": guard["in_a_row"],
+        numbers |= objectives.metrics(following["params"].get("objectives", {}))
+        metrics = {
+            "loss": value,
+            "lr": optimizer.schedule(position),
+            "skipped_steps": guard["skipped"],
+            "skipped_in_a_row": guard["in_a_row"],
         }
-        return following, metrics
+        return following, {f"train/{name}": number for name, number in (norms | numbers | metrics).items()}
 
     return train_step
+
+
+def make_start(
+    model: Model, objectives: Objectives, microbatches: int, keep: Container[str]
+) -> Callable[[State, dict[str, jax.Array]], State] | None:
+    """Return the function (state, first batch) -> state whose objectives begin where that batch puts them, or None.
+
+    Args:
+        keep: paths of parameters that come from another run.
+    """
+    begins = {(name, key) for name, key in objectives.from_first_batch if f"objectives/{name}/{key}" not in keep}
+    if not begins:
+        return None
+
+    def start(state, batch):
+        encoded = encode_batch(model, state["params"], batch, microbatches)
+        own = objectives.start(state["params"]["objectives"], encoded, begins)
+        parts = (name for name in ("params", "ema", "teacher") if "objectives" in state.get(name, {}))
+        return state | {name: state[name] | {"objectives": own} for name in parts}
+
+    return start
+
+
+def encode_batch(
+    model: Model,
+    parameters: Mapping[str, Any],
+    batch: Mapping[str, jax.Array],
+    microbatches: int = 1,
+    teacher: Mapping[str, Any] | None = None,
+) -> Encoded:
+    """Return what the towers give of a batch, for objectives.
+
+    Args:
+        batch: see `make_train_step`.
+        microbatches: see `in_pieces`.
+        teacher: parts of the parameters of another model, whose outputs are wanted, too.
+    """
+    encode = in_pieces(partial(encode_samples, model), microbatches)
+    pairing = {"group": batch.get("group"), "text_weight": batch.get("caption_weight")}
+    towers = {name: rows for name, rows in batch.items() if name not in ("group", "caption_weight")}
+    encoded = replace(encode(parameters, towers), **pairing)
+    if not teacher:
+        return encoded
+    if teacher.keys() == {"objectives"}:  # its towers are the student's
+        return replace(encoded, teacher=jax.lax.stop_gradient(encoded))
+    other = jax.lax.stop_gradient({**parameters, **teacher})
+    return replace(encoded, teacher=encode(other, towers))
 
 
 def in_pieces(encode: Callable[..., Any], pieces: int) -> Callable[..., Any]:

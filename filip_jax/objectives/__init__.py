@@ -1,0 +1,10 @@
+"""What a model is trained for: one file an objective, one line here."""
+
+from collections.abc import Callable
+
+from filip_jax.objectives.clip import clip
+from filip_jax.objectives.filip import filip
+from filip_jax.objectives.objective import Objective
+from filip_jax.objectives.siglip import siglip
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"filip": filip, "clip": clip, "siglip": siglip}

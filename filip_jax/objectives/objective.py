@@ -1,0 +1,89 @@
+"""What an objective is: parameters of its own and a pure function of the encoder outputs."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from filip_jax.losses.encoded import Encoded
+from filip_jax.losses.pairs import PairLoss
+
+NEEDS = ("tokens", "pooled")  # of the encoders: parts of `Encoded` that are computed only where an objective needs them
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of an objective.
+
+    Attributes:
+        init: (key, sizes) -> its value in a new run; the sizes are those of the model, see `Model`.
+        low, high: bounds; after each step it is moved inside them.
+        decay: whether weight decay applies to it.
+        from_first_batch: (encoder outputs of the first global batch, the objective's parameters) -> its value in a new
+            run instead of `init`'s. It is computed once, and stored with the other parameters.
+    """
+
+    init: Callable[[jax.Array, Mapping[str, int]], Array]
+    low: float = float("-inf")
+    high: float = float("inf")
+    decay: bool = False
+    from_first_batch: Callable[[Encoded, Mapping[str, Array]], Array] | None = None
+
+
+@dataclass(frozen=True)
+class Pairwise:
+    """The part of an objective that looks at all pairs of the global batch.
+
+    Attributes:
+        similarity: how pairs are compared, `TokenWise` or `BlockFunction`; objectives with the same one share its pass.
+        loss: what is made of the similarities.
+        parameters: the objective's parameters -> those of the loss.
+        of_similarity: the objective's parameters -> those of the similarity, where it has some; then no other shares it.
+    """
+
+    similarity: Any
+    loss: PairLoss
+    parameters: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    of_similarity: Callable[[Mapping[str, Any]], Any] | None = None
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Another model that an objective learns from: an average of the run's own, or the one that the run began with.
+
+    Attributes:
+        decay: of the moving average, after each step; 1 keeps the teacher as it began.
+        parts: which parts of the parameters are the teacher's own, "objectives" for heads only; of others it has the
+            run's present ones. None is all.
+    """
+
+    decay: float
+    parts: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss with what it needs and owns.
+
+    Attributes:
+        needs: which of `NEEDS`.
+        parameters: trained, by name.
+        pairwise: its part over all pairs, if it has one.
+        local: (parameters, state, encoder outputs, the teacher's parameters of this objective) -> (loss, next state,
+            metrics): its part without pairs. It runs on global arrays.
+        teacher: whose outputs `Encoded.teacher` holds.
+        state: initial values of arrays that are not trained, by name; checkpoints hold them.
+        metrics: parameters -> numbers that the log shows.
+        uses_groups: whether the batch says which images show the same.
+    """
+
+    needs: frozenset[str]
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    pairwise: Pairwise | None = None
+    local: Callable[..., tuple[Float[Array, ""], Mapping[str, Any], Mapping[str, Array]]] | None = None
+    teacher: Teacher | None = None
+    state: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Callable[[Mapping[str, Any]], Mapping[str, Array]] = lambda parameters: {}
+    uses_groups: bool = False

@@ -1,0 +1,224 @@
+"""The objectives of a config as one loss: a weighted sum, whose parts share what they compare."""
+
+import re
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from filip_jax.errors import UserError
+from filip_jax.losses.encoded import Encoded
+from filip_jax.losses.pairs import pair_losses
+from filip_jax.models import Model
+from filip_jax.objectives import OBJECTIVES
+from filip_jax.objectives.objective import Objective, Teacher
+from filip_jax.sections import call, choose
+
+NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+Weight = (
+    float | Sequence[Sequence[float]]
+)  # of a sum; or (share of the run, weight) points, straight lines between them
+
+
+@dataclass(frozen=True)
+class Objectives:
+    """A weighted sum of objectives, by the names that the config gives them.
+
+    Attributes:
+        parts: the objectives.
+        weights: see `Weight`.
+    """
+
+    parts: Mapping[str, Objective]
+    weights: Mapping[str, Weight]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What some objective needs of the encoders."""
+        return frozenset().union(*(part.needs for part in self.parts.values()))
+
+    @property
+    def uses_groups(self) -> bool:
+        """Whether the batch says which images show the same."""
+        return any(part.uses_groups for part in self.parts.values())
+
+    def init(self, key: jax.Array, sizes: Mapping[str, int]) -> dict[str, dict[str, Array]]:
+        """Return the parameters of a new run, by objective.
+
+        Args:
+            sizes: of the model, see `Model`.
+        """
+        values: dict[str, dict[str, Array]] = {}
+        for name, part in self.parts.items():
+            for parameter, meta in part.parameters.items():
+                key, own = jax.random.split(key)
+                values.setdefault(name, {})[parameter] = meta.init(own, sizes)
+        return values
+
+    def init_state(self) -> dict[str, Any]:
+        """Return the initial values of what is not trained, by objective."""
+        return {name: jax.tree.map(jnp.asarray, dict(part.state)) for name, part in self.parts.items() if part.state}
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The one teacher that objectives learn from, if any does."""
+        return next((part.teacher for part in self.parts.values() if part.teacher), None)
+
+    @property
+    def from_first_batch(self) -> list[tuple[str, str]]:
+        """The (objective, parameter) that begin where the first global batch puts them."""
+        return [
+            (name, key)
+            for name, part in self.parts.items()
+            for key, meta in part.parameters.items()
+            if meta.from_first_batch
+        ]
+
+    def start(
+        self, parameters: Mapping[str, Any], encoded: Encoded, begins: Container[tuple[str, str]]
+    ) -> dict[str, Any]:
+        """Return the parameters, those of `begins`, (objective, name), as the first global batch has them."""
+        started = {name: dict(values) for name, values in parameters.items()}
+        for name, key in self.from_first_batch:
+            begin = self.parts[name].parameters[key].from_first_batch
+            if begin and (name, key) in begins:
+                started[name][key] = begin(encoded, started[name])
+        return started
+
+    def loss(
+        self,
+        parameters: Mapping[str, Any],
+        state: Mapping[str, Any],
+        encoded: Encoded,
+        progress: Float[Array, ""] | float,
+        teacher: Mapping[str, Any] | None = None,
+    ) -> tuple[Float[Array, ""], tuple[dict[str, Any], dict[str, Array]]]:
+        """Return the sum of a batch, with the next state and each objective's numbers as metrics NAME/number.
+
+        Args:
+            parameters, state: by objective.
+            encoded: the global batch.
+            progress: the share of the run that is done, for weights that change.
+            teacher: the teacher's parameters, by objective.
+        """
+        losses, following = self._pairwise(parameters, encoded), dict(state)
+        metrics: dict[str, Array] = {}
+        for name, part in self.parts.items():
+            if part.local:
+                own = (tree.get(name, {}) for tree in (parameters, state))
+                local, next_state, numbers = part.local(*own, encoded, (teacher or {}).get(name, {}))
+                losses[name] = losses.get(name, 0.0) + local
+                metrics |= {f"{name}/{key}": number for key, number in numbers.items()}
+                following |= {name: next_state} if part.state else {}
+        total = sum(weight_at(self.weights[name], progress) * loss for name, loss in losses.items())
+        return total, (following, metrics | {f"{name}/loss": loss for name, loss in losses.items()})
+
+    def _pairwise(self, parameters, encoded):
+        """Return the loss of each pairwise objective; those of one similarity share its pass."""
+        pairwise = {name: part.pairwise for name, part in self.parts.items() if part.pairwise}
+        groups: dict[Any, list[str]] = {}
+        for name, part in pairwise.items():
+            groups.setdefault((part.similarity, name if part.of_similarity else ""), []).append(name)
+        losses: dict[str, Array] = {}
+        for (similarity, _), names in groups.items():
+            of_similarity = pairwise[names[0]].of_similarity
+            owned = {
+                "losses": {name: pairwise[name].parameters(parameters.get(name, {})) for name in names},
+                "similarity": of_similarity(parameters[names[0]]) if of_similarity else None,
+            }
+            losses |= pair_losses({name: pairwise[name].loss for name in names}, similarity, encoded, owned)
+        return losses
+
+    def logit_scale(self, parameters: Mapping[str, Any], need: str) -> float:
+        """Return the multiplier of the similarities of tokens or pooled vectors, of the first objective that has one."""
+        for name, part in self.parts.items():
+            if part.pairwise and need in part.needs and "logit_scale" in part.parameters:
+                return float(part.pairwise.parameters(parameters[name])["scale"])
+        return 1.0
+
+    def clamp(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameters inside their bounds."""
+        return {
+            name: {
+                parameter: jnp.clip(
+                    value, self.parts[name].parameters[parameter].low, self.parts[name].parameters[parameter].high
+                )
+                for parameter, value in values.items()
+            }
+            for name, values in parameters.items()
+        }
+
+    def metrics(self, parameters: Mapping[str, Any]) -> dict[str, Array]:
+        """Return what the log shows of the parameters: NAME/number, and for each bounded one NAME/PARAMETER_at_bound."""
+        numbers: dict[str, Array] = {}
+        for name, part in self.parts.items():
+            own = parameters.get(name, {})
+            numbers |= {f"{name}/{key}": number for key, number in part.metrics(own).items()}
+            for parameter, meta in part.parameters.items():
+                if (meta.low, meta.high) != (-jnp.inf, jnp.inf):
+                    margin = 1e-6 * (1.0 + jnp.abs(own[parameter]))
+                    inside = (own[parameter] > meta.low + margin) & (own[parameter] < meta.high - margin)
+                    numbers[f"{name}/{parameter}_at_bound"] = 1.0 - inside.all()
+        return numbers
+
+
+def init_parameters(model: Model, objectives: Objectives, key: jax.Array) -> dict[str, Any]:
+    """Return the parameters of a new run: the model's, and under "objectives" those of each objective."""
+    own = objectives.init(jax.random.fold_in(key, 1), model.sizes)
+    return model.init(key) | ({"objectives": own} if own else {})
+
+
+def by_definition(section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config's section with all pairs compared by the plain definition, whose operations can be counted."""
+    return {name: {**options, "implementation": "reference"} for name, options in section.items()}
+
+
+def weight_at(weight: Weight, progress: Float[Array, ""] | float) -> Array | float:
+    """Return the weight when this share of the run is done."""
+    if isinstance(weight, (int, float)):
+        return weight
+    places, values = zip(*weight)
+    return jnp.interp(progress, jnp.array(places), jnp.array(values))
+
+
+def make_objectives(section: Mapping[str, Any]) -> Objectives:
+    """Return the objectives of a config's section {name: {kind, weight, options of the kind}}.
+
+    Raises:
+        UserError: no objective, or a name, kind, weight or option that cannot be.
+    """
+    if not isinstance(section, Mapping) or not section:
+        raise UserError("objectives: name at least one, as filip=dict(kind='filip', weight=1.0)")
+    parts: dict[str, Objective] = {}
+    weights: dict[str, Weight] = {}
+    for name, options in section.items():
+        key = f"objectives.{name}"
+        if not NAME.fullmatch(name):
+            raise UserError(f"{key}: names are of small letters, digits and _, at most 32, a letter first")
+        if not isinstance(options, Mapping) or not {"kind", "weight"} <= options.keys():
+            raise UserError(f"{key} must be a section with kind, weight and options of the kind")
+        own = {option: value for option, value in options.items() if option not in ("kind", "weight")}
+        weights[name] = _check_weight(options["weight"], key)
+        try:
+            parts[name] = call(choose(OBJECTIVES, options["kind"], f"{key}.kind"), own, key)
+        except UserError as error:
+            raise UserError(str(error) if key in str(error) else f"{key}.{error}") from error
+    if len({part.teacher for part in parts.values() if part.teacher}) > 1:
+        raise UserError("objectives: they name different teachers; a run has one")
+    return Objectives(parts, weights)
+
+
+def _check_weight(weight, key):
+    """Return the weight, checked."""
+    points = [(0.0, weight)] if isinstance(weight, (int, float)) else weight
+    try:
+        places = [float(place) for place, _ in points]
+        right = all(0 <= float(value) < float("inf") for _, value in points)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{key}.weight={weight!r} is neither a number nor (share of the run, weight) points") from error
+    if not right or not places or places != sorted(set(places)) or not 0 <= places[0] <= places[-1] <= 1:
+        raise UserError(f"{key}.weight={weight!r}: weights must be at least 0, shares of the run rise from 0 to 1")
+    return weight if isinstance(weight, (int, float)) else tuple(map(tuple, points))
