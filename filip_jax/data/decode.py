@@ -7,7 +7,7 @@ a side or IMAGE_BYTES bytes, one of floating point numbers and one of another fo
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import simplejpeg
@@ -81,28 +81,31 @@ def _of_pixels(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
-def decode_region(
-    image: bytes | np.ndarray, size: int, choose: Callable[[int, int], Box]
-) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """The part of a picture that choose(width, height) names, scaled to size x size; antialiased.
+def decode_regions(
+    image: bytes | np.ndarray, size: int, choose: Callable[[int, int], Sequence[Box]]
+) -> list[UInt8[np.ndarray, "{size} {size} 3"]]:
+    """Return the parts of a picture that choose(width, height) names, each scaled to size x size; antialiased.
 
-    JPEG is decoded at a half, a quarter or an eighth of its size where the part still has so many pixels;
-    its edges then move to whole pixels of what was decoded, see `whole_pixels`. Bytes that need more care
+    The picture is decoded once: JPEG at a half, a quarter or an eighth of its size where each part still has so many
+    pixels; their edges then move to whole pixels of what was decoded, see `whole_pixels`. Bytes that need more care
     go through `decode`.
 
     Raises:
         ValueError: it cannot be read.
     """
-    box = pixels = None
+    boxes = pixels = None
     if isinstance(image, bytes) and (shape := _plain_jpeg_size(image)):
-        box = choose(*shape)
-        divisor = divisor_of(box, size)
+        boxes = choose(*shape)
+        divisor = min(divisor_of(box, size) for box in boxes)
         pixels = _scaled_jpeg(image, divisor, shape)
-    if box is None or pixels is None:
+    if boxes is None or pixels is None:
         picture, divisor = decode(image), 1
-        pixels, box = np.asarray(picture), box or choose(*picture.size)
-    left, top, right, bottom = (edge // divisor for edge in whole_pixels(box, divisor))
-    return resize(pixels[top:bottom, left:right], size)
+        pixels, boxes = np.asarray(picture), boxes or choose(*picture.size)
+    regions = []
+    for box in boxes:
+        left, top, right, bottom = (edge // divisor for edge in whole_pixels(box, divisor))
+        regions.append(resize(pixels[top:bottom, left:right], size))
+    return regions
 
 
 def divisor_of(box: Box, size: int) -> int:
