@@ -46,7 +46,8 @@ class Far:
 
 def rate(source, threads, busy):
     """Images a second; `threads=0` reads one after the other."""
-    from filip_jax.evals import ahead, records
+    from filip_jax.evals import records
+    from filip_jax.inference import ahead
 
     ahead.THREADS = threads
     if threads:

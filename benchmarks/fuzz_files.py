@@ -97,7 +97,7 @@ class Images:
 
     def run(self, data: bytes) -> None:
         from filip_jax.data.decode import decode, image_format, image_size
-        from filip_jax.data.preprocess import centre_view, training_view
+        from filip_jax.data.preprocess import centre_view, training_views
         from filip_jax.data.record import HEAD_BYTES, BadRecord
 
         views, refused = 0, ""
@@ -105,8 +105,8 @@ class Images:
             lambda: image_size(data[:HEAD_BYTES]),
             lambda: image_format(data),
             lambda: centre_view(decode(data), 32),
-            lambda: _view(training_view, data, 1.0, True, 0.4),
-            lambda: _view(training_view, data, 0.3, False, 0.0),
+            lambda: _view(training_views, data, 1.0, True, 0.4),
+            lambda: _view(training_views, data, 0.3, False, 0.0),
         ):
             try:
                 view = read()
@@ -121,9 +121,9 @@ class Images:
             raise BadRecord(refused)
 
 
-def _view(training_view, data: bytes, min_area: float, flip: bool, jitter: float) -> np.ndarray:
+def _view(training_views, data: bytes, min_area: float, flip: bool, jitter: float) -> np.ndarray:
     options = dict(min_area=min_area, flip=flip, colour_jitter=jitter, auto_augment=flip)
-    return training_view(data, 32, np.random.default_rng(0), **options)
+    return training_views(data, 32, np.random.default_rng(0), **options)[0]
 
 
 def _pictures(rng: np.random.Generator, width: int, height: int) -> list[bytes]:

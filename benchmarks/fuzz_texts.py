@@ -250,8 +250,8 @@ class Captions:
 
     def run(self, text: str) -> None:
         from filip_jax.cleaning.rules import normalised, text_hash
-        from filip_jax.data.pipeline import draw_caption
         from filip_jax.data.record import Caption, is_caption
+        from filip_jax.data.samples import draw_captions
 
         captions = (Caption(text),) if is_caption(text) else ()
         self.judge.record(Held(captions), 0, {1: 2})
@@ -259,7 +259,7 @@ class Captions:
         said = (
             text
             if len(text) > 100_000 and text.isascii()
-            else draw_caption((Caption(text), Caption(text)), np.random.default_rng(0))
+            else draw_captions((Caption(text), Caption(text)), np.random.default_rng(0))[0]
         )
         for tokenizer in self.tokenizers:
             ids, truncated = tokenizer.encode([said], 77)

@@ -162,7 +162,7 @@ def seconds_per_image(make: Callable[[Path], Iterator], path: Path, batches: int
 
 def psnr(side: int, crops: int = 4) -> tuple[float, float]:
     """(of all pixels together, of the worst picture), our views against whole decoding and Pillow's bicubic filter."""
-    from filip_jax.data.decode import decode, decode_region, divisor_of, whole_pixels
+    from filip_jax.data.decode import decode, decode_regions, divisor_of, whole_pixels
     from filip_jax.data.preprocess import random_box
 
     rng, errors = np.random.default_rng(0), []
@@ -172,7 +172,7 @@ def psnr(side: int, crops: int = 4) -> tuple[float, float]:
             box = random_box(*decode(image).size, 0.5, rng)
             exact = whole_pixels(box, divisor_of(box, SIZE))
             slow = decode(image).resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=exact)
-            fast = decode_region(image, SIZE, lambda width, height: box)
+            (fast,) = decode_regions(image, SIZE, lambda width, height: [box])
             errors.append(np.mean((np.asarray(slow).astype(float) - np.asarray(fast)) ** 2))
     return tuple(10 * np.log10(255**2 / error) for error in (np.mean(errors), max(errors)))
 

@@ -53,7 +53,7 @@ class Peak(threading.Thread):
 def measure(images, captions, patches, dim):
     """One line: seconds, gigabytes beyond the embeddings, R@1."""
     from filip_jax.evals.retrieval import _rank
-    from filip_jax.evals.similarity import similarity_blocks
+    from filip_jax.inference import similarity_blocks
 
     rng = np.random.default_rng(0)
     image_tokens = unit(rng, images, patches, dim)

@@ -104,11 +104,13 @@ def run(compiled, setup, config, repeat, trace):
     import numpy as np
 
     from filip_jax.mesh import global_batch
+    from filip_jax.train.setup import batch_of
 
-    rng, size = np.random.default_rng(0), config["data"]["image_size"]
-    images = rng.integers(0, 256, (config["batch_size"], size, size, 3), np.uint8)
-    ids = rng.integers(1, config["model"]["text"]["vocab_size"], (len(images), config["data"]["text_length"]), np.int32)
-    batch = global_batch(setup.mesh, {"image": images, "ids": ids})
+    rng, shapes = np.random.default_rng(0), batch_of(setup)
+    rows = {name: np.ones(x.shape, x.dtype) for name, x in shapes.items()}
+    rows["image"] = rng.integers(0, 256, shapes["image"].shape, np.uint8)
+    rows["ids"] = rng.integers(1, config["model"]["text"]["vocab_size"], shapes["ids"].shape, np.int32)
+    batch = global_batch(setup.mesh, rows)
     state, spent = jax.jit(setup.init, out_shardings=setup.shardings)(jax.random.key(0)), []
     with tempfile.TemporaryDirectory() as folder:
         for step in range(2 + repeat):

@@ -54,6 +54,8 @@ def get_config(variant: str = "filip") -> ConfigDict:
         data=dict(
             image_size=image_size,
             text_length=text_length,
+            captions_per_image=1,
+            views=1,
             augment=dict(min_area=1.0, flip=False, colour_jitter=0.0, auto_augment=False),  # the scenes vary enough
             shuffle="global",
             block_size=65_536,

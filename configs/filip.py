@@ -42,6 +42,8 @@ def get_config(variant: str = "base") -> ConfigDict:
         data=dict(
             image_size=image_size,
             text_length=text_length,
+            captions_per_image=1,
+            views=1,
             augment=dict(min_area=0.5, flip=True, colour_jitter=0.0, auto_augment=True),
             shuffle="global",  # "block" reads neighbours together: for parquet, buckets and slow disks
             block_size=65_536,

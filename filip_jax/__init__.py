@@ -3,7 +3,7 @@
 The public names:
 
   load_model   load a trained model, which encodes images and texts: load_model("runs/demo/filip")
-  inference    what a loaded model can do: Embedder
+  inference    what a loaded model can do: Embedder, similarity_matrices, top_k, align
   losses       the losses and the similarity of tokens, as functions of arrays
   models       the two encoders, as functions of nested dicts
   __version__  this version

@@ -44,11 +44,11 @@ def step_number(step: str) -> int | None:
 def _align(arguments, _) -> None:
     from filip_jax.data.decode import decode
     from filip_jax.data.preprocess import centre_view
-    from filip_jax.evals.alignment import align, label_prompt
     from filip_jax.evals.draw import draw_alignment
     from filip_jax.evals.fonts import missing_glyphs
     from filip_jax.files import write_png
     from filip_jax.inference import load_model
+    from filip_jax.inference.alignment import align, label_prompt
 
     image, output = Path(arguments.image), Path(arguments.output)
     if not image.is_file():

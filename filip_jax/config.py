@@ -211,7 +211,7 @@ def _choose(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
         is_section = isinstance(present, ConfigDict) or "." not in key
         if is_section and value is not None and value[:1] != "{" and is_choice(key):
             _set(config, key, section_of(key, _words(value), _references(present)))
-        elif choice and name == choice.key and value in choice.kinds and present not in (None, value):
+        elif choice and value in choice.kinds and value and name == choice.key and present not in (None, value):
             _set(config, parent, choice.section([value], _references(_at(config, parent))))
         else:
             rest.append(override)
@@ -243,7 +243,10 @@ def _references(section: Any) -> dict[str, Any]:
     """Return the values of a section, which still depend on each other as they do in the config."""
     if not isinstance(section, ConfigDict):
         return {}
-    return {name: x if isinstance(x, ConfigDict) else section.get_ref(name) for name, x in section.items()}
+    return {
+        name: _references(value) if isinstance(value, ConfigDict) else section.get_ref(name)
+        for name, value in section.items()
+    }
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:

@@ -136,11 +136,28 @@ def global_batch(mesh: Mesh, local: Mapping[str, np.ndarray]) -> dict[str, jax.A
 
 
 def batch_shapes(
-    mesh: Mesh, batch_size: int, image_size: int, text_length: int, groups: bool
+    mesh: Mesh,
+    batch_size: int,
+    groups: bool,
+    *,
+    image_size: int,
+    text_length: int,
+    captions_per_image: int = 1,
+    views: int = 1,
+    **others: Any,
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """What `global_batch` gives of a training batch, with or without `group`, without its content."""
+    """Return what `global_batch` gives of a training batch, with or without `group`, without its content.
+
+    Args:
+        image_size, text_length, captions_per_image, views: of a config's section `data`, whose other keys change no shape.
+    """
     sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
-    shapes = {"image": ((image_size, image_size, 3), np.uint8), "ids": ((text_length,), np.int32)}
+    image, ids = (image_size, image_size, 3), (text_length,)
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        "image": ((views, *image) if views > 1 else image, np.uint8),
+        "ids": ((captions_per_image, *ids) if captions_per_image > 1 else ids, np.int32),
+    }
+    shapes |= {"caption_weight": ((captions_per_image,), np.float32)} if captions_per_image > 1 else {}
     shapes |= {"group": ((), np.int32)} if groups else {}
     return {
         name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)

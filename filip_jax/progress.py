@@ -22,11 +22,11 @@ class Progress:
 
     Args:
         what: the work, as in "indexing shards".
-        total: how much there is to do.
+        total: how much there is to do; None if nobody knows.
         done: how much was done before.
     """
 
-    def __init__(self, what: str, total: int, done: int = 0):
+    def __init__(self, what: str, total: int | None, done: int = 0):
         self.what, self.total, self.done, self.first = what, total, done, done
         self.started = self.said = time.monotonic()
 
@@ -39,6 +39,8 @@ class Progress:
         if now - self.said >= PERIOD or (self.done == self.total and self.said > self.started):
             self.said = now
             rate = (self.done - self.first) / max(now - self.started, 1e-9)
+            if self.total is None:
+                return show(f"{self.what}: {self.done}  {rate:.0f}/s", file=sys.stderr)
             left = round((self.total - self.done) / max(rate, 1e-9))
             clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
             percent = 100 * self.done // max(self.total, 1)
@@ -47,6 +49,6 @@ class Progress:
 
     def spare(self, count: int) -> None:
         """`count` of the total need not be done."""
-        if count:  # the end is said once
+        if count and self.total is not None:  # the end is said once
             self.total -= count
             self.advance(0)

@@ -17,8 +17,9 @@ from test_evals import Oracle, Scenes
 
 from filip_jax.data.record import BadRecord
 from filip_jax.errors import UserError
-from filip_jax.evals import ahead, linear_probe, localisation, pictures, pixels, records, retrieval, zero_shot
-from filip_jax.evals.ahead import in_order
+from filip_jax.evals import linear_probe, localisation, pictures, pixels, records, retrieval, zero_shot
+from filip_jax.inference import ahead
+from filip_jax.inference.ahead import in_order
 
 
 def threads_left():
@@ -74,7 +75,7 @@ def test_what_threads_make_comes_in_order_and_they_end_whenever_one_stops(count,
     seconds = np.random.default_rng(seed).choice([0, 0, 0.0005, 0.002], 40)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ahead, "THREADS", threads)
-        made = in_order(lambda n: (time.sleep(seconds[n]), n * n)[1], count, most)
+        made = in_order(lambda n: (time.sleep(seconds[n]), n * n)[1], range(count), most)
         found = [value for value, _ in zip(made, range(taken))]
         assert found == [n * n for n in range(min(count, taken))]
         assert len(threads_left()) <= threads
@@ -85,7 +86,7 @@ def test_what_threads_make_comes_in_order_and_they_end_whenever_one_stops(count,
 def test_the_next_ones_are_made_while_the_caller_is_busy_and_no_more(monkeypatch):
     monkeypatch.setattr(ahead, "THREADS", 3)
     begun = []
-    with closing(in_order(lambda n: begun.append(n) or n, 100, 5)) as made:
+    with closing(in_order(lambda n: begun.append(n) or n, range(100), 5)) as made:
         assert begun == []
         assert next(made) == 0
         assert until(lambda: len(begun) == 6)
@@ -101,7 +102,7 @@ def test_few_are_alive_at_a_time(monkeypatch):
 
     alive = Alive()
     monkeypatch.setattr(ahead, "THREADS", 4)
-    for _ in in_order(lambda n: alive.count(Thing()), 200, 6):
+    for _ in in_order(lambda n: alive.count(Thing()), range(200), 6):
         pass
     assert alive.most <= 6 + 2  # ahead, the one that is waited for, and the one that the caller has
     del _
@@ -123,14 +124,14 @@ def test_an_error_waits_for_its_turn():
 
     found = []
     with pytest.raises(UserError, match="three"):
-        found.extend(in_order(make, 10, 8))
+        found.extend(in_order(make, range(10), 8))
     assert found == [0, 1, 2] and threads_left() == []
 
 
 def test_an_interruption_does_not_wait_for_a_dead_disk(monkeypatch):
     monkeypatch.setattr(ahead, "LAST_WORDS", 0.2)
     dead, started = threading.Event(), time.monotonic()
-    made = in_order(lambda n: n or dead.wait(60), 10, 4)
+    made = in_order(lambda n: n or dead.wait(60), range(10), 4)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     try:
@@ -173,7 +174,7 @@ def test_every_kind_is_the_same_as_one_record_after_the_other(monkeypatch, tmp_p
     found = kinds(tmp_path / "ahead", model, Shaky(seed=batch_size))
     assert threads_left() == []
     for module in (records, retrieval):
-        monkeypatch.setattr(module, "in_order", lambda make, count, ahead: (make(n) for n in range(count)))
+        monkeypatch.setattr(module, "in_order", lambda make, items, ahead: (make(item) for item in items))
     assert found == kinds(tmp_path / "plain", model, Scenes())
 
 

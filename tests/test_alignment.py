@@ -17,8 +17,8 @@ from filip_jax.data.sentence_pieces import train_sentence_pieces
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
 from filip_jax.evals import draw, fonts, localisation, panels
-from filip_jax.evals.alignment import Alignment, align, content_words, label_prompt
 from filip_jax.evals.draw import draw_alignment
+from filip_jax.inference.alignment import Alignment, align, content_words, label_prompt
 
 VIEW = np.random.default_rng(0).integers(0, 256, (48, 48, 3), dtype=np.uint8)
 LETTERS = partial(fonts.sized, "")

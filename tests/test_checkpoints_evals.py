@@ -536,5 +536,6 @@ def test_eight_devices_are_used(trained):
     run = checkpoints.Session(str(trained), Choice(), None)
     run.find_runs()
     (found,) = run.runs.values()
-    assert found.embedder.mesh.size == jax.local_device_count() == 8 and found.embedder.batch_size == 512
-    assert np.isfinite(found.load().logit_scale)
+    model = found.load()
+    assert model.mesh.size == jax.local_device_count() == 8 and model.batch_size == 512
+    assert np.isfinite(model.logit_scale)

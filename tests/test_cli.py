@@ -145,7 +145,7 @@ MISTAKES = {
     "other model": (["eval", "--workdir=RUN/swapped"], "holds another state: params/text/position is "),
     "no tokenizer": (["eval", "--workdir=RUN/mute"], "has no tokenizer"),
     "torn config": (["eval", "--workdir=RUN/torn"], "torn/config.json is damaged"),
-    "empty config": (["align", "--workdir=RUN/empty", "--image=RUN/picture.jpg", "--text=x", "--output=RUN/p.png"], "it has no section model"),
+    "empty config": (["align", "--workdir=RUN/empty", "--image=RUN/picture.jpg", "--text=x", "--output=RUN/p.png"], "config.json is of an older format"),
     "torn checkpoint": (["eval", "--workdir=RUN/rotten", "--again"], "the checkpoint of step 12 is damaged: "),
     "no word": (["align", "--workdir=RUN/run", "--image=RUN/picture.jpg", "--text=… — !", "--output=RUN/p.png"], "no word to look at"),
     "broken config file": (["train", "--config=RUN/broken.py", "--workdir=RUN/x"], "broken.py, line 2: ZeroDivisionError"),

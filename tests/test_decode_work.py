@@ -7,7 +7,7 @@ import simplejpeg
 from conftest import ROOT
 from PIL import Image
 
-from filip_jax.data.decode import decode, decode_region
+from filip_jax.data.decode import decode, decode_regions
 from filip_jax.data.decode_work import check_work
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -19,7 +19,7 @@ PICTURES = fuzz_slow.PICTURES | {"jpeg scans": (lambda count: scans(16 * count, 
 
 
 def region(image):
-    return decode_region(image, 8, lambda width, height: (0, 0, width, height))
+    return decode_regions(image, 8, lambda width, height: [(0, 0, width, height)])[0]
 
 
 @pytest.mark.parametrize("name", PICTURES)

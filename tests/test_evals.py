@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, make_devices_mesh, unit
+from conftest import ROOT, unit
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,15 +16,15 @@ from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from filip_jax.data.preprocess import centre_view
 from filip_jax.data.record import Caption, Record, Region
 from filip_jax.errors import UserError
-from filip_jax.evals import linear_probe, localisation, pixels, retrieval, similarity, zero_shot
-from filip_jax.evals.alignment import align, content_words
+from filip_jax.evals import linear_probe, localisation, pixels, rates, retrieval, zero_shot
 from filip_jax.evals.clip_benchmark import write_results
 from filip_jax.evals.prompts import make_prompts
 from filip_jax.evals.published import beside_published, published
 from filip_jax.evals.records import check_records, views
 from filip_jax.evals.results import forget_after, read_results, record_baselines, record_step, recorded, table
 from filip_jax.evals.run import open_evals, run_baselines
-from filip_jax.inference import Embedder
+from filip_jax.inference import Embedder, ranking
+from filip_jax.inference.alignment import align, content_words
 from filip_jax.losses import filip_loss, token_similarity
 
 NAMES = ["cat", "dog", "red apple"]
@@ -104,29 +104,14 @@ class Scenes:
         return Record(str(index), picture(*numbers), captions, label=pairs[index][0], regions=regions)
 
 
-@pytest.mark.parametrize("mesh", [None, (1, 2), (2, 4)])
-@pytest.mark.parametrize("images, texts, patches, words", [(7, 5, 3, 6), (37, 41, 3, 19), (20, 3, 1, 1)])
-def test_blocks_on_any_devices_equal_the_whole(monkeypatch, mesh, images, texts, patches, words):
-    rng = np.random.default_rng(0)
-    images = unit(rng.normal(size=(images, patches, 4))).astype(np.float32)
-    texts = unit(rng.normal(size=(texts, words, 4))).astype(np.float32)
-    mask = rng.random(texts.shape[:2]) < 0.6
-    mask[0] = False
-    monkeypatch.setattr(similarity, "IMAGES", 16)
-    monkeypatch.setattr(similarity, "TEXTS", 8)
-    found = similarity.similarity_matrices(images, texts, mask, make_devices_mesh(*mesh) if mesh else None)
-    for mine, expected in zip(found, token_similarity(images, texts, mask)):
-        np.testing.assert_allclose(mine, expected, atol=1e-6)
-
-
 @given(st.integers(0, 1000))
 def test_ranks_equal_a_sort_and_ties_never_win(seed):
     scores = np.random.default_rng(seed).permutation(30).reshape(5, 6).astype(float)
     true = np.random.default_rng(seed).integers(0, 6, 5)
     order = np.argsort(-scores, axis=1)
     expected = [order[n].tolist().index(true[n]) + 1 for n in range(5)]
-    assert similarity.ranks(scores, true).tolist() == expected
-    assert similarity.ranks(np.zeros((5, 6)), true).tolist() == [6] * 5
+    assert ranking.ranks(scores, true).tolist() == expected
+    assert ranking.ranks(np.zeros((5, 6)), true).tolist() == [6] * 5
 
 
 @given(st.integers(0, 1000))
@@ -134,19 +119,19 @@ def test_accuracies_are_scikit_learns(seed):
     rng = np.random.default_rng(seed)
     labels = np.concatenate([np.arange(7), rng.choice(7, 40, p=[0.5, 0.2, 0.1, 0.1, 0.05, 0.04, 0.01])])  # unbalanced
     scores = rng.permutation(labels.size * 7).reshape(-1, 7).astype(float)
-    found = similarity.accuracies(similarity.ranks(scores, labels), labels)
+    found = rates.accuracies(ranking.ranks(scores, labels), labels)
     assert found["top1"] == pytest.approx(top_k_accuracy_score(labels, scores, k=1))
     assert found["top5"] == pytest.approx(top_k_accuracy_score(labels, scores, k=5))
     assert found["per_class"] == pytest.approx(balanced_accuracy_score(labels, scores.argmax(axis=1)))
 
 
 def test_a_diverged_model_finds_nothing():
-    assert similarity.ranks(np.full((4, 6), np.nan), np.arange(4)).min() == 6
+    assert ranking.ranks(np.full((4, 6), np.nan), np.arange(4)).min() == 6
 
 
 def test_wilson_intervals():
-    assert similarity.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-3)  # Wilson 1927, as in textbooks
-    assert similarity.wilson(0, 48)[0] == 0.0 and similarity.wilson(48, 48)[1] == pytest.approx(1.0)
+    assert rates.wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-3)  # Wilson 1927, as in textbooks
+    assert rates.wilson(0, 48)[0] == 0.0 and rates.wilson(48, 48)[1] == pytest.approx(1.0)
 
 
 class Empty(Scenes):
@@ -358,7 +343,7 @@ def test_a_view_goes_to_the_tower_as_it_is_and_all_else_is_cropped():
     rng = np.random.default_rng(0)
     for shape in ((12, 12, 3), (12, 13, 3), (24, 24, 3), (5, 12, 3)):
         image = rng.integers(0, 256, shape, dtype=np.uint8)
-        (found,) = Oracle()._views([image])
+        (found,) = Oracle().views([image])
         assert np.array_equal(found, centre_view(Image.fromarray(image), 12))
         assert np.array_equal(found, image) == (shape == (12, 12, 3))
 

@@ -107,6 +107,8 @@ DEMO = str(ROOT / "configs/demo.py:quick")
         ({"batch_size": 2**40}, r"batch_size=1099511627776 is not a whole number from -2\^32 to 2\^32"),
         ({"data.workers": 10**6}, "data.workers=1000000 .* at most 4096"),
         ({"data.threads": 10**6}, "data.threads=1000000 .* at most 4096"),
+        ({"data.captions_per_image": 0}, "data.captions_per_image=0 must be at least 1 and at most 64"),
+        ({"data.views": 65}, "data.views=65 must be at least 1 and at most 64"),
         ({"optimizer.eps": 10**400}, "eps=10*.* is not a finite number"),
         ({"optimizer.decay_rules": "x"}, "decay_rules: 'x' is not a pair"),
         ({"optimizer.decay_rules": ((".*", float("inf")),)}, "is not a pair .*, finite number of at least 0"),

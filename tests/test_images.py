@@ -18,13 +18,13 @@ from filip_jax.data.decode import (
     FORMATS,
     PIXELS,
     decode,
-    decode_region,
+    decode_regions,
     divisor_of,
     image_format,
     image_size,
     whole_pixels,
 )
-from filip_jax.data.preprocess import box_in_centre_view, centre_view, check_augment, random_box, training_view
+from filip_jax.data.preprocess import box_in_centre_view, centre_view, check_augment, random_box, training_views
 from filip_jax.data.resize import resize
 from filip_jax.errors import UserError
 
@@ -75,7 +75,7 @@ def test_a_cameras_rotation_is_undone(format, orientation):
     assert decode(image).size == (48, 32) == image_size(image)
     error = np.abs(np.asarray(decode(image)).astype(int) - np.asarray(upright))
     assert error.mean() < (15 if format in ("GIF", "JPEG", "WEBP") else 0.01)
-    view = decode_region(image, 16, lambda width, height: (0, 0, 32, 32) if (width, height) == (48, 32) else None)
+    view = decode_regions(image, 16, lambda width, height: [(0, 0, 32, 32)] if (width, height) == (48, 32) else [])[0]
     assert np.abs(np.asarray(view).astype(int) - np.asarray(upright.resize((16, 16), box=(0, 0, 32, 32)))).mean() < 15
 
 
@@ -123,7 +123,7 @@ def test_of_an_animation_the_first_frame():
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "GIF"])
 def test_a_truncated_file_is_bad_but_its_size_is_known(format):
     image = encoded(photo(90, 70), format)
-    for read in (decode, lambda cut: decode_region(cut, 16, lambda width, height: (0, 0, width, height))):
+    for read in (decode, lambda cut: decode_regions(cut, 16, lambda width, height: [(0, 0, width, height)])):
         with pytest.raises(ValueError, match="no picture that can be read"):
             read(image[: len(image) * 2 // 3])
     if format != "TIFF":
@@ -176,7 +176,7 @@ def test_whatever_the_bytes_only_valueerror_comes_out(image, place, noise, cut, 
     for read in (
         decode,
         image_size,
-        lambda data: training_view(data, 16, np.random.default_rng(0), **PLAIN | {"min_area": 0.5}),
+        lambda data: training_views(data, 16, np.random.default_rng(0), **PLAIN | {"min_area": 0.5}),
     ):
         with contextlib.suppress(ValueError):
             read(damaged)
@@ -243,7 +243,7 @@ def test_fast_views_are_near_the_slow_ones(side, format):
         box = random_box(*picture.size, 0.3, rng)
         exact = whole_pixels(box, divisor_of(box, 224) if format == "JPEG" else 1)
         slow = decode(image).resize((224, 224), Image.Resampling.BICUBIC, box=exact)
-        fast = decode_region(image, 224, lambda width, height: box)
+        (fast,) = decode_regions(image, 224, lambda width, height: [box])
         errors.append(np.mean((np.asarray(slow).astype(float) - np.asarray(fast)) ** 2))
     assert 10 * np.log10(255**2 / np.mean(errors)) > 46
 
@@ -252,7 +252,7 @@ def test_fast_views_are_near_the_slow_ones(side, format):
 def test_views_of_any_shape_are_near_the_slow_ones(width, height):
     image = encoded(photo(width, height), "PNG")
     slow = decode(image).resize((224, 224), Image.Resampling.BICUBIC)
-    fast = decode_region(image, 224, lambda width, height: (0, 0, width, height))
+    (fast,) = decode_regions(image, 224, lambda width, height: [(0, 0, width, height)])
     assert np.mean((np.asarray(slow).astype(float) - fast) ** 2) < 255**2 / 10**3.8  # 38 dB
 
 
@@ -283,14 +283,15 @@ def test_large_jpegs_are_decoded_small(monkeypatch):
         lambda *given, **named: shapes.append((found := whole(*given, **named)).shape) or found,
     )
     image = encoded(photo(1600, 1200), "JPEG")
-    for box, expected in (
-        ((0, 0, 1600, 1200), (300, 400)),
-        ((0, 0, 800, 600), (600, 800)),
-        ((0, 0, 900, 900), (300, 400)),
-        ((0, 0, 400, 300), (1200, 1600)),
+    for boxes, expected in (
+        ([(0, 0, 1600, 1200)], (300, 400)),
+        ([(0, 0, 800, 600)], (600, 800)),
+        ([(0, 0, 900, 900)], (300, 400)),
+        ([(0, 0, 400, 300)], (1200, 1600)),
+        ([(0, 0, 1600, 1200), (0, 0, 800, 600)], (600, 800)),
     ):
-        decode_region(image, 224, lambda width, height: box)
-        assert shapes.pop()[:2] == expected
+        assert len(decode_regions(image, 224, lambda width, height: boxes)) == len(boxes)
+        assert shapes.pop()[:2] == expected and not shapes
 
 
 @pytest.mark.parametrize(
@@ -298,30 +299,45 @@ def test_large_jpegs_are_decoded_small(monkeypatch):
 )
 def test_views_are_functions_of_the_generator(change):
     image = encoded(photo(60, 50), "JPEG")
-    views = [training_view(image, 24, np.random.default_rng(seed), **PLAIN | change) for seed in (1, 1, *range(2, 12))]
+    views = [
+        training_views(image, 24, np.random.default_rng(seed), **PLAIN | change)[0] for seed in (1, 1, *range(2, 12))
+    ]
     assert all(view.shape == (24, 24, 3) and view.dtype == np.uint8 for view in views)
     assert np.array_equal(views[0], views[1])
     assert any(not np.array_equal(views[0], view) for view in views) == bool(change)
 
 
+@pytest.mark.parametrize("format, decoder", [("JPEG", "_scaled_jpeg"), ("PNG", "decode")])
+def test_views_of_one_image_are_independent_and_it_is_decoded_once(monkeypatch, format, decoder):
+    calls, whole, image = [], getattr(decoding, decoder), encoded(photo(60, 50), format)
+    monkeypatch.setattr(decoding, decoder, lambda *given: calls.append(given) or whole(*given))
+    varied = PLAIN | {"min_area": 0.3, "flip": True}
+    views = training_views(image, 32, np.random.default_rng(3), 8, **varied)
+    assert len(calls) == 1
+    rng = np.random.default_rng(3)
+    boxes = [random_box(60, 50, 0.3, rng) for _ in views]
+    expected = [decode_regions(image, 32, lambda width, height, box=box: [box])[0] for box in boxes]
+    flips = [-1 if rng.random() < 0.5 else 1 for _ in views]
+    assert set(flips) == {-1, 1} and len({view.tobytes() for view in views}) == 8
+    assert all(np.array_equal(view, plain[:, ::flip]) for view, plain, flip in zip(views, expected, flips))
+
+
 def test_half_of_the_views_are_mirrored():
     picture = np.zeros((20, 20, 3), np.uint8)
     picture[:, :10] = 255
-    left = [training_view(picture, 20, np.random.default_rng(n), **PLAIN | {"flip": True})[0, 0, 0] for n in range(400)]
+    left = [
+        view[0, 0, 0] for view in training_views(picture, 20, np.random.default_rng(0), 400, **PLAIN | {"flip": True})
+    ]
     assert 160 < np.count_nonzero(left) < 240
 
 
 def test_jitter_changes_brightness_contrast_and_saturation_within_its_bounds():
     grey = np.full((8, 8, 3), 100, np.uint8)
-    means = [
-        training_view(grey, 8, np.random.default_rng(n), **PLAIN | {"colour_jitter": 0.3}).mean() for n in range(200)
-    ]
+    jitter = PLAIN | {"colour_jitter": 0.3}
+    means = [view.mean() for view in training_views(grey, 8, np.random.default_rng(0), 200, **jitter)]
     assert 69 <= min(means) < 75 and 125 < max(means) <= 131
     red = np.zeros((8, 8, 3), np.uint8) + np.array([150, 50, 50], np.uint8)
-    views = [
-        training_view(red, 8, np.random.default_rng(n), **PLAIN | {"colour_jitter": 0.3})[0, 0].astype(int)
-        for n in range(200)
-    ]
+    views = [view[0, 0].astype(int) for view in training_views(red, 8, np.random.default_rng(0), 200, **jitter)]
     assert len({view[0] - view[1] for view in views}) > 20
 
 
@@ -391,7 +407,7 @@ def test_sizes_beyond_the_cap_or_of_nothing_are_no_sizes(format, monkeypatch):
     for read in (
         image_size,
         decode,
-        lambda image: decode_region(image, 8, lambda width, height: (0, 0, width, height)),
+        lambda image: decode_regions(image, 8, lambda width, height: [(0, 0, width, height)]),
     ):
         with pytest.raises(ValueError, match="pixels"):
             read(image)

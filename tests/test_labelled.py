@@ -21,10 +21,11 @@ from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import make_source
 from filip_jax.data.tfds import in_words
 from filip_jax.errors import UserError
-from filip_jax.evals import similarity, zero_shot
+from filip_jax.evals import zero_shot
 from filip_jax.evals.prompts import make_prompts
 from filip_jax.evals.run import check_evals, open_evals, run_evals
 from filip_jax.evals.tasks import hashes_of
+from filip_jax.inference.ranking import ranks
 
 NAMES = ["cat", "red apple", "sun"]
 LABELS = [0, 0, 1, 1, 1, 2, 2]
@@ -205,8 +206,8 @@ def test_classes_of_one_name_are_no_rivals(data, tmp_path):
     assert found["classes"] == 3 and 0 < hits[0] <= hits[1]
     scores = np.array([[0.5, 0.1, 0.5], [0.5, 0.1, 0.5], [0.5, 0.9, 0.5], [0.1, 0.1, 0.1]])
     names = ["sun", "red apple", "sun"]
-    assert similarity.ranks(scores, np.array([0, 2, 2, 1]), names).tolist() == [1, 2, 3, 3]
-    assert similarity.ranks(scores, np.array([0, 2, 2, 1])).tolist() == [2, 2, 3, 3]
+    assert ranks(scores, np.array([0, 2, 2, 1]), names).tolist() == [1, 2, 3, 3]
+    assert ranks(scores, np.array([0, 2, 2, 1])).tolist() == [2, 2, 3, 3]
     csv = data["csv"] | {"class_names": str(tmp_path / "names.txt")}
     assert make_source(csv)[2].label == 1
     with pytest.raises(BadRecord, match="'sun' names several classes"):

@@ -21,9 +21,10 @@ from filip_jax.config import load_config
 from filip_jax.data.sources import make_source
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
-from filip_jax.evals import linear_probe, logistic, similarity
+from filip_jax.evals import linear_probe, logistic
 from filip_jax.evals.run import check_evals, open_evals, run_baselines, run_evals
 from filip_jax.inference import Embedder
+from filip_jax.inference.ranking import ranks
 from filip_jax.models import make_model
 from filip_jax.models.dual_encoder import DualEncoder
 from filip_jax.objectives.total import make_objectives
@@ -81,7 +82,7 @@ def test_ranks_are_those_of_all_evaluations(monkeypatch):
     for bias in (np.zeros(5, np.float32), np.array([0, 0, np.nan, 0, 0], np.float32)):
         classifier = {"weight": weight, "bias": bias}
         found = logistic.ranks(classifier, logistic.put_examples(FEATURES, LABELS, make_devices_mesh(1, 2)))
-        assert found.tolist() == similarity.ranks(FEATURES @ weight + bias, LABELS).tolist()
+        assert found.tolist() == ranks(FEATURES @ weight + bias, LABELS).tolist()
 
 
 @pytest.mark.parametrize("class_token", [True, False])
@@ -142,8 +143,8 @@ def toy_model(mesh=(1, 1)):
     objectives = make_objectives({"filip": {"kind": "filip", "weight": 1.0}})
     model = make_model(objectives.needs, **CONFIG)
     sizes = dict(image_size=12, text_length=6, batch_size=16)
-    embedder = Embedder(model, objectives, Silent(), **sizes, mesh=make_devices_mesh(*mesh))
-    return embedder.with_parameters(jax.tree.map(lambda leaf: leaf, toy_parameters()), 7)
+    parameters = jax.tree.map(lambda leaf: leaf, toy_parameters())
+    return Embedder(model, objectives, Silent(), parameters, 7, **sizes, mesh=make_devices_mesh(*mesh))
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from filip_jax.evals.run import check_evals
 from filip_jax.logged import read_metrics
 from filip_jax.models import make_model
 from filip_jax.objectives.total import make_objectives
-from filip_jax.saved_config import FORMAT, read_config
+from filip_jax.saved_config import FORMAT, read_config, save_config
 from filip_jax.small_files import MAX_DEPTH
 from filip_jax.tools import report as page
 from filip_jax.tools.convert import convert
@@ -110,7 +110,7 @@ def trained(finished, finished_config, tmp_path_factory):
     shutil.copytree(finished[0], workdir, ignore=shutil.ignore_patterns(*names))
     source = finished_config["evals"]["val"]["source"] | {"scenes": 8}
     config = finished_config | {"evals": {"val": dict(kind="retrieval", source=source, examples=8)}}
-    (workdir / "config.json").write_text(json.dumps(config))
+    save_config(workdir, config)
     assert main(["eval", f"--workdir={workdir}"]) == 0
     return workdir, config
 
@@ -195,7 +195,7 @@ def test_manifest(run, trained, capsys):
 
 def test_a_run_of_another_format_is_refused_and_left_as_it_is(run, trained):
     """It is no damaged run: nothing is set aside, and no earlier checkpoint is taken instead."""
-    manifest, config = run / "checkpoints/2/manifest.json", run / "config.json"
+    manifest, config = run / f"checkpoints/{STEP}/manifest.json", run / "config.json"
     content = json.loads(manifest.read_text())
     manifest.write_text(signed(content | {"format": 1}))
     words = (
@@ -204,8 +204,8 @@ def test_a_run_of_another_format_is_refused_and_left_as_it_is(run, trained):
     checkpoints = Checkpoints(run)
     for read in (checkpoints.manifest, checkpoints.damage, checkpoints.check, lambda _: train(run, trained[1])):
         with pytest.raises(UserError, match=words):
-            read(2)
-    assert checkpoints.steps() == [2]
+            read(STEP)
+    assert checkpoints.steps() == [STEP]
     old = json.loads(config.read_text())
     assert old.pop("format") == FORMAT
     config.write_text(json.dumps(old))

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from filip_jax.evals import similarity
-from filip_jax.evals.ranking import Ranking, chance
+from filip_jax.evals import rates
+from filip_jax.inference.ranking import Ranking, chance
 
 rng = np.random.default_rng(0)
 
@@ -94,16 +94,16 @@ def test_memory_grows_with_the_queries_alone():
 
 def test_the_interval_of_a_rate_counts_groups_that_are_alike_once():
     right = rng.random(400) < 0.3
-    alone = similarity.interval(right, np.arange(400))
-    assert alone == pytest.approx(similarity.wilson(int(right.sum()), 400))
-    assert similarity.interval(np.repeat(right, 5), np.repeat(np.arange(400), 5)) == pytest.approx(alone)
+    alone = rates.interval(right, np.arange(400))
+    assert alone == pytest.approx(rates.wilson(int(right.sum()), 400))
+    assert rates.interval(np.repeat(right, 5), np.repeat(np.arange(400), 5)) == pytest.approx(alone)
     for all_alike in (np.zeros(50, bool), np.ones(50, bool)):
-        bounds = similarity.interval(all_alike, np.repeat(np.arange(10), 5))
-        assert bounds == similarity.wilson(10 if all_alike[0] else 0, 10) and bounds[1] - bounds[0] == pytest.approx(
+        bounds = rates.interval(all_alike, np.repeat(np.arange(10), 5))
+        assert bounds == rates.wilson(10 if all_alike[0] else 0, 10) and bounds[1] - bounds[0] == pytest.approx(
             0.278, abs=1e-3
         )
-    halves = similarity.interval(np.arange(40) % 2 == 0, np.repeat(np.arange(20), 2))
-    assert halves == similarity.wilson(20, 40)
+    halves = rates.interval(np.arange(40) % 2 == 0, np.repeat(np.arange(20), 2))
+    assert halves == rates.wilson(20, 40)
 
 
 def test_the_interval_holds_the_rate_in_95_of_100_draws():
@@ -111,8 +111,8 @@ def test_the_interval_holds_the_rate_in_95_of_100_draws():
     easy, held, naive = rng.beta(0.5, 1.0, (1000, 200)), 0, 0
     for shares in easy:
         right = (rng.random((200, 5)) < shares[:, None]).reshape(-1)
-        low, high = similarity.interval(right, np.repeat(np.arange(200), 5))
+        low, high = rates.interval(right, np.repeat(np.arange(200), 5))
         held += low <= 1 / 3 <= high
-        low, high = similarity.wilson(int(right.sum()), 1000)
+        low, high = rates.wilson(int(right.sum()), 1000)
         naive += low <= 1 / 3 <= high
     assert 930 <= held <= 970 and naive < 850

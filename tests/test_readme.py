@@ -249,17 +249,20 @@ def test_commands(command, request, pairs, tars, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "block", [tier(block) for block in PYTHON], ids=lambda block: f"{PYTHON[block]}: {block.count(chr(10))} lines"
 )
-def test_python_blocks(block, request, monkeypatch, capsys):
+def test_python_blocks(block, request, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     names, page = {}, PYTHON[block]
     if "runs/demo" in block:
         block = block.replace("runs/demo", f"{request.getfixturevalue('demo')}/quick")
-    exec(compile(block, page, "exec"), names)
+    exec(compile(block.replace('"runs/', f'"{tmp_path}/'), page, "exec"), names)
     if "image_to_text" in names:
-        assert names["image_to_text"].shape == names["text_to_image"].shape == (1, 2) and capsys.readouterr().out
+        shape = len(names["image_tokens"]), 2
+        assert names["image_to_text"].shape == names["text_to_image"].shape == shape and capsys.readouterr().out
     elif "VARIANTS" in names:
         for variant in names["VARIANTS"]:
             call(make_setup, names["get_config"](variant).to_dict(), variant)
+    elif "model" in names:
+        assert capsys.readouterr().out
     elif "get_config" in names:
         config = names["get_config"]().to_dict()
         if "source" not in config:

@@ -28,7 +28,7 @@ from filip_jax.data.record import BadRecord, Caption
 from filip_jax.data.sources import Source, fingerprint, make_source
 from filip_jax.data.tar_headers import Member
 from filip_jax.errors import UserError
-from filip_jax.evals.ahead import in_order
+from filip_jax.inference.ahead import in_order
 
 SHARDS = [range(0, 5), range(5, 6), range(6, 10)]
 
@@ -562,7 +562,7 @@ def test_threads_side_by_side_share_what_array_record_reads_ahead(tmp_path, monk
         array_record.ArrayRecord, "_read_some",
         lambda self, index, many, plain=array_record.ArrayRecord._read_some: read.append(plain(self, index, many)) or read[-1],
     )  # fmt: skip
-    keys = in_order(lambda n: (source[n].key, time.sleep(0.001))[0], 2000, 64)  # as if it were decoded
+    keys = in_order(lambda n: (source[n].key, time.sleep(0.001))[0], range(2000), 64)  # as if it were decoded
     assert list(keys) == [str(n) for n in range(2000)]
     assert sum(map(len, read)) < 2 * 2000 and sum(len(block) > 1 for block in read) < 16
 

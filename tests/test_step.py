@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from filip_jax.mesh import check_batch_size, global_batch, make_mesh, parameter_
 from filip_jax.models import make_model
 from filip_jax.objectives.total import make_objectives
 from filip_jax.train import step
+from filip_jax.train.encode import with_noise
 from filip_jax.train.optimizer import make_optimizer
 from filip_jax.train.step import make_init, make_train_step, state_shardings
 
@@ -24,15 +26,19 @@ STEPS = 4
 
 
 def batches(config):
-    rng = np.random.default_rng(0)
+    """With several captions each sample has the first, and the others or not."""
+    rng, count = np.random.default_rng(0), config["data"]["captions_per_image"]
     size, length = config["data"]["image_size"], config["data"]["text_length"]
     for _ in range(STEPS):
-        lengths = rng.integers(3, length, size=(config["batch_size"], 1))
-        ids = rng.integers(4, 500, (config["batch_size"], length)) * (np.arange(length) < lengths)
-        yield {
-            "image": rng.integers(0, 256, (config["batch_size"], size, size, 3), dtype=np.uint8),
-            "ids": ids.astype(np.int32),
-        }
+        lengths = rng.integers(3, length, size=(config["batch_size"], count, 1))
+        ids = rng.integers(4, 500, (config["batch_size"], count, length)) * (np.arange(length) < lengths)
+        image = rng.integers(0, 256, (config["batch_size"], size, size, 3), dtype=np.uint8)
+        if count == 1:
+            yield {"image": image, "ids": ids[:, 0].astype(np.int32)}
+        else:
+            weight = (np.arange(count) == 0) | (rng.random((config["batch_size"], count)) < 0.5)
+            ids = (ids * weight[..., None]).astype(np.int32)
+            yield {"image": image, "ids": ids, "caption_weight": weight.astype(np.float32)}
 
 
 def run(config, mesh, ema_decay=0.0, steps=STEPS, logit_scale=None, **options):
@@ -156,12 +162,13 @@ def test_meshes_and_batches_that_do_not_fit_are_refused():
 
 @pytest.fixture(scope="module")
 def dropping(config):
-    """Of SGD, whose step is the gradient; with remat and dropped patches."""
+    """Of SGD, whose step is the gradient; with remat, dropped patches and two captions an image."""
     return small(
         config,
         **{
             "model.image.width": 64, "model.text.width": 64, "model.remat": True, "model.image.patch_dropout": 0.5,
             "optimizer.name": "adamw", "optimizer.eps": 1.0, "optimizer.peak_learning_rate": 1.0,
+            "data.captions_per_image": 2,
         },
     )  # fmt: skip
 
@@ -192,6 +199,30 @@ def test_meshes_and_microbatches_give_the_gradients_of_the_whole_batch(
     assert worst > 0
     for path, leaf in expected.items():
         np.testing.assert_allclose(mine[path], leaf, atol=1e-5 * worst, err_msg=path)
+
+
+@pytest.mark.parametrize("replica, data, pieces", [(1, 1, 2), (2, 4, 1), (1, 8, 2)])
+def test_captions_and_views_are_encoded_each_as_if_alone_on_the_device_of_their_sample(dropping, replica, data, pieces):
+    model, rng = make_model({"tokens", "pooled"}, **dropping["model"]), np.random.default_rng(0)
+    size, length = dropping["data"]["image_size"], dropping["data"]["text_length"]
+    ids = rng.integers(4, 500, (16, 3, length)) * (np.arange(length) < rng.integers(0, length + 1, (16, 3, 1)))
+    image = rng.integers(0, 256, (16, 2, size, size, 3), dtype=np.uint8)
+    batch = {"image": image, "ids": ids.astype(np.int32), "caption_weight": ids.any(axis=2).astype(np.float32)}
+    parameters, mesh = model.init(jax.random.key(0)), make_devices_mesh(replica, data)
+    with jax.set_mesh(mesh):
+        given = jax.device_put(parameters, replicated(mesh)), with_noise(model, global_batch(mesh, batch), 0, 5)
+        encode = jax.jit(lambda parameters, batch: step.encode_batch(model, parameters, batch, pieces))
+        encode = encode.lower(*given).compile()
+        encoded = jax.device_get(encode(*given))
+    assert not re.search("all-gather|all-to-all|all-reduce|collective-permute|reduce-scatter", encode.as_text())
+    noise = np.asarray(given[1]["noise"])
+    assert len(encoded.views) == 1 and np.array_equal(encoded.text_weight, batch["caption_weight"])
+    for n, view in enumerate((encoded, *encoded.views)):
+        for name, alone in model.embed_images(parameters, jnp.asarray(image[:, n]), jnp.asarray(noise[:, n])).items():
+            np.testing.assert_allclose(getattr(view, name), alone, atol=1e-5)
+    for n in range(3):
+        for name, alone in model.embed_texts(parameters, jnp.asarray(batch["ids"][:, n])).items():
+            np.testing.assert_allclose(getattr(encoded, name)[:, n], alone, atol=1e-5)
 
 
 def test_microbatches_keep_no_activations():

@@ -1,21 +1,27 @@
 """The stream of samples over messy mixtures: the same on any hosts and workers, killed and resumed; what is bad is replaced and named."""
 
+import hashlib
 import itertools
 import json
 from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import make_devices_mesh
 from hypothesis import given
 from hypothesis import strategies as st
+from memory_source import Memory
 from pairs import key, members, picture, tar, write_jsonl, write_webdataset
 
-from filip_jax.data.pipeline import Samples, batches, check_usable, draw_caption, make_order, parts_of
-from filip_jax.data.record import BadRecord, Caption
-from filip_jax.data.sentence_pieces import train_sentence_pieces
+from filip_jax.data.each_caption import EachCaption
+from filip_jax.data.pipeline import batches, check_usable, make_order, parts_of
+from filip_jax.data.record import BadRecord, Caption, Record
+from filip_jax.data.samples import Samples, draw_captions
+from filip_jax.data.sentence_pieces import PAD, train_sentence_pieces
 from filip_jax.data.sources import make_source
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
+from filip_jax.mesh import batch_shapes
 from filip_jax.train.input_log import InputLog
 
 PLAIN = dict(min_area=1.0, flip=False, colour_jitter=0.0, auto_augment=False)
@@ -61,7 +67,7 @@ def run(source, tokenizer, steps, hosts=1, batch_size=8, **changes):
     ]
     found = []
     for parts in itertools.islice(zip(*of_host), steps):
-        together = {name: np.concatenate([part[name] for part in parts]) for name in ARRAYS}
+        together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "bad"}
         found.append(together | {"bad": [bad for part in parts for bad in part["bad"]]})
     for rows in of_host:
         rows.close()
@@ -69,8 +75,9 @@ def run(source, tokenizer, steps, hosts=1, batch_size=8, **changes):
 
 
 def same(a, b):
-    arrays = all(np.array_equal(x[name], y[name]) for x, y in zip(a, b) for name in ARRAYS)
-    return len(a) == len(b) and arrays and all(x["bad"] == y["bad"] for x, y in zip(a, b))
+    return len(a) == len(b) and all(
+        x.keys() == y.keys() and all(np.array_equal(x[name], y[name]) for name in x) for x, y in zip(a, b)
+    )
 
 
 @pytest.mark.parametrize("seed", range(10))  # by hand: Grain's threads disturb hypothesis
@@ -78,17 +85,19 @@ def test_killed_anywhere_and_resumed_on_other_hosts_the_stream_goes_on(messy, to
     rng = np.random.default_rng(seed)
     hosts, cuts = rng.choice([1, 2, 4], 4).tolist(), rng.integers(1, 4, 4).tolist()
     threads, shuffle = int(rng.integers(0, 4)), ("global", "block")[seed % 2]
-    whole = run(messy, tokenizer, 12, shuffle=shuffle)
+    options = dict(shuffle=shuffle, captions_per_image=1 + seed % 3, views=1 + seed % 2)
+    whole = run(messy, tokenizer, 12, **options)
     pieces, step = [], 0
     for count, steps in zip(hosts, cuts):
-        pieces += run(messy, tokenizer, steps, hosts=count, threads=threads, shuffle=shuffle, start=8 * step)
+        pieces += run(messy, tokenizer, steps, hosts=count, threads=threads, start=8 * step, **options)
         step += steps
     assert same(pieces, whole[:step])
 
 
 @pytest.mark.smoke
 def test_workers_and_hosts_make_the_same_stream(messy, tokenizer):
-    assert same(run(messy, tokenizer, 6), run(messy, tokenizer, 6, hosts=2, workers=2))
+    several = dict(captions_per_image=3, views=2)
+    assert same(run(messy, tokenizer, 6, **several), run(messy, tokenizer, 6, hosts=2, workers=2, **several))
 
 
 def test_another_batch_size_goes_on_where_the_first_stopped(messy, tokenizer):
@@ -172,7 +181,7 @@ def test_a_source_without_one_usable_record_says_why(tmp_path, tokenizer):
 def test_captions_are_drawn_by_weight(weights):
     captions = [Caption(str(n), weight=weight) for n, weight in enumerate(weights)]
     rng = np.random.default_rng(0)
-    drawn = Counter(draw_caption([*captions, Caption(" "), Caption("\ud800")], rng) for _ in range(3000))
+    drawn = Counter(draw_captions([*captions, Caption(" "), Caption("\ud800")], rng)[0] for _ in range(3000))
     shares = np.array([drawn[str(n)] for n in range(len(weights))]) / 3000
     assert np.abs(shares - np.array(weights) / sum(weights)).max() < 0.05
 
@@ -192,7 +201,85 @@ def test_each_visit_draws_anew_and_the_same_again(tmp_path, tokenizer):
 
 def test_no_text_is_no_caption():
     with pytest.raises(BadRecord, match="no caption"):
-        draw_caption((Caption(""), Caption("  ")), np.random.default_rng(0))
+        draw_captions((Caption(""), Caption("  ")), np.random.default_rng(0))
+
+
+def test_later_captions_are_drawn_by_weight_from_the_others():
+    captions = [Caption("a", weight=3.0), Caption("b"), Caption("a"), Caption("c", weight=2.0), Caption(" ")]
+    rng = np.random.default_rng(0)
+    drawn = Counter(tuple(draw_captions(captions, rng, 2)) for _ in range(3000))
+    shares = {"a": 4 / 7, "b": 1 / 7, "c": 2 / 7}
+    expected = {(x, y): shares[x] * shares[y] / (1 - shares[x]) for x in shares for y in shares if x != y}
+    assert drawn.keys() == expected.keys()
+    assert all(abs(drawn[pair] / 3000 - share) < 0.03 for pair, share in expected.items())
+
+
+SAID = ("picture 1", "picture 2", "Bild 3", "Bild 4")
+
+
+@given(
+    texts=st.lists(st.lists(st.sampled_from([*SAID, " ", "\ud800"]), max_size=6), max_size=2),
+    captions=st.integers(1, 6),
+    views=st.integers(1, 3),
+    groups=st.booleans(),
+    n=st.integers(0, 2**40),
+)
+def test_a_sample_has_different_captions_first_and_the_shapes_of_a_batch(tokenizer, texts, captions, views, groups, n):
+    texts.append(["Bild 4", "Bild 4", "picture 1"])
+    memory = Memory(texts, [(8, 8)] * len(texts))
+    order = make_order(memory, seed=1, shuffle="global", block_size=5)
+    sizes = dict(image_size=8, text_length=6, captions_per_image=captions, views=views)
+    row = Samples({"source": memory}, order, tokenizer, augment=VARIED, seed=1, groups=groups, **sizes)[n]
+    shapes = batch_shapes(make_devices_mesh(1, 1), 1, groups, **sizes, workers=0)
+    assert row.keys() == shapes.keys() | {"label", "truncated", "part", "index", "bad"}
+    assert all((1, *row[name].shape) == x.shape and row[name].dtype == x.dtype for name, x in shapes.items())
+    of_image = [text for text in dict.fromkeys(texts[row["index"]]) if text in SAID]
+    legal = {tuple(ids) for ids in tokenizer.encode(of_image, 6)[0].tolist()}
+    drawn = [tuple(ids) for ids in row["ids"].reshape(captions, 6).tolist()]
+    present = min(captions, len(of_image))
+    assert len(legal) == len(of_image) and len(set(drawn[:present])) == present and set(drawn[:present]) <= legal
+    assert set(drawn[present:]) <= {(PAD,) * 6}
+    assert captions == 1 or row["caption_weight"].tolist() == [1.0] * present + [0.0] * (captions - present)
+
+
+class Letters(Tokenizer):
+    """Bytes as ids, in which no library has a part."""
+
+    def __init__(self):
+        pass
+
+    def encode(self, texts, length):
+        ids = [[*text.encode()[:length], *[0] * (length - len(text))] for text in texts]
+        return np.array(ids, np.int32), np.array([len(text) > length for text in texts])
+
+
+class Weighted(Memory):
+    """Pictures that have the size of a view, and captions that are not equally likely."""
+
+    def __getitem__(self, index):
+        image = np.random.Generator(np.random.Philox(index)).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        captions = [Caption(text, weight=1.0 + n) for n, text in enumerate(self.texts[index])]
+        return Record(str(index), image, tuple(captions), label=index)
+
+
+def test_one_caption_and_one_view_are_drawn_as_they_always_were():
+    """The bytes of samples as they were before there could be several: runs of then and now see the same."""
+    source = Weighted([[f"{name} {n}" for name in "abcdefg"[: 1 + n % 4]] for n in range(7)] + [[" "]])
+    order = make_order(source, seed=1, shuffle="global", block_size=5)
+    augment = PLAIN | {"flip": True}
+    samples = Samples(
+        {"a": source}, order, Letters(), image_size=8, text_length=4, augment=augment, seed=1, groups=True
+    )
+    digest = hashlib.sha256()
+    for row in map(samples.__getitem__, range(64)):
+        for name in ("image", "label", "ids", "truncated", "part", "index", "group"):
+            digest.update(f"{name} {row[name].dtype} {row[name].shape}".encode() + row[name].tobytes())
+    assert digest.hexdigest() == "2df499a300960803287a5cdaf55816b6fded5455d2630f7f816df2101375397f"
+
+
+def test_each_caption_a_sample_has_no_several_captions(tokenizer):
+    with pytest.raises(UserError, match="data.captions_per_image=2, but each_caption=True makes each caption a sample"):
+        run(EachCaption(Memory([["a", "b"]])), tokenizer, 1, captions_per_image=2)
 
 
 def test_keys_are_where_the_index_says(messy):

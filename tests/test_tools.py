@@ -62,6 +62,7 @@ def test_inspect_counts_measures_and_draws(pairs, tmp_path, capsys):
     rows = {line[2:26].strip(): line[26:].split() for line in output.splitlines() if line.startswith("  ")}
     assert rows["shorter side, pixels"] == ["12", "12", "12", "12", "600"]
     assert rows["longer / shorter side"][2] == "1.33" and rows["de.txt, words"][:3] == ["2", "2", "2"]
+    assert rows["captions per image"] == ["0", "0", "2", "2", "2"]
     assert "formats: PNG 96%, JPEG 4%" in output and re.search(r"txt: 23 texts, 0 of them repeated; \w\w \d+%", output)
     assert "cannot be used: 2  no caption" in output and "cannot be used: 1  no picture that can be read" in output
     image = np.asarray(Image.open(sheet))

@@ -259,7 +259,7 @@ def test_load_model_embeds_pictures_of_any_size_and_texts(finished):
         model.encode_text(["a dog"], pooling="mean")
     with jax.set_mesh(jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))):
         np.testing.assert_array_equal(model.encode_text(["a dog"])[0], model.encode_text(["a dog"])[0])
-    with pytest.raises(UserError, match=r"image 0 is float32 \[4, 4, 3\]; images are arrays, uint8"):
+    with pytest.raises(UserError, match=r"image 0: float32 \[4, 4, 3\] is no array of pixels: give uint8 or uint16"):
         model.encode_image(np.zeros((1, 4, 4, 3), np.float32))
 
 

@@ -7,7 +7,7 @@ a side or IMAGE_BYTES bytes, one of floating point numbers and one of another fo
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import simplejpeg
@@ -55,41 +55,57 @@ def image_format(image: bytes) -> str:
     return _guarded(lambda: _open(image).format)
 
 
-def decode(image: bytes | np.ndarray) -> Image.Image:
-    """An RGB picture from encoded bytes or from decoded uint8 [h, w, 3].
+def decode(image: bytes | np.ndarray | Image.Image) -> Image.Image:
+    """Return the RGB picture of encoded bytes, of an array of pixels or of a PIL image, a lazy one included.
+
+    Args:
+        image: as an array uint8 or uint16, [h, w] or [h, w, c] of gray, gray and alpha, RGB or RGBA.
 
     Raises:
-        ValueError: it cannot be read, or there is not a pixel.
+        ValueError: it cannot be read, is an array of another kind, or has no pixel or too many.
     """
     if isinstance(image, np.ndarray):
-        if 0 in image.shape:
-            raise ValueError(f"a picture of {image.shape[0]} x {image.shape[1]} pixels")
-        return Image.fromarray(image)
-    return _guarded(lambda: _rgb(_upright(_open(image))))
+        return _rgb(_of_pixels(image))
+    return _guarded(lambda: _rgb(_upright(image if isinstance(image, Image.Image) else _open(image))))
 
 
-def decode_region(
-    image: bytes | np.ndarray, size: int, choose: Callable[[int, int], Box]
-) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """The part of a picture that choose(width, height) names, scaled to size x size; antialiased.
+def _of_pixels(pixels: np.ndarray) -> Image.Image:
+    if 0 in pixels.shape:
+        raise ValueError(f"a picture of {' x '.join(map(str, pixels.shape[:2]))} pixels")
+    if pixels.dtype.kind != "u" or pixels.itemsize > 2 or pixels.ndim not in (2, 3) or pixels.shape[2:] > (4,):
+        raise ValueError(
+            f"{pixels.dtype} {list(pixels.shape)} is no array of pixels: give uint8 or uint16, [h, w] or [h, w, channels] "
+            "of 1 to 4 channels"
+        )
+    pixels = pixels if pixels.itemsize == 1 else (pixels >> 8).astype(np.uint8)
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
-    JPEG is decoded at a half, a quarter or an eighth of its size where the part still has so many pixels;
-    its edges then move to whole pixels of what was decoded, see `whole_pixels`. Bytes that need more care
+
+def decode_regions(
+    image: bytes | np.ndarray, size: int, choose: Callable[[int, int], Sequence[Box]]
+) -> list[UInt8[np.ndarray, "{size} {size} 3"]]:
+    """Return the parts of a picture that choose(width, height) names, each scaled to size x size; antialiased.
+
+    The picture is decoded once: JPEG at a half, a quarter or an eighth of its size where each part still has so many
+    pixels; their edges then move to whole pixels of what was decoded, see `whole_pixels`. Bytes that need more care
     go through `decode`.
 
     Raises:
         ValueError: it cannot be read.
     """
-    box = pixels = None
+    boxes = pixels = None
     if isinstance(image, bytes) and (shape := _plain_jpeg_size(image)):
-        box = choose(*shape)
-        divisor = divisor_of(box, size)
+        boxes = choose(*shape)
+        divisor = min(divisor_of(box, size) for box in boxes)
         pixels = _scaled_jpeg(image, divisor, shape)
-    if box is None or pixels is None:
+    if boxes is None or pixels is None:
         picture, divisor = decode(image), 1
-        pixels, box = np.asarray(picture), box or choose(*picture.size)
-    left, top, right, bottom = (edge // divisor for edge in whole_pixels(box, divisor))
-    return resize(pixels[top:bottom, left:right], size)
+        pixels, boxes = np.asarray(picture), boxes or choose(*picture.size)
+    regions = []
+    for box in boxes:
+        left, top, right, bottom = (edge // divisor for edge in whole_pixels(box, divisor))
+        regions.append(resize(pixels[top:bottom, left:right], size))
+    return regions
 
 
 def divisor_of(box: Box, size: int) -> int:
@@ -166,6 +182,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
+    _check_size(*picture.size)
     picture.load()
     check_exif(picture.info)
     turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))

@@ -1,125 +1,40 @@
-"""Grain: order -> record -> caption, view, tokens -> this process's rows of each global batch.
+"""Grain: samples -> this process's rows of each global batch.
 
-Sample n of a run is a pure function of (seed, n): hosts, workers and threads only decide who makes
-it. Every per-sample step therefore comes first, on the one global stream; the cut into processes
-comes last, in contiguous blocks of the global batch.
+Hosts, workers and threads only decide who makes a sample. Every per-sample step therefore comes first, on the one
+global stream; the cut into processes comes last, in contiguous blocks of the global batch.
 """
 
 import errno
-import hashlib
 import os
 import re
 import signal
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
-from filip_jax.data.each_caption import ImageNumbers
+from filip_jax.data.each_caption import EachCaption
 from filip_jax.data.joined import Mixture
-from filip_jax.data.order import Order, Part, Visit
-from filip_jax.data.preprocess import check_augment, training_view
-from filip_jax.data.record import BadRecord, Caption, kind_of, that_say
+from filip_jax.data.order import Order, Part
+from filip_jax.data.preprocess import check_augment
+from filip_jax.data.record import BadRecord, kind_of
+from filip_jax.data.samples import ENDLESS, Batch, Samples, draw_sample
 from filip_jax.data.sources import Source
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
 from filip_jax.sections import call
 from filip_jax.workers import lost
 
-Batch = dict[str, Any]
-ENDLESS = 2**62
-SUBSTITUTES = 32  # that are tried for one sample
 MOST_AT_ONCE = 4096  # workers, and threads of a worker
+MAX_OF_IMAGE = 64  # captions, and views
 TRIED = 64  # records that are looked at before a run
 REMEDY = "lower data.workers or data.threads, or give the machine more memory"
 # Reading needs no disk: workers hand batches over in /dev/shm. The kernel sends these signals in a like shortage.
 SHORTAGES = {errno.ENOSPC: -signal.SIGBUS, errno.ENOMEM: -signal.SIGKILL}
 SINGLE = "source"  # the name of the part if there is no mixture
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A record that could not be used, and why."""
-
-    part: str
-    shard: str
-    key: str
-    reason: str
-
-
-class Samples:
-    """The global stream, by number: {image, label, ids, truncated, part, index, bad[, group]}.
-
-    A record that cannot be used is replaced by another of its part, drawn by the sample's number;
-    `bad` names each that was tried before.
-    """
-
-    def __init__(
-        self, parts: Mapping[str, Source], order: Order, tokenizer: Tokenizer, *, image_size: int, text_length: int,
-        augment: Mapping[str, Any], seed: int, groups: bool = False,
-    ):  # fmt: skip
-        self.names, self.sources, self.order = list(parts), list(parts.values()), order
-        self.tokenizer, self.image_size, self.text_length, self.augment = tokenizer, image_size, text_length, augment
-        self.image_number = ImageNumbers(self.sources) if groups else None
-        self.key = int.from_bytes(hashlib.blake2b(f"samples {seed}".encode(), digest_size=8).digest(), "little")
-
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def __getitem__(self, n: int) -> Batch:
-        bad: list[Bad] = []
-        for attempt in range(SUBSTITUTES + 1):
-            visit = self.order.substitute(n, attempt) if attempt else self.order.visit(n)
-            try:
-                return self._row(visit, self.generator(n, attempt)) | {"bad": tuple(bad)}
-            except BadRecord as error:
-                bad.append(Bad(self.names[visit.part], *self.sources[visit.part].where(visit.index), str(error)))
-        raise UserError(
-            f"sample {n}: {len(bad)} records in a row of {bad[0].part} cannot be used; "
-            f"the last is {bad[-1].key} of {bad[-1].shard}: {bad[-1].reason}"
-        )
-
-    def generator(self, n: int, attempt: int) -> np.random.Generator:
-        """Of sample n's caption and view, when `attempt` records could not be used."""
-        key = np.array([self.key, n], np.uint64)
-        return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, attempt]))
-
-    def _row(self, visit: Visit, rng: np.random.Generator) -> Batch:
-        caption, image, label = _draw(self.sources[visit.part], visit.index, self.image_size, rng, self.augment)
-        ids, truncated = self.tokenizer.encode([caption], self.text_length)
-        place = {"part": np.int32(visit.part), "index": np.int64(visit.index)}
-        if self.image_number:
-            place["group"] = self.image_number(visit.part, visit.index)
-        return {"image": image, "label": np.int32(label), "ids": ids[0], "truncated": truncated[0], **place}
-
-
-def _draw(source: Source, index: int, size: int, rng: np.random.Generator, augment: Mapping[str, Any]):
-    """A caption, a view and the label, -1 for none, of a record; BadRecord if it cannot be used."""
-    record = source[index]
-    caption = draw_caption(record.captions, rng)
-    try:
-        return caption, training_view(record.image, size, rng, **augment), -1 if record.label is None else record.label
-    except ValueError as error:
-        raise BadRecord(str(error)) from error
-
-
-def draw_caption(captions: Sequence[Caption], rng: np.random.Generator) -> str:
-    """One of the texts that say something, by weight.
-
-    Raises:
-        BadRecord: there is none.
-    """
-    said = that_say(captions)
-    if not said:
-        raise BadRecord("no caption")
-    if len(said) == 1:
-        return said[0].text
-    ends = np.cumsum([caption.weight for caption in said])
-    return said[int(np.searchsorted(ends, rng.random() * ends[-1], side="right"))].text
 
 
 class _ProcessRows(grain.MapDataset):
@@ -157,24 +72,40 @@ def make_order(source: Source, *, seed: int, shuffle: str, block_size: int) -> O
     return Order(parts, seed=seed, shuffle=shuffle, block_size=block_size)
 
 
-def check_numbers(*, workers: int, threads: int, text_length: int, max_bad_fraction: float, **others: Any) -> None:
-    """Raises a UserError for numbers of the `data` section that cannot be."""
-    for key, value in {"workers": workers, "threads": threads}.items():
-        if not 0 <= value <= MOST_AT_ONCE:
-            raise UserError(f"data.{key}={value} must be at least 0 and at most {MOST_AT_ONCE}")
+def check_numbers(
+    *,
+    workers: int,
+    threads: int,
+    text_length: int,
+    max_bad_fraction: float,
+    augment: Mapping[str, Any],
+    captions_per_image: int = 1,
+    views: int = 1,
+    **others: Any,
+) -> None:
+    """Raise a UserError for numbers of the `data` section that cannot be."""
+    ranges = {
+        "workers": (0, workers, MOST_AT_ONCE),
+        "threads": (0, threads, MOST_AT_ONCE),
+        "captions_per_image": (1, captions_per_image, MAX_OF_IMAGE),
+        "views": (1, views, MAX_OF_IMAGE),
+    }
+    for key, (least, value, most) in ranges.items():
+        if not least <= value <= most:
+            raise UserError(f"data.{key}={value} must be at least {least} and at most {most}")
     if text_length < 3:
         raise UserError(f"data.text_length={text_length} must be at least 3: BOS, a token, EOS")
     if not 0 <= max_bad_fraction <= 1:
         raise UserError(f"data.max_bad_fraction={max_bad_fraction} must be in [0, 1]")
-    call(check_augment, others["augment"], "data.augment")
+    call(check_augment, augment, "data.augment")
 
 
-def _check_memory(rows: int, image_size: int) -> None:
-    """Raises a UserError if a batch's rows of one process are more than the host's memory holds."""
-    needed, there = rows * image_size**2 * 3, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _check_memory(images: int, image_size: int) -> None:
+    """Raise a UserError if a batch's rows of one process are more than the host's memory holds."""
+    needed, there = images * image_size**2 * 3, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
         raise UserError(
-            f"batch_size: {rows} pictures of data.image_size={image_size} in a process are {needed / 1e9:.0f} GB; "
+            f"batch_size: {images} pictures of data.image_size={image_size} in a process are {needed / 1e9:.0f} GB; "
             f"the host has {there / 1e9:.0f} GB"
         )
 
@@ -190,7 +121,7 @@ def check_usable(source: Source, image_size: int, augment: Mapping[str, Any]) ->
         reasons, example = Counter[str](), ""
         for index in (n * len(part) // count for n in range(count)):
             try:
-                _draw(part, index, image_size, np.random.default_rng(0), augment)
+                draw_sample(part[index], np.random.default_rng(0), image_size, augment)
                 break
             except BadRecord as error:
                 reasons[kind_of(str(error))] += 1
@@ -219,40 +150,53 @@ def batches(
     process_index: int,
     process_count: int,
     groups: bool = False,
+    captions_per_image: int = 1,
+    views: int = 1,
 ) -> "Batches":
     """Endless batches of this process's rows.
 
     {image uint8 [rows, size, size, 3], label int32 [rows], -1 for none, ids int32 [rows, length], truncated bool [rows],
     part int32 and index int64 [rows]: which record of which part, bad: the records that were replaced; with groups also
-    group int32 [rows]: which image}
+    group int32 [rows]: which image; with several captions per image `ids` is [rows, captions, length], and beside it stands
+    caption_weight float32 [rows, captions]; with several views `image` is [rows, views, size, size, 3]}
 
     Args:
         batch_size: of the global batch; `rows` is its share of one process.
-        augment: arguments of `training_view`.
+        augment: arguments of `training_views`.
         shuffle, block_size: see `Order`.
         max_bad_fraction: of a part's records that cannot be used, above which a run ends (the trainer counts).
-        seed: of the order, of which caption is drawn, and of the augmentation.
+        seed: of the order, of which captions are drawn, and of the augmentation.
         workers: processes that prepare batches; 0 prepares in threads of this process.
         threads: that prepare batches, per worker.
         start: how many samples of the global stream the run has consumed.
         groups: whether rows say which image they show; it is the same number in all processes.
+        captions_per_image: different texts that are drawn for each row. An image that has fewer has all of them first;
+            the rest of its row is absent: pads, with caption_weight 0 where the others have 1.
+        views: of each image, which is decoded once.
 
     Raises:
         UserError: the batch does not split over the processes or is larger than this host's memory, an empty
             source, a number out of range, more images than groups can name.
     """
     check_numbers(
-        workers=workers, threads=threads, text_length=text_length, max_bad_fraction=max_bad_fraction, augment=augment
-    )
+        workers=workers, threads=threads, text_length=text_length, max_bad_fraction=max_bad_fraction, augment=augment,
+        captions_per_image=captions_per_image, views=views,
+    )  # fmt: skip
     if batch_size % process_count:
         raise UserError(f"batch_size={batch_size} is not divisible by {process_count} processes")
     if len(source) == 0:
         raise UserError("the data source is empty")
-    _check_memory(batch_size // process_count, image_size)
+    if captions_per_image > 1 and any(isinstance(part, EachCaption) for part in parts_of(source).values()):
+        raise UserError(
+            f"data.captions_per_image={captions_per_image}, but each_caption=True makes each caption a sample of its own: "
+            "set one of them"
+        )
+    _check_memory(batch_size // process_count * views, image_size)
     order = make_order(source, seed=seed, shuffle=shuffle, block_size=block_size)
     samples = Samples(
         parts_of(source), order, tokenizer,
         image_size=image_size, text_length=text_length, augment=augment, seed=seed, groups=groups,
+        captions_per_image=captions_per_image, views=views,
     )  # fmt: skip
     rows = _ProcessRows(grain.MapDataset.source(samples), batch_size, start, process_index, process_count)
     whole = rows.batch(batch_size // process_count, drop_remainder=True, batch_fn=_stack)

@@ -5,7 +5,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageEnhance
 
 from filip_jax.data.auto_augment import imagenet_policy
-from filip_jax.data.decode import PIXELS, Box, decode, decode_region
+from filip_jax.data.decode import PIXELS, Box, decode, decode_regions
 from filip_jax.errors import UserError
 
 View = UInt8[np.ndarray, "size size 3"]
@@ -36,21 +36,23 @@ def _centre(shape: tuple[int, int], size: int) -> tuple[tuple[int, int], int, in
     return (width, height), round((width - size) / 2), round((height - size) / 2)
 
 
-def training_view(
+def training_views(
     image: bytes | np.ndarray,
     size: int,
     rng: np.random.Generator,
+    count: int = 1,
     *,
     min_area: float,
     flip: bool,
     colour_jitter: float,
     auto_augment: bool,
-) -> View:
-    """A view as training sees it, a function of the generator's state.
+) -> list[View]:
+    """Return independent views as training sees them, a function of the generator's state; the image is decoded once.
 
     Args:
         image: encoded, or uint8 [h, w, 3].
         size: pixels of a side.
+        count: how many views.
         min_area: of the random crop, as a share of the picture; 1 crops nothing: the evaluation view.
         flip: whether half of the views are mirrored.
         colour_jitter: brightness, contrast and saturation each change by a factor of 1 +- this.
@@ -59,17 +61,20 @@ def training_view(
     Raises:
         ValueError: the image cannot be read.
     """
-    if min_area == 1:
-        view = centre_view(decode(image), size)
-    else:
-        view = decode_region(image, size, lambda width, height: random_box(width, height, min_area, rng))
-    if flip and rng.random() < 0.5:
-        view = view[:, ::-1]
-    if colour_jitter:
-        view = np.asarray(_jitter(Image.fromarray(view), colour_jitter, rng))
-    if auto_augment:
-        view = np.asarray(imagenet_policy(Image.fromarray(view), rng))
-    return view
+
+    def boxes(width: int, height: int) -> list[Box]:
+        return [random_box(width, height, min_area, rng) for _ in range(count)]
+
+    views = [centre_view(decode(image), size)] * count if min_area == 1 else decode_regions(image, size, boxes)
+    for n, view in enumerate(views):
+        if flip and rng.random() < 0.5:
+            view = view[:, ::-1]
+        if colour_jitter:
+            view = np.asarray(_jitter(Image.fromarray(view), colour_jitter, rng))
+        if auto_augment:
+            view = np.asarray(imagenet_policy(Image.fromarray(view), rng))
+        views[n] = view
+    return views
 
 
 def check_augment(*, min_area: float, flip: bool, colour_jitter: float, auto_augment: bool) -> None:

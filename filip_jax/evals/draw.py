@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
 from filip_jax.data.decode import Box
-from filip_jax.evals.alignment import Alignment
 from filip_jax.evals.fonts import font_name, sized
 from filip_jax.evals.panels import (
     INK,
@@ -23,6 +22,7 @@ from filip_jax.evals.panels import (
     picture_panel,
     words_panel,
 )
+from filip_jax.inference.alignment import Alignment
 
 PANEL, GAP, TITLE, LINE = 448, 24, 52, 58  # pixels
 MAPS = 6  # heat maps in a row; half as many, and larger, if all stand in one row then

@@ -19,8 +19,8 @@ from filip_jax.data.pipeline import batches
 from filip_jax.data.sources import Source, fingerprint, make_source
 from filip_jax.errors import UserError
 from filip_jax.evals import logistic
+from filip_jax.evals.rates import TOP, accuracies
 from filip_jax.evals.records import classes_of, labelled_views
-from filip_jax.evals.similarity import TOP, accuracies
 from filip_jax.inference import Embedder
 from filip_jax.mesh import check_batch_size, global_batch
 from filip_jax.models import POOLINGS
@@ -229,7 +229,7 @@ def by_sgd(
         epochs, warmup_epochs: to the end, and to the highest learning rate.
         batch_size: over all devices; it must split evenly over them.
         base_learning_rate: of 256 images; the highest is this * batch_size / 256, as in MAE's and MoCo's probes.
-        augment: what differs from AUGMENT, the arguments of `training_view`: a crop of 8 to 100 % of the picture, and
+        augment: what differs from AUGMENT, the arguments of `training_views`: a crop of 8 to 100 % of the picture, and
             half of the views mirrored.
         workers, threads: processes that prepare batches, and threads of each; they change no result.
 

@@ -14,10 +14,10 @@ from filip_jax.data.decode import Box
 from filip_jax.data.record import Record, Region
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
-from filip_jax.evals.alignment import Span, align
+from filip_jax.evals.rates import wilson
 from filip_jax.evals.records import as_seen, open_picture, prepared, seen_regions
-from filip_jax.evals.similarity import wilson
 from filip_jax.inference import Embedder
+from filip_jax.inference.alignment import Span, align
 from filip_jax.progress import Progress
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
-from filip_jax.evals.similarity import TIE
+from filip_jax.inference.ranking import TIE
 from filip_jax.mesh import BATCH_AXES, replicated
 
 ROWS = 16_384  # examples of a chunk, whose scores of all classes are in memory at a time, shared by the devices

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from PIL import Image, ImageDraw, ImageFont
 
 from filip_jax.data.decode import Box
-from filip_jax.evals.alignment import Alignment
+from filip_jax.inference.alignment import Alignment
 
 Colour = tuple[int, int, int]
 Letters = Callable[[int], ImageFont.FreeTypeFont]  # of so many pixels

@@ -9,11 +9,11 @@ from PIL import Image
 
 from filip_jax.data.record import Record
 from filip_jax.data.sources import Source
-from filip_jax.evals.alignment import Alignment, align
 from filip_jax.evals.draw import draw_alignment
 from filip_jax.evals.records import views
 from filip_jax.files import write_atomically, write_png
 from filip_jax.inference import Embedder
+from filip_jax.inference.alignment import Alignment, align
 
 
 def evaluate(model: Embedder, source: Source, output: Path, *, examples: int) -> dict:

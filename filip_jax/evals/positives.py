@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 
 from filip_jax import storage
 from filip_jax.errors import UserError
-from filip_jax.evals.ranking import Ranking
 from filip_jax.extras import extra_folder
+from filip_jax.inference.ranking import Ranking
 
 ECCV = "eccv_caption"
 NAMED = "the source `annotations`, or what `filip data convert` makes of it,"  # whose texts have keys

@@ -15,8 +15,8 @@ from filip_jax.data.preprocess import box_in_centre_view, centre_view
 from filip_jax.data.record import BadRecord, Record, Region, that_say
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
-from filip_jax.evals.ahead import in_order
 from filip_jax.inference import Embedder
+from filip_jax.inference.ahead import in_order
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ def check_records(source: Source, examples: int, key: str) -> None:
         except BadRecord as error:
             raise UserError(f"{key}: record {' '.join(source.where(index))}: {error}") from error
 
-    for index, found in enumerate(in_order(captions, examples, CAPTIONS)):
+    for index, found in enumerate(in_order(captions, range(examples), CAPTIONS)):
         if not that_say(found):
             raise UserError(f"{key}: record {' '.join(source.where(index))} has an empty caption")
 
@@ -65,7 +65,7 @@ def prepared(source: Source, count: int, prepare: Callable[[Record], T], ahead: 
             raise UserError(f"record {' '.join(source.where(index))}: {error}") from error
         return prepare(record)
 
-    return in_order(one, count, ahead)
+    return in_order(one, range(count), ahead)
 
 
 def views(source: Source, count: int, size: int, ahead: int) -> Generator[View, None, None]:

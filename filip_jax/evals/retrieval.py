@@ -10,12 +10,13 @@ from filip_jax.data.record import that_say
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
 from filip_jax.evals import pixels
-from filip_jax.evals.ahead import in_order
 from filip_jax.evals.positives import ExtendedRanking, read_positives
-from filip_jax.evals.ranking import Ranking, chance
+from filip_jax.evals.rates import interval
 from filip_jax.evals.records import CAPTIONS, encode_images, encode_texts, views
-from filip_jax.evals.similarity import interval, similarity_blocks
 from filip_jax.inference import Embedder
+from filip_jax.inference.ahead import in_order
+from filip_jax.inference.ranking import Ranking, chance
+from filip_jax.inference.scoring import similarity_blocks
 from filip_jax.sections import at_least
 
 RANKS = (1, 5, 10)
@@ -116,7 +117,7 @@ def baselines(
 def _texts(source, examples, captions):
     """The texts of the records, and whose each is."""
     at_least(0, "retrieval", captions=captions)
-    each = [that_say(found)[: captions or None] for found in in_order(source.captions, examples, CAPTIONS)]
+    each = [that_say(found)[: captions or None] for found in in_order(source.captions, range(examples), CAPTIONS)]
     owners = np.repeat(np.arange(examples), [len(some) for some in each])
     return [caption for some in each for caption in some], owners
 

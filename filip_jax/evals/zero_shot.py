@@ -17,9 +17,11 @@ from jaxtyping import Bool, Float
 from filip_jax.data.sources import Source
 from filip_jax.evals import pixels
 from filip_jax.evals.prompts import make_prompts
+from filip_jax.evals.rates import TOP, accuracies
 from filip_jax.evals.records import classes_of, encode_images, encode_texts, labelled_views
-from filip_jax.evals.similarity import TOP, accuracies, ranks, similarity_matrices
 from filip_jax.inference import Embedder
+from filip_jax.inference.ranking import ranks
+from filip_jax.inference.scoring import similarity_matrices
 
 IMAGES = 2048  # whose tokens are held at a time
 FILES = ("prompts",)

@@ -4,12 +4,15 @@ Letters of every shape in this package: i images, j texts, b pairs of a batch, p
 t text tokens, d embedding dimension.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
 Array = jax.Array | np.ndarray
+MAX_DENSE_BYTES = 2**31  # of the similarities of all tokens that `token_similarity` makes at once
 
 
 def token_similarity(
@@ -29,12 +32,15 @@ def token_similarity(
     Where several tokens are equally good, the first of them takes the gradient.
 
     Raises:
-        ValueError: tokens of different dimensions, or a mask that is not boolean [j, t].
+        ValueError: tokens of different dimensions, a mask that is not boolean [j, t], or arrays with more than
+            MAX_DENSE_BYTES of similarities between tokens; inside `jax.jit` their number is not limited.
 
     Returns:
         (image_to_text, text_to_image): s_I and s_T in float32, both indexed image, text.
     """
     check_tokens(image_tokens, text_tokens, text_mask)
+    if not any(isinstance(x, jax.core.Tracer) for x in (image_tokens, text_tokens)):
+        _check_dense(4 * math.prod(image_tokens.shape[:2] + text_tokens.shape[:2]))
     s = jnp.einsum("ipd,jtd->ijpt", image_tokens, text_tokens, preferred_element_type=jnp.float32)
     best_text = _first_max(jnp.where(text_mask[None, :, None, :], s, -jnp.inf), 3)
     best_image = _first_max(s, 2)
@@ -42,6 +48,15 @@ def token_similarity(
     image_to_text = jnp.where(length > 0, best_text.mean(axis=2), 0.0)
     text_to_image = jnp.where(text_mask, best_image, 0.0).sum(axis=2) / jnp.maximum(length, 1)
     return image_to_text, text_to_image
+
+
+def _check_dense(needed: int) -> None:
+    if needed > MAX_DENSE_BYTES:
+        raise ValueError(
+            f"the similarities of all these tokens would take {needed / 2**30:,.1f} GiB, and token_similarity makes at "
+            f"most {MAX_DENSE_BYTES / 2**30:g} GiB at once: call filip_jax.inference.similarity_matrices, which goes "
+            "block by block"
+        )
 
 
 def _first_max(x, axis):

@@ -4,12 +4,11 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial, reduce
+from functools import reduce
 from operator import getitem
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from filip_jax.checkpoint import abstract
 from filip_jax.errors import UserError
@@ -20,6 +19,7 @@ from filip_jax.plan.chips import CHIPS, GIB, GPUS, Chip, open_topology
 from filip_jax.plan.operations import count_operations
 from filip_jax.plan.program import Program
 from filip_jax.sections import call
+from filip_jax.train.encode import with_noise
 from filip_jax.train.setup import Setup, batch_of, lower_step, make_setup
 from filip_jax.train.step import encode_batch
 
@@ -112,15 +112,15 @@ def loss_temporary(setup: Setup) -> int:
     batch, objectives = batch_of(setup), setup.objectives
     parameters, teacher = setup.shapes["params"], setup.shapes.get("teacher", {})
     own = [tree.get("objectives", {}) for tree in (parameters, setup.shapes, teacher)]
-    if setup.model.noise_size:
-        shape = (setup.batch_size, setup.model.noise_size)
-        batch |= {"noise": jax.ShapeDtypeStruct(shape, jnp.float32, sharding=batch["ids"].sharding)}
+
+    def encode(parameters, batch, teacher):
+        return encode_batch(setup.model, parameters, with_noise(setup.model, batch, 0, 0), teacher=teacher)
 
     def loss(encoded, parameters, state, teacher):
         return objectives.loss(parameters, state, encoded, 0.0, teacher)[0]
 
     with jax.set_mesh(setup.mesh):
-        encoded = jax.eval_shape(partial(encode_batch, setup.model), parameters, batch, teacher=teacher)
+        encoded = jax.eval_shape(encode, parameters, batch, teacher)
         split = batch["ids"].sharding
         encoded = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), encoded)
         gradient = jax.value_and_grad(loss, allow_int=True)

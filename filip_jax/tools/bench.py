@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from filip_jax.data.pipeline import batches, draw_caption, make_order, parts_of
-from filip_jax.data.preprocess import training_view
+from filip_jax.data.pipeline import batches, make_order, parts_of
+from filip_jax.data.preprocess import training_views
 from filip_jax.data.record import BadRecord
+from filip_jax.data.samples import draw_captions
 from filip_jax.data.sources import Source
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
@@ -61,9 +62,10 @@ def time_stages(
         try:
             record = sources[visit.part][visit.index]
             clock.append(time.perf_counter())
-            view = training_view(record.image, data["image_size"], rng, **data["augment"])
+            views = training_views(record.image, data["image_size"], rng, data.get("views", 1), **data["augment"])
             clock.append(time.perf_counter())
-            rows.append((view, tokenizer.encode([draw_caption(record.captions, rng)], data["text_length"])[0]))
+            texts = draw_captions(record.captions, rng, data.get("captions_per_image", 1))
+            rows.append((views, tokenizer.encode(texts, data["text_length"])[0]))
             clock.append(time.perf_counter())
         except UserError:
             raise
@@ -73,7 +75,7 @@ def time_stages(
             seconds[name] += end - start
         if len(rows) == 64 or n == samples - 1:
             started = time.perf_counter()
-            [np.stack(column) for column in zip(*rows)]
+            [np.stack([row for sample in column for row in sample]) for column in zip(*rows)]
             seconds["batch"] += time.perf_counter() - started
             rows = []
     return seconds, bad

@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from filip_jax.data.decode import decode, image_format
-from filip_jax.data.pipeline import draw_caption, parts_of
-from filip_jax.data.preprocess import training_view
-from filip_jax.data.record import BadRecord, Record, kind_of
+from filip_jax.data.pipeline import parts_of
+from filip_jax.data.record import BadRecord, Record, kind_of, that_say
+from filip_jax.data.samples import draw_captions, draw_sample
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError, one_line
 from filip_jax.evals.fonts import font_name, missing_glyphs, sized
@@ -41,6 +41,7 @@ class Findings:
         formats: of the encoded images.
         sides: (shorter, longer) in pixels.
         sizes: bytes of encoded images.
+        captions: different texts of each record, of which training draws.
         origins: captions by where they come from; words of each.
     """
 
@@ -51,6 +52,7 @@ class Findings:
     formats: Counter = field(default_factory=Counter)
     sides: list[tuple[int, int]] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    captions: list[int] = field(default_factory=list)
     origins: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -61,7 +63,7 @@ def inspect(
 
     Args:
         records: how many.
-        image_size, augment: of the views; see `training_view`.
+        image_size, augment: of the views; see `training_views`.
         output: the PNG of a contact sheet, written if any record can be used; None for none.
 
     Raises:
@@ -119,6 +121,7 @@ def look(source: Source, records: int) -> Findings:
 
 
 def _measure(record: Record, found: Findings) -> None:
+    found.captions.append(len({caption.text for caption in that_say(record.captions)}))
     for caption in record.captions:
         found.origins.setdefault(caption.origin, []).append(caption.text)
     picture = decode(record.image)
@@ -128,7 +131,7 @@ def _measure(record: Record, found: Findings) -> None:
         found.formats[image_format(record.image)] += 1
     else:
         found.formats["drawn"] += 1
-    draw_caption(record.captions, np.random.default_rng(0))
+    draw_captions(record.captions, np.random.default_rng(0))
 
 
 def _lines(found: Findings) -> list[str]:
@@ -139,6 +142,8 @@ def _lines(found: Findings) -> list[str]:
         lines += [_quantiles("longer / shorter side", [longer / shorter for shorter, longer in found.sides])]
     if found.sizes:
         lines += [_quantiles("image, kilobytes", np.array(found.sizes) / 1000)]
+    if found.captions:
+        lines += [_quantiles("captions per image", np.array(found.captions))]
     for origin, texts in found.origins.items():
         lines += [_quantiles(f"{origin}, characters", [len(text) for text in texts])]
         lines += [_quantiles(f"{origin}, words", [len(text.split()) for text in texts])]
@@ -173,11 +178,9 @@ def _languages(texts: list[str]) -> str:
 def _view(source: Source, n: int, of: int, size: int, augment: Mapping[str, Any]) -> list[tuple[np.ndarray, str]]:
     rng = np.random.default_rng(n)
     try:
-        record = source[n * len(source) // of]
-        return [(training_view(record.image, size, rng, **augment), draw_caption(record.captions, rng))]
-    except UserError:
-        raise
-    except (BadRecord, ValueError):
+        (text,), (view,) = draw_sample(source[n * len(source) // of], rng, size, augment)
+        return [(view, text)]
+    except BadRecord:
         return []
 
 

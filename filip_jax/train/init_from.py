@@ -15,7 +15,7 @@ from filip_jax.checkpoint.manifest import Manifest
 from filip_jax.checkpoint.shared import find_damage
 from filip_jax.cluster import service
 from filip_jax.errors import UserError
-from filip_jax.inference import TOKENIZER
+from filip_jax.inference.run import TOKENIZER
 from filip_jax.mesh import replicated
 from filip_jax.models.patches import fit_positions
 from filip_jax.paths import Metadata

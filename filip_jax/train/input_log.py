@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from filip_jax.data.pipeline import Bad
+from filip_jax.data.samples import Bad
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
 from filip_jax.files import open_to_append, replacing, writing

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 
+from filip_jax import inference
 from filip_jax.checkpoint import CheckpointWriter, abstract
 from filip_jax.cluster import service
 from filip_jax.cluster.pulse import Pulse
@@ -25,7 +26,6 @@ from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError, one_line
 from filip_jax.evals.results import forget_after, is_recorded, record_step, table
 from filip_jax.evals.run import Eval, open_evals, run_evals, tasks_of
-from filip_jax.inference import Embedder, check_tokenizer
 from filip_jax.mesh import global_batch
 from filip_jax.redact import redacted
 from filip_jax.saved_config import save_config
@@ -119,8 +119,8 @@ class Trainer:
         self.upkeep = Upkeep(self.place, self.lease)
         self.checkpoints.before_manifest = self.upkeep.before_manifest
         self.meta = start.describe_run(setup, tokenizer, source)
-        sizes = {name: setup.data[name] for name in ("image_size", "text_length")}
-        self.embedder = Embedder(setup.model, setup.objectives, tokenizer, **sizes, mesh=setup.mesh)
+        sizes = {"mesh": setup.mesh} | {name: setup.data[name] for name in ("image_size", "text_length")}
+        self.embedder = lambda *state: inference.Embedder(setup.model, setup.objectives, tokenizer, *state, **sizes)
         self.eval_guard = EvalGuard(self.place, watch, setup.evals_fatal)
         self.state, self.step, meta = self._start(newest, tokenizer, donor)
         self.samples_seen, watch.step = meta.get("samples_seen", 0), self.step
@@ -149,7 +149,7 @@ class Trainer:
         if newest > setup.total_steps:
             raise UserError(f"{self.checkpoints.folder(newest)} is beyond total_steps={setup.total_steps}")
         meta, started = self.checkpoints.meta(newest), time.monotonic()
-        check_tokenizer(tokenizer, meta, self.workdir)
+        inference.run.check_tokenizer(tokenizer, meta, self.workdir)
         check_same_data(meta, self.meta, self.workdir)
         with self.watch.phase("restore"):
             state = self.checkpoints.restore(newest, abstract(setup.shapes, setup.shardings))
@@ -289,7 +289,7 @@ class Trainer:
         say(f"step {self.step}: evaluating {', '.join(each.name for each in self.evals)} ...")
         self.eval_guard.step = self.step
         with self.watch.phase("evaluation"):
-            model = self.embedder.with_parameters(self.state["ema" if "ema" in self.state else "params"], self.step)
+            model = self.embedder(self.state["ema" if "ema" in self.state else "params"], self.step)
             metrics = run_evals(model, self.evals, self.workdir, self.eval_guard)
             self.writer.write(self.step, metrics)
             where = self.evals, self.checkpoints, self.step, self.config

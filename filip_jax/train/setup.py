@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from filip_jax.checkpoint import CheckpointWriter
@@ -19,6 +18,7 @@ from filip_jax.mesh import batch_shapes, check_batch_size, make_mesh, replicated
 from filip_jax.models import Model, check_platform, make_model
 from filip_jax.objectives.total import Objectives, init_parameters, make_objectives
 from filip_jax.sections import at_least, call, check
+from filip_jax.train.encode import with_noise
 from filip_jax.train.guards import check_guards
 from filip_jax.train.init_from import origins_of
 from filip_jax.train.optimizer import Optimizer, make_optimizer
@@ -133,7 +133,7 @@ def make_setup(
     sizes = {"image_size": network.image.size, "text_length": network.text.length}
     _check_sizes(sizes, data)
     parameters = jax.eval_shape(partial(init_parameters, network, total), jax.random.key(seed))
-    _check_objectives(network, total, parameters, **sizes)
+    _check_objectives(network, total, parameters, batch_shapes(devices, 2 * devices.size, total.uses_groups, **data))
     origins = call(origins_of, init_from, "init_from", parameters=parameters)
     metadata = network.metadata | total.metadata
     moves = call(make_optimizer, optimizer, "optimizer", metadata=metadata, total_steps=total_steps)
@@ -169,9 +169,8 @@ def lower_step(setup: Setup, state: State) -> jax.stages.Lowered:
 
 
 def batch_of(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a batch of the run."""
-    sizes = setup.data["image_size"], setup.data["text_length"]
-    return batch_shapes(setup.mesh, setup.batch_size, *sizes, setup.objectives.uses_groups)
+    """Return the shapes of a batch of the run."""
+    return batch_shapes(setup.mesh, setup.batch_size, setup.objectives.uses_groups, **setup.data)
 
 
 def _check_keeping(checkpoint, processes, guards, wandb_project, profile):
@@ -197,18 +196,12 @@ def _check_sizes(sizes, data):
             raise UserError(f"data.{key}={data[key]}, but the model is built for {size}")
 
 
-def _check_objectives(network, objectives, parameters, image_size, text_length):
+def _check_objectives(network, objectives, parameters, batch):
     """Raise a UserError for an option that fits no encoder output, before anything is compiled."""
-    batch = {
-        "image": jnp.zeros((2, image_size, image_size, 3), jnp.uint8),
-        "ids": jnp.ones((2, text_length), jnp.int32),
-    }
-    if network.noise_size:
-        batch["noise"] = jnp.zeros((2, network.noise_size))
 
-    def loss(parameters):
+    def loss(parameters, batch):
         teacher, own = teacher_parts(objectives, parameters), parameters.get("objectives", {})
-        encoded = encode_batch(network, parameters, batch, teacher=teacher)
+        encoded = encode_batch(network, parameters, with_noise(network, batch, 0, 0), teacher=teacher)
         return objectives.loss(own, objectives.init_state(), encoded, 0.0, teacher.get("objectives"))[0]
 
-    jax.eval_shape(loss, parameters)
+    jax.eval_shape(loss, parameters, batch)

@@ -23,7 +23,7 @@ from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
 from filip_jax.errors import UserError, one_line
 from filip_jax.evals.results import FILE as EVALS
 from filip_jax.files import remove_abandoned, write_atomically
-from filip_jax.inference import TOKENIZER, read_tokenizer
+from filip_jax.inference.run import TOKENIZER, read_tokenizer
 from filip_jax.logged import FILE as METRICS
 from filip_jax.mesh import check_memory
 from filip_jax.paths import saved_metadata

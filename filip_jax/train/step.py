@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from filip_jax.losses.encoded import Encoded
 from filip_jax.mesh import batch_devices, constrain_batch, parameter_shardings, replicated
 from filip_jax.models import Model
 from filip_jax.objectives.total import Objectives, init_parameters
+from filip_jax.train.encode import encode_samples, with_noise
 from filip_jax.train.guards import init_guard, is_good, next_guard
 from filip_jax.train.optimizer import Optimizer
 
@@ -77,9 +79,9 @@ def make_train_step(
 ) -> Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
     """The function (state, batch) -> (next state, metrics of this step); run it under `jax.set_mesh`.
 
-    The batch holds `image` uint8 [b, h, w, 3] and `ids` int [b, t], row k of one with row k of the other. Where it
-    holds `group` int32 [b], rows of one group show one image: each has all texts of the group as right answers, with
-    equal probability, and each text all images (FILIP's soft targets in fine-tuning, table 10).
+    The batch is that of `encode_samples`. Where samples have several captions it also holds `caption_weight` float32 [b, K],
+    0 for an absent one. Where it holds `group` int32 [b], samples of one group show one image: each has all texts of the
+    group as right answers, with equal probability, and each text all images (FILIP's soft targets in fine-tuning, table 10).
 
     Args:
         total_steps: of the run, for weights of objectives that change.
@@ -90,10 +92,7 @@ def make_train_step(
     """
 
     def train_step(state, batch):
-        if model.noise_size:
-            key = jax.random.fold_in(jax.random.key(seed), state["step"])
-            noise = jax.random.uniform(key, (len(batch["ids"]), model.noise_size))
-            batch = batch | {"noise": constrain_batch(noise)}
+        batch = with_noise(model, batch, seed, state["step"])
         trainable, frozen = optimizer.split(state["params"])
         trainable = paths.unflatten(trainable)
         position = state["step"] - state["guard"]["skipped"]
@@ -164,24 +163,20 @@ def encode_batch(
     """Return what the towers give of a batch, for objectives.
 
     Args:
-        batch: see `make_train_step`; where `noise` [b, patches] is given, it chooses patches that are dropped.
+        batch: see `make_train_step`.
         microbatches: see `in_pieces`.
         teacher: parts of the parameters of another model, whose outputs are wanted, too.
     """
-
-    def encode(parameters, batch):
-        images = model.embed_images(parameters, batch["image"], batch.get("noise"))
-        texts = model.embed_texts(parameters, batch["ids"])
-        return images | {name: x[:, None] for name, x in texts.items()}
-
-    towers = {name: rows for name, rows in batch.items() if name != "group"}
-    encoded = Encoded(**in_pieces(encode, microbatches)(parameters, towers), group=batch.get("group"))
+    encode = in_pieces(partial(encode_samples, model), microbatches)
+    pairing = {"group": batch.get("group"), "text_weight": batch.get("caption_weight")}
+    towers = {name: rows for name, rows in batch.items() if name not in ("group", "caption_weight")}
+    encoded = replace(encode(parameters, towers), **pairing)
     if not teacher:
         return encoded
     if teacher.keys() == {"objectives"}:  # its towers are the student's
         return replace(encoded, teacher=jax.lax.stop_gradient(encoded))
     other = jax.lax.stop_gradient({**parameters, **teacher})
-    return replace(encoded, teacher=Encoded(**in_pieces(encode, microbatches)(other, towers)))
+    return replace(encoded, teacher=encode(other, towers))
 
 
 def in_pieces(encode: Callable[..., Any], pieces: int) -> Callable[..., Any]:
@@ -189,7 +184,7 @@ def in_pieces(encode: Callable[..., Any], pieces: int) -> Callable[..., Any]:
 
     Only what `encode` returns is kept: the backward pass encodes each piece again, so that its
     activations exist one piece at a time (gradient caching, Gao et al. 2021, arXiv 2101.06983).
-    Each device's rows are cut, none moves to another device.
+    Each device's samples are cut: the captions and views of one stay together, none moves to another device.
     """
     if pieces == 1:
         return encode

@@ -1,11 +1,57 @@
-"""How right answers rank among all, from blocks of scores: what is kept grows with the queries, not with the answers."""
+"""The best answers, and how right answers rank among all, from blocks of scores.
+
+What is kept grows with the queries, not with the answers.
+"""
 
 from collections.abc import Sequence
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
-from filip_jax.evals.similarity import TIE
+from filip_jax.errors import UserError
+from filip_jax.inference.scoring import similarity_blocks
+from filip_jax.losses.similarity import Array
+
+TIE = 1e-6  # similarities that are nearer are equal: what is left is rounding, which other blocks and devices do otherwise
+QUERIES = ("text", "image")
+
+
+def top_k(
+    image_tokens: Float[Array, "i p d"],
+    text_tokens: Float[Array, "j t d"],
+    text_mask: Bool[Array, "j t"],
+    k: int,
+    *,
+    query: str = "text",
+    mesh: Mesh | None = None,
+) -> tuple[Float[np.ndarray, "queries k"], Int[np.ndarray, "queries k"]]:
+    """Return the similarities and the indices of the k best answers of each query, best first; of equal ones the first.
+
+    Args:
+        image_tokens, text_tokens, text_mask, mesh: as of `similarity_blocks`.
+        k: fewer are given where there are fewer answers.
+        query: "text" ranks the images for each text by text_to_image, "image" the texts for each image by image_to_text,
+            as retrieval does.
+
+    Raises:
+        UserError: k below 1, or another query.
+        ValueError: as `similarity_blocks`.
+    """
+    if query not in QUERIES or k < 1:
+        raise UserError(f"top_k: query={query!r} must be one of {', '.join(QUERIES)}, and k={k} at least 1")
+    queries, answers = len(text_tokens), len(image_tokens)
+    if query == "image":
+        queries, answers = answers, queries
+    best = np.full((queries, min(k, answers)), -np.inf, np.float32)
+    indices = np.full(best.shape, answers)
+    for images, texts, to_text, to_image in similarity_blocks(image_tokens, text_tokens, text_mask, mesh):
+        rows, columns, scores = (texts, images, to_image.T) if query == "text" else (images, texts, to_text)
+        scores = np.concatenate([best[rows], np.where(np.isnan(scores), -np.inf, scores)], axis=1)
+        candidates = np.concatenate([indices[rows], np.broadcast_to(columns, (len(rows), len(columns)))], axis=1)
+        order = np.lexsort((candidates, -scores))[:, : best.shape[1]]
+        best[rows], indices[rows] = (np.take_along_axis(x, order, axis=1) for x in (scores, candidates))
+    return best, indices
 
 
 class Ranking:
@@ -98,3 +144,20 @@ def chance(k: int, rights: Int[np.ndarray, " n"] | Sequence[int], answers: int) 
     for taken in range(min(k, answers)):
         missed *= np.maximum(answers - counts - taken, 0) / (answers - taken)
     return float(1 - missed.mean())
+
+
+def ranks(scores: Float[np.ndarray, "n m"], true: np.ndarray, names: Sequence[str] = ()) -> np.ndarray:
+    """Return the rank, from 1, of the true column in each row; ties, up to TIE, and NaN count against it.
+
+    Args:
+        names: of the columns. Those of one name, as ImageNet's two kinds of missile in CLIP's list, are no rivals whom a
+            model could tell apart: the first of them is found first.
+    """
+    bound = scores[np.arange(len(scores)), true][:, None] - TIE
+    bound[np.isnan(bound)] = -np.inf
+    better = ~(scores < bound)
+    if len(set(names)) < len(names):
+        numbers = np.unique(np.array(names), return_inverse=True)[1]
+        better &= (numbers != numbers[true][:, None]) | (np.arange(len(names)) < true[:, None])
+    better[np.arange(len(scores)), true] = True
+    return better.sum(axis=1)

@@ -2,14 +2,15 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from filip_jax.errors import UserError
-from filip_jax.inference import Embedder
+from filip_jax.inference.embedder import Embedder
 
 PROMPT = "a photo of a {}."  # of the paper's pictures
 NO_SPACES = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # kana, Chinese characters, Hangul
@@ -60,25 +61,28 @@ class Alignment:
 
 def align(
     model: Embedder,
-    views: Sequence[UInt8[np.ndarray, "size size 3"]],
+    images: Iterable[Any],
     texts: Sequence[str],
     phrases: Sequence[Sequence[Span]] | None = None,
 ) -> list[Alignment]:
-    """The alignment of each view with its text.
+    """Return the alignment of each image with its text.
 
     Works on global models too: their patches and words go through the same projections.
 
     Args:
-        views: pictures as the image tower sees them.
+        images: of any kind and size, as of `Embedder.encode_image`; the alignment is of their center views.
         phrases: for each text the (start, end) to look at; by default every word but function words.
 
     Raises:
-        UserError: no phrases are given and a text has no word to look at.
+        UserError: no phrases are given and a text has no word to look at; images and texts are not equally many.
     """
-    images = model.encode_image(views, pooling="tokens")
+    views = list(model.views(images))
+    if len(views) != len(texts):
+        raise UserError(f"align: {len(views)} images, but {len(texts)} texts; it takes pairs")
+    patches = model.encode_image(views, pooling="tokens")
     tokens, mask = model.encode_text(texts, pooling="tokens")
     rows, columns = model.grid
-    patches = images[:, -rows * columns :]  # a pooled token, where it takes part, stands first
+    patches = patches[:, -rows * columns :]  # a pooled token, where it takes part, stands first
     found = []
     for n, (view, text) in enumerate(zip(views, texts)):
         spans, read = _spans(model, text)
