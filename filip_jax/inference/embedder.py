@@ -105,7 +105,7 @@ class Embedder:
             pooling: "tokens", or "global" for what the tower pools instead of the mean, whatever the model's own is.
 
         Raises:
-            UserError: as `encode_image`; "global" of a model without a class token.
+            UserError: as `encode_image`.
         """
         return _joined(self._run_images(self._features, images, pooling), "images")
 
