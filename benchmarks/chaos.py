@@ -341,7 +341,7 @@ def corruption(
     """Every file of the newest checkpoint flipped, truncated and deleted; some of the cases as real restarts."""
     sys.path.insert(0, str(ROOT))
     from filip_jax.checkpoint import CheckpointWriter
-    from filip_jax.config import read_config
+    from filip_jax.saved_config import read_config
     from filip_jax.train.start import newest_sound
 
     workdir, outcome = folder / "corrupt", Counter()

@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import random
+import shlex
 import unicodedata
 from pathlib import Path
 
@@ -161,16 +162,14 @@ class Configs:
         return [name, *words]
 
     def run(self, case: tuple[str, list[str], list[str]]) -> None:
-        from filip_jax.cli_data import source_section
         from filip_jax.config import load_config
         from filip_jax.data.sources import make_source
         from filip_jax.sections import call
         from filip_jax.train.setup import make_setup
 
         file, overrides, words = case
-        config = load_config(str(CONFIGS / file), [*SMALL, *overrides])
-        if words:
-            config["source"] = source_section(words)
+        chosen = [f"--config.source={shlex.join(words)}"] if words else []
+        config = load_config(str(CONFIGS / file), [*SMALL, *overrides, *chosen])
         call(make_setup, config, "(top level)")
         if words and all(self._is_near(text) for text in config["source"].values()):
             source = make_source(config["source"])
@@ -288,8 +287,8 @@ def _is_installed(name: str) -> bool:
 def make_tokenizers(folder: Path) -> list:
     """Sentencepiece, and CLIP's and BERT's kind where their packages are installed, of made-up vocabularies."""
     from filip_jax.data.sentence_pieces import train_sentence_pieces
-    from filip_jax.data.tokenizer import Tokenizer
-    from filip_jax.data.vocabularies import MERGES, _byte_signs, read_vocabulary
+    from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
+    from filip_jax.data.vocabularies import MERGES, _byte_signs
 
     made = [Tokenizer(train_sentence_pieces([f"a dog and {n} cats, einen Hund \u72d7" for n in range(99)], 400))]
     if _is_installed("tokenizers") and _is_installed("ftfy"):
@@ -298,7 +297,7 @@ def make_tokenizers(folder: Path) -> list:
         (folder / "merges.txt").write_text("\n".join(lines), "utf-8")
         (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\ndog\n##s\n\u72d7", "utf-8")
         made += [
-            Tokenizer(read_vocabulary(name, str(folder / file)))
+            Tokenizer(make_tokenizer(source=None, name=name, path=str(folder / file)))
             for name, file in (("clip", "merges.txt"), ("bert", "vocab.txt"))
         ]
     return made

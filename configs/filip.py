@@ -9,7 +9,7 @@ base is ViT-B/32, large is ViT-L/14. The paper trained them on 340 million pairs
 
 Images have AutoAugment, as in the paper. Where this differs from it: random crops and flips come
 first (the paper does not say); back-translated texts are yours to bring (side_captions, docs/data.md); a
-sentencepiece vocabulary is trained on your captions, --config.tokenizer.name=clip takes the paper's;
+sentencepiece vocabulary is trained on your captions, --tokenizer clip takes the paper's;
 gradients are clipped to norm 1.
 """
 

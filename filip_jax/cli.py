@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from filip_jax.cli_align import add_align_command, step_number
 from filip_jax.cli_configs import add_configs_command, versions
-from filip_jax.cli_data import add_data_commands, source_section
-from filip_jax.cli_plan import add_plan_commands
+from filip_jax.cli_data import add_data_commands
+from filip_jax.cli_plan import add_config, add_plan_commands, chosen
 from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch, leave
 from filip_jax.console import outlive_readers, say_in_any_encoding, show, show_error
 from filip_jax.errors import Preempted, ProcessLost, UserError, one_line
@@ -32,9 +32,10 @@ TRAIN = """Train a run, or go on with it: started again with the same workdir it
 
 The config is a Python file whose get_config(variant) gives an ml_collections ConfigDict, or one of those that
 `filip configs` lists: --config=filip:base. Any value can be changed behind it: --config.batch_size=1024
---config.model.image.depth=6. Unknown keys and wrong types are refused before anything is compiled. The data is
-the config's section `source`, or named here: --source webdataset path=/data/cc3m caption_keys=txt,de.txt. The
-workdir receives
+--config.model.image.depth=6. Unknown keys and wrong types are refused before anything is compiled. The data, the
+tokenizer, the optimizer and the objectives are those of the config's sections, or chosen here with their options:
+--source webdataset path=/data/cc3m caption_keys=txt,de.txt --objectives filip + clip weight=0.5; see docs/configs.md.
+The workdir receives
 
   config.json      the config as it was resolved; evaluations read the model from here
   tokenizer.model  the sentencepiece model of the run
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
             warnings.showwarning = _show_warning
-            arguments.run(arguments, rest)
+            arguments.run(arguments, [*chosen(arguments), *rest])
             sys.stdout.flush()
         return 0
     except BrokenPipeError as error:
@@ -161,8 +162,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     train = command("train", _train, TRAIN)
-    train.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="and --config.key=value behind it")
-    train.add_argument("--source", nargs="+", metavar="WORD", help="in place of the config's: NAME key=value …")
+    add_config(train)
     train.add_argument("--distributed", action="store_true", help="one process of several, see docs/many_devices.md")
 
     add_plan_commands(command)
@@ -221,8 +221,6 @@ def _train(arguments, overrides) -> None:
         from filip_jax.config import load_config
 
         config = load_config(arguments.config, overrides)
-        if arguments.source:
-            config["source"] = source_section(arguments.source)
         if arguments.distributed:
             _join(config, watch)
         from filip_jax.checkpoint.writer import hide_repeated_errors

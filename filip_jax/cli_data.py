@@ -1,7 +1,6 @@
 """The command `filip data`: index, inspect, convert, filter, tokenizer, bench."""
 
 import argparse
-import ast
 import inspect
 import sys
 from collections import Counter
@@ -142,36 +141,6 @@ def _chosen(arguments, function: Callable) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in _options(function)}
 
 
-def source_section(words: Sequence[str]) -> dict[str, Any]:
-    """The section of "NAME key=value …"; values are texts where the source takes texts, else Python literals.
-
-    Raises:
-        UserError: a word without "=", or a key twice, as a shell makes of a path whose braces it spreads.
-    """
-    from filip_jax.data.sources import SOURCES
-
-    section: dict[str, Any] = {"name": words[0]}
-    parameters = inspect.signature(SOURCES.get(words[0], source_section)).parameters.items()
-    texts = {"side_captions", "keep", *(name for name, parameter in parameters if parameter.annotation is str)}
-    for word in words[1:]:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise UserError(f"{word!r} is not key=value; a source reads: {words[0]} path={word}")
-        if name in section:
-            raise UserError(f"{word}: {name} stands there twice; braces need quotation marks: 'path=DATA/{{0..9}}.tar'")
-        is_list = name in ("caption_keys", "columns") and value[:1] not in ("(", "[")
-        section[name] = _words(value) if is_list else _literal(value)
-        section[name] = value if name in texts else section[name]
-    return section
-
-
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):  # of Python's parser, for what is nested deeply
-        return text
-
-
 def _config(arguments, overrides: Sequence[str]) -> Mapping[str, Any]:
     """The config, with its `source` as the words say if there are any; without --config only that."""
     if not arguments.source and arguments.config is None:
@@ -183,7 +152,11 @@ def _config(arguments, overrides: Sequence[str]) -> Mapping[str, Any]:
         config = load_config(arguments.config, overrides)
     elif overrides:
         raise UserError(f"unknown argument {overrides[0]!r}; see filip data {arguments.data_command} --help")
-    return config | ({"source": source_section(arguments.source)} if arguments.source else {})
+    if not arguments.source:
+        return config
+    from filip_jax.choices import section_of
+
+    return config | {"source": section_of("source", arguments.source, config.get("source", {}))}
 
 
 def _index(arguments, overrides) -> None:
@@ -277,5 +250,7 @@ def bench_tokenizer(source, config: Mapping[str, Any]):
     """The config's tokenizer; one that has to be trained is a small one."""
     from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
 
-    section = config["tokenizer"] | {"captions": 2000, "vocab_size": min(config["tokenizer"]["vocab_size"], 4000)}
+    section = config["tokenizer"]
+    if "vocab_size" in section:
+        section = section | {"captions": 2000, "vocab_size": min(section["vocab_size"], 4000)}
     return Tokenizer(make_tokenizer(source=source, **section))

@@ -1,11 +1,14 @@
 """The commands `filip plan`, `filip sweep` and `filip report`: before, around and after runs."""
 
+import argparse
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from filip_jax.choices import CHOICES, FLAGS
 from filip_jax.console import show
 from filip_jax.errors import UserError
 from filip_jax.plain import command
@@ -42,7 +45,7 @@ samples of the data, if it is here (its source is opened), and the config: what 
 def add_plan_commands(add: Callable[..., Any]) -> None:
     """Adds them; `add` makes a parser of a name, what it runs and its help."""
     plan = add("plan", _plan, PLAN, workdir=False)
-    plan.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="and --config.key=value behind it")
+    add_config(plan)
     plan.add_argument("--topology", required=True, metavar="CHIP:SHAPE", help="v5e:4x4, v5p:2x2x2, h200:8 …")
     plan.add_argument(
         "--slices",
@@ -53,12 +56,28 @@ def add_plan_commands(add: Callable[..., Any]) -> None:
     plan.add_argument("--json", action="store_true", help="numbers alone, as one JSON object")
 
     sweep = add("sweep", _sweep, SWEEP)
-    sweep.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="and --config.key=value behind it")
+    add_config(sweep)
     sweep.add_argument("--run", dest="here", action="store_true", help="train what is not finished on this machine")
     sweep.add_argument("--jobs", type=int, default=1, help="so many at a time (default: 1)")
 
     page = add("report", _report, REPORT)
     page.add_argument("--output", default="", metavar="FILE.html", help="default: report.html in the workdir")
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add the option --config and those that choose another kind of something, see choices.py."""
+    parser.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="and --config.key=value behind it")
+    for key in FLAGS:
+        words = "KIND key=value …" + " + KIND …" * (f"{key}.*" in CHOICES)
+        parser.add_argument(
+            f"--{key}", dest=f"config.{key}", nargs="+", metavar="WORD", help=f"in place of the config's: {words}"
+        )
+
+
+def chosen(arguments: argparse.Namespace) -> list[str]:
+    """Return the options that choose as overrides of the config."""
+    given = {key: getattr(arguments, f"config.{key}", None) for key in FLAGS}
+    return [f"--config.{key}={shlex.join(words)}" for key, words in given.items() if words]
 
 
 def _report(arguments, _) -> None:

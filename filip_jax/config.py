@@ -1,13 +1,12 @@
-"""Configs: a Python file gives a ConfigDict, flags change it, a run keeps it as config.json.
+"""Configs: a Python file gives a ConfigDict, flags change it.
 
 Below the commands there are no configs, only functions with keyword arguments (see sections.py).
 """
 
 import difflib
 import importlib.util
-import json
-import os
 import re
+import shlex
 import traceback
 import warnings
 from collections import Counter
@@ -20,41 +19,28 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from filip_jax.choices import FLAGS, KEYS, choice_of, is_choice, section_of
 from filip_jax.errors import UserError
-from filip_jax.files import write_atomically
 from filip_jax.names import make_name
-from filip_jax.redact import redacted
 from filip_jax.shipped import shipped_config, shipped_configs
-from filip_jax.small_files import is_whole, read_json
 from filip_jax.user_paths import from_user
 
-FILE = "config.json"
 UNCHANGED = "unchanged"  # a sweep's point without values
-# Sections of a config that other code looks into; make_setup checks those of a run that is to be trained.
-SECTIONS = (
-    "model", "objectives", "data", "evals", "source", "tokenizer", "optimizer", "checkpoint", "processes", "mesh",
-)  # fmt: skip
-# What may change between two starts of one run without changing what it computes.
-FREE_SECTIONS = (
-    "checkpoint", "compile_cache", "evals", "evals_fatal", "eval_every_steps", "guards", "log_every_steps", "log_keys",
-    "mesh", "processes", "profile", "wandb_project",
-)  # fmt: skip
-FREE_DATA_KEYS = ("workers", "threads", "max_bad_fraction")
-# Where data lies. That they hold the same is known by the source's identity, so a copy on a node's own disk serves as well.
-FREE_SOURCE_KEYS = ("path", "images", "index", "processes", "side_captions", "keep", "class_names")
 
 
 def load_config(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The config of `FILE.py[:variant]` with `--config.key=value` overrides, as plain nested dicts.
+    """Return the config of `FILE.py[:variant]` with `--config.key=value` overrides, as plain nested dicts.
 
     Args:
         file: the ending .py may be left out. Where there is no such file it is the name of a shipped config.
+        overrides: those that choose a kind of something, see choices.py, come first wherever they stand.
 
     Raises:
         UserError: no such file or variant, an unknown key (with the nearest match), a wrong type.
     """
     path, variant = _split(file)
     config = _get_config(path, variant)
+    overrides = _choose(config, overrides)
     _check_keys(config, overrides)
     values, argv = flags.FlagValues(), ["filip", *overrides]
     try:
@@ -215,85 +201,84 @@ def _mistakes_of(path: Path):
         raise UserError(f"--config={place}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
+def _choose(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
+    """Choose kinds, set options that a section leaves to its kind, and return the rest of the overrides."""
+    rest = []
+    for override in overrides:
+        key, value = _parted(override)
+        parent, _, name = key.rpartition(".")
+        present, choice = _at(config, key), choice_of(parent) if name in KEYS else None
+        is_section = isinstance(present, ConfigDict) or "." not in key
+        if is_section and value is not None and value[:1] != "{" and is_choice(key):
+            _set(config, key, section_of(key, _words(value), _references(present)))
+        elif choice and name == choice.key and value in choice.kinds and present not in (None, value):
+            _set(config, parent, choice.section([value], _references(_at(config, parent))))
+        else:
+            rest.append(override)
+    return [override for override in rest if not _set_option(config, *_parted(override))]
+
+
+def _parted(override: str) -> tuple[str, str | None]:
+    """Return the key and the value of --config.key=value; no value of anything else."""
+    key, equals, value = override.removeprefix("--config.").partition("=")
+    return key, value if equals and override.startswith("--config.") else None
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{text!r}: {error}") from error
+
+
+def _at(config: ConfigDict, key: str) -> Any:
+    """Return the value of a key such as "model.image.depth"; None where there is none."""
+    value: Any = config
+    for name in key.split("."):
+        value = value[name] if isinstance(value, ConfigDict) and name in value else None
+    return value
+
+
+def _references(section: Any) -> dict[str, Any]:
+    """Return the values of a section, which still depend on each other as they do in the config."""
+    if not isinstance(section, ConfigDict):
+        return {}
+    return {name: x if isinstance(x, ConfigDict) else section.get_ref(name) for name, x in section.items()}
+
+
+def _set(config: ConfigDict, key: str, value: Any) -> None:
+    parent, _, name = key.rpartition(".")
+    try:
+        with config.unlocked():
+            (_at(config, parent) if parent else config)[name] = ConfigDict(value) if isinstance(value, dict) else value
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"wrong config value of {key}: {error}") from error
+
+
+def _set_option(config: ConfigDict, key: str, value: str | None) -> bool:
+    """Set an option that the section does not state but its kind has; return whether it is one."""
+    parent, _, name = key.rpartition(".")
+    section = _at(config, parent)
+    if value is None or not isinstance(section, ConfigDict) or name in section or not (choice := choice_of(parent)):
+        return False
+    kind = section.get(choice.key)
+    if name not in choice.options(kind):
+        return False
+    _set(config, key, choice.value(kind, name, value))
+    return True
+
+
 def _check_keys(config: ConfigDict, overrides: Sequence[str]) -> None:
     for override in overrides:
         key, section = re.split(r"[=\[]", override.removeprefix("--config."))[0], config
         for name in key.split(".") if override.startswith("--config.") else ():
             if not isinstance(section, ConfigDict) or name not in section:
-                near = difflib.get_close_matches(name, section) if isinstance(section, ConfigDict) else []
-                keys = near or (list(section) if isinstance(section, ConfigDict) else [])
-                legal = f"did you mean {' or '.join(keys)}?" if near else f"there are {', '.join(keys) or 'none below'}"
-                other = "; --source NAME key=value … names other data" if key.startswith("source.") else ""
+                keys = list(section) if isinstance(section, ConfigDict) else []
+                parent = key.rpartition(".")[0]
+                if keys and section is _at(config, parent) and (choice := choice_of(parent)):
+                    keys += [option for option in choice.options(section.get(choice.key)) if option not in keys]
+                near = difflib.get_close_matches(name, keys)
+                legal = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(keys) or 'none below'}"
+                other = f"; --{parent} KIND key=value … chooses another" if parent in FLAGS else ""
                 raise UserError(f"unknown config key {key}: no {name}; {legal}{other}")
             section = section[name]
-
-
-def check_same_run(workdir: Path, config: Mapping[str, Any], saved: Mapping[str, Any] | None = None) -> None:
-    """Raises a UserError if the config would change what the run of `workdir` computes; all such keys are listed.
-
-    Args:
-        saved: the run's config, of its checkpoint; by default that of config.json.
-    """
-    old = redacted(read_config(workdir) if saved is None else saved)
-    new = redacted(json.loads(json.dumps(config)))
-    changes = differences(_result_relevant(old), _result_relevant(new))
-    if changes:
-        raise UserError(
-            f"{workdir} holds a run of another config ({'; '.join(changes)}): give the old values or another --workdir "
-            "(there, init_from.path can begin with this run's parameters)"
-        )
-
-
-def save_config(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Writes config.json, without the secrets that the config may hold."""
-    write_atomically(workdir / FILE, json.dumps(redacted(config), indent=2) + "\n")
-
-
-def read_config(workdir: Path) -> dict[str, Any]:
-    """The config that a run was started with.
-
-    Raises:
-        UserError: `workdir` holds no run, or one whose config is not as it was written.
-    """
-    file = workdir / FILE
-    if not os.path.lexists(file):
-        raise UserError(f"{workdir} holds no run: {file} is missing")
-    config = read_json(file)
-    for section in ("model", "objectives", "data", "evals"):
-        if section not in config:
-            raise UserError(f"{file} is damaged: it has no section {section}")
-    for section in SECTIONS:
-        if not isinstance(config.get(section, {}), dict):
-            raise UserError(f"{file} is damaged: {section}={config[section]!r:.100} is not a section")
-    for key in ("image_size", "text_length"):
-        if not is_whole(config["data"].get(key)):
-            raise UserError(f"{file} is damaged: data.{key}={config['data'].get(key)!r:.100} is not a whole number")
-    if not is_whole(config.get("total_steps", 0)):
-        raise UserError(f"{file} is damaged: total_steps={config['total_steps']!r:.100} is not a whole number")
-    return config
-
-
-def differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """Lines "key: old -> new" for every leaf that differs between two nested dicts."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        names = sorted(set(old) | set(new))
-        found = [differences(old.get(n, "absent"), new.get(n, "absent"), f"{key}.{n}".lstrip(".")) for n in names]
-        return [line for lines in found for line in lines]
-    return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
-
-
-def _result_relevant(config: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in config.items() if name not in FREE_SECTIONS}
-    return kept | {
-        "data": {name: value for name, value in config.get("data", {}).items() if name not in FREE_DATA_KEYS},
-        "source": _without_locations(config.get("source", {})),
-    }
-
-
-def _without_locations(source: Mapping[str, Any]) -> dict[str, Any]:
-    """A source's section, or a mixture's with its components', without what names where files lie."""
-    return {
-        name: _without_locations(value) if isinstance(value, Mapping) else value
-        for name, value in source.items()
-        if name not in FREE_SOURCE_KEYS or isinstance(value, Mapping)
-    }

@@ -14,16 +14,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Shaped
 
 from filip_jax.checkpoint import Checkpoints, abstract
-from filip_jax.config import FILE as CONFIG
-from filip_jax.config import read_config
 from filip_jax.data.decode import decode
 from filip_jax.data.preprocess import centre_view
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
 from filip_jax.losses.similarity import Array
 from filip_jax.mesh import BATCH_AXES, check_memory, replicated
-from filip_jax.models import POOLINGS, Model, make_model
+from filip_jax.models import POOLINGS, Model, make_model, portable
 from filip_jax.objectives.total import Objectives, init_parameters, make_objectives
+from filip_jax.saved_config import FILE as CONFIG
+from filip_jax.saved_config import read_config
 from filip_jax.small_files import read_own
 from filip_jax.workdir import Workdir
 
@@ -212,8 +212,7 @@ class Run:
         self.tokenizer = read_tokenizer(self.workdir)
         self.checkpoints = Checkpoints(self.place.name)
         self.objectives = make_objectives(self.config["objectives"])
-        # Attention by XLA is the same function on any device.
-        self.model = make_model(self.objectives.needs, **self.config["model"] | {"attention": "xla"})
+        self.model = make_model(self.objectives.needs, **portable(self.config["model"]))
         sizes = {
             "image_size": self.config["model"]["image"]["image_size"],
             "text_length": self.config["model"]["text"]["length"],

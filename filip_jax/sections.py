@@ -21,6 +21,22 @@ SAID = {
 }
 
 
+def options_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Return by name the parameters of a function, or of a class that a section describes."""
+    return {name: p for name, p in _signature(function).parameters.items() if p.kind is not p.VAR_KEYWORD}
+
+
+def keys_of(function: Callable[..., Any]) -> list[str]:
+    """Return the parameters that are given by name only: the keys that a section has whatever kind it chooses."""
+    return [name for name, option in options_of(function).items() if option.kind is option.KEYWORD_ONLY]
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    # A Flax module's metaclass hides the constructor's signature, so classes are asked for it directly.
+    signature = inspect.signature(function.__init__ if inspect.isclass(function) else function)
+    return signature.replace(parameters=[p for name, p in signature.parameters.items() if name != "self"])
+
+
 def check(
     function: Callable[..., Any],
     section: Mapping[str, Any],
@@ -37,19 +53,15 @@ def check(
     """
     if not isinstance(section, Mapping):
         raise UserError(f"config section {key}: {section!r:.100} is not a section")
-    # A Flax module's metaclass hides the constructor's signature, so classes are asked for it directly.
-    signature = inspect.signature(function.__init__ if inspect.isclass(function) else function)
-    instance = [None] if inspect.isclass(function) else []
-    given = set(given)
+    options, given = options_of(function), set(given)
     try:
-        signature.bind(*instance, **dict.fromkeys(given), **section)
+        _signature(function).bind(**dict.fromkeys(given), **section)
     except TypeError as error:
-        hidden = given | {"self"} | {name for name, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD}
-        legal = [*(name for name in signature.parameters if name not in hidden), *also]
-        near = "".join(_near(name, legal) for name in section if name not in signature.parameters)
+        legal = [*(name for name in options if name not in given), *also]
+        near = "".join(_near(name, legal) for name in section if name not in options)
         raise UserError(f"config section {key}: {error}; its keys are {', '.join(legal)}{near}") from error
     for name, value in section.items():
-        kind = signature.parameters[name].annotation if name in signature.parameters else None
+        kind = options[name].annotation if name in options else None
         if kind in PLAIN and not _is(value, kind):
             raise UserError(f"config section {key}: {name}={value!r} is not {SAID[kind]}")
 

@@ -40,6 +40,7 @@ from filip_jax.evals.results import comparable, read_results
 from filip_jax.evals.run import open_evals, tasks_of
 from filip_jax.inference import Run
 from filip_jax.names import make_name
+from filip_jax.saved_config import save_config
 from filip_jax.train.loop import train
 
 STEPS = [4, 8, 12]
@@ -57,7 +58,7 @@ def trained(finished, finished_config, tmp_path_factory):
         "val": dict(kind="retrieval", source=source, examples=32),
         "seen": dict(kind="zero_shot", source=dict(name="emoji_scenes", split="seen_cells", seed=0, scenes=24), prompts=("a {}",)),
     }  # fmt: skip
-    (workdir / "config.json").write_text(json.dumps(finished_config | {"evals": evals}))
+    save_config(workdir, finished_config | {"evals": evals})
     return workdir
 
 

@@ -9,10 +9,11 @@ import pytest
 from conftest import ROOT
 
 from filip_jax import paths
-from filip_jax.config import check_same_run, differences, load_config, read_config, save_config
+from filip_jax.config import load_config
 from filip_jax.errors import UserError
 from filip_jax.mesh import parameter_spec
 from filip_jax.paths import flatten
+from filip_jax.saved_config import check_same_run, differences, read_config, save_config
 from filip_jax.sections import call, choose
 from filip_jax.train.setup import make_setup
 
@@ -125,11 +126,16 @@ def test_overrides_reach_everything_that_hangs_on_them():
         (lambda c: c.update(batch=3), "got an unexpected keyword argument 'batch'; its keys are seed, batch_size"),
         (lambda c: c["data"].update(crop=1), "config section data: .*'crop'; its keys are image_size, text_length"),
         (lambda c: c["data"].pop("image_size"), "config section data: missing a required .*image_size"),
-        (lambda c: c["optimizer"].pop("b1"), "config section optimizer: missing a required .*b1"),
+        (lambda c: c["optimizer"].pop("clip_norm"), "config section optimizer: missing a required .*clip_norm"),
+        (
+            lambda c: c["optimizer"].update(b3=1),
+            r"config section optimizer \(adamw\): .*'b3'; its keys are b1, b2, eps, name, ",
+        ),
         (lambda c: c.update(loss={}), "got an unexpected keyword argument 'loss'; its keys are seed"),
         (lambda c: c.update(objectives={}), "objectives: name at least one, as filip="),
         (lambda c: c["objectives"].update({"A/b": {}}), "objectives.A/b: names are of small letters, digits and _"),
-        (lambda c: c["objectives"]["filip"].pop("weight"), "objectives.filip must be a section with kind, weight and"),
+        (lambda c: c["objectives"].update(filip=3), "objectives.filip=3 is not a section"),
+        (lambda c: c["objectives"]["filip"].pop("kind"), "objectives.filip.kind='' is not one of filip, clip"),
         (
             lambda c: c["objectives"]["filip"].update(weight=-1),
             "objectives.filip.weight=-1: weights must be at least 0",
@@ -156,7 +162,10 @@ def test_overrides_reach_everything_that_hangs_on_them():
         (lambda c: c.update(batch_size=100), "batch_size=100 is not divisible by the 8 devices"),
         (lambda c: c.update(ema_decay=1.0), "ema_decay=1.0 must"),
         (lambda c: c["checkpoint"].update(evry=1), "config section checkpoint: .*'evry'; its keys are every_steps"),
-        (lambda c: c["tokenizer"].update(pth=1), "config section tokenizer: .*'pth'; its keys are name, path"),
+        (
+            lambda c: c["tokenizer"].update(pth=1),
+            r"config section tokenizer \(sentencepiece\): .*'pth'; its keys are vocab_size, .*did you mean path\?",
+        ),
         (lambda c: c["evals"]["val"].update(kind="nope"), "evals.val.kind='nope' is not one of retrieval"),
     ],
 )

@@ -12,12 +12,12 @@ from conftest import whole_tier
 from filip_jax import load_model, storage
 from filip_jax.checkpoint import Checkpoints, CheckpointWriter
 from filip_jax.checkpoint.manifest import write_manifest
-from filip_jax.config import read_config
 from filip_jax.errors import UserError
 from filip_jax.evals.checkpoints import evaluate_runs
 from filip_jax.evals.choice import Choice
 from filip_jax.models import make_model
 from filip_jax.objectives.total import init_parameters, make_objectives
+from filip_jax.saved_config import read_config
 from filip_jax.train import start
 from filip_jax.train.init_from import open_donor
 

@@ -143,13 +143,13 @@ def test_the_options_of_a_section(tmp_path):
     assert fingerprint(plain) != fingerprint(each) and each.seen == plain.seen
     assert [each.image_head(n) for n in range(10)] == [plain.image_head(n // 2) for n in range(10)]
     assert [caption.origin for n in range(4) for caption in each.captions(n)] == ["txt", "de.txt"] * 2
-    with pytest.raises(UserError, match="source: each_caption='yes' is not True or False"):
+    with pytest.raises(UserError, match="source: .*: each_caption='yes' is not True or False"):
         make_source(section | {"each_caption": "yes"})
     with pytest.raises(
         UserError, match="each_caption=True takes each caption once an epoch: give caption_keys without"
     ):
         make_source(section | {"each_caption": True, "caption_keys": (("txt", 2.0), "de.txt")})
-    with pytest.raises(UserError, match="side_captions, keep, label, class_names, each_caption"):
+    with pytest.raises(UserError, match="side_captions, keep, each_caption, label, class_names"):
         make_source(section | {"each_captions": True})
     labelled = make_source(section | {"label": "de.txt", "each_caption": True})
     assert labelled.class_names == [f"Bild {n}" for n in range(5)] and [labelled[n].label for n in (0, 9)] == [0, 4]

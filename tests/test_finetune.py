@@ -15,10 +15,11 @@ from runs import command, environment, logged
 
 from filip_jax import load_model, paths
 from filip_jax.checkpoint import Checkpoints, abstract
-from filip_jax.config import check_same_run, load_config, save_config
+from filip_jax.config import load_config
 from filip_jax.errors import UserError
 from filip_jax.losses import token_similarity
 from filip_jax.mesh import global_batch
+from filip_jax.saved_config import check_same_run, save_config
 from filip_jax.sections import call
 from filip_jax.train.loop import train
 from filip_jax.train.setup import batch_of, lower_step, make_setup

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from filip_jax import files, folders
 from filip_jax.checkpoint import Checkpoints, CheckpointWriter
 from filip_jax.cluster.watch import Watch
-from filip_jax.config import save_config
 from filip_jax.errors import UserError
 from filip_jax.files import locked, open_to_append, remove_abandoned, replacing, write_atomically
+from filip_jax.saved_config import save_config
 from filip_jax.train.start import newest_sound, open_workdir
 from filip_jax.workdir import WRITTEN, Workdir
 

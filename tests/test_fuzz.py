@@ -14,7 +14,7 @@ from conftest import ROOT, slow, small
 from pairs import picture, tar
 from PIL import Image
 
-from filip_jax.cli_data import source_section
+from filip_jax.choices import section_of
 from filip_jax.config import load_config
 from filip_jax.data.decode import decode, image_size
 from filip_jax.data.pipeline import batches
@@ -127,7 +127,7 @@ def test_an_index_into_a_number_is_an_unknown_key():
         load_config(DEMO, ["--config.seed[0]=1"])
 
 
-@pytest.mark.parametrize("value", ["-" * 5000 + "1", "(1,"], ids=["deep", "open"])
+@pytest.mark.parametrize("value", ["-" * 100_000 + "1", "(1,"], ids=["deep", "open"])
 def test_tuples_that_pythons_parser_gives_up_on(value):
     with pytest.raises(UserError, match="wrong config value"):
         load_config(DEMO, [f"--config.evals.seen_cells.prompts={value}"])
@@ -165,7 +165,7 @@ def test_braces_without_end_or_order():
 @pytest.mark.parametrize("word", ["weight=" + "-" * 5000 + "1", "weight=" + "(" * 20_000, "a=" + "9" * 5000])
 def test_source_words_that_pythons_parser_gives_up_on(word):
     name, _, value = word.partition("=")
-    assert source_section(["folder", word])[name] == value
+    assert section_of("source", ["folder", word], {})[name] == value
 
 
 @pytest.mark.parametrize("weight", [10**400, float("inf"), float("nan"), 0, -1])

@@ -158,13 +158,11 @@ def test_what_a_filter_left_is_known_by_its_content(tmp_path):
     assert len(set(idents)) == 3 and changes(*idents[:2]) == "keep"
 
 
-def test_what_an_earlier_version_noted_counts_with_a_warning(tmp_path):
-    """Whether it is of this data cannot be known; a run that stopped for that would never go on."""
+def test_what_an_earlier_version_filtered_counts_with_a_warning(tmp_path):
+    """Whether it is of this data cannot be known."""
     (tmp_path / "data").mkdir()
     section = write_folder(tmp_path / "data", SHARDS)
     now = make_source(section)
-    with pytest.warns(UserWarning, match="data of run: an older version .* the run goes on"):
-        check_same_data({"data_sha256": "c3d4" * 16}, describe(now), "run")
     section["keep"] = kept(tmp_path / "kept", now, [0, 3])
     report = tmp_path / "kept/report.json"
     report.write_text(json.dumps({"identity": "c3d4" * 16, "rules": {}, "source_records": 6}))

@@ -484,9 +484,9 @@ def test_a_resume_needs_no_donor(first, locked, tmp_path, capsys):
         train(tmp_path / "run", first[1] | {"init_from": {"path": "elsewhere", "rules": IMAGE_ONLY}})
 
 
-def test_a_run_begins_where_another_ended(first, small_demo, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_run_begins_where_another_ended(first, small_demo, tmp_path):
     """With everything taken and a learning rate of nothing, the model stays the checkpoint's."""
-    monkeypatch.setattr("filip_jax.train.setup.make_mesh", lambda **_: make_devices_mesh(1, 1))
     folder, _ = first
     still = small_demo["optimizer"] | {"peak_learning_rate": 0.0}
     train(tmp_path / "run", small_demo | {

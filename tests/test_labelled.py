@@ -228,9 +228,9 @@ def test_names_and_prompts_stand_in_json_files_and_in_buckets_too(data, tmp_path
     assert found == [NAMES, NAMES]
     assert [make_prompts(f"{place}/prompts.json:three") for place in (tmp_path, bucket)] == [["a {}.", "my {}"]] * 2
     source = make_source(data["webdataset"])
-    tasks = [hashes_of("zero_shot", {}, source, {"prompts": f"{tmp_path}/prompts.json:three"})]
+    tasks = [hashes_of(zero_shot, {}, source, {"prompts": f"{tmp_path}/prompts.json:three"})]
     (tmp_path / "prompts.json").write_text(json.dumps({"three": ["a {c}.", "our {c}"]}))
-    tasks.append(hashes_of("zero_shot", {}, source, {"prompts": f"{tmp_path}/prompts.json:three"}))
+    tasks.append(hashes_of(zero_shot, {}, source, {"prompts": f"{tmp_path}/prompts.json:three"}))
     assert tasks[0]["prompts"] != tasks[1]["prompts"] and tasks[0]["task"] != tasks[1]["task"]
     for name, message in (
         ("four", "has no list of texts 'four'; its names are numbers, three, two"),

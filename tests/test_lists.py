@@ -15,7 +15,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pairs import picture
 
-from filip_jax.cli_data import source_section
+from filip_jax.choices import section_of
 from filip_jax.data import content, rows, values
 from filip_jax.data.record import METADATA_BYTES, BadRecord
 from filip_jax.data.rows import read_rows
@@ -189,7 +189,7 @@ def test_the_separator_and_the_columns_may_be_said(tmp_path):
     data = "0.jpg:a, b\n1.jpg:c, d\n"
     words = ["csv", f"path={tmp_path}/list.csv", "separator=:", "columns=image,caption"]
     (tmp_path / "list.csv").write_text(data)
-    assert captions(make_source(source_section(words))) == ["a, b", "c, d"]
+    assert captions(make_source(section_of("source", words, {}))) == ["a, b", "c, d"]
     for separator in ("tab", "\\t", "\t"):
         assert captions(read(tmp_path, "a,b,image\tcaption\n1\t2\n", separator=separator, image="a,b,image")) == ["2"]
     assert captions(read(tmp_path, "image\n0.jpg\n", "list.tsv", caption_keys=("image",))) == ["0.jpg"]

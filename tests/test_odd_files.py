@@ -19,7 +19,6 @@ from filip_jax.checkpoint import Checkpoints, CheckpointWriter
 from filip_jax.cleaning.filter import filter_source
 from filip_jax.cli import main
 from filip_jax.cluster.watch import Watch
-from filip_jax.config import read_config
 from filip_jax.data.kept import Kept
 from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import make_source
@@ -29,6 +28,7 @@ from filip_jax.evals.run import check_evals
 from filip_jax.logged import read_metrics
 from filip_jax.models import make_model
 from filip_jax.objectives.total import make_objectives
+from filip_jax.saved_config import FORMAT, read_config
 from filip_jax.small_files import MAX_DEPTH
 from filip_jax.tools import report as page
 from filip_jax.tools.convert import convert
@@ -179,6 +179,7 @@ def test_manifest(run, trained, capsys):
     file = run / f"checkpoints/{STEP}/manifest.json"
     content = json.loads(file.read_text())
     content["files"], content["tree"] = (dict(list(content[part].items())[:2]) for part in ("files", "tree"))
+    content["config"]["evals"] = trained[1]["evals"]
     content["meta"]["seconds"] |= {"lost_by_rollback": 1.0}
     for n, _, text in cases(content):
         with contextlib.suppress(ValueError, RecursionError):  # nobody can sign it
@@ -190,6 +191,26 @@ def test_manifest(run, trained, capsys):
             lambda: page._provenance(str(run), read_results(run)),
         )
         commands(n, run, capsys, "inspect", "report", "eval")
+
+
+def test_a_run_of_another_format_is_refused_and_left_as_it_is(run, trained):
+    """It is no damaged run: nothing is set aside, and no earlier checkpoint is taken instead."""
+    manifest, config = run / "checkpoints/2/manifest.json", run / "config.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(signed(content | {"format": 1}))
+    words = (
+        f"manifest.json is of format 1, and this filip_jax reads format {FORMAT} only: go on with the filip_jax that"
+    )
+    checkpoints = Checkpoints(run)
+    for read in (checkpoints.manifest, checkpoints.damage, checkpoints.check, lambda _: train(run, trained[1])):
+        with pytest.raises(UserError, match=words):
+            read(2)
+    assert checkpoints.steps() == [2]
+    old = json.loads(config.read_text())
+    assert old.pop("format") == FORMAT
+    config.write_text(json.dumps(old))
+    with pytest.raises(UserError, match="config.json is of an older format, and this filip_jax reads"):
+        read_config(run)
 
 
 HUGE = {

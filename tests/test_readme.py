@@ -15,8 +15,8 @@ from documents import PAGES, all_blocks, blocks, commands
 from environment import QUICKLY
 from pairs import write_webdataset
 
+from filip_jax.choices import FLAGS
 from filip_jax.cli import main
-from filip_jax.cli_data import source_section
 from filip_jax.config import load_config
 from filip_jax.data.sources import SOURCES, make_source
 from filip_jax.evals.run import check_evals, open_evals
@@ -125,11 +125,12 @@ def built(arguments):
     """A train command's config, resolved and built abstractly, its data opened."""
     config = next(a.removeprefix("--config=") for a in arguments if a.startswith("--config="))
     assert any(a.startswith("--workdir=") for a in arguments)
-    resolved = load_config(str(ROOT / config), [a for a in arguments if a.startswith("--config.")])
-    if "--source" in arguments:
-        words = arguments[arguments.index("--source") + 1 :]
-        resolved["source"] = source_section(list(itertools.takewhile(lambda word: not word.startswith("--"), words)))
-    setup = call(make_setup, resolved, config)
+    overrides = [a for a in arguments if a.startswith("--config.")]
+    for key in (key for key in FLAGS if f"--{key}" in arguments):
+        words = arguments[arguments.index(f"--{key}") + 1 :]
+        words = itertools.takewhile(lambda word: not word.startswith("--"), words)
+        overrides.append(f"--config.{key}={shlex.join(words)}")
+    setup = call(make_setup, load_config(str(ROOT / config), overrides), config)
     make_source(setup.source)
     if setup.eval_every_steps:
         open_evals(setup.evals)
@@ -256,6 +257,9 @@ def test_python_blocks(block, request, monkeypatch, capsys):
     exec(compile(block, page, "exec"), names)
     if "image_to_text" in names:
         assert names["image_to_text"].shape == names["text_to_image"].shape == (1, 2) and capsys.readouterr().out
+    elif "VARIANTS" in names:
+        for variant in names["VARIANTS"]:
+            call(make_setup, names["get_config"](variant).to_dict(), variant)
     elif "get_config" in names:
         config = names["get_config"]().to_dict()
         if "source" not in config:
@@ -265,7 +269,7 @@ def test_python_blocks(block, request, monkeypatch, capsys):
         for section in source.values():  # the paths are not there: nothing but the options can be checked
             options = {k: v for k, v in section.items() if k not in ("name", "weight", "side_captions", "caption_keys")}
             check(SOURCES[section["name"]], options | {"caption_keys": ("txt",)}, "source")
-    else:
+    elif "make_objectives" not in names:  # whose block looks at its own result
         assert names["sharded"].shape == () and len(names["gradient"].shape) == 3
 
 

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from test_config import shipped
 
 from filip_jax.cli import main
-from filip_jax.config import check_same_run, load_config, read_config, save_config
+from filip_jax.config import load_config
 from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import SOURCES
 from filip_jax.errors import UserError, one_line
 from filip_jax.paths import flatten
 from filip_jax.redact import HIDDEN, redact, redacted
+from filip_jax.saved_config import FORMAT, check_same_run, read_config, save_config
 
 LETTERS = string.ascii_letters + string.digits
 
@@ -108,7 +109,7 @@ def test_shipped_configs_are_unchanged_bit_for_bit(name, tmp_path):
     config = load_config(str(ROOT / "configs" / name))
     assert redacted(config) == config
     save_config(tmp_path, config)
-    assert (tmp_path / "config.json").read_text() == json.dumps(config, indent=2) + "\n"
+    assert (tmp_path / "config.json").read_text() == json.dumps({"format": FORMAT} | config, indent=2) + "\n"
     assert read_config(tmp_path) == json.loads(json.dumps(config))
     text = " ".join(
         f"{path}={value!r}, {path.replace('/', '.')}: {value!r} -> {value!r};"

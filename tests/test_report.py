@@ -17,6 +17,7 @@ from test_plain import HOSTILE, is_plain
 from filip_jax.cli import main
 from filip_jax.evals.checkpoints import evaluate_runs
 from filip_jax.evals.choice import Choice
+from filip_jax.saved_config import save_config
 from filip_jax.tools.report import report
 
 VOID = {"meta", "img", "br", "rect", "path", "circle"}
@@ -53,7 +54,7 @@ def run(finished, finished_config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("report") / "a <run>"
     shutil.copytree(finished[0], workdir, ignore=shutil.ignore_patterns("4", "evals.json", "pictures"))
     evals = {"alignment": finished_config["evals"]["alignment"], "cifar10": finished_config["evals"]["seen_cells"]}
-    (workdir / "config.json").write_text(json.dumps(finished_config | {"evals": evals}))
+    save_config(workdir, finished_config | {"evals": evals})
     evaluate_runs(str(workdir), Choice(step="all"))
     return workdir
 

@@ -19,7 +19,6 @@ from pairs import picture, tar, write_folder
 from PIL import Image
 
 from filip_jax.cli import main
-from filip_jax.config import read_config
 from filip_jax.data.decode import FORMATS, decode
 from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import make_source
@@ -28,6 +27,7 @@ from filip_jax.evals.prompts import make_prompts
 from filip_jax.evals.zero_shot import ClassTexts
 from filip_jax.inference import Embedder
 from filip_jax.logged import read_metrics
+from filip_jax.saved_config import read_config
 from filip_jax.small_files import MAX_JSON_BYTES, read_json
 
 PACKAGE = ROOT / "filip_jax"

@@ -744,8 +744,8 @@ def test_lists_as_spreadsheets_write_them(tmp_path):
         (dict(name="webdataset", path=5), "path=5 is not a text"),
         (dict(name="webdataset", path="TARS", processes="abc"), "processes='abc' is not a whole number"),
         (dict(name="webdataset", path="TARS", processes=-1), "processes=-1 must be at least 0"),
-        (dict(name="webdataset", path="TARS", side_captions=5), "side_captions=5 is not a path"),
-        (dict(name="webdataset", path="TARS", keep=5), "keep=5 is not a path"),
+        (dict(name="webdataset", path="TARS", side_captions=5), "side_captions=5 is not a text"),
+        (dict(name="webdataset", path="TARS", keep=5), "keep=5 is not a text"),
         (dict(name="webdataset", path="TARS", caption_keys=(1, 2)), r"caption_keys=\(1, 2\) is not a list"),
         (dict(name="webdataset", path="TARS", caption_keys=("txt", "nope")), "caption_keys='nope'"),
         (

@@ -17,6 +17,13 @@ import pytest
 from conftest import ROOT, no_process_left
 from cost import ROW, TABLE, guards
 
+from filip_jax.data.sources import SOURCES
+from filip_jax.data.tokenizer import TOKENIZERS
+from filip_jax.evals.run import KINDS
+from filip_jax.models.transformer import ATTENTIONS
+from filip_jax.objectives import OBJECTIVES
+from filip_jax.train.optimizer import OPTIMIZERS
+
 PACKAGE = ROOT / "filip_jax"
 # The configs are a link out of the package in a clone, and files of it in a source distribution.
 FILES = sorted(file for file in PACKAGE.rglob("*.py") if file.relative_to(PACKAGE).parts[0] != "configs")
@@ -29,15 +36,17 @@ ROOMS = [
     {"small_files"},
     {"extras", "files", "foreign_paths", "handles", "names", "paths", "progress", "sections", "user_paths", "walk", "workers"},
     {"logged", "shipped", "storage"},
-    {"buckets", "cluster", "config", "folders", "mesh"},
+    {"buckets", "cluster", "folders", "mesh", "saved_config"},
     {"workdir"},
     {"losses"}, {"models"}, {"objectives"}, {"data"},
     {"cleaning"},
     {"checkpoint"},
     {"inference"},
     {"evals"},
-    {"tools"},
     {"train"},
+    {"choices"},
+    {"config"},
+    {"tools"},
     {"plan"},
     {"cli_align", "cli_configs", "cli_data", "cli_plan"},
     {"cli"},
@@ -81,6 +90,20 @@ PRIVATE = {
         {"filip_jax/buckets.py", "filip_jax/checkpoint/store.py"},
         "where Orbax puts arrays is decided here: s3:// is added, and a store is opened without Orbax to compare it",
     ),
+}
+# What a config chooses from, by the file whose table alone names it: a new kind is a file or function, and a line there.
+TABLES = {
+    "data/sources.py": SOURCES
+    | {"mixture": None},  # whose class may be asked for: a source of sources, drawn by weight
+    "data/tokenizer.py": TOKENIZERS,
+    "evals/run.py": KINDS,
+    "models/transformer.py": ATTENTIONS,
+    "train/optimizer.py": OPTIMIZERS,
+    "objectives/__init__.py": OBJECTIVES,
+}
+NO_KINDS = {  # names in other files, and what they are there
+    ("data/annotations.py", "'annotations'"): "a key of COCO's files",
+    ("data/kept.py", "'folder'"): "a key of what a checkpoint notes of the data",
 }
 PATCHES = {"setattr", "delattr", "patch", "object"}
 REPLACED = {("filip_jax/buckets.py", "orbax.checkpoint._src.serialization.tensorstore_utils.*")}
@@ -135,6 +158,69 @@ def test_files_fit_a_head_and_functions_a_screen():
                 body = node.body[1:] if ast.get_docstring(node) else node.body
                 lines = node.body[0].lineno - node.lineno + (node.end_lineno - body[0].lineno if body else 0)
                 assert lines < 60, f"{file}: {node.name}"
+
+
+def asked_for(text: str) -> set[str]:
+    """Return the texts that a file compares with or has as keys, quoted, and the objects whose identity or type it asks for."""
+    asked = list[ast.AST | None]()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Compare):
+            sides = [node.left, *node.comparators]
+            sides = [part for side in sides for part in getattr(side, "elts", [side])]
+            texts = [side for side in sides if isinstance(side, ast.Constant)]
+            identity = isinstance(node.ops[0], ast.Is | ast.IsNot) and not texts
+            asked += sides if identity else texts
+        elif isinstance(node, ast.Dict):
+            asked += [key for key in node.keys if isinstance(key, ast.Constant)]
+        elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+            asked.append(node.slice)
+        elif isinstance(node, ast.MatchValue):
+            asked.append(node.value)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance":
+            asked += [part for part in ast.walk(node.args[1]) if isinstance(part, ast.Name | ast.Attribute)]
+    return {
+        ast.unparse(part).rpartition(".")[2] if isinstance(part, ast.Attribute) else ast.unparse(part) for part in asked
+    }
+
+
+def kinds_of_others(file: str, text: str) -> set[str]:
+    """Return the kinds that a file asks for although their table is another's."""
+    names = {owner: {*map(repr, table), *map(object_name, table.values())} for owner, table in TABLES.items()}
+    others = set().union(*(found for owner, found in names.items() if owner != file)) - names.get(file, set())
+    return {name for name in asked_for(text) & others if (file, name) not in NO_KINDS}
+
+
+def object_name(kind: object) -> str:
+    return getattr(kind, "__name__", "").rpartition(".")[2]
+
+
+def test_no_file_but_its_table_names_a_kind():
+    texts = {str(file.relative_to(PACKAGE)): file.read_text() for file in FILES}
+    assert not {file: found for file, text in texts.items() if (found := kinds_of_others(file, text))}
+    assert all(name in asked_for(texts[file]) for file, name in NO_KINDS)
+
+
+@pytest.mark.parametrize(
+    "text, kind",
+    [
+        ("if name == 'lamb': pass", "'lamb'"),
+        ("a = 'bert' != name", "'bert'"),
+        ("name in ('csv', 'other')", "'csv'"),
+        ("small = {'zero_shot': 3}", "'zero_shot'"),
+        ("TABLE['cudnn']", "'cudnn'"),
+        ("match name:\n    case 'tfds': pass", "'tfds'"),
+        ("if each.kind is pictures: pass", "pictures"),
+        ("kind is not evals.retrieval", "retrieval"),
+        ("isinstance(source, data.Folder | Arrow)", "Folder"),
+    ],
+)
+def test_a_kind_that_is_asked_for_is_noticed(text, kind):
+    assert kind in kinds_of_others("any.py", text)
+
+
+def test_what_is_given_or_called_as_a_kind_is_no_offence():
+    assert not kinds_of_others("any.py", "if folder is None: make(name='lamb', source=dict(name='csv'))")
+    assert not kinds_of_others("train/optimizer.py", "OPTIMIZERS = {'lamb': lamb}")
 
 
 def test_dependencies_have_floors_and_ceilings():

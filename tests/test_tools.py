@@ -17,6 +17,7 @@ from PIL import Image
 from test_images import encoded, photo
 
 from filip_jax import cli_data
+from filip_jax.choices import section_of
 from filip_jax.cleaning.filter import filter_source
 from filip_jax.cli import main
 from filip_jax.data.decode import decode
@@ -252,10 +253,10 @@ def test_options_are_those_of_the_functions():
 
 
 def test_sources_on_the_command_line():
-    assert cli_data.source_section(["webdataset", "path=2024", "processes=3", "caption_keys=txt,de.txt"]) == dict(
+    assert section_of("source", ["webdataset", "path=2024", "processes=3", "caption_keys=txt,de.txt"], {}) == dict(
         name="webdataset", path="2024", processes=3, caption_keys=("txt", "de.txt")
     )
-    section = cli_data.source_section(["csv", "image=5", 'caption_keys=[("a", 2.0), "b"]', "keep=7"])
+    section = section_of("source", ["csv", "image=5", 'caption_keys=[("a", 2.0), "b"]', "keep=7"], {})
     assert section == dict(name="csv", image="5", caption_keys=[("a", 2.0), "b"], keep="7")
 
 

@@ -44,7 +44,7 @@ def merges(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clip(merges):
-    return Tokenizer(make_tokenizer(source=NO_SOURCE, name="clip", path=merges, vocab_size=1, captions=1))
+    return Tokenizer(make_tokenizer(source=NO_SOURCE, name="clip", path=merges))
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +129,7 @@ def test_vocabularies_go_to_workers_and_into_files(clip):
 
 def test_bert_cuts_words_as_wukong_does(tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n", "utf-8")
-    bert = Tokenizer(
-        make_tokenizer(source=NO_SOURCE, name="bert", path=str(tmp_path / "vocab.txt"), vocab_size=1, captions=1)
-    )
+    bert = Tokenizer(make_tokenizer(source=NO_SOURCE, name="bert", path=str(tmp_path / "vocab.txt")))
     ids, truncated = bert.encode(["一dogs, Café", "playing 猫", "a a a a a a a"], 8)
     tokens = [[WORDS[n] for n in row] for row in ids]
     assert tokens[0] == ["[CLS]", "一", "dog", "##s", ",", "cafe", "[SEP]", "[PAD]"]
@@ -155,12 +153,12 @@ def test_bert_cuts_words_as_wukong_does(tmp_path):
 def test_what_is_no_vocabulary(tmp_path, name, content, message):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(UserError, match=message):
-        make_tokenizer(source=NO_SOURCE, name=name, path=str(tmp_path / "file"), vocab_size=1, captions=1)
+        make_tokenizer(source=NO_SOURCE, name=name, path=str(tmp_path / "file"))
 
 
 def test_a_vocabulary_that_is_nowhere():
     with pytest.raises(UserError, match="tokenizer.name='bert' needs its file: set tokenizer.path to vocab.txt"):
-        make_tokenizer(source=NO_SOURCE, name="bert", path="", vocab_size=1, captions=1)
+        make_tokenizer(source=NO_SOURCE, name="bert", path="")
     with pytest.raises(UserError, match="JSON is not one of filip_jax"):
         Tokenizer(b'{"name": "clip"}')
 
@@ -170,7 +168,7 @@ def test_a_file_in_an_installed_package_is_found(tmp_path, monkeypatch):
     (tmp_path / "cn_clip/__init__.py").write_text("raise SystemExit('this package must not be imported')")
     (tmp_path / "cn_clip/clip/vocab.txt").write_text("\n".join(WORDS), "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    assert Tokenizer(make_tokenizer(source=NO_SOURCE, name="bert", path="", vocab_size=1, captions=1)).vocab_size == 14
+    assert Tokenizer(make_tokenizer(source=NO_SOURCE, name="bert", path="")).vocab_size == 14
 
 
 def test_training_reads_all_texts_of_all_origins_and_steps_over_bad_records(tmp_path):
@@ -198,7 +196,7 @@ def test_a_trained_tokenizer_is_the_one_of_a_run(demo_config, tmp_path):
 def test_of_a_strangers_tokenizer_only_the_pieces_are_applied(tmp_path):
     """Regular expressions and replacements that its JSON names could take or make any amount."""
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS) + "\n", "utf-8")
-    model = make_tokenizer(source=NO_SOURCE, name="bert", path=str(tmp_path / "vocab.txt"), vocab_size=1, captions=1)
+    model = make_tokenizer(source=NO_SOURCE, name="bert", path=str(tmp_path / "vocab.txt"))
     content = json.loads(model)
     rules = content["tokenizer"]
     rules["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Removed", "invert": False}
@@ -221,4 +219,4 @@ def test_a_tokenizer_of_gigabytes_is_not_read(tmp_path, monkeypatch):
     file = tmp_path / "m.model"
     file.write_bytes(bytes(1001))
     with pytest.raises(UserError, match="m.model has more than 1000 bytes"):
-        make_tokenizer(source=NO_SOURCE, name="sentencepiece", path=str(file), vocab_size=1, captions=1)
+        make_tokenizer(source=NO_SOURCE, name="sentencepiece", path=str(file), vocab_size=300)

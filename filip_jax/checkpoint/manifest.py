@@ -12,11 +12,11 @@ from typing import Any
 
 from filip_jax import storage
 from filip_jax.errors import UserError
+from filip_jax.saved_config import FORMAT, check_format
 from filip_jax.small_files import is_text, is_whole, parse
 
 FILE = "manifest.json"
 ASIDE = "manifest.damaged.json"  # of a checkpoint that a run found damaged: it counts no more
-FORMAT = 1
 MOST_BYTES = 1 << 26  # of a manifest
 MAX_SIZE = 1 << 63  # bytes of a file, or entries of an array's dimension
 MAX_DIMENSIONS = 64  # of an array
@@ -67,9 +67,10 @@ def write_manifest(folder: str, content: Mapping[str, Any], state_folder: str) -
 
 
 def read_manifest(folder: str) -> Manifest:
-    """The manifest of the checkpoint in `folder`.
+    """Return the manifest of the checkpoint in `folder`.
 
     Raises:
+        OtherFormat: another version of filip_jax wrote it.
         UserError: it is not what `write_manifest` writes.
         OSError: it cannot be read.
     """
@@ -78,11 +79,13 @@ def read_manifest(folder: str) -> Manifest:
         data = stream.read(MOST_BYTES)
     try:
         manifest = parse(data)
-        sha = manifest.pop("sha256")
-        sound = manifest["format"] == FORMAT and sha == manifest_sha256(manifest) and _is_sound(manifest)
+        is_signed = manifest.pop("sha256") == manifest_sha256(manifest)
+        is_sound = is_signed and manifest["format"] == FORMAT and _is_sound(manifest)
     except (ValueError, KeyError, TypeError, AttributeError):
-        sound = False
-    if not sound:
+        is_signed = is_sound = False
+    if is_signed:
+        check_format(manifest, path)
+    if not is_sound:
         raise UserError(f"{path} is damaged: it is not the manifest of a checkpoint")
     return manifest
 

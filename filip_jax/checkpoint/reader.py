@@ -13,6 +13,7 @@ from typing import Any
 from filip_jax import folders, storage
 from filip_jax.checkpoint.manifest import ASIDE, FILE, Manifest, damage, describe, manifest_sha256, read_manifest
 from filip_jax.errors import UserError
+from filip_jax.saved_config import OtherFormat
 from filip_jax.user_paths import absolute, from_user
 
 FOLDER = "checkpoints"
@@ -72,10 +73,13 @@ class Checkpoints:
             share, shares: looks at this of so many equal parts of the files.
 
         Raises:
+            OtherFormat: another version of filip_jax wrote it.
             OSError: the disk or bucket cannot be asked; a file that it cannot give counts as damaged.
         """
         try:
             return damage(self.folder(step), self._manifest(step), share, shares)
+        except OtherFormat:
+            raise
         except UserError as error:
             return str(error)
         except OSError as error:

@@ -42,6 +42,8 @@ class Annotations:
         UserError: no such file or folder, a file of another layout, or a split without images.
     """
 
+    reads = (".json",)
+
     def __init__(self, *, path: str, images: str, split: str = "", caption_keys: Sequence[str] = (ORIGIN,)):
         if set(caption_keys) - {ORIGIN}:
             raise UserError(f"caption_keys={tuple(caption_keys)}: all texts of annotations have the origin {ORIGIN!r}")

@@ -45,6 +45,7 @@ class ArrayRecord:
         UserError: no such files, or a bucket that the reader of ArrayRecord cannot reach.
     """
 
+    reads = SUFFIXES
     _ahead: tuple[int, Sequence[bytes]]
     _alone: int
     _latest: tuple[int, Any]

@@ -40,6 +40,8 @@ class Arrow(Columnar):
         UserError: no such files or split, files that are no Arrow, or what `Columnar` raises.
     """
 
+    reads = SUFFIXES
+
     def __init__(
         self, *, path: str, split: str = "", image: str = "image", caption_keys: Sequence[str] = ("caption",),
         key: str = "", images: str = "",

@@ -34,6 +34,8 @@ class ClassFolder:
         UserError: no such folder, or none with images in it.
     """
 
+    reads = ENDINGS
+
     def __init__(self, *, path: str, caption_keys: Sequence[str] = ()):
         if not path or not os.path.isdir(path):
             raise UserError(f"class_folder: path={path!r} is not a folder")

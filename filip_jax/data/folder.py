@@ -39,6 +39,8 @@ class Folder:
         UserError: no such folder, or no image with a caption in it.
     """
 
+    reads = ENDINGS
+
     def __init__(self, *, path: str, caption_keys: Sequence[str] = ("txt",)):
         if not path or not Path(path).is_dir():
             raise UserError(f"folder: path={path!r} is not a folder")

@@ -1,4 +1,4 @@
-"""The data sources by name. A new one is a file beside this and a line here."""
+"""The data sources by name. A new one is a file beside this and a line in `SOURCES`."""
 
 import hashlib
 import json
@@ -11,28 +11,24 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from filip_jax.data.annotations import Annotations
-from filip_jax.data.array_record import SUFFIXES as ARRAY_RECORDS
 from filip_jax.data.array_record import ArrayRecord
-from filip_jax.data.arrow import SUFFIXES as ARROWS
 from filip_jax.data.arrow import Arrow
 from filip_jax.data.class_folder import ClassFolder
-from filip_jax.data.decode import ENDINGS
 from filip_jax.data.each_caption import EachCaption
 from filip_jax.data.emoji_scenes import EmojiScenes
 from filip_jax.data.folder import Folder
-from filip_jax.data.identity import ELSEWHERE, OLDER, changes, is_elsewhere, parts_of
+from filip_jax.data.identity import ELSEWHERE, changes, is_elsewhere, parts_of
 from filip_jax.data.joined import WEIGHT, Joined, Mixture
 from filip_jax.data.kept import Kept
 from filip_jax.data.labelled import Labelled
 from filip_jax.data.parquet import Parquet
 from filip_jax.data.record import Caption, Record
 from filip_jax.data.side_captions import SideCaptions
-from filip_jax.data.table import SUFFIXES as LISTS
 from filip_jax.data.table import Table
 from filip_jax.data.tfds import Tfds
 from filip_jax.data.webdataset import WebDataset
 from filip_jax.errors import UserError
-from filip_jax.sections import check, choose
+from filip_jax.sections import call, check, choose, keys_of
 from filip_jax.user_paths import absolute, from_user
 
 SOURCES = {
@@ -48,11 +44,6 @@ SOURCES = {
     "annotations": Annotations,
     "tfds": Tfds,
 }
-# endings of what a source reads in its folder, which our own commands write, too
-READS = {
-    "folder": ENDINGS, "class_folder": ENDINGS, "array_record": ARRAY_RECORDS, "arrow": ARROWS, "jsonl": LISTS,
-    "csv": LISTS, "annotations": (".json",),
-}  # fmt: skip
 ALSO_KNOWN_AS = {  # kinds of data by the names that other tools have for them: the source that reads them
     "coco": "annotations", "karpathy": "annotations", "datasets": "arrow", "hf": "arrow", "huggingface": "arrow",
     "feather": "arrow", "wds": "webdataset", "tar": "webdataset", "tars": "webdataset", "img2dataset": "webdataset",
@@ -68,7 +59,7 @@ class Source(Protocol):
     Where a record cannot be read, `[index]` and `captions` raise BadRecord; `where` still gives its
     shard and key. `captions` spares the image where that is cheaper, and may be empty. A source of
     labelled images has `class_names`, too; one of encoded images may have `image_head(index)`, their
-    first bytes.
+    first bytes. A class whose folders may hold what our own commands write names the endings that it reads as `reads`.
 
     Attributes:
         shard_sizes: records of each piece that is best read together, in order; sums to the length.
@@ -115,10 +106,16 @@ def make_source(section: Mapping[str, Any], key: str = "source") -> Source:
     if isinstance(name, str) and os.sep in name:
         raise UserError(f"{key}.name={name!r} is a path: name a source before it, as in: webdataset path={name}")
     kind = choose(SOURCES | {"mixture": Mixture}, name, f"{key}.name")
+    common = {option: section.pop(option) for option in COMMON if option in section}
     try:
-        return _make(kind, section, f"{key} ({name})")
+        return call(open_kind, common, f"{key} ({name})", kind=kind, own=section, place=f"{key} ({name})")
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
+
+
+def is_source(section: Any) -> bool:
+    """Return whether a value in a config is the section of a source."""
+    return isinstance(section, Mapping) and section.get("name") in (*SOURCES, "mixture")
 
 
 def _make_mixture(parts: Mapping[str, Any], key: str) -> Mixture:
@@ -133,22 +130,25 @@ def _make_mixture(parts: Mapping[str, Any], key: str) -> Mixture:
     return Mixture({name: make_source(section, f"{key}.{name}") for name, section in sections.items()}, weights)
 
 
-def _make(kind: Callable[..., Source], section: dict[str, Any], key: str) -> Source:
-    each_caption = section.pop("each_caption", False)
-    if not isinstance(each_caption, bool):
-        raise UserError(f"each_caption={each_caption!r} is not True or False")
-    names = ("side_captions", "keep", "label", "class_names")
-    side_captions, keep, label, class_names = (_text(section, name) for name in names)
+def open_kind(
+    kind: Callable[..., Source], own: dict[str, Any], place: str,
+    *, side_captions: str = "", keep: str = "", each_caption: bool = False, label: str = "", class_names: str = "",
+) -> Source:  # fmt: skip
+    """Return a source of a kind, made of its own options; the keyword arguments are those of every kind, see `make_source`.
+
+    Raises:
+        UserError: a wrong option, or data that cannot be opened.
+    """
     if label:
-        section["caption_keys"] = (*(k for k in section.get("caption_keys", ()) if k != label), label)
-    weights = _weights(section["caption_keys"]) if "caption_keys" in section else None
+        own["caption_keys"] = (*(k for k in own.get("caption_keys", ()) if k != label), label)
+    weights = _weights(own["caption_keys"]) if "caption_keys" in own else None
     if each_caption and len(set((weights or {}).values())) > 1:
         raise UserError("each_caption=True takes each caption once an epoch: give caption_keys without weights")
-    side = SideCaptions(side_captions, section.get("index", "")) if side_captions else None
+    side = SideCaptions(side_captions, own.get("index", "")) if side_captions else None
     if weights is not None:
-        section["caption_keys"] = tuple(name for name in weights if side is None or name not in side.origins)
-    check(kind, section, key, also=(*names, "each_caption"))
-    source = kind(**section)
+        own["caption_keys"] = tuple(name for name in weights if side is None or name not in side.origins)
+    check(kind, own, place, also=COMMON)
+    source = kind(**own)
     if label or class_names:
         source = Labelled(source, label=label, class_names=class_names)
     if weights is not None or side is not None or keep:
@@ -156,11 +156,7 @@ def _make(kind: Callable[..., Source], section: dict[str, Any], key: str) -> Sou
     return EachCaption(source) if each_caption else source
 
 
-def _text(section: dict[str, Any], name: str) -> str:
-    value = section.pop(name, "")
-    if not isinstance(value, str):
-        raise UserError(f"{name}={value!r} is not a path")
-    return value
+COMMON = keys_of(open_kind)
 
 
 def _weights(caption_keys: Sequence[Any]) -> dict[str, float]:
@@ -198,7 +194,7 @@ def check_outside(section: Mapping[str, Any], output: str | os.PathLike[str], op
             continue
         folder = os.path.realpath(absolute(from_user(part["path"])))
         is_inside = os.path.isdir(folder) and Path(os.path.realpath(output)).is_relative_to(folder)
-        if is_inside and writes & set(READS.get(str(part.get("name")), ())):
+        if is_inside and writes & set(getattr(SOURCES.get(str(part.get("name"))), "reads", ())):
             raise UserError(
                 f"{option}={os.fspath(output)} lies in path={part['path']}, and what is written there would be read as data: "
                 "name another outside of it"
@@ -220,18 +216,15 @@ def check_same_data(was: Mapping[str, Any], now: Mapping[str, Any], workdir: Any
     """Raise a UserError that names what differs if a run's data is not what its checkpoint was trained on.
 
     Args:
-        was: what `describe` gave then; earlier versions noted no more than a `data_sha256` of their own, whose runs go on
-            with a warning, as do those whose files lay in a bucket then and now do not, or the other way round.
+        was: what `describe` gave then. A run whose files lay in a bucket then and now do not, or the other way round, goes
+            on with a warning.
     """
     if was.get("data_sha256") == now["data_sha256"]:
         return
     noted, current = json.dumps(was["data"]) if isinstance(was.get("data"), dict) else None, json.dumps(now["data"])
-    if "data" not in was or is_elsewhere(noted, current):
-        reason = ELSEWHERE if "data" in was else OLDER
-        warnings.warn(
-            f"the data of {workdir}: {reason}; the run goes on: make sure that it has not changed", stacklevel=3
-        )
-        return
+    if is_elsewhere(noted, current):
+        text = f"the data of {workdir}: {ELSEWHERE}; the run goes on: make sure that it has not changed"
+        return warnings.warn(text, stacklevel=3)
     changed = changes(noted, current)
     raise UserError(
         f"the data of {workdir} is not what the run began with (what differs: {changed}): bring it back, or start in a new "

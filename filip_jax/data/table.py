@@ -63,6 +63,8 @@ class Table:
         UserError: no such file or column, lists that cannot be read, or an index that cannot be written.
     """
 
+    reads = SUFFIXES
+
     def __init__(
         self, *, path: str, image: str = "image", caption_keys: Sequence[str] = ("caption",), key: str = "",
         images: str = "", index: str = "", separator: str = "", columns: Sequence[str] = (),

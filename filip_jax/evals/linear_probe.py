@@ -31,6 +31,7 @@ from filip_jax.sections import at_least, call, choose
 # neighbours, and so on, down to eighths of a power.
 EIGHTHS, COARSE, HALVINGS = range(-48, 49), 16, (8, 4, 2, 1)
 AUGMENT = {"min_area": 0.08, "flip": True, "colour_jitter": 0.0, "auto_augment": False}
+CLIP_BENCHMARK = ("linear_probe", {"lp_acc1": "top1", "lp_acc5": "top5", "lp_mean_per_class_recall": "per_class"})
 HELD_OUT = 10  # one training image in so many chooses the regularisation
 
 

@@ -19,6 +19,13 @@ from filip_jax.inference import Embedder
 from filip_jax.sections import at_least
 
 RANKS = (1, 5, 10)
+FILES = ("positives",)
+BASELINE_OPTIONS = ("neighbours",)
+CLIP_BENCHMARK = (
+    "zeroshot_retrieval",
+    {f"text_retrieval_recall@{k}": f"image_to_text_R@{k}" for k in RANKS}
+    | {f"image_retrieval_recall@{k}": f"text_to_image_R@{k}" for k in RANKS},
+)
 
 
 def evaluate(

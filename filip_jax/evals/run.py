@@ -14,14 +14,20 @@ from filip_jax.errors import UserError
 from filip_jax.evals import linear_probe, localisation, pictures, retrieval, zero_shot
 from filip_jax.evals.records import check_records
 from filip_jax.evals.results import Metrics
-from filip_jax.evals.tasks import BASELINES, Task, hashes_of, hashes_of_model
+from filip_jax.evals.tasks import Task, hashes_of, hashes_of_model
 from filip_jax.inference import Embedder
 from filip_jax.names import check_name
 from filip_jax.sections import check, choose
 
-# Each has evaluate(model, source, output, **options) -> numbers and baselines(source, **options) ->
-# {name: numbers}; if it likes, check_options(**options), which raises a UserError before anything is evaluated. A new kind is a
-# file beside this and a line here.
+# Each has evaluate(model, source, output, **options) -> numbers and baselines(source, **options) -> {name: numbers};
+# and, if it likes,
+#   check_options(**options)  raises a UserError before anything is evaluated;
+#   FILES                     names options that may name a file, or a package of data;
+#   BASELINE_OPTIONS          names options that baselines alone look at;
+#   pages(output, step)       is the files that it drew, without which it is not done;
+#   CLIP_BENCHMARK            is CLIP_benchmark's name of the task and {its name of a metric: ours}; its text retrieval
+#                             looks for the texts of an image.
+# A new kind is a file beside this and a line here.
 KINDS = {
     "retrieval": retrieval,
     "zero_shot": zero_shot,
@@ -50,13 +56,17 @@ class Eval:
     @cached_property
     def task(self) -> Task:
         """What its numbers are of, see `hashes_of`. Raises what that raises."""
-        options = {name: value for name, value in self.options.items() if name not in BASELINES}
-        return hashes_of(self.kind.__name__, self.section, self.source, options)
+        options = {
+            name: value
+            for name, value in self.options.items()
+            if name not in getattr(self.kind, "BASELINE_OPTIONS", ())
+        }
+        return hashes_of(self.kind, self.section, self.source, options)
 
     @cached_property
     def baseline_task(self) -> str:
         """The hash of what its baselines are of. Raises what `hashes_of` raises."""
-        return hashes_of(self.kind.__name__, self.section, self.source, self.options)["task"]
+        return hashes_of(self.kind, self.section, self.source, self.options)["task"]
 
 
 def open_evals(evals: Mapping[str, Any]) -> list[Eval]:
@@ -66,10 +76,11 @@ def open_evals(evals: Mapping[str, Any]) -> list[Eval]:
         UserError: an unknown kind, a source that cannot be opened, a wrong option, an empty caption.
     """
     check_evals(evals)
-    return [_open(name, **section) for name, section in evals.items()]
+    return [open_eval(name, **section) for name, section in evals.items()]
 
 
-def _open(name: str, *, kind: str, source: Mapping[str, Any], **options: Any) -> Eval:
+def open_eval(name: str, *, kind: str, source: Mapping[str, Any], **options: Any) -> Eval:
+    """Return one evaluation; the keyword arguments but `options` are those of every kind."""
     records = make_source(source, f"evals.{name}.source")
     if hasattr(KINDS[kind], "check_options"):
         KINDS[kind].check_options(**options)

@@ -2,43 +2,43 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 from typing import Any
 
 from filip_jax import __version__, storage
 from filip_jax.checkpoint import Checkpoints
-from filip_jax.data.sources import PATHS, SOURCES, Source, fingerprint, make_source
+from filip_jax.data.sources import PATHS, Source, fingerprint, is_source, make_source
 from filip_jax.data.text_lists import file_of
 from filip_jax.errors import UserError
 from filip_jax.evals.positives import FILE_BYTES
 from filip_jax.user_paths import from_user
 
 RULES = 1  # raised where our code gives other numbers for the same task
-FILES = ("prompts", "positives")  # options that may name a file, or a package of data
-BASELINES = ("neighbours",)  # options that baselines alone look at
 LOCAL = ("index", "processes")  # options of sources that change nothing
 INDEX = "/.filip_index/"
 
 Task = dict[str, str]
 
 
-def hashes_of(kind: str, section: Mapping[str, Any], source: Source, options: Mapping[str, Any]) -> Task:
+def hashes_of(kind: ModuleType, section: Mapping[str, Any], source: Source, options: Mapping[str, Any]) -> Task:
     """SHA-256 of an evaluation: all of it as `task`, and its data, class names, prompts, training data … by name.
 
     Data is known by what a source says of itself and by the sizes and times of the files that its section names.
 
     Args:
+        kind: of `KINDS` in run.py.
         section: of the source, as it stands in the config.
         options: of the evaluation.
 
     Raises:
         UserError, OSError: an option names data that cannot be opened.
     """
-    parts = {"data": _data(section, source)} | _contents("", options)
+    parts = {"data": _data(section, source)} | _contents("", options, getattr(kind, "FILES", ()))
     if hasattr(source, "class_names"):
         parts["class_names"] = _sha256("\n".join(source.class_names))
-    whole = {"kind": kind, "options": _plain(options), "version": __version__, "rules": RULES, "parts": parts}
+    whole = {"kind": kind.__name__, "options": _plain(options), "version": __version__, "rules": RULES, "parts": parts}
     return {"task": _sha256(json.dumps(whole, sort_keys=True))} | parts
 
 
@@ -70,18 +70,18 @@ def _stamps(section: Mapping[str, Any]) -> list[Any]:
     return found
 
 
-def _contents(place: str, options: Mapping[str, Any]) -> Task:
-    """{where: SHA-256} of the lists, files and sources that options name."""
+def _contents(place: str, options: Mapping[str, Any], files: Sequence[str]) -> Task:
+    """Return {where: SHA-256} of the lists, sources and, in options that may name some, files."""
     found = {}
     for name, value in options.items():
         here = f"{place}{name}"
-        if isinstance(value, Mapping) and value.get("name") in (*SOURCES, "mixture"):
+        if is_source(value):
             found[here] = _data(value, make_source(value, here))
         elif isinstance(value, Mapping):
-            found |= _contents(f"{here}.", value)
+            found |= _contents(f"{here}.", value, files)
         elif isinstance(value, (list, tuple)):
             found[here] = _sha256(json.dumps(_plain(value)))
-        elif isinstance(value, str) and value and name in FILES:
+        elif isinstance(value, str) and value and name in files:
             found[here] = _file(value)
     return found
 

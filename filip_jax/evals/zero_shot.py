@@ -22,6 +22,12 @@ from filip_jax.evals.similarity import TOP, accuracies, ranks, similarity_matric
 from filip_jax.inference import Embedder
 
 IMAGES = 2048  # whose tokens are held at a time
+FILES = ("prompts",)
+BASELINE_OPTIONS = ("neighbours",)
+CLIP_BENCHMARK = (
+    "zeroshot_classification",
+    {"acc1": "image_to_text_top1", "acc5": "image_to_text_top5", "mean_per_class_recall": "image_to_text_per_class"},
+)
 Prompts = Sequence[Any] | str | Mapping[str, Any]
 
 

@@ -97,8 +97,8 @@ def filip_loss(
 
 @partial(jax.jit, static_argnames=("loss", "similarity", "axes"))
 def _filip_loss(loss, similarity, encoded, logit_scale, axes):
-    parameters = {"losses": {"filip": {"scale": logit_scale}}, "similarity": None}
-    return pair_losses({"filip": loss}, similarity, encoded, parameters)["filip"]
+    parameters = {"losses": {"loss": {"scale": logit_scale}}, "similarity": None}
+    return pair_losses({"loss": loss}, similarity, encoded, parameters)["loss"]
 
 
 def _check_pairs(image_tokens, text_tokens, text_mask, logit_scale):

@@ -1,7 +1,7 @@
 """The networks. Flax stays in this package: outside of it a model is pure functions of nested dicts."""
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +10,14 @@ from flax import nnx
 
 from filip_jax.errors import UserError
 from filip_jax.models.dual_encoder import POOLINGS, DualEncoder
+from filip_jax.models.transformer import ATTENTIONS
 from filip_jax.paths import flatten
 from filip_jax.sections import call
 
 LARGEST = 2**20  # of a model's numbers
 MAX_PARAMETERS = 2**40
 
-__all__ = ["POOLINGS", "Model", "make_model"]
+__all__ = ["POOLINGS", "Model", "check_platform", "make_model", "portable"]
 
 
 @dataclass(frozen=True)
@@ -101,3 +102,17 @@ def make_model(needs: Collection[str], **config) -> Model:
     pooling = "tokens" if "tokens" in needs else "global"
     sizes = {"embed_dim": config["embed_dim"], "vocab_size": config["text"]["vocab_size"]}
     return Model(init, encode_image, encode_text, embed_images, embed_texts, image_features, pooling, sizes, noise_size)
+
+
+def portable(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a `model` section with the same parameters and the same function, computed on any device."""
+    return {**config, "attention": next(name for name, platform in ATTENTIONS.items() if not platform)}
+
+
+def check_platform(config: Mapping[str, Any], platform: str) -> None:
+    """Raise a UserError if a model, of a `model` section that can be built, does not run on JAX's `platform`."""
+    attention, instead = config["attention"], portable(config)["attention"]
+    if ATTENTIONS[attention] not in ("", platform):
+        raise UserError(
+            f"model.attention={attention!r} needs the platform {ATTENTIONS[attention]}, not {platform}: take {instead!r}"
+        )

@@ -13,7 +13,8 @@ from filip_jax.errors import UserError
 from filip_jax.mesh import constrain_batch
 from filip_jax.sections import choose
 
-ATTENTIONS = ("xla", "cudnn")  # programs for the same function
+# Programs for the same function, and the one platform where each is compiled and runs; "" for any.
+ATTENTIONS = {"xla": "", "cudnn": "gpu"}
 CUDNN_HEAD = 128  # the widest head that every GPU takes
 MAX_LAYERS = 1024  # of a tower: without `scan` each is compiled
 TOKENS = 2**16  # most that a tower takes: the loss numbers them with two bytes
@@ -108,8 +109,7 @@ class Transformer(nnx.Module):
             raise UserError(f"a tower of depth={depth}; at most {MAX_LAYERS} layers are built")
         if width % heads:
             raise UserError(f"a tower of width={width} does not split into heads={heads}")
-        if attention not in ATTENTIONS:
-            raise UserError(f"model.attention={attention!r} is not one of {', '.join(ATTENTIONS)}")
+        choose(ATTENTIONS, attention, "model.attention")
         head = width // heads
         if attention == "cudnn" and (dtype != jnp.bfloat16 or head % 8 or head > CUDNN_HEAD):
             raise UserError(

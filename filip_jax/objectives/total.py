@@ -1,5 +1,6 @@
 """The objectives of a config as one loss: a weighted sum, whose parts share what they compare."""
 
+import inspect
 import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from filip_jax.losses.pairs import pair_losses
 from filip_jax.models import Model
 from filip_jax.objectives import OBJECTIVES
 from filip_jax.objectives.objective import Objective, Teacher
-from filip_jax.sections import call, choose
+from filip_jax.sections import check, choose, keys_of
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 Weight = (
@@ -173,7 +174,12 @@ def init_parameters(model: Model, objectives: Objectives, key: jax.Array) -> dic
 
 def by_definition(section: Mapping[str, Any]) -> dict[str, Any]:
     """Return a config's section with all pairs compared by the plain definition, whose operations can be counted."""
-    return {name: {**options, "implementation": "reference"} for name, options in section.items()}
+
+    def plainly(options):
+        has_choice = "implementation" in inspect.signature(OBJECTIVES[options["kind"]]).parameters
+        return {**options, "implementation": "reference"} if has_choice else options
+
+    return {name: plainly(options) for name, options in section.items()}
 
 
 def weight_at(weight: Weight, progress: Float[Array, ""] | float) -> Array | float:
@@ -195,20 +201,32 @@ def make_objectives(section: Mapping[str, Any]) -> Objectives:
     parts: dict[str, Objective] = {}
     weights: dict[str, Weight] = {}
     for name, options in section.items():
-        key = f"objectives.{name}"
+        place = f"objectives.{name}"
         if not NAME.fullmatch(name):
-            raise UserError(f"{key}: names are of small letters, digits and _, at most 32, a letter first")
-        if not isinstance(options, Mapping) or not {"kind", "weight"} <= options.keys():
-            raise UserError(f"{key} must be a section with kind, weight and options of the kind")
-        own = {option: value for option, value in options.items() if option not in ("kind", "weight")}
-        weights[name] = _check_weight(options["weight"], key)
-        try:
-            parts[name] = call(choose(OBJECTIVES, options["kind"], f"{key}.kind"), own, key)
-        except UserError as error:
-            raise UserError(str(error) if key in str(error) else f"{key}.{error}") from error
+            raise UserError(f"{place}: names are of small letters, digits and _, at most 32, a letter first")
+        if not isinstance(options, Mapping):
+            raise UserError(f"{place}={options!r:.100} is not a section")
+        parts[name], weights[name] = make_objective(place, **options)
     if len({part.teacher for part in parts.values() if part.teacher}) > 1:
         raise UserError("objectives: they name different teachers; a run has one")
     return Objectives(parts, weights)
+
+
+def make_objective(place: str, *, kind: Any = "", weight: Any = 1.0, **options: Any) -> tuple[Objective, Weight]:
+    """Return an objective and its weight; the keyword arguments but `options` are those of every kind.
+
+    Args:
+        place: the key of its section, for messages.
+
+    Raises:
+        UserError: a kind, weight or option that cannot be.
+    """
+    make = choose(OBJECTIVES, kind, f"{place}.kind")
+    check(make, options, place, also=keys_of(make_objective))
+    try:
+        return make(**options), _check_weight(weight, place)
+    except UserError as error:
+        raise UserError(str(error) if place in str(error) else f"{place}.{error}") from error
 
 
 def _check_weight(weight, key):

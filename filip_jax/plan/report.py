@@ -12,6 +12,7 @@ import jax
 
 from filip_jax.checkpoint import abstract
 from filip_jax.errors import UserError
+from filip_jax.models import portable
 from filip_jax.objectives.total import by_definition
 from filip_jax.plain import markdown
 from filip_jax.plan.chips import CHIPS, GIB, GPUS, Chip, open_topology
@@ -44,8 +45,9 @@ def plan(config: Mapping[str, Any], topology: str, slices: int = 1) -> Plan:
         UserError: no such topology, or a config that cannot be.
     """
     kind, devices = open_topology(topology, slices)
-    if cudnn := config["model"]["attention"] == "cudnn" and kind in GPUS:  # which only a GPU can lower
-        config = {**config, "model": config["model"] | {"attention": "xla"}}
+    model = config["model"]
+    if kind in GPUS:  # what only a GPU can lower is replaced
+        config = {**config, "model": portable(model)}
     chip, setup = CHIPS[kind], call(make_setup, config, "(top level)", devices=devices)
     found: Plan = {
         "topology": topology,
@@ -55,7 +57,7 @@ def plan(config: Mapping[str, Any], topology: str, slices: int = 1) -> Plan:
         "batch_size": setup.batch_size,
         "total_steps": setup.total_steps,
         "chip_memory": chip.usable,
-        "instead_of_cudnn": cudnn,
+        "instead_of_cudnn": config["model"] != model,
         **{part: _bytes(setup, part) for part in ("params", "opt_state", "ema")},
         "operations": step_operations(config, devices),
     }

@@ -13,8 +13,6 @@ from PIL import Image
 
 from filip_jax import __version__, storage
 from filip_jax.checkpoint import Checkpoints
-from filip_jax.config import FILE as CONFIG
-from filip_jax.config import read_config
 from filip_jax.data.decode import decode
 from filip_jax.data.index_folder import sources_of_others
 from filip_jax.data.sources import make_source
@@ -26,6 +24,8 @@ from filip_jax.folders import first_link
 from filip_jax.logged import read_metrics
 from filip_jax.paths import flatten
 from filip_jax.plain import escape
+from filip_jax.saved_config import FILE as CONFIG
+from filip_jax.saved_config import read_config
 from filip_jax.small_files import is_number, read_own
 from filip_jax.tools.inspect import contact_sheet, sample_views
 from filip_jax.user_paths import from_user

@@ -17,13 +17,14 @@ from typing import Any
 
 from filip_jax import plain, storage
 from filip_jax.checkpoint import Checkpoints
-from filip_jax.config import check_same_run, load_config, load_sweep, name_points, settings
+from filip_jax.config import load_config, load_sweep, name_points, settings
 from filip_jax.console import show
 from filip_jax.errors import UserError
 from filip_jax.evals.results import FILE as RESULTS
 from filip_jax.evals.results import read_results, table
 from filip_jax.files import open_to_append, write_atomically
 from filip_jax.progress import Progress
+from filip_jax.saved_config import check_same_run
 from filip_jax.user_paths import from_user
 
 TAIL = 4096  # bytes of a log whose last line says why a run failed

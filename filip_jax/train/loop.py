@@ -19,7 +19,6 @@ from filip_jax.cluster import service
 from filip_jax.cluster.pulse import Pulse
 from filip_jax.cluster.roll_call import Decision, roll_call
 from filip_jax.cluster.watch import Watch
-from filip_jax.config import save_config
 from filip_jax.data.pipeline import batches, parts_of
 from filip_jax.data.sources import Source, check_same_data, describe
 from filip_jax.data.tokenizer import Tokenizer
@@ -29,6 +28,7 @@ from filip_jax.evals.run import Eval, open_evals, run_evals, tasks_of
 from filip_jax.inference import Embedder, check_tokenizer
 from filip_jax.mesh import global_batch
 from filip_jax.redact import redacted
+from filip_jax.saved_config import save_config
 from filip_jax.sections import call
 from filip_jax.train import start
 from filip_jax.train.evaluation import EvalGuard

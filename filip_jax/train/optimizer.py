@@ -1,4 +1,7 @@
-"""LAMB as FILIP used it and AdamW, with decay, learning rate and freezing by path rules."""
+"""LAMB as FILIP used it and AdamW, with decay, learning rate and freezing by path rules.
+
+A new optimizer is a function beside theirs and a line in `OPTIMIZERS`. Its keyword arguments are its options.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +13,11 @@ import optax
 
 from filip_jax import paths
 from filip_jax.errors import UserError
-from filip_jax.sections import at_least, choose
+from filip_jax.sections import at_least, check, choose, keys_of
 
 Rules = Sequence[Any]  # of (regular expression, number); configs give tuples, saved configs lists
+# From gradients to the direction of a step, and what is done to it once the weight decay is added.
+Transforms = tuple[optax.GradientTransformation, optax.GradientTransformation]
 MAX_WEIGHT_NORM = 10.0  # of LAMB's trust ratio, as in the PyTorch implementation that the paper used
 
 
@@ -48,34 +53,32 @@ def make_optimizer(
     peak_learning_rate: float,
     warmup_steps: int,
     weight_decay: float,
-    b1: float,
-    b2: float,
-    eps: float,
     clip_norm: float,
     decay_rules: Rules,
     learning_rate_rules: Rules,
+    **options: Any,
 ) -> Optimizer:
-    """The optimiser of these parameters (arrays or shapes).
+    """Return the optimizer of these parameters (arrays or shapes).
 
     Args:
-        name: one of `MOMENTS`.
+        name: one of `OPTIMIZERS`.
         peak_learning_rate: reached after a linear warm-up, then a cosine to zero at total_steps.
         weight_decay: decoupled; times the multiplier of `decay_rules`.
         clip_norm: bound on the global norm of the gradient; 0 for none.
         decay_rules, learning_rate_rules: (regular expression of paths, multiplier), see
             `paths.match_rules`; together they must cover every parameter.
+        options: of this optimizer.
 
     Raises:
-        UserError: an unknown name, rules that miss a parameter or match none, warm-up beyond the end,
+        UserError: an unknown name or option, rules that miss a parameter or match none, warm-up beyond the end,
             a number out of range.
     """
     if not 0 <= warmup_steps < total_steps:
         raise UserError(f"optimizer.warmup_steps={warmup_steps} must be at least 0 and below total_steps={total_steps}")
-    learning = {"peak_learning_rate": peak_learning_rate, "weight_decay": weight_decay}
-    at_least(0, "optimizer", **learning, eps=eps, clip_norm=clip_norm)
-    for key, value in {"b1": b1, "b2": b2}.items():
-        if not 0 <= value < 1:
-            raise UserError(f"optimizer.{key}={value} must be at least 0 and below 1")
+    at_least(0, "optimizer", peak_learning_rate=peak_learning_rate, weight_decay=weight_decay, clip_norm=clip_norm)
+    kind = choose(OPTIMIZERS, name, "optimizer.name")
+    check(kind, options, f"optimizer ({name})", also=keys_of(make_optimizer))
+    direction, finish = kind(**options)
     names = list(paths.flatten(parameters))
     decay = paths.match_rules(decay_rules, names, "optimizer.decay_rules")
     learning_rate = paths.match_rules(learning_rate_rules, names, "optimizer.learning_rate_rules")
@@ -86,13 +89,35 @@ def make_optimizer(
     )
     transform = optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        choose(MOMENTS, name, "optimizer.name")(b1, b2, eps),
+        direction,
         _by_path(lambda path, update, parameter: update + weight_decay * decay[path] * parameter),
-        _by_path(trusted) if name == "lamb" else optax.identity(),
+        finish,
         _by_path(lambda path, update, parameter: learning_rate[path] * update),
         optax.scale_by_learning_rate(schedule),
     )
     return Optimizer(transform, schedule, decay, learning_rate)
+
+
+def lamb(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-4) -> Transforms:
+    """LAMB as the paper used it, without bias correction (arXiv 1904.00962, and 2111.07783, table 8)."""
+    _check_moments(b1, b2, eps)
+    return _plain_moments(b1, b2, eps), _by_path(trusted)
+
+
+def adamw(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8) -> Transforms:
+    """AdamW (arXiv 1711.05101)."""
+    _check_moments(b1, b2, eps)
+    return optax.scale_by_adam(b1, b2, eps), optax.identity()
+
+
+OPTIMIZERS = {"lamb": lamb, "adamw": adamw}
+
+
+def _check_moments(b1: float, b2: float, eps: float) -> None:
+    for key, value in {"b1": b1, "b2": b2}.items():
+        if not 0 <= value < 1:
+            raise UserError(f"optimizer.{key}={value} must be at least 0 and below 1")
+    at_least(0, "optimizer", eps=eps)
 
 
 def trusted(path: str, update: jax.Array, parameter: jax.Array) -> jax.Array:
@@ -118,9 +143,6 @@ def _plain_moments(b1: float, b2: float, eps: float) -> optax.GradientTransforma
         return step, optax.ScaleByAdamState(state.count + 1, mu, nu)
 
     return optax.GradientTransformation(init, update)
-
-
-MOMENTS = {"lamb": _plain_moments, "adamw": optax.scale_by_adam}
 
 
 def _by_path(change: Callable[[str, jax.Array, jax.Array], jax.Array]) -> optax.GradientTransformation:

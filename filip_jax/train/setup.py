@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 from filip_jax.checkpoint import CheckpointWriter
 from filip_jax.cluster.join import check_processes
 from filip_jax.data.pipeline import batches, check_numbers
-from filip_jax.data.tokenizer import check_tokenizer_section, make_tokenizer
+from filip_jax.data.tokenizer import check_tokenizer
 from filip_jax.errors import UserError
 from filip_jax.evals.run import check_evals
 from filip_jax.mesh import batch_shapes, check_batch_size, make_mesh, replicated
-from filip_jax.models import Model, make_model
+from filip_jax.models import Model, check_platform, make_model
 from filip_jax.objectives.total import Objectives, init_parameters, make_objectives
 from filip_jax.sections import at_least, call, check
 from filip_jax.train.encode import with_noise
@@ -124,20 +124,13 @@ def make_setup(
     given = ("source", "tokenizer", "batch_size", "seed", "start", "process_index", "process_count", "groups")
     check(batches, data, "data", given)
     check_numbers(**data)
-    check(make_tokenizer, tokenizer, "tokenizer", ("source",))
-    check_tokenizer_section(tokenizer["name"], tokenizer["path"], tokenizer["captions"])
+    check_tokenizer(tokenizer)
     _check_keeping(checkpoint, processes, guards, wandb_project, profile)
     check_evals(evals)
     total = make_objectives(objectives)
     network = make_model(total.needs, **model)
-    if model["attention"] == "cudnn" and devices.devices.flat[0].platform != "gpu":
-        raise UserError(
-            f"model.attention='cudnn' needs NVIDIA GPUs, not {devices.devices.flat[0].platform}: take 'xla'"
-        )
-    sizes = {"image_size": model["image"]["image_size"], "text_length": model["text"]["length"]}
-    for key, size in sizes.items():
-        if data[key] != size:
-            raise UserError(f"data.{key}={data[key]}, but the model is built for {size}")
+    check_platform(model, devices.devices.flat[0].platform)
+    _check_sizes(model, data)
     parameters = jax.eval_shape(partial(init_parameters, network, total), jax.random.key(seed))
     _check_objectives(network, total, parameters, batch_shapes(devices, 2 * devices.size, total.uses_groups, **data))
     origins = call(origins_of, init_from, "init_from", parameters=parameters)
@@ -193,6 +186,12 @@ def _check_numbers(seed, total_steps, log_every_steps, eval_every_steps, ema_dec
     at_least(0, eval_every_steps=eval_every_steps)
     if not 0 <= ema_decay < 1:
         raise UserError(f"ema_decay={ema_decay} must be at least 0 and below 1")
+
+
+def _check_sizes(model, data):
+    for key, size in {"image_size": model["image"]["image_size"], "text_length": model["text"]["length"]}.items():
+        if data[key] != size:
+            raise UserError(f"data.{key}={data[key]}, but the model is built for {size}")
 
 
 def _check_objectives(network, objectives, parameters, batch):

@@ -17,8 +17,6 @@ from filip_jax.checkpoint.store import literal
 from filip_jax.cluster import service
 from filip_jax.cluster.join import preflight
 from filip_jax.cluster.watch import Watch
-from filip_jax.config import FILE as CONFIG
-from filip_jax.config import check_same_run, read_config
 from filip_jax.data.pipeline import check_usable
 from filip_jax.data.sources import Source, check_outside, make_source
 from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
@@ -28,6 +26,8 @@ from filip_jax.files import remove_abandoned, write_atomically
 from filip_jax.inference import TOKENIZER, read_tokenizer
 from filip_jax.logged import FILE as METRICS
 from filip_jax.mesh import check_memory
+from filip_jax.saved_config import FILE as CONFIG
+from filip_jax.saved_config import check_same_run, read_config
 from filip_jax.sections import call
 from filip_jax.train.goodput import CompileCache
 from filip_jax.train.input_log import FOLDER, KEYS, SKIPPED
@@ -144,8 +144,6 @@ def prepare_tokenizer(workdir: Workdir, setup: Setup, source: Source, *, started
     """
 
     def make():
-        if setup.tokenizer["name"] == "sentencepiece" and not setup.tokenizer["path"]:
-            say(f"training a tokenizer of at most {setup.tokenizer['vocab_size']} pieces")
         write_atomically(workdir.folder / TOKENIZER, make_tokenizer(source=source, **setup.tokenizer))
 
     if not started:
@@ -154,7 +152,9 @@ def prepare_tokenizer(workdir: Workdir, setup: Setup, source: Source, *, started
     tokenizer = read_tokenizer(workdir.folder)
     rows = setup.shapes["params"]["text"]["token_embedding"].shape[0]
     if tokenizer.vocab_size > rows:
-        raise UserError(f"the tokenizer has {tokenizer.vocab_size} ids, but model.text.vocab_size={rows}")
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, but model.text.vocab_size={rows}: set it to as many or more"
+        )
     return tokenizer
 
 

@@ -9,9 +9,9 @@ import jax
 from filip_jax import storage
 from filip_jax.checkpoint.manifest import FILE as MANIFEST
 from filip_jax.cluster import service
-from filip_jax.config import FILE as CONFIG
 from filip_jax.errors import UserError
 from filip_jax.inference import TOKENIZER
+from filip_jax.saved_config import FILE as CONFIG
 from filip_jax.train.lease import Lease
 from filip_jax.workdir import Workdir
 

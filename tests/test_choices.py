@@ -1,0 +1,172 @@
+"""Sections of a config that choose a kind of something: as words in a command, options and all, and a third kind is one line."""
+
+import re
+import shlex
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+import optax
+import pytest
+from conftest import ROOT
+from memory_source import Memory
+
+from filip_jax import cli
+from filip_jax.choices import CHOICES, FLAGS, Choice, section_of
+from filip_jax.cli_plan import chosen
+from filip_jax.config import load_config, settings
+from filip_jax.data.tokenizer import TOKENIZERS, Kind, Tokenizer, make_tokenizer
+from filip_jax.errors import UserError
+from filip_jax.sections import call
+from filip_jax.train.optimizer import OPTIMIZERS, make_optimizer
+
+NO_SOURCE = Memory([("unread",)])
+DEMO = str(ROOT / "configs/demo.py")
+ADAMW = load_config(DEMO)["optimizer"]
+COMMON = {name: value for name, value in ADAMW.items() if name not in ("name", "b1", "b2", "eps")}
+VAL = load_config(DEMO)["evals"]["val"]
+
+
+@pytest.mark.parametrize(
+    "overrides, key, section",
+    [
+        (["optimizer=lamb eps=1e-3"], "optimizer", COMMON | {"name": "lamb", "eps": 1e-3}),
+        (["optimizer=lamb clip_norm=0"], "optimizer", COMMON | {"name": "lamb", "clip_norm": 0}),
+        (["optimizer.name=lamb"], "optimizer", COMMON | {"name": "lamb"}),
+        (["optimizer.name=adamw"], "optimizer", ADAMW),
+        (["optimizer.b1=0.5", "optimizer.name=lamb"], "optimizer", COMMON | {"name": "lamb", "b1": 0.5}),
+        (["tokenizer=clip"], "tokenizer", {"name": "clip"}),
+        (["tokenizer.name=bert", "tokenizer.path=7"], "tokenizer", {"name": "bert", "path": "7"}),
+        (["tokenizer=sentencepiece"], "tokenizer", {"name": "sentencepiece", "vocab_size": 800}),
+        (["tokenizer=sentencepiece", "model.text.vocab_size=300"], "tokenizer", {"name": "sentencepiece", "vocab_size": 300}),
+        (["source=csv 'path=/a b' images=5 columns=a,b"], "source", {"name": "csv", "path": "/a b", "images": "5", "columns": ("a", "b")}),
+        (["source=tfds split=3 \"caption_keys=[('a',2.0)]\""], "source", {"name": "tfds", "split": "3", "caption_keys": [("a", 2.0)]}),
+        (["source.each_caption=True"], "source.each_caption", True),
+        (["objectives=filip + clip weight=0.5"], "objectives", {"filip": {"kind": "filip"}, "clip": {"kind": "clip", "weight": 0.5}}),
+        (["objectives.filip=clip dtype=float32"], "objectives", {"filip": {"kind": "clip", "dtype": "float32"}}),
+        (["evals.val=pictures"], "evals.val", {"kind": "pictures", "source": VAL["source"], "examples": 256}),
+        (["evals.val.prompt=a {}"], "evals.val", VAL | {"prompt": "a {}"}),
+        (["evals.val.source=folder path=x"], "evals.val.source", {"name": "folder", "path": "x"}),
+    ],
+)  # fmt: skip
+def test_words_choose_a_kind(overrides, key, section):
+    found = load_config(DEMO, [f"--config.{override}" for override in overrides])
+    for name in key.split("."):
+        found = found[name]
+    assert found == section
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("source=folder /data", "'/data' is not key=value, as in: folder path=/data"),
+        ("source=webdataset path=1.tar path=2.tar", "path=2.tar: path stands there twice; braces need quotation marks"),
+        ("optimizer=", "--config.optimizer: name a kind, and its options behind it as key=value"),
+        ("optimizer='adamw", "No closing quotation"),
+        ("optimizer.b3=1", "no b3; there are b1, b2, clip_norm, decay_rules, eps, learning_rate_rules, name, peak_learning_rate,"),
+        ("source.caption_key=a", "no caption_key; did you mean each_caption?; --source KIND key=value … chooses another"),
+        ("evals.val.exampels=3", "no exampels; did you mean examples?"),
+        ("source.kind=folder", "no kind; there are name, scenes, seed, split,"),
+        ("model=large", "Failed to parse 'large' as a ConfigDict"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_chosen(override, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_config(DEMO, [f"--config.{override}"])
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_any_kind_is_chosen_by_its_name_and_any_option_by_its_text(key):
+    choice = CHOICES[key]()
+    for kind in choice.kinds:
+        assert section_of(key, [kind], {}) == {choice.key: kind}
+        defaults = {name: p for name, p in choice.options(kind).items() if p.default is not p.empty}
+        for name, p in defaults.items():
+            words = p.annotation == Sequence[str] and p.default is not None
+            text = ",".join(p.default) if words else str(p.default)
+            assert section_of(key, [kind, f"{name}={text}"], {})[name] == p.default
+
+
+def test_several_are_chosen_with_names_of_their_own(monkeypatch):
+    def weighted(*, weight: float = 1.0) -> None: ...
+    def first(*, scale: float) -> None: ...
+    def second(*, bias: float = 0.0) -> None: ...
+
+    monkeypatch.setitem(CHOICES, "aims.*", lambda: Choice({"first": first, "second": second}, weighted, "kind"))
+    words = shlex.split("first + second weight=0.5 + other=second bias=-1")
+    assert section_of("aims", words, {"first": {"scale": 2.0, "weight": 3.0}}) == {
+        "first": {"kind": "first", "scale": 2.0},
+        "second": {"kind": "second", "weight": 0.5},
+        "other": {"kind": "second", "bias": -1},
+    }
+    with pytest.raises(UserError, match="first stands there twice; name one of them, as in other=first"):
+        section_of("aims", ["first", "+", "first"], {})
+
+
+@pytest.mark.parametrize("command", ["train", "plan", "sweep"])
+def test_options_of_a_command_are_overrides(command):
+    words = [
+        command,
+        "--config=demo",
+        "--workdir=w",
+        "--topology=t",
+        "--source",
+        "folder",
+        "path=/a b",
+        "--config.seed=1",
+    ]
+    words += ["--optimizer", "lamb", "eps=1e-3"]
+    arguments, rest = cli._parser().parse_known_args(words)
+    assert chosen(arguments) == ["--config.source=folder 'path=/a b'", "--config.optimizer=lamb eps=1e-3"]
+    assert "--config.seed=1" in rest and {"source", "tokenizer", "optimizer"} <= set(FLAGS)
+
+
+def test_a_section_that_a_config_lacks_is_chosen(tmp_path):
+    file = tmp_path / "bare.py"
+    file.write_text("from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict(dict(seed=1))\n")
+    found = load_config(str(file), ["--config.source=folder path=x", "--config.seed=2"])
+    assert found == {"seed": 2, "source": {"name": "folder", "path": "x"}}
+
+
+def test_a_point_of_a_sweep_chooses():
+    point = {"optimizer": "lamb eps=0.5", "source": "folder path='a b'"}
+    found = load_config(DEMO, settings(point))
+    assert found["optimizer"]["eps"] == 0.5 and found["source"]["path"] == "a b"
+
+
+def test_a_third_optimizer_is_a_function_and_a_line(monkeypatch):
+    def momentum(*, decay: float = 0.9):
+        return optax.trace(decay), optax.identity()
+
+    monkeypatch.setitem(OPTIMIZERS, "momentum", momentum)
+    parameters = {"a": jnp.ones(3)}
+    rules = ["--config.optimizer.decay_rules=((r'.*',1.0),)", "--config.optimizer=momentum decay=0.5"]
+    section = load_config(DEMO, rules)["optimizer"]
+    optimizer = call(make_optimizer, section, "optimizer", parameters=parameters, total_steps=100)
+    assert optimizer.transform.init(parameters)[1].trace["a"].shape == (3,)
+    with pytest.raises(
+        UserError, match=r"optimizer \(momentum\): .*'b1'; its keys are decay, name, peak_learning_rate"
+    ):
+        call(make_optimizer, section | {"b1": 0.5}, "optimizer", parameters=parameters, total_steps=100)
+
+
+class Letters:
+    """Each letter is a piece."""
+
+    bos, eos, size = 1, 2, 300
+
+    def __init__(self, model):
+        self.model = model
+
+    def ids(self, text):
+        return [ord(letter) for letter in text]
+
+
+def test_a_third_tokenizer_is_a_file_and_a_line(monkeypatch):
+    def make(source, path, *, greeting: str = "") -> bytes:
+        return b'{"name": "letters", "greeting": "%s"}' % greeting.encode()
+
+    monkeypatch.setitem(TOKENIZERS, "letters", Kind(make, Letters))
+    section = load_config(DEMO, ["--config.tokenizer=letters greeting=5"])["tokenizer"]
+    assert section == {"name": "letters", "greeting": "5"}
+    tokenizer = Tokenizer(make_tokenizer(source=NO_SOURCE, **section))
+    assert tokenizer.vocab_size == 300 and tokenizer.encode(["abc"], 6)[0].tolist() == [[1, 97, 98, 99, 2, 0]]
