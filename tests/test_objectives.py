@@ -271,6 +271,17 @@ def test_scale_and_bias_begin_where_the_first_batch_puts_them():
     assert kept == {"s": {"logit_scale": 1.0, "bias": 2.0}}
 
 
+def test_absent_captions_choose_no_token_of_the_image():
+    objectives = make_objectives(dict(f=dict(kind="filip", keep_tokens=0.4, selection="pair", **EXACT)))
+    parameters, batch = objectives.init(jax.random.key(0), {}), make_batch(0, k=2)
+    batch["text_weight"] = np.array([[1.0, n % 2] for n in range(8)])
+
+    def loss(order):
+        return objectives.loss(parameters, {}, single({name: x[order] for name, x in batch.items()}), 0.0)[0]
+
+    assert float(loss(np.roll(np.arange(8), 3))) == pytest.approx(float(loss(np.arange(8))), rel=1e-6)
+
+
 WRONG = {
     "none": ({}, "name at least one"),
     "name": ({"A b": dict(kind="filip", weight=1.0)}, r"objectives.A b: names are of small letters"),
@@ -280,6 +291,7 @@ WRONG = {
     "no kind": (dict(x=dict(weight=1.0)), "objectives.x.kind='' is not one of filip, clip, siglip"),
     "no section": (dict(x=1.0), "objectives.x=1.0 is not a section"),
     "option": (dict(x=dict(kind="clip", weight=1.0, keep_tokens=0.5)), "objectives.x: .*keep_tokens"),
+    "place": (dict(x=dict(kind="clip", place=1)), "objectives.x: .*place"),
     "value": (dict(x=dict(kind="filip", weight=1.0, keep_tokens=0.0)), "objectives.x.keep_tokens=0.0 must be above 0"),
     "bounds": (dict(x=dict(kind="clip", weight=1.0, logit_scale_init=200.0)), "objectives.x.logit_scale_init=200.0 must lie from"),
     "smoothing": (dict(x=dict(kind="clip", weight=1.0, label_smoothing=1.0)), "objectives.x.label_smoothing=1.0 must be"),

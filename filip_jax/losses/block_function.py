@@ -39,7 +39,7 @@ class BlockFunction:
         """Return what the function takes of a batch."""
         return self.take(encoded)
 
-    def local(self, images: Any, texts: Any) -> tuple[Any, Any]:
+    def local(self, images: Any, texts: Any, real: jax.Array) -> tuple[Any, Any]:
         """Return all of it: every row takes part."""
         return images, texts
 

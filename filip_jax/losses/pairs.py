@@ -83,7 +83,7 @@ def pair_losses(
         image_info, text_info = (_own(info, axes, devices) for info in (all_images, all_texts))
         if pairing["real"] is not None or pairing["weight"] is not None:
             images, texts = _fill(images, image_info["real"]), _fill(texts, text_info["real"])
-        images, texts = similarity.local(images, texts)
+        images, texts = similarity.local(images, texts, text_info["real"])
         plan = similarity.plan(images, texts, axes, devices)
         real, weight = image_info["real"], text_info["weight"]
         image_counts, text_counts = _count(losses, (image_info, text_info), (all_images, all_texts))

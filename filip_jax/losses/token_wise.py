@@ -59,9 +59,10 @@ class TokenWise:
             return images, (texts, encoded.text_mask)
         return images[:, None], (texts[:, :, None], jnp.ones((*texts.shape[:2], 1), bool))
 
-    def local(self, images: Any, texts: Any) -> tuple[Any, Any]:
-        """Return those of one device's tokens that take part, of the dtype that travels."""
+    def local(self, images: Any, texts: Any, real: jax.Array) -> tuple[Any, Any]:
+        """Return those of one device's tokens that take part, of the dtype that travels; none of texts that are not real."""
         tokens, mask = texts
+        mask &= real[:, None]
         dtype = jnp.result_type(images, tokens) if self.dtype is None else self.dtype
         images, tokens, mask = select_tokens(
             images.astype(dtype), tokens.astype(dtype), mask, self.keep_tokens, self.selection, self.implementation

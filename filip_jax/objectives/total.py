@@ -212,7 +212,7 @@ def make_objectives(section: Mapping[str, Any]) -> Objectives:
     weights: dict[str, Weight] = {}
     for name, options in section.items():
         place = f"objectives.{name}"
-        if not NAME.fullmatch(name):
+        if not isinstance(name, str) or not NAME.fullmatch(name):
             raise UserError(f"{place}: names are of small letters, digits and _, at most 32, a letter first")
         if not isinstance(options, Mapping):
             raise UserError(f"{place}={options!r:.100} is not a section")
@@ -222,7 +222,7 @@ def make_objectives(section: Mapping[str, Any]) -> Objectives:
     return Objectives(parts, weights)
 
 
-def make_objective(place: str, *, kind: Any = "", weight: Any = 1.0, **options: Any) -> tuple[Objective, Weight]:
+def make_objective(place: str, /, *, kind: Any = "", weight: Any = 1.0, **options: Any) -> tuple[Objective, Weight]:
     """Return an objective and its weight; the keyword arguments but `options` are those of every kind.
 
     Args:
