@@ -49,7 +49,7 @@ class Run:
         self.checkpoints = Checkpoints(self.place.name)
         self.objectives = make_objectives(self.config["objectives"])
         self.model = make_model(self.objectives.needs, **portable(self.config["model"]))
-        sizes = {"image_size": self.model.image.size, "text_length": self.model.text.length}
+        sizes: dict[str, Any] = {"image_size": self.model.image.size, "text_length": self.model.text.length}
         for key, size in sizes.items():
             if self.config["data"][key] != size:
                 raise UserError(
