@@ -209,7 +209,9 @@ def _choose(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
         parent, _, name = key.rpartition(".")
         present, choice = _at(config, key), choice_of(parent) if name in KEYS else None
         is_section = isinstance(present, ConfigDict) or "." not in key
-        if is_section and value is not None and value[:1] != "{" and is_choice(key):
+        if value is None:
+            rest.append(override)
+        elif is_section and value[:1] != "{" and is_choice(key):
             _set(config, key, section_of(key, _words(value), _references(present)))
         elif choice and value in choice.kinds and value and name == choice.key and present not in (None, value):
             _set(config, parent, choice.section([value], _references(_at(config, parent))))

@@ -21,6 +21,7 @@ from filip_jax.errors import UserError
 from filip_jax.inference import Embedder, align, images, scoring, similarity_blocks, similarity_matrices, top_k
 from filip_jax.losses import similarity, token_similarity
 from filip_jax.models import Model
+from filip_jax.models.tower import ImageInput, TextInput
 from filip_jax.objectives.total import make_objectives
 
 SIZE = 8
@@ -57,7 +58,10 @@ def toy_model(traced=None):
     def image_features(parameters, views, pooling=None):
         return encode_image(parameters, views).mean(axis=1)
 
-    return Model(dict, encode_image, encode_text, dict, dict, image_features, "tokens", sizes={}, noise_size=0)
+    inputs = dict(image=ImageInput(SIZE, (SIZE, 1)), text=TextInput(vocab_size=30, length=6, causal=True), metadata={})
+    return Model(
+        dict, encode_image, encode_text, dict, dict, image_features, "tokens", sizes={}, noise_size=0, **inputs
+    )
 
 
 def embedder(batch_size=4, mesh=None, model=None, scale=1.0, step=0):

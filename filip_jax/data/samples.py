@@ -87,7 +87,7 @@ class Samples:
         if self.captions_per_image > 1:
             absent = self.captions_per_image - len(texts)
             row["ids"] = np.pad(ids, ((0, absent), (0, 0)), constant_values=PAD)
-            row["caption_weight"] = np.repeat(np.array([1, 0], np.float32), [len(texts), absent])
+            row["caption_weight"] = np.array([1] * len(texts) + [0] * absent, np.float32)
         if self.image_number:
             row["group"] = self.image_number(visit.part, visit.index)
         return row

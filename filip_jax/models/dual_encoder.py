@@ -129,16 +129,15 @@ class DualEncoder(nnx.Module):
         self, features: Features, pooling: str
     ) -> tuple[Float[jax.Array, "b k d"], Bool[jax.Array, "b k"]]:
         """The text tower's tokens in the shared space, and which take part."""
-        x = features.tokens
+        x, projection = features.tokens, self._projection("text", pooling)
         if pooling == "global":
-            x = features.pooled[:, None]
-            return l2_normalise(self._projection("text", pooling)(x)), jnp.ones((x.shape[0], 1), bool)
+            return l2_normalise(projection(features.pooled[:, None])), jnp.ones((x.shape[0], 1), bool)
         mask = jnp.ones(x.shape[:2], bool) if features.mask is None else features.mask
         if not self.eos_in_similarity:
             mask &= jnp.pad(mask[:, 1:], ((0, 0), (0, 1)))
         if not self.bos_in_similarity:
             mask = mask.at[:, 0].set(False)
-        return l2_normalise(self._projection("text", pooling)(x)), mask
+        return l2_normalise(projection(x)), mask
 
     def _projection(self, side: str, pooling: str) -> nnx.Linear:
         """Return the projection that was trained for this, or the only one."""

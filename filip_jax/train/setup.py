@@ -130,8 +130,7 @@ def make_setup(
     total = make_objectives(objectives)
     network = make_model(total.needs, **model)
     check_platform(model, devices.devices.flat[0].platform)
-    sizes = {"image_size": network.image.size, "text_length": network.text.length}
-    _check_sizes(sizes, data)
+    _check_sizes(network, data)
     parameters = jax.eval_shape(partial(init_parameters, network, total), jax.random.key(seed))
     _check_objectives(network, total, parameters, batch_shapes(devices, 2 * devices.size, total.uses_groups, **data))
     origins = call(origins_of, init_from, "init_from", parameters=parameters)
@@ -190,14 +189,19 @@ def _check_numbers(seed, total_steps, log_every_steps, eval_every_steps, ema_dec
         raise UserError(f"ema_decay={ema_decay} must be at least 0 and below 1")
 
 
-def _check_sizes(sizes, data):
-    for key, size in sizes.items():
+def _check_sizes(network, data):
+    for key, size in {"image_size": network.image.size, "text_length": network.text.length}.items():
         if data[key] != size:
             raise UserError(f"data.{key}={data[key]}, but the model is built for {size}")
 
 
 def _check_objectives(network, objectives, parameters, batch):
     """Raise a UserError for an option that fits no encoder output, before anything is compiled."""
+    several = batch["image"].ndim == 5
+    for name in [name for name, part in objectives.parts.items() if part.uses_views and not several]:
+        raise UserError(f"objectives.{name} needs data.views of at least 2")
+    if several and not any(part.uses_views for part in objectives.parts.values()):
+        raise UserError("data.views is above 1, but no objective uses further views: set it to 1")
 
     def loss(parameters, batch):
         teacher, own = teacher_parts(objectives, parameters), parameters.get("objectives", {})
