@@ -82,7 +82,11 @@ accelerator is touched, so it can run beside a training."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0, 42 if it was asked to stop and has saved, 130 if interrupted, or 2 for a mistake."""
     say_in_any_encoding()
-    arguments, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else list(argv))
+    words = sys.argv[1:] if argv is None else list(argv)
+    # argparse takes an unknown option that holds a space for one more word of the option before it.
+    overrides = [word for word in words if word.startswith("--config.") and "=" in word]
+    arguments, rest = _parser().parse_known_args([word for word in words if word not in overrides])
+    rest += overrides
     try:
         if arguments.command == "data":  # options of the source may stand behind others
             arguments.source += [word for word in rest if "=" in word and not word.startswith("-")]

@@ -122,6 +122,13 @@ def test_options_of_a_command_are_overrides(command):
     assert "--config.seed=1" in rest and {"source", "tokenizer", "optimizer"} <= set(FLAGS)
 
 
+def test_words_behind_words_are_options_of_their_own(tmp_path, capsys):
+    """An override of several words is not taken for the last word of the source before it."""
+    words = ["--source", "folder", "path=/a b", "--config.optimizer=none b2=0.9", "--config.seed=1"]
+    assert cli.main(["train", "--config=demo", f"--workdir={tmp_path}/run", *words]) == 2
+    assert "optimizer.name='none' is not one of" in capsys.readouterr().err
+
+
 def test_a_section_that_a_config_lacks_is_chosen(tmp_path):
     file = tmp_path / "bare.py"
     file.write_text("from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict(dict(seed=1))\n")

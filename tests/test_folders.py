@@ -22,7 +22,7 @@ from filip_jax.saved_config import save_config
 from filip_jax.train.start import newest_sound, open_workdir
 from filip_jax.workdir import WRITTEN, Workdir
 
-CONFIG = {"model": {"width": 1}, "data": {"image_size": 8, "text_length": 4}, "evals": {}}
+CONFIG = {"model": {"width": 1}, "objectives": {}, "data": {"image_size": 8, "text_length": 4}, "evals": {}}
 STATE = {"params": {"x": np.arange(5.0, dtype=np.float32)}}
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,9 @@ from filip_jax.errors import UserError
 from filip_jax.objectives import OBJECTIVES
 from filip_jax.objectives.objective import Objective, Parameter, Teacher
 from filip_jax.objectives.total import make_objectives
+from filip_jax.sections import call
 from filip_jax.train.loop import train
+from filip_jax.train.setup import make_setup
 
 
 def imitate(*, decay: float = 0.5, parts: tuple = ("image", "image_pooled_projection", "objectives")) -> Objective:
@@ -75,6 +78,7 @@ def test_a_run_with_state_and_a_teacher_goes_on_bit_for_bit(config, tmp_path):
     assert teachers == {"image", "image_pooled_projection", "objectives"}
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_the_parameters_of_another_but_its_own_state(config, tmp_path):
     train(tmp_path / "first", config)
     init_from = {"path": str(tmp_path / "first"), "rules": ()}
@@ -89,3 +93,18 @@ def test_objectives_with_different_teachers_are_refused(config):
     sections = {name: {"kind": "imitate", "weight": 1.0, "decay": decay} for name, decay in (("a", 0.5), ("b", 0.9))}
     with pytest.raises(UserError, match="objectives: they name different teachers; a run has one"):
         make_objectives(sections)
+
+
+@pytest.mark.parametrize(
+    "views, uses_views, message",
+    [
+        (2, False, "data.views is above 1, but no objective uses further views"),
+        (1, True, "objectives.head needs data.views"),
+    ],
+)
+def test_views_are_drawn_for_objectives_that_use_them(config, monkeypatch, views, uses_views, message):
+    monkeypatch.setitem(OBJECTIVES, "imitate", lambda: replace(imitate(), uses_views=uses_views))
+    config = small(config, **{"data.views": views})
+    with pytest.raises(UserError, match=message):
+        call(make_setup, config, "(top level)")
+    call(make_setup, small(config, **{"data.views": 3 - views}), "(top level)")

@@ -21,6 +21,7 @@ from filip_jax.config import load_config
 from filip_jax.data.sources import SOURCES, make_source
 from filip_jax.evals.run import check_evals, open_evals
 from filip_jax.losses import pallas_gpu
+from filip_jax.losses.encoded import Encoded
 from filip_jax.sections import call, check
 from filip_jax.train.setup import make_setup
 
@@ -272,6 +273,10 @@ def test_python_blocks(block, request, tmp_path, monkeypatch, capsys):
         for section in source.values():  # the paths are not there: nothing but the options can be checked
             options = {k: v for k, v in section.items() if k not in ("name", "weight", "side_captions", "caption_keys")}
             check(SOURCES[section["name"]], options | {"caption_keys": ("txt",)}, "source")
+    elif "close" in names:
+        encoded = Encoded(image_pooled=jnp.eye(2), text_pooled=jnp.eye(2)[:, None], real=jnp.array([True, False]))
+        loss, state, metrics = names["close"](margin=1.5).local({}, {}, encoded, {})
+        assert (loss, state, metrics["similarity"]) == (0.5, {}, 1.0)
     elif "make_objectives" not in names:  # whose block looks at its own result
         assert names["sharded"].shape == () and len(names["gradient"].shape) == 3
 

@@ -77,6 +77,7 @@ class Objective:
         state: initial values of arrays that are not trained, by name; checkpoints hold them.
         metrics: parameters -> numbers that the log shows.
         uses_groups: whether the batch says which images show the same.
+        uses_views: whether it needs more than one view of each image.
     """
 
     needs: frozenset[str]
@@ -87,3 +88,4 @@ class Objective:
     state: Mapping[str, Any] = field(default_factory=dict)
     metrics: Callable[[Mapping[str, Any]], Mapping[str, Array]] = lambda parameters: {}
     uses_groups: bool = False
+    uses_views: bool = False

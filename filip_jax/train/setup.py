@@ -197,6 +197,11 @@ def _check_sizes(network, data):
 
 def _check_objectives(network, objectives, parameters, batch):
     """Raise a UserError for an option that fits no encoder output, before anything is compiled."""
+    several = batch["image"].ndim == 5
+    for name in [name for name, part in objectives.parts.items() if part.uses_views and not several]:
+        raise UserError(f"objectives.{name} needs data.views of at least 2")
+    if several and not any(part.uses_views for part in objectives.parts.values()):
+        raise UserError("data.views is above 1, but no objective uses further views: set it to 1")
 
     def loss(parameters, batch):
         teacher, own = teacher_parts(objectives, parameters), parameters.get("objectives", {})
