@@ -249,4 +249,6 @@ def _check_weight(weight, key):
         raise UserError(f"{key}.weight={weight!r} is neither a number nor (share of the run, weight) points") from error
     if not right or not places or places != sorted(set(places)) or not 0 <= places[0] <= places[-1] <= 1:
         raise UserError(f"{key}.weight={weight!r}: weights must be at least 0, shares of the run rise from 0 to 1")
-    return weight if isinstance(weight, (int, float)) else tuple(map(tuple, points))
+    return (
+        weight if isinstance(weight, (int, float)) else tuple((float(place), float(value)) for place, value in points)
+    )

@@ -176,7 +176,7 @@ def encode_batch(
     if teacher.keys() == {"objectives"}:  # its towers are the student's
         return replace(encoded, teacher=jax.lax.stop_gradient(encoded))
     other = jax.lax.stop_gradient({**parameters, **teacher})
-    return replace(encoded, teacher=encode(other, towers))
+    return replace(encoded, teacher=replace(encode(other, towers), **pairing))
 
 
 def in_pieces(encode: Callable[..., Any], pieces: int) -> Callable[..., Any]:
