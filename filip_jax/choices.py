@@ -20,7 +20,7 @@ from filip_jax.sections import options_of
 
 @dataclass(frozen=True)
 class Choice:
-    """What a section chooses from. Options are arguments that are given by name only.
+    """The kinds that a section chooses from. Options are arguments that are given by name only.
 
     Attributes:
         kinds: by name, the function or class that takes the options of this kind.

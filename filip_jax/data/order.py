@@ -82,7 +82,7 @@ class Order:
         return Visit(part, epoch, self._record(part, epoch, position))
 
     def substitute(self, n: int, attempt: int) -> Visit:
-        """What stands in for sample n if its record, and attempt - 1 substitutes, cannot be used."""
+        """Return the substitute for sample n when its record and attempt - 1 substitutes cannot be used."""
         part, position = self._deal(n)
         size = self.parts[part].size
         (drawn,) = _keys(1, self.seed, self.parts[part].name, "substitute", n, attempt)

@@ -43,7 +43,7 @@ class Plan:
 
     @property
     def streamed(self) -> bool:
-        """Whether no matrix of all similarities is held."""
+        """Return whether no matrix of all similarities is held."""
         return self.exchange == "ring" and self.indices == "recompute" and self.implementation != "reference"
 
 

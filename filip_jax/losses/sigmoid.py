@@ -10,7 +10,8 @@ import jax.numpy as jnp
 class Sigmoid:
     """-log sigmoid(±(scale s + bias)) of all pairs, + where text and image belong together (Zhai et al. 2023, arXiv 2303.15343).
 
-    Summed over texts, mean over images; the same over images for s_T.
+    Summed over texts, mean over images; the same over images for s_T. With k captions an image has k times as many pairs,
+    and its loss grows with them: it is not divided by k.
 
     Attributes:
         sides: 2 for the mean of both similarities' losses, 1 where they are the same.

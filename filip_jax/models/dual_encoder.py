@@ -78,7 +78,7 @@ class DualEncoder(nnx.Module):
 
     @property
     def pooling(self) -> str:
-        """What the encoders give when asked for no pooling."""
+        """Return the pooling that the encoders use when asked for none."""
         return "tokens" if "tokens" in self.needs else "global"
 
     def embed_images(

@@ -1,4 +1,4 @@
-"""What towers that cut images into patches share."""
+"""Patches, their selection and their positions, for the towers that cut images into patches."""
 
 import jax
 import jax.numpy as jnp

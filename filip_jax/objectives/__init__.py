@@ -1,4 +1,4 @@
-"""What a model is trained for: one file an objective, one line here."""
+"""The objectives that a model can be trained for: one file each, and one line in the table below."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What an objective is: parameters of its own and a pure function of the encoder outputs."""
+"""The definition of an objective: parameters of its own and a pure function of the encoder outputs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

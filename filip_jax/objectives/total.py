@@ -39,12 +39,12 @@ class Objectives:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What some objective needs of the encoders."""
+        """Return the encoder outputs that at least one objective needs."""
         return frozenset().union(*(part.needs for part in self.parts.values()))
 
     @property
     def uses_groups(self) -> bool:
-        """Whether the batch says which images show the same."""
+        """Return whether the batch says which images show the same."""
         return any(part.uses_groups for part in self.parts.values())
 
     @property
