@@ -40,7 +40,7 @@ from filip_jax.evals.results import comparable, read_results
 from filip_jax.evals.run import open_evals, tasks_of
 from filip_jax.inference import Run
 from filip_jax.names import make_name
-from filip_jax.saved_config import save_config
+from filip_jax.saved_config import read_config, save_config
 from filip_jax.train.loop import train
 
 STEPS = [4, 8, 12]
@@ -124,7 +124,7 @@ def test_what_has_changed_is_evaluated_again(run, evaluated):
 def test_another_checkpoint_of_the_same_step_is_evaluated_again(run, small_demo, tmp_path, evaluated):
     evaluate_runs(str(run), Choice())
     before = read_results(run)["steps"]["12"]
-    config = json.loads((run / "config.json").read_text())
+    config = read_config(run)
     shutil.rmtree(run / "checkpoints")
     train(tmp_path / "other", config | {"seed": 1})
     shutil.copytree(tmp_path / "other/checkpoints", run / "checkpoints")
