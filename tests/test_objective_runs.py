@@ -57,6 +57,7 @@ def lines(workdir):
     return [{key: value for key, value in line.items() if not key.startswith(timed)} for line in of_all]
 
 
+@pytest.mark.slow
 def test_a_run_with_state_and_a_teacher_goes_on_bit_for_bit(config, tmp_path):
     train(tmp_path / "whole", config)
     shutil.copytree(tmp_path / "whole", tmp_path / "again")

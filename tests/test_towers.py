@@ -122,6 +122,7 @@ def test_a_list_of_blocks_is_not_taken_for_stacked_layers():
         np.testing.assert_allclose(moved[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_other_towers_are_trained_alike_on_one_device_and_on_eight(demo_config):
     changes = {"model.image.width": 64, "model.text.width": 64, "optimizer.name": "lamb", "optimizer.eps": 1e-4}
     config = small(copy.deepcopy(demo_config), **changes)
