@@ -17,7 +17,7 @@ from filip_jax.objectives.objective import Objective, Parameter, Teacher
 from filip_jax.objectives.total import make_objectives
 from filip_jax.sections import call
 from filip_jax.train.loop import train
-from filip_jax.train.setup import make_setup
+from filip_jax.train.setup import batch_of, make_setup
 
 
 def imitate(*, decay: float = 0.5, parts: tuple = ("image", "image_pooled_projection", "objectives")) -> Objective:
@@ -96,15 +96,31 @@ def test_objectives_with_different_teachers_are_refused(config):
 
 
 @pytest.mark.parametrize(
-    "views, uses_views, message",
+    "needs, data, message",
     [
-        (2, False, "data.views is above 1, but no objective uses further views"),
-        (1, True, "objectives.head needs data.views"),
+        ({"pooled"}, {"views": 2}, "data.views=2, but no objective needs further views: set it to 1"),
+        ({"pooled", "views"}, {}, "objectives.head needs several views of an image: set data.views to 2 or more"),
+        ({"pooled", "captions"}, {"views": 1}, "needs several captions of an image: set data.captions_per_image to 2 or"),
+        ({"pooled", "regions"}, {}, "objectives.head needs regions: batches for training hold none, only evaluations"),
+        ({"pooled", "view"}, {}, "objectives.head.needs=view: an objective may need tokens, pooled, text_ids, groups"),
+        ({"pooled", "views", "captions", "groups", "text_ids"}, {"views": 2, "captions_per_image": 3}, ""),
     ],
 )
-def test_views_are_drawn_for_objectives_that_use_them(config, monkeypatch, views, uses_views, message):
-    monkeypatch.setitem(OBJECTIVES, "imitate", lambda: replace(imitate(), uses_views=uses_views))
-    config = small(config, **{"data.views": views})
-    with pytest.raises(UserError, match=message):
+def test_what_an_objective_needs_is_drawn_or_the_key_named(config, monkeypatch, needs, data, message):
+    monkeypatch.setitem(OBJECTIVES, "imitate", lambda: replace(imitate(), needs=frozenset(needs)))
+    config = small(config, **{f"data.{key}": count for key, count in data.items()})
+    if message:
+        with pytest.raises(UserError, match=message) as error:
+            call(make_setup, config, "(top level)")
+        assert "\n" not in str(error.value)
+    else:
+        batch = batch_of(call(make_setup, config, "(top level)"))
+        assert {name: x.shape[1:3] for name, x in batch.items()} == {
+            "image": (2, 48), "ids": (3, 20), "caption_weight": (3,), "group": ()
+        }  # fmt: skip
+
+
+def test_parts_of_a_teacher_that_are_none_of_the_parameters_are_refused(config):
+    config["objectives"]["head"]["parts"] = ("image", "imag")
+    with pytest.raises(UserError, match="objectives.head: the teacher's parts imag are none of the parameters: image, im"):
         call(make_setup, config, "(top level)")
-    call(make_setup, small(config, **{"data.views": 3 - views}), "(top level)")
