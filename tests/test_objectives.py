@@ -302,14 +302,15 @@ def test_evaluations_get_the_multiplier_that_an_objective_names(monkeypatch):
     assert make_objectives({"a": dict(kind="own")}).logit_scale(parameters, "pooled") == 1.0
 
 
-def test_scale_and_bias_begin_where_the_first_batch_puts_them():
+@pytest.mark.parametrize("k", [1, 2])
+def test_scale_and_bias_begin_where_the_first_batch_puts_them(k):
     section = dict(kind="siglip", similarity="tokens", from_first_batch=True, **EXACT)
-    objectives, batch = make_objectives({"s": section}), make_batch(0, b=16, d=32)
+    objectives, batch = make_objectives({"s": section}), make_batch(0, b=16, k=k, d=32)
     parameters = objectives.start(
         objectives.init(jax.random.key(0), {}), single(batch), set(objectives.from_first_batch)
     )["s"]
     s_i, s_t = token_similarities(batch)
-    wrong = ((s_i + s_t) / 2)[~np.eye(16, dtype=bool)]
+    wrong = ((s_i + s_t) / 2)[~pairing(batch)[0]]
     scale = float(jnp.exp(parameters["logit_scale"]))
     assert scale == pytest.approx(0.9 / wrong.std(), rel=1e-4)
     assert float(parameters["bias"]) == pytest.approx(-np.log(15) - scale * wrong.mean(), rel=1e-4)

@@ -30,7 +30,7 @@ TEACHER = "init_from.teacher"
 
 
 def origins_of(
-    shapes: Mapping[str, Any], *, path: str, rules: Rules, state: bool = False, teacher: Mapping[str, Any] | None = None
+    shapes: Mapping[str, Any], *, path: str, rules: Rules, state: bool = False, teacher: Any = None
 ) -> dict[str, str]:
     r"""Return {path in the state: path in a checkpoint, without its part} of the arrays that are taken; none without a path.
 
