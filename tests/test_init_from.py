@@ -357,7 +357,9 @@ def test_running_means_are_fresh_unless_they_are_asked_for(remembering, tmp_path
     state = opened(setup, **setup.init_from | options).fill(born(setup))
     np.testing.assert_array_equal(state["objectives"]["own"]["mean"], mean)
     kept = options.get("rules") == [["objectives/own/.*", None]]
-    np.testing.assert_array_equal(state["params"]["objectives"]["own"]["head"], 1 if kept else parts["ema"]["objectives"]["own"]["head"])
+    np.testing.assert_array_equal(
+        state["params"]["objectives"]["own"]["head"], 1 if kept else parts["ema"]["objectives"]["own"]["head"]
+    )
     assert_equal(state["params"]["image"], parts["ema"]["image"])
     assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding == s, state, setup.shardings))
 
@@ -386,7 +388,9 @@ def test_a_teacher_begins_with_another_checkpoint_and_keeps_what_it_took(remembe
     image, own = parts["ema"]["image"], numbers(parts["params"], 5)
     assert_equal(state["teacher"]["image"], image)
     assert_equal(state["params"]["image"], own["image"])
-    assert_equal(state["teacher"]["objectives"]["own"], own["objectives"]["own"])  # a copy of the run's, where it is fresh
+    assert_equal(
+        state["teacher"]["objectives"]["own"], own["objectives"]["own"]
+    )  # a copy of the run's, where it is fresh
     assert "init_from.teacher: " in capsys.readouterr().out
     batch = {name: jnp.zeros(x.shape, x.dtype) for name, x in batch_of(setup).items()}
     with jax.set_mesh(setup.mesh):
@@ -400,7 +404,10 @@ def test_a_teacher_begins_with_another_checkpoint_and_keeps_what_it_took(remembe
     "teacher, message",
     [
         ({"path": "x", "rules": ()}, "init_from.teacher.path is given, but no objective has a teacher"),
-        ({"path": "", "rules": ((".*", None),)}, "init_from.teacher.rules are given, but init_from.teacher.path is empty"),
+        (
+            {"path": "", "rules": ((".*", None),)},
+            "init_from.teacher.rules are given, but init_from.teacher.path is empty",
+        ),
         ({"path": "x"}, "config section init_from.teacher: missing a required .*rules.*; its keys are path, rules"),
         ("x", "config section init_from.teacher: 'x' is not a section"),
     ],

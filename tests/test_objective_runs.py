@@ -16,7 +16,6 @@ from PIL import Image
 from runs import command, environment
 
 from filip_jax import paths
-
 from filip_jax.checkpoint import Checkpoints
 from filip_jax.checkpoint.inspect import inspect
 from filip_jax.data.sources import make_source
@@ -33,7 +32,10 @@ def imitate(*, decay: float = 0.5, parts: tuple = ("image", "image_pooled_projec
     """Return an objective that predicts a teacher's vectors of other views by a head, and remembers how well it did."""
 
     def loss(parameters, state, encoded, teacher):
-        ours, theirs = encoded.views[0].image_pooled @ parameters["head"], encoded.teacher.image_pooled @ teacher["head"]
+        ours, theirs = (
+            encoded.views[0].image_pooled @ parameters["head"],
+            encoded.teacher.image_pooled @ teacher["head"],
+        )
         value = jnp.square(ours - theirs + 0.1).mean()
         error = 0.9 * state["error"] + 0.1 * jax.lax.stop_gradient(value)
         return value, {"error": error}, {"error": error}
@@ -162,8 +164,16 @@ def test_objectives_with_different_teachers_are_refused(config):
     "needs, data, message",
     [
         ({"pooled"}, {"views": 2}, "data.views=2, but no objective needs further views: set it to 1"),
-        ({"pooled", "views"}, {"views": 1}, "objectives.head needs several views of an image: set data.views to 2 or more"),
-        ({"pooled", "captions"}, {"captions_per_image": 1}, "needs several captions of an image: set data.captions_per_image to 2 or"),
+        (
+            {"pooled", "views"},
+            {"views": 1},
+            "objectives.head needs several views of an image: set data.views to 2 or more",
+        ),
+        (
+            {"pooled", "captions"},
+            {"captions_per_image": 1},
+            "needs several captions of an image: set data.captions_per_image to 2 or",
+        ),
         ({"pooled", "regions"}, {}, "objectives.head needs regions: batches for training hold none, only evaluations"),
         ({"pooled", "view"}, {}, "objectives.head.needs=view: an objective may need tokens, pooled, text_ids, groups"),
         ({"pooled", "views", "captions", "groups", "text_ids"}, {"views": 2, "captions_per_image": 3}, ""),
@@ -185,5 +195,7 @@ def test_what_an_objective_needs_is_drawn_or_the_key_named(config, monkeypatch, 
 
 def test_parts_of_a_teacher_that_are_none_of_the_parameters_are_refused(config):
     config["objectives"]["head"]["parts"] = ("image", "imag")
-    with pytest.raises(UserError, match="objectives.head: the teacher's parts imag are none of the parameters: image, im"):
+    with pytest.raises(
+        UserError, match="objectives.head: the teacher's parts imag are none of the parameters: image, im"
+    ):
         call(make_setup, config, "(top level)")

@@ -293,7 +293,10 @@ def test_evaluations_get_the_multiplier_that_an_objective_names(monkeypatch):
 
     monkeypatch.setitem(OBJECTIVES, "own", own)
     sections = dict(
-        a=dict(kind="own"), b=dict(kind="own", multiplier="sharpness"), c=dict(kind="filip"), d=dict(kind="own", weight=0)
+        a=dict(kind="own"),
+        b=dict(kind="own", multiplier="sharpness"),
+        c=dict(kind="filip"),
+        d=dict(kind="own", weight=0),
     )
     objectives = make_objectives(sections)
     parameters = objectives.init(jax.random.key(0), {})

@@ -198,9 +198,7 @@ class Donor:
                 say(f"{self.key}: {count} parameters cast from {old_type} to {new_type}")
 
 
-def open_donors(
-    section: Mapping[str, Any], shapes: Mapping[str, Any], metadata: Mapping[str, Metadata]
-) -> list[Donor]:
+def open_donors(section: Mapping[str, Any], shapes: Mapping[str, Any], metadata: Mapping[str, Metadata]) -> list[Donor]:
     """Return the donors of a config's section `init_from`, in the order in which they fill a state. All processes call it.
 
     Args:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from filip_jax.errors import UserError
 from filip_jax.evals.run import check_evals
 from filip_jax.mesh import batch_shapes, check_batch_size, make_mesh, replicated
 from filip_jax.models import Model, check_platform, make_model
-from filip_jax.objectives.total import Objectives, init_parameters, make_objectives
+from filip_jax.objectives.total import Objectives, make_objectives
 from filip_jax.sections import at_least, call, check
 from filip_jax.train.encode import with_noise
 from filip_jax.train.guards import check_guards
@@ -198,7 +197,9 @@ def _check_needs(objectives, *, captions_per_image=1, views=1, **others):
     """Raise a UserError where the `data` section does not give what an objective needs, or views that none needs."""
     for name, part in objectives.active.items():
         if "regions" in part.needs:
-            raise UserError(f"objectives.{name} needs regions: batches for training hold none, only evaluations see boxes")
+            raise UserError(
+                f"objectives.{name} needs regions: batches for training hold none, only evaluations see boxes"
+            )
         for need, key, count in (("captions", "captions_per_image", captions_per_image), ("views", "views", views)):
             if need in part.needs and count < 2:
                 raise UserError(f"objectives.{name} needs several {need} of an image: set data.{key} to 2 or more")

@@ -139,7 +139,9 @@ def make_start(
     Args:
         origins: paths in the state of what comes from another run, and stays.
     """
-    begins = {(name, key) for name, key in objectives.from_first_batch if f"params/objectives/{name}/{key}" not in origins}
+    begins = {
+        (name, key) for name, key in objectives.from_first_batch if f"params/objectives/{name}/{key}" not in origins
+    }
     if not begins:
         return None
 
