@@ -27,7 +27,7 @@ from filip_jax.models.patches import fit_positions
 from filip_jax.objectives import OBJECTIVES
 from filip_jax.objectives.objective import Objective, Parameter, Teacher
 from filip_jax.sections import call
-from filip_jax.train.init_from import open_donors
+from filip_jax.train.init_from import fill_all, open_donors
 from filip_jax.train.loop import train
 from filip_jax.train.setup import batch_of, make_setup
 from filip_jax.train.step import state_shardings
@@ -383,8 +383,7 @@ def test_a_teacher_begins_with_another_checkpoint_and_keeps_what_it_took(remembe
     state = born(setup)
     donors = open_donors(section, setup.shapes, setup.optimizer.metadata)
     assert [donor.key for donor in donors] == ["init_from", "init_from.teacher"]
-    for donor in donors:
-        state = donor.fill(state)
+    state = fill_all(donors, state)
     image, own = parts["ema"]["image"], numbers(parts["params"], 5)
     assert_equal(state["teacher"]["image"], image)
     assert_equal(state["params"]["image"], own["image"])

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import jax
@@ -217,6 +218,11 @@ def open_donors(section: Mapping[str, Any], shapes: Mapping[str, Any], metadata:
     for donor in donors:
         donor.check_fit(shapes)
     return donors
+
+
+def fill_all(donors: Sequence[Donor], state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the state that the donors fill, one after the other."""
+    return reduce(lambda filled, donor: donor.fill(filled), donors, dict(state))
 
 
 def _open(key: str, path: str, names: Mapping[str, str], metadata: Mapping[str, Metadata]) -> Donor:

@@ -34,7 +34,7 @@ from filip_jax.train import start
 from filip_jax.train.evaluation import EvalGuard
 from filip_jax.train.feed import Feed, no_rows
 from filip_jax.train.goodput import CompileCache, Goodput
-from filip_jax.train.init_from import Donor, open_donors
+from filip_jax.train.init_from import Donor, fill_all, open_donors
 from filip_jax.train.input_log import InputLog, forget_keys_after
 from filip_jax.train.metrics import MetricWriter, StepLog, say
 from filip_jax.train.profile import Profile
@@ -145,9 +145,7 @@ class Trainer:
             with self.watch.phase("compile"), jax.set_mesh(setup.mesh):
                 state = jax.jit(setup.init, out_shardings=setup.shardings)(jax.random.key(setup.seed))
             with self.watch.phase("restore"):
-                for donor in donors:
-                    state = donor.fill(state)
-            return state, 0, {}
+                return fill_all(donors, state), 0, {}
         if newest > setup.total_steps:
             raise UserError(f"{self.checkpoints.folder(newest)} is beyond total_steps={setup.total_steps}")
         meta, started = self.checkpoints.meta(newest), time.monotonic()
