@@ -261,15 +261,17 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
 
 
 def _set_option(config: ConfigDict, key: str, value: str | None) -> bool:
-    """Set an option that the section does not state but its kind has; return whether it is one."""
+    """Set an option of the kind that the section does not state, or that takes values of any type; return whether it is one."""
     parent, _, name = key.rpartition(".")
     section = _at(config, parent)
-    if value is None or not isinstance(section, ConfigDict) or name in section or not (choice := choice_of(parent)):
+    if value is None or not isinstance(section, ConfigDict) or not (choice := choice_of(parent)):
         return False
     kind = section.get(choice.key)
-    if name not in choice.options(kind):
+    option = choice.options(kind).get(name)
+    if option is None or (name in section and option.annotation is not Any):
         return False
-    _set(config, key, choice.value(kind, name, value))
+    with section.ignore_type():
+        _set(config, key, choice.value(kind, name, value))
     return True
 
 

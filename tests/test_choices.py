@@ -44,6 +44,8 @@ VAL = load_config(DEMO)["evals"]["val"]
         (["source.each_caption=True"], "source.each_caption", True),
         (["model.image=conv_vit patch_size=4"], "model.image", {"kind": "conv_vit", "patch_size": 4, "patch_dropout": 0.0, "image_size": 48, "width": 128, "depth": 3, "heads": 4, "activation": "quick_gelu"}),
         (["objectives=filip + clip weight=0.5"], "objectives", {"filip": {"kind": "filip"}, "clip": {"kind": "clip", "weight": 0.5}}),
+        (["objectives.filip.weight=((0,1),(1,0.5))"], "objectives.filip.weight", ((0, 1), (1, 0.5))),
+        (["objectives.filip.weight=0.5"], "objectives.filip.weight", 0.5),
         (["objectives.filip=clip dtype=float32"], "objectives", {"filip": {"kind": "clip", "dtype": "float32"}}),
         (["evals.val=pictures"], "evals.val", {"kind": "pictures", "source": VAL["source"], "examples": 256}),
         (["evals.val.prompt=a {}"], "evals.val", VAL | {"prompt": "a {}"}),

@@ -211,12 +211,13 @@ def test_captions_and_views_are_encoded_each_as_if_alone_on_the_device_of_their_
     parameters, mesh = model.init(jax.random.key(0)), make_devices_mesh(replica, data)
     with jax.set_mesh(mesh):
         given = jax.device_put(parameters, replicated(mesh)), with_noise(model, global_batch(mesh, batch), 0, 5)
-        encode = jax.jit(lambda parameters, batch: step.encode_batch(model, parameters, batch, pieces))
+        encode = jax.jit(lambda parameters, batch: step.encode_batch(model, {"text_ids"}, parameters, batch, pieces))
         encode = encode.lower(*given).compile()
         encoded = jax.device_get(encode(*given))
     assert not re.search("all-gather|all-to-all|all-reduce|collective-permute|reduce-scatter", encode.as_text())
     noise = np.asarray(given[1]["noise"])
     assert len(encoded.views) == 1 and np.array_equal(encoded.text_weight, batch["caption_weight"])
+    assert np.array_equal(encoded.text_ids, batch["ids"])
     for n, view in enumerate((encoded, *encoded.views)):
         for name, alone in model.embed_images(parameters, jnp.asarray(image[:, n]), jnp.asarray(noise[:, n])).items():
             np.testing.assert_allclose(getattr(view, name), alone, atol=1e-5)

@@ -48,7 +48,7 @@ class Run:
         self.tokenizer = read_tokenizer(self.workdir)
         self.checkpoints = Checkpoints(self.place.name)
         self.objectives = make_objectives(self.config["objectives"])
-        self.model = make_model(self.objectives.needs, **portable(self.config["model"]))
+        self.model = make_model(self.objectives.outputs, **portable(self.config["model"]))
         sizes: dict[str, Any] = {"image_size": self.model.image.size, "text_length": self.model.text.length}
         for key, size in sizes.items():
             if self.config["data"][key] != size:
