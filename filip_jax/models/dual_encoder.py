@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float, Int, UInt8
 
 from filip_jax.errors import UserError
@@ -79,7 +80,7 @@ class DualEncoder(nnx.Module):
 
         With noise, as in training, the tower's share of patches is dropped; those where `patch_mask` is False are hidden.
         """
-        return self.project_image(self.image(images, noise, patch_mask), pooling or self.pooling)
+        return self.project_image(self._features("image", images, noise, patch_mask), pooling or self.pooling)
 
     def embed_images(
         self,
@@ -88,7 +89,7 @@ class DualEncoder(nnx.Module):
         patch_mask: Bool[jax.Array, "b patches"] | None = None,
     ) -> dict[str, jax.Array]:
         """Return what objectives need of images: image_tokens [b, p, d], image_pooled [b, d]."""
-        features, found = self.image(images, noise, patch_mask), {}
+        features, found = self._features("image", images, noise, patch_mask), {}
         if "tokens" in self.needs:
             found["image_tokens"] = self.project_image(features, "tokens")
         if "pooled" in self.needs:
@@ -97,7 +98,7 @@ class DualEncoder(nnx.Module):
 
     def embed_texts(self, ids: Int[jax.Array, "b t"]) -> dict[str, jax.Array]:
         """Return what objectives need of texts: text_tokens [b, t, d] and text_mask [b, t], text_pooled [b, d]."""
-        features, found = self.text(ids), {}
+        features, found = self._features("text", ids), {}
         if "tokens" in self.needs:
             found["text_tokens"], found["text_mask"] = self.project_text(features, "tokens")
         if "pooled" in self.needs:
@@ -108,7 +109,7 @@ class DualEncoder(nnx.Module):
         self, ids: Int[jax.Array, "b t"], pooling: str | None = None
     ) -> tuple[Float[jax.Array, "b k d"], Bool[jax.Array, "b k"]]:
         """Text tokens and the mask of those that take part; k is t, or 1 if the pooling is global."""
-        return self.project_text(self.text(ids), pooling or self.pooling)
+        return self.project_text(self._features("text", ids), pooling or self.pooling)
 
     def image_features(
         self, images: UInt8[jax.Array, "b h w 3"], pooling: str | None = None
@@ -144,6 +145,10 @@ class DualEncoder(nnx.Module):
         if not self.bos_in_similarity:
             mask = mask.at[:, 0].set(False)
         return l2_normalize(projection(x)), mask
+
+    def _features(self, side: str, *inputs: Any) -> Features:
+        """Return a tower's features, named as it is for those who keep them."""
+        return jax.tree.map(partial(checkpoint_name, name=side), getattr(self, side)(*inputs))
 
     def _projection(self, side: str, pooling: str) -> Callable[[jax.Array], jax.Array]:
         """Return the projection that was trained for this, or the only one."""
