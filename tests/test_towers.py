@@ -126,7 +126,6 @@ def test_a_list_of_blocks_is_not_taken_for_stacked_layers():
 def test_other_towers_are_trained_alike_on_one_device_and_on_eight(demo_config):
     changes = {"model.image.width": 64, "model.text.width": 64, "optimizer.name": "lamb", "optimizer.eps": 1e-4}
     config = small(copy.deepcopy(demo_config), **changes)
-    del config["model"]["image"]["class_tokens"], config["model"]["image"]["pooling"]
     config["model"]["image"]["kind"], config["model"]["text"]["causal"] = "conv_vit", False
     (one, first, _), (eight, same, last) = (run(config, make_devices_mesh(*mesh)) for mesh in ((1, 1), (2, 4)))
     assert one == pytest.approx(eight, rel=1e-4) and len(set(one)) == len(one) and np.isfinite(one).all()
