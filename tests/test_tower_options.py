@@ -234,13 +234,8 @@ def test_new_parameters_say_how_they_are_trained():
     """Learned tokens, scales and biases do not decay; LAMB has one ratio for each layer's scale."""
     model = make(needs={"pooled"}, **NEW)
     metadata = model.metadata
-    fresh = {
-        "image/class_tokens",
-        "image/registers",
-        "image/map_head/probe",
-        "image/patch_embedding/bias",
-        "image_pooled_projection/bias",
-    }
+    learned = ("class_tokens", "registers", "map_head/probe", "patch_embedding/bias")
+    fresh = {"image_pooled_projection/bias", *(f"image/{name}" for name in learned)}
     scales = {f"image/transformer/blocks/{name}_scale" for name in ("attention", "mlp")}
     decaying = {f"image/map_head/{name}/kernel" for name in ("attention/qkv", "attention/out", "mlp_in", "mlp_out")}
     assert not any(metadata[path].decay for path in fresh | scales) and all(metadata[path].decay for path in decaying)
