@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, make_devices_mesh, slow, until, whole_tier
+from conftest import ROOT, make_devices_mesh, until, whole_tier
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image

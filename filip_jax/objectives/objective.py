@@ -10,8 +10,9 @@ from jaxtyping import Array, Float
 from filip_jax.errors import UserError
 from filip_jax.losses.encoded import Encoded
 from filip_jax.losses.pairs import PairLoss
+from filip_jax.models import POOLINGS
 
-OUTPUTS = ("tokens", "pooled")  # of the towers
+OUTPUTS = tuple(POOLINGS.values())  # of the towers: "tokens", "pooled"
 # What an objective may need of a batch. Nothing is drawn or computed that none needs. "captions" and "views" are several of
 # an image. No training batch holds "regions" yet, so an objective that needs them is refused.
 NEEDS = (*OUTPUTS, "text_ids", "groups", "captions", "views", "regions")

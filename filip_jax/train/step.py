@@ -1,6 +1,6 @@
 """The training step: pure functions on the state {step, params, opt_state, guard[, ema, objectives, teacher]}."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -95,11 +95,12 @@ def make_train_step(
         trainable, frozen = optimizer.split(state["params"])
         trainable = paths.unflatten(trainable)
         position = state["step"] - state["guard"]["skipped"]
+        locked = [side for side in ("image", "text") if side not in trainable]
 
         def loss_of(trainable):
             parameters = paths.unflatten(paths.flatten(trainable) | frozen)
             teacher = state.get("teacher", {})
-            encoded = encode_batch(model, objectives.needs, parameters, batch, microbatches, teacher)
+            encoded = encode_batch(model, objectives.needs, parameters, batch, microbatches, teacher, locked)
             own, untrained = parameters.get("objectives", {}), state.get("objectives", {})
             return objectives.loss(own, untrained, encoded, position / total_steps, teacher.get("objectives"))
 
@@ -166,6 +167,7 @@ def encode_batch(
     batch: Mapping[str, jax.Array],
     microbatches: int = 1,
     teacher: Mapping[str, Any] | None = None,
+    locked: Sequence[str] = (),
 ) -> Encoded:
     """Return what objectives see of a batch.
 
@@ -174,8 +176,9 @@ def encode_batch(
         batch: see `make_train_step`.
         microbatches: see `in_pieces`.
         teacher: parts of the parameters of another model, whose outputs are given, too, where they are needed.
+        locked: towers without trainable parameters, which have no backward pass.
     """
-    encode = in_pieces(partial(encode_samples, model), microbatches)
+    encode = in_pieces(partial(encode_samples, model), microbatches, locked)
     given = {"group": batch.get("group"), "text_weight": batch.get("caption_weight")}
     if "text_ids" in needs:
         given["text_ids"] = batch["ids"] if batch["ids"].ndim == 3 else batch["ids"][:, None]
@@ -189,12 +192,15 @@ def encode_batch(
     return replace(encoded, teacher=replace(encode(other, towers), **given))
 
 
-def in_pieces(encode: Callable[..., Any], pieces: int) -> Callable[..., Any]:
+def in_pieces(encode: Callable[..., Any], pieces: int, keep: Sequence[str] = ()) -> Callable[..., Any]:
     """Return `encode`, (parameters, batch) -> outputs, as a loop over pieces of the batch, with exact gradients.
 
     Only the outputs are kept: the backward pass encodes each piece again, so that its
     activations exist one piece at a time (gradient caching, Gao et al. 2021, arXiv 2101.06983).
     Each device's samples are cut: the captions and views of one stay together, none moves to another device.
+
+    Args:
+        keep: towers whose features are kept, too: locked ones, which only a projection behind them would run again.
     """
     if pieces == 1:
         return encode
@@ -211,6 +217,8 @@ def in_pieces(encode: Callable[..., Any], pieces: int) -> Callable[..., Any]:
         def one(piece):
             return encode(parameters, jax.tree.map(constrain_batch, piece))
 
-        return jax.tree.map(join, jax.lax.map(jax.checkpoint(one, prevent_cse=False), jax.tree.map(cut, batch)))
+        policy = jax.checkpoint_policies.save_only_these_names(*keep)
+        run = jax.checkpoint(one, prevent_cse=False, policy=policy)
+        return jax.tree.map(join, jax.lax.map(run, jax.tree.map(cut, batch)))
 
     return encode_all
