@@ -58,8 +58,8 @@ def check(
         _signature(function).bind(**dict.fromkeys(given), **section)
     except TypeError as error:
         legal = [*(name for name in options if name not in given), *also]
-        near = "".join(_near(name, legal) for name in section if name not in options)
-        raise UserError(f"config section {key}: {error}; its keys are {', '.join(legal)}{near}") from error
+        close = "".join(near(name, legal) for name in section if name not in options)
+        raise UserError(f"config section {key}: {error}; its keys are {', '.join(legal)}{close}") from error
     for name, value in section.items():
         kind = options[name].annotation if name in options else None
         if kind in PLAIN and not _is(value, kind):
@@ -89,11 +89,11 @@ def at_least(least: float, section: str = "", **values: float) -> None:
 def choose(table: Mapping[str, T], name: Any, key: str) -> T:
     """The entry of a table of choices, or a UserError that lists them."""
     if not isinstance(name, str) or name not in table:
-        raise UserError(f"{key}={name!r} is not one of {', '.join(table)}{_near(str(name), table)}")
+        raise UserError(f"{key}={name!r} is not one of {', '.join(table)}{near(str(name), table)}")
     return table[name]
 
 
-def _near(name: str, names: Iterable[str]) -> str:
-    """The end of a message about an unknown name, if others are much like it."""
-    near = difflib.get_close_matches(name, names)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+def near(name: str, names: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name, if others are much like it."""
+    close = difflib.get_close_matches(name.lower(), names)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
