@@ -39,7 +39,9 @@ def views(images: Iterable[Any], size: int, ahead: int) -> Generator[View, None,
     """
     if isinstance(images, (*ENCODED, *BUFFERS, Image.Image)):
         raise UserError(f"images is a single {type(images).__name__}; write [image] for a list of one")
-    check_several(images, "images", (1, 4), "write [image] for one image, and give [n, h, w, channels] or a list for several")
+    check_several(
+        images, "images", (1, 4), "write [image] for one image, and give [n, h, w, channels] or a list for several"
+    )
     if isinstance(images, jax.Array):
         images = np.asarray(images)
     return _views(images, size, ahead)
