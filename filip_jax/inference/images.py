@@ -67,7 +67,7 @@ def check_several(items: Any, name: str, dimensions: Collection[int], advice: st
         dimensions: that an array of several items may have.
         advice: what to give instead.
     """
-    shape = getattr(items, "shape", None)
+    shape: Any = getattr(items, "shape", None)
     is_array = isinstance(shape, tuple)
     try:
         iter(items)
