@@ -6,11 +6,10 @@ Below the commands there are no configs, only functions with keyword arguments (
 import difflib
 import importlib.util
 import re
-import shlex
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +18,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from filip_jax.choices import FLAGS, KEYS, choice_of, is_choice, section_of
+from filip_jax.choices import FLAGS, KEYS, choice_of, is_choice, section_of, split_words
 from filip_jax.errors import UserError
 from filip_jax.names import make_name
 from filip_jax.shipped import shipped_config, shipped_configs
@@ -40,21 +39,21 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """
     path, variant = _split(file)
     config = _get_config(path, variant)
-    overrides = _choose(config, overrides)
+    overrides = _choose(config, [*_in_one_word(config, overrides)])
     _check_keys(config, overrides)
     values, argv = flags.FlagValues(), ["filip", *overrides]
     try:
         config_flags.DEFINE_config_dict("config", config, lock_config=True, flag_values=values, sys_argv=argv)
         unread = values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
-        raise UserError(f"unknown argument '--{error.flagname}'; overrides read --config.key=value") from error
+        raise UserError(f"unknown argument '--{error.flagname}'; {_right(config, error.flagname)}") from error
     except (AttributeError, KeyError, IndexError) as error:
         keys = (override.partition("=")[0] for override in overrides)
         raise UserError(f"unknown config key in {' '.join(keys)}: {error}") from error
     except (TypeError, ValueError, SyntaxError, RecursionError, MemoryError, flags.Error) as error:
         raise UserError(f"wrong config value: {error}") from error
     if unread:
-        raise UserError(f"unexpected argument {unread[0]!r}; overrides read --config.key=value")
+        raise UserError(f"unexpected argument {unread[0]!r}; {_right(config, unread[0].partition('=')[0])}")
     with _mistakes_of(path):
         return config.to_dict()
 
@@ -201,6 +200,24 @@ def _mistakes_of(path: Path):
         raise UserError(f"--config={place}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
+def _in_one_word(config: ConfigDict, overrides: Sequence[str]) -> Iterator[str]:
+    """Yield the overrides, --config.key value as --config.key=value; a truth value's key may stand alone, as absl has it."""
+    words = iter(overrides)
+    for word in words:
+        key, value = _parted(word)
+        is_whole = value is not None or not word.startswith("--config.") or isinstance(_at(config, key), bool)
+        yield word if is_whole or (following := next(words, None)) is None else f"{word}={following}"
+
+
+def _right(config: ConfigDict, name: str) -> str:
+    """Return how an argument of a name that is no option is written."""
+    said, key = "overrides read --config.key=value", name.removeprefix("config.").replace("-", "_")
+    known = _at(config, key) is not None or key.split(".")[0] in FLAGS
+    if names := [key] if known else difflib.get_close_matches(key, [*config, *FLAGS], n=1):
+        return f"{said}: did you mean --{'' if names[0] in FLAGS else 'config.'}{names[0]}?"
+    return f"{said}, and options of a kind stand behind it: --{FLAGS[0]} KIND key=value …"
+
+
 def _choose(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
     """Choose kinds, set options that a section leaves to its kind, and return the rest of the overrides."""
     rest = []
@@ -212,7 +229,7 @@ def _choose(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
         if value is None:
             rest.append(override)
         elif is_section and value[:1] != "{" and is_choice(key):
-            _set(config, key, section_of(key, _words(value), _references(present)))
+            _set(config, key, section_of(key, split_words(value), _references(present)))
         elif choice and value in choice.kinds and value and name == choice.key and present not in (None, value):
             _set(config, parent, choice.section([value], _references(_at(config, parent))))
         else:
@@ -224,13 +241,6 @@ def _parted(override: str) -> tuple[str, str | None]:
     """Return the key and the value of --config.key=value; no value of anything else."""
     key, equals, value = override.removeprefix("--config.").partition("=")
     return key, value if equals and override.startswith("--config.") else None
-
-
-def _words(text: str) -> list[str]:
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"{text!r}: {error}") from error
 
 
 def _at(config: ConfigDict, key: str) -> Any:
@@ -256,7 +266,7 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
     try:
         with config.unlocked():
             (_at(config, parent) if parent else config)[name] = ConfigDict(value) if isinstance(value, dict) else value
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"wrong config value of {key}: {error}") from error
 
 

@@ -12,7 +12,7 @@ from memory_source import Memory
 
 from filip_jax import cli
 from filip_jax.choices import CHOICES, FLAGS, Choice, section_of
-from filip_jax.cli_plan import chosen
+from filip_jax.cli_plan import apart, chosen
 from filip_jax.config import load_config, settings
 from filip_jax.data.tokenizer import TOKENIZERS, Kind, Tokenizer, make_tokenizer
 from filip_jax.errors import UserError
@@ -42,11 +42,15 @@ VAL = load_config(DEMO)["evals"]["val"]
         (["source=csv 'path=/a b' images=5 columns=a,b"], "source", {"name": "csv", "path": "/a b", "images": "5", "columns": ("a", "b")}),
         (["source=tfds split=3 \"caption_keys=[('a',2.0)]\""], "source", {"name": "tfds", "split": "3", "caption_keys": [("a", 2.0)]}),
         (["source.each_caption=True"], "source.each_caption", True),
-        (["model.image=conv_vit patch_size=4"], "model.image", {"kind": "conv_vit", "patch_size": 4, "patch_dropout": 0.0, "image_size": 48, "width": 128, "depth": 3, "heads": 4, "activation": "quick_gelu"}),
+        (["model.image=conv_vit patch_size=4"], "model.image", {"kind": "conv_vit", "patch_size": 4, "image_size": 48, "width": 128, "depth": 3, "heads": 4, "activation": "quick_gelu"}),
         (["objectives=filip + clip weight=0.5"], "objectives", {"filip": {"kind": "filip"}, "clip": {"kind": "clip", "weight": 0.5}}),
         (["objectives.filip.weight=((0,1),(1,0.5))"], "objectives.filip.weight", ((0, 1), (1, 0.5))),
         (["objectives.filip.weight=0.5"], "objectives.filip.weight", 0.5),
         (["objectives.filip=clip dtype=float32"], "objectives", {"filip": {"kind": "clip", "dtype": "float32"}}),
+        (["objectives=filip+clip weight=0.5"], "objectives", {"filip": {"kind": "filip"}, "clip": {"kind": "clip", "weight": 0.5}}),
+        (["objectives=siglip from_first_batch=true + other=siglip from_first_batch=0"], "objectives.siglip", {"kind": "siglip", "from_first_batch": True}),
+        (["source=folder path=x 'caption_keys=[a, b]' each_caption=FALSE"], "source", {"name": "folder", "path": "x", "caption_keys": ("a", "b"), "each_caption": False}),
+        (["source=folder path=x 'caption_keys=a, b'"], "source.caption_keys", ("a", "b")),
         (["evals.val=pictures"], "evals.val", {"kind": "pictures", "source": VAL["source"], "examples": 256}),
         (["evals.val.prompt=a {}"], "evals.val", VAL | {"prompt": "a {}"}),
         (["evals.val.source=folder path=x"], "evals.val.source", {"name": "folder", "path": "x"}),
@@ -64,6 +68,16 @@ def test_words_choose_a_kind(overrides, key, section):
     [
         ("source=folder /data", "'/data' is not key=value, as in: folder path=/data"),
         ("source=webdataset path=1.tar path=2.tar", "path=2.tar: path stands there twice; braces need quotation marks"),
+        ("objectives=filip weight=1 weight=2", "weight=2: weight stands there twice$"),
+        ("objectives=siglip bias_init -10", "'bias_init' is not key=value, as in: siglip bias_init=VALUE"),
+        ("source=folder +path=x", "'+path=x' is not key=value, as in: folder path=VALUE"),
+        ("source=folder source.path=x", "'source.path=x' is not key=value, as in: folder path=VALUE"),
+        ("source=folder __class__=x", "'__class__=x' is not key=value, as in: folder path=VALUE"),
+        ("optimizer=name=lamb", "'name=lamb' stands where the kind belongs: name one of lamb, adamw before its options"),
+        ("source=path=/data", "'path=/data' stands where the kind belongs: name one of emoji_scenes, folder,"),
+        ("objectives=filip clip", "'clip' is no option of filip; several stand with + between them, as in: filip + clip"),
+        ("objectives=filip,clip", "'filip,clip' is not one of filip, clip, siglip; did you mean filip?; several stand with +"),
+        ("objectives=CLIP weight=1", "'CLIP' is not one of filip, clip, siglip; did you mean clip"),
         ("optimizer=", "--config.optimizer: name a kind, and its options behind it as key=value"),
         ("optimizer='adamw", "No closing quotation"),
         ("optimizer.b3=1", "no b3; there are b1, b2, clip_norm, decay_rules, eps, learning_rate_rules, name, peak_learning_rate,"),
@@ -74,7 +88,7 @@ def test_words_choose_a_kind(overrides, key, section):
     ],
 )  # fmt: skip
 def test_what_cannot_be_chosen(override, message):
-    with pytest.raises(UserError, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message).replace(r"\$", "$")):
         load_config(DEMO, [f"--config.{override}"])
 
 
@@ -104,6 +118,44 @@ def test_several_are_chosen_with_names_of_their_own(monkeypatch):
     }
     with pytest.raises(UserError, match="first stands there twice; name one of them, as in other=first"):
         section_of("aims", ["first", "+", "first"], {})
+
+
+@pytest.mark.parametrize(
+    "key, value", [("optimizer", "lamb eps=1e-3"), ("optimizer.name", "lamb"), ("optimizer.b2", "0.5"), ("seed", "3")]
+)
+def test_a_value_may_stand_behind_its_key(key, value):
+    """As absl has it: the same as with "=", whatever the key."""
+    assert load_config(DEMO, [f"--config.{key}", value]) == load_config(DEMO, [f"--config.{key}={value}"])
+    assert load_config(DEMO, ["--config.log_keys", f"--config.{key}={value}"])["log_keys"]
+
+
+@pytest.mark.parametrize("words, section", [
+    (["--optimizer=lamb", "eps=1e-3"], {"name": "lamb", "eps": 1e-3}),
+    (["--optimizer=lamb eps=1e-3"], {"name": "lamb", "eps": 1e-3}),
+    (["--optimizer", "lamb eps=1e-3", "b1=0.5"], {"name": "lamb", "eps": 1e-3, "b1": 0.5}),
+])  # fmt: skip
+def test_words_of_a_choice_are_written_in_any_way(words, section):
+    arguments, rest = cli._parser().parse_known_args(apart(["train", "--config=demo", "--workdir=w", *words]))
+    assert not rest and load_config(DEMO, chosen(arguments))["optimizer"] == COMMON | section
+
+
+@pytest.mark.parametrize("words, message", [
+    (["--objectives", "filip", "--objectives", "clip"], "--objectives is given 2 times; give it once, several with + between them"),
+    (["--optimizer=lamb", "--optimizer=adamw"], "--optimizer is given 2 times; give it once"),
+    (["--source"], "--config.source: name a kind, and its options behind it as key=value"),
+    (["--source="], "--config.source: name a kind, and its options behind it as key=value"),
+    (["--source", "folder", "--path=x"], "unknown argument '--path'; overrides read --config.key=value, and options of a kind stand behind it"),
+    (["--config.source=folder", "path=x"], "unexpected argument 'path=x'; overrides read --config.key=value, and options of a kind stand behind it"),
+    (["--batch-size=4"], "unknown argument '--batch-size'; overrides read --config.key=value: did you mean --config.batch_size?"),
+    (["config.seed=4"], "unexpected argument 'config.seed=4'; overrides read --config.key=value: did you mean --config.seed?"),
+    (["--optimizer.name=lamb"], "did you mean --config.optimizer.name?"),
+    (["--optimiser", "lamb"], "did you mean --optimizer?"),
+    (["optimizer=lamb"], "unexpected argument 'optimizer=lamb'; overrides read --config.key=value: did you mean --optimizer?"),
+])  # fmt: skip
+def test_what_people_write_by_habit_is_answered_with_what_is_meant(tmp_path, capsys, words, message):
+    assert cli.main(["train", "--config=demo", f"--workdir={tmp_path}/run", *words]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 @pytest.mark.parametrize("command", ["train", "plan", "sweep"])
