@@ -41,7 +41,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 
 def check(
     function: Callable[..., Any],
-    section: Mapping[str, Any],
+    section: Any,
     key: str,
     given: Iterable[str] = (),
     also: Iterable[str] = (),
