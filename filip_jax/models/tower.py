@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, UInt8
 
+from filip_jax.framing import Framing
+
 MAX_TOKENS = 2**16  # of a tower: the loss numbers them with two bytes
 # CLIP's channel statistics in units of 1/255; FILIP and Wukong use the same.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -21,12 +23,25 @@ class ImageInput:
         size: pixels of a side of the square views that it is trained on.
         grid: rows and columns of its tokens for such a view.
         mean, std: of the channels, in units of 1/255.
+        resize, interpolation, antialias, crop: how a picture becomes such a view, see `Framing`.
     """
 
     size: int
     grid: tuple[int, int]
     mean: Channels = CLIP_MEAN
     std: Channels = CLIP_STD
+    resize: str = "shortest"
+    interpolation: str = "bicubic"
+    antialias: bool = True
+    crop: float = 1.0
+
+    def __post_init__(self):
+        _ = self.framing  # which checks its values
+
+    @property
+    def framing(self) -> Framing:
+        """Return the rule by which a picture becomes a view."""
+        return Framing(self.resize, self.interpolation, self.antialias, self.crop)
 
     def normalize(self, images: UInt8[jax.Array, "b h w 3"]) -> Float[jax.Array, "b h w 3"]:
         """Return the pixels with the channels' mean and deviation taken away."""
