@@ -39,6 +39,7 @@ class Model:
             dropped; 0 for a model that drops none.
         image, text: what the towers take.
         metadata: of every parameter, by its path.
+        ends_in_similarity: whether BOS and EOS take part in the late interaction.
     """
 
     init: Callable[..., dict[str, Any]]
@@ -53,6 +54,7 @@ class Model:
     image: ImageInput
     text: TextInput
     metadata: dict[str, Metadata]
+    ends_in_similarity: tuple[bool, bool] = (True, True)
 
 
 def make_model(needs: Collection[str], **config) -> Model:
@@ -107,7 +109,8 @@ def make_model(needs: Collection[str], **config) -> Model:
     pooling = "tokens" if "tokens" in needs else "global"
     sizes = {"embed_dim": config["embed_dim"], "vocab_size": text.input.vocab_size}
     functions = (init, encode_image, encode_text, embed_images, embed_texts, image_features)
-    return Model(*functions, pooling, sizes, image.noise_size, image.input, text.input, metadata)
+    ends = module.bos_in_similarity, module.eos_in_similarity
+    return Model(*functions, pooling, sizes, image.noise_size, image.input, text.input, metadata, ends)
 
 
 def _by_path(state: Any) -> dict[str, Any]:
