@@ -122,16 +122,8 @@ def make_setup(
     devices = call(make_mesh, mesh, "mesh", devices=devices)
     check_batch_size(batch_size, devices, microbatches)
     given = (
-        "source",
-        "tokenizer",
-        "batch_size",
-        "seed",
-        "start",
-        "process_index",
-        "process_count",
-        "groups",
-        "framing",
-    )
+        "source", "tokenizer", "batch_size", "seed", "start", "process_index", "process_count", "groups", "framing",
+    )  # fmt: skip
     check(batches, data, "data", given)
     check_numbers(**data)
     check_tokenizer(tokenizer)
