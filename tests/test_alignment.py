@@ -28,6 +28,8 @@ class Pieces(Oracle):
     """The Oracle with a tokenizer that cuts words at hyphens: "ice-cream" is "ice" and "cream"."""
 
     class tokenizer:
+        has_bos = True
+
         def spans(text, length):
             spans, position = [(0, 0)], 0
             for piece in text.replace("-", " ").split():
@@ -114,11 +116,26 @@ def test_the_bytes_of_a_character_and_the_pieces_of_a_word_are_one_entry():
 def test_characters_of_one_token_are_one_word():
     class Characters(Oracle):
         class tokenizer:
+            has_bos = True
+
             def spans(text, length):
                 return [(0, 0), (0, 2), (2, 3), (3, 3)]
 
     (found,) = align(Characters(), [picture(*range(9))], ["气球红"])
     assert found.words == [(0, 2), (2, 3)] and found.pieces == [[1], [2]]
+
+
+def test_a_tokenizer_without_bos_begins_with_a_word():
+    class Bare(Oracle):
+        class tokenizer:  # as SigLIP's
+            has_bos = False
+
+            def spans(text, length):
+                return [(0, 3), (4, 7), (7, 7)]
+
+    (found,) = align(Bare(), [picture(*range(9))], ["cat dog"])
+    assert found.words == [(0, 3), (4, 7)] and found.pieces == [[0], [1]] and found.tokens == ["cat", "dog", "[EOS]"]
+    assert [sign.text for sign in draw._legend(found, LETTERS, 1000)] == ["cat", "dog", "[EOS]"]
 
 
 def test_punctuation_is_no_word_and_emoji_are():
@@ -296,6 +313,8 @@ def test_half_a_character_is_not_read_where_each_of_its_bytes_has_all_of_it():
         text_length = 4
 
         class tokenizer:  # as CLIP's
+            has_bos = True
+
             def spans(text, length):
                 return [*[(0, 0), (0, 3), (4, 5), (4, 5), (5, 6)][: length - 1], (6, 6)]
 

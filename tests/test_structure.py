@@ -36,7 +36,7 @@ ROOMS = [
     {"errors"},
     {"small_files"},
     {"extras", "files", "foreign_paths", "handles", "names", "paths", "progress", "sections", "user_paths", "walk", "workers"},
-    {"logged", "shipped", "storage"},
+    {"framing", "logged", "shipped", "storage"},
     {"buckets", "cluster", "folders", "mesh", "saved_config"},
     {"workdir"},
     {"losses"}, {"models"}, {"objectives"}, {"data"},

@@ -16,6 +16,7 @@ from filip_jax.data.preprocess import View, centre_view
 from filip_jax.data.record import IMAGE_BYTES, BadRecord
 from filip_jax.data.values import image_of
 from filip_jax.errors import UserError
+from filip_jax.framing import CLIP_FRAMING, Framing
 from filip_jax.inference.ahead import in_order
 from filip_jax.user_paths import from_user
 
@@ -24,7 +25,7 @@ BUFFERS = (bytes, bytearray, memoryview)
 KINDS = "a path, encoded bytes, a PIL image, an array of pixels, or {'bytes': …, 'path': …} of the package datasets"
 
 
-def views(images: Iterable[Any], size: int, ahead: int) -> Generator[View, None, None]:
+def views(images: Iterable[Any], size: int, ahead: int, framing: Framing = CLIP_FRAMING) -> Generator[View, None, None]:
     """Return the center view of each image, in order, one at a time.
 
     Args:
@@ -32,6 +33,7 @@ def views(images: Iterable[Any], size: int, ahead: int) -> Generator[View, None,
             library, or dicts of `bytes` or `path`; one array [n, h, w, channels] is n images.
         size: pixels of a side.
         ahead: how many images that are not yet decoded threads may decode ahead of the caller.
+        framing: how an image becomes a view; an array uint8 [size, size, 3] is one.
 
     Raises:
         UserError: a single image instead of several, at once, or, when it is its turn, one that cannot be read, by its
@@ -44,12 +46,12 @@ def views(images: Iterable[Any], size: int, ahead: int) -> Generator[View, None,
     )
     if isinstance(images, jax.Array):
         images = np.asarray(images)
-    return _views(images, size, ahead)
+    return _views(images, size, ahead, framing)
 
 
-def _views(images: Iterable[Any], size: int, ahead: int) -> Generator[View, None, None]:
+def _views(images: Iterable[Any], size: int, ahead: int, framing: Framing) -> Generator[View, None, None]:
     def view(item: tuple[int, Any]) -> View:
-        return _view(*item, size)
+        return _view(*item, size, framing)
 
     # What is not encoded is read at once: the next step of an iterator may write over it.
     for is_encoded, run in groupby(enumerate(images), lambda item: isinstance(item[1], ENCODED)):
@@ -80,12 +82,12 @@ def check_several(items: Any, name: str, dimensions: Collection[int], advice: st
         raise UserError(f"{name} is one {type(items).__name__}{of_shape}; {advice}")
 
 
-def _view(index: int, image: Any, size: int) -> View:
+def _view(index: int, image: Any, size: int, framing: Framing) -> View:
     try:
         content = _content(image)
         if isinstance(content, np.ndarray) and content.dtype == np.uint8 and content.shape == (size, size, 3):
             return content.copy()
-        return centre_view(decode(content), size)
+        return centre_view(decode(content), size, framing)
     except (OSError, ValueError, BadRecord) as error:
         name = f"image {index}, {os.fspath(image)}," if isinstance(image, str | os.PathLike) else f"image {index}"
         raise UserError(f"{name}: {error}") from error
