@@ -67,6 +67,9 @@ def add_plan_commands(add: Callable[..., Any]) -> None:
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add the option --config and those that choose another kind of something, see choices.py."""
     parser.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="and --config.key=value behind it")
+    parser.add_argument(
+        "--init_from", metavar="WORKDIR", help="begin with the model, tokenizer and parameters of another run"
+    )
     for key in FLAGS:
         words = "KIND key=value …" + " + KIND …" * (f"{key}.*" in CHOICES)
         parser.add_argument(
@@ -92,7 +95,8 @@ def chosen(arguments: argparse.Namespace) -> list[str]:
     Raises:
         UserError: one of them is given twice.
     """
-    overrides = []
+    donor = getattr(arguments, "init_from", None)
+    overrides = [f"--config.init_from={donor}"] if donor else []
     for key in FLAGS:
         given = getattr(arguments, f"config.{key}", None) or []
         if len(given) > 1:

@@ -4,26 +4,20 @@ Below the commands there are no configs, only functions with keyword arguments (
 """
 
 import difflib
-import importlib.util
 import re
-import traceback
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from filip_jax.choices import FLAGS, KEYS, choice_of, is_choice, section_of, split_words
+from filip_jax.config_files import begin_with, find_config, get_config, load_file, mistakes_of
 from filip_jax.errors import UserError
 from filip_jax.names import make_name
-from filip_jax.shipped import shipped_config, shipped_configs
-from filip_jax.user_paths import from_user
 
+BEGIN = "--config.init_from="
 UNCHANGED = "unchanged"  # a sweep's point without values
 
 
@@ -37,8 +31,8 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: no such file or variant, an unknown key (with the nearest match), a wrong type.
     """
-    path, variant = _split(file)
-    config = _get_config(path, variant)
+    path, variant = find_config(file)
+    config = get_config(path, variant)
     overrides = _choose(config, [*_in_one_word(config, overrides)])
     _check_keys(config, overrides)
     values, argv = flags.FlagValues(), ["filip", *overrides]
@@ -54,47 +48,8 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise UserError(f"wrong config value: {error}") from error
     if unread:
         raise UserError(f"unexpected argument {unread[0]!r}; {_right(config, unread[0].partition('=')[0])}")
-    with _mistakes_of(path):
+    with mistakes_of(path):
         return config.to_dict()
-
-
-def _split(file: str) -> tuple[Path, str]:
-    """Return the file and the variant of FILE.py[:variant], or of NAME[:variant] as in `load_config`.
-
-    A folder may have colons in its name, and so may the file.
-
-    Raises:
-        UserError: there is no such Python file.
-    """
-    file = from_user(file)
-    ways = [(file, ""), file.rpartition(":")[::2], file.partition(":")[::2]]
-    for find in (_python_file, shipped_config):
-        for name, variant in ways:
-            if (path := find(name)) and not _is_unrelated(path, name):
-                return path, variant
-    name, ships = ways[-1][0], f"the configs that filip_jax ships are {', '.join(shipped_configs())}"
-    if not name:
-        raise UserError(f"--config={file} names no config: write FILE.py[:variant] or NAME[:variant]; {ships}")
-    if name.startswith("./") and shipped_config(name.removeprefix("./")):
-        ships = "without ./ it is the one that filip_jax ships"
-    raise UserError(f"--config={file}: no such Python file; {ships}")
-
-
-def _python_file(name: str) -> Path | None:
-    """Return the file of this name, to which .py may be lacking, if there is one."""
-    files = (Path(name), Path(f"{name}.py"))
-    return next((file for file in files if file.suffix == ".py" and file.is_file()), None)
-
-
-def _is_unrelated(path: Path, name: str) -> bool:
-    """Return whether a file only happens to have the name of a shipped config: it is no config, and must not run."""
-    if name.endswith(".py") or name not in shipped_configs() or path == shipped_config(name):
-        return False
-    if "get_config" in path.read_text("utf-8", errors="replace"):
-        return False
-    text = f"{path} is no config, it does not mention get_config: --config={name} is the one that filip_jax ships"
-    warnings.warn(text, stacklevel=2)
-    return True
 
 
 def load_sweep(file: str) -> list[dict[str, Any]]:
@@ -103,11 +58,11 @@ def load_sweep(file: str) -> list[dict[str, Any]]:
     Raises:
         UserError: there is no such function, or it yields something else.
     """
-    path, _ = _split(file)
+    path, _ = find_config(file)
     module = load_file(path)
     if not hasattr(module, "sweep"):
         raise UserError(f"--config={path}: the file has no function sweep, which yields {{config key: value}}")
-    with _mistakes_of(path):
+    with mistakes_of(path):
         points = list(module.sweep())
     for point in points:
         if not isinstance(point, Mapping) or not all(isinstance(key, str) for key in point):
@@ -127,7 +82,7 @@ def load_evals(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     config = load_config(file, overrides)
     if "evals" not in config:
         raise UserError(f"--config={file} has no section `evals`")
-    path, _ = _split(file)
+    path, _ = find_config(file)
     if not is_eval_config(config) or not hasattr(load_file(path), "sweep"):
         return config["evals"]
     points, evals = load_sweep(file), dict[str, Any]()
@@ -164,42 +119,6 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def load_file(path: Path) -> ModuleType:
-    """Run a config file; return it as a module.
-
-    Raises:
-        UserError: it fails.
-    """
-    spec: Any = importlib.util.spec_from_file_location("filip_config", path)  # noqa: TID251 - the file that the user named
-    module = importlib.util.module_from_spec(spec)
-    with _mistakes_of(path):
-        spec.loader.exec_module(module)
-    return module
-
-
-def _get_config(path: Path, variant: str) -> ConfigDict:
-    module = load_file(path)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config={path}: the file has no function get_config")
-    variants = getattr(module, "VARIANTS", ())
-    if variant and variant not in variants:
-        raise UserError(f"--config={path}:{variant}: no such variant; {', '.join(variants) or 'the file has none'}")
-    with _mistakes_of(path):
-        return module.get_config(variant) if variant else module.get_config()
-
-
-@contextmanager
-def _mistakes_of(path: Path):
-    """Whatever a config file raises, as one line with its place in the file."""
-    try:
-        yield
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-        place = f"{path}, line {line}" if line else f"{path}"
-        raise UserError(f"--config={place}: {type(error).__name__}: {' '.join(str(error).split())}") from error
-
-
 def _in_one_word(config: ConfigDict, overrides: Sequence[str]) -> Iterator[str]:
     """Yield the overrides, --config.key value as --config.key=value; a truth value's key may stand alone, as absl has it."""
     words = iter(overrides)
@@ -221,13 +140,15 @@ def _right(config: ConfigDict, name: str) -> str:
 def _choose(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
     """Choose kinds, set options that a section leaves to its kind, and return the rest of the overrides."""
     rest = []
-    for override in overrides:
+    for override in sorted(overrides, key=lambda each: not each.startswith(BEGIN)):  # which the others change
         key, value = _parted(override)
         parent, _, name = key.rpartition(".")
         present, choice = _at(config, key), choice_of(parent) if name in KEYS else None
         is_section = isinstance(present, ConfigDict) or "." not in key
         if value is None:
             rest.append(override)
+        elif override.startswith(BEGIN):
+            begin_with(config, value)
         elif is_section and value[:1] != "{" and is_choice(key):
             _set(config, key, section_of(key, split_words(value), _references(present)))
         elif choice and value in choice.kinds and value and name == choice.key and present not in (None, value):

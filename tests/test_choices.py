@@ -1,5 +1,6 @@
 """Sections of a config that choose a kind of something: as words in a command, options and all, and a third kind is one line."""
 
+import copy
 import re
 import shlex
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from filip_jax.config import load_config, settings
 from filip_jax.data.tokenizer import TOKENIZERS, Kind, Tokenizer, make_tokenizer
 from filip_jax.errors import UserError
 from filip_jax.paths import Metadata
+from filip_jax.saved_config import save_config
 from filip_jax.sections import call
 from filip_jax.train.optimizer import OPTIMIZERS, make_optimizer
 
@@ -232,3 +234,23 @@ def test_a_third_tokenizer_is_a_file_and_a_line(monkeypatch):
     assert section == {"name": "letters", "greeting": "5"}
     tokenizer = Tokenizer(make_tokenizer(source=NO_SOURCE, **section))
     assert tokenizer.vocab_size == 300 and tokenizer.encode(["abc"], 6)[0].tolist() == [[1, 97, 98, 99, 2, 0]]
+
+
+def test_a_run_begins_with_the_model_of_another(tmp_path):
+    donor = load_config(DEMO, ["--config.model.image.width=64", "--config.data.text_length=12"])
+    save_config(tmp_path, donor)
+    overrides = ["--config.data.image_size=64", f"--config.init_from={tmp_path}", "--config.model.dtype=bfloat16"]
+    config = load_config(f"{ROOT}/configs/filip.py:base", overrides)
+    model = copy.deepcopy(donor["model"]) | {key: config["model"][key] for key in ("attention", "scan", "remat")}
+    model["dtype"], model["image"]["image_size"] = "bfloat16", 64  # its positions are resized
+    assert config["model"] == model and config["data"]["image_size"] == 64 and config["data"]["text_length"] == 12
+    assert config["tokenizer"] == {"name": "kept", "path": f"{tmp_path}/tokenizer.model"}
+    assert config["init_from"]["path"] == str(tmp_path) and config["objectives"].keys() == {"filip"}
+
+
+def test_a_folder_that_is_no_run_gives_no_model(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        load_config(DEMO, [f"--config.init_from={tmp_path}"])
+    save_config(tmp_path, load_config(DEMO))
+    with pytest.raises(UserError, match="the config or that run's has no such section"):
+        load_config(f"{ROOT}/configs/eval/prompts.py", [f"--config.init_from={tmp_path}"])

@@ -16,10 +16,10 @@ from filip_jax.checkpoint.manifest import Manifest
 from filip_jax.checkpoint.shared import find_damage
 from filip_jax.cluster import service
 from filip_jax.errors import UserError
-from filip_jax.inference.run import TOKENIZER
 from filip_jax.mesh import replicated
 from filip_jax.models.patches import fit_positions
 from filip_jax.paths import Metadata
+from filip_jax.saved_config import TOKENIZER
 from filip_jax.sections import DTYPES, call
 from filip_jax.train.metrics import say
 

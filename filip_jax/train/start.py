@@ -23,12 +23,12 @@ from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
 from filip_jax.errors import UserError, one_line
 from filip_jax.evals.results import FILE as EVALS
 from filip_jax.files import remove_abandoned, write_atomically
-from filip_jax.inference.run import TOKENIZER, check_fits, read_tokenizer
+from filip_jax.inference.run import check_fits, read_tokenizer
 from filip_jax.logged import FILE as METRICS
 from filip_jax.mesh import check_memory
 from filip_jax.paths import saved_metadata
 from filip_jax.saved_config import FILE as CONFIG
-from filip_jax.saved_config import check_same_run, read_config
+from filip_jax.saved_config import TOKENIZER, check_same_run, read_config
 from filip_jax.sections import call
 from filip_jax.train.goodput import CompileCache
 from filip_jax.train.input_log import FOLDER, KEYS, SKIPPED
