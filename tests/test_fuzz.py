@@ -142,7 +142,7 @@ def test_regular_expressions_that_may_take_for_ever(pattern):
 
 
 @pytest.mark.parametrize("pattern", [
-    ".*/(token_embedding|position|class_token)|objectives/.*|image/.*", "(image|text)?/?.*", r"[(+*]*\(*.*", "(?:ab)*.*", "(?i)IMAGE.*", ".*" * REPEATS,
+    ".*/(token_embedding|position|class_tokens)|objectives/.*|image/.*", "(image|text)?/?.*", r"[(+*]*\(*.*", "(?:ab)*.*", "(?i)IMAGE.*", ".*" * REPEATS,
 ])  # fmt: skip
 def test_regular_expressions_that_do_not(pattern):
     assert match_rules([(pattern, 2.0)], ["image/a"], "rules") == {"image/a": 2.0}

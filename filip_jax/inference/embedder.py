@@ -70,8 +70,7 @@ class Embedder:
     @property
     def logit_scale(self) -> float:
         """The multiplier of the similarities."""
-        need = "pooled" if self.pooling == "global" else "tokens"
-        return self.objectives.logit_scale(self.parameters.get("objectives", {}), need)
+        return self.objectives.logit_scale(self.parameters.get("objectives", {}), POOLINGS[self.pooling])
 
     def encode_image(self, images: Iterable[Any], pooling: str | None = None) -> Float[np.ndarray, "n p d"]:
         """Return L2-normalized image tokens, float32, of the center views of images of any size.
