@@ -9,15 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, UInt8
 
 from filip_jax.errors import UserError
-from filip_jax.sections import one_of
+from filip_jax.framing import Framing
 
 MAX_TOKENS = 2**16  # of a tower: the loss numbers them with two bytes
 # CLIP's channel statistics in units of 1/255; FILIP and Wukong use the same.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 Channels = tuple[float, float, float]
-RESIZES = ("shortest", "squash")
-INTERPOLATIONS = ("bicubic", "bilinear")
 
 
 @dataclass(frozen=True)
@@ -28,10 +26,7 @@ class ImageInput:
         size: pixels of a side of the square views that it is trained on.
         grid: rows and columns of its tokens for such a view.
         mean, std: of the channels, as shares of 255.
-        resize: "shortest": the shorter side becomes `size`, the middle of the longer one is cut out; "squash": both
-            sides become `size`.
-        interpolation: "bicubic" or "bilinear".
-        antialias: whether a picture that shrinks is smoothed.
+        resize, interpolation, antialias, crop: how a picture becomes such a view, see `Framing`.
 
     Raises:
         UserError: a value that is none of these.
@@ -44,14 +39,19 @@ class ImageInput:
     resize: str = "shortest"
     interpolation: str = "bicubic"
     antialias: bool = True
+    crop: float = 1.0
 
     def __post_init__(self):
         for key in ("mean", "std"):
             object.__setattr__(self, key, _channels(f"model.image.{key}", getattr(self, key)))
         if min(self.std) <= 0:
             raise UserError(f"model.image.std={self.std} must be above 0")
-        one_of(RESIZES, self.resize, "model.image.resize")
-        one_of(INTERPOLATIONS, self.interpolation, "model.image.interpolation")
+        _ = self.framing  # which checks its values
+
+    @property
+    def framing(self) -> Framing:
+        """Return the rule by which a picture becomes a view."""
+        return Framing(self.resize, self.interpolation, self.antialias, self.crop)
 
     def normalize(self, images: UInt8[jax.Array, "b h w 3"]) -> Float[jax.Array, "b h w 3"]:
         """Return the pixels with the channels' mean and deviation taken away."""

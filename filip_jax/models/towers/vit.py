@@ -33,7 +33,7 @@ class Vit(nnx.Module):
         tokens: "last": the patches after the last block; "value": after a last block in which a patch attends to itself
             alone, so that its value stays its own (MaskCLIP, arXiv 2112.01071), for models trained on pooled vectors.
             What is pooled is the same.
-        mean, std, resize, interpolation, antialias: of `ImageInput`.
+        mean, std, resize, interpolation, antialias, crop: of `ImageInput`.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Vit(nnx.Module):
         resize: str = "shortest",
         interpolation: str = "bicubic",
         antialias: bool = True,
+        crop: float = 1.0,
     ):
         self.pooling = one_of(POOLINGS, pooling, "model.image.pooling")
         self.tokens = one_of(TOKENS, tokens, "model.image.tokens")
@@ -70,7 +71,7 @@ class Vit(nnx.Module):
         if tokens == "value" and pooling != "class":
             raise UserError(f"model.image.tokens='value' needs pooling='class': {pooling!r} pools the tokens it changes")
         rows, columns = grid = grid_of(image_size, image_size, patch_size)
-        self.input = ImageInput(image_size, grid, mean, std, resize, interpolation, antialias)
+        self.input = ImageInput(image_size, grid, mean, std, resize, interpolation, antialias, crop)
         self.width, self.dtype, self.leading = width, execution.dtype, class_tokens + registers
         self.patch_size, self.kept = patch_size, kept_count(patch_dropout, grid)
         self.noise_size = rows * columns if patch_dropout else 0
