@@ -13,7 +13,7 @@ import numpy as np
 from filip_jax.console import show
 from filip_jax.data.sentence_pieces import train_sentence_pieces
 from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
-from filip_jax.errors import UserError
+from filip_jax.errors import UserError, one_line
 from filip_jax.models import Model, make_model
 from filip_jax.objectives.total import Objectives, init_parameters, make_objectives
 from filip_jax.paths import flatten
@@ -28,7 +28,9 @@ from filip_jax.weights.plan import Evidence, Found, Plan
 from filip_jax.weights.tensors import Weights, open_weights, weights_file
 
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-CONFIGS = ("config.json", "open_clip_config.json", "preprocessor_config.json", "tokenizer_config.json")  # that are read
+CONFIGS = (  # that are read
+    "config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
+)  # fmt: skip
 # What stands beside an image tower that came alone: `init_from` takes the tower, and a run has its own text tower.
 TEXT = dict(kind="transformer", vocab_size=300, length=32, width=64, depth=1, heads=1, activation="gelu")
 EMBED_DIM = 64
@@ -127,7 +129,7 @@ def _tokenizer(plan: Plan, found: Found, given: str) -> tuple[Tokenizer, dict[st
     section, evidence = plan.words(found, plan.text["vocab_size"], given)
     if given and not Path(given).is_file():
         raise UserError(f"--tokenizer={given}: no such file")
-    pieces = Tokenizer(make_tokenizer(source=None, **section))  # type: ignore[arg-type] # of which nothing is asked
+    pieces = Tokenizer(make_tokenizer(source=None, **section))
     if pieces.vocab_size > plan.text["vocab_size"]:
         raise UserError(f"{section['path']} has {pieces.vocab_size} ids, the weights {plan.text['vocab_size']}: it is of another model")
     pad_id = plan.text.setdefault("pad_id", pieces.pad_id)
@@ -172,32 +174,28 @@ def _say(plan: Plan, network: Model, objectives: Objectives, weights: Weights, s
         UserError: a name is missing, or unknown.
     """
     shapes = _shapes(network, objectives)
-    show(*report.choices(shown), *(f"differs: {line}" for line in plan.differs), *weights.notes)
-    counts = [shapes[rule.path].shape for rule in plan.rules]
-    needed = [
-        name
-        for rule, shape in zip(plan.rules, counts)
-        for names in rule.names_of(shape[0] if rule.stacked else 1)
-        for name in names
-    ]
+    sizes = [shapes[rule.path].shape for rule in plan.rules]
+    needed = {name for rule, shape in zip(plan.rules, sizes) for names in rule.names_of(shape) for name in names}
     left = weights.tensors.keys() - needed
     unused = {name: what for name in sorted(left) for pattern, what in plan.ignored if re.fullmatch(pattern, name)}
-    missing, unknown = set(needed) - weights.tensors.keys(), left - unused.keys()
-    show(f"mapped: {len(needed) - len(missing)} tensors to {len(plan.rules)} parameters")
-    show(*(f"  {line}" for line in report.mapped(plan.rules, counts)))
-    by_reason = {what: [name for name, each in unused.items() if each == what] for what in dict.fromkeys(unused.values())}
-    for what, names in by_reason.items():
-        show(f"unused: {report.some(names, 40)}: {what}")
-    show(*(f"unused: {name} beside the weights: {what}" for name, what in weights.beside.items()))
+    missing, unknown = needed - weights.tensors.keys(), left - unused.keys()
+    unused |= weights.beside
+    lines = [*report.choices(shown), *(f"differs: {line}" for line in plan.differs), *weights.notes]
+    lines += [f"mapped: {len(needed - missing)} tensors to {len(plan.rules)} parameters"]
+    lines += [f"  {line}" for line in report.mapped(plan.rules, sizes)]
+    for what in dict.fromkeys(unused.values()):
+        lines += [f"unused: {report.some(name for name, each in unused.items() if each == what)}: {what}"]
     if fresh := sorted(shapes.keys() - {rule.path for rule in plan.rules}):
-        show(f"fresh: {report.some(fresh, 40)}: the source holds images alone; a run's init_from takes 'image/.*'")
+        lines += [f"fresh: {report.some(fresh)}: the source holds images alone; init_from.rules take 'image/.*'"]
+    lines += [f"missing: {name}" for name in report.grouped(missing)]
+    lines += [f"unknown: {name}" for name in report.grouped(unknown)]
+    show(*map(one_line, lines))
     if missing:
-        show(*(f"missing: {name}" for name in report.grouped(missing)))
         raise UserError(f"{weights.files[0]} lacks {report.some(missing)}: it is of another family, or not whole")
     if unknown:
-        show(*(f"unknown: {name}" for name in report.grouped(unknown)))
-        raise UserError(f"{weights.files[0]} holds {report.some(unknown)}, which the family does not know: it may compute something else")
-    return unused | weights.beside
+        what = f"{weights.files[0]} holds {report.some(unknown)}, which the family does not know"
+        raise UserError(f"{what}: the model may compute something else with it")
+    return unused
 
 
 def _read(plan: Plan, network: Model, objectives: Objectives, weights: Weights) -> dict[str, np.ndarray]:
@@ -206,7 +204,7 @@ def _read(plan: Plan, network: Model, objectives: Objectives, weights: Weights) 
     found = {}
     for rule in plan.rules:
         shape = shapes[rule.path].shape
-        found[rule.path] = take(rule, shape[0] if rule.stacked else 1, shape, weights.tensors)
+        found[rule.path] = take(rule, shape, weights.tensors)
     fresh = sorted(shapes.keys() - found.keys())
     if not fresh:
         return found

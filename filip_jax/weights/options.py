@@ -77,7 +77,7 @@ class Options:
             raise UserError(f"{self.place}: {strange[0]!r:.100} is unknown here, so this model may compute something else")
 
 
-def agree(place: str, said: Mapping[str, int], found: Mapping[str, int]) -> None:
+def agree(place: str, said: Mapping[str, int], found: Mapping[str, Any]) -> None:
     """Raise a UserError for the first size that a file states and its weights contradict."""
     for name, size in said.items():
         if name in found and size != found[name]:

@@ -26,7 +26,8 @@ from filip_jax.user_paths import from_user
 
 ORIGIN, SOURCE = "origin.json", "source"  # a file, and a folder with the small files of the source
 COPIED = (
-    "config.json", "open_clip_config.json", "preprocessor_config.json", "tokenizer_config.json", "special_tokens_map.json",
+    "config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
+    "special_tokens_map.json",
     "tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "README.md", "LICENSE", "LICENSE.txt",
     "LICENSE.md", "NOTICE",
 )  # fmt: skip

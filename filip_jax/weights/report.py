@@ -1,5 +1,6 @@
 """What an import says: choices with their evidence, every name that became a parameter, and what became of the others."""
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,9 +24,17 @@ def mapped(rules: Sequence[Rule], shapes: Sequence[Sequence[int]]) -> Iterator[s
     width = max(len(rule.path) for rule in rules)
     for rule, shape in zip(rules, shapes, strict=True):
         layers = f"{{0..{shape[0] - 1}}}" if rule.stacked else ""
-        names = " + ".join(name.replace(LAYER, layers) for name in rule.names)
+        names = together(rule.names).replace(LAYER, layers)
         how = ", ".join(filter(None, (rule.transform.name, "stacked" if rule.stacked else "")))
         yield one_line(f"{rule.path:<{width}}  {list(shape)} <- {names}" + (f" ({how})" if how else ""))
+
+
+def together(names: Sequence[str]) -> str:
+    """Return several names as one, such as self_attn.{q,k,v}_proj.weight."""
+    start = os.path.commonprefix(list(names))
+    ends = [name.removeprefix(start) for name in names]
+    end = os.path.commonprefix([each[::-1] for each in ends])[::-1] if len(names) > 1 else ""
+    return f"{start}{{{','.join(each.removesuffix(end) for each in ends)}}}{end}" if len(names) > 1 else names[0]
 
 
 def grouped(names: Iterable[str]) -> list[str]:

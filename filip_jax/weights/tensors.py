@@ -13,7 +13,7 @@ import safetensors
 from filip_jax.errors import UserError
 from filip_jax.small_files import open_own, read_json
 from filip_jax.weights.stored import Stored
-from filip_jax.weights.torch_zip import LEGACY, ZIP, open_torch_zip
+from filip_jax.weights.torch_zip import open_torch_zip
 
 MAX_HEADER_BYTES = 1 << 24  # of a safetensors file; that of a model of a billion parameters has a hundredth of it
 MAX_SHARDS = 1024
@@ -65,19 +65,15 @@ def open_weights(file: Path) -> Iterator[Weights]:
                     raise UserError(f"{file} is damaged: {min(twice)!r} stands in two of its files")
                 weights.tensors |= found
             _check_index(file, weights.tensors)
-        elif _begins_as_torch(file):
-            _choose(file, stack.enter_context(open_torch_zip(file)), weights)
-        else:
+        elif file.suffix == ".safetensors":
             weights.tensors |= stack.enter_context(_open_safetensors(file))
+        else:
+            open_own(file).close()  # or it leads out of its folder
+            _choose(file, stack.enter_context(open_torch_zip(file)), weights)
         _strip(weights)
         if not weights.tensors:
             raise UserError(f"{file} holds no tensors")
         yield weights
-
-
-def _begins_as_torch(file: Path) -> bool:
-    with open_own(file) as handle:
-        return handle.read(len(LEGACY)).startswith((ZIP, LEGACY[:2]))
 
 
 @contextlib.contextmanager
