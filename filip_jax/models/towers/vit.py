@@ -71,7 +71,9 @@ class Vit(nnx.Module):
         if pooling == "class" and not class_tokens:
             raise UserError("model.image.pooling='class' needs class_tokens of at least 1; else take 'mean' or 'map'")
         if tokens == "value" and pooling != "class":
-            raise UserError(f"model.image.tokens='value' needs pooling='class': {pooling!r} pools the tokens it changes")
+            raise UserError(
+                f"model.image.tokens='value' needs pooling='class': {pooling!r} pools the tokens it changes"
+            )
         rows, columns = grid = grid_of(image_size, image_size, patch_size)
         self.input = ImageInput(image_size, grid, mean, std, resize, interpolation, antialias, crop)
         self.width, self.dtype, self.leading = width, execution.dtype, class_tokens + registers
