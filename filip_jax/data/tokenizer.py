@@ -34,8 +34,9 @@ class Tokenizer:
     Attributes:
         sha256: hash of `model`; a run refuses to go on with another tokenizer.
         vocab_size: number of ids.
-        pad_id: the id behind the last token of a text; SigLIP's is that of EOS.
+        pad_id: the id behind the last token of a text.
         has_bos: whether a text begins with BOS.
+        eos_is_pad: whether EOS and pads are one id, as SigLIP's: then EOS counts as a pad and takes no part in late interaction.
 
     Raises:
         UserError: it is neither.
@@ -45,7 +46,8 @@ class Tokenizer:
         self.pieces = _kind_of(model).open(model)
         self.model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
-        self.vocab_size, self.pad_id, self.has_bos = self.pieces.size, self.pieces.pad, self.pieces.bos is not None
+        self.vocab_size, self.pad_id = self.pieces.size, self.pieces.pad
+        self.has_bos, self.eos_is_pad = self.pieces.bos is not None, self.pieces.eos == self.pieces.pad
 
     def encode(self, texts: Sequence[str], length: int) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, " n"]]:
         """Ids of each text, and which texts were longer and lost the pieces before their EOS.

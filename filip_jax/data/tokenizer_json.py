@@ -20,12 +20,12 @@ from filip_jax.small_files import parse
 T = TypeVar("T")
 EXTRA, NEEDS = "tokenizers", "tokenizer.name='tokenizer_json' needs"
 MAX_FILE_BYTES = 1 << 26
-MAX_CHARACTERS = 1 << 12  # of a text that are read, many times what a text tower's context holds
+MAX_CHARACTERS = 1 << 11  # of a text that are read, many times what a text tower's context holds
 MAX_PIECES = 1 << 20
 MAX_PIECE_CHARACTERS = 256
 MAX_ADDED_TOKENS = 1 << 13
 MAX_PARTS = 32  # of a normalizer, and of a pre-tokenizer
-MAX_GROWTH = 64  # of a text by all of a file's replacements
+MAX_GROWTH = 32  # of a text by all of a file's replacements
 MAX_WORD_CHARACTERS = 1000  # of a word that WordPiece cuts, which takes their square
 # The parts that are made: their fields, and the arguments that these are.
 NORMALIZERS: dict[str, dict[str, str]] = {
