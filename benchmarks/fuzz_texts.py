@@ -32,7 +32,7 @@ RULES = (
     ".*/bias",
     ".*norm/scale",
     "image/.*",
-    ".*/(token_embedding|position|class_token)",
+    ".*/(token_embedding|position|class_tokens)",
     "(?:text|image)/.*",
     "objectives/.*",
 )

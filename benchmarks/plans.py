@@ -130,14 +130,15 @@ def tokens(pairs, _):
     plain = ["--config.model.remat=False", "--config.model.text.length_groups=1", f"--config.batch_size={pairs}"]
     head("patches of", "image tokens", "step ms", "GiB of a chip", "command")
     for patch_size in (32, 16, 14):
-        for class_token in (True, False):
+        for class_tokens, pooling in ((1, "class"), (0, "mean")):
             overrides = [
                 f"--config.model.image.patch_size={patch_size}",
-                f"--config.model.image.class_token={class_token}",
+                f"--config.model.image.class_tokens={class_tokens}",
+                f"--config.model.image.pooling={pooling}",
             ]
             found = planned("base", "v5e:1x1", [*overrides, *plain])
             memory = f"{found['peak_memory'] / 2**30:.2f}"
-            count = (224 // patch_size) ** 2 + class_token
+            count = (224 // patch_size) ** 2 + class_tokens
             row(str(patch_size), str(count), times(found)[0], memory, f"`{found['command']}`")
 
 

@@ -73,8 +73,10 @@ def get_config(variant: str = "filip") -> ConfigDict:
             attention="xla",
             scan=False,
             remat=False,
-            image=dict(kind="vit", image_size=image_size, patch_size=8, patch_dropout=0.0, class_token=True, **tower),
-            text=dict(kind="causal_text", vocab_size=vocab_size, length=text_length, length_groups=1, **tower),
+            image=dict(
+                kind="vit", image_size=image_size, patch_size=8, patch_dropout=0.0, class_tokens=1, pooling="class", **tower,
+            ),
+            text=dict(kind="transformer", vocab_size=vocab_size, length=text_length, length_groups=1, **tower),
         ),
         objectives=VARIANTS[variant],
         optimizer=dict(

@@ -62,11 +62,11 @@ def get_config(variant: str = "base") -> ConfigDict:
             scan=True,
             remat=True,
             image=dict(  # other kinds and their options: filip_jax/models/towers/
-                kind="vit", image_size=image_size, patch_size=sizes["patch_size"], patch_dropout=0.0, class_token=True,
-                **tower(*sizes["image"]),
+                kind="vit", image_size=image_size, patch_size=sizes["patch_size"], patch_dropout=0.0,
+                class_tokens=1, pooling="class", **tower(*sizes["image"]),
             ),
             text=dict(
-                kind="causal_text", vocab_size=vocab_size, length=text_length, length_groups=8, **tower(*sizes["text"])
+                kind="transformer", vocab_size=vocab_size, length=text_length, length_groups=8, **tower(*sizes["text"])
             ),
         ),
         objectives=dict(filip=dict(

@@ -90,9 +90,10 @@ def _optimizers() -> Choice:
 
 
 def _towers(modality: str) -> Choice:
+    from filip_jax.models.dual_encoder import make_tower
     from filip_jax.models.towers import TOWERS
 
-    return Choice(TOWERS[modality], key="kind")
+    return Choice(TOWERS[modality], make_tower, "kind")
 
 
 def _objectives() -> Choice:

@@ -43,7 +43,6 @@ def step_number(step: str) -> int | None:
 
 def _align(arguments, _) -> None:
     from filip_jax.data.decode import decode
-    from filip_jax.data.preprocess import centre_view
     from filip_jax.evals.draw import draw_alignment
     from filip_jax.evals.fonts import missing_glyphs
     from filip_jax.files import write_png
@@ -67,7 +66,7 @@ def _align(arguments, _) -> None:
     except ValueError as error:
         raise UserError(f"--image={image}: {error}") from error
     model = load_model(arguments.workdir, step_number(arguments.step))
-    (alignment,) = align(model, [centre_view(picture, model.image_size)], [text], phrases)
+    (alignment,) = align(model, [picture], [text], phrases)
     if phrases and phrases[0][-1] not in alignment.words:
         raise UserError(f"--label={arguments.label}: the model's context of {model.text_length} tokens ends before it")
     output.parent.mkdir(parents=True, exist_ok=True)

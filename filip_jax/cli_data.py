@@ -176,6 +176,12 @@ def _views(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"image_size": data["image_size"], "augment": data["augment"]}
 
 
+def _framing(config: Mapping[str, Any]):
+    from filip_jax.framing import framing_of
+
+    return framing_of(config.get("model", {}).get("image", {}))
+
+
 def _inspect(arguments, overrides) -> None:
     from filip_jax.data.sources import check_outside, make_source
     from filip_jax.tools.inspect import inspect as look_at
@@ -187,7 +193,7 @@ def _inspect(arguments, overrides) -> None:
     if output:
         check_outside(config["source"], arguments.output, "--output", {".png"})
     source, options = make_source(config["source"]), _chosen(arguments, _inspect_options)
-    for line in look_at(source, output=output, **_views(config), **options):
+    for line in look_at(source, output=output, framing=_framing(config), **_views(config), **options):
         show(line)
 
 
@@ -242,7 +248,9 @@ def _bench(arguments, overrides) -> None:
     check_usable(source, **_views(config))
     show("preparing the tokenizer ...", file=sys.stderr)
     tokenizer = bench_tokenizer(source, config)
-    options = dict(data=config["data"], batch_size=min(config["batch_size"], 64), seed=config["seed"])
+    options = dict(
+        data=config["data"], batch_size=min(config["batch_size"], 64), seed=config["seed"], framing=_framing(config)
+    )
     show(*bench(source, tokenizer, **options, **_chosen(arguments, _bench_options)).split("\n"))
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 HIDDEN = "[redacted]"
 
-# The end of a key's name; class_token is a parameter of the model.
+# The end of a key's name.
 _NAME = (
-    r"(?:(?<!class_)token|secret|password|passwd|passphrase|credentials?|api[_-]?key|access[_-]?key(?:[_-]?id)?"
+    r"(?:token|secret|password|passwd|passphrase|credentials?|api[_-]?key|access[_-]?key(?:[_-]?id)?"
     r"|(?:secret|private|account|wandb)[_-]?key)"
 )
 _KEY = re.compile(rf"{_NAME}$", re.IGNORECASE)

@@ -14,7 +14,7 @@ from filip_jax.small_files import is_whole, read_json
 FILE = "config.json"
 # Of a run's folder: config.json and the manifests of its checkpoints. Raised where what a run computes or saves is
 # described in another way, such as other sections of a config or other names of parameters.
-FORMAT = 2
+FORMAT = 3
 # Sections of a config that other code looks into; make_setup checks those of a run that is to be trained.
 SECTIONS = (
     "model", "objectives", "data", "evals", "source", "tokenizer", "optimizer", "checkpoint", "processes", "mesh",

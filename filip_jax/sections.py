@@ -3,12 +3,14 @@
 import difflib
 import inspect
 import math
+import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from filip_jax.errors import UserError
 
 T = TypeVar("T")
+DTYPES = ("float32", "bfloat16")  # of computations, where a section chooses
 LARGEST = 2**32  # of whole numbers: no seed, step or record is beyond
 # Annotations that are checked, and what may be given.
 PLAIN: dict[type, Any] = {str: str, bool: bool, int: int, float: (int, float), dict: Mapping}
@@ -62,6 +64,8 @@ def check(
         raise UserError(f"config section {key}: {error}; its keys are {', '.join(legal)}{near}") from error
     for name, value in section.items():
         kind = options[name].annotation if name in options else None
+        if isinstance(kind, types.UnionType) and kind.__args__[1:] == (types.NoneType,):
+            kind = None if value is None else kind.__args__[0]
         if kind in PLAIN and not _is(value, kind):
             raise UserError(f"config section {key}: {name}={value!r} is not {SAID[kind]}")
 
@@ -91,6 +95,11 @@ def choose(table: Mapping[str, T], name: Any, key: str) -> T:
     if not isinstance(name, str) or name not in table:
         raise UserError(f"{key}={name!r} is not one of {', '.join(table)}{_near(str(name), table)}")
     return table[name]
+
+
+def one_of(names: Iterable[str], name: Any, key: str) -> str:
+    """The name, or a UserError that lists those that there are."""
+    return choose({each: each for each in names}, name, key)
 
 
 def _near(name: str, names: Iterable[str]) -> str:

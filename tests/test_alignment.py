@@ -28,6 +28,8 @@ class Pieces(Oracle):
     """The Oracle with a tokenizer that cuts words at hyphens: "ice-cream" is "ice" and "cream"."""
 
     class tokenizer:
+        has_bos = True
+
         def spans(text, length):
             spans, position = [(0, 0)], 0
             for piece in text.replace("-", " ").split():
@@ -114,6 +116,8 @@ def test_the_bytes_of_a_character_and_the_pieces_of_a_word_are_one_entry():
 def test_characters_of_one_token_are_one_word():
     class Characters(Oracle):
         class tokenizer:
+            has_bos = True
+
             def spans(text, length):
                 return [(0, 0), (0, 2), (2, 3), (3, 3)]
 
@@ -296,6 +300,8 @@ def test_half_a_character_is_not_read_where_each_of_its_bytes_has_all_of_it():
         text_length = 4
 
         class tokenizer:  # as CLIP's
+            has_bos = True
+
             def spans(text, length):
                 return [*[(0, 0), (0, 3), (4, 5), (4, 5), (5, 6)][: length - 1], (6, 6)]
 

@@ -160,7 +160,7 @@ def test_a_third_optimizer_is_a_function_and_a_line(monkeypatch):
 class Letters:
     """Each letter is a piece."""
 
-    bos, eos, size = 1, 2, 300
+    bos, eos, pad, size = 1, 2, 0, 300
 
     def __init__(self, model):
         self.model = model

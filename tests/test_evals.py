@@ -23,6 +23,7 @@ from filip_jax.evals.published import beside_published, published
 from filip_jax.evals.records import check_records, views
 from filip_jax.evals.results import forget_after, read_results, record_baselines, record_step, recorded, table
 from filip_jax.evals.run import open_evals, run_baselines
+from filip_jax.framing import CLIP_FRAMING
 from filip_jax.inference import Embedder, ranking
 from filip_jax.inference.alignment import align, content_words
 from filip_jax.losses import filip_loss, token_similarity
@@ -33,6 +34,8 @@ VECTORS = unit(np.random.default_rng(0).normal(size=(64, 16)))
 
 class Words:
     """A tokenizer of whitespace words, with BOS and EOS, as far as `align` asks for one."""
+
+    has_bos = True
 
     def spans(self, text, length):
         spans, position = [(0, 0)], 0
@@ -46,6 +49,7 @@ class Oracle(Embedder):
     """An embedder that knows: an image's patches hold class numbers, and words are the classes' vectors."""
 
     tokenizer, image_size, text_length, batch_size, logit_scale, step, mesh = Words(), 12, 8, 4, 20.0, 7, None
+    framing = CLIP_FRAMING
     grid = (3, 3)
 
     def __init__(self, pooling="tokens"):

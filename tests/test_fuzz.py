@@ -18,11 +18,11 @@ from filip_jax.choices import section_of
 from filip_jax.config import load_config
 from filip_jax.data.decode import decode, image_size
 from filip_jax.data.pipeline import batches
+from filip_jax.data.places import PLACED, places
 from filip_jax.data.preprocess import centre_view
 from filip_jax.data.sentence_pieces import train_sentence_pieces
 from filip_jax.data.sources import make_source
 from filip_jax.data.tokenizer import Tokenizer
-from filip_jax.data.vocabularies import PLACED, _places
 from filip_jax.errors import UserError
 from filip_jax.models import make_model
 from filip_jax.paths import REPEATS, match_rules
@@ -142,7 +142,7 @@ def test_regular_expressions_that_may_take_for_ever(pattern):
 
 
 @pytest.mark.parametrize("pattern", [
-    ".*/(token_embedding|position|class_token)|objectives/.*|image/.*", "(image|text)?/?.*", r"[(+*]*\(*.*", "(?:ab)*.*", "(?i)IMAGE.*", ".*" * REPEATS,
+    ".*/(token_embedding|position|class_tokens)|objectives/.*|image/.*", "(image|text)?/?.*", r"[(+*]*\(*.*", "(?:ab)*.*", "(?i)IMAGE.*", ".*" * REPEATS,
 ])  # fmt: skip
 def test_regular_expressions_that_do_not(pattern):
     assert match_rules([(pattern, 2.0)], ["image/a"], "rules") == {"image/a": 2.0}
@@ -265,9 +265,9 @@ def test_names_of_members_can_not_write_to_the_terminal(tmp_path):
 
 def test_places_in_a_text_of_one_sign():
     text = "_" * 20_000
-    place = _places(text, text)
+    place = places(text, text)
     assert place[:PLACED] == list(range(PLACED)) and place[PLACED:] == [20_000] * (20_000 - PLACED + 1)
-    assert _places("a b", "a  b") == [0, 1, 3, 4]
+    assert places("a b", "a  b") == [0, 1, 3, 4]
 
 
 def test_a_tokenizer_that_its_package_refuses():

@@ -85,11 +85,12 @@ def test_ranks_are_those_of_all_evaluations(monkeypatch):
         assert found.tolist() == ranks(FEATURES @ weight + bias, LABELS).tolist()
 
 
-@pytest.mark.parametrize("class_token", [True, False])
-def test_features_are_the_mean_of_the_patches_before_the_shared_space(class_token):
-    network = DualEncoder(needs=frozenset({"tokens"}), **config(image__class_token=class_token), rngs=nnx.Rngs(0))
+@pytest.mark.parametrize("pooling", ["class", "mean"])
+def test_features_are_the_mean_of_the_patches_before_the_shared_space(pooling):
+    options = config(image__class_tokens=int(pooling == "class"), image__pooling=pooling)
+    network = DualEncoder(needs=frozenset({"tokens"}), **options, rngs=nnx.Rngs(0))
     parameters = nnx.to_pure_dict(nnx.state(network))
-    model = make_model({"tokens"}, **config(image__class_token=class_token))
+    model = make_model({"tokens"}, **options)
     features = network.image(IMAGES)
     patches = np.asarray(features.tokens)
     assert patches.shape == (3, 9, 16)
@@ -97,7 +98,7 @@ def test_features_are_the_mean_of_the_patches_before_the_shared_space(class_toke
     np.testing.assert_allclose(found, mean, atol=1e-6)
     pooled = np.asarray(model.image_features(parameters, IMAGES, "global"))
     np.testing.assert_allclose(pooled, features.pooled, atol=1e-6)
-    assert np.allclose(pooled, mean, atol=1e-6) != class_token
+    assert np.allclose(pooled, mean, atol=1e-6) == (pooling == "mean")
 
 
 def test_the_validation_split_is_a_tenth_of_each_class_always_the_same():

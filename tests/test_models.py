@@ -24,11 +24,11 @@ CONFIG = dict(
     embed_dim=8, dtype="float32", cls_in_similarity=False, bos_in_similarity=True,
     eos_in_similarity=True, attention="xla", scan=True, remat=False,
     image=dict(
-        kind="vit", image_size=12, patch_size=4, patch_dropout=0.0, class_token=True,
+        kind="vit", image_size=12, patch_size=4, patch_dropout=0.0, class_tokens=1,
         width=16, depth=2, heads=2, activation="quick_gelu",
     ),
     text=dict(
-        kind="causal_text", vocab_size=30, length=6, length_groups=1, width=16, depth=2, heads=2, activation="quick_gelu",
+        kind="transformer", vocab_size=30, length=6, length_groups=1, width=16, depth=2, heads=2, activation="quick_gelu",
     ),
 )  # fmt: skip
 IDS = jnp.array([[2, 7, 8, 9, 10, 3], [2, 5, 3, 0, 0, 0], [2, 3, 0, 0, 0, 0]])
@@ -122,7 +122,7 @@ def test_image_tokens_are_those_of_the_definition(activation, patch_dropout):
     noise = np.random.default_rng(1).random((3, 9)).astype(np.float32) if patch_dropout else None
     if patch_dropout:
         x = np.stack([row[np.sort(np.argsort(one)[:4])] for row, one in zip(x, noise)])
-    x = np.concatenate([np.tile(image["class_token"] + image["position"][0], (3, 1, 1)), x], axis=1)
+    x = np.concatenate([np.tile(image["class_tokens"][0] + image["position"][0], (3, 1, 1)), x], axis=1)
     x = transformed(norm(x, image["pre_norm"]), image["transformer"]["blocks"], True, activation)
     expected = projected(norm(x, image["post_norm"]), exact["image_projection"])
     tokens = model.encode_image(parameters, IMAGES, noise=jnp.asarray(noise) if patch_dropout else None)
@@ -271,13 +271,13 @@ def test_layers_are_stacked_and_initialised_apart():
     "changes, message",
     [
         (dict(dtype="float16"), "model.dtype='float16' is not one of"),
-        (dict(text__activation="relu"), "activation='relu' is not one of gelu, quick_gelu"),
+        (dict(text__activation="relu"), "activation='relu' is not one of gelu, gelu_tanh, quick_gelu"),
         (dict(image__kind="vti"), "model.image.kind='vti' is not one of vit, conv_vit; did you mean vit?"),
-        (dict(text__kind="vit"), "model.text.kind='vit' is not one of causal_text, bidirectional_text"),
-        (dict(text__kind=None), "model.text.kind=None is not one of"),
+        (dict(text__kind="vit"), "model.text.kind='vit' is not one of transformer"),
+        (dict(text__kind=None), "config section model.text: kind=None is not a text"),
         (
             dict(image__kind="conv_vit"),
-            "config section model.image: .*class_token.*; its keys are image_size, patch_size",
+            "config section model.image: .*class_tokens.*; its keys are image_size, patch_size",
         ),
         (dict(attention="flash"), "model.attention='flash' is not one of xla, cudnn"),
         (dict(attention="cudnn"), "needs model.dtype='bfloat16' .*, not float32 and heads of 8"),
@@ -288,7 +288,7 @@ def test_layers_are_stacked_and_initialised_apart():
         (dict(embed_dmi=3), "config section model: got an unexpected keyword argument 'embed_dmi'"),
         (
             dict(text__widht=3),
-            "config section model.text: .*widht.*; its keys are vocab_size, length, length_groups, width",
+            "config section model.text: .*widht.*; its keys are vocab_size, length, length_groups, width, .*projection",
         ),
     ],
 )

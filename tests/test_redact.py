@@ -115,7 +115,7 @@ def test_shipped_configs_are_unchanged_bit_for_bit(name, tmp_path):
         f"{path}={value!r}, {path.replace('/', '.')}: {value!r} -> {value!r};"
         for path, value in flatten(config).items()
     )
-    assert redact(text) == text  # nor are messages about our own keys, class_token and keep_tokens among them
+    assert redact(text) == text  # nor are messages about our own keys, class_tokens and keep_tokens among them
 
 
 def test_no_option_of_a_source_is_called_secret():
@@ -137,7 +137,7 @@ def test_redacting_twice_changes_nothing_more(text):
 
 
 @pytest.mark.parametrize("text", [
-    "gs://bucket/a@b/{0..9}.tar", "s3://bucket:9000/a", "tokenizer.path='words.model'", "model.class_token=False, but", "BOS, a token: EOS",
+    "gs://bucket/a@b/{0..9}.tar", "s3://bucket:9000/a", "tokenizer.path='words.model'", "model.image.class_tokens=0, but", "BOS, a token: EOS",
     "keep_tokens=0.25", "/data/hf_datasets/sk-translations", "{'token_embedding': 3}", "a secret garden", "key='000012'", "eyJ is no token",
 ])  # fmt: skip
 def test_texts_that_only_look_so(text):

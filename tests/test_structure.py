@@ -35,7 +35,7 @@ ROOMS = [
     {"console"},
     {"errors"},
     {"small_files"},
-    {"extras", "files", "foreign_paths", "handles", "names", "paths", "progress", "sections", "user_paths", "walk", "workers"},
+    {"extras", "files", "foreign_paths", "framing", "handles", "names", "paths", "progress", "sections", "user_paths", "walk", "workers"},
     {"logged", "shipped", "storage"},
     {"buckets", "cluster", "folders", "mesh", "saved_config"},
     {"workdir"},

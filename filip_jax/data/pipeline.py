@@ -25,6 +25,7 @@ from filip_jax.data.samples import ENDLESS, Batch, Samples, draw_sample
 from filip_jax.data.sources import Source
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
+from filip_jax.framing import CLIP_FRAMING, Framing
 from filip_jax.sections import call
 from filip_jax.workers import lost
 
@@ -152,6 +153,7 @@ def batches(
     groups: bool = False,
     captions_per_image: int = 1,
     views: int = 1,
+    framing: Framing = CLIP_FRAMING,
 ) -> "Batches":
     """Endless batches of this process's rows.
 
@@ -173,6 +175,7 @@ def batches(
         captions_per_image: different texts that are drawn for each row. An image that has fewer has all of them first;
             the rest of its row is absent: pads, with caption_weight 0 where the others have 1.
         views: of each image, which is decoded once.
+        framing: of the evaluation view, which is trained on where the augmentation crops nothing.
 
     Raises:
         UserError: the batch does not split over the processes or is larger than this host's memory, an empty
@@ -196,7 +199,7 @@ def batches(
     samples = Samples(
         parts_of(source), order, tokenizer,
         image_size=image_size, text_length=text_length, augment=augment, seed=seed, groups=groups,
-        captions_per_image=captions_per_image, views=views,
+        captions_per_image=captions_per_image, views=views, framing=framing,
     )  # fmt: skip
     rows = _ProcessRows(grain.MapDataset.source(samples), batch_size, start, process_index, process_count)
     whole = rows.batch(batch_size // process_count, drop_remainder=True, batch_fn=_stack)

@@ -6,33 +6,48 @@ from PIL import Image, ImageEnhance
 
 from filip_jax.data.auto_augment import imagenet_policy
 from filip_jax.data.decode import PIXELS, Box, decode, decode_regions
+from filip_jax.data.resize import sample
 from filip_jax.errors import UserError
+from filip_jax.framing import CLIP_FRAMING, Framing
 
 View = UInt8[np.ndarray, "size size 3"]
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def centre_view(picture: Image.Image, size: int) -> View:
-    """CLIP's evaluation view: the shorter side scaled to `size` (bicubic), the centre cut out."""
-    shape, left, top = _centre(picture.size, size)
+def centre_view(picture: Image.Image, size: int, framing: Framing = CLIP_FRAMING) -> View:
+    """Return the evaluation view: the picture scaled as the model's framing says, the center of it cut out."""
+    shape, left, top = _centre(picture.size, size, framing)
     if shape[0] * shape[1] > PIXELS:  # of a strip a thousand times as long as wide only the centre is scaled
         x, y = picture.width / shape[0], picture.height / shape[1]
         box = (left * x, top * y, (left + size) * x, (top + size) * y)
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC, box)
-    elif picture.size != (size, size):
-        picture = picture.resize(shape, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+        picture = _scaled(picture, (size, size), framing, box)
+    elif not picture.size == shape == (size, size):
+        picture = _scaled(picture, shape, framing).crop((left, top, left + size, top + size))
     return np.asarray(picture)
 
 
-def box_in_centre_view(box: Box, shape: tuple[int, int], size: int) -> Box:
+def _scaled(picture: Image.Image, shape: tuple[int, int], framing: Framing, box: Box | None = None) -> Image.Image:
+    """Return the picture, or the part of it in a box, as `shape` (width, height) pixels."""
+    if framing.antialias:
+        return picture.resize(shape, FILTERS[framing.interpolation], box)
+    if box is not None:  # of a strip: to whole pixels
+        left, top = int(box[0]), int(box[1])
+        picture = picture.crop((left, top, max(round(box[2]), left + 1), max(round(box[3]), top + 1)))
+    return Image.fromarray(sample(np.asarray(picture), shape, framing.interpolation))
+
+
+def box_in_centre_view(box: Box, shape: tuple[int, int], size: int, framing: Framing = CLIP_FRAMING) -> Box:
     """A box of a picture of `shape` (width, height), in pixels of its centre view."""
-    (width, height), left, top = _centre(shape, size)
+    (width, height), left, top = _centre(shape, size, framing)
     x, y = width / shape[0], height / shape[1]
     return (box[0] * x - left, box[1] * y - top, box[2] * x - left, box[3] * y - top)
 
 
-def _centre(shape: tuple[int, int], size: int) -> tuple[tuple[int, int], int, int]:
+def _centre(shape: tuple[int, int], size: int, framing: Framing) -> tuple[tuple[int, int], int, int]:
     """The scaled shape, and where the centre starts in it: rounded as torchvision does, which CLIP uses."""
-    width, height = (size if side == min(shape) else int(size * side / min(shape)) for side in shape)
+    short = round(size / framing.crop)
+    keeps = framing.resize == "shortest"
+    width, height = (int(short * side / min(shape)) if keeps and side != min(shape) else short for side in shape)
     return (width, height), round((width - size) / 2), round((height - size) / 2)
 
 
@@ -41,6 +56,7 @@ def training_views(
     size: int,
     rng: np.random.Generator,
     count: int = 1,
+    framing: Framing = CLIP_FRAMING,
     *,
     min_area: float,
     flip: bool,
@@ -53,6 +69,7 @@ def training_views(
         image: encoded, or uint8 [h, w, 3].
         size: pixels of a side.
         count: how many views.
+        framing: of the evaluation view. A random crop is scaled to the square whatever its shape, by `resize`.
         min_area: of the random crop, as a share of the picture; 1 crops nothing: the evaluation view.
         flip: whether half of the views are mirrored.
         colour_jitter: brightness, contrast and saturation each change by a factor of 1 +- this.
@@ -65,7 +82,7 @@ def training_views(
     def boxes(width: int, height: int) -> list[Box]:
         return [random_box(width, height, min_area, rng) for _ in range(count)]
 
-    views = [centre_view(decode(image), size)] * count if min_area == 1 else decode_regions(image, size, boxes)
+    views = [centre_view(decode(image), size, framing)] * count if min_area == 1 else decode_regions(image, size, boxes)
     for n, view in enumerate(views):
         if flip and rng.random() < 0.5:
             view = view[:, ::-1]

@@ -15,6 +15,7 @@ from PIL import Image
 
 LINEAR = 1.3
 TAPS = ((2.5, 3), (3.2, 5))  # (scale below which, taps of the blur); beyond, Pillow
+POINTS = {"bicubic": cv2.INTER_CUBIC, "bilinear": cv2.INTER_LINEAR}
 
 cv2.setNumThreads(1)  # who works in parallel is data.workers' choice
 
@@ -36,6 +37,13 @@ def resize(pixels: UInt8[np.ndarray, "h w 3"], size: int) -> UInt8[np.ndarray, "
             pixels, (x_taps, y_taps), sigmaX=x_sigma, sigmaY=y_sigma, borderType=cv2.BORDER_REPLICATE
         )
     return cv2.resize(pixels, (size, size), interpolation=cv2.INTER_CUBIC)
+
+
+def sample(
+    pixels: UInt8[np.ndarray, "h w 3"], shape: tuple[int, int], interpolation: str
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Return the picture as `shape` (width, height) pixels, each interpolated at one point: not antialiased."""
+    return cv2.resize(pixels, shape, interpolation=POINTS[interpolation])
 
 
 def _blur(scale: float) -> tuple[int, float]:

@@ -14,10 +14,10 @@ from filip_jax.data.each_caption import ImageNumbers
 from filip_jax.data.order import Order, Visit
 from filip_jax.data.preprocess import View, training_views
 from filip_jax.data.record import BadRecord, Caption, Record, that_say
-from filip_jax.data.sentence_pieces import PAD
 from filip_jax.data.sources import Source
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
+from filip_jax.framing import CLIP_FRAMING, Framing
 
 Batch = dict[str, Any]
 ENDLESS = 2**62
@@ -44,10 +44,11 @@ class Samples:
     def __init__(
         self, parts: Mapping[str, Source], order: Order, tokenizer: Tokenizer, *, image_size: int, text_length: int,
         augment: Mapping[str, Any], seed: int, groups: bool = False, captions_per_image: int = 1, views: int = 1,
+        framing: Framing = CLIP_FRAMING,
     ):  # fmt: skip
         self.names, self.sources, self.order = list(parts), list(parts.values()), order
         self.tokenizer, self.image_size, self.text_length, self.augment = tokenizer, image_size, text_length, augment
-        self.captions_per_image, self.views = captions_per_image, views
+        self.captions_per_image, self.views, self.framing = captions_per_image, views, framing
         self.image_number = ImageNumbers(self.sources) if groups else None
         self.key = int.from_bytes(hashlib.blake2b(f"samples {seed}".encode(), digest_size=8).digest(), "little")
 
@@ -74,7 +75,7 @@ class Samples:
 
     def _row(self, visit: Visit, rng: np.random.Generator) -> Batch:
         record, counts = self.sources[visit.part][visit.index], (self.captions_per_image, self.views)
-        texts, views = draw_sample(record, rng, self.image_size, self.augment, *counts)
+        texts, views = draw_sample(record, rng, self.image_size, self.augment, *counts, self.framing)
         ids, truncated = self.tokenizer.encode(texts, self.text_length)
         row: Batch = {
             "image": np.stack(views) if self.views > 1 else views[0],
@@ -86,7 +87,7 @@ class Samples:
         }
         if self.captions_per_image > 1:
             absent = self.captions_per_image - len(texts)
-            row["ids"] = np.pad(ids, ((0, absent), (0, 0)), constant_values=PAD)
+            row["ids"] = np.pad(ids, ((0, absent), (0, 0)), constant_values=self.tokenizer.pad_id)
             row["caption_weight"] = np.array([1] * len(texts) + [0] * absent, np.float32)
         if self.image_number:
             row["group"] = self.image_number(visit.part, visit.index)
@@ -100,6 +101,7 @@ def draw_sample(
     augment: Mapping[str, Any],
     captions: int = 1,
     views: int = 1,
+    framing: Framing = CLIP_FRAMING,
 ) -> tuple[list[str], list[View]]:
     """Return so many captions, or as many as there are, and so many views of a record.
 
@@ -108,7 +110,7 @@ def draw_sample(
     """
     texts = draw_captions(record.captions, rng, captions)
     try:
-        return texts, training_views(record.image, image_size, rng, views, **augment)
+        return texts, training_views(record.image, image_size, rng, views, framing, **augment)
     except ValueError as error:
         raise BadRecord(str(error)) from error
 

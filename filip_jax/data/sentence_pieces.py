@@ -1,10 +1,12 @@
-"""Sentencepiece: a vocabulary trained on one's own captions, any language."""
+"""Sentencepiece: a vocabulary trained on one's own captions, any language, or one that comes with public weights."""
 
+import base64
 import contextlib
 import io
 import json
 import os
 import signal
+import string
 import subprocess  # noqa: TID251 - to start this Python
 import sys
 from collections.abc import Iterable
@@ -13,44 +15,81 @@ from typing import IO, cast
 
 import sentencepiece
 
+from filip_jax.data.places import places
 from filip_jax.errors import UserError
 from filip_jax.workers import lost
 
 PAD, UNKNOWN, BOS, EOS = 0, 1, 2, 3
 SMALLEST = 270  # vocabulary
 REFUSED = 3  # exit code of a trainer that wrote why it cannot train
+NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class SentencePieces:
     """A sentencepiece model; lower-cases and normalises as the model says.
 
     Args:
-        model: the bytes of a .model file with pad, unknown, BOS and EOS ids 0 to 3.
+        model: the bytes of a .model file, or what `with_options` makes of them.
 
     Raises:
-        UserError: it is no such model.
+        UserError: it is no such model, or one without an id that is needed.
     """
 
-    bos, eos = BOS, EOS
-
     def __init__(self, model: bytes):
+        content, options = _unpacked(model)
         try:
-            self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self.processor = sentencepiece.SentencePieceProcessor(model_proto=content)
         except RuntimeError as error:
             raise UserError(f"the tokenizer is no sentencepiece model: {error}") from error
         p = self.processor
-        ids = (p.pad_id(), p.unk_id(), p.bos_id(), p.eos_id())
-        if ids != (PAD, UNKNOWN, BOS, EOS):
-            raise UserError(f"the tokenizer's ids of pad, unknown, BOS, EOS are {ids}; they must be 0, 1, 2, 3")
+        self.canonicalize = options["canonicalize"]
+        self.bos = p.bos_id() if options["bos"] else None
+        self.eos, self.pad = p.eos_id(), p.eos_id() if options["eos_as_pad"] else p.pad_id()
+        if -1 in (self.bos, self.eos, self.pad):
+            raise UserError(
+                f"the tokenizer's ids of BOS, EOS, pad are {self.bos}, {self.eos}, {self.pad}, where -1 is none: without a "
+                "BOS set tokenizer.bos=False, without a pad tokenizer.eos_as_pad=True"
+            )
         self.size = p.vocab_size()
 
     def ids(self, text: str) -> list[int]:
         """Of a text's pieces."""
-        return self.processor.encode(text)
+        return self.processor.encode(canonical(text) if self.canonicalize else text)
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """The characters text[start:end] that each piece stands for."""
-        return self.processor.encode_as_offset_mapping(text)["offsets"]
+        if not self.canonicalize:
+            return self.processor.encode_as_offset_mapping(text)["offsets"]
+        cleaned = canonical(text)
+        place = places(cleaned, text)
+        found = self.processor.encode_as_offset_mapping(cleaned)["offsets"]
+        return [(place[start], place[end]) for start, end in found]
+
+
+def canonical(text: str) -> str:
+    """Return the text in lower case, without ASCII's punctuation, with single spaces: SigLIP's rule (arXiv 2303.15343)."""
+    return " ".join(text.lower().translate(NO_PUNCTUATION).split())
+
+
+def with_options(model: bytes, *, canonicalize: bool, bos: bool, eos_as_pad: bool) -> bytes:
+    """Return a .model file with how it is applied, as `SentencePieces` takes it; without other options than ours the file itself."""
+    if (canonicalize, bos, eos_as_pad) == (False, True, False):
+        return model
+    options = {"canonicalize": canonicalize, "bos": bos, "eos_as_pad": eos_as_pad}
+    content = {"name": "sentencepiece", **options, "model": base64.b64encode(model).decode()}
+    return json.dumps(content).encode()
+
+
+def _unpacked(model: bytes) -> tuple[bytes, dict[str, bool]]:
+    """Return the bytes of a .model file and the options of `with_options`."""
+    options = {"canonicalize": False, "bos": True, "eos_as_pad": False}
+    if not model.startswith(b"{"):
+        return model, options
+    try:
+        content = json.loads(model)
+        return base64.b64decode(content["model"], validate=True), {name: content[name] is True for name in options}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"the tokenizer's JSON is not one of filip_jax: {error!r:.200}") from error
 
 
 def train_sentence_pieces(texts: Iterable[str], vocab_size: int) -> bytes:

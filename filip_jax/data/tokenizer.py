@@ -1,4 +1,4 @@
-"""Text to token ids: [BOS] pieces [EOS], padded with zeros. A new kind of pieces is a file beside this and a line in `TOKENIZERS`."""
+"""Text to token ids: [BOS] pieces [EOS] and pads. A new kind of pieces is a file beside this and a line in `TOKENIZERS`."""
 
 import hashlib
 import json
@@ -13,15 +13,16 @@ from jaxtyping import Bool, Int
 
 from filip_jax.console import show
 from filip_jax.data.record import CAPTION_BYTES, BadRecord, that_say
-from filip_jax.data.sentence_pieces import PAD, SentencePieces, train_sentence_pieces
+from filip_jax.data.sentence_pieces import SentencePieces, canonical, train_sentence_pieces, with_options
 from filip_jax.data.sources import Source
+from filip_jax.data.tokenizer_json import TokenizerJson, read_tokenizer_json
 from filip_jax.data.vocabularies import BERT, CLIP, Vocabulary, read_vocabulary
 from filip_jax.errors import UserError
 from filip_jax.progress import Progress
 from filip_jax.sections import at_least, check, choose
 from filip_jax.user_paths import from_user
 
-MAX_MODEL_BYTES = 1 << 26  # of a tokenizer's file; those of 250,000 pieces have a tenth of it
+MAX_MODEL_BYTES = 1 << 26  # of a tokenizer's file; those of 250,000 pieces have up to half of it
 
 
 class Tokenizer:
@@ -33,6 +34,8 @@ class Tokenizer:
     Attributes:
         sha256: hash of `model`; a run refuses to go on with another tokenizer.
         vocab_size: number of ids.
+        pad_id: the id behind the last token of a text; SigLIP's is that of EOS.
+        has_bos: whether a text begins with BOS.
 
     Raises:
         UserError: it is neither.
@@ -42,19 +45,20 @@ class Tokenizer:
         self.pieces = _kind_of(model).open(model)
         self.model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
-        self.vocab_size = self.pieces.size
+        self.vocab_size, self.pad_id, self.has_bos = self.pieces.size, self.pieces.pad, self.pieces.bos is not None
 
     def encode(self, texts: Sequence[str], length: int) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, " n"]]:
         """Ids of each text, and which texts were longer and lost the pieces before their EOS.
 
         Of a text its first CAPTION_BYTES characters are read.
         """
-        ids = np.full((len(texts), length), PAD, np.int32)
+        ids = np.full((len(texts), length), self.pad_id, np.int32)
         truncated = np.zeros(len(texts), bool)
+        begin, most = [self.pieces.bos] if self.has_bos else [], length - 1 - self.has_bos
         for row, text in enumerate(texts):
             pieces = self.pieces.ids(text[:CAPTION_BYTES])
-            truncated[row] = len(pieces) > length - 2
-            pieces = [self.pieces.bos, *pieces[: length - 2], self.pieces.eos]
+            truncated[row] = len(pieces) > most
+            pieces = [*begin, *pieces[:most], self.pieces.eos]
             ids[row, : len(pieces)] = pieces
         return ids, truncated
 
@@ -63,15 +67,16 @@ class Tokenizer:
 
         BOS and EOS stand for none: (0, 0) and (len(text), len(text)).
         """
-        return [(0, 0), *self.pieces.offsets(text[:CAPTION_BYTES])[: length - 2], (len(text), len(text))]
+        offsets = self.pieces.offsets(text[:CAPTION_BYTES])[: length - 1 - self.has_bos]
+        return [*[(0, 0)] * self.has_bos, *offsets, (len(text), len(text))]
 
 
 def make_tokenizer(*, source: Source, name: str, path: str = "", **options: Any) -> bytes:
     """Return the tokenizer of a config's `tokenizer` section, as `Tokenizer` takes it.
 
     Args:
-        name: "sentencepiece", "clip" (49,408 byte pairs) or "bert" (word pieces; Wukong's, with the
-            Chinese vocabulary).
+        name: "sentencepiece", "clip" (49,408 byte pairs), "bert" (word pieces; Wukong's, with the
+            Chinese vocabulary) or "tokenizer_json" (a file of Hugging Face; SigLIP 2's).
         path: of its file. If empty, a sentencepiece model is trained, and the others are looked for in
             installed packages.
         options: of this kind.
@@ -80,20 +85,32 @@ def make_tokenizer(*, source: Source, name: str, path: str = "", **options: Any)
         UserError: no such file, or captions that sentencepiece cannot train on.
     """
     check_tokenizer({"name": name, "path": path, **options})
-    return TOKENIZERS[name].make(source, from_user(path), **options)
+    model = TOKENIZERS[name].make(source, from_user(path), **options)
+    if len(model) > MAX_MODEL_BYTES:
+        raise UserError(f"the tokenizer of tokenizer.path={path!r} has more than {MAX_MODEL_BYTES} bytes as it is kept")
+    return model
 
 
-def sentence_pieces(source: Source, path: str, *, vocab_size: int, captions: int = 200_000) -> bytes:
+def sentence_pieces(
+    source: Source, path: str, *, vocab_size: int, captions: int = 200_000, canonicalize: bool = False, bos: bool = True,
+    eos_as_pad: bool = False,
+) -> bytes:  # fmt: skip
     """Return a sentencepiece model, read or trained.
 
     Args:
         vocab_size: the most pieces that training makes.
         captions: of how many of the source's records, evenly spread over it, training reads all texts.
+        canonicalize: whether texts are lower-cased and lose their punctuation first, as SigLIP's.
+        bos: whether a text begins with BOS; SigLIP's does not.
+        eos_as_pad: whether EOS also stands behind the end of a text, as in SigLIP, instead of the model's pad.
     """
     if path:
-        return read_model(Path(path))
-    show(f"training a tokenizer of at most {vocab_size} pieces", file=sys.stderr)
-    return train_sentence_pieces(spread_captions(source, captions), vocab_size)
+        model = read_model(Path(path))
+    else:
+        show(f"training a tokenizer of at most {vocab_size} pieces", file=sys.stderr)
+        texts = spread_captions(source, captions)
+        model = train_sentence_pieces(map(canonical, texts) if canonicalize else texts, vocab_size)
+    return with_options(model, canonicalize=canonicalize, bos=bos, eos_as_pad=eos_as_pad)
 
 
 class Kind(NamedTuple):
@@ -107,6 +124,7 @@ TOKENIZERS = {
     "sentencepiece": Kind(sentence_pieces, SentencePieces),
     "clip": Kind(partial(read_vocabulary, CLIP), partial(Vocabulary, CLIP)),
     "bert": Kind(partial(read_vocabulary, BERT), partial(Vocabulary, BERT)),
+    "tokenizer_json": Kind(read_tokenizer_json, TokenizerJson),
 }
 
 
@@ -139,7 +157,7 @@ def check_tokenizer(section: Mapping[str, Any]) -> None:
     kind = choose(TOKENIZERS, name, "tokenizer.name")
     options = {option: value for option, value in section.items() if option not in ("name", "path")}
     check(kind.make, options, f"tokenizer ({name})", ("source", "path"), also=("name", "path"))
-    at_least(1, "tokenizer", **{option: value for option, value in options.items() if isinstance(value, int)})
+    at_least(1, "tokenizer", **{option: value for option, value in options.items() if type(value) is int})
     if path and not Path(from_user(path)).is_file():
         raise UserError(f"tokenizer.path={path!r}: no such file")
 

@@ -1,9 +1,8 @@
-"""Vocabularies that others fixed: CLIP's byte pairs, BERT's word pieces. The one door of `tokenizers` and `ftfy`.
+"""Vocabularies that others fixed: CLIP's byte pairs, BERT's word pieces.
 
 A vocabulary is kept as JSON: its name, BOS, EOS, and what the package `tokenizers` needs to apply it.
 """
 
-import difflib
 import gzip
 import html
 import importlib.util
@@ -13,11 +12,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filip_jax.data.places import places
 from filip_jax.errors import UserError
 from filip_jax.extras import extra_module
+from filip_jax.small_files import parse
 
 EXTRA = "tokenizers"
-PLACED = 400  # characters; comparing them takes up to the cube
 CLEANED = 1 << 11  # characters that are repaired, many times what 77 tokens hold; nested HTML takes the square
 FILE_BYTES = 1 << 24  # of a vocabulary's file, unpacked
 MERGES = (
@@ -47,7 +47,7 @@ class Form(NamedTuple):
 
 
 class Vocabulary:
-    """Applies a fixed vocabulary.
+    """Applies a fixed vocabulary; pads are 0.
 
     Args:
         model: what `read_vocabulary` gives for this form.
@@ -55,6 +55,8 @@ class Vocabulary:
     Raises:
         UserError: it is none, or the extra `tokenizers` is not installed.
     """
+
+    pad = 0
 
     def __init__(self, form: Form, model: bytes):
         try:
@@ -86,23 +88,8 @@ class Vocabulary:
         found = self.tokenizer.encode(cleaned, add_special_tokens=False).offsets
         if len(cleaned) == len(text) == len(text.lower()) and cleaned.lower() == text.lower():
             return found
-        place = _places(cleaned, text)
+        place = places(cleaned, text)
         return [(place[start], place[end]) for start, end in found]
-
-
-def _places(cleaned: str, text: str) -> list[int]:
-    """For each place in the cleaned text, and its end, the place in the text that it comes from.
-
-    What stands behind the first PLACED characters, of which a text tower reads little, is put at the text's end:
-    comparing takes the square of the length.
-    """
-    place, at = [], 0
-    matcher = difflib.SequenceMatcher(None, text[:PLACED], cleaned[:PLACED], autojunk=False)
-    for _, start, end, first, last in matcher.get_opcodes():
-        same = end - start == last - first
-        place += [start + n if same else start for n in range(last - first)]
-        at = end
-    return [*place, *[len(text)] * (len(cleaned) - len(place)), at if len(cleaned) <= PLACED else len(text)]
 
 
 def read_vocabulary(form: Form, source: Any, path: str) -> bytes:
@@ -119,7 +106,7 @@ def read_vocabulary(form: Form, source: Any, path: str) -> bytes:
     try:
         vocabulary, merges, bos, eos = form.read(lines)
         tokenizer = form.apply(library, vocabulary, merges)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"tokenizer.path={str(file)!r} is not {form.file}: {error}") from error
     content = {"name": form.name, "bos": bos, "eos": eos, "tokenizer": json.loads(tokenizer.to_str())}
     return json.dumps(content).encode()
@@ -147,13 +134,22 @@ def _text(file: Path) -> str:
 
 
 def _read_clip(lines: list[str]) -> tuple[dict[str, int], list[tuple[str, ...]], int, int]:
-    """CLIP's byte-level BPE: 256 bytes, 256 bytes that end a word, merges, BOS, EOS."""
+    """CLIP's byte-level BPE: 256 bytes, 256 bytes that end a word, merges, BOS, EOS.
+
+    Its merges stand in the public file, in the merges.txt of Hugging Face, which has the same lines, or in a tokenizer.json.
+    """
+    content = parse("\n".join(lines).encode())["model"] if lines[0].startswith("{") else None
+    if content:
+        lines = ["", *(merge if isinstance(merge, str) else " ".join(merge) for merge in content["merges"])]
     merges = [tuple(line.split()) for line in lines[1 : MERGES + 1]]
     if len(merges) < MERGES or not all(len(merge) == 2 for merge in merges):
         raise ValueError(f"it lacks a heading and {MERGES} lines of two pieces")
     signs = _byte_signs()
     tokens = [*signs, *(f"{sign}</w>" for sign in signs), *map("".join, merges), "<|startoftext|>", "<|endoftext|>"]
-    return {token: n for n, token in enumerate(tokens)}, merges, len(tokens) - 2, len(tokens) - 1
+    vocabulary = {token: n for n, token in enumerate(tokens)}
+    if content and {name: n for name, n in content["vocab"].items() if n < len(tokens)} != vocabulary:
+        raise ValueError("its pieces do not have CLIP's numbers")
+    return vocabulary, merges, len(tokens) - 2, len(tokens) - 1
 
 
 def _apply_clip(library, vocabulary: dict[str, int], merges: list[tuple[str, ...]]):

@@ -200,12 +200,12 @@ def _signs(alignment: Alignment) -> Iterator[Sign]:
     word_of = {k: n for n, pieces in reversed(list(enumerate(alignment.pieces))) for k in pieces}
     first, before, last = 0, 0, -1
     for k, ((start, end), token) in enumerate(zip(alignment.spans, alignment.tokens)):
-        if start == end and 0 < k < len(alignment.spans) - 2:
+        if start == end and alignment.has_bos <= k < len(alignment.spans) - 2:
             continue  # a part of a character
         if k == len(alignment.spans) - 1 and alignment.read < len(alignment.text):
             yield Sign("", "…", 0 if _within_a_word(alignment.text, alignment.read) else 14, -1)
         word = word_of.get(k, -1)
-        apart = first < 2 or token == "[EOS]" or alignment.text[before:end][:1].isspace()
+        apart = first <= alignment.has_bos or token == "[EOS]" or alignment.text[before:end][:1].isspace()
         gap = 14 if apart else 0 if word == last else 5
         yield Sign(str(k) if first == k else f"{first}-{k}", token or "·", gap, word)
         first, before, last = k + 1, end, word

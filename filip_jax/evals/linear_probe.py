@@ -110,7 +110,7 @@ def collect(
     """The features and labels of all records; two batches of pictures are in memory."""
     progress = Progress("features of images", len(source))
     features, labels = np.empty((0, 0)), list[int | None]()
-    with closing(labelled_views(source, "linear_probe", model.image_size, model.batch_size)) as records:
+    with closing(labelled_views(source, "linear_probe", model.image_size, model.batch_size, model.framing)) as records:
         while batch := list(islice(records, model.batch_size)):
             found = model.image_features([record.image for record in batch], pooling)
             if not labels:
@@ -248,7 +248,7 @@ def by_sgd(
         training, model.tokenizer, batch_size=batch_size, image_size=model.image_size, text_length=model.text_length,
         augment=AUGMENT | dict(augment), shuffle="global", block_size=1, max_bad_fraction=0.0, seed=seed,
         workers=workers, threads=threads, start=0,
-        process_index=jax.process_index(), process_count=jax.process_count(),
+        process_index=jax.process_index(), process_count=jax.process_count(), framing=model.framing,
     )  # fmt: skip
     total, classes = max(round(epochs * len(training) / batch_size), 1), len(classes_of(training, "linear_probe"))
     sgd: Any = None  # made of the first features, which have its width

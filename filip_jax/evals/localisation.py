@@ -44,7 +44,7 @@ def evaluate(model: Embedder, source: Source, output: Path, *, examples: int, th
     """
     _check(thresholds)
     hits, ious, left_out, progress = 0, [], 0, Progress("localising", examples)
-    for records in _chunks(source, examples, partial(as_seen, size=model.image_size)):
+    for records in _chunks(source, examples, partial(as_seen, size=model.image_size, framing=model.framing)):
         boxes = [_boxes_of_phrases(record.regions, model.image_size) for record in records]
         phrases, captions = [list(of_record) for of_record in boxes], [record.caption for record in records]
         for here, alignment in zip(boxes, align(model, [record.image for record in records], captions, phrases)):

@@ -21,7 +21,7 @@ def evaluate(model: Embedder, source: Source, output: Path, *, examples: int) ->
 
     The bare view of pair n stands beside as <n>.png, its caption as <n>.txt.
     """
-    with closing(views(source, examples, model.image_size, model.batch_size)) as records:
+    with closing(views(source, examples, model.image_size, model.batch_size, model.framing)) as records:
         for first in range(0, examples, model.batch_size):
             here = list(islice(records, model.batch_size))
             alignments = align(model, [record.image for record in here], [record.caption for record in here])

@@ -15,6 +15,7 @@ from filip_jax.data.preprocess import box_in_centre_view, centre_view
 from filip_jax.data.record import BadRecord, Record, Region, that_say
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
+from filip_jax.framing import CLIP_FRAMING, Framing
 from filip_jax.inference import Embedder
 from filip_jax.inference.ahead import in_order
 
@@ -68,12 +69,16 @@ def prepared(source: Source, count: int, prepare: Callable[[Record], T], ahead: 
     return in_order(one, range(count), ahead)
 
 
-def views(source: Source, count: int, size: int, ahead: int) -> Generator[View, None, None]:
+def views(
+    source: Source, count: int, size: int, ahead: int, framing: Framing = CLIP_FRAMING
+) -> Generator[View, None, None]:
     """Records 0 to count - 1 `as_seen`; raises what `prepared` raises."""
-    return prepared(source, count, partial(as_seen, size=size), ahead)
+    return prepared(source, count, partial(as_seen, size=size, framing=framing), ahead)
 
 
-def labelled_views(source: Source, kind: str, size: int, ahead: int) -> Generator[View, None, None]:
+def labelled_views(
+    source: Source, kind: str, size: int, ahead: int, framing: Framing = CLIP_FRAMING
+) -> Generator[View, None, None]:
     """All records `as_seen`, each with a label.
 
     Args:
@@ -87,7 +92,7 @@ def labelled_views(source: Source, kind: str, size: int, ahead: int) -> Generato
     def one(record: Record) -> View:
         if record.label is None:
             raise UserError(f"{kind} needs a source of labelled images; record {record.key} has no label")
-        return as_seen(record, size)
+        return as_seen(record, size, framing)
 
     return prepared(source, len(source), one, ahead)
 
@@ -108,15 +113,16 @@ def classes_of(source: Source, kind: str, place: str = "source") -> Sequence[str
     return names
 
 
-def as_seen(record: Record, size: int) -> View:
+def as_seen(record: Record, size: int, framing: Framing = CLIP_FRAMING) -> View:
     """The record as the image tower sees it: its image is the centre view, and boxes are in pixels of that.
 
     Raises:
         UserError: an image that cannot be read, named by its record.
     """
     picture = open_picture(record)
-    regions = seen_regions(record, picture, size)
-    return View(record.key, centre_view(picture, size), record.captions, record.shard, record.label, regions)
+    regions = seen_regions(record, picture, size, framing)
+    view = centre_view(picture, size, framing)
+    return View(record.key, view, record.captions, record.shard, record.label, regions)
 
 
 def open_picture(record: Record) -> Image.Image:
@@ -127,9 +133,12 @@ def open_picture(record: Record) -> Image.Image:
         raise UserError(f"record {record.key}: {error}") from error
 
 
-def seen_regions(record: Record, picture: Image.Image, size: int) -> tuple[Region, ...]:
+def seen_regions(
+    record: Record, picture: Image.Image, size: int, framing: Framing = CLIP_FRAMING
+) -> tuple[Region, ...]:
     """The record's regions with boxes in pixels of its picture's centre view, beyond which they may reach."""
-    return tuple(replace(each, box=box_in_centre_view(each.box, picture.size, size)) for each in record.regions)
+    boxes = [box_in_centre_view(each.box, picture.size, size, framing) for each in record.regions]
+    return tuple(replace(each, box=box) for each, box in zip(record.regions, boxes))
 
 
 def encode_images(model: Embedder, records: Iterator[View]) -> tuple[Float[np.ndarray, "n p d"], list[int | None]]:

@@ -59,7 +59,7 @@ def evaluate(
     check_options(prompt=prompt)
     texts, owners = _texts(source, examples, captions)
     extended = _extended(source, examples, texts, positives) if positives else None
-    with closing(views(source, examples, model.image_size, model.batch_size)) as records:
+    with closing(views(source, examples, model.image_size, model.batch_size, model.framing)) as records:
         images, _ = encode_images(model, records)
     tokens, mask = encode_texts(model, [prompt.replace("{}", caption.text) for caption in texts])
     blocks = similarity_blocks(images, tokens, mask, model.mesh)

@@ -48,7 +48,7 @@ def evaluate(model: Embedder, source: Source, output: Path, *, prompts: Prompts,
     """
     names, labels = classes_of(source, "zero_shot"), list[int | None]()
     of_texts, of_images = list[np.ndarray](), list[np.ndarray]()
-    with closing(labelled_views(source, "zero_shot", model.image_size, model.batch_size)) as records:
+    with closing(labelled_views(source, "zero_shot", model.image_size, model.batch_size, model.framing)) as records:
         classes = ClassTexts(model, names, make_prompts(prompts))
         for _ in range(0, len(source), IMAGES):
             images, here = encode_images(model, islice(records, IMAGES))

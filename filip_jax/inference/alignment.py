@@ -27,7 +27,7 @@ class Alignment:
         view: the square picture that the image tower saw.
         text: the text.
         read: how many of its characters the model reads; fewer than all where its context cuts the text.
-        spans: of each token from BOS to EOS, the characters text[start:end] that it stands for; none of those two,
+        spans: of each token from BOS or the first one to EOS, the characters text[start:end] that it stands for; none of those two,
             and none of what is only a part of a character that the token behind it completes.
         words: those looked at, as (start, end) in characters; words beyond the context are missing, one that it cuts is
             whole here.
@@ -36,6 +36,7 @@ class Alignment:
         chosen_token: for each patch the index of the token it matches best among all that take part, BOS being 0.
         chosen: for each patch the one of these words that has the token it matches best, -1 if BOS or EOS match
             better; words that are not looked at take no part.
+        has_bos: whether the first token is BOS.
     """
 
     view: UInt8[np.ndarray, "size size 3"]
@@ -47,11 +48,13 @@ class Alignment:
     similarity: Float[np.ndarray, "words rows columns"]
     chosen_token: Int[np.ndarray, "rows columns"]
     chosen: Int[np.ndarray, "rows columns"]
+    has_bos: bool = True
 
     @property
     def tokens(self) -> list[str]:
         """The text of each token without spaces around it, "[BOS]" and "[EOS]" of these."""
-        return ["[BOS]", *(self.text[start:end].strip() for start, end in self.spans[1:-1]), "[EOS]"]
+        pieces = [self.text[start:end].strip() for start, end in self.spans[self.has_bos : -1]]
+        return [*["[BOS]"] * self.has_bos, *pieces, "[EOS]"]
 
     @property
     def names(self) -> list[str]:
@@ -87,9 +90,8 @@ def align(
     for n, (view, text) in enumerate(zip(views, texts)):
         spans, read = _spans(model, text)
         words = _whole_words(text, spans) if phrases is None else phrases[n]
-        found.append(
-            _align(view, text, read, spans, words, (patches[n] @ tokens[n].T).reshape(rows, columns, -1), mask[n])
-        )
+        scores = (patches[n] @ tokens[n].T).reshape(rows, columns, -1)
+        found.append(_align(view, text, read, spans, words, scores, mask[n], model.tokenizer.has_bos))
         if phrases is None and not found[-1].words:
             raise UserError(f"no word to look at in {text!r}")
     return found
@@ -101,18 +103,18 @@ def _spans(model: Embedder, text: str) -> tuple[list[Span], int]:
     if len(spans) <= model.text_length:
         return spans, len(text)
     after, _ = spans.pop(-2)  # where the first that is not read begins, perhaps within a character
-    return spans, min(after, max((end for _, end in spans[1:-1]), default=0))
+    return spans, min(after, max((end for _, end in spans[:-1]), default=0))
 
 
-def _align(view, text, read, spans, words, scores, mask) -> Alignment:
+def _align(view, text, read, spans, words, scores, mask, has_bos) -> Alignment:
     """`scores`: of each patch with each token, [rows, columns, tokens]; `mask`: which tokens take part."""
-    pieces = [[k for k, span in enumerate(spans[:-1]) if k and _is_part(span, word)] for word in words]
+    pieces = [[k for k in range(has_bos, len(spans) - 1) if _is_part(spans[k], word)] for word in words]
     kept = [n for n, of_word in enumerate(pieces) if of_word]
     by_word = np.array([scores[..., pieces[n]].mean(axis=-1) for n in kept]).reshape(-1, *scores.shape[:2])
     word_of = np.full(len(mask), -1)
     for word, n in reversed(list(enumerate(kept))):
         word_of[pieces[n]] = word
-    ends = np.isin(np.arange(len(mask)), (0, len(spans) - 1)) & mask
+    ends = np.isin(np.arange(len(mask)), (0 if has_bos else -1, len(spans) - 1)) & mask
     chosen_token, chosen = (np.where(among, scores, -np.inf).argmax(-1) for among in (mask, ends | (word_of >= 0)))
     return Alignment(
         view=view,
@@ -124,6 +126,7 @@ def _align(view, text, read, spans, words, scores, mask) -> Alignment:
         similarity=by_word.astype(np.float32),
         chosen_token=chosen_token,
         chosen=word_of[chosen],
+        has_bos=has_bos,
     )
 
 
@@ -131,7 +134,7 @@ def _whole_words(text: str, spans: list[Span]) -> list[Span]:
     """The content words; those that one token covers, as of a script without spaces, are one."""
     words: list[Span] = []
     for word in content_words(text):
-        if words and any(_is_part(span, words[-1]) and _is_part(span, word) for span in spans[1:-1]):
+        if words and any(_is_part(span, words[-1]) and _is_part(span, word) for span in spans[:-1]):
             words[-1] = (words[-1][0], word[1])
         else:
             words.append(word)

@@ -44,6 +44,7 @@ class Embedder:
     Attributes:
         pooling: "tokens" or "global".
         grid: rows and columns of an image's tokens.
+        framing: how a picture becomes a view.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Embedder:
         batch_size: int = 64,
     ):
         self.objectives, self.tokenizer, self.parameters, self.step = objectives, tokenizer, parameters, step
-        self.image_size, self.text_length = image_size, text_length
+        self.image_size, self.text_length, self.framing = image_size, text_length, model.image.framing
         self.pooling, self.grid, self.mesh = model.pooling, model.image.grid, mesh or one_device()
         self.batch_size = -(-batch_size // self.mesh.size) * self.mesh.size
         jit = partial(jax.jit, static_argnames="pooling", out_shardings=replicated(self.mesh))
@@ -70,8 +71,7 @@ class Embedder:
     @property
     def logit_scale(self) -> float:
         """The multiplier of the similarities."""
-        need = "pooled" if self.pooling == "global" else "tokens"
-        return self.objectives.logit_scale(self.parameters.get("objectives", {}), need)
+        return self.objectives.logit_scale(self.parameters.get("objectives", {}), POOLINGS[self.pooling])
 
     def encode_image(self, images: Iterable[Any], pooling: str | None = None) -> Float[np.ndarray, "n p d"]:
         """Return L2-normalized image tokens, float32, of the center views of images of any size.
@@ -118,7 +118,7 @@ class Embedder:
 
     def views(self, images: Iterable[Any]) -> Generator[View, None, None]:
         """Yield the square view that the image tower sees of each image, see `images.views`."""
-        return views(images, self.image_size, self.batch_size)
+        return views(images, self.image_size, self.batch_size, self.framing)
 
     def encode_text(
         self, texts: Iterable[str], pooling: str | None = None

@@ -16,6 +16,7 @@ from filip_jax.data.preprocess import View, centre_view
 from filip_jax.data.record import IMAGE_BYTES, BadRecord
 from filip_jax.data.values import image_of
 from filip_jax.errors import UserError
+from filip_jax.framing import CLIP_FRAMING, Framing
 from filip_jax.inference.ahead import in_order
 from filip_jax.user_paths import from_user
 
@@ -23,7 +24,7 @@ ENCODED = (str, os.PathLike, bytes, Mapping)  # is decoded by threads, for it do
 KINDS = "a path, encoded bytes, a PIL image, an array of pixels, or {'bytes': …, 'path': …} of the package datasets"
 
 
-def views(images: Iterable[Any], size: int, ahead: int) -> Generator[View, None, None]:
+def views(images: Iterable[Any], size: int, ahead: int, framing: Framing = CLIP_FRAMING) -> Generator[View, None, None]:
     """Yield the center view of each image, in order.
 
     Args:
@@ -31,6 +32,7 @@ def views(images: Iterable[Any], size: int, ahead: int) -> Generator[View, None,
             of `bytes` or `path`; one array [n, h, w, channels] is n images.
         size: pixels of a side.
         ahead: how many images that are not yet decoded threads may decode ahead of the caller.
+        framing: how an image becomes a view; an array uint8 [size, size, 3] is one.
 
     Raises:
         UserError: a single image instead of several, or, when it is its turn, one that cannot be read, by its number.
@@ -46,7 +48,7 @@ def views(images: Iterable[Any], size: int, ahead: int) -> Generator[View, None,
         )
 
     def view(item: tuple[int, Any]) -> View:
-        return _view(*item, size)
+        return _view(*item, size, framing)
 
     # What is not encoded is read at once: the next step of an iterator may write over it.
     for is_encoded, run in groupby(enumerate(images), lambda item: isinstance(item[1], ENCODED)):
@@ -56,12 +58,12 @@ def views(images: Iterable[Any], size: int, ahead: int) -> Generator[View, None,
             yield from map(view, run)
 
 
-def _view(index: int, image: Any, size: int) -> View:
+def _view(index: int, image: Any, size: int, framing: Framing) -> View:
     try:
         content = _content(image)
         if isinstance(content, np.ndarray) and content.dtype == np.uint8 and content.shape == (size, size, 3):
             return content.copy()
-        return centre_view(decode(content), size)
+        return centre_view(decode(content), size, framing)
     except (OSError, ValueError, BadRecord) as error:
         name = f"image {index}, {os.fspath(image)}," if isinstance(image, str | os.PathLike) else f"image {index}"
         raise UserError(f"{name}: {error}") from error

@@ -11,8 +11,8 @@ from filip_jax.losses import blocked
 from filip_jax.losses.encoded import Encoded
 from filip_jax.losses.exchange import EXCHANGES, IMPLEMENTATIONS, INDICES, Plan, all_similarities, make_plan
 from filip_jax.losses.selection import SELECTIONS, select_tokens
+from filip_jax.sections import DTYPES
 
-DTYPES = ("float32", "bfloat16")
 CHOICES = {
     "selection": SELECTIONS,
     "implementation": IMPLEMENTATIONS,

@@ -16,6 +16,8 @@ from filip_jax.paths import Metadata, flatten, unflatten
 from filip_jax.sections import call
 
 LARGEST = 2**20  # of a model's numbers
+METHODS = ("encode_image", "encode_text", "embed_images", "embed_texts", "image_features")  # of a `DualEncoder`
+MAY_BE_ZERO = ("class_tokens", "registers", "pad_id", "patch_dropout")
 MAX_PARAMETERS = 2**40
 
 __all__ = ["POOLINGS", "Model", "check_platform", "make_model", "portable"]
@@ -27,10 +29,11 @@ class Model:
 
     Attributes:
         init: key -> parameters, nested dicts of float32 arrays.
-        encode_image: (parameters, images uint8 [b, h, w, 3], pooling=None, noise=None) -> tokens [b, p, d].
+        encode_image: (parameters, images uint8 [b, h, w, 3], pooling=None, noise=None, patch_mask=None) -> tokens
+            [b, p, d].
         encode_text: (parameters, ids [b, t], pooling=None) -> (tokens [b, k, d], mask [b, k]).
-        embed_images, embed_texts: (parameters, images, noise=None), (parameters, ids) -> what objectives need, by its
-            name in `Encoded`.
+        embed_images, embed_texts: (parameters, images, noise=None, patch_mask=None), (parameters, ids) -> what
+            objectives need, by its name in `Encoded`.
         image_features: (parameters, images uint8 [b, h, w, 3], pooling=None) -> [b, width of the image tower], for
             linear probes, see `DualEncoder`.
         pooling: "tokens" or "global": what the encoders give when asked for no other.
@@ -56,7 +59,7 @@ class Model:
 
 
 def make_model(needs: Collection[str], **config) -> Model:
-    """The functions of a `DualEncoder` built with this `model` section; allocates nothing.
+    """Return a `DualEncoder` of this `model` section as pure functions; allocates nothing.
 
     Args:
         needs: of the objectives, "tokens", "pooled" or both.
@@ -65,8 +68,9 @@ def make_model(needs: Collection[str], **config) -> Model:
         UserError: a section with a missing, unknown or impossible key.
     """
     for path, value in flatten(config).items():
-        if type(value) is int and not 1 <= value <= LARGEST:
-            raise UserError(f"model.{path.replace('/', '.')}={value} must be at least 1 and at most {LARGEST}")
+        least = 0 if path.endswith(MAY_BE_ZERO) else 1
+        if type(value) is int and not least <= value <= LARGEST:
+            raise UserError(f"model.{path.replace('/', '.')}={value} must be at least {least} and at most {LARGEST}")
 
     def build(key):
         return call(DualEncoder, config, "model", needs=frozenset(needs), rngs=nnx.Rngs(key))
@@ -81,33 +85,26 @@ def make_model(needs: Collection[str], **config) -> Model:
 
     names = nnx.to_pure_dict(shapes).keys()
 
-    def merge(parameters):  # which may hold those of objectives, too
-        return nnx.merge(graphdef, nnx.restore_int_paths({name: parameters[name] for name in names}))
-
     def init(key):
         return unflatten({path: parameter[...] for path, parameter in _by_path(nnx.state(build(key))).items()})
 
-    def encode_image(parameters, images, pooling=None, noise=None):
-        return merge(parameters).encode_image(images, pooling, noise)
+    def method(name):
+        def run(parameters, *inputs, **options):  # the parameters may hold those of objectives, too
+            own = nnx.restore_int_paths({name: parameters[name] for name in names})
+            return getattr(nnx.merge(graphdef, own), name)(*inputs, **options)
 
-    def encode_text(parameters, ids, pooling=None):
-        return merge(parameters).encode_text(ids, pooling)
+        return run
 
-    def embed_images(parameters, images, noise=None):
-        return merge(parameters).embed_images(images, noise)
-
-    def embed_texts(parameters, ids):
-        return merge(parameters).embed_texts(ids)
-
-    def image_features(parameters, images, pooling=None):
-        return merge(parameters).image_features(images, pooling)
-
-    image, text = module.image, module.text
-    metadata = {path: _metadata(parameter) for path, parameter in _by_path(shapes).items()}
-    pooling = "tokens" if "tokens" in needs else "global"
-    sizes = {"embed_dim": config["embed_dim"], "vocab_size": text.input.vocab_size}
-    functions = (init, encode_image, encode_text, embed_images, embed_texts, image_features)
-    return Model(*functions, pooling, sizes, image.noise_size, image.input, text.input, metadata)
+    return Model(
+        init=init,
+        **{name: method(name) for name in METHODS},
+        pooling=module.pooling,
+        sizes={"embed_dim": config["embed_dim"], "vocab_size": module.text.input.vocab_size},
+        noise_size=module.image.noise_size,
+        image=module.image.input,
+        text=module.text.input,
+        metadata={path: _metadata(parameter) for path, parameter in _by_path(shapes).items()},
+    )
 
 
 def _by_path(state: Any) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Patches, their selection and their positions, for the towers that cut images into patches."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 from filip_jax.errors import UserError
-from filip_jax.models.tower import MAX_TOKENS
+from filip_jax.models.tower import MAX_TOKENS, ImageInput
 
 Grid = tuple[int, int]
 
@@ -46,6 +48,14 @@ def patches(pixels: Float[jax.Array, "b h w c"], size: int) -> Float[jax.Array, 
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, size * size * channels)
 
 
+def visible_pixels(
+    images: UInt8[jax.Array, "b h w 3"], tower: ImageInput, size: int, patch_mask: Bool[jax.Array, "b n"] | None
+) -> tuple[Float[jax.Array, "b h w 3"], Grid]:
+    """Return the normalized pixels, with zeros in the patches of `size` where the mask is False, and the patches' grid."""
+    pixels, grid = tower.normalize(images), grid_of(images.shape[1], images.shape[2], size)
+    return (pixels if patch_mask is None else hide(pixels, patch_mask, size)), grid
+
+
 def hide(
     pixels: Float[jax.Array, "b h w c"], patch_mask: Bool[jax.Array, "b n"], size: int
 ) -> Float[jax.Array, "b h w c"]:
@@ -58,6 +68,20 @@ def hide(
 def kept_patches(noise: Float[jax.Array, "b n"], count: int) -> Int[jax.Array, "b kept"]:
     """Return the indices of the `count` patches with the least noise of each image, in order."""
     return jnp.sort(jnp.argsort(noise, axis=1)[:, :count], axis=1)
+
+
+def embed(
+    x: Float[jax.Array, "b n features"],
+    embedding: Callable[[jax.Array], jax.Array],
+    position: Float[jax.Array, "n w"],
+    noise: Float[jax.Array, "b n"] | None,
+    count: int,
+) -> Float[jax.Array, "b kept w"]:
+    """Return embedding(x) + position; with noise, of `kept_patches` only."""
+    if noise is None:
+        return embedding(x) + position
+    kept = kept_patches(noise, count)
+    return embedding(jnp.take_along_axis(x, kept[..., None], axis=1)) + position[kept]
 
 
 def fit_positions(

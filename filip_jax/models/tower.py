@@ -1,10 +1,15 @@
 """The contract of towers: what each takes, how it is computed, what it gives. The towers are the files in `towers/`."""
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, UInt8
+
+from filip_jax.errors import UserError
+from filip_jax.framing import Framing
 
 MAX_TOKENS = 2**16  # of a tower: the loss numbers them with two bytes
 # CLIP's channel statistics in units of 1/255; FILIP and Wukong use the same.
@@ -20,17 +25,45 @@ class ImageInput:
     Attributes:
         size: pixels of a side of the square views that it is trained on.
         grid: rows and columns of its tokens for such a view.
-        mean, std: of the channels, in units of 1/255.
+        mean, std: of the channels, as shares of 255.
+        resize, interpolation, antialias, crop: how a picture becomes such a view, see `Framing`.
+
+    Raises:
+        UserError: a value that is none of these.
     """
 
     size: int
     grid: tuple[int, int]
     mean: Channels = CLIP_MEAN
     std: Channels = CLIP_STD
+    resize: str = "shortest"
+    interpolation: str = "bicubic"
+    antialias: bool = True
+    crop: float = 1.0
+
+    def __post_init__(self):
+        for key in ("mean", "std"):
+            object.__setattr__(self, key, _channels(f"model.image.{key}", getattr(self, key)))
+        if min(self.std) <= 0:
+            raise UserError(f"model.image.std={self.std} must be above 0")
+        _ = self.framing  # which checks its values
+
+    @property
+    def framing(self) -> Framing:
+        """Return the rule by which a picture becomes a view."""
+        return Framing(self.resize, self.interpolation, self.antialias, self.crop)
 
     def normalize(self, images: UInt8[jax.Array, "b h w 3"]) -> Float[jax.Array, "b h w 3"]:
         """Return the pixels with the channels' mean and deviation taken away."""
         return (images / 255.0 - jnp.array(self.mean)) / jnp.array(self.std)
+
+
+def _channels(key: str, values: Any) -> Channels:
+    """Return a number for each channel; configs give tuples, saved configs lists."""
+    is_sound = isinstance(values, (tuple, list)) and len(values) == 3
+    if not is_sound or not all(type(x) in (int, float) and math.isfinite(x) for x in values):
+        raise UserError(f"{key}={values!r:.100} must be three finite numbers, of red, green and blue")
+    return tuple(map(float, values))
 
 
 @dataclass(frozen=True)

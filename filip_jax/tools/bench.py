@@ -15,6 +15,7 @@ from filip_jax.data.samples import draw_captions
 from filip_jax.data.sources import Source
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
+from filip_jax.framing import CLIP_FRAMING, Framing
 from filip_jax.sections import call
 
 STAGES = ("read", "decode and augment", "tokenise", "batch")
@@ -22,26 +23,34 @@ CORES = os.cpu_count() or 1
 
 
 def bench(
-    source: Source, tokenizer: Tokenizer, *, data: Mapping[str, Any], batch_size: int, seed: int, samples: int
+    source: Source,
+    tokenizer: Tokenizer,
+    *,
+    data: Mapping[str, Any],
+    batch_size: int,
+    seed: int,
+    samples: int,
+    framing: Framing = CLIP_FRAMING,
 ) -> str:
     """A report for people: seconds by stage on one core, then the whole pipeline as configured.
 
     Args:
         data: a config's section.
         samples: how many are timed, in each of both parts.
+        framing: of the evaluation view, see `batches`.
 
     Raises:
         UserError: no samples are asked for.
     """
     if samples < 1:
         raise UserError(f"samples={samples} must be at least 1")
-    stages, bad = time_stages(source, tokenizer, data, seed, samples)
+    stages, bad = time_stages(source, tokenizer, data, seed, samples, framing)
     total = sum(stages.values())
     lines = [f"{samples} samples one after the other, on one core ({bad} could not be used):"]
     lines += [f"  {name:20}{1e6 * stages[name] / samples:8.0f} us  {stages[name] / total:4.0%}" for name in STAGES]
     lines += [f"  {'all':20}{1e6 * total / samples:8.0f} us  {samples / total:.0f} images/s"]
     least_wait = 0.1 * batch_size * total / samples / CORES
-    rate, cores = time_pipeline(source, tokenizer, data, batch_size, seed, samples, least_wait)
+    rate, cores = time_pipeline(source, tokenizer, data, batch_size, seed, samples, least_wait, framing)
     workers, threads = data["workers"], data["threads"]
     lines.append(
         f"the pipeline with workers={workers}, threads={threads}: {rate:.0f} images/s "
@@ -51,7 +60,12 @@ def bench(
 
 
 def time_stages(
-    source: Source, tokenizer: Tokenizer, data: Mapping[str, Any], seed: int, samples: int
+    source: Source,
+    tokenizer: Tokenizer,
+    data: Mapping[str, Any],
+    seed: int,
+    samples: int,
+    framing: Framing = CLIP_FRAMING,
 ) -> tuple[dict[str, float], int]:
     """(seconds by stage, records that could not be used) over samples in the run's order."""
     order = make_order(source, seed=seed, shuffle=data["shuffle"], block_size=data["block_size"])
@@ -62,7 +76,8 @@ def time_stages(
         try:
             record = sources[visit.part][visit.index]
             clock.append(time.perf_counter())
-            views = training_views(record.image, data["image_size"], rng, data.get("views", 1), **data["augment"])
+            count = data.get("views", 1)
+            views = training_views(record.image, data["image_size"], rng, count, framing, **data["augment"])
             clock.append(time.perf_counter())
             texts = draw_captions(record.captions, rng, data.get("captions_per_image", 1))
             rows.append((views, tokenizer.encode(texts, data["text_length"])[0]))
@@ -89,6 +104,7 @@ def time_pipeline(
     seed: int,
     samples: int,
     least_wait: float,
+    framing: Framing = CLIP_FRAMING,
 ) -> tuple[float, float]:
     """(images/s, cores that were busy) of the pipeline, when what it had prepared before is used up.
 
@@ -105,6 +121,7 @@ def time_pipeline(
         start=0,
         process_index=0,
         process_count=1,
+        framing=framing,
     )
     in_a_row, waits = 2 * max(data["workers"], 2), 0
     for _ in range(20 * in_a_row):

@@ -20,6 +20,7 @@ from filip_jax.errors import UserError, one_line
 from filip_jax.evals.fonts import font_name, missing_glyphs, sized
 from filip_jax.extras import pip_install
 from filip_jax.files import write_png
+from filip_jax.framing import CLIP_FRAMING, Framing
 from filip_jax.plain import printable
 from filip_jax.progress import Progress
 from filip_jax.sections import at_least
@@ -57,13 +58,19 @@ class Findings:
 
 
 def inspect(
-    source: Source, *, records: int, image_size: int, augment: Mapping[str, Any], output: Path | None
+    source: Source,
+    *,
+    records: int,
+    image_size: int,
+    augment: Mapping[str, Any],
+    output: Path | None,
+    framing: Framing = CLIP_FRAMING,
 ) -> Iterator[str]:
     """Looks at records evenly spread over a source; yields the lines of a report for people.
 
     Args:
         records: how many.
-        image_size, augment: of the views; see `training_views`.
+        image_size, augment, framing: of the views; see `training_views`.
         output: the PNG of a contact sheet, written if any record can be used; None for none.
 
     Raises:
@@ -78,7 +85,7 @@ def inspect(
         counts = f"{len(found.sides):,} images, {texts:,} captions; {found.bad.total():,} records cannot be used"
         yield from ("", f"{name}: {len(part):,} records, {found.records:,} looked at: {counts}", *_lines(found))
         useless += [] if found.usable else [name]
-    if output and (views := sample_views(source, image_size, augment)):
+    if output and (views := sample_views(source, image_size, augment, framing)):
         output.parent.mkdir(parents=True, exist_ok=True)
         write_png(contact_sheet(views), output)
         if unknown := "".join(sorted({sign for _, caption in views for sign in missing_glyphs(_shown(caption))})):
@@ -90,13 +97,15 @@ def inspect(
         raise UserError(f"{', '.join(useless)}: no record that was looked at can be used; the reasons stand above")
 
 
-def sample_views(source: Source, image_size: int, augment: Mapping[str, Any]) -> list[tuple[np.ndarray, str]]:
+def sample_views(
+    source: Source, image_size: int, augment: Mapping[str, Any], framing: Framing = CLIP_FRAMING
+) -> list[tuple[np.ndarray, str]]:
     """Views of some records, evenly spread, with a caption each: enough for a contact sheet, if so many are good."""
     views: list[tuple[np.ndarray, str]] = []
     count = min(SPARE * COLUMNS * ROWS, len(source))
     for n in (n for first in range(SPARE) for n in range(first, count, SPARE)):  # the last ones if some are bad
         if len(views) < COLUMNS * ROWS:
-            views += _view(source, n, count, image_size, augment)
+            views += _view(source, n, count, image_size, augment, framing)
     return views
 
 
@@ -175,10 +184,12 @@ def _languages(texts: list[str]) -> str:
     return f"; languages: {pip_install('clean')}" if names is None else f"; {_shares(Counter(names))}"
 
 
-def _view(source: Source, n: int, of: int, size: int, augment: Mapping[str, Any]) -> list[tuple[np.ndarray, str]]:
+def _view(
+    source: Source, n: int, of: int, size: int, augment: Mapping[str, Any], framing: Framing
+) -> list[tuple[np.ndarray, str]]:
     rng = np.random.default_rng(n)
     try:
-        (text,), (view,) = draw_sample(source[n * len(source) // of], rng, size, augment)
+        (text,), (view,) = draw_sample(source[n * len(source) // of], rng, size, augment, framing=framing)
         return [(view, text)]
     except BadRecord:
         return []

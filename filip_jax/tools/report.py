@@ -21,6 +21,7 @@ from filip_jax.evals.curves import COLOURS, chart, metric_charts, points
 from filip_jax.evals.published import published_rows
 from filip_jax.evals.results import cell, comparable, evaluation_of, read_results, rows_of
 from filip_jax.folders import first_link
+from filip_jax.framing import framing_of
 from filip_jax.logged import read_metrics
 from filip_jax.paths import flatten
 from filip_jax.plain import escape
@@ -241,7 +242,8 @@ def _samples(config) -> str:
     try:
         with sources_of_others():
             source = make_source({name: x for name, x in config["source"].items() if name != "each_caption"})
-        views = sample_views(source, config["data"]["image_size"], config["data"]["augment"])
+        framing = framing_of(config["model"]["image"])
+        views = sample_views(source, config["data"]["image_size"], config["data"]["augment"], framing)
     except Exception as error:  # data that was moved or changed, a config of an earlier version: the page is of the run
         return _section("The data", f'<p class="faint">It cannot be shown here: {escape(str(error))}</p>')
     said = f"{len(source):,} records; some of them as the model sees them:"

@@ -19,12 +19,11 @@ from filip_jax.inference.run import TOKENIZER
 from filip_jax.mesh import replicated
 from filip_jax.models.patches import fit_positions
 from filip_jax.paths import Metadata
-from filip_jax.sections import call
+from filip_jax.sections import DTYPES, call
 from filip_jax.train.metrics import say
 
 Rules = Sequence[Any]  # of (regular expression, path or None); configs give tuples, saved configs lists
 Leaf = Mapping[str, Any]  # {shape, dtype}
-FLOATS = {"float32", "bfloat16"}  # that are cast
 SHOWN = 8  # misfits that a message names
 
 
@@ -207,7 +206,7 @@ def _misfit(have: Leaf | None, want: Any, there: tuple[int, ...], here: tuple[in
     if have is None:
         return "is not in the checkpoint"
     shape, dtype = tuple(have["shape"]), str(want.dtype)
-    same_type = have["dtype"] == dtype or {have["dtype"], dtype} <= FLOATS
+    same_type = have["dtype"] == dtype or {have["dtype"], dtype} <= set(DTYPES)  # which are cast
     if same_type and here and shape[1:] == want.shape[1:]:
         first = [rows - math.prod(positions) for rows, positions in ((shape[0], there), (want.shape[0], here))]
         if first[0] != first[1]:

@@ -129,7 +129,7 @@ class Trainer:
         rows = call(
             batches, setup.data, "data", source=source, tokenizer=tokenizer, batch_size=setup.batch_size,
             seed=setup.seed, start=self.samples_seen, groups=setup.objectives.uses_groups,
-            process_index=jax.process_index(), process_count=jax.process_count(),
+            process_index=jax.process_index(), process_count=jax.process_count(), framing=setup.model.image.framing,
         )  # fmt: skip
         self.feed = Feed(rows if self.step < setup.total_steps else no_rows(), lambda: watch.stop)
         self.profile = Profile(self.place, self.step, setup.total_steps, **setup.profile)

@@ -121,7 +121,17 @@ def make_setup(
     _check_numbers(seed, total_steps, log_every_steps, eval_every_steps, ema_decay)
     devices = call(make_mesh, mesh, "mesh", devices=devices)
     check_batch_size(batch_size, devices, microbatches)
-    given = ("source", "tokenizer", "batch_size", "seed", "start", "process_index", "process_count", "groups")
+    given = (
+        "source",
+        "tokenizer",
+        "batch_size",
+        "seed",
+        "start",
+        "process_index",
+        "process_count",
+        "groups",
+        "framing",
+    )
     check(batches, data, "data", given)
     check_numbers(**data)
     check_tokenizer(tokenizer)

@@ -1,6 +1,6 @@
 """The training step: pure functions on the state {step, params, opt_state, guard[, ema, objectives, teacher]}."""
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -96,11 +96,12 @@ def make_train_step(
         trainable, frozen = optimizer.split(state["params"])
         trainable = paths.unflatten(trainable)
         position = state["step"] - state["guard"]["skipped"]
+        locked = [side for side in ("image", "text") if side not in trainable]
 
         def loss_of(trainable):
             parameters = paths.unflatten(paths.flatten(trainable) | frozen)
             teacher = state.get("teacher", {})
-            encoded = encode_batch(model, parameters, batch, microbatches, teacher)
+            encoded = encode_batch(model, parameters, batch, microbatches, teacher, locked)
             own, untrained = parameters.get("objectives", {}), state.get("objectives", {})
             return objectives.loss(own, untrained, encoded, position / total_steps, teacher.get("objectives"))
 
@@ -159,6 +160,7 @@ def encode_batch(
     batch: Mapping[str, jax.Array],
     microbatches: int = 1,
     teacher: Mapping[str, Any] | None = None,
+    locked: Sequence[str] = (),
 ) -> Encoded:
     """Return what the towers give of a batch, for objectives.
 
@@ -166,8 +168,9 @@ def encode_batch(
         batch: see `make_train_step`.
         microbatches: see `in_pieces`.
         teacher: parts of the parameters of another model, whose outputs are wanted, too.
+        locked: towers without trainable parameters, which have no backward pass.
     """
-    encode = in_pieces(partial(encode_samples, model), microbatches)
+    encode = in_pieces(partial(encode_samples, model), microbatches, locked)
     pairing = {"group": batch.get("group"), "text_weight": batch.get("caption_weight")}
     towers = {name: rows for name, rows in batch.items() if name not in ("group", "caption_weight")}
     encoded = replace(encode(parameters, towers), **pairing)
@@ -179,12 +182,15 @@ def encode_batch(
     return replace(encoded, teacher=replace(encode(other, towers), **pairing))
 
 
-def in_pieces(encode: Callable[..., Any], pieces: int) -> Callable[..., Any]:
+def in_pieces(encode: Callable[..., Any], pieces: int, keep: Sequence[str] = ()) -> Callable[..., Any]:
     """encode(parameters, batch) over pieces of the batch, one after the other, with exact gradients.
 
     Only what `encode` returns is kept: the backward pass encodes each piece again, so that its
     activations exist one piece at a time (gradient caching, Gao et al. 2021, arXiv 2101.06983).
     Each device's samples are cut: the captions and views of one stay together, none moves to another device.
+
+    Args:
+        keep: towers whose features are kept, too: locked ones, which only a projection behind them would run again.
     """
     if pieces == 1:
         return encode
@@ -201,6 +207,8 @@ def in_pieces(encode: Callable[..., Any], pieces: int) -> Callable[..., Any]:
         def one(piece):
             return encode(parameters, jax.tree.map(constrain_batch, piece))
 
-        return jax.tree.map(join, jax.lax.map(jax.checkpoint(one, prevent_cse=False), jax.tree.map(cut, batch)))
+        policy = jax.checkpoint_policies.save_only_these_names(*keep)
+        run = jax.checkpoint(one, prevent_cse=False, policy=policy)
+        return jax.tree.map(join, jax.lax.map(run, jax.tree.map(cut, batch)))
 
     return encode_all

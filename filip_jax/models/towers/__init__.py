@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from filip_jax.models.towers.bidirectional_text import BidirectionalText
-from filip_jax.models.towers.causal_text import CausalText
 from filip_jax.models.towers.conv_vit import ConvVit
+from filip_jax.models.towers.text_transformer import TextTransformer
 from filip_jax.models.towers.vit import Vit
 
 # By the modality and the name in the config. A tower is made with `execution`, `rngs` and its options; it has the attributes
@@ -15,7 +14,6 @@ TOWERS: dict[str, dict[str, Any]] = {
         "conv_vit": ConvVit,
     },
     "text": {
-        "causal_text": CausalText,
-        "bidirectional_text": BidirectionalText,
+        "transformer": TextTransformer,
     },
 }

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Bool, Float, UInt8
 
 from filip_jax.errors import UserError
-from filip_jax.models.patches import fit_positions, grid_of, hide, kept_count, kept_patches
+from filip_jax.models.patches import embed, fit_positions, grid_of, kept_count, visible_pixels
 from filip_jax.models.tower import Execution, Features, ImageInput
 from filip_jax.models.transformer import Transformer
 
@@ -42,7 +42,7 @@ class ConvVit(nnx.Module):
         *,
         image_size: int,
         patch_size: int,
-        patch_dropout: float,
+        patch_dropout: float = 0.0,
         width: int,
         depth: int,
         heads: int,
@@ -70,15 +70,11 @@ class ConvVit(nnx.Module):
         patch_mask: Bool[jax.Array, "b patches"] | None = None,
     ) -> Features:
         """Return the tokens of the patches, normalized by `post_norm`; noise and mask as of `Vit`."""
-        x = self.input.normalize(images).astype(self.dtype)
-        _, height, width, _ = x.shape
-        rows, columns = grid = grid_of(height, width, self.patch_size)
-        x = x if patch_mask is None else hide(x, patch_mask, self.patch_size)
+        pixels, grid = visible_pixels(images, self.input, self.patch_size, patch_mask)
+        x = pixels.astype(self.dtype)
         for block in self.blocks:
             x = block(x)
         position = fit_positions(self.position[...], self.input.grid, grid).astype(self.dtype)
-        x = self.embedding(x.reshape(x.shape[0], rows * columns, x.shape[-1])) + position
-        if noise is not None:
-            x = jnp.take_along_axis(x, kept_patches(noise, self.kept)[..., None], axis=1)
+        x = embed(x.reshape(x.shape[0], grid[0] * grid[1], x.shape[-1]), self.embedding, position, noise, self.kept)
         x = self.post_norm(self.transformer(x))
         return Features(x, x.mean(axis=1), grid=grid if noise is None else None)
