@@ -6,8 +6,8 @@
 A folder holds what an export wrote and `outputs.npz`, which own_features.py wrote beside it (or make_weight_goldens.py: its
 folders pass as they are). It fails where a name is missing or unexpected, a shape differs, a feature differs by more than
 `--limit`, or ids differ; the last row of the table says how many folders passed. Columns: the largest difference of all
-tokens, of the projected features, of these normalized, of the logits / 100; texts with the same ids up to their end, and which
-differ; the largest difference in a picture's bytes after resizing, and the mean.
+tokens, of the projected features, of these normalized, of the logits / 100; texts with the same ids up to their end, and
+which differ; the largest difference in a picture's bytes after resizing, and the mean.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import public_models
 import report
 from PIL import Image
 
+LOGIT_SCALE = 100  # at most: logits are compared as cosines
 COLUMNS = (
     "folder | loaded by | tensors | image tokens | text tokens | features | normalized | logits | same ids | resized"
 )

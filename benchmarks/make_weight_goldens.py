@@ -67,10 +67,7 @@ def clip_config(size, activation: str, **special) -> hf.CLIPConfig:
 
 
 def siglip_config(size, tokenizer, **text) -> hf.SiglipConfig:
-    text = (
-        dict(max_position_embeddings=SIGLIP_LENGTH, vocab_size=len(tokenizer), pad_token_id=1, projection_size=None)
-        | text
-    )
+    text = dict(max_position_embeddings=SIGLIP_LENGTH, vocab_size=len(tokenizer), pad_token_id=1) | text
     return hf.SiglipConfig(text_config=hf_section(size[1], **text), vision_config=hf_section(size[0]))
 
 
@@ -82,7 +79,8 @@ def image_config(kind, size, **options):
 
 
 def goldens() -> dict:
-    clip, one, two = clip_tokenizer(LENGTH), siglip_tokenizer(SIGLIP_LENGTH), siglip2_tokenizer(SIGLIP_LENGTH)
+    clip, again = clip_tokenizer(LENGTH), clip_tokenizer(LENGTH)  # what encodes is saved with its padding
+    one, two = siglip_tokenizer(SIGLIP_LENGTH), siglip2_tokenizer(SIGLIP_LENGTH)
     last = dict(no_causal_mask=True, pool_type="last", proj_bias=True, norm_kwargs=dict(eps=1e-6))
     last |= dict(act_kwargs=dict(approximate="tanh"))
     mean = dict(no_ln_pre=True, pool_type="avg", ls_init_value=0.1, mlp_ratio=3.0)
@@ -122,8 +120,8 @@ def goldens() -> dict:
         "hf_clip_gelu": hf_folder(
             hf.CLIPModel,
             clip_config(WIDE, "gelu", bos_token_id=end - 1, eos_token_id=end),
-            hf.CLIPProcessor(hf.CLIPImageProcessor(**crop[42]), clip),
-            clip,
+            hf.CLIPProcessor(hf.CLIPImageProcessor(**crop[42]), again),
+            again,
         ),
         "hf_siglip_one": hf_folder(
             hf.SiglipModel,

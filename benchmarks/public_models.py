@@ -126,16 +126,18 @@ def load_transformers(folder: Path):
 
 
 def run_clip(model, pixels, ids):
-    out = model(input_ids=ids, pixel_values=pixels)
-    vision = model.vision_model
+    vision, text = model.vision_model(pixels), model.text_model(ids)
+    image, words = model.get_image_features(pixels).pooler_output, model.get_text_features(ids).pooler_output
+    torch.testing.assert_close(model.visual_projection(vision.pooler_output), image)
+    torch.testing.assert_close(model.text_projection(text.pooler_output), words)
     return dict(
-        image_tokens=vision.post_layernorm(vision(pixels).last_hidden_state),
-        image_pooled=out.vision_model_output.pooler_output,
-        image_features=model.get_image_features(pixels).pooler_output,
-        text_tokens=out.text_model_output.last_hidden_state,
-        text_pooled=out.text_model_output.pooler_output,
-        text_features=model.get_text_features(ids).pooler_output,
-        logits=out.logits_per_image,
+        image_tokens=model.vision_model.post_layernorm(vision.last_hidden_state),
+        image_pooled=vision.pooler_output,
+        image_features=image,
+        text_tokens=text.last_hidden_state,
+        text_pooled=text.pooler_output,
+        text_features=words,
+        logits=model(input_ids=ids, pixel_values=pixels).logits_per_image,
     )
 
 

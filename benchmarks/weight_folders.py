@@ -1,5 +1,6 @@
 """Folders of tiny models with random weights, as the library of each format writes them, for make_weight_goldens.py."""
 
+import io
 import json
 import tempfile
 from pathlib import Path
@@ -75,13 +76,15 @@ def siglip_tokenizer(length: int) -> hf.SiglipTokenizer:
 
     lines = (ROOT / "tests/golden/alt_texts.tsv").read_text().splitlines()
     lines = [line[3:].lower() for line in lines if line.startswith("en\t")] + TEXTS
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=model, vocab_size=140, character_coverage=0.98,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, normalization_rule_name="identity", minloglevel=2, num_threads=1,
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "lines.txt").write_text("\n".join(lines))
-        sentencepiece.SentencePieceTrainer.train(
-            input=f"{folder}/lines.txt", model_prefix=f"{folder}/spiece", vocab_size=140, character_coverage=0.98,
-            pad_id=0, eos_id=1, unk_id=2, bos_id=-1, normalization_rule_name="identity", minloglevel=2, num_threads=1,
-        )  # fmt: skip
-        return hf.SiglipTokenizer(f"{folder}/spiece.model", model_max_length=length)
+        file = Path(folder) / "spiece.model"
+        file.write_bytes(model.getvalue())
+        return hf.SiglipTokenizer(str(file), model_max_length=length)
 
 
 def siglip2_tokenizer(length: int) -> hf.Siglip2Tokenizer:
