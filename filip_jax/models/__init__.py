@@ -106,7 +106,7 @@ def make_model(needs: Collection[str], **config) -> Model:
         image=module.image.input,
         text=module.text.input,
         metadata={path: _metadata(parameter) for path, parameter in _by_path(shapes).items()},
-        ends=(module.bos_in_similarity, module.eos_in_similarity),
+        ends_in_similarity=(module.bos_in_similarity, module.eos_in_similarity),
     )
 
 
