@@ -83,7 +83,9 @@ def test_what_torch_writes_is_read(tmp_path):
         "module._orig_mod.e": np.zeros((0, 2), np.int64),
     }
     content = {"epoch": 3, "name": "x", "state_dict": arrays, "state_dict_ema": {k: v + v for k, v in arrays.items()}}
-    with open_weights(saved(tmp_path / "a.pt", content | {"optimizer": {"state": {0: {"step": np.ones(1)[0].item()}}}})) as weights:
+    with open_weights(
+        saved(tmp_path / "a.pt", content | {"optimizer": {"state": {0: {"step": np.ones(1)[0].item()}}}})
+    ) as weights:
         for name, array in arrays.items():
             found = weights.tensors[name.rpartition(".")[2]]
             assert found.shape == array.shape and found.dtype == array.dtype.name
@@ -115,7 +117,11 @@ CODE = [
 
 @pytest.mark.parametrize("code", CODE, ids=repr)
 def test_what_could_run_is_refused(code, tmp_path):
-    with pytest.raises(UserError, match="holds more than tensors.*If you trust") if code[:1] != b"}" else contextlib.nullcontext():
+    with (
+        pytest.raises(UserError, match="holds more than tensors.*If you trust")
+        if code[:1] != b"}"
+        else contextlib.nullcontext()
+    ):
         with open_weights(torch_file(tmp_path / "a.pt", b"\x80\x02" + code + b".")):
             pass
 
@@ -239,7 +245,19 @@ def test_any_change_of_a_pickle_is_plain_or_refused(changes):
         data[place : place + len(new)] = new
     with contextlib.suppress(NotPlain):
         found = parse_pickle(bytes(data))
-        assert type(found) in (dict, list, tuple, str, int, float, bool, type(None), Tensor, torch_pickle.Global, torch_pickle.Storage)
+        assert type(found) in (
+            dict,
+            list,
+            tuple,
+            str,
+            int,
+            float,
+            bool,
+            type(None),
+            Tensor,
+            torch_pickle.Global,
+            torch_pickle.Storage,
+        )
 
 
 ARCHIVE = EPOCH.read_bytes()

@@ -49,7 +49,12 @@ def tower_options(found: Found, options: Options, first_norm: str, sizes: Mappin
     Raises:
         UserError: config and weights are of two models, or the config asks for what no tower computes.
     """
-    names = {"width": "hidden_size", "mlp_width": "intermediate_size", "vocab_size": "vocab_size", "patch_size": "patch_size"}
+    names = {
+        "width": "hidden_size",
+        "mlp_width": "intermediate_size",
+        "vocab_size": "vocab_size",
+        "patch_size": "patch_size",
+    }
     names |= {"length": "max_position_embeddings", "image_size": "image_size"}
     said = {ours: options.whole(theirs) for ours, theirs in names.items() if theirs in options.defaults}
     agree(options.place, said, sizes)

@@ -38,7 +38,9 @@ ALPHABET = ("abcdefghijklmnopqrstuvwxyz", "0123456789")
 FRESH = re.compile(r"text/.*|(image|text)_pooled_projection/.*|objectives/.*")
 
 
-def import_weights(source: str, output: str, *, family: str = "", model: str = "", tokenizer: str = "") -> None:
+def import_weights(
+    source: str, output: str, *, family: str = "", model: str = "", tokenizer: str = "", tokens: str = "last"
+) -> None:
     """Make a workdir of public weights, and say what became of every name.
 
     Args:
@@ -47,6 +49,7 @@ def import_weights(source: str, output: str, *, family: str = "", model: str = "
         family: one of `FAMILIES`, where source does not tell.
         model: a name of open_clip's, or a JSON file of its model_configs, where source does not tell.
         tokenizer: the file of the tokenizer, where source has none.
+        tokens: of the images, "last" or "value", see `Vit`.
 
     Raises:
         UserError: source is none of these, damaged, or holds names that the family does not have. Nothing is written.
@@ -61,10 +64,11 @@ def import_weights(source: str, output: str, *, family: str = "", model: str = "
         found = Found(where, folder, configs, weights.tensors, from_user(model))
         plan = FAMILIES[name].plan(found)
         pieces, section, evidence = _tokenizer(plan, found, from_user(tokenizer))
-        config = _config(plan, section, pieces)
+        config = _config(plan, section, tokens)
         objectives = make_objectives(config["objectives"])
         network = make_model(objectives.needs, **config["model"])
-        shown = [Evidence("family", name, why), *plan.evidence, *evidence]
+        patches = Evidence("image tokens", tokens, "--tokens")
+        shown = [Evidence("family", name, why), *plan.evidence, patches, *evidence]
         unused = _say(plan, network, objectives, weights, shown)
         parameters = _read(plan, network, objectives, weights)
         notes = {
@@ -123,22 +127,26 @@ def _known() -> str:
 
 def _tokenizer(plan: Plan, found: Found, given: str) -> tuple[Tokenizer, dict[str, Any], list[Evidence]]:
     """Return the tokenizer, its section and the evidence; of images alone one that knows the letters."""
-    if plan.text is None:
+    if plan.text is None or plan.words is None:
         pieces = Tokenizer(train_sentence_pieces(ALPHABET, TEXT["vocab_size"]))  # type: ignore[arg-type]
         return pieces, dict(name="sentencepiece", path="", vocab_size=TEXT["vocab_size"]), []
-    section, evidence = plan.words(found, plan.text["vocab_size"], given)
     if given and not Path(given).is_file():
         raise UserError(f"--tokenizer={given}: no such file")
+    section, evidence = plan.words(found, plan.text["vocab_size"], given)
     pieces = Tokenizer(make_tokenizer(source=None, **section))
     if pieces.vocab_size > plan.text["vocab_size"]:
-        raise UserError(f"{section['path']} has {pieces.vocab_size} ids, the weights {plan.text['vocab_size']}: it is of another model")
+        raise UserError(
+            f"{section['path']} has {pieces.vocab_size} ids, the weights {plan.text['vocab_size']}: it is of another model"
+        )
     pad_id = plan.text.setdefault("pad_id", pieces.pad_id)
     if pad_id != pieces.pad_id:
-        raise UserError(f"{section['path']} fills texts with the id {pieces.pad_id}, the model with {pad_id}: it is of another model")
+        raise UserError(
+            f"{section['path']} fills texts with the id {pieces.pad_id}, the model with {pad_id}: it is of another model"
+        )
     return pieces, section, [*evidence, Evidence("pad_id", f"{pad_id}", "the tokenizer's")]
 
 
-def _config(plan: Plan, tokenizer: Mapping[str, Any], pieces: Tokenizer) -> dict[str, Any]:
+def _config(plan: Plan, tokenizer: Mapping[str, Any], tokens: str) -> dict[str, Any]:
     """Return the config of a run that has trained nothing."""
     text = plan.text or dict(TEXT)
     model = dict(
@@ -150,7 +158,7 @@ def _config(plan: Plan, tokenizer: Mapping[str, Any], pieces: Tokenizer) -> dict
         attention="xla",
         scan=True,
         remat=False,
-        image=plan.image,
+        image=plan.image | {"tokens": tokens},
         text=text,
     )
     return dict(

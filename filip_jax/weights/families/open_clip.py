@@ -6,7 +6,18 @@ from typing import Any
 
 from filip_jax.errors import UserError
 from filip_jax.small_files import read_json
-from filip_jax.weights.mapping import AS_ROW, FIRST_AXIS_GONE, LAYER, PATCHES, SAME, TRANSPOSED, Rule, count_layers, linear, norm
+from filip_jax.weights.mapping import (
+    AS_ROW,
+    FIRST_AXIS_GONE,
+    LAYER,
+    PATCHES,
+    SAME,
+    TRANSPOSED,
+    Rule,
+    count_layers,
+    linear,
+    norm,
+)
 from filip_jax.weights.open_clip_config import CONFIG, Architecture, of_config, of_name
 from filip_jax.weights.plan import Evidence, Family, Found, Plan
 from filip_jax.weights.preprocessing import of_open_clip
@@ -95,7 +106,11 @@ def plan(found: Found) -> Plan:
             raise UserError(f"{found.place} has names such as {prefix}…: {what}")
     text = "text." if "text.token_embedding.weight" in found.tensors else ""
     image = image_sizes(
-        found, "visual.conv1.weight", "visual.positional_embedding", f"visual.{BLOCKS}.0.mlp.c_fc.weight", class_tokens=1
+        found,
+        "visual.conv1.weight",
+        "visual.positional_embedding",
+        f"visual.{BLOCKS}.0.mlp.c_fc.weight",
+        class_tokens=1,
     )
     texts = text_sizes(
         found, f"{text}token_embedding.weight", f"{text}positional_embedding", f"{text}{BLOCKS}.0.mlp.c_fc.weight"
@@ -123,7 +138,8 @@ def plan(found: Found) -> Plan:
 def _architecture(found: Found, image: Mapping[str, Any], text: Mapping[str, Any]) -> Architecture:
     """Return what no shape tells: of open_clip_config.json, of the file or name that --model gives, or of OpenAI's marks."""
     if found.model.endswith(".json"):
-        return of_config(found.model, read_json(Path(found.model)), image, text)
+        content = read_json(Path(found.model))
+        return of_config(found.model, content.get("model_cfg", content), image, text)
     if found.model:
         return of_name(found.model, f"--model={found.model}", image, text)
     if CONFIG in found.configs:
