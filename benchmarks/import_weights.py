@@ -25,7 +25,8 @@ from safetensors.numpy import save_file
 from filip_jax.weights.families.hf_clip import RULES
 from filip_jax.weights.mapping import LAYER
 
-VOCABULARY, LENGTH = 49_408, 77
+VOCABULARY, LENGTH = 49_407, 77  # one id less than CLIP's, so that any tokenizer.json serves
+TOKENIZER = report.ROOT / "tests/weights/hf_clip_gelu/tokenizer.json"
 LARGE = dict(image=(1024, 24, 16), text=(768, 12, 12), patch=14, grid=16, embed_dim=768)
 SMALL = dict(image=(32, 2, 2), text=(16, 2, 2), patch=8, grid=2, embed_dim=8)
 
@@ -68,6 +69,7 @@ def write(folder, sizes):
         )
         for section, side in sections.items()
     }
+    config["text_config"] |= dict(vocab_size=VOCABULARY)
     config["vision_config"] |= dict(patch_size=sizes["patch"], image_size=sizes["grid"] * sizes["patch"])
     (folder / "config.json").write_text(json.dumps(dict(model_type="clip", **config)))
     return sum(array.nbytes for array in tensors.values())
@@ -82,7 +84,15 @@ def measure(sizes, place):
         with (folder / "model.safetensors").open("rb") as file:
             hashlib.file_digest(file, "sha256")
         reading = time.perf_counter() - started
-        command = [sys.executable, "-m", "filip_jax", "import", str(folder), f"--output={name}/run"]
+        command = [
+            sys.executable,
+            "-m",
+            "filip_jax",
+            "import",
+            str(folder),
+            f"--output={name}/run",
+            f"--tokenizer={TOKENIZER}",
+        ]
         started = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | {"JAX_PLATFORMS": "cpu"})
         seconds = time.perf_counter() - started

@@ -198,7 +198,11 @@ def named(command):
 
 def tier(text):
     """Return a command or block, marked as slow if it starts a process or reads the demo's run."""
-    return slow(text) if re.search("runs/(demo|clip)", text) or re.match(r"(\w+=\S+ )*(bash|python|filip plan) ", text) else text
+    return (
+        slow(text)
+        if re.search("runs/(demo|clip)", text) or re.match(r"(\w+=\S+ )*(bash|python|filip plan) ", text)
+        else text
+    )
 
 
 RUN = [command for command in COMMANDS if command not in ELSEWHERE and not command.startswith("bash launch/demo.sh")]
