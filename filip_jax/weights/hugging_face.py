@@ -35,7 +35,7 @@ def config_of(found: Found, section: str, defaults: Mapping[str, Any]) -> Option
     if not section:
         return Options(CONFIG, content, defaults, LIBRARY)
     own, older = content.get(section), content.get(f"{section}_dict")
-    merged = {**own, **older} if isinstance(own, dict) and isinstance(older, dict) else own or older
+    merged = {**own, **older} if isinstance(own, dict) and isinstance(older, dict) else older if own is None else own
     return Options(f"{CONFIG}, {section}", merged, defaults, LIBRARY)
 
 

@@ -35,7 +35,7 @@ CONFIGS = (  # that are read
 TEXT = dict(kind="transformer", vocab_size=300, length=32, width=64, depth=1, heads=1, activation="gelu")
 EMBED_DIM = 64
 ALPHABET = ("abcdefghijklmnopqrstuvwxyz", "0123456789")
-FRESH = re.compile(r"text/.*|(image|text)_pooled_projection/.*|objectives/.*")
+Shapes = Mapping[str, jax.ShapeDtypeStruct]  # by path
 
 
 def import_weights(
@@ -69,8 +69,9 @@ def import_weights(
         network = make_model(objectives.needs, **config["model"])
         patches = Evidence("image tokens", tokens, "--tokens")
         shown = [Evidence("family", name, why), *plan.evidence, patches, *evidence]
-        unused = _say(plan, network, objectives, weights, shown)
-        parameters = _read(plan, network, objectives, weights)
+        shapes = flatten(jax.eval_shape(partial(init_parameters, network, objectives), jax.random.key(0)))
+        unused = _say(plan, shapes, weights, shown)
+        parameters = _read(plan, shapes, weights) | _fresh(plan, shapes, network, objectives)
         notes = {
             "family": name,
             "choices": shown,
@@ -171,17 +172,12 @@ def _config(plan: Plan, tokenizer: Mapping[str, Any], tokens: str) -> dict[str, 
     )
 
 
-def _shapes(network: Model, objectives: Objectives) -> dict[str, jax.ShapeDtypeStruct]:
-    return flatten(jax.eval_shape(partial(init_parameters, network, objectives), jax.random.key(0)))
-
-
-def _say(plan: Plan, network: Model, objectives: Objectives, weights: Weights, shown: list[Evidence]) -> dict[str, str]:
+def _say(plan: Plan, shapes: Shapes, weights: Weights, shown: list[Evidence]) -> dict[str, str]:
     """Print the choices and every name; return the names that are not used, with what they are.
 
     Raises:
         UserError: a name is missing, or unknown.
     """
-    shapes = _shapes(network, objectives)
     sizes = [shapes[rule.path].shape for rule in plan.rules]
     needed = {name for rule, shape in zip(plan.rules, sizes) for names in rule.names_of(shape) for name in names}
     left = weights.tensors.keys() - needed
@@ -206,19 +202,17 @@ def _say(plan: Plan, network: Model, objectives: Objectives, weights: Weights, s
     return unused
 
 
-def _read(plan: Plan, network: Model, objectives: Objectives, weights: Weights) -> dict[str, np.ndarray]:
-    """Return all parameters; those of a text tower that the source lacks are fresh."""
-    shapes = _shapes(network, objectives)
-    found = {}
-    for rule in plan.rules:
-        shape = shapes[rule.path].shape
-        found[rule.path] = take(rule, shape, weights.tensors)
-    fresh = sorted(shapes.keys() - found.keys())
-    if not fresh:
-        return found
+def _read(plan: Plan, shapes: Shapes, weights: Weights) -> dict[str, np.ndarray]:
+    return {rule.path: take(rule, shapes[rule.path].shape, weights.tensors) for rule in plan.rules}
+
+
+def _fresh(plan: Plan, shapes: Shapes, network: Model, objectives: Objectives) -> dict[str, np.ndarray]:
+    """Return the parameters that a source of images alone does not have, as a new run has them."""
+    if not (fresh := sorted(shapes.keys() - {rule.path for rule in plan.rules})):
+        return {}
 
     def init(key):  # of the rest nothing is computed
         parameters = flatten(init_parameters(network, objectives, key))
         return {path: parameters[path] for path in fresh}
 
-    return found | {path: np.asarray(value) for path, value in jax.jit(init)(jax.random.key(0)).items()}
+    return {path: np.asarray(value) for path, value in jax.jit(init)(jax.random.key(0)).items()}
