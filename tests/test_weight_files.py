@@ -351,6 +351,10 @@ SPOILT = {
     "heads that do not divide": (change_json("config.json", text_config__num_attention_heads=7), "does not split into heads=7"),
     "a section that is none": (change_json("config.json", text_config=[]), "is no section but list"),
     "another model type": (change_json("config.json", model_type="blip"), "model_type='blip', of which no family"),
+    "two families": (
+        lambda folder: (folder / "open_clip_config.json").write_text("{}"),
+        "can be read as open_clip or hf_clip .*choose one with --family",
+    ),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
     "another scale of pixels": (change_json("processor_config.json", image_processor__rescale_factor=1.0), "is not 1/255"),
     "another interpolation": (change_json("processor_config.json", image_processor__resample=1), "resample=1 is neither"),

@@ -183,7 +183,7 @@ def weights_file(folder: Path, names: Sequence[str]) -> Path:
         OSError: the folder cannot be read.
     """
     for name in names:
-        for found in (f"{name}", f"{name}.index.json"):
+        for found in (name, f"{name}.index.json") if name.endswith(".safetensors") else (name,):
             if (folder / found).is_file():
                 return folder / found
     found = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(ENDINGS) and entry.is_file())

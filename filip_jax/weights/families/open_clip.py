@@ -63,7 +63,7 @@ def rules(image: Mapping[str, Any], text: Mapping[str, Any], prefix: str, scalar
     """Return the table of names.
 
     Args:
-        image, text: our sections of the towers.
+        image, text: our sections of the towers; what they do not name has its default.
         prefix: of the text tower's names, "" or "text.".
         scalars: the rules of the objective's numbers.
     """
@@ -76,15 +76,15 @@ def rules(image: Mapping[str, Any], text: Mapping[str, Any], prefix: str, scalar
         Rule("image/patch_embedding/kernel", ("visual.conv1.weight",), PATCHES),
         Rule("image/class_tokens", ("visual.class_embedding",), AS_ROW),
         Rule("image/position", ("visual.positional_embedding",)),
-        *(norm("image/pre_norm", "visual.ln_pre") if image["pre_norm"] else []),
-        *block_rules("image", "visual.", image["layer_scale"] is not None),
+        *(norm("image/pre_norm", "visual.ln_pre") if image.get("pre_norm", True) else []),
+        *block_rules("image", "visual.", image.get("layer_scale") is not None),
         *norm("image/post_norm", "visual.ln_post"),
         Rule("image_pooled_projection/kernel", ("visual.proj",)),
         Rule("text/token_embedding", (f"{prefix}token_embedding.weight",)),
         Rule("text/position", (f"{prefix}positional_embedding",)),
         *block_rules("text", prefix, layer_scale=False),
         *norm("text/post_norm", f"{prefix}ln_final"),
-        *projections[text["projection"]],
+        *projections[text.get("projection", "linear")],
         *scalars,
     ]
 
