@@ -135,7 +135,9 @@ def test_every_tensor_comes_back_bit_by_bit(name, imported, monkeypatch):
         for rule in seen["rules"]:
             found |= give(rule, imported.parameters[rule.path])
         left = seen["tensors"].keys() - found.keys()
-        assert found.keys() <= seen["tensors"].keys() and left == imported.notes["unused"].keys() & seen["tensors"].keys()
+        assert (
+            found.keys() <= seen["tensors"].keys() and left == imported.notes["unused"].keys() & seen["tensors"].keys()
+        )
         for name, array in found.items():
             theirs = seen["tensors"][name].read()
             assert array.astype(theirs.dtype).tobytes() == theirs.tobytes() and array.shape == theirs.shape, name

@@ -42,7 +42,7 @@ class Imported:
 
     Attributes:
         config: as a run saves it.
-        parameters: arrays by path.
+        parameters: arrays by path; none is left when they are written.
         metadata: of the parameters, by path.
         tokenizer: as `Tokenizer` takes it.
         files: of the weights.
@@ -51,7 +51,7 @@ class Imported:
     """
 
     config: Mapping[str, Any]
-    parameters: Mapping[str, np.ndarray]
+    parameters: dict[str, np.ndarray]
     metadata: Mapping[str, Metadata]
     tokenizer: bytes
     files: Sequence[Path]
@@ -98,6 +98,7 @@ def write_workdir(place: Path, imported: Imported) -> None:
         numbers = dict(every_steps=1, every_minutes=0.0, keep_last=1, keep_every_steps=0)
         writer = CheckpointWriter(folder, **numbers)
         writer.save(0, {"params": unflatten(imported.parameters)}, meta, imported.config)
+        imported.parameters.clear()  # which is copied: there need not be room for three
         writer.wait()
 
 
