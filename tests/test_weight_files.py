@@ -61,7 +61,7 @@ def torch_file(file, data, storages=(), top="archive", method=zipfile.ZIP_STORED
         archive.writestr(f"{top}/data.pkl", data)
         archive.writestr(f"{top}/byteorder", "little")
         for n, array in enumerate(storages):
-            archive.writestr(f"{top}/data/{n}", array.tobytes())
+            archive.writestr(f"{top}/data/{n}", array.tobytes("A"))
         for name, content in members.items():
             archive.writestr(f"{top}/{name}", content)
     return file
