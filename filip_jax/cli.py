@@ -1,4 +1,4 @@
-"""The command `filip`: train, eval, inspect; see also cli_align.py, cli_configs.py, cli_data.py and cli_plan.py."""
+"""The command `filip`: train, eval, inspect; see also cli_align.py, cli_configs.py, cli_data.py, cli_plan.py and cli_weights.py."""
 
 import argparse
 import os
@@ -10,6 +10,7 @@ from filip_jax.cli_align import add_align_command, step_number
 from filip_jax.cli_configs import add_configs_command, versions
 from filip_jax.cli_data import add_data_commands
 from filip_jax.cli_plan import add_config, add_plan_commands, apart, chosen
+from filip_jax.cli_weights import add_weights_command
 from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch, leave
 from filip_jax.console import outlive_readers, say_in_any_encoding, show, show_error
 from filip_jax.errors import Preempted, ProcessLost, UserError, one_line
@@ -201,6 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     add_data_commands(commands)
 
     add_align_command(command)
+    add_weights_command(command)
     add_configs_command(command)
     return parser
 

@@ -73,10 +73,11 @@ class Tokenizer:
         return [*[(0, 0)] * self.has_bos, *offsets, (len(text), len(text))]
 
 
-def make_tokenizer(*, source: Source, name: str, path: str = "", **options: Any) -> bytes:
+def make_tokenizer(*, source: Source | None, name: str, path: str = "", **options: Any) -> bytes:
     """Return the tokenizer of a config's `tokenizer` section, as `Tokenizer` takes it.
 
     Args:
+        source: None where no captions are at hand; then `path` names a file.
         name: "sentencepiece", "clip" (49,408 byte pairs), "bert" (word pieces; Wukong's, with the
             Chinese vocabulary), "tokenizer_json" (a file of Hugging Face; SigLIP 2's) or "kept" (the tokenizer.model of
             another run, of any kind).
@@ -95,7 +96,7 @@ def make_tokenizer(*, source: Source, name: str, path: str = "", **options: Any)
 
 
 def sentence_pieces(
-    source: Source, path: str, *, vocab_size: int, captions: int = 200_000, canonicalize: bool = False, bos: bool = True,
+    source: Source | None, path: str, *, vocab_size: int, captions: int = 200_000, canonicalize: bool = False, bos: bool = True,
     eos_as_pad: bool = False,
 ) -> bytes:  # fmt: skip
     """Return a sentencepiece model, read or trained.
@@ -109,6 +110,8 @@ def sentence_pieces(
     """
     if path:
         model = read_model(Path(path))
+    elif source is None:
+        raise UserError("tokenizer.path is empty, and there are no captions to train a sentencepiece model on")
     else:
         show(f"training a tokenizer of at most {vocab_size} pieces", file=sys.stderr)
         texts = spread_captions(source, captions)

@@ -54,8 +54,9 @@ MODELS: dict[str, dict[str, str]] = {
     },
 }
 OF_ADDED = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
-PATTERNS = (  # of CLIP; of GPT-4 and Llama 3; of runs of spaces, as sentencepiece models are converted
+PATTERNS = (  # of CLIP, twice; of GPT-4 and Llama 3; of runs of spaces, as sentencepiece models are converted
     r"\s+",
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
     r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     " {2,}",

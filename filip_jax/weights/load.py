@@ -1,0 +1,218 @@
+"""Public weights as a workdir: `filip import`."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from filip_jax.console import show
+from filip_jax.data.sentence_pieces import train_sentence_pieces
+from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
+from filip_jax.errors import UserError, one_line
+from filip_jax.models import Model, make_model
+from filip_jax.objectives.total import Objectives, init_parameters, make_objectives
+from filip_jax.paths import flatten
+from filip_jax.plain import command
+from filip_jax.small_files import read_json
+from filip_jax.user_paths import from_user
+from filip_jax.weights import report
+from filip_jax.weights.families import FAMILIES
+from filip_jax.weights.mapping import take
+from filip_jax.weights.output import Imported, check_output, write_workdir
+from filip_jax.weights.plan import Evidence, Found, Plan
+from filip_jax.weights.tensors import Weights, open_weights, weights_file
+
+HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+CONFIGS = (  # that are read
+    "config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
+)  # fmt: skip
+# What stands beside an image tower that came alone: `init_from` takes the tower, and a run has its own text tower.
+TEXT = dict(kind="transformer", vocab_size=300, length=32, width=64, depth=1, heads=1, activation="gelu")
+EMBED_DIM = 64
+ALPHABET = ("abcdefghijklmnopqrstuvwxyz", "0123456789")
+Shapes = Mapping[str, jax.ShapeDtypeStruct]  # by path
+
+
+def import_weights(
+    source: str, output: str, *, family: str = "", model: str = "", tokenizer: str = "", tokens: str = "last"
+) -> None:
+    """Make a workdir of public weights, and say what became of every name.
+
+    Args:
+        source: a file of weights, or a folder with their config.
+        output: the workdir; nothing is there yet.
+        family: one of `FAMILIES`, where source does not tell.
+        model: a name of open_clip's, or a JSON file of its model_configs, where source does not tell.
+        tokenizer: the file of the tokenizer, where source has none.
+        tokens: of the images, "last" or "value", see `Vit`.
+
+    Raises:
+        UserError: source is none of these, damaged, or holds names that the family does not have. Nothing is written.
+    """
+    place, where = check_output(output), _place(source)
+    folder = where if where.is_dir() else None
+    configs = _configs(where) if folder else {}
+    name, why = _by_config(where, configs, family)
+    file = weights_file(where, FAMILIES[name].files if name else ()) if folder else where
+    with open_weights(file) as weights:
+        name, why = (name, why) if name else _by_names(where, weights)
+        found = Found(where, folder, configs, weights.tensors, from_user(model))
+        plan = FAMILIES[name].plan(found)
+        pieces, section, evidence = _tokenizer(plan, found, from_user(tokenizer))
+        config = _config(plan, section, tokens)
+        objectives = make_objectives(config["objectives"])
+        network = make_model(objectives.needs, **config["model"])
+        patches = Evidence("image tokens", tokens, "--tokens")
+        shown = [Evidence("family", name, why), *plan.evidence, patches, *evidence]
+        shapes = flatten(jax.eval_shape(partial(init_parameters, network, objectives), jax.random.key(0)))
+        unused = _say(plan, shapes, weights, shown)
+        parameters = _read(plan, shapes, weights) | _fresh(plan, shapes, network, objectives)
+        notes = {
+            "family": name,
+            "choices": shown,
+            "differs": list(plan.differs),
+            "unused": unused,
+            "types": Counter(weights.tensors[each].dtype for each in weights.tensors if each not in unused),
+        }
+        metadata = network.metadata | objectives.metadata
+        write_workdir(place, Imported(config, parameters, metadata, pieces.model, weights.files, folder, notes))
+    show(f"wrote {output}: for filip eval, filip align, load_model and init_from.path")
+
+
+def _place(source: str) -> Path:
+    place = Path(from_user(source))
+    if place.exists():
+        return place if place.is_dir() else place.resolve()
+    if not HUB_ID.fullmatch(source):
+        raise UserError(f"{source}: no such file or folder")
+    name = source.rpartition("/")[2]
+    words = command(["hf", "download", source, f"--local-dir={name}"])
+    raise UserError(f"{source}: no such file or folder. filip downloads nothing: run {words} and import {name}")
+
+
+def _configs(folder: Path) -> dict[str, dict[str, Any]]:
+    return {name: read_json(folder / name) for name in CONFIGS if (folder / name).is_file()}
+
+
+def _by_config(place: Path, configs: Mapping[str, Any], given: str) -> tuple[str, str]:
+    """Return the family's name and why, of the option or the folder's config; "" where neither tells."""
+    if given:
+        if given not in FAMILIES:
+            raise UserError(f"--family={given} is not one of {', '.join(FAMILIES)}")
+        return given, f"--family={given}"
+    found = {name: why for name, family in FAMILIES.items() if (why := family.config(configs))}
+    if len(found) > 1:
+        said = "; ".join(found.values())
+        raise UserError(f"{place} can be read as {' or '.join(found)} ({said}): choose one with --family")
+    stated = configs.get("config.json", {}).get("model_type")
+    if stated and not found:
+        raise UserError(f"{place}: config.json says model_type={stated!r:.100}, of which no family is read; {_known()}")
+    return next(iter(found.items()), ("", ""))
+
+
+def _by_names(place: Path, weights: Weights) -> tuple[str, str]:
+    found = [name for name, family in FAMILIES.items() if family.names(weights.tensors)]
+    if len(found) != 1:
+        raise UserError(f"{place} holds names of no family, such as {report.some(weights.tensors, 4)}; {_known()}")
+    return found[0], "the names of its tensors"
+
+
+def _known() -> str:
+    return f"families are {', '.join(FAMILIES)} (--family)"
+
+
+def _tokenizer(plan: Plan, found: Found, given: str) -> tuple[Tokenizer, dict[str, Any], list[Evidence]]:
+    """Return the tokenizer, its section and the evidence; of images alone one that knows the letters."""
+    if plan.text is None or plan.words is None:
+        pieces = Tokenizer(train_sentence_pieces(ALPHABET, TEXT["vocab_size"]))  # type: ignore[arg-type]
+        return pieces, dict(name="sentencepiece", path="", vocab_size=TEXT["vocab_size"]), []
+    if given and not Path(given).is_file():
+        raise UserError(f"--tokenizer={given}: no such file")
+    section, evidence = plan.words(found, plan.text["vocab_size"], given)
+    pieces = Tokenizer(make_tokenizer(source=None, **section))
+    if pieces.vocab_size > plan.text["vocab_size"]:
+        raise UserError(
+            f"{section['path']} has {pieces.vocab_size} ids, the weights {plan.text['vocab_size']}: it is of another model"
+        )
+    pad_id = plan.text.setdefault("pad_id", pieces.pad_id)
+    if pad_id != pieces.pad_id:
+        raise UserError(
+            f"{section['path']} fills texts with the id {pieces.pad_id}, the model with {pad_id}: it is of another model"
+        )
+    return pieces, section, [*evidence, Evidence("pad_id", f"{pad_id}", "the tokenizer's")]
+
+
+def _config(plan: Plan, tokenizer: Mapping[str, Any], tokens: str) -> dict[str, Any]:
+    """Return the config of a run that has trained nothing."""
+    text = plan.text or dict(TEXT)
+    model = dict(
+        embed_dim=plan.embed_dim if plan.text else EMBED_DIM,
+        dtype="float32",
+        cls_in_similarity=False,
+        bos_in_similarity=True,
+        eos_in_similarity=True,
+        attention="xla",
+        scan=True,
+        remat=False,
+        image=plan.image | {"tokens": tokens},
+        text=text,
+    )
+    return dict(
+        total_steps=0,
+        tokenizer=dict(tokenizer),
+        data=dict(image_size=plan.image["image_size"], text_length=text["length"]),
+        model=model,
+        objectives=plan.objectives or dict(clip=dict(kind="clip", weight=1.0)),
+        evals={},
+    )
+
+
+def _say(plan: Plan, shapes: Shapes, weights: Weights, shown: list[Evidence]) -> dict[str, str]:
+    """Print the choices and every name; return the names that are not used, with what they are.
+
+    Raises:
+        UserError: a name is missing, or unknown.
+    """
+    sizes = [shapes[rule.path].shape for rule in plan.rules]
+    needed = {name for rule, shape in zip(plan.rules, sizes) for names in rule.names_of(shape) for name in names}
+    left = weights.tensors.keys() - needed
+    unused = {name: what for name in sorted(left) for pattern, what in plan.ignored if re.fullmatch(pattern, name)}
+    missing, unknown = needed - weights.tensors.keys(), left - unused.keys()
+    unused |= weights.beside
+    lines = [*report.choices(shown), *(f"differs: {line}" for line in plan.differs), *weights.notes]
+    lines += [f"mapped: {len(needed - missing)} tensors to {len(plan.rules)} parameters"]
+    lines += [f"  {line}" for line in report.mapped(plan.rules, sizes)]
+    for what in dict.fromkeys(unused.values()):
+        lines += [f"unused: {report.some(name for name, each in unused.items() if each == what)}: {what}"]
+    if fresh := sorted(shapes.keys() - {rule.path for rule in plan.rules}):
+        lines += [f"fresh: {report.some(fresh)}: the source holds images alone; init_from.rules take 'image/.*'"]
+    lines += [f"missing: {name}" for name in report.grouped(missing)]
+    lines += [f"unknown: {name}" for name in report.grouped(unknown)]
+    show(*map(one_line, lines))
+    if missing:
+        raise UserError(f"{weights.files[0]} lacks {report.some(missing)}: it is of another family, or not whole")
+    if unknown:
+        what = f"{weights.files[0]} holds {report.some(unknown)}, which the family does not know"
+        raise UserError(f"{what}: the model may compute something else with it")
+    return unused
+
+
+def _read(plan: Plan, shapes: Shapes, weights: Weights) -> dict[str, np.ndarray]:
+    return {rule.path: take(rule, shapes[rule.path].shape, weights.tensors) for rule in plan.rules}
+
+
+def _fresh(plan: Plan, shapes: Shapes, network: Model, objectives: Objectives) -> dict[str, np.ndarray]:
+    """Return the parameters that a source of images alone does not have, as a new run has them."""
+    if not (fresh := sorted(shapes.keys() - {rule.path for rule in plan.rules})):
+        return {}
+
+    def init(key):  # of the rest nothing is computed
+        parameters = flatten(init_parameters(network, objectives, key))
+        return {path: parameters[path] for path in fresh}
+
+    return {path: np.asarray(value) for path, value in jax.jit(init)(jax.random.key(0)).items()}

@@ -1,0 +1,166 @@
+"""What no shape tells of open_clip's models: from open_clip_config.json, or from the name of the model."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from filip_jax.errors import UserError
+from filip_jax.weights.options import Options, agree
+from filip_jax.weights.plan import Evidence
+
+CONFIG = "open_clip_config.json"
+LIBRARY = "open_clip"
+NAME = re.compile(
+    r"ViT-(?P<size>[SMBLHge]|bigG)-(?P<patch>\d{1,2})(?P<alt>-alt|-plus)?(-(?P<pixels>\d{3}))?(?P<quick>-quickgelu)?"
+)
+HEAD_WIDTHS = {"H": 80, "g": 88, "bigG": 104, "e": 112}  # of the image towers; of all others and of texts 64
+HEAD_WIDTH = 64
+VISION = {
+    "layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16, "image_size": 224,
+    "no_ln_pre": False, "pool_type": "tok", "pos_embed_type": "learnable",
+}  # fmt: skip
+TEXT = {
+    "context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4.0, "pad_id": 0,
+    "no_causal_mask": False, "pool_type": "argmax", "proj_bias": False, "proj_type": "linear",
+}  # fmt: skip
+TOP = {
+    "embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias", "cast_dtype",
+    "nonscalar_logit_scale",
+}  # fmt: skip
+# Keys that change nothing of what is computed from whole images and texts.
+FREE = {
+    "patch_dropout", "output_tokens", "timm_drop", "timm_drop_path", "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs",
+    "eos_id", "attn_pooler_queries", "attn_pooler_heads", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias",
+    "hf_model_pretrained", "hf_proj_type", "hf_pooler_type",
+}  # fmt: skip
+# What no tower here computes, where it is set.
+UNSET = (
+    "attentional_pool", "final_ln_after_pool", "timm_model_name", "hf_model_name", "embed_cls", "block_type", "qk_norm",
+    "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc",
+)  # fmt: skip
+EITHER = {"layers", "width", "mlp_ratio", "ls_init_value", "pool_type", "act_kwargs", "norm_kwargs"}
+POOLINGS = {"tok": "class", "avg": "mean"}
+TEXT_POOLINGS = {"argmax": "eos", "eos": "eos", "last": "last", "first": "first"}
+
+
+class Architecture(NamedTuple):
+    """The options of both towers that no shape tells, and the evidence for them."""
+
+    image: dict[str, Any]
+    text: dict[str, Any]
+    evidence: list[Evidence]
+
+
+def of_name(name: str, why: str, image: Mapping[str, Any], text: Mapping[str, Any]) -> Architecture:
+    """Return what a model's name in open_clip tells; "" is OpenAI's ViT of these sizes.
+
+    Raises:
+        UserError: it is no ViT of open_clip, or not of these sizes.
+    """
+    match = NAME.fullmatch(name)
+    if name and not match:
+        raise UserError(
+            f"{why} is no ViT of open_clip such as ViT-B-32 or ViT-L-14-336-quickgelu: give --model=FILE.json for others"
+        )
+    found = match.groupdict() if match else {"size": "", "quick": "-quickgelu"}
+    said = {
+        key: int(number)
+        for key, name in (("patch_size", "patch"), ("image_size", "pixels"))
+        if (number := found.get(name))
+    }
+    agree(why, said, image)
+    head, activation = HEAD_WIDTHS.get(str(found["size"]), HEAD_WIDTH), "quick_gelu" if found["quick"] else "gelu"
+    shared = dict(activation=activation, norm_epsilon=1e-5)
+    fitting = dict(class_tokens=1, patch_bias=False, pre_norm=True, layer_scale=None, pooling="class")
+    whole = dict(causal=True, pooling="eos", pad_id=0, projection="linear")
+    towers = (
+        dict(shared, **fitting, heads=_heads(image["width"], head, why)),
+        dict(shared, **whole, heads=_heads(text["width"], HEAD_WIDTH, why)),
+    )
+    return Architecture(*towers, _evidence(*towers, dict.fromkeys(("activation", "heads"), why)))
+
+
+def of_config(place: str, content: Any, image: Mapping[str, Any], text: Mapping[str, Any]) -> Architecture:
+    """Return what a model's JSON tells, as in open_clip's model_configs.
+
+    Raises:
+        UserError: it asks for what no tower computes, or is not of these sizes.
+    """
+    top = Options(place, content, {"quick_gelu": False}, LIBRARY)
+    top.known(TOP)
+    quick, why = top.value("quick_gelu", bool), top.origin("quick_gelu")
+    towers = _vision(top, quick, image), _text(top, quick, text)
+    return Architecture(
+        *towers, _evidence(*towers, {"activation": why, "heads": place, "pooling": place, "epsilon": place})
+    )
+
+
+def _vision(top: Options, quick: bool, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    options = _section(top, "vision_cfg", VISION)
+    options.only(pool_type=tuple(POOLINGS), pos_embed_type=("learnable", "sin_cos_2d"))
+    names = {"width": "width", "layers": "depth", "patch_size": "patch_size", "image_size": "image_size"}
+    agree(options.place, {ours: options.whole(theirs) for theirs, ours in names.items()}, sizes)
+    return dict(
+        _shared(options, quick),
+        class_tokens=1,
+        patch_bias=False,
+        pre_norm=not options.value("no_ln_pre", bool),
+        layer_scale=options.value("ls_init_value", float, type(None)),
+        pooling=POOLINGS[options.value("pool_type", str)],
+        heads=_heads(sizes["width"], options.whole("head_width"), options.place),
+    )
+
+
+def _text(top: Options, quick: bool, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    options = _section(top, "text_cfg", TEXT)
+    options.only(pool_type=tuple(TEXT_POOLINGS), proj_type=("linear", "none"), ls_init_value=(None,))
+    names = {"width": "width", "layers": "depth", "vocab_size": "vocab_size", "context_length": "length"}
+    agree(options.place, {ours: options.whole(theirs) for theirs, ours in names.items()}, sizes)
+    biased = "biased" if options.value("proj_bias", bool) else "linear"
+    return dict(
+        _shared(options, quick),
+        causal=not options.value("no_causal_mask", bool),
+        pad_mask=False,
+        heads=options.whole("heads"),
+        pooling=TEXT_POOLINGS[options.value("pool_type", str)],
+        pad_id=options.value("pad_id", int),
+        projection="none" if options.value("proj_type", str) == "none" else biased,
+    )
+
+
+def _section(top: Options, name: str, defaults: Mapping[str, Any]) -> Options:
+    options = Options(f"{top.place}, {name}", top.content.get(name), defaults, LIBRARY)
+    options.only(**dict.fromkeys(UNSET, (None, False, "default", "")))
+    options.known(defaults.keys() | FREE | set(UNSET) | EITHER)
+    return options
+
+
+def _shared(options: Options, quick: bool) -> dict[str, Any]:
+    act, normal = (options.content.get(key) or {} for key in ("act_kwargs", "norm_kwargs"))
+    if (
+        not isinstance(act, dict)
+        or not isinstance(normal, dict)
+        or act.keys() - {"approximate"}
+        or normal.keys() - {"eps"}
+    ):
+        raise UserError(f"{options.place}: act_kwargs={act!r:.100} or norm_kwargs={normal!r:.100} are unknown here")
+    gelu = "gelu_tanh" if act.get("approximate") == "tanh" else "gelu"
+    epsilon = Options(f"{options.place}, norm_kwargs", normal, {"eps": 1e-5}, LIBRARY).value("eps", float)
+    return dict(activation="quick_gelu" if quick else gelu, norm_epsilon=float(epsilon))
+
+
+def _heads(width: int, head_width: int, why: str) -> int:
+    if width % head_width:
+        raise UserError(f"{why}: heads of {head_width} do not make the width {width}")
+    return width // head_width
+
+
+def _evidence(image: Mapping[str, Any], text: Mapping[str, Any], origins: Mapping[str, str]) -> list[Evidence]:
+    keys = {"activation": "activation", "norm_epsilon": "epsilon", "heads": "heads", "pooling": "pooling"}
+    found = [
+        Evidence(f"{side} {key}", f"{tower[key]}", origins.get(name, "open_clip's default"))
+        for side, tower in (("image", image), ("text", text))
+        for key, name in keys.items()
+    ]
+    attention = "causal" if text["causal"] else "of all tokens, pads too"
+    return [*found, Evidence("text attention", attention, origins.get("pooling", "open_clip's default"))]

@@ -1,0 +1,196 @@
+"""Weights in files of others: names, types and shapes at once, each tensor when it is asked for. The one door of safetensors."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+
+from filip_jax.errors import UserError
+from filip_jax.small_files import open_own, read_json
+from filip_jax.weights.stored import Stored
+from filip_jax.weights.torch_zip import open_torch_zip
+
+MAX_HEADER_BYTES = 1 << 24  # of a safetensors file; that of a model of a billion parameters has a hundredth of it
+MAX_SHARDS = 1024
+INDEX = ".safetensors.index.json"
+SHARD = re.compile(r"\w[\w.-]*\.safetensors")  # a plain name: nothing that leads anywhere
+ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+# Where training scripts put the state dict, an average of the parameters first, as filip_jax evaluates it, too.
+HOLDERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model", "module")
+PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "clip.",
+)  # of data parallelism, torch.compile and modules around the model
+COUNTERS = ("n_averaged",)  # of torch's averaged models, beside their prefix
+
+
+@dataclass
+class Weights:
+    """The tensors of a model by their names in its files.
+
+    Attributes:
+        tensors: not read yet.
+        files: that hold them.
+        notes: how they were found.
+        beside: what else the files hold, and what it is.
+    """
+
+    tensors: dict[str, Stored] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    beside: dict[str, str] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def open_weights(file: Path) -> Iterator[Weights]:
+    """Yield the weights of a safetensors file, of an index of several, or of a zip of torch.save.
+
+    Raises:
+        UserError: it is damaged, none of these, holds no weights, or leads out of its folder.
+        OSError: it is no regular file, or cannot be read.
+    """
+    with contextlib.ExitStack() as stack:
+        weights = Weights(files=[file])
+        if file.name.endswith(INDEX):
+            weights.files = _shards(file)
+            for shard in weights.files:
+                found = stack.enter_context(_open_safetensors(shard))
+                if twice := found.keys() & weights.tensors.keys():
+                    raise UserError(f"{file} is damaged: {min(twice)!r} stands in two of its files")
+                weights.tensors |= found
+            _check_index(file, weights.tensors)
+        elif file.suffix == ".safetensors":
+            weights.tensors |= stack.enter_context(_open_safetensors(file))
+        else:
+            open_own(file).close()  # or it leads out of its folder
+            _choose(file, stack.enter_context(open_torch_zip(file)), weights)
+        _strip(weights)
+        if not weights.tensors:
+            raise UserError(f"{file} holds no tensors")
+        yield weights
+
+
+@contextlib.contextmanager
+def _open_safetensors(file: Path) -> Iterator[dict[str, Stored]]:
+    with open_own(file) as handle:
+        size, header = os.fstat(handle.fileno()).st_size, int.from_bytes(handle.read(8), "little")
+    if header > MAX_HEADER_BYTES:
+        raise UserError(
+            f"{file} is no safetensors file: its header has {header} bytes; at most {MAX_HEADER_BYTES} are read"
+        )
+    if header + 8 > size:
+        raise UserError(f"{file} is damaged: it has {size} bytes and ends within its header")
+    try:
+        with safetensors.safe_open(file, framework="np", backend="pread") as opened:
+            names = opened.keys()
+            yield {name: _stored(file, opened, name) for name in names}
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{file} is damaged: {error}") from error
+
+
+def _stored(file: Path, opened: Any, name: str) -> Stored:
+    piece = opened.get_slice(name)
+    dtype = piece.get_dtype()
+    return Stored(tuple(piece.get_shape()), DTYPES.get(dtype, dtype), lambda: opened.get_tensor(name))
+
+
+def _weight_map(index: Path) -> Mapping[str, str]:
+    found = read_json(index).get("weight_map")
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and SHARD.fullmatch(name) for name in found.values()
+    ):
+        raise UserError(f"{index} is damaged: its weight_map does not name safetensors files of its folder")
+    return found
+
+
+def _shards(index: Path) -> list[Path]:
+    names = sorted(set(_weight_map(index).values()))
+    if len(names) > MAX_SHARDS:
+        raise UserError(f"{index} names {len(names)} files; at most {MAX_SHARDS} are read")
+    if missing := [name for name in names if not (index.parent / name).is_file()]:
+        raise UserError(f"{index} names {missing[0]}, which is not there: download all files of the model")
+    return [index.parent / name for name in names]
+
+
+def _check_index(index: Path, tensors: Mapping[str, Stored]) -> None:
+    if strange := sorted(tensors.keys() ^ _weight_map(index).keys()):
+        where = "is in none of the files" if strange[0] not in tensors else "is not in the index"
+        raise UserError(f"{index} does not fit its files: {strange[0]!r} {where}")
+
+
+def _choose(file: Path, content: Any, weights: Weights) -> None:
+    """Take the state dict of what torch.save was given; everything beside it is noted."""
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds no dict of tensors but {type(content).__name__}")
+    holders = {name: value for name, value in content.items() if isinstance(value, dict) and _tensors_of(value)}
+    name = next((name for name in HOLDERS if name in holders), None)
+    if _tensors_of(content):
+        chosen, beside = content, {}
+    elif name is None and len(holders) != 1:
+        raise UserError(f"{file} holds no dict of weights that is known: its keys are {_some(content)}")
+    else:
+        name = next(iter(holders)) if name is None else name
+        chosen, beside = holders[name], {key: value for key, value in content.items() if key != name}
+        weights.notes.append(f"the state dict is {name!r} of {file.name}")
+    weights.tensors |= _tensors_of(chosen)
+    beside |= {key: value for key, value in chosen.items() if not isinstance(value, Stored)}
+    weights.beside |= {str(key): _description(value) for key, value in beside.items()}
+
+
+def _tensors_of(content: Mapping[Any, Any]) -> dict[str, Stored]:
+    return {name: value for name, value in content.items() if isinstance(value, Stored) and isinstance(name, str)}
+
+
+def _some(names: Mapping[Any, Any], most: int = 8) -> str:
+    return ", ".join(map(repr, list(names)[:most])) + (" …" if len(names) > most else "")
+
+
+def _description(value: Any) -> str:
+    if isinstance(value, Stored):
+        return f"a tensor {list(value.shape)}"
+    return repr(value)[:60] if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
+
+
+def _strip(weights: Weights) -> None:
+    """Take away the prefixes that all names have."""
+    while True:
+        names = [name for name in weights.tensors if name not in COUNTERS]
+        prefix = next((each for each in PREFIXES if names and all(name.startswith(each) for name in names)), None)
+        if prefix is None:
+            return
+        weights.notes.append(f"the prefix {prefix!r} of all names is taken away")
+        kept = {name.removeprefix(prefix): stored for name, stored in weights.tensors.items() if name not in COUNTERS}
+        weights.beside |= {name: "a count of averaged steps" for name in weights.tensors if name in COUNTERS}
+        weights.tensors = kept
+
+
+def weights_file(folder: Path, names: Sequence[str]) -> Path:
+    """Return the file of a folder that holds its weights: the first of these names, or the only one that can.
+
+    Raises:
+        UserError: there is none, or there are several.
+        OSError: the folder cannot be read.
+    """
+    for name in names:
+        for found in (name, f"{name}.index.json") if name.endswith(".safetensors") else (name,):
+            if (folder / found).is_file():
+                return folder / found
+    found = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(ENDINGS) and entry.is_file())
+    if len(found) == 1:
+        return folder / found[0]
+    if not found:
+        raise UserError(
+            f"{folder} holds no weights: neither {', '.join(names)} nor another file that ends in {', '.join(ENDINGS)}"
+        )
+    raise UserError(f"{folder} holds several files of weights ({', '.join(found[:8])}): name one of them instead")
