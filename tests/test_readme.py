@@ -144,6 +144,7 @@ def built(arguments):
     config = next(a.removeprefix("--config=") for a in arguments if a.startswith("--config="))
     assert any(a.startswith("--workdir=") for a in arguments)
     overrides = [a for a in arguments if a.startswith("--config.")]
+    overrides += [f"--config.{a[2:]}" for a in arguments if a.startswith("--init_from=")]
     for key in (key for key in FLAGS if f"--{key}" in arguments):
         words = arguments[arguments.index(f"--{key}") + 1 :]
         words = itertools.takewhile(lambda word: not word.startswith("--"), words)
@@ -212,7 +213,7 @@ RUN = [command for command in COMMANDS if command not in ELSEWHERE and not comma
 def test_commands(command, request, pairs, tars, tmp_path, monkeypatch, capsys):
     if "runs/demo" in command:
         command = command.replace("runs/demo", f"{request.getfixturevalue('demo')}/quick")
-    if re.match("filip (align|eval) .*runs/clip", command):
+    if re.match("filip (align|eval|train) .*runs/clip", command):
         command = command.replace("runs/clip", str(request.getfixturevalue("clip")))
     words = shlex.split(command.replace("PAIRS", str(pairs)).replace("runs/", f"{tmp_path}/"))
     words = [word.replace("TARS", f"{tars}/tars") for word in words]
