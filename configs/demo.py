@@ -73,9 +73,7 @@ def get_config(variant: str = "filip") -> ConfigDict:
             attention="xla",
             scan=False,
             remat=False,
-            image=dict(
-                kind="vit", image_size=image_size, patch_size=8, patch_dropout=0.0, class_tokens=1, pooling="class", **tower,
-            ),
+            image=dict(kind="vit", image_size=image_size, patch_size=8, patch_dropout=0.0, **tower),
             text=dict(kind="transformer", vocab_size=vocab_size, length=text_length, length_groups=1, **tower),
         ),
         objectives=VARIANTS[variant],

@@ -63,7 +63,7 @@ def get_config(variant: str = "base") -> ConfigDict:
             remat=True,
             image=dict(  # other kinds and their options: filip_jax/models/towers/
                 kind="vit", image_size=image_size, patch_size=sizes["patch_size"], patch_dropout=0.0,
-                class_tokens=1, pooling="class", **tower(*sizes["image"]),
+                **tower(*sizes["image"]),
             ),
             text=dict(
                 kind="transformer", vocab_size=vocab_size, length=text_length, length_groups=8, **tower(*sizes["text"])

@@ -272,9 +272,9 @@ def test_another_image_size_and_a_shorter_text_take_what_they_can(small_demo, tm
         assert f"\nimage/position: resized from 12x12 to {grid}x{grid}\n" in output
         assert "\ntext/position: the first 9 of 20 rows\n" in output
         position = np.asarray(taken.pop("image/position"))
-        np.testing.assert_array_equal(position[: class_tokens], token)
+        np.testing.assert_array_equal(position[:class_tokens], token)
         inside = slice(border, grid - border)
-        found = position[class_tokens :].reshape(grid, grid, 32)[inside, inside]
+        found = position[class_tokens:].reshape(grid, grid, 32)[inside, inside]
         np.testing.assert_allclose(found[..., 0], plane(grid)[inside, inside], atol=1e-5)
         np.testing.assert_allclose(found[..., 31], 2 * plane(grid)[inside, inside], atol=1e-5)
         np.testing.assert_array_equal(taken.pop("text/position"), parameters["text"]["position"][:9])

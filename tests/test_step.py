@@ -17,9 +17,11 @@ from filip_jax.errors import UserError
 from filip_jax.mesh import check_batch_size, global_batch, make_mesh, parameter_spec, replicated
 from filip_jax.models import make_model
 from filip_jax.objectives.total import make_objectives
+from filip_jax.sections import call
 from filip_jax.train import step
 from filip_jax.train.encode import with_noise
 from filip_jax.train.optimizer import make_optimizer
+from filip_jax.train.setup import batch_of, make_setup
 from filip_jax.train.step import make_init, make_train_step, state_shardings
 
 STEPS = 4
@@ -112,6 +114,37 @@ def test_parameters_and_their_moments_are_sharded_alike(config):
 
 
 @pytest.mark.smoke
+def operations(jaxpr):
+    """All operations of a program, those of its functions and loops among them, each written once."""
+    for operation in jaxpr.eqns:
+        yield operation
+        for value in jax.tree.leaves(list(operation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")):
+            inner = getattr(value, "jaxpr", value)
+            yield from operations(inner) if hasattr(inner, "eqns") else ()
+
+
+@pytest.mark.parametrize("locked", ["image", slow("text")])
+def test_a_locked_tower_has_neither_a_backward_pass_nor_state(demo_config, locked):
+    """Its products of matrices are those of one forward pass, also with remat, and in microbatches behind a fresh projection."""
+    widths = {"image": 44, "text": 52}
+    sizes = {f"model.{side}.mlp_width": width for side, width in widths.items()}
+    frozen = {"optimizer.learning_rate_rules": ((f"{locked}/.*", 0.0),)}
+    changes = sizes | frozen | {"microbatches": 2, "model.remat": True}
+    setup, products = call(make_setup, small(demo_config, **changes), "top"), {}
+    with jax.set_mesh(setup.mesh):
+        program = jax.jit(setup.train_step).trace(setup.shapes, batch_of(setup)).jaxpr.jaxpr
+    for side, width in widths.items():
+        products[side] = sum(
+            any(width in x.aval.shape for x in (*each.invars, *each.outvars))
+            for each in operations(program) if each.primitive.name == "dot_general"
+        )  # fmt: skip
+    assert products.pop(locked) == 2 and products.popitem()[1] > 6
+    paths_of_state = {
+        jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(setup.shapes["opt_state"])
+    }
+    assert paths_of_state and not any(f"['{locked}']" in path for path in paths_of_state)
+
+
 def test_a_frozen_tower_stays_and_the_average_follows(config):
     frozen = small(config, **{"optimizer.learning_rate_rules": (("image/.*", 0.0), (".*", 1.0))})
     _, first, last = run(frozen, make_devices_mesh(1, 1), ema_decay=0.9, steps=1)

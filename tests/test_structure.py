@@ -24,6 +24,7 @@ from filip_jax.models.towers import TOWERS
 from filip_jax.models.transformer import ATTENTIONS
 from filip_jax.objectives import OBJECTIVES
 from filip_jax.train.optimizer import OPTIMIZERS
+from filip_jax.weights.families import FAMILIES
 
 PACKAGE = ROOT / "filip_jax"
 # The configs are a link out of the package in a clone, and files of it in a source distribution.
@@ -43,13 +44,14 @@ ROOMS = [
     {"cleaning"},
     {"checkpoint"},
     {"inference"},
+    {"weights"},
     {"evals"},
     {"train"},
     {"choices"},
     {"config"},
     {"tools"},
     {"plan"},
-    {"cli_align", "cli_configs", "cli_data", "cli_plan"},
+    {"cli_align", "cli_configs", "cli_data", "cli_plan", "cli_weights"},
     {"cli"},
 ]  # fmt: skip
 STRANGERS = [
@@ -70,6 +72,7 @@ DOORS = {  # files, and folders, which end with a slash
     "optax": {"evals/logistic.py", "train/optimizer.py", "train/step.py"},
     "pyarrow": {"cleaning/filter.py", "cleaning/pieces.py", "data/annotations.py", "data/arrow.py", "data/arrow_messages.py", "data/column_types.py", "data/columnar.py", "data/kept.py", "data/mapped.py", "data/parquet.py", "data/row_groups.py", "data/scalars.py", "data/side_captions.py", "data/table.py"},
     "orbax": {"buckets.py", "checkpoint/reader.py", "checkpoint/store.py", "checkpoint/writer.py"},
+    "safetensors": {"weights/tensors.py"},
     "simplejpeg": {"data/decode.py"},
     "sentencepiece": {"data/sentence_pieces.py"},
     "etils": {"checkpoint/store.py"},
@@ -102,6 +105,7 @@ TABLES = {
     "models/transformer.py": ATTENTIONS,
     "train/optimizer.py": OPTIMIZERS,
     "objectives/__init__.py": OBJECTIVES,
+    "weights/families/__init__.py": FAMILIES,
 }
 NO_KINDS = {  # names in other files, and what they are there
     ("data/annotations.py", "'annotations'"): "a key of COCO's files",

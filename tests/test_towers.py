@@ -24,10 +24,10 @@ from filip_jax.train.optimizer import make_optimizer
 
 SMALL = dict(width=16, depth=1, heads=2, activation="gelu")
 IMAGE = SMALL | dict(image_size=12, patch_size=4, patch_dropout=0.0)
-TEXT = SMALL | dict(vocab_size=30, length=6, length_groups=1)
+TEXT = SMALL | dict(vocab_size=30, length=6)
 OPTIONS_OF = {  # a new tower has its options here, and is tested
-    "image": {"vit": IMAGE | dict(class_token=True), "conv_vit": IMAGE},
-    "text": {"causal_text": TEXT, "bidirectional_text": TEXT},
+    "image": {"vit": IMAGE, "conv_vit": IMAGE},
+    "text": {"transformer": TEXT},
 }
 EXECUTION = Execution(jnp.dtype("float32"), "xla", scan=True, remat=False)
 
@@ -75,10 +75,11 @@ def test_an_image_tower_gives_what_it_says(kind):
     assert not np.allclose(tower(IMAGES).tokens, features.tokens, atol=1e-3)
 
 
+@pytest.mark.parametrize("options", [{}, {"causal": False}])
 @pytest.mark.parametrize("kind", TOWERS["text"])
-def test_a_text_tower_gives_what_it_says(kind):
+def test_a_text_tower_gives_what_it_says(kind, options):
     """No real token depends on pads, and on later ones only where the tower says so."""
-    tower = built("text", kind)
+    tower = built("text", kind, **options)
     assert (tower.input.vocab_size, tower.input.length, tower.input.pad_id) == (30, 6, 0)
     features = tower(IDS)
     mask = np.asarray(features.mask)
@@ -89,13 +90,13 @@ def test_a_text_tower_gives_what_it_says(kind):
     np.testing.assert_allclose(short.pooled, features.pooled[1:], atol=1e-5)
     changed = np.asarray(tower(IDS.at[0, 4].set(11)).tokens[0] != features.tokens[0]).any(axis=1)
     assert changed.tolist() == [not tower.input.causal] * 4 + [True, True]
-    grouped = built("text", kind, length_groups=3)(IDS)
+    grouped = built("text", kind, length_groups=3, **options)(IDS)
     np.testing.assert_allclose(grouped.tokens[mask], features.tokens[mask], atol=1e-5)
 
 
 @pytest.mark.parametrize("modality, kind", [(modality, kind) for modality in TOWERS for kind in TOWERS[modality]])
 def test_encoders_are_exported_for_any_number_of_images_or_texts(modality, kind):
-    model = model_of(**{"image": "vit", "text": "causal_text", modality: kind}, length_groups=2)
+    model = model_of(**{"image": "vit", "text": "transformer", modality: kind}, length_groups=2)
     parameters = jax.jit(model.init)(jax.random.key(0))
     (batch,) = export.symbolic_shape("batch")
     encode, rows = (model.encode_image, IMAGES) if modality == "image" else (model.encode_text, IDS)
@@ -107,7 +108,7 @@ def test_encoders_are_exported_for_any_number_of_images_or_texts(modality, kind)
 
 def test_a_list_of_blocks_is_not_taken_for_stacked_layers():
     """Each kernel of the stem has a trust ratio of its own, and may be split along any axis."""
-    model = model_of("conv_vit", "causal_text")
+    model = model_of("conv_vit", "transformer")
     parameters = paths.flatten(jax.jit(model.init)(jax.random.key(0)))
     path = "image/blocks/1/conv/kernel"
     assert not model.metadata[path].stacked and model.metadata["image/transformer/blocks/mlp_in/kernel"].stacked
@@ -125,8 +126,7 @@ def test_a_list_of_blocks_is_not_taken_for_stacked_layers():
 def test_other_towers_are_trained_alike_on_one_device_and_on_eight(demo_config):
     changes = {"model.image.width": 64, "model.text.width": 64, "optimizer.name": "lamb", "optimizer.eps": 1e-4}
     config = small(copy.deepcopy(demo_config), **changes)
-    del config["model"]["image"]["class_token"]
-    config["model"]["image"]["kind"], config["model"]["text"]["kind"] = "conv_vit", "bidirectional_text"
+    config["model"]["image"]["kind"], config["model"]["text"]["causal"] = "conv_vit", False
     (one, first, _), (eight, same, last) = (run(config, make_devices_mesh(*mesh)) for mesh in ((1, 1), (2, 4)))
     assert one == pytest.approx(eight, rel=1e-4) and len(set(one)) == len(one) and np.isfinite(one).all()
     jax.tree.map(np.testing.assert_array_equal, first, same)

@@ -91,6 +91,40 @@ def test_clips_ids_are_the_public_ones_for_any_signs(clip, public, text):
 
 
 @with_public
+def test_clips_ids_of_odd_texts_are_open_clips(clip):
+    """Repaired texts, too; but what spells open_clip's own special tokens is text, where open_clip lets it be them."""
+    golden = json.loads((ROOT / "tests/golden/tokenizers/ids.json").read_text("utf-8"))
+    for text, expected in zip(golden["texts"], golden["clip"]):
+        ids, truncated = clip.encode([text], golden["length"])
+        assert (ids[0].tolist() == expected + [0] * (len(ids[0]) - len(expected))) == ("<start_of_text>" not in text), (
+            text
+        )
+        assert truncated[0] == (text == "dog " * 90) and not {49406, 49407} & set(clip.pieces.ids(text))
+
+
+@with_public
+def test_clips_merges_are_read_in_the_files_of_hugging_face(clip, merges, tmp_path):
+    text = gzip.decompress(Path(merges).read_bytes()).decode()
+    lines = text.split("\n")[1 : 49_408 - 512 - 2 + 1]
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *lines]) + "\n", "utf-8")
+    vocab = json.loads(clip.model)["tokenizer"]["model"]["vocab"]
+    for name, merge in (("a.json", lines), ("b.json", [line.split() for line in lines])):
+        (tmp_path / name).write_text(json.dumps({"model": {"merges": merge, "vocab": vocab}}), "utf-8")
+    for name in ("merges.txt", "a.json", "b.json"):
+        assert make_tokenizer(source=NO_SOURCE, name="clip", path=str(tmp_path / name)) == clip.model
+    swapped = vocab | {"a": vocab["b"], "b": vocab["a"]}
+    for content in (
+        {"merges": lines, "vocab": swapped},
+        {"merges": lines[:9], "vocab": vocab},
+        {"merges": 3},
+        {"merges": [3]},
+    ):
+        (tmp_path / "c.json").write_text(json.dumps({"model": content}), "utf-8")
+        with pytest.raises(UserError, match="c.json' is not bpe_simple_vocab_16e6.txt.gz"):
+            make_tokenizer(source=NO_SOURCE, name="clip", path=str(tmp_path / "c.json"))
+
+
+@with_public
 def test_clip_repairs_texts_and_cuts_them(clip):
     ids, truncated = clip.encode(["cafÃ© &amp;amp; bar", "café & bar", "dog " * 90, "  A\n DOG"], 12)
     assert ids[0].tolist() == ids[1].tolist() and ids[3, :4].tolist() == [49406, 320, 1929, 49407]

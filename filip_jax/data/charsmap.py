@@ -26,6 +26,7 @@ def growth_of(encoded: str) -> int:
     offsets = (units >> 10) << ((units & 512) >> 6)
     bases = np.arange(len(units), dtype=np.int64) ^ offsets.astype(np.int64)
     inner = units < 1 << 31  # the others are values, at which no walk goes on
+    inner[:1] = True  # where all begin
     first = bases[inner & (units & 256 > 0)]  # where the values of those that end a key stand
     if not len(units) or (bases[inner] | 255).max(initial=0) >= len(units):
         raise UserError("its precompiled_charsmap is damaged: a unit points beyond the last one")

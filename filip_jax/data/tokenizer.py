@@ -34,8 +34,9 @@ class Tokenizer:
     Attributes:
         sha256: hash of `model`; a run refuses to go on with another tokenizer.
         vocab_size: number of ids.
-        pad_id: the id behind the last token of a text; SigLIP's is that of EOS.
+        pad_id: the id behind the last token of a text.
         has_bos: whether a text begins with BOS.
+        eos_is_pad: whether EOS and pads are one id, as SigLIP's: then EOS counts as a pad and takes no part in late interaction.
 
     Raises:
         UserError: it is neither.
@@ -45,7 +46,8 @@ class Tokenizer:
         self.pieces = _kind_of(model).open(model)
         self.model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
-        self.vocab_size, self.pad_id, self.has_bos = self.pieces.size, self.pieces.pad, self.pieces.bos is not None
+        self.vocab_size, self.pad_id = self.pieces.size, self.pieces.pad
+        self.has_bos, self.eos_is_pad = self.pieces.bos is not None, self.pieces.eos == self.pieces.pad
 
     def encode(self, texts: Sequence[str], length: int) -> tuple[Int[np.ndarray, "n length"], Bool[np.ndarray, " n"]]:
         """Ids of each text, and which texts were longer and lost the pieces before their EOS.
@@ -71,10 +73,11 @@ class Tokenizer:
         return [*[(0, 0)] * self.has_bos, *offsets, (len(text), len(text))]
 
 
-def make_tokenizer(*, source: Source, name: str, path: str = "", **options: Any) -> bytes:
+def make_tokenizer(*, source: Source | None, name: str, path: str = "", **options: Any) -> bytes:
     """Return the tokenizer of a config's `tokenizer` section, as `Tokenizer` takes it.
 
     Args:
+        source: None where no captions are at hand; then `path` names a file.
         name: "sentencepiece", "clip" (49,408 byte pairs), "bert" (word pieces; Wukong's, with the
             Chinese vocabulary) or "tokenizer_json" (a file of Hugging Face; SigLIP 2's).
         path: of its file. If empty, a sentencepiece model is trained, and the others are looked for in
@@ -92,7 +95,7 @@ def make_tokenizer(*, source: Source, name: str, path: str = "", **options: Any)
 
 
 def sentence_pieces(
-    source: Source, path: str, *, vocab_size: int, captions: int = 200_000, canonicalize: bool = False, bos: bool = True,
+    source: Source | None, path: str, *, vocab_size: int, captions: int = 200_000, canonicalize: bool = False, bos: bool = True,
     eos_as_pad: bool = False,
 ) -> bytes:  # fmt: skip
     """Return a sentencepiece model, read or trained.
@@ -106,6 +109,8 @@ def sentence_pieces(
     """
     if path:
         model = read_model(Path(path))
+    elif source is None:
+        raise UserError("tokenizer.path is empty, and there are no captions to train a sentencepiece model on")
     else:
         show(f"training a tokenizer of at most {vocab_size} pieces", file=sys.stderr)
         texts = spread_captions(source, captions)

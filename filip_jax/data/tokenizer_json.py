@@ -20,12 +20,12 @@ from filip_jax.small_files import parse
 T = TypeVar("T")
 EXTRA, NEEDS = "tokenizers", "tokenizer.name='tokenizer_json' needs"
 MAX_FILE_BYTES = 1 << 26
-MAX_CHARACTERS = 1 << 12  # of a text that are read, many times what a text tower's context holds
+MAX_CHARACTERS = 1 << 11  # of a text that are read, many times what a text tower's context holds
 MAX_PIECES = 1 << 20
 MAX_PIECE_CHARACTERS = 256
 MAX_ADDED_TOKENS = 1 << 13
 MAX_PARTS = 32  # of a normalizer, and of a pre-tokenizer
-MAX_GROWTH = 64  # of a text by all of a file's replacements
+MAX_GROWTH = 32  # of a text by all of a file's replacements
 MAX_WORD_CHARACTERS = 1000  # of a word that WordPiece cuts, which takes their square
 # The parts that are made: their fields, and the arguments that these are.
 NORMALIZERS: dict[str, dict[str, str]] = {
@@ -54,8 +54,9 @@ MODELS: dict[str, dict[str, str]] = {
     },
 }
 OF_ADDED = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
-PATTERNS = (  # of CLIP; of GPT-4 and Llama 3; of runs of spaces, as sentencepiece models are converted
+PATTERNS = (  # of CLIP, twice; of GPT-4 and Llama 3; of runs of spaces, as sentencepiece models are converted
     r"\s+",
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
     r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     " {2,}",
@@ -83,6 +84,8 @@ class TokenizerJson:
             normalizers = list(_parts("normalizer", spec["normalizer"], "normalizers", NORMALIZERS))
             cutters = list(_parts("pre_tokenizer", spec["pre_tokenizer"], "pretokenizers", PRE_TOKENIZERS))
             _check_growth(normalizers)
+        except UserError as error:
+            raise UserError(f"it is no tokenizer.json that can be applied: {error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"it is no tokenizer.json that can be applied: {error!r:.200}") from error
         parts = [{"type": "Lowercase"}] * bool(lower_case) + normalizers, cutters

@@ -14,7 +14,7 @@ from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
 from filip_jax.inference.embedder import Embedder, one_device
 from filip_jax.mesh import check_memory, replicated
-from filip_jax.models import make_model, portable
+from filip_jax.models import Model, make_model, portable
 from filip_jax.objectives.total import init_parameters, make_objectives
 from filip_jax.saved_config import FILE as CONFIG
 from filip_jax.saved_config import read_config
@@ -119,4 +119,25 @@ def check_tokenizer(tokenizer: Tokenizer, meta: dict[str, Any], workdir: Path) -
         raise UserError(
             f"{workdir / TOKENIZER} is not the tokenizer of this checkpoint: sha256 {tokenizer.sha256[:12]}… "
             f"instead of {saved[:12]}…; bring back the file that the run began with"
+        )
+
+
+def check_fits(tokenizer: Tokenizer, model: Model) -> None:
+    """Raise a UserError unless the text tower takes the tokenizer's ids and pads as they are meant."""
+    if tokenizer.vocab_size > (rows := model.text.vocab_size):
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, but model.text.vocab_size={rows}: set it to as many or more"
+        )
+    if tokenizer.pad_id != (pad := model.text.pad_id):
+        raise UserError(
+            f"the tokenizer's pads are {tokenizer.pad_id}, but model.text.pad_id={pad}: set it to {tokenizer.pad_id}"
+        )
+    if model.pooling == "tokens" and not model.ends_in_similarity[0] and not tokenizer.has_bos:
+        raise UserError(
+            "model.bos_in_similarity=False leaves out the first token of a text, but the tokenizer has no BOS: set it to True"
+        )
+    if model.pooling == "tokens" and not model.ends_in_similarity[1] and tokenizer.eos_is_pad:
+        raise UserError(
+            "model.eos_in_similarity=False leaves out the last token of a text, but the tokenizer's EOS is its pad, which "
+            "never takes part: set it to True"
         )

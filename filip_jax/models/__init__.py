@@ -42,6 +42,7 @@ class Model:
             dropped; 0 for a model that drops none.
         image, text: what the towers take.
         metadata: of every parameter, by its path.
+        ends_in_similarity: whether BOS and EOS take part in the late interaction.
     """
 
     init: Callable[..., dict[str, Any]]
@@ -56,6 +57,7 @@ class Model:
     image: ImageInput
     text: TextInput
     metadata: dict[str, Metadata]
+    ends_in_similarity: tuple[bool, bool] = (True, True)
 
 
 def make_model(needs: Collection[str], **config) -> Model:
@@ -104,6 +106,7 @@ def make_model(needs: Collection[str], **config) -> Model:
         image=module.image.input,
         text=module.text.input,
         metadata={path: _metadata(parameter) for path, parameter in _by_path(shapes).items()},
+        ends_in_similarity=(module.bos_in_similarity, module.eos_in_similarity),
     )
 
 

@@ -181,9 +181,7 @@ def _projection(
             raise UserError(f"model.{side}.projection='none' needs width={width} to be model.embed_dim={embed_dim}")
         return _identity
     init = nnx.initializers.normal(width**-0.5)
-    return nnx.Linear(
-        width, embed_dim, use_bias=kind == "biased", kernel_init=init, dtype=execution.dtype, rngs=rngs
-    )
+    return nnx.Linear(width, embed_dim, use_bias=kind == "biased", kernel_init=init, dtype=execution.dtype, rngs=rngs)
 
 
 def _identity(x: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """The contract of towers: what each takes, how it is computed, what it gives. The towers are the files in `towers/`."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +16,6 @@ MAX_TOKENS = 2**16  # of a tower: the loss numbers them with two bytes
 # CLIP's channel statistics in units of 1/255; FILIP and Wukong use the same.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-Channels = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class ImageInput:
 
     size: int
     grid: tuple[int, int]
-    mean: Channels = CLIP_MEAN
-    std: Channels = CLIP_STD
+    mean: Sequence[float] = CLIP_MEAN
+    std: Sequence[float] = CLIP_STD
     resize: str = "shortest"
     interpolation: str = "bicubic"
     antialias: bool = True
@@ -58,7 +58,7 @@ class ImageInput:
         return (images / 255.0 - jnp.array(self.mean)) / jnp.array(self.std)
 
 
-def _channels(key: str, values: Any) -> Channels:
+def _channels(key: str, values: Any) -> tuple[float, ...]:
     """Return a number for each channel; configs give tuples, saved configs lists."""
     is_sound = isinstance(values, (tuple, list)) and len(values) == 3
     if not is_sound or not all(type(x) in (int, float) and math.isfinite(x) for x in values):

@@ -121,7 +121,7 @@ class Transformer(nnx.Module):
 
         Args:
             visible: which tokens each sees; None for all.
-            visible_last: the same of the last block, where it differs from all.
+            visible_last: the same of the last block alone, instead of `visible`; the others see all.
         """
 
         def apply(block, x, visible):

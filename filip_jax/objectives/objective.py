@@ -11,7 +11,9 @@ from filip_jax.losses.encoded import Encoded
 from filip_jax.losses.pairs import PairLoss
 from filip_jax.models import POOLINGS
 
-NEEDS = tuple(POOLINGS.values())  # of the encoders: parts of `Encoded` that are computed only where an objective needs them
+NEEDS = tuple(
+    POOLINGS.values()
+)  # of the encoders: parts of `Encoded` that are computed only where an objective needs them
 
 
 @dataclass(frozen=True)

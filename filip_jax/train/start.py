@@ -23,7 +23,7 @@ from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
 from filip_jax.errors import UserError, one_line
 from filip_jax.evals.results import FILE as EVALS
 from filip_jax.files import remove_abandoned, write_atomically
-from filip_jax.inference.run import TOKENIZER, read_tokenizer
+from filip_jax.inference.run import TOKENIZER, check_fits, read_tokenizer
 from filip_jax.logged import FILE as METRICS
 from filip_jax.mesh import check_memory
 from filip_jax.paths import saved_metadata
@@ -141,7 +141,7 @@ def prepare_tokenizer(workdir: Workdir, setup: Setup, source: Source, *, started
     """The tokenizer the run started with, else that of tokenizer.path, else one trained on captions.
 
     Raises:
-        UserError: no such file, or more ids than the model's vocabulary.
+        UserError: no such file, or a tokenizer that does not fit the model.
     """
 
     def make():
@@ -151,10 +151,7 @@ def prepare_tokenizer(workdir: Workdir, setup: Setup, source: Source, *, started
         service.on_first_process(make)
         workdir.share()
     tokenizer = read_tokenizer(workdir.folder)
-    if tokenizer.vocab_size > (rows := setup.model.text.vocab_size):
-        raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, but model.text.vocab_size={rows}: set it to as many or more"
-        )
+    check_fits(tokenizer, setup.model)
     return tokenizer
 
 

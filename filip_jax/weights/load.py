@@ -13,7 +13,7 @@ import numpy as np
 from filip_jax.console import show
 from filip_jax.data.sentence_pieces import train_sentence_pieces
 from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
-from filip_jax.errors import UserError
+from filip_jax.errors import UserError, one_line
 from filip_jax.models import Model, make_model
 from filip_jax.objectives.total import Objectives, init_parameters, make_objectives
 from filip_jax.paths import flatten
@@ -28,15 +28,19 @@ from filip_jax.weights.plan import Evidence, Found, Plan
 from filip_jax.weights.tensors import Weights, open_weights, weights_file
 
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-CONFIGS = ("config.json", "open_clip_config.json", "preprocessor_config.json", "tokenizer_config.json")  # that are read
+CONFIGS = (  # that are read
+    "config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
+)  # fmt: skip
 # What stands beside an image tower that came alone: `init_from` takes the tower, and a run has its own text tower.
 TEXT = dict(kind="transformer", vocab_size=300, length=32, width=64, depth=1, heads=1, activation="gelu")
 EMBED_DIM = 64
 ALPHABET = ("abcdefghijklmnopqrstuvwxyz", "0123456789")
-FRESH = re.compile(r"text/.*|(image|text)_pooled_projection/.*|objectives/.*")
+Shapes = Mapping[str, jax.ShapeDtypeStruct]  # by path
 
 
-def import_weights(source: str, output: str, *, family: str = "", model: str = "", tokenizer: str = "") -> None:
+def import_weights(
+    source: str, output: str, *, family: str = "", model: str = "", tokenizer: str = "", tokens: str = "last"
+) -> None:
     """Make a workdir of public weights, and say what became of every name.
 
     Args:
@@ -45,6 +49,7 @@ def import_weights(source: str, output: str, *, family: str = "", model: str = "
         family: one of `FAMILIES`, where source does not tell.
         model: a name of open_clip's, or a JSON file of its model_configs, where source does not tell.
         tokenizer: the file of the tokenizer, where source has none.
+        tokens: of the images, "last" or "value", see `Vit`.
 
     Raises:
         UserError: source is none of these, damaged, or holds names that the family does not have. Nothing is written.
@@ -59,12 +64,14 @@ def import_weights(source: str, output: str, *, family: str = "", model: str = "
         found = Found(where, folder, configs, weights.tensors, from_user(model))
         plan = FAMILIES[name].plan(found)
         pieces, section, evidence = _tokenizer(plan, found, from_user(tokenizer))
-        config = _config(plan, section, pieces)
+        config = _config(plan, section, tokens)
         objectives = make_objectives(config["objectives"])
         network = make_model(objectives.needs, **config["model"])
-        shown = [Evidence("family", name, why), *plan.evidence, *evidence]
-        unused = _say(plan, network, objectives, weights, shown)
-        parameters = _read(plan, network, objectives, weights)
+        patches = Evidence("image tokens", tokens, "--tokens")
+        shown = [Evidence("family", name, why), *plan.evidence, patches, *evidence]
+        shapes = flatten(jax.eval_shape(partial(init_parameters, network, objectives), jax.random.key(0)))
+        unused = _say(plan, shapes, weights, shown)
+        parameters = _read(plan, shapes, weights) | _fresh(plan, shapes, network, objectives)
         notes = {
             "family": name,
             "choices": shown,
@@ -121,22 +128,26 @@ def _known() -> str:
 
 def _tokenizer(plan: Plan, found: Found, given: str) -> tuple[Tokenizer, dict[str, Any], list[Evidence]]:
     """Return the tokenizer, its section and the evidence; of images alone one that knows the letters."""
-    if plan.text is None:
+    if plan.text is None or plan.words is None:
         pieces = Tokenizer(train_sentence_pieces(ALPHABET, TEXT["vocab_size"]))  # type: ignore[arg-type]
         return pieces, dict(name="sentencepiece", path="", vocab_size=TEXT["vocab_size"]), []
-    section, evidence = plan.words(found, plan.text["vocab_size"], given)
     if given and not Path(given).is_file():
         raise UserError(f"--tokenizer={given}: no such file")
-    pieces = Tokenizer(make_tokenizer(source=None, **section))  # type: ignore[arg-type] # of which nothing is asked
+    section, evidence = plan.words(found, plan.text["vocab_size"], given)
+    pieces = Tokenizer(make_tokenizer(source=None, **section))
     if pieces.vocab_size > plan.text["vocab_size"]:
-        raise UserError(f"{section['path']} has {pieces.vocab_size} ids, the weights {plan.text['vocab_size']}: it is of another model")
+        raise UserError(
+            f"{section['path']} has {pieces.vocab_size} ids, the weights {plan.text['vocab_size']}: it is of another model"
+        )
     pad_id = plan.text.setdefault("pad_id", pieces.pad_id)
     if pad_id != pieces.pad_id:
-        raise UserError(f"{section['path']} fills texts with the id {pieces.pad_id}, the model with {pad_id}: it is of another model")
+        raise UserError(
+            f"{section['path']} fills texts with the id {pieces.pad_id}, the model with {pad_id}: it is of another model"
+        )
     return pieces, section, [*evidence, Evidence("pad_id", f"{pad_id}", "the tokenizer's")]
 
 
-def _config(plan: Plan, tokenizer: Mapping[str, Any], pieces: Tokenizer) -> dict[str, Any]:
+def _config(plan: Plan, tokenizer: Mapping[str, Any], tokens: str) -> dict[str, Any]:
     """Return the config of a run that has trained nothing."""
     text = plan.text or dict(TEXT)
     model = dict(
@@ -148,7 +159,7 @@ def _config(plan: Plan, tokenizer: Mapping[str, Any], pieces: Tokenizer) -> dict
         attention="xla",
         scan=True,
         remat=False,
-        image=plan.image,
+        image=plan.image | {"tokens": tokens},
         text=text,
     )
     return dict(
@@ -161,58 +172,47 @@ def _config(plan: Plan, tokenizer: Mapping[str, Any], pieces: Tokenizer) -> dict
     )
 
 
-def _shapes(network: Model, objectives: Objectives) -> dict[str, jax.ShapeDtypeStruct]:
-    return flatten(jax.eval_shape(partial(init_parameters, network, objectives), jax.random.key(0)))
-
-
-def _say(plan: Plan, network: Model, objectives: Objectives, weights: Weights, shown: list[Evidence]) -> dict[str, str]:
+def _say(plan: Plan, shapes: Shapes, weights: Weights, shown: list[Evidence]) -> dict[str, str]:
     """Print the choices and every name; return the names that are not used, with what they are.
 
     Raises:
         UserError: a name is missing, or unknown.
     """
-    shapes = _shapes(network, objectives)
-    show(*report.choices(shown), *(f"differs: {line}" for line in plan.differs), *weights.notes)
-    counts = [shapes[rule.path].shape for rule in plan.rules]
-    needed = [
-        name
-        for rule, shape in zip(plan.rules, counts)
-        for names in rule.names_of(shape[0] if rule.stacked else 1)
-        for name in names
-    ]
+    sizes = [shapes[rule.path].shape for rule in plan.rules]
+    needed = {name for rule, shape in zip(plan.rules, sizes) for names in rule.names_of(shape) for name in names}
     left = weights.tensors.keys() - needed
     unused = {name: what for name in sorted(left) for pattern, what in plan.ignored if re.fullmatch(pattern, name)}
-    missing, unknown = set(needed) - weights.tensors.keys(), left - unused.keys()
-    show(f"mapped: {len(needed) - len(missing)} tensors to {len(plan.rules)} parameters")
-    show(*(f"  {line}" for line in report.mapped(plan.rules, counts)))
-    by_reason = {what: [name for name, each in unused.items() if each == what] for what in dict.fromkeys(unused.values())}
-    for what, names in by_reason.items():
-        show(f"unused: {report.some(names, 40)}: {what}")
-    show(*(f"unused: {name} beside the weights: {what}" for name, what in weights.beside.items()))
+    missing, unknown = needed - weights.tensors.keys(), left - unused.keys()
+    unused |= weights.beside
+    lines = [*report.choices(shown), *(f"differs: {line}" for line in plan.differs), *weights.notes]
+    lines += [f"mapped: {len(needed - missing)} tensors to {len(plan.rules)} parameters"]
+    lines += [f"  {line}" for line in report.mapped(plan.rules, sizes)]
+    for what in dict.fromkeys(unused.values()):
+        lines += [f"unused: {report.some(name for name, each in unused.items() if each == what)}: {what}"]
     if fresh := sorted(shapes.keys() - {rule.path for rule in plan.rules}):
-        show(f"fresh: {report.some(fresh, 40)}: the source holds images alone; a run's init_from takes 'image/.*'")
+        lines += [f"fresh: {report.some(fresh)}: the source holds images alone; init_from.rules take 'image/.*'"]
+    lines += [f"missing: {name}" for name in report.grouped(missing)]
+    lines += [f"unknown: {name}" for name in report.grouped(unknown)]
+    show(*map(one_line, lines))
     if missing:
-        show(*(f"missing: {name}" for name in report.grouped(missing)))
         raise UserError(f"{weights.files[0]} lacks {report.some(missing)}: it is of another family, or not whole")
     if unknown:
-        show(*(f"unknown: {name}" for name in report.grouped(unknown)))
-        raise UserError(f"{weights.files[0]} holds {report.some(unknown)}, which the family does not know: it may compute something else")
-    return unused | weights.beside
+        what = f"{weights.files[0]} holds {report.some(unknown)}, which the family does not know"
+        raise UserError(f"{what}: the model may compute something else with it")
+    return unused
 
 
-def _read(plan: Plan, network: Model, objectives: Objectives, weights: Weights) -> dict[str, np.ndarray]:
-    """Return all parameters; those of a text tower that the source lacks are fresh."""
-    shapes = _shapes(network, objectives)
-    found = {}
-    for rule in plan.rules:
-        shape = shapes[rule.path].shape
-        found[rule.path] = take(rule, shape[0] if rule.stacked else 1, shape, weights.tensors)
-    fresh = sorted(shapes.keys() - found.keys())
-    if not fresh:
-        return found
+def _read(plan: Plan, shapes: Shapes, weights: Weights) -> dict[str, np.ndarray]:
+    return {rule.path: take(rule, shapes[rule.path].shape, weights.tensors) for rule in plan.rules}
+
+
+def _fresh(plan: Plan, shapes: Shapes, network: Model, objectives: Objectives) -> dict[str, np.ndarray]:
+    """Return the parameters that a source of images alone does not have, as a new run has them."""
+    if not (fresh := sorted(shapes.keys() - {rule.path for rule in plan.rules})):
+        return {}
 
     def init(key):  # of the rest nothing is computed
         parameters = flatten(init_parameters(network, objectives, key))
         return {path: parameters[path] for path in fresh}
 
-    return found | {path: np.asarray(value) for path, value in jax.jit(init)(jax.random.key(0)).items()}
+    return {path: np.asarray(value) for path, value in jax.jit(init)(jax.random.key(0)).items()}

@@ -85,15 +85,13 @@ class Rule(NamedTuple):
         """Return whether the parameter stands for all layers."""
         return LAYER in self.names[0]
 
-    def names_of(self, layers: int) -> Iterator[list[str]]:
-        """Yield the names for each layer, or once where nothing is stacked."""
-        for layer in range(layers) if self.stacked else [0]:
+    def names_of(self, shape: Sequence[int]) -> Iterator[list[str]]:
+        """Yield the names for each layer of a parameter of this shape, or once where nothing is stacked."""
+        for layer in range(shape[0] if self.stacked else 1):
             yield [name.replace(LAYER, str(layer)) for name in self.names]
 
 
-def linear(
-    path: str, name: str | Sequence[str], *, bias: bool = True, kernel: Transform = TRANSPOSED
-) -> list[Rule]:
+def linear(path: str, name: str | Sequence[str], *, bias: bool = True, kernel: Transform = TRANSPOSED) -> list[Rule]:
     """Return the rules of a Linear, [out, in] there and [in, out] here; of several that are one here."""
     names = (name,) if isinstance(name, str) else tuple(name)
     matrix = Rule(f"{path}/kernel", tuple(f"{each}.weight" for each in names), kernel)
@@ -106,16 +104,19 @@ def norm(path: str, name: str) -> list[Rule]:
     return [Rule(f"{path}/scale", (f"{name}.weight",)), Rule(f"{path}/bias", (f"{name}.bias",))]
 
 
-def take(rule: Rule, layers: int, shape: Sequence[int], tensors: Mapping[str, Stored]) -> np.ndarray:
+def take(rule: Rule, shape: Sequence[int], tensors: Mapping[str, Stored]) -> np.ndarray:
     """Return a parameter, float32 of this shape, read layer by layer.
+
+    Args:
+        shape: whose first axis is that of the layers where the rule is stacked.
 
     Raises:
         UserError: a tensor's shape or type does not fit, or it holds what is no number.
     """
     result = np.empty(tuple(shape), np.float32)
     rows = result if rule.stacked else result[None]
-    for row, names in zip(rows, rule.names_of(layers), strict=True):
-        row[...] = _read(rule, names, row.shape, tensors)
+    for layer, names in enumerate(rule.names_of(shape)):
+        rows[layer] = _read(rule, names, rows.shape[1:], tensors)
     return result
 
 
@@ -147,8 +148,8 @@ def give(rule: Rule, parameter: np.ndarray) -> dict[str, np.ndarray]:
     """Return the tensors of a parameter by name, the inverse of `take`."""
     rows = parameter if rule.stacked else parameter[None]
     tensors: dict[str, np.ndarray] = {}
-    for row, names in zip(rows, rule.names_of(len(rows)), strict=True):
-        arrays = rule.transform.give(row, len(names))
+    for layer, names in enumerate(rule.names_of(parameter.shape)):
+        arrays = rule.transform.give(rows[layer], len(names))
         tensors |= {name: np.array(array, order="C") for name, array in zip(names, arrays, strict=True)}
     return tensors
 

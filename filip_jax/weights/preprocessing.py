@@ -8,8 +8,10 @@ from filip_jax.weights.options import Options
 from filip_jax.weights.plan import CLIP_MEAN, CLIP_STD, Evidence, Found
 
 TRANSFORMERS, OPEN_CLIP = "preprocessor_config.json", "open_clip_config.json"
+WHOLE = "processor_config.json"  # holds it in a section, as newer versions of transformers write it
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 SCALE = 1 / 255
+MAX_SIDE = 1 << 16  # pixels
 RESIZES = ("shortest", "squash")
 
 # The options mean, std, resize and interpolation of a tower; the evidence for them; what is computed otherwise here.
@@ -26,25 +28,29 @@ def of_transformers(found: Found, size: int, default: Mapping[str, Any]) -> Prep
     Raises:
         UserError: it asks for what is not done here.
     """
-    if TRANSFORMERS not in found.configs:
-        why = f"the family's own, since there is no {TRANSFORMERS}"
+    place, content = TRANSFORMERS, found.configs.get(TRANSFORMERS)
+    if content is None:
+        place, content = f"{WHOLE}, image_processor", found.configs.get(WHOLE, {}).get("image_processor")
+    if content is None:
+        why = f"the family's own, since there is neither {TRANSFORMERS} nor {WHOLE}"
         return dict(default), _evidence(default, [why] * 3), []
-    options = Options(TRANSFORMERS, found.configs[TRANSFORMERS], {}, "transformers")
+    options = Options(place, content, {}, "transformers")
     scale, resample = options.content.get("rescale_factor"), options.content.get("resample")
     if scale is not None and not (isinstance(scale, float) and abs(scale - SCALE) < 1e-6):
-        raise UserError(f"{TRANSFORMERS}: rescale_factor={scale!r:.100} is not 1/255")
+        raise UserError(f"{place}: rescale_factor={scale!r:.100} is not 1/255")
     if resample is not None and (type(resample) is not int or resample not in INTERPOLATIONS):
-        raise UserError(f"{TRANSFORMERS}: resample={resample!r:.100} is neither 2 (bilinear) nor 3 (bicubic)")
+        raise UserError(f"{place}: resample={resample!r:.100} is neither 2 (bilinear) nor 3 (bicubic)")
     options.only(do_normalize=(True, None), do_resize=(True, None), do_rescale=(True, None))
-    resize, sides = _resize(options, default["resize"])
+    resize, crop, side = _resize(options, default["resize"])
     chosen = dict(
         mean=_channels(options, "image_mean", default["mean"]),
         std=_channels(options, "image_std", default["std"]),
         resize=resize,
+        crop=crop,
         interpolation=default["interpolation"] if resample is None else INTERPOLATIONS[resample],
     )
     why = [options.origin(key) for key in ("image_mean", "size", "resample")]
-    return chosen, _evidence(chosen, why), _differences(options.place, sides, size)
+    return chosen, _evidence(chosen, why), _differences(options.place, side, size)
 
 
 def of_open_clip(found: Found, size: int) -> Preprocessing:
@@ -59,40 +65,60 @@ def of_open_clip(found: Found, size: int) -> Preprocessing:
         interpolation=options.content.get("interpolation") or "bicubic",
     )
     given = options.content.get("size")
-    sides = given if isinstance(given, list) else [given]
+    side = (
+        None if given is None else _side(options, "size", dict(enumerate(given)) if isinstance(given, list) else given)
+    )
     why = [options.origin(key) for key in ("mean", "resize_mode", "interpolation")]
-    return chosen, _evidence(chosen, why), _differences(options.place, sides, size)
+    return chosen, _evidence(chosen, why), _differences(options.place, side, size)
 
 
 def _evidence(options: Mapping[str, Any], why: Sequence[str]) -> list[Evidence]:
     mean, deviation = (" ".join(f"{channel:.4g}" for channel in options[key]) for key in ("mean", "std"))
-    values = (("channels", f"mean {mean}, deviation {deviation}"), *((key, options[key]) for key in ("resize", "interpolation")))
-    return [Evidence(what, value, reason) for (what, value), reason in zip(values, why, strict=True)]
+    share = f", the center {crop:.4g} of it" if (crop := options.get("crop", 1.0)) < 1 else ""
+    values = (f"mean {mean}, deviation {deviation}", options["resize"] + share, options["interpolation"])
+    names = ("channels", "resize", "interpolation")
+    return [Evidence(what, value, reason) for what, value, reason in zip(names, values, why, strict=True)]
 
 
 def _channels(options: Options, key: str, default: Sequence[float]) -> list[float]:
     found = options.content.get(key)
     found = list(default) if found is None else found
-    if not isinstance(found, list) or len(found) != 3 or not all(type(x) in (int, float) and 0 <= x <= 1 for x in found):
+    if (
+        not isinstance(found, list)
+        or len(found) != 3
+        or not all(type(x) in (int, float) and 0 <= x <= 1 for x in found)
+    ):
         raise UserError(f"{options.place}: {key}={found!r:.100} are not three numbers from 0 to 1")
     return [float(x) for x in found]
 
 
-def _resize(options: Options, default: str) -> tuple[str, list[Any]]:
-    """Return the resize rule and the sides that it names: transformers knows both sides, or the shorter one and a crop."""
+def _resize(options: Options, default: str) -> tuple[str, float, int | None]:
+    """Return the resize rule, the view's side by the scaled picture's, and the view's side.
+
+    transformers scales both sides, or the shorter one, of which the center may be cut out.
+    """
     size, crop = options.content.get("size"), options.content.get("crop_size")
-    if isinstance(size, dict) and {"height", "width"} <= size.keys():
-        return "squash", [size["height"], size["width"]]
     if size is None:
-        return default, []
-    shorter = size.get("shortest_edge") if isinstance(size, dict) else size
-    cropped = list(crop.values()) if isinstance(crop, dict) else [crop]
-    return "shortest", [shorter] if options.content.get("do_center_crop") is False else [shorter, *cropped]
+        return default, 1.0, None
+    if isinstance(size, dict) and {"height", "width"} <= size.keys():
+        return "squash", 1.0, _side(options, "size", size)
+    shorter = _side(options, "size", size)
+    if crop is None or options.content.get("do_center_crop") is False:
+        return "shortest", 1.0, shorter
+    view = _side(options, "crop_size", crop)
+    return "shortest", min(view / shorter, 1.0), view
 
 
-def _differences(place: str, sides: Sequence[Any], size: int) -> list[str]:
-    named = [side for side in sides if isinstance(side, int)]
-    if all(side == size for side in named):
+def _side(options: Options, key: str, value: Any) -> int:
+    """Return the one side that a size names, as a number or by sides."""
+    sides = {side for side in value.values() if side is not None} if isinstance(value, dict) else {value}
+    side = next(iter(sides), None)
+    if len(sides) != 1 or type(side) is not int or not 0 < side <= MAX_SIDE:
+        raise UserError(f"{options.place}: {key}={value!r:.100} is not one side in pixels")
+    return side
+
+
+def _differences(place: str, side: int | None, size: int) -> list[str]:
+    if side in (None, size):
         return []
-    words = " and ".join(map(str, dict.fromkeys(named)))
-    return [f"{place} scales and crops to {words} pixels; images are scaled to the {size} of the tower here"]
+    return [f"{place} makes images of {side} pixels, the tower takes {size}: they are scaled to these"]

@@ -23,9 +23,26 @@ def mapped(rules: Sequence[Rule], shapes: Sequence[Sequence[int]]) -> Iterator[s
     width = max(len(rule.path) for rule in rules)
     for rule, shape in zip(rules, shapes, strict=True):
         layers = f"{{0..{shape[0] - 1}}}" if rule.stacked else ""
-        names = " + ".join(name.replace(LAYER, layers) for name in rule.names)
+        names = together(rule.names).replace(LAYER, layers)
         how = ", ".join(filter(None, (rule.transform.name, "stacked" if rule.stacked else "")))
         yield one_line(f"{rule.path:<{width}}  {list(shape)} <- {names}" + (f" ({how})" if how else ""))
+
+
+def together(names: Sequence[str]) -> str:
+    """Return several names as one, such as self_attn.{q,k,v}_proj.weight."""
+    if len(names) == 1:
+        return names[0]
+    start = _common(names)
+    rest = [name[start:] for name in names]
+    end = _common([each[::-1] for each in rest])
+    middle = ",".join(each[: len(each) - end] for each in rest)
+    return f"{names[0][:start]}{{{middle}}}{names[0][len(names[0]) - end :]}"
+
+
+def _common(names: Sequence[str]) -> int:
+    """Return how many characters all names begin with."""
+    pairs = enumerate(zip(*names))
+    return next((n for n, characters in pairs if len(set(characters)) > 1), min(map(len, names)))
 
 
 def grouped(names: Iterable[str]) -> list[str]:

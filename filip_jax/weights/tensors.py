@@ -13,7 +13,7 @@ import safetensors
 from filip_jax.errors import UserError
 from filip_jax.small_files import open_own, read_json
 from filip_jax.weights.stored import Stored
-from filip_jax.weights.torch_zip import LEGACY, ZIP, open_torch_zip
+from filip_jax.weights.torch_zip import open_torch_zip
 
 MAX_HEADER_BYTES = 1 << 24  # of a safetensors file; that of a model of a billion parameters has a hundredth of it
 MAX_SHARDS = 1024
@@ -26,7 +26,12 @@ DTYPES = {
 }  # fmt: skip
 # Where training scripts put the state dict, an average of the parameters first, as filip_jax evaluates it, too.
 HOLDERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model", "module")
-PREFIXES = ("module.", "_orig_mod.", "model.", "clip.")  # of data parallelism, torch.compile and modules around the model
+PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "clip.",
+)  # of data parallelism, torch.compile and modules around the model
 COUNTERS = ("n_averaged",)  # of torch's averaged models, beside their prefix
 
 
@@ -65,19 +70,15 @@ def open_weights(file: Path) -> Iterator[Weights]:
                     raise UserError(f"{file} is damaged: {min(twice)!r} stands in two of its files")
                 weights.tensors |= found
             _check_index(file, weights.tensors)
-        elif _begins_as_torch(file):
-            _choose(file, stack.enter_context(open_torch_zip(file)), weights)
-        else:
+        elif file.suffix == ".safetensors":
             weights.tensors |= stack.enter_context(_open_safetensors(file))
+        else:
+            open_own(file).close()  # or it leads out of its folder
+            _choose(file, stack.enter_context(open_torch_zip(file)), weights)
         _strip(weights)
         if not weights.tensors:
             raise UserError(f"{file} holds no tensors")
         yield weights
-
-
-def _begins_as_torch(file: Path) -> bool:
-    with open_own(file) as handle:
-        return handle.read(len(LEGACY)).startswith((ZIP, LEGACY[:2]))
 
 
 @contextlib.contextmanager
@@ -85,12 +86,15 @@ def _open_safetensors(file: Path) -> Iterator[dict[str, Stored]]:
     with open_own(file) as handle:
         size, header = os.fstat(handle.fileno()).st_size, int.from_bytes(handle.read(8), "little")
     if header > MAX_HEADER_BYTES:
-        raise UserError(f"{file} is no safetensors file: its header has {header} bytes; at most {MAX_HEADER_BYTES} are read")
+        raise UserError(
+            f"{file} is no safetensors file: its header has {header} bytes; at most {MAX_HEADER_BYTES} are read"
+        )
     if header + 8 > size:
         raise UserError(f"{file} is damaged: it has {size} bytes and ends within its header")
     try:
         with safetensors.safe_open(file, framework="np", backend="pread") as opened:
-            yield {name: _stored(file, opened, name) for name in opened.keys()}
+            names = opened.keys()
+            yield {name: _stored(file, opened, name) for name in names}
     except safetensors.SafetensorError as error:
         raise UserError(f"{file} is damaged: {error}") from error
 
@@ -103,7 +107,9 @@ def _stored(file: Path, opened: Any, name: str) -> Stored:
 
 def _weight_map(index: Path) -> Mapping[str, str]:
     found = read_json(index).get("weight_map")
-    if not isinstance(found, dict) or not all(isinstance(name, str) and SHARD.fullmatch(name) for name in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and SHARD.fullmatch(name) for name in found.values()
+    ):
         raise UserError(f"{index} is damaged: its weight_map does not name safetensors files of its folder")
     return found
 
@@ -177,12 +183,14 @@ def weights_file(folder: Path, names: Sequence[str]) -> Path:
         OSError: the folder cannot be read.
     """
     for name in names:
-        for found in (f"{name}", f"{name}.index.json"):
+        for found in (name, f"{name}.index.json") if name.endswith(".safetensors") else (name,):
             if (folder / found).is_file():
                 return folder / found
     found = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(ENDINGS) and entry.is_file())
     if len(found) == 1:
         return folder / found[0]
     if not found:
-        raise UserError(f"{folder} holds no weights: neither {', '.join(names)} nor another file that ends in {', '.join(ENDINGS)}")
+        raise UserError(
+            f"{folder} holds no weights: neither {', '.join(names)} nor another file that ends in {', '.join(ENDINGS)}"
+        )
     raise UserError(f"{folder} holds several files of weights ({', '.join(found[:8])}): name one of them instead")

@@ -1,5 +1,7 @@
 """The image tower of FILIP, CLIP, SigLIP and DINOv2: a vision transformer."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -8,7 +10,7 @@ from jaxtyping import Bool, Float, UInt8
 from filip_jax.errors import UserError
 from filip_jax.models.map_head import MapHead
 from filip_jax.models.patches import embed, fit_positions, grid_of, kept_count, patches, visible_pixels
-from filip_jax.models.tower import CLIP_MEAN, CLIP_STD, Channels, Execution, Features, ImageInput
+from filip_jax.models.tower import CLIP_MEAN, CLIP_STD, Execution, Features, ImageInput
 from filip_jax.models.transformer import Transformer
 from filip_jax.sections import one_of
 
@@ -57,8 +59,8 @@ class Vit(nnx.Module):
         layer_scale: float | None = None,
         pooling: str = "class",
         tokens: str = "last",
-        mean: Channels = CLIP_MEAN,
-        std: Channels = CLIP_STD,
+        mean: Sequence[float] = CLIP_MEAN,
+        std: Sequence[float] = CLIP_STD,
         resize: str = "shortest",
         interpolation: str = "bicubic",
         antialias: bool = True,
@@ -69,7 +71,9 @@ class Vit(nnx.Module):
         if pooling == "class" and not class_tokens:
             raise UserError("model.image.pooling='class' needs class_tokens of at least 1; else take 'mean' or 'map'")
         if tokens == "value" and pooling != "class":
-            raise UserError(f"model.image.tokens='value' needs pooling='class': {pooling!r} pools the tokens it changes")
+            raise UserError(
+                f"model.image.tokens='value' needs pooling='class': {pooling!r} pools the tokens it changes"
+            )
         rows, columns = grid = grid_of(image_size, image_size, patch_size)
         self.input = ImageInput(image_size, grid, mean, std, resize, interpolation, antialias, crop)
         self.width, self.dtype, self.leading = width, execution.dtype, class_tokens + registers

@@ -1,0 +1,446 @@
+"""Files of weights from strangers: no code of a pickle runs, what is spoilt or of another family is one line, and nothing is left."""
+
+import contextlib
+import json
+import os
+import pickle
+import shutil
+import struct
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ROOT, examples
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
+
+from filip_jax.cli import main
+from filip_jax.errors import UserError
+from filip_jax.weights import torch_pickle, torch_zip
+from filip_jax.weights.tensors import MAX_HEADER_BYTES, open_weights
+from filip_jax.weights.torch_pickle import NotPlain, Tensor, parse_pickle
+
+FOLDERS = ROOT / "tests/weights"
+EPOCH = FOLDERS / "open_clip_epoch/epoch_1.pt"
+STORAGES = {"float32": "FloatStorage", "float16": "HalfStorage", "bfloat16": "BFloat16Storage", "int64": "LongStorage"}
+
+
+def text(value):
+    data = value.encode()
+    return b"X" + struct.pack("<I", len(data)) + data
+
+
+def number(value):
+    return b"J" + struct.pack("<i", value)
+
+
+def described(value, storages):
+    """The opcodes of a value as torch.save writes them; arrays become storages of their own."""
+    if isinstance(value, dict):
+        items = b"".join(described(key, storages) + described(each, storages) for key, each in value.items())
+        return b"}(" + items + b"u"
+    if isinstance(value, np.ndarray):
+        storages.append(value)
+        kind, shape = STORAGES[value.dtype.name], b"".join(map(number, value.shape))
+        strides = b"".join(number(stride // value.itemsize) for stride in value.strides)
+        storage = b"(" + text("storage") + f"ctorch\n{kind}\n".encode() + text(str(len(storages) - 1)) + text("cpu")
+        storage += number(value.size) + b"tQ"
+        view = storage + number(0) + b"(" + shape + b"t(" + strides + b"t\x89ccollections\nOrderedDict\n)R"
+        return b"ctorch._utils\n_rebuild_tensor_v2\n(" + view + b"tR"
+    return {str: text, int: number, float: lambda x: b"G" + struct.pack(">d", x)}[type(value)](value)
+
+
+def pickled(value, storages):
+    return b"\x80\x02" + described(value, storages) + b"."
+
+
+def torch_file(file, data, storages=(), top="archive", method=zipfile.ZIP_STORED, **members):
+    with zipfile.ZipFile(file, "w", method) as archive:
+        archive.writestr(f"{top}/data.pkl", data)
+        archive.writestr(f"{top}/byteorder", "little")
+        for n, array in enumerate(storages):
+            archive.writestr(f"{top}/data/{n}", array.tobytes("A"))
+        for name, content in members.items():
+            archive.writestr(f"{top}/{name}", content)
+    return file
+
+
+def saved(file, value, **options):
+    storages = []
+    return torch_file(file, pickled(value, storages), storages, **options)
+
+
+def test_what_torch_writes_is_read(tmp_path):
+    """Nested dicts, tensors that are views, prefixes, types; what stands beside the weights is named."""
+    arrays = {
+        "module._orig_mod.a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "module._orig_mod.b": np.arange(6, dtype=np.float32).reshape(3, 2).T,
+        "module._orig_mod.c": np.array(3, np.float16),
+        "module._orig_mod.d": np.arange(3).astype(jnp.bfloat16),
+        "module._orig_mod.e": np.zeros((0, 2), np.int64),
+    }
+    content = {
+        "epoch": 3,
+        "name": "x",
+        "state_dict": arrays,
+        "state_dict_ema": {k: np.asarray(v + v) for k, v in arrays.items()},
+    }
+    with open_weights(
+        saved(tmp_path / "a.pt", content | {"optimizer": {"state": {0: {"step": np.ones(1)[0].item()}}}})
+    ) as weights:
+        for name, array in arrays.items():
+            found = weights.tensors[name.rpartition(".")[2]]
+            assert found.shape == array.shape and found.dtype == array.dtype.name
+            np.testing.assert_array_equal(found.read(), array + array)
+        assert weights.beside.keys() == {"epoch", "name", "state_dict", "optimizer"}
+        assert len(weights.notes) == 3 and "state_dict_ema" in weights.notes[0]
+
+
+def test_a_file_of_open_clips_training_is_read():
+    with open_weights(EPOCH) as weights:
+        assert "visual.conv1.weight" in weights.tensors and {"epoch", "optimizer", "scaler"} <= weights.beside.keys()
+        assert all(stored.read().shape == stored.shape for stored in weights.tensors.values())
+
+
+CODE = [
+    b"cos\nsystem\n(X\x04\x00\x00\x00trueItR",
+    b"cbuiltins\neval\n(X\x01\x00\x00\x001tR",
+    b"ctorch\nload\n(X\x01\x00\x00\x001tR",
+    b"ctorch._utils\n_rebuild_tensor_v2\n(cos\nsystem\nK\x00))tR",
+    b"(X\x02\x00\x00\x00osX\x06\x00\x00\x00system\x93",
+    b"(S'true'\nios\nsystem\n",
+    b"ccollections\nOrderedDict\n)\x81",
+    b"ctorch\nFloatStorage\n)R",
+    b"}X\x01\x00\x00\x00a}b",
+    b"\x82\x01",
+    b"P1\n",
+]
+
+
+@pytest.mark.parametrize("code", CODE, ids=repr)
+def test_what_could_run_is_refused(code, tmp_path):
+    with pytest.raises(UserError, match="holds more than tensors.*If you trust"):
+        with open_weights(torch_file(tmp_path / "a.pt", b"\x80\x02" + code + b".")):
+            pass
+
+
+class Canary:
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_pickle_with_code_runs_nothing(protocol, tmp_path, capsys):
+    sang = tmp_path / "sang"
+    data = pickle.dumps({"visual.conv1.weight": Canary(str(sang))}, protocol)
+    pickle.loads(data)
+    sang.rmdir()  # it can sing
+    for name in ("archive.pt", "folder/pytorch_model.bin"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        torch_file(tmp_path / name, data)
+    for source in ("archive.pt", "folder"):
+        assert main(["import", str(tmp_path / source), f"--output={tmp_path}/run"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert not sang.exists() and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("data, what", [
+    (b"\x80\x02" + b"]" * 20_000_000, "at most 16777216 are read"),
+    (b"\x80\x02}(" + b"".join(b"J" + struct.pack("<i", -n) + b"N" for n in range(9)) + b"u.", "a key of the type int"),
+    (b"\x80\x02}(" + b"\x85" * 9 + b"Nu.", "damaged"),
+    (b"\x80\x02}(" + b")\x85" * 40_000 + b"Nu.", "damaged"),
+    (b"\x80\x02}(" + b")" + b"\x85" * 40_000 + b"Nu.", "a key of the type tuple"),
+    (b"\x80\x02Nr\xff\xff\xff\xff.", "numbers a value"),
+    (b"\x80\x02h\x05.", "damaged"),
+    (b"\x80\x02X\xff\xff\xff\xffa.", "damaged"),
+    (b"\x80\x02.", "damaged"),
+    (b"\x80\x02NN.", "damaged"),
+    (b"\x80\x02}", "damaged"),
+    (b"", "damaged"),
+], ids=lambda value: repr(value)[:30])  # fmt: skip
+def test_work_and_memory_of_a_pickle_are_bounded(data, what):
+    with pytest.raises(NotPlain, match=what):
+        parse_pickle(data)
+
+
+def test_the_work_of_a_pickle_is_bounded(monkeypatch):
+    monkeypatch.setattr(torch_pickle, "MAX_OPCODES", 1000)
+    with pytest.raises(NotPlain, match="more than 1000 opcodes"):
+        parse_pickle(b"\x80\x02" + b"(" * 2000 + b".")
+
+
+def test_a_dict_that_holds_itself_is_walked_once(tmp_path):
+    data = b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s."
+    with pytest.raises(UserError, match="no dict of weights"), open_weights(torch_file(tmp_path / "a.pt", data)):
+        pass
+
+
+TENSOR = {"a": np.arange(8, dtype=np.float32)}
+DATA = pickled(TENSOR, [])
+HOSTILE = {  # what is changed in the pickle of eight numbers
+    "another size of the storage": (number(8) + b"tQ", number(1 << 30) + b"tQ"),
+    "an offset": (b"tQ" + number(0), b"tQ" + number(1)),
+    "a negative offset": (b"tQ" + number(0), b"tQ" + number(-1)),
+    "a larger shape": (b"(" + number(8) + b"t(", b"(" + number(9) + b"t("),
+    "unfolded by a stride of 0": (number(8) + b"t(" + number(1), number(1 << 30) + b"t(" + number(0)),
+    "a wide stride": (b"t(" + number(1) + b"t", b"t(" + number(2) + b"t"),
+    "another file": (text("0") + text("cpu"), text("../../etc/passwd") + text("cpu")),
+    "a negative size": (b"(" + number(8) + b"t(", b"(" + number(-8) + b"t("),
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
+def test_a_tensor_lies_in_its_storage(change, tmp_path):
+    assert DATA.count(change[0]) == 1
+    with pytest.raises(UserError, match="damaged"):
+        with open_weights(torch_file(tmp_path / "a.pt", DATA.replace(*change), TENSOR.values())) as weights:
+            weights.tensors["a"].read()
+
+
+def test_many_tensors_of_one_storage_do_not_unfold(tmp_path):
+    one = described(np.zeros(50_000, np.float32), [])
+    data = b"\x80\x02}(" + b"".join(text(str(n)) + one for n in range(9)) + b"u."
+    with pytest.raises(UserError, match="its tensors 1800000"):
+        with open_weights(torch_file(tmp_path / "a.pt", data, [np.zeros(50_000, np.float32)])):
+            pass
+
+
+@pytest.mark.parametrize("make, what", [
+    (lambda file: saved(file, TENSOR, method=zipfile.ZIP_DEFLATED), "compressed"),
+    (lambda file: saved(file, TENSOR, **{"constants.pkl": b""}), "program of torch.jit.*torch.jit.load"),
+    (lambda file: saved(file, {"epoch": 3}), "no dict of weights"),
+    (lambda file: torch_file(file, b"\x80\x02N."), "no dict of tensors"),
+    (lambda file: saved(file, TENSOR, top="a/b"), "no data.pkl"),
+    (lambda file: file.write_bytes(torch_zip.LEGACY + b"\x80"), "before 1.6.*weights_only=True"),
+    (lambda file: file.write_bytes(b"\x80\x04N."), "neither a safetensors file nor a zip"),
+    (lambda file: file.write_bytes(torch_zip.ZIP), "damaged"),
+    (lambda file: file.write_bytes(EPOCH.read_bytes()[:-1000]), "damaged"),
+    (lambda file: file.write_bytes(EPOCH.read_bytes()[1000:]), "neither|damaged"),
+], ids=range(10))  # fmt: skip
+def test_other_zips_and_older_files_are_one_line(make, what, tmp_path):
+    file = tmp_path / "a.pt"
+    make(file)
+    with pytest.raises(UserError, match=what), open_weights(file) as weights:
+        [stored.read() for stored in weights.tensors.values()]
+
+
+def test_a_zip_of_many_members_is_not_held(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.comment = b"x"
+        for n in range(1000):
+            archive.writestr(f"archive/{n:0>5000}", b"")
+    with pytest.raises(UserError, match="its directory has more than"), open_weights(tmp_path / "a.pt"):
+        pass
+
+
+with zipfile.ZipFile(EPOCH) as archive:
+    [PICKLE] = [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
+
+
+@examples(60)
+@given(st.lists(st.tuples(st.integers(0, len(PICKLE) - 1), st.binary(min_size=1, max_size=3)), min_size=1, max_size=4))
+def test_any_change_of_a_pickle_is_plain_or_refused(changes):
+    data = bytearray(PICKLE)
+    for place, new in changes:
+        data[place : place + len(new)] = new
+    with contextlib.suppress(NotPlain):
+        found = parse_pickle(bytes(data))
+        assert type(found) in (
+            dict,
+            list,
+            tuple,
+            str,
+            int,
+            float,
+            bool,
+            type(None),
+            Tensor,
+            torch_pickle.Global,
+            torch_pickle.Storage,
+        )
+
+
+ARCHIVE = EPOCH.read_bytes()
+ENDS = [*range(200), *range(len(ARCHIVE) - 3000, len(ARCHIVE))]
+
+
+@examples(24)
+@given(st.lists(st.tuples(st.sampled_from(ENDS), st.binary(min_size=1, max_size=4)), min_size=1, max_size=3))
+def test_any_change_of_a_zip_is_read_or_one_line(tmp_path_factory, changes):
+    data = bytearray(ARCHIVE)
+    for place, new in changes:
+        data[place : place + len(new)] = new
+    file = tmp_path_factory.mktemp("zip") / "a.pt"
+    file.write_bytes(data[: len(ARCHIVE)])
+    with contextlib.suppress(UserError), open_weights(file) as weights:
+        [stored.read() for stored in weights.tensors.values()]
+    file.unlink()
+
+
+# Whole imports of spoilt copies of a folder.
+
+
+def change_tensors(change):
+    def spoil(folder):
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors")
+
+    return spoil
+
+
+def change_json(name, **changes):
+    def spoil(folder):
+        content = json.loads((folder / name).read_text())
+        for key, value in changes.items():
+            section, _, last = key.rpartition("__")
+            (content[section] if section else content)[last] = value
+        (folder / name).write_text(json.dumps(content))
+
+    return spoil
+
+
+def cut(folder):
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(200_000)
+
+
+def large_header(folder):
+    file = folder / "model.safetensors"
+    with file.open("wb") as handle:
+        handle.write((100_000_000).to_bytes(8, "little"))
+        handle.truncate(100_000_100)
+
+
+def link_out(folder):
+    os.rename(folder / "model.safetensors", folder.parent / "elsewhere.safetensors")
+    (folder / "model.safetensors").symlink_to("../elsewhere.safetensors")
+
+
+def index(weight_map):
+    def spoil(folder):
+        shutil.move(folder / "model.safetensors", folder / "model-1.safetensors")
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    return spoil
+
+
+LOGIT, NORM = "logit_scale", "text_model.final_layer_norm.bias"
+LAYER = "vision_model.encoder.layers.1.mlp.fc1.weight"
+SPOILT = {
+    "cut": (cut, "damaged"),
+    "empty": (lambda folder: (folder / "model.safetensors").write_bytes(b""), "damaged"),
+    "a header of 100 MB": (large_header, f"header has 100000000 bytes; at most {MAX_HEADER_BYTES}"),
+    "a tensor is missing": (change_tensors(lambda x: x.pop(NORM)), f"lacks {NORM}"),
+    "the scale is missing": (change_tensors(lambda x: x.pop(LOGIT)), "no number 'logit_scale'"),
+    "a layer is missing": (change_tensors(lambda x: [x.pop(n) for n in list(x) if ".layers.1.layer_norm1" in n]), "depth"),
+    "a tensor more": (change_tensors(lambda x: x.update(extra=np.ones(3))), "holds extra, which the family does not know"),
+    "another shape": (change_tensors(lambda x: x.update({NORM: np.ones(7, np.float32)})), r"\[7\] cannot become text/post_norm/bias \[30\]"),
+    "another layer": (change_tensors(lambda x: x.update({LAYER: x[LAYER].T})), "cannot become image/transformer/blocks/mlp_in/kernel"),
+    "NaN": (change_tensors(lambda x: x[LAYER].__setitem__((3, 3), np.nan)), "NaN or infinity"),
+    "an infinite scale": (change_tensors(lambda x: x.update({LOGIT: np.array(np.inf, np.float32)})), "logit_scale=inf is out of range"),
+    "whole numbers": (change_tensors(lambda x: x.update({NORM: np.ones(30, np.int64)})), "of the type int64"),
+    "another config": (change_json("config.json", vision_config__hidden_size=60), "width=60, but the weights have 45"),
+    "another activation": (change_json("config.json", text_config__hidden_act="relu"), "relu.*which a tower can have"),
+    "an epsilon of text": (change_json("config.json", text_config__layer_norm_eps="1"), "is not of the type float"),
+    "heads that do not divide": (change_json("config.json", text_config__num_attention_heads=7), "does not split into heads=7"),
+    "a section that is none": (change_json("config.json", text_config=[]), "is no section but list"),
+    "another model type": (change_json("config.json", model_type="blip"), "model_type='blip', of which no family"),
+    "two families": (
+        lambda folder: (folder / "open_clip_config.json").write_text("{}"),
+        "can be read as open_clip or hf_clip .*choose one with --family",
+    ),
+    "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
+    "another scale of pixels": (change_json("processor_config.json", image_processor__rescale_factor=1.0), "is not 1/255"),
+    "another interpolation": (change_json("processor_config.json", image_processor__resample=1), "resample=1 is neither"),
+    "a tokenizer of more ids": (change_tensors(lambda x: x.update({n: x[n][:90] for n in x if "token_embedding" in n})), "vocab_size=100, but the weights have 90"),
+    "a link out": (link_out, "link that leads out of its folder"),
+    "an index that leads out": (index({"a": "../elsewhere.safetensors"}), "does not name safetensors files of its folder"),
+    "an index of another file": (index({"a": "model-2.safetensors"}), "which is not there"),
+    "an index of other names": (index({"a": "model-1.safetensors"}), "does not fit its files"),
+    "an empty folder": (lambda folder: [file.unlink() for file in folder.iterdir()], "holds no weights"),
+    "several files": (lambda folder: [(folder / n).touch() for n in ("a.pt", "b.pt")] and (folder / "model.safetensors").unlink(), "several files"),
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "in").mkdir()
+    return shutil.copytree(FOLDERS / "hf_clip_gelu", tmp_path / "in/clip")
+
+
+DEAR = {
+    "another shape",
+    "another layer",
+    "whole numbers",
+    "a tensor more",
+    "a tokenizer of more ids",
+}  # a cheaper row does the same
+
+
+@pytest.mark.parametrize(
+    "spoil, what",
+    [pytest.param(*row, id=name, marks=[pytest.mark.slow] * (name in DEAR)) for name, row in SPOILT.items()],
+)
+def test_a_spoilt_folder_is_one_line_and_leaves_nothing(spoil, what, folder, tmp_path, capsys):
+    spoil(folder)
+    assert main(["import", str(folder), f"--output={tmp_path}/run"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    with pytest.raises(UserError, match=what):
+        raise UserError(said)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("words, what", [
+    (["openai/clip-vit-base-patch32"], "hf download openai/clip-vit-base-patch32 --local-dir=clip-vit-base-patch32"),
+    (["nothing.safetensors"], "no such file or folder"),
+    (["FOLDER", "--family=clip"], "--family=clip is not one of open_clip, hf_clip"),
+    (["FOLDER", "--family=hf_siglip"], "no 'vision_model.head.probe'|shape|lacks"),
+    (["FOLDER", "--family=open_clip"], "no 'visual.conv1.weight'"),
+    (["FOLDER/model.safetensors"], "comes without config.json"),
+    (["OPENAI", "--model=ViT-B-32"], "patch_size=32, but the weights have 7"),
+    (["OPENAI", "--model=RN50"], "is no ViT of open_clip"),
+    (["OPENAI"], "does not tell its activation"),
+    (["OPENAI", "--model=ViT-B-7-quickgelu"], "not CLIP's 49408: give its tokenizer.json"),
+    (["FOLDER", "--tokenizer=nothing.json"], "--tokenizer=nothing.json: no such file"),
+    (["FOLDER", "--output=gs://bucket/run"], "give a folder of this machine"),
+    (["FOLDER", "--output=FOLDER"], "is there already"),
+])  # fmt: skip
+def test_mistakes_of_the_command_are_one_line(words, what, folder, tmp_path, capsys):
+    places = {"FOLDER": str(folder), "OPENAI": str(FOLDERS / "open_clip_openai_wide")}
+    for name, place in places.items():
+        words = [word.replace(name, place) for word in words]
+    output = [] if any(word.startswith("--output") for word in words) else [f"--output={tmp_path}/run"]
+    assert main(["import", *words, *output]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    with pytest.raises(UserError, match=what):
+        raise UserError(said)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.slow
+def test_an_import_that_cannot_be_written_leaves_nothing(folder, tmp_path, monkeypatch, capsys):
+    def fail(self, *arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("filip_jax.weights.output.CheckpointWriter.save", fail)
+    assert main(["import", str(folder), f"--output={tmp_path}/deep/run"]) == 2
+    assert not list((tmp_path / "deep").iterdir()) and "No space" in capsys.readouterr().err
+
+
+def test_safetensors_types_and_io(tmp_path):
+    save_file({"a": np.ones(2, jnp.bfloat16)}, tmp_path / "a.safetensors")
+    with open_weights(tmp_path / "a.safetensors") as weights:
+        assert weights.tensors["a"].dtype == "bfloat16" and weights.tensors["a"].read().dtype == jnp.bfloat16
+    with pytest.raises(OSError, match="no regular file"), open_weights(tmp_path):
+        pass
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(OSError, match="no regular file"), open_weights(tmp_path / "pipe.safetensors"):
+        pass
