@@ -35,19 +35,21 @@ def outputs(run: Run, images: np.ndarray, ids: np.ndarray | None) -> dict[str, n
         return call(DualEncoder, config, "model", needs=run.objectives.needs, rngs=nnx.Rngs(key))
 
     graphdef, shapes = nnx.split(nnx.eval_shape(build, jax.random.key(0)))
-    own = nnx.restore_int_paths({name: parameters[name] for name in nnx.to_pure_dict(shapes)})
-    with jax.default_matmul_precision("highest"):
-        model, found = nnx.merge(graphdef, own), {}
-        kept = []
+    names = nnx.to_pure_dict(shapes)
+
+    @jax.jit
+    def encode(own, images, ids):
+        model, kept = nnx.merge(graphdef, nnx.restore_int_paths(own)), []
         model.image.post_norm = _Kept(model.image.post_norm, kept)
-        image = model.image(images)
-        found |= dict(image_tokens=kept[0], image_pooled=image.pooled)
-        if ids is not None:
-            text = model.text(ids)
-            found |= dict(text_tokens=text.tokens, text_pooled=text.pooled)
-            for side, features in (("image", image), ("text", text)):
-                project = getattr(model, f"{side}_pooled_projection") or getattr(model, f"{side}_projection")
-                found[f"{side}_features"] = project(features.pooled)
+        sides = dict(image=model.image(images)) | ({} if ids is None else dict(text=model.text(ids)))
+        found = dict(image_tokens=kept[0])
+        for side, features in sides.items():
+            project = getattr(model, f"{side}_pooled_projection") or getattr(model, f"{side}_projection")
+            found |= {f"{side}_pooled": features.pooled, f"{side}_features": project(features.pooled)}
+        return found | (dict(text_tokens=sides["text"].tokens) if "text" in sides else {})
+
+    with jax.default_matmul_precision("highest"):
+        found = encode({name: parameters[name] for name in names}, images, ids)
     return {name: np.asarray(value, np.float32) for name, value in found.items()}
 
 
@@ -84,7 +86,7 @@ def main():
         with np.load(arguments.folder / "outputs.npz") as file:
             golden = dict(file)
         found = outputs(run, golden["images"], golden.get("ids"))
-        found["picture_resized"] = next(model.views([Image.fromarray(golden["picture"])])).pixels
+        found["picture_resized"] = next(model.views([Image.fromarray(golden["picture"])]))
         for name in found:
             if name in golden:
                 difference = np.abs(golden[name].astype(np.float64) - found[name])
@@ -93,7 +95,7 @@ def main():
     images = np.random.default_rng(0).integers(0, 256, (3, model.image_size, model.image_size, 3), dtype=np.uint8)
     ids, _ = model.tokenizer.encode(TEXTS, model.text_length)
     found = dict(images=images, ids=ids, texts=np.array(TEXTS), picture=picture()) | outputs(run, images, ids)
-    found["picture_resized"] = next(model.views([Image.fromarray(found["picture"])])).pixels
+    found["picture_resized"] = next(model.views([Image.fromarray(found["picture"])]))
     np.savez_compressed(arguments.folder / "outputs.npz", **found)
     print(f"{arguments.folder / 'outputs.npz'}: {', '.join(found)}")
 
