@@ -9,7 +9,7 @@ from conftest import ROOT
 
 PAGES = sorted(
     str(path.relative_to(ROOT))
-    for pattern in ("*.md", "docs/*.md", "launch/*.md", "configs/*.md", "tests/README.md", ".github/*.md")
+    for pattern in ("*.md", "docs/*.md", "launch/*.md", "tests/README.md", ".github/*.md")
     for path in ROOT.glob(pattern)
 )
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
