@@ -232,6 +232,7 @@ def test_numbers_of_another_task_are_not_compared(run, evaluated, capsys):
     assert "step 12 is the best of 1 by val/image_to_text_R@1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_baselines_of_other_data_are_forgotten_and_again_counts_them_anew(run, monkeypatch):
     section = {"val": json.loads((run / "config.json").read_text())["evals"]["val"] | {"examples": 8}}
     neighbours = {"source": section["val"]["source"], "examples": 8}
@@ -351,6 +352,7 @@ def test_a_run_that_goes_back_is_evaluated_anew(run, monkeypatch):
     assert calls == [8, "back", 8]
 
 
+@pytest.mark.slow
 def test_a_watch_from_the_newest_leaves_out_what_was_before_and_ends_when_nothing_comes(run, evaluated, monkeypatch):
     monkeypatch.setattr(watch, "POLL", 0.01)
     shutil.rmtree(run / "checkpoints/12")

@@ -367,6 +367,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path, uninterrupted):
     script, output = tmp_path / "killed.py", tmp_path / "out"
     script.write_text(KILLED)

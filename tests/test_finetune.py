@@ -120,6 +120,7 @@ def test_a_step_has_the_loss_and_gradient_of_the_definition(
         np.testing.assert_allclose(gradient[path], leaf, atol=1e-5 * worst, err_msg=path)
 
 
+@pytest.mark.slow
 def test_pairs_train_by_the_same_program_as_before_there_was_a_choice(config):
     bare = {name: value for name, value in config["objectives"]["filip"].items() if name != "positives"}
     programs, batches = [], []

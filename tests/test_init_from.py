@@ -561,6 +561,7 @@ def locked(first):
     return folder / "locked", said.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.smoke
 def test_a_locked_image_tower_stays_what_it_was(first, locked):
     folder, config = first

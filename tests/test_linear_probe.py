@@ -300,6 +300,7 @@ def test_sgd_behind_a_normalised_batch_is_the_definition(mesh):
     np.testing.assert_allclose(FEATURES @ found["weight"] + found["bias"], expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_sgd_separates_the_toy_the_same_on_any_devices_and_threads(root):
     found = []
     for mesh, threads in ((1, 1), 1), ((2, 4), 3):

@@ -435,7 +435,7 @@ KINDS = {
     "link out": lambda path: os.symlink("/etc/hostname", path),
     "link to nothing": lambda path: os.symlink("nothing", path),
     "link to itself": lambda path: os.symlink(os.path.basename(path), path),
-    "hole": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), (1 << 32) if whole_tier() else 1 << 30),
+    "hole": lambda path: os.truncate(os.open(path, os.O_CREAT | os.O_RDWR), (1 << 32) if whole_tier() else 1 << 27),
 }
 
 

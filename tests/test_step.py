@@ -145,6 +145,7 @@ def test_a_locked_tower_has_neither_a_backward_pass_nor_state(demo_config, locke
     assert paths_of_state and not any(f"['{locked}']" in path for path in paths_of_state)
 
 
+@pytest.mark.slow
 def test_a_frozen_tower_stays_and_the_average_follows(config):
     frozen = small(config, **{"optimizer.learning_rate_rules": (("image/.*", 0.0), (".*", 1.0))})
     _, first, last = run(frozen, make_devices_mesh(1, 1), ema_decay=0.9, steps=1)

@@ -107,6 +107,7 @@ def test_encoders_are_exported_for_any_number_of_images_or_texts(modality, kind)
         np.testing.assert_allclose(given, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_list_of_blocks_is_not_taken_for_stacked_layers():
     """Each kernel of the stem has a trust ratio of its own, and may be split along any axis."""
     model = model_of("conv_vit", "transformer")
