@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,20 +38,44 @@ ALPHABET = ("abcdefghijklmnopqrstuvwxyz", "0123456789")
 FRESH = re.compile(r"text/.*|(image|text)_pooled_projection/.*|objectives/.*")
 
 
-def import_weights(source: str, output: str, *, family: str = "", model: str = "", tokenizer: str = "") -> None:
+def import_weights(source: str, output: str, **options: str) -> None:
     """Make a workdir of public weights, and say what became of every name.
 
     Args:
         source: a file of weights, or a folder with their config.
         output: the workdir; nothing is there yet.
-        family: one of `FAMILIES`, where source does not tell.
-        model: a name of open_clip's, or a JSON file of its model_configs, where source does not tell.
-        tokenizer: the file of the tokenizer, where source has none.
+        options: of `read_weights`.
 
     Raises:
         UserError: source is none of these, damaged, or holds names that the family does not have. Nothing is written.
     """
-    place, where = check_output(output), _place(source)
+    place = check_output(output)
+    write_workdir(place, read_weights(source, **options, say=show))
+    show(f"wrote {output}: for filip eval, filip align, load_model and init_from.path")
+
+
+def read_weights(
+    source: str,
+    *,
+    family: str = "",
+    model: str = "",
+    tokenizer: str = "",
+    pieces: Tokenizer | None = None,
+    say: Callable[..., None],
+) -> Imported:
+    """Return what a workdir is written of.
+
+    Args:
+        family: one of `FAMILIES`, where source does not tell.
+        model: a name of open_clip's, or a JSON file of its model_configs, where source does not tell.
+        tokenizer: the file of the tokenizer, where source has none.
+        pieces: the tokenizer, instead of a file.
+        say: takes the choices and all names, a line each.
+
+    Raises:
+        UserError: see `import_weights`.
+    """
+    where = _place(source)
     folder = where if where.is_dir() else None
     configs = _configs(where) if folder else {}
     name, why = _by_config(where, configs, family)
@@ -60,12 +84,14 @@ def import_weights(source: str, output: str, *, family: str = "", model: str = "
         name, why = (name, why) if name else _by_names(where, weights)
         found = Found(where, folder, configs, weights.tensors, from_user(model))
         plan = FAMILIES[name].plan(found)
-        pieces, section, evidence = _tokenizer(plan, found, from_user(tokenizer))
+        pieces, section, evidence = (
+            (pieces, {}, []) if pieces else plan.tokenizer or _tokenizer(plan, found, from_user(tokenizer))
+        )
         config = _config(plan, section, pieces)
         objectives = make_objectives(config["objectives"])
         network = make_model(objectives.needs, **config["model"])
         shown = [Evidence("family", name, why), *plan.evidence, *evidence]
-        unused = _say(plan, network, objectives, weights, shown)
+        unused = _say(plan, network, objectives, weights, shown, say)
         parameters = _read(plan, network, objectives, weights)
         notes = {
             "family": name,
@@ -75,8 +101,7 @@ def import_weights(source: str, output: str, *, family: str = "", model: str = "
             "types": Counter(weights.tensors[each].dtype for each in weights.tensors if each not in unused),
         }
         metadata = network.metadata | objectives.metadata
-        write_workdir(place, Imported(config, parameters, metadata, pieces.model, weights.files, folder, notes))
-    show(f"wrote {output}: for filip eval, filip align, load_model and init_from.path")
+        return Imported(config, parameters, metadata, pieces.model, weights.files, folder, notes)
 
 
 def _place(source: str) -> Path:
@@ -157,7 +182,7 @@ def _config(plan: Plan, tokenizer: Mapping[str, Any], pieces: Tokenizer) -> dict
         total_steps=0,
         tokenizer=dict(tokenizer),
         data=dict(image_size=plan.image["image_size"], text_length=text["length"]),
-        model=model,
+        model=model | plan.model,
         objectives=plan.objectives or dict(clip=dict(kind="clip", weight=1.0)),
         evals={},
     )
@@ -167,7 +192,9 @@ def _shapes(network: Model, objectives: Objectives) -> dict[str, jax.ShapeDtypeS
     return flatten(jax.eval_shape(partial(init_parameters, network, objectives), jax.random.key(0)))
 
 
-def _say(plan: Plan, network: Model, objectives: Objectives, weights: Weights, shown: list[Evidence]) -> dict[str, str]:
+def _say(
+    plan: Plan, network: Model, objectives: Objectives, weights: Weights, shown: list[Evidence], say: Callable[..., None]
+) -> dict[str, str]:
     """Print the choices and every name; return the names that are not used, with what they are.
 
     Raises:
@@ -189,7 +216,7 @@ def _say(plan: Plan, network: Model, objectives: Objectives, weights: Weights, s
         lines += [f"fresh: {report.some(fresh)}: the source holds images alone; init_from.rules take 'image/.*'"]
     lines += [f"missing: {name}" for name in report.grouped(missing)]
     lines += [f"unknown: {name}" for name in report.grouped(unknown)]
-    show(*map(one_line, lines))
+    say(*map(one_line, lines))
     if missing:
         raise UserError(f"{weights.files[0]} lacks {report.some(missing)}: it is of another family, or not whole")
     if unknown:
