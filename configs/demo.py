@@ -90,7 +90,7 @@ def get_config(variant: str = "filip") -> ConfigDict:
             learning_rate_rules=(),
         ),
         ema_decay=0.0,
-        init_from=dict(path="", rules=()),
+        init_from=dict(path="", rules=(), state=False, teacher=dict(path="", rules=())),
         checkpoint=dict(every_steps=20 if quick else 50, every_minutes=0.0, keep_last=2, keep_every_steps=0),
         processes=dict(
             stop_signals=("SIGTERM", "SIGUSR1"), heartbeat_seconds=100, start_seconds=300, hang_seconds=600.0

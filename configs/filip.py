@@ -95,7 +95,9 @@ def get_config(variant: str = "base") -> ConfigDict:
             learning_rate_rules=(),  # multipliers; 0 freezes: ((r"image/.*", 0.0),) locks the image tower
         ),
         ema_decay=0.0,
-        init_from=dict(path="", rules=()),  # parameters of another run to begin with: see train/init_from.py
+        init_from=dict(  # parameters of another run to begin with, see train/init_from.py
+            path="", rules=(), state=False, teacher=dict(path="", rules=())
+        ),
         checkpoint=dict(every_steps=1_000, every_minutes=30.0, keep_last=3, keep_every_steps=50_000),
         processes=dict(
             stop_signals=("SIGTERM", "SIGUSR1"),  # save and end with exit code 42: start again to go on

@@ -8,6 +8,8 @@ the config's value. A section that chooses is one line in `CHOICES`. The tables 
 
 import ast
 import inspect
+import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +17,10 @@ from itertools import groupby
 from typing import Any
 
 from filip_jax.errors import UserError
-from filip_jax.sections import options_of
+from filip_jax.sections import near, options_of
+
+OPTION = re.compile(r"[A-Za-z]\w*(-\w+)*")  # a name, or what people write for one
+TRUTH = {"true": True, "1": True, "false": False, "0": False}  # as absl reads it in a config's other values
 
 
 @dataclass(frozen=True)
@@ -42,33 +47,57 @@ class Choice:
         """Return the section for "KIND key=value …". Options without a default come from the old section.
 
         Raises:
-            UserError: a word without "=", or a key twice, as a shell makes of a path whose braces it spreads.
+            UserError: an option where the kind belongs, a word that is no key=value, or a key twice, as a shell makes of a
+                path whose braces it spreads.
         """
         kind, options = words[0], self.options(words[0])
+        if "=" in kind:
+            raise UserError(
+                f"{kind!r} stands where the kind belongs: name one of {', '.join(self.kinds)} before its options"
+            )
         section = {self.key: kind}
         for word in words[1:]:
             name, equals, text = word.partition("=")
-            if not equals or not name:
-                raise UserError(f"{word!r} is not key=value, as in: {kind} {next(iter(options), 'key')}={word}")
+            if not equals or not OPTION.fullmatch(name):
+                raise UserError(f"{word!r} is not key=value, as in: {kind} {self._example(kind, word)}")
             if name in section:
-                raise UserError(
-                    f"{word}: {name} stands there twice; braces need quotation marks: 'path=DATA/{{0..9}}.tar'"
-                )
+                is_text = name in options and options[name].annotation is str
+                braces = "; braces need quotation marks: 'path=DATA/{0..9}.tar'" if is_text else ""
+                raise UserError(f"{word}: {name} stands there twice{braces}")
             section[name] = self.value(kind, name, text)
         required = [name for name, p in options.items() if p.default is p.empty]
         return {name: old[name] for name in required if name in old} | section
 
+    def _example(self, kind: str, word: str) -> str:
+        """Return how an option is written, with the word that stands in its place where it may be a part of it."""
+        options = self.options(kind)
+        first = next(iter(options), "key")
+        if word in options:
+            return f"{word}=VALUE"
+        is_value = "=" not in word and first in options and options[first].annotation is str
+        return f"{first}={word}" if is_value else f"{first}=VALUE"
+
     def value(self, kind: str, name: str, text: str) -> Any:
-        """Return the value of an option given as text: a text or words where the kind takes them, else a Python literal."""
+        """Return the value of an option given as text: what the kind takes of texts, words and truth values, else a literal."""
         option = self.options(kind).get(name)
-        if option is not None and option.annotation is str:
+        takes = None if option is None else option.annotation
+        if takes is str:
             return text
-        if option is not None and option.annotation == Sequence[str] and text[:1] not in ("(", "["):
-            return tuple(word for word in text.split(",") if word)
+        if takes is bool and text.lower() in TRUTH:
+            return TRUTH[text.lower()]
+        is_list = text[:1] in ("(", "[")
+        if takes == Sequence[str] and not is_list:
+            return _parts(text)
         try:
             return ast.literal_eval(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):  # of Python's parser, for what is nested deeply
-            return text
+            is_plain = is_list and not set(text[1:-1]) & set("()[]")  # a list whose quotation marks a shell has eaten
+            return _parts(text[1:-1]) if takes == Sequence[str] and is_plain else text
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    """Return what stands between commas."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def _sources() -> Choice:
@@ -144,19 +173,39 @@ def is_choice(key: str) -> bool:
     return bool(_find(key) or _find(f"{key}.*"))
 
 
+def split_words(text: str) -> list[str]:
+    """Return the words of a text, as a shell parts them.
+
+    Raises:
+        UserError: a quotation mark is not closed.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{text!r}: {error}") from error
+
+
 def section_of(key: str, words: Sequence[str], old: Mapping[str, Any]) -> dict[str, Any]:
     """Return the section that words choose in place of an old one; `key` must be one of which `is_choice` is true.
 
     Raises:
-        UserError: no word, a name stands there twice, or as `Choice.section`.
+        UserError: no word, a name stands there twice, an unknown kind where there may be several, or as `Choice.section`.
     """
+    words = [*split_words(words[0]), *words[1:]] if words else []  # a kind has no blank: its options are quoted with it
     if not words:
         raise UserError(f"--config.{key}: name a kind, and its options behind it as key=value")
     if choice := choice_of(key):
         return choice.section(words, old)
     choice, sections = CHOICES[f"{key}.*"](), dict[str, Any]()
+    words = [part for word in words for part in ([word] if "=" in word else re.findall(r"\+|[^+]+", word))]
     for part in (list(part) for is_plus, part in groupby(words, "+".__eq__) if not is_plus):
         name, _, kind = part[0].rpartition("=")
+        together = f"several stand with + between them, as in: {' + '.join([*choice.kinds][:2])}"
+        if kind not in choice.kinds:
+            close = near(kind, choice.kinds)
+            raise UserError(f"--config.{key}: {kind!r} is not one of {', '.join(choice.kinds)}{close}; {together}")
+        if strays := [word for word in part[1:] if word in choice.kinds]:
+            raise UserError(f"--config.{key}: {strays[0]!r} is no option of {kind}; {together}")
         if (name := name or kind) in sections:
             raise UserError(f"--config.{key}: {name} stands there twice; name one of them, as in other={kind}")
         sections[name] = choice.section([kind, *part[1:]], old.get(name, {}))

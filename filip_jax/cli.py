@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from filip_jax.cli_align import add_align_command, step_number
 from filip_jax.cli_configs import add_configs_command, versions
 from filip_jax.cli_data import add_data_commands
-from filip_jax.cli_plan import add_config, add_plan_commands, chosen
+from filip_jax.cli_plan import add_config, add_plan_commands, apart, chosen
 from filip_jax.cli_weights import add_weights_commands
 from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch, leave
 from filip_jax.console import outlive_readers, say_in_any_encoding, show, show_error
@@ -83,7 +83,7 @@ accelerator is touched, so it can run beside a training."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code: 0, 42 if it was asked to stop and has saved, 130 if interrupted, or 2 for a mistake."""
     say_in_any_encoding()
-    words = sys.argv[1:] if argv is None else list(argv)
+    words = apart(sys.argv[1:] if argv is None else argv)
     # argparse takes an unknown option that holds a space for one more word of the option before it.
     overrides = [word for word in words if word.startswith("--config.") and "=" in word]
     arguments, rest = _parser().parse_known_args([word for word in words if word not in overrides])

@@ -42,7 +42,7 @@ def _configs(arguments, _) -> None:
         return
     if arguments.output:
         raise UserError(f"--output={arguments.output}: say which config to copy, filip configs NAME --output=FILE.py")
-    from filip_jax.config import load_file
+    from filip_jax.config_files import load_file
 
     rows = [("config", "what it is", "variants")]
     for name, file in shipped_configs().items():

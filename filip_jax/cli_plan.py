@@ -4,7 +4,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +67,43 @@ def add_plan_commands(add: Callable[..., Any]) -> None:
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add the option --config and those that choose another kind of something, see choices.py."""
     parser.add_argument("--config", required=True, metavar="FILE.py[:variant]", help="and --config.key=value behind it")
+    parser.add_argument(
+        "--init_from", metavar="WORKDIR", help="begin with the model, tokenizer and parameters of another run"
+    )
     for key in FLAGS:
         words = "KIND key=value …" + " + KIND …" * (f"{key}.*" in CHOICES)
         parser.add_argument(
-            f"--{key}", dest=f"config.{key}", nargs="+", metavar="WORD", help=f"in place of the config's: {words}"
+            f"--{key}",
+            dest=f"config.{key}",
+            nargs="*",
+            action="append",
+            metavar="WORD",
+            help=f"in place of the config's: {words}",
         )
 
 
+def apart(words: Sequence[str]) -> list[str]:
+    """Return the words of a command, --source=KIND as two: else words behind it would not belong to it."""
+    of_choices = [f"--{key}" for key in FLAGS]
+    pairs = ((word, *word.partition("=")) for word in words)
+    return [part for word, flag, _, kind in pairs for part in ([flag, kind] if kind and flag in of_choices else [word])]
+
+
 def chosen(arguments: argparse.Namespace) -> list[str]:
-    """Return the options that choose as overrides of the config."""
-    given = {key: getattr(arguments, f"config.{key}", None) for key in FLAGS}
-    return [f"--config.{key}={shlex.join(words)}" for key, words in given.items() if words]
+    """Return the options that choose as overrides of the config.
+
+    Raises:
+        UserError: one of them is given twice.
+    """
+    donor = getattr(arguments, "init_from", None)
+    overrides = [f"--config.init_from={donor}"] if donor else []
+    for key in FLAGS:
+        given = getattr(arguments, f"config.{key}", None) or []
+        if len(given) > 1:
+            several = ", several with + between them" * (f"{key}.*" in CHOICES)
+            raise UserError(f"--{key} is given {len(given)} times; give it once{several}")
+        overrides += [f"--config.{key}={shlex.join(words)}" for words in given]
+    return overrides
 
 
 def _report(arguments, _) -> None:

@@ -39,6 +39,12 @@ def add_weights_commands(command: Callable[..., Any]) -> None:
         "--model", default="", metavar="NAME", help="of open_clip, as ViT-B-32 or ViT-B-32-quickgelu, or its FILE.json"
     )
     parser.add_argument("--tokenizer", default="", metavar="FILE", help="of the tokenizer, where SOURCE has none")
+    parser.add_argument(
+        "--tokens",
+        default="",
+        choices=("last", "value"),
+        help="value: tokens of patches from the last block's values, nearer to words (default: the source's, else last)",
+    )
 
     parser = command("export", _export, EXPORT)
     parser.add_argument("--output", required=True, help="the folder, which is not there yet")
@@ -57,7 +63,7 @@ def add_weights_commands(command: Callable[..., Any]) -> None:
 def _import(arguments, _) -> None:
     from filip_jax.weights.load import import_weights
 
-    options = {name: getattr(arguments, name) for name in ("family", "model", "tokenizer")}
+    options = {name: getattr(arguments, name) for name in ("family", "model", "tokenizer", "tokens")}
     import_weights(arguments.weights, arguments.output, **options)
 
 

@@ -4,27 +4,20 @@ Below the commands there are no configs, only functions with keyword arguments (
 """
 
 import difflib
-import importlib.util
 import re
-import shlex
-import traceback
-import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from filip_jax.choices import FLAGS, KEYS, choice_of, is_choice, section_of
+from filip_jax.choices import FLAGS, KEYS, choice_of, is_choice, section_of, split_words
+from filip_jax.config_files import begin_with, find_config, get_config, load_file, mistakes_of
 from filip_jax.errors import UserError
 from filip_jax.names import make_name
-from filip_jax.shipped import shipped_config, shipped_configs
-from filip_jax.user_paths import from_user
 
+BEGIN = "--config.init_from="
 UNCHANGED = "unchanged"  # a sweep's point without values
 
 
@@ -38,64 +31,25 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: no such file or variant, an unknown key (with the nearest match), a wrong type.
     """
-    path, variant = _split(file)
-    config = _get_config(path, variant)
-    overrides = _choose(config, overrides)
+    path, variant = find_config(file)
+    config = get_config(path, variant)
+    overrides = _choose(config, [*_in_one_word(config, overrides)])
     _check_keys(config, overrides)
     values, argv = flags.FlagValues(), ["filip", *overrides]
     try:
         config_flags.DEFINE_config_dict("config", config, lock_config=True, flag_values=values, sys_argv=argv)
         unread = values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
-        raise UserError(f"unknown argument '--{error.flagname}'; overrides read --config.key=value") from error
+        raise UserError(f"unknown argument '--{error.flagname}'; {_right(config, error.flagname)}") from error
     except (AttributeError, KeyError, IndexError) as error:
         keys = (override.partition("=")[0] for override in overrides)
         raise UserError(f"unknown config key in {' '.join(keys)}: {error}") from error
     except (TypeError, ValueError, SyntaxError, RecursionError, MemoryError, flags.Error) as error:
         raise UserError(f"wrong config value: {error}") from error
     if unread:
-        raise UserError(f"unexpected argument {unread[0]!r}; overrides read --config.key=value")
-    with _mistakes_of(path):
+        raise UserError(f"unexpected argument {unread[0]!r}; {_right(config, unread[0].partition('=')[0])}")
+    with mistakes_of(path):
         return config.to_dict()
-
-
-def _split(file: str) -> tuple[Path, str]:
-    """Return the file and the variant of FILE.py[:variant], or of NAME[:variant] as in `load_config`.
-
-    A folder may have colons in its name, and so may the file.
-
-    Raises:
-        UserError: there is no such Python file.
-    """
-    file = from_user(file)
-    ways = [(file, ""), file.rpartition(":")[::2], file.partition(":")[::2]]
-    for find in (_python_file, shipped_config):
-        for name, variant in ways:
-            if (path := find(name)) and not _is_unrelated(path, name):
-                return path, variant
-    name, ships = ways[-1][0], f"the configs that filip_jax ships are {', '.join(shipped_configs())}"
-    if not name:
-        raise UserError(f"--config={file} names no config: write FILE.py[:variant] or NAME[:variant]; {ships}")
-    if name.startswith("./") and shipped_config(name.removeprefix("./")):
-        ships = "without ./ it is the one that filip_jax ships"
-    raise UserError(f"--config={file}: no such Python file; {ships}")
-
-
-def _python_file(name: str) -> Path | None:
-    """Return the file of this name, to which .py may be lacking, if there is one."""
-    files = (Path(name), Path(f"{name}.py"))
-    return next((file for file in files if file.suffix == ".py" and file.is_file()), None)
-
-
-def _is_unrelated(path: Path, name: str) -> bool:
-    """Return whether a file only happens to have the name of a shipped config: it is no config, and must not run."""
-    if name.endswith(".py") or name not in shipped_configs() or path == shipped_config(name):
-        return False
-    if "get_config" in path.read_text("utf-8", errors="replace"):
-        return False
-    text = f"{path} is no config, it does not mention get_config: --config={name} is the one that filip_jax ships"
-    warnings.warn(text, stacklevel=2)
-    return True
 
 
 def load_sweep(file: str) -> list[dict[str, Any]]:
@@ -104,11 +58,11 @@ def load_sweep(file: str) -> list[dict[str, Any]]:
     Raises:
         UserError: there is no such function, or it yields something else.
     """
-    path, _ = _split(file)
+    path, _ = find_config(file)
     module = load_file(path)
     if not hasattr(module, "sweep"):
         raise UserError(f"--config={path}: the file has no function sweep, which yields {{config key: value}}")
-    with _mistakes_of(path):
+    with mistakes_of(path):
         points = list(module.sweep())
     for point in points:
         if not isinstance(point, Mapping) or not all(isinstance(key, str) for key in point):
@@ -128,7 +82,7 @@ def load_evals(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
     config = load_config(file, overrides)
     if "evals" not in config:
         raise UserError(f"--config={file} has no section `evals`")
-    path, _ = _split(file)
+    path, _ = find_config(file)
     if not is_eval_config(config) or not hasattr(load_file(path), "sweep"):
         return config["evals"]
     points, evals = load_sweep(file), dict[str, Any]()
@@ -165,54 +119,38 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value)
 
 
-def load_file(path: Path) -> ModuleType:
-    """Run a config file; return it as a module.
-
-    Raises:
-        UserError: it fails.
-    """
-    spec: Any = importlib.util.spec_from_file_location("filip_config", path)  # noqa: TID251 - the file that the user named
-    module = importlib.util.module_from_spec(spec)
-    with _mistakes_of(path):
-        spec.loader.exec_module(module)
-    return module
+def _in_one_word(config: ConfigDict, overrides: Sequence[str]) -> Iterator[str]:
+    """Yield the overrides, --config.key value as --config.key=value; a truth value's key may stand alone, as absl has it."""
+    words = iter(overrides)
+    for word in words:
+        key, value = _parted(word)
+        is_whole = value is not None or not word.startswith("--config.") or isinstance(_at(config, key), bool)
+        yield word if is_whole or (following := next(words, None)) is None else f"{word}={following}"
 
 
-def _get_config(path: Path, variant: str) -> ConfigDict:
-    module = load_file(path)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config={path}: the file has no function get_config")
-    variants = getattr(module, "VARIANTS", ())
-    if variant and variant not in variants:
-        raise UserError(f"--config={path}:{variant}: no such variant; {', '.join(variants) or 'the file has none'}")
-    with _mistakes_of(path):
-        return module.get_config(variant) if variant else module.get_config()
-
-
-@contextmanager
-def _mistakes_of(path: Path):
-    """Whatever a config file raises, as one line with its place in the file."""
-    try:
-        yield
-    except Exception as error:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-        place = f"{path}, line {line}" if line else f"{path}"
-        raise UserError(f"--config={place}: {type(error).__name__}: {' '.join(str(error).split())}") from error
+def _right(config: ConfigDict, name: str) -> str:
+    """Return how an argument of a name that is no option is written."""
+    said, key = "overrides read --config.key=value", name.removeprefix("config.").replace("-", "_")
+    known = _at(config, key) is not None or key.split(".")[0] in FLAGS
+    if names := [key] if known else difflib.get_close_matches(key, [*config, *FLAGS], n=1):
+        return f"{said}: did you mean --{'' if names[0] in FLAGS else 'config.'}{names[0]}?"
+    return f"{said}, and options of a kind stand behind it: --{FLAGS[0]} KIND key=value …"
 
 
 def _choose(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
     """Choose kinds, set options that a section leaves to its kind, and return the rest of the overrides."""
     rest = []
-    for override in overrides:
+    for override in sorted(overrides, key=lambda each: not each.startswith(BEGIN)):  # which the others change
         key, value = _parted(override)
         parent, _, name = key.rpartition(".")
         present, choice = _at(config, key), choice_of(parent) if name in KEYS else None
         is_section = isinstance(present, ConfigDict) or "." not in key
         if value is None:
             rest.append(override)
+        elif override.startswith(BEGIN):
+            begin_with(config, value)
         elif is_section and value[:1] != "{" and is_choice(key):
-            _set(config, key, section_of(key, _words(value), _references(present)))
+            _set(config, key, section_of(key, split_words(value), _references(present)))
         elif choice and value in choice.kinds and value and name == choice.key and present not in (None, value):
             _set(config, parent, choice.section([value], _references(_at(config, parent))))
         else:
@@ -224,13 +162,6 @@ def _parted(override: str) -> tuple[str, str | None]:
     """Return the key and the value of --config.key=value; no value of anything else."""
     key, equals, value = override.removeprefix("--config.").partition("=")
     return key, value if equals and override.startswith("--config.") else None
-
-
-def _words(text: str) -> list[str]:
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"{text!r}: {error}") from error
 
 
 def _at(config: ConfigDict, key: str) -> Any:
@@ -256,20 +187,22 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
     try:
         with config.unlocked():
             (_at(config, parent) if parent else config)[name] = ConfigDict(value) if isinstance(value, dict) else value
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"wrong config value of {key}: {error}") from error
 
 
 def _set_option(config: ConfigDict, key: str, value: str | None) -> bool:
-    """Set an option that the section does not state but its kind has; return whether it is one."""
+    """Set an option of the kind that the section does not state, or that takes values of any type; return whether it is one."""
     parent, _, name = key.rpartition(".")
     section = _at(config, parent)
-    if value is None or not isinstance(section, ConfigDict) or name in section or not (choice := choice_of(parent)):
+    if value is None or not isinstance(section, ConfigDict) or not (choice := choice_of(parent)):
         return False
     kind = section.get(choice.key)
-    if name not in choice.options(kind):
+    option = choice.options(kind).get(name)
+    if option is None or (name in section and option.annotation is not Any):
         return False
-    _set(config, key, choice.value(kind, name, value))
+    with section.ignore_type():
+        _set(config, key, choice.value(kind, name, value))
     return True
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from filip_jax.errors import UserError
+from filip_jax.sections import one_of
 
 RESIZES = ("shortest", "squash")
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -33,9 +34,8 @@ class Framing:
     crop: float = 1.0
 
     def __post_init__(self):
-        for name, known in (("resize", RESIZES), ("interpolation", INTERPOLATIONS)):
-            if getattr(self, name) not in known:
-                raise UserError(f"model.image.{name}={getattr(self, name)!r} is not one of {', '.join(known)}")
+        one_of(RESIZES, self.resize, "model.image.resize")
+        one_of(INTERPOLATIONS, self.interpolation, "model.image.interpolation")
         if not isinstance(self.antialias, bool):
             raise UserError(f"model.image.antialias={self.antialias!r} must be True or False")
         if not isinstance(self.crop, int | float) or not MIN_CROP <= self.crop <= 1:

@@ -12,6 +12,7 @@ from filip_jax.redact import redacted
 from filip_jax.small_files import is_whole, read_json
 
 FILE = "config.json"
+TOKENIZER = "tokenizer.model"  # the file beside it
 # Of a run's folder: config.json and the manifests of its checkpoints. Raised where what a run computes or saves is
 # described in another way, such as other sections of a config or other names of parameters.
 FORMAT = 3

@@ -41,7 +41,7 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 
 def check(
     function: Callable[..., Any],
-    section: Mapping[str, Any],
+    section: Any,
     key: str,
     given: Iterable[str] = (),
     also: Iterable[str] = (),
@@ -60,8 +60,8 @@ def check(
         _signature(function).bind(**dict.fromkeys(given), **section)
     except TypeError as error:
         legal = [*(name for name in options if name not in given), *also]
-        near = "".join(_near(name, legal) for name in section if name not in options)
-        raise UserError(f"config section {key}: {error}; its keys are {', '.join(legal)}{near}") from error
+        close = "".join(near(name, legal) for name in section if name not in options)
+        raise UserError(f"config section {key}: {error}; its keys are {', '.join(legal)}{close}") from error
     for name, value in section.items():
         kind = options[name].annotation if name in options else None
         if isinstance(kind, types.UnionType) and kind.__args__[1:] == (types.NoneType,):
@@ -77,7 +77,7 @@ def _is(value: Any, kind: type) -> bool:
     return abs(value) <= LARGEST if isinstance(value, int) else kind is not float or math.isfinite(value)
 
 
-def call(function: Callable[..., T], section: Mapping[str, Any], key: str, **given: Any) -> T:
+def call(function: Callable[..., T], section: Any, key: str, **given: Any) -> T:
     """`function(**given, **section)`, the section checked as by `check`."""
     check(function, section, key, given)
     return function(**given, **section)
@@ -93,7 +93,7 @@ def at_least(least: float, section: str = "", **values: float) -> None:
 def choose(table: Mapping[str, T], name: Any, key: str) -> T:
     """The entry of a table of choices, or a UserError that lists them."""
     if not isinstance(name, str) or name not in table:
-        raise UserError(f"{key}={name!r} is not one of {', '.join(table)}{_near(str(name), table)}")
+        raise UserError(f"{key}={name!r} is not one of {', '.join(table)}{near(str(name), table)}")
     return table[name]
 
 
@@ -102,7 +102,7 @@ def one_of(names: Iterable[str], name: Any, key: str) -> str:
     return choose({each: each for each in names}, name, key)
 
 
-def _near(name: str, names: Iterable[str]) -> str:
-    """The end of a message about an unknown name, if others are much like it."""
-    near = difflib.get_close_matches(name, names)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+def near(name: str, names: Iterable[str]) -> str:
+    """Return the end of a message about an unknown name, if others are much like it."""
+    close = difflib.get_close_matches(name.lower(), names)
+    return f"; did you mean {' or '.join(close)}?" if close else ""

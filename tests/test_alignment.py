@@ -125,6 +125,19 @@ def test_characters_of_one_token_are_one_word():
     assert found.words == [(0, 2), (2, 3)] and found.pieces == [[1], [2]]
 
 
+def test_a_tokenizer_without_bos_begins_with_a_word():
+    class Bare(Oracle):
+        class tokenizer:  # as SigLIP's
+            has_bos = False
+
+            def spans(text, length):
+                return [(0, 3), (4, 7), (7, 7)]
+
+    (found,) = align(Bare(), [picture(*range(9))], ["cat dog"])
+    assert found.words == [(0, 3), (4, 7)] and found.pieces == [[0], [1]] and found.tokens == ["cat", "dog", "[EOS]"]
+    assert [sign.text for sign in draw._legend(found, LETTERS, 1000)] == ["cat", "dog", "[EOS]"]
+
+
 def test_punctuation_is_no_word_and_emoji_are():
     def words(text):
         return [text[start:end] for start, end in content_words(text)]

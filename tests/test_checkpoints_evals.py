@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, make_devices_mesh, slow, until, whole_tier
+from conftest import ROOT, make_devices_mesh, until, whole_tier
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -378,7 +378,8 @@ def test_mistakes_are_one_line(trained, words, capsys):
     assert MISTAKES[words] in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("pooling", ["tokens", slow("global")])
+@pytest.mark.slow
+@pytest.mark.parametrize("pooling", ["tokens", "global"])
 def test_devices_and_batch_sizes_change_no_number(run, small_demo, tmp_path, pooling):
     """The same checkpoint on 1, 8 and 2 devices, in batches of 8 to 64."""
     if pooling == "global":
@@ -450,6 +451,7 @@ def test_points_that_look_alike_have_names_of_their_own(tmp_path):
     assert [section["prompt"] for section in names.values()] == prompts
 
 
+@pytest.mark.slow
 def test_the_shipped_sweep_of_prompts(run, capsys):
     assert main(["sweep", f"--config={ROOT}/configs/eval/prompts.py", f"--workdir={run}", "--run"]) == 0
     found = read_results(run)["steps"]["12"]

@@ -19,7 +19,7 @@ from filip_jax.models import make_model
 from filip_jax.objectives.total import init_parameters, make_objectives
 from filip_jax.saved_config import read_config
 from filip_jax.train import start
-from filip_jax.train.init_from import open_donor
+from filip_jax.train.init_from import open_donors
 
 STEP = 12
 
@@ -44,7 +44,8 @@ def begin_from(workdir, config):
     objectives = make_objectives(config["objectives"])
     model = make_model(objectives.needs, **config["model"])
     shapes = jax.eval_shape(partial(init_parameters, model, objectives), jax.random.key(0))
-    donor = open_donor({"path": str(workdir), "rules": ()}, shapes, model.metadata | objectives.metadata)
+    metadata = model.metadata | objectives.metadata
+    [donor] = open_donors({"path": str(workdir), "rules": ()}, {"params": shapes}, metadata)
     donor.check(donor.tokenizer_sha256)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     donor.checkpoints.read(STEP, {"params": jax.tree.map(lambda x: x.update(sharding=here), shapes)})

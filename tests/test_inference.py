@@ -104,6 +104,26 @@ GRAY_ON_WHITE = np.asarray(Image.alpha_composite(
 GRAYS = np.repeat(GRAY[..., None], 3, axis=2)
 DEEP = GRAY.astype(np.uint16) << 8 | 0x7F
 QUANTIZED = Image.fromarray(PIXELS).quantize(256, dither=Image.Dither.NONE)
+
+
+class Tensor:
+    """An array of another library, such as PyTorch's: its `__array__` gives NumPy's, or an error."""
+
+    def __init__(self, array, error=None):
+        self.array, self.error, self.shape = array, error, array.shape
+
+    def __array__(self, dtype=None, copy=None):
+        if self.error:
+            raise self.error
+        return self.array
+
+    def __iter__(self):
+        return map(Tensor, self.array)
+
+    def __len__(self):
+        return len(self.array)
+
+
 CMYK = Image.fromarray(PIXELS).convert("CMYK")
 
 KINDS = {
@@ -133,6 +153,8 @@ KINDS = {
     "animated WebP": (animation("WEBP"), PIXELS),
     "animated GIF": (animation("GIF"), np.asarray(Image.open(io.BytesIO(animation("GIF"))).convert("RGB"))),
     "bytearray": (bytearray(encoded(Image.fromarray(PIXELS))), PIXELS),
+    "memoryview": (memoryview(encoded(Image.fromarray(PIXELS))), PIXELS),
+    "tensor": (Tensor(PIXELS), PIXELS),
     "datasets' bytes": ({"bytes": encoded(Image.fromarray(PIXELS)), "path": None}, PIXELS),
 }  # fmt: skip
 
@@ -175,6 +197,11 @@ WRONG = {
     "channels first": (np.zeros((3, 9, 9), np.uint8), r"uint8 \[3, 9, 9\] is no array of pixels"),
     "signed": (np.zeros((9, 9), int), r"int64 \[9, 9\] is no array of pixels"),
     "truth values": (np.zeros((9, 9), bool), r"bool \[9, 9\] is no array of pixels"),
+    "larger than memory": (
+        np.broadcast_to(np.uint8(0), (70_000, 70_000, 3)), "70000 x 70000 pixels; 1 to 89478485 are read"
+    ),
+    "channels first in a tensor": (Tensor(np.zeros((3, 9, 9), np.uint8)), r"uint8 \[3, 9, 9\] is no array of pixels"),
+    "a tensor elsewhere": (Tensor(PIXELS, TypeError("use cpu()")), "Tensor is no array of NumPy's: use cpu"),
     "several": (np.zeros((2, 9, 9, 3), np.uint8), r"uint8 \[2, 9, 9, 3\] is no array of pixels"),
     "no channel": (np.zeros((9, 9, 0), np.uint8), "a picture of 9 x 9 pixels"),
     "no pixel": (np.zeros((0, 9, 3), np.uint8), "a picture of 0 x 9 pixels"),
@@ -217,11 +244,32 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "single", ["a.png", Path("a.png"), b"x", {"bytes": b"x"}, KINDS["PIL L"][0], PIXELS, jnp.asarray(PIXELS), GRAY]
-)
+    "single",
+    [
+        "a.png", Path("a.png"), b"x", bytearray(b"x"), memoryview(b"x"), {"bytes": b"x"}, KINDS["PIL L"][0], PIXELS,
+        jnp.asarray(PIXELS), GRAY, Tensor(PIXELS), Tensor(GRAY), np.array("a.png"), None, 7,
+    ],
+)  # fmt: skip
 def test_a_single_image_is_no_list(as_users, single):
-    with pytest.raises(UserError, match=r"write \[image\]"):
+    with pytest.raises(UserError, match=r"^images is (a single|one) .*; write \[image\]"):
         embedder().encode_image(single)
+
+
+class Table:
+    """A table of one column, which gives the names of its columns to whoever iterates over it."""
+
+    shape = (2, 1)
+
+    def __iter__(self):
+        return iter(["caption"])
+
+
+@pytest.mark.parametrize("single", ["ab", b"ab", {"a": 1}, np.array("ab"), Table(), None, 7])
+def test_a_single_text_or_a_table_is_no_list(as_users, single):
+    with pytest.raises(UserError, match="list of (texts|str)"):
+        embedder().encode_text(single)
+    with pytest.raises(UserError, match="list of (texts|str)"):
+        align(embedder(), [PIXELS, PIXELS], single)
 
 
 @pytest.mark.parametrize("nothing", [[], (), np.zeros((0, 9, 9, 3), np.uint8), iter([])])
@@ -237,6 +285,7 @@ FORMS = {
     "list": list,
     "generator": iter,
     "array": np.stack,
+    "tensor": lambda many: Tensor(np.stack(many)),
     "jax array": lambda many: jnp.asarray(np.stack(many)),
     "bytes": lambda many: [encoded(Image.fromarray(image)) for image in many],
     "mixed": lambda many: [encoded(Image.fromarray(image)) if n % 3 else image for n, image in enumerate(many)],
@@ -371,6 +420,15 @@ def test_tokens_may_lie_in_files_and_have_few_bits(small_blocks, tmp_path, dtype
         np.testing.assert_allclose(mine, expected, atol=1e-6)
 
 
+def test_lists_and_arrays_of_other_libraries_are_scored(as_users):
+    arrays = tokens(7, 5, 3, 6)
+    for form in (np.ndarray.tolist, Tensor):
+        for mine, expected in zip(similarity_matrices(*map(form, arrays)), similarity_matrices(*arrays)):
+            assert np.array_equal(mine, expected)
+        for mine, expected in zip(top_k(*map(form, arrays), np.int64(2)), top_k(*arrays, 2)):
+            assert np.array_equal(mine, expected)
+
+
 def test_blocks_are_bounded_in_bytes(monkeypatch):
     monkeypatch.setattr(scoring, "MAX_BLOCK_BYTES", 4 * 16 * 3 * 4)
     shapes = [both[2].shape for both in similarity_blocks(*tokens(70, 65, 3, 6))]
@@ -381,6 +439,9 @@ def test_blocks_are_bounded_in_bytes(monkeypatch):
 @pytest.mark.parametrize("wrong, message", [
     ((np.ones((2, 3, 4), np.float32), np.ones((2, 3, 5), np.float32), np.ones((2, 3), bool)), "with the same d"),
     ((np.ones((2, 3, 4), np.float32), np.ones((2, 3, 4), np.float32), np.ones((2, 3), np.float32)), "must be boolean"),
+    ((np.ones((2, 3, 4), ">f4"), np.ones((2, 3, 4), np.float32), np.ones((2, 3), bool)), "JAX has no tokens of dtype.'>f4'."),
+    ((np.ones((2, 3, 4), "g"), np.ones((2, 3, 4), np.float32), np.ones((2, 3), bool)), "JAX has no tokens of dtype.'float128'."),
+    ((np.ones((2, 3, 4), np.float32), np.ones((2, 3, 4), np.float32), None), "must be .j, t."),
     ((np.ones((2, 3, 4), int), np.ones((2, 3, 4), np.float32), np.ones((2, 3), bool)), "must be floating point"),
 ])  # fmt: skip
 def test_tokens_that_do_not_fit_are_refused(as_users, wrong, message):
@@ -405,7 +466,7 @@ def test_the_best_answers_are_those_of_a_sort(query, images, texts, k, seed):
     assert np.array_equal(found, np.take_along_axis(scores, expected, axis=1))
 
 
-def test_the_best_answers_of_a_diverged_model_are_still_answers():
+def test_the_best_answers_of_a_diverged_model_are_still_answers(as_users):
     images, texts, mask = tokens(9, 5, 2, 3)
     images[:4] = np.nan
     mask[:] = True
@@ -414,8 +475,8 @@ def test_the_best_answers_of_a_diverged_model_are_still_answers():
     assert sorted(indices[0, :5]) == [4, 5, 6, 7, 8] and indices[:, 5:].tolist() == [[0, 1]] * 5
     none = top_k(images[:0], texts, mask, 7)
     assert none[0].shape == none[1].shape == (5, 0)
-    for wrong in (dict(k=0), dict(k=1, query="word")):
-        with pytest.raises(UserError, match="must be one of text, image, and k="):
+    for wrong in (dict(k=0), dict(k=2.0), dict(k="3"), dict(k=None), dict(k=1, query="word")):
+        with pytest.raises(UserError, match="must be one of text, image, and k=.* a whole number of at least 1"):
             top_k(images, texts, mask, **wrong)
 
 

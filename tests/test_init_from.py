@@ -24,10 +24,12 @@ from filip_jax.checkpoint import Checkpoints, CheckpointWriter, abstract
 from filip_jax.errors import UserError
 from filip_jax.mesh import replicated
 from filip_jax.models.patches import fit_positions
+from filip_jax.objectives import OBJECTIVES
+from filip_jax.objectives.objective import Objective, Parameter, Teacher
 from filip_jax.sections import call
-from filip_jax.train.init_from import open_donor
+from filip_jax.train.init_from import fill_all, open_donors
 from filip_jax.train.loop import train
-from filip_jax.train.setup import make_setup
+from filip_jax.train.setup import batch_of, make_setup
 from filip_jax.train.step import state_shardings
 
 TOKENIZER = "0123" * 16
@@ -44,7 +46,8 @@ def born(setup):
 
 def opened(setup, **section):
     """The donor of a setup, or the one that a section names."""
-    return open_donor(section or setup.init_from, setup.shapes["params"], setup.optimizer.metadata)
+    [donor] = open_donors(section or setup.init_from, setup.shapes, setup.optimizer.metadata)
+    return donor
 
 
 def filled(setup, state):
@@ -182,7 +185,7 @@ def test_a_refusal_names_the_misfits_and_its_rule_makes_the_rest_fit(setup, dono
     rule = ast.literal_eval(re.search(r"put the rule (\(.*\)) first in init_from.rules", message)[1])
     if len(wrong) < len(names):
         found = opened(setup, path=str(folder), rules=(rule, (".*", r"\g<0>")))
-        assert set(found.origins) == set(names) - set(wrong)
+        assert set(found.origins) == {f"params/{name}" for name in names if name not in wrong}
 
 
 def test_the_average_is_preferred_and_a_new_average_begins_with_it(small_demo, setup, tmp_path, capsys):
@@ -315,8 +318,106 @@ def test_scanned_layers_fill_unrolled_ones(small_demo, setup, fresh, donor):
     np.testing.assert_allclose(here, there, atol=1e-5)
 
 
+def remember() -> Objective:
+    """Return an objective with a head, a running mean and a teacher's image tower and heads."""
+    head = Parameter(lambda key, sizes: jnp.ones(3))
+    loss = lambda parameters, state, encoded, teacher: (0.0 * encoded.image_pooled.sum(), state, {})
+    teacher = Teacher(0.9, ("image", "objectives"))
+    return Objective(frozenset({"pooled"}), {"head": head}, None, loss, teacher, {"mean": np.zeros(2, np.float32)})
+
+
+@pytest.fixture
+def remembering(small_demo, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "remember", remember)
+    filip = small_demo["objectives"]["filip"] | {"logit_scale_from_first_batch": True}
+    return small_demo | {"objectives": {"filip": filip, "own": {"kind": "remember"}}}
+
+
+def three_parts(setup):
+    """Other parameters, an average of them and a running mean, as a checkpoint may hold them."""
+    shapes = setup.shapes["params"]
+    means = {"own": {"mean": jnp.array([3.0, 4.0])}}
+    return {"params": numbers(shapes, 1), "ema": numbers(shapes, 2), "objectives": means}
+
+
+@pytest.mark.parametrize(
+    "options, mean",
+    [
+        slow({}, [0, 0]),
+        ({"state": True}, [3, 4]),
+        slow({"state": True, "rules": [["objectives/own/.*", None]]}, [0, 0]),
+        slow({"state": True, "rules": [["objectives/own/mean", "objectives/other/mean"]]}, [5, 6]),
+    ],
+)
+def test_running_means_are_fresh_unless_they_are_asked_for(remembering, tmp_path, options, mean):
+    parts = three_parts(setup_of(remembering))
+    parts["objectives"]["other"] = {"mean": jnp.array([5.0, 6.0])}
+    write(tmp_path / "run", **parts)
+    setup = setup_of(remembering | {"ema_decay": 0.5}, tmp_path / "run")
+    state = opened(setup, **setup.init_from | options).fill(born(setup))
+    np.testing.assert_array_equal(state["objectives"]["own"]["mean"], mean)
+    kept = options.get("rules") == [["objectives/own/.*", None]]
+    np.testing.assert_array_equal(
+        state["params"]["objectives"]["own"]["head"], 1 if kept else parts["ema"]["objectives"]["own"]["head"]
+    )
+    assert_equal(state["params"]["image"], parts["ema"]["image"])
+    assert jax.tree.all(jax.tree.map(lambda x, s: x.sharding == s, state, setup.shardings))
+
+
+def test_running_means_that_do_not_fit_are_refused_with_their_rule(remembering, tmp_path):
+    parts = three_parts(setup_of(remembering)) | {"objectives": {"own": {"mean": jnp.ones(3)}}}
+    section = {"path": str(write(tmp_path / "run", **parts)), "rules": (), "state": True}
+    message = r"objectives/own/mean is float32 \(3,\), this run's is float32 \(2,\). .* rule \('objectives/own/mean', None\) first"
+    with pytest.raises(UserError, match=message):
+        opened(setup_of(remembering), **section)
+
+
+def test_a_teacher_begins_with_another_checkpoint_and_keeps_what_it_took(remembering, tmp_path, capsys):
+    parts = three_parts(setup_of(remembering))
+    write(tmp_path / "teacher", **parts)
+    write(tmp_path / "run", params=numbers(parts["params"], 5))
+    teacher = {"path": str(tmp_path / "teacher"), "rules": [["objectives/own/.*", None]]}
+    rules = [["objectives/filip/.*", None]]
+    section = {"path": str(tmp_path / "run"), "rules": rules, "teacher": teacher}
+    setup = call(make_setup, small(remembering) | {"ema_decay": 0.5, "init_from": section}, "top")
+    state = born(setup)
+    donors = open_donors(section, setup.shapes, setup.optimizer.metadata)
+    assert [donor.key for donor in donors] == ["init_from", "init_from.teacher"]
+    state = fill_all(donors, state)
+    image, own = parts["ema"]["image"], numbers(parts["params"], 5)
+    assert_equal(state["teacher"]["image"], image)
+    assert_equal(state["params"]["image"], own["image"])
+    assert_equal(
+        state["teacher"]["objectives"]["own"], own["objectives"]["own"]
+    )  # a copy of the run's, where it is fresh
+    assert "init_from.teacher: " in capsys.readouterr().out
+    batch = {name: jnp.zeros(x.shape, x.dtype) for name, x in batch_of(setup).items()}
+    with jax.set_mesh(setup.mesh):
+        started = jax.jit(setup.start, out_shardings=setup.shardings)(state, batch)
+    scales = [float(started[part]["objectives"]["filip"]["logit_scale"]) for part in ("params", "ema", "teacher")]
+    taken = float(parts["ema"]["objectives"]["filip"]["logit_scale"])
+    assert scales[0] == scales[1] != float(state["params"]["objectives"]["filip"]["logit_scale"]) and scales[2] == taken
+
+
+@pytest.mark.parametrize(
+    "teacher, message",
+    [
+        ({"path": "x", "rules": ()}, "init_from.teacher.path is given, but no objective has a teacher"),
+        (
+            {"path": "", "rules": ((".*", None),)},
+            "init_from.teacher.rules are given, but init_from.teacher.path is empty",
+        ),
+        ({"path": "x"}, "config section init_from.teacher: missing a required .*rules.*; its keys are path, rules"),
+        ("x", "config section init_from.teacher: 'x' is not a section"),
+    ],
+)
+def test_a_teacher_that_can_not_be_is_refused(small_demo, teacher, message):
+    with pytest.raises(UserError, match=message):
+        call(make_setup, small_demo | {"init_from": {"path": "", "rules": (), "teacher": teacher}}, "top")
+
+
 SECTIONS = {
-    "unknown key": ({"path": "", "rules": (), "step": 3}, "config section init_from: .*'step'; its keys are path, rules"),
+    "unknown key": ({"path": "", "rules": (), "step": 3}, "config section init_from: .*'step'; its keys are path, rules, state, teacher"),
     "no rules": ({"path": ""}, "config section init_from: missing a required .*rules"),
     "path": ({"path": 3, "rules": ()}, "config section init_from: path=3 is not a text"),
     "no list": ({"path": "x", "rules": "image/.*"}, "init_from.rules='image/.*' are not a tuple of pairs"),

@@ -175,6 +175,7 @@ def section(root, split, **changes):
     )
 
 
+@pytest.mark.slow
 def test_a_separable_set_of_the_shipped_config_is_separated_on_any_devices(root, tmp_path):
     evals = load_config(f"{ROOT / 'configs/eval/linear_probe.py'}:cifar10", [f"--config.root={root}"])["evals"]
     opened = open_evals(evals)

@@ -11,8 +11,12 @@ from conftest import make_devices_mesh, slow, unit
 from filip_jax.errors import UserError
 from filip_jax.losses.block_function import BlockFunction
 from filip_jax.losses.encoded import Encoded
+from filip_jax.losses.moments import moments
 from filip_jax.losses.pairs import pair_losses
+from filip_jax.losses.softmax import Softmax
+from filip_jax.losses.token_wise import TokenWise
 from filip_jax.objectives import OBJECTIVES
+from filip_jax.objectives.objective import Objective, Pairwise, Parameter, Teacher
 from filip_jax.objectives.total import make_objectives
 from filip_jax.sections import keys_of
 
@@ -96,12 +100,10 @@ def softmax_definition(similarities, batch, scale):
 
 
 def sigmoid_definition(similarities, batch, scale, bias, sides):
-    """SigLIP's loss: each pair by itself, summed over the other side."""
+    """SigLIP's loss: each pair by itself, summed over the images of a text, mean over texts by their weights."""
     same, weight, real = pairing(batch)
-    a, b = (np.log1p(np.exp(-np.where(same, 1, -1) * (scale * s + bias)))[real] for s in similarities)
-    of_images = (a * weight).sum(axis=1).mean()
-    of_texts = (b.sum(axis=0) * weight).sum() / weight.sum()
-    return of_images if sides == 1 else (of_images + of_texts) / 2
+    a, b = (np.log1p(np.exp(-np.where(same, 1, -1) * (scale * s + bias)))[real].sum(axis=0) for s in similarities)
+    return (weight * (a if sides == 1 else (a + b) / 2)).sum() / weight.sum()
 
 
 DEFINITIONS = {
@@ -263,19 +265,84 @@ def test_weights_follow_their_schedule_and_sums_are_those_of_the_parts():
         assert float(total) == pytest.approx(float(numbers["one/loss"] + weight * numbers["two/loss"]), rel=1e-6)
 
 
-def test_scale_and_bias_begin_where_the_first_batch_puts_them():
+def test_an_objective_of_weight_0_keeps_its_parameters_and_is_not_computed(monkeypatch):
+    def never(parameters, state, encoded, teacher):
+        raise AssertionError("computed")
+
+    needs = frozenset({"pooled", "views"})
+    own = Objective(needs, {"head": Parameter(lambda key, sizes: jnp.ones(3))}, local=never, state={"count": 0.0},
+                    teacher=Teacher(0.9))  # fmt: skip
+    monkeypatch.setitem(OBJECTIVES, "own", lambda: own)
+    sections = dict(a=dict(kind="filip", **EXACT), b=dict(kind="clip", weight=0), c=dict(kind="own", weight=0.0))
+    objectives, batch = make_objectives(sections), single(make_batch(0))
+    parameters, state = objectives.init(jax.random.key(0), {}), objectives.init_state()
+    assert parameters.keys() == {"a", "b", "c"} and state.keys() == {"c"} and objectives.teacher
+    assert objectives.needs == {"tokens"} and objectives.outputs == {"tokens", "pooled"}
+    total, (following, numbers) = objectives.loss(parameters, state, replace(batch, image_pooled=None), 0.0)
+    assert float(total) == float(numbers["a/loss"]) and numbers.keys() == {"a/loss"} and following == state
+    sections["c"]["weight"] = ((0.0, 0.0), (1.0, 1.0))
+    assert make_objectives(sections).needs == {"tokens", "pooled", "views", "teacher"}
+
+
+def test_evaluations_get_the_multiplier_that_an_objective_names(monkeypatch):
+    def own(*, multiplier: str = "", scale: float = 3.0) -> Objective:
+        parameters = {"heat": Parameter(lambda key, sizes: jnp.float32(scale))}
+        of_loss = lambda parameters: {"scale": 1.0, "sharpness": 2 * parameters["heat"]}
+        pairwise = Pairwise(TokenWise("pooled"), Softmax(), of_loss, multiplier)
+        return Objective(frozenset({"pooled"}), parameters, pairwise)
+
+    monkeypatch.setitem(OBJECTIVES, "own", own)
+    sections = dict(
+        a=dict(kind="own"),
+        b=dict(kind="own", multiplier="sharpness"),
+        c=dict(kind="filip"),
+        d=dict(kind="own", weight=0),
+    )
+    objectives = make_objectives(sections)
+    parameters = objectives.init(jax.random.key(0), {})
+    assert objectives.logit_scale(parameters, "pooled") == 6.0
+    assert objectives.logit_scale(parameters, "tokens") == pytest.approx(1 / 0.07)
+    assert make_objectives({"a": dict(kind="own")}).logit_scale(parameters, "pooled") == 1.0
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_scale_and_bias_begin_where_the_first_batch_puts_them(k):
     section = dict(kind="siglip", similarity="tokens", from_first_batch=True, **EXACT)
-    objectives, batch = make_objectives({"s": section}), make_batch(0, b=16, d=32)
+    objectives, batch = make_objectives({"s": section}), make_batch(0, b=16, k=k, d=32)
     parameters = objectives.start(
         objectives.init(jax.random.key(0), {}), single(batch), set(objectives.from_first_batch)
     )["s"]
     s_i, s_t = token_similarities(batch)
-    wrong = ((s_i + s_t) / 2)[~np.eye(16, dtype=bool)]
+    wrong = ((s_i + s_t) / 2)[~pairing(batch)[0]]
     scale = float(jnp.exp(parameters["logit_scale"]))
     assert scale == pytest.approx(0.9 / wrong.std(), rel=1e-4)
     assert float(parameters["bias"]) == pytest.approx(-np.log(15) - scale * wrong.mean(), rel=1e-4)
     kept = objectives.start({"s": {"logit_scale": 1.0, "bias": 2.0}}, single(batch), set())
     assert kept == {"s": {"logit_scale": 1.0, "bias": 2.0}}
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_the_spread_of_similarities_far_from_zero_is_that_of_float64(k):
+    batch = make_batch(0, b=16, k=k, d=32)
+    for side in ("image", "text"):  # all similarities lie near 1, so that the squares of two of them hardly differ
+        vectors = batch[f"{side}_pooled"]
+        batch[f"{side}_pooled"] = unit(1.0 + 0.02 * vectors).astype(np.float32).astype(float)
+    wrong = pooled_similarities(batch)[0][~pairing(batch)[0]]
+    count, mean, spread = moments(TokenWise("pooled"), single(batch))
+    assert float(count) == 15 and 0.999 < wrong.mean() < 1 and wrong.std() < 1e-4
+    assert float(mean) == pytest.approx(wrong.mean(), rel=1e-6)
+    assert float(spread) == pytest.approx(wrong.std(), rel=1e-2)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_captions_that_are_repeated_change_no_loss_of_single_pairs(name):
+    """SigLIP's loss is a mean over texts; in a softmax of k copies each right answer shares its probability."""
+    objectives, batch = make_objectives(SECTIONS[name]), make_batch(0)
+    parameters = objectives.init(jax.random.key(0), {})
+    repeated = batch | {key: np.repeat(x, 3, axis=1) for key, x in batch.items() if key.startswith("text")}
+    once, thrice = (objectives.loss(parameters, {}, single(each), 0.0)[0] for each in (batch, repeated))
+    parts = [1.0, 0.5] if name == "filip_clip" else [float("siglip" not in name)]
+    assert float(thrice - once) == pytest.approx(sum(parts) * np.log(3) / 2, abs=2e-5)
 
 
 def test_absent_captions_choose_no_token_of_the_image():
@@ -294,6 +361,13 @@ WRONG = {
     "name": ({"A b": dict(kind="filip", weight=1.0)}, r"objectives.A b: names are of small letters"),
     "kind": (dict(x=dict(kind="flip", weight=1.0)), r"objectives.x.kind='flip' is not one of filip, clip, siglip; did you mean filip"),
     "weight": (dict(x=dict(kind="filip", weight=-1.0)), "objectives.x.weight=-1.0: weights must be at least 0"),
+    "truth": (dict(x=dict(kind="filip", weight=True)), "objectives.x.weight=True is neither a number nor"),
+    "nan": (dict(x=dict(kind="filip", weight=float("nan"))), "objectives.x.weight=nan is neither a number nor"),
+    "nan between": (dict(x=dict(kind="filip", weight=((0, 1), (float("nan"), 1), (1, 1)))), "objectives.x.weight=.*is neither"),
+    "long points": (dict(x=dict(kind="filip", weight=((0, 1, 2), (1,)))), "objectives.x.weight=.*is neither a number nor"),
+    "huge": (dict(x=dict(kind="filip", weight=10**400)), "objectives.x.weight=1000.* is neither a number nor"),
+    "word": (dict(x=dict(kind="filip", weight="12")), "objectives.x.weight='12' is neither a number nor"),
+    "all 0": (dict(x=dict(kind="filip", weight=0), y=dict(kind="clip", weight=0.0)), "objectives: all weights are 0"),
     "points": (dict(x=dict(kind="filip", weight=((0.5, 1.0), (0.2, 1.0)))), "objectives.x.weight=.*shares of the run rise"),
     "no kind": (dict(x=dict(weight=1.0)), "objectives.x.kind='' is not one of filip, clip, siglip"),
     "no section": (dict(x=1.0), "objectives.x=1.0 is not a section"),

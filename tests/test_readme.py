@@ -30,6 +30,7 @@ PYTHON = {text: page for page, text in blocks("python")}
 ELSEWHERE = {  # commands that need what is not here, and what that is
     "pip install xprof": "an environment of its own",
     "xprof --logdir=runs/traced/profile": "XProf, which is no dependency",
+    "hf download openai/clip-vit-base-patch32 --local-dir=clip-vit-base-patch32": "the Hub, and its command",
 }
 EXTRAS = re.findall(
     r"^([a-z0-9]+) =$", (ROOT / "setup.cfg").read_text().split("[options.extras_require]")[1], re.MULTILINE
@@ -62,6 +63,22 @@ def pairs(tmp_path_factory):
     Image.new("RGB", (30, 20)).save(folder / "dog.jpg")
     (folder / "dog.txt").write_text("a dog")
     return folder
+
+
+WEIGHTS = {  # what stands for public weights
+    "clip-vit-base-patch32": "hf_clip_gelu",
+    "epoch_32.pt": "open_clip_epoch/epoch_1.pt",
+    "my_model.json": "open_clip_epoch/open_clip_config.json",
+    "tokenizer.json": "open_clip_epoch/tokenizer.json",
+}
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory):
+    """A workdir of public weights."""
+    output = tmp_path_factory.mktemp("imported") / "clip"
+    assert main(["import", str(ROOT / "tests/weights/hf_clip_gelu"), f"--output={output}"]) == 0
+    return output
 
 
 KEEPING = ["--min_side=0", "--no-meaningless", "--languages=en,de"]  # the small pictures "picture 3" and "Bild 3"
@@ -127,6 +144,7 @@ def built(arguments):
     config = next(a.removeprefix("--config=") for a in arguments if a.startswith("--config="))
     assert any(a.startswith("--workdir=") for a in arguments)
     overrides = [a for a in arguments if a.startswith("--config.")]
+    overrides += [f"--config.{a[2:]}" for a in arguments if a.startswith("--init_from=")]
     for key in (key for key in FLAGS if f"--{key}" in arguments):
         words = arguments[arguments.index(f"--{key}") + 1 :]
         words = itertools.takewhile(lambda word: not word.startswith("--"), words)
@@ -181,7 +199,11 @@ def named(command):
 
 def tier(text):
     """Return a command or block, marked as slow if it starts a process or reads the demo's run."""
-    return slow(text) if "runs/demo" in text or re.match(r"(\w+=\S+ )*(bash|python|filip plan) ", text) else text
+    return (
+        slow(text)
+        if re.search("runs/(demo|clip)", text) or re.match(r"(\w+=\S+ )*(bash|python|filip plan) ", text)
+        else text
+    )
 
 
 RUN = [command for command in COMMANDS if command not in ELSEWHERE and not command.startswith("bash launch/demo.sh")]
@@ -191,6 +213,8 @@ RUN = [command for command in COMMANDS if command not in ELSEWHERE and not comma
 def test_commands(command, request, pairs, tars, tmp_path, monkeypatch, capsys):
     if "runs/demo" in command:
         command = command.replace("runs/demo", f"{request.getfixturevalue('demo')}/quick")
+    if re.match("filip (align|eval|train) .*runs/clip", command):
+        command = command.replace("runs/clip", str(request.getfixturevalue("clip")))
     words = shlex.split(command.replace("PAIRS", str(pairs)).replace("runs/", f"{tmp_path}/"))
     words = [word.replace("TARS", f"{tars}/tars") for word in words]
     words = words[next(n for n, word in enumerate(words) if "=" not in word) :]
@@ -224,6 +248,10 @@ def test_commands(command, request, pairs, tars, tmp_path, monkeypatch, capsys):
         check_benchmark(words[1:])
     elif words[1] == "inspect":
         assert main(words[1:]) == 0 and "verified: " in capsys.readouterr().out
+    elif words[1] == "import":
+        for name, place in WEIGHTS.items():
+            words = [re.sub(rf"(^|=){name}$", rf"\g<1>{ROOT}/tests/weights/{place}", word) for word in words]
+        assert main(words[1:]) == 0 and "mapped: " in capsys.readouterr().out
     elif words[1] == "plan":
         pytest.importorskip("libtpu")
         done = subprocess.run([sys.executable, "-m", "filip_jax", *words[1:]], cwd=ROOT, capture_output=True, text=True)

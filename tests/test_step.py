@@ -91,7 +91,7 @@ def one_device(config):
     return run(config, make_devices_mesh(1, 1))
 
 
-@pytest.mark.parametrize("replica, data", [(2, 4), slow(1, 8), slow(4, 2), slow(8, 1)])
+@pytest.mark.parametrize("replica, data", [slow(2, 4), slow(1, 8), slow(4, 2), slow(8, 1)])
 def test_every_mesh_equals_one_device(config, one_device, replica, data):
     losses, first, last = run(config, make_devices_mesh(replica, data))
     assert losses == pytest.approx(one_device[0], rel=1e-5)
@@ -163,7 +163,7 @@ def test_a_frozen_tower_stays_and_the_average_follows(config):
     "start, end, options",
     [
         (1000.0, 100.0, {}),  # CLIP's bound
-        (0.1, 1.0, {}),
+        slow(0.1, 1.0, {}),
         (1 / 0.07, 10.0, {"logit_scale_init": 5.0, "max_logit_scale": 10.0}),
     ],
 )
@@ -234,7 +234,7 @@ def test_meshes_and_microbatches_give_the_gradients_of_the_whole_batch(
         np.testing.assert_allclose(mine[path], leaf, atol=1e-5 * worst, err_msg=path)
 
 
-@pytest.mark.parametrize("replica, data, pieces", [(1, 1, 2), (2, 4, 1), (1, 8, 2)])
+@pytest.mark.parametrize("replica, data, pieces", [slow(1, 1, 2), (2, 4, 1), slow(1, 8, 2)])
 def test_captions_and_views_are_encoded_each_as_if_alone_on_the_device_of_their_sample(dropping, replica, data, pieces):
     model, rng = make_model({"tokens", "pooled"}, **dropping["model"]), np.random.default_rng(0)
     size, length = dropping["data"]["image_size"], dropping["data"]["text_length"]
@@ -244,12 +244,13 @@ def test_captions_and_views_are_encoded_each_as_if_alone_on_the_device_of_their_
     parameters, mesh = model.init(jax.random.key(0)), make_devices_mesh(replica, data)
     with jax.set_mesh(mesh):
         given = jax.device_put(parameters, replicated(mesh)), with_noise(model, global_batch(mesh, batch), 0, 5)
-        encode = jax.jit(lambda parameters, batch: step.encode_batch(model, parameters, batch, pieces))
+        encode = jax.jit(lambda parameters, batch: step.encode_batch(model, {"text_ids"}, parameters, batch, pieces))
         encode = encode.lower(*given).compile()
         encoded = jax.device_get(encode(*given))
     assert not re.search("all-gather|all-to-all|all-reduce|collective-permute|reduce-scatter", encode.as_text())
     noise = np.asarray(given[1]["noise"])
     assert len(encoded.views) == 1 and np.array_equal(encoded.text_weight, batch["caption_weight"])
+    assert np.array_equal(encoded.text_ids, batch["ids"])
     for n, view in enumerate((encoded, *encoded.views)):
         for name, alone in model.embed_images(parameters, jnp.asarray(image[:, n]), jnp.asarray(noise[:, n])).items():
             np.testing.assert_allclose(getattr(view, name), alone, atol=1e-5)

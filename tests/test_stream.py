@@ -167,6 +167,17 @@ def test_the_input_log_counts_names_once_and_stops(messy, tokenizer, tmp_path):
     assert log.file.read_text().count("100") == 1
 
 
+@pytest.mark.parametrize("text, is_list", [
+    ("['a dog', 'a cat']", True), ('["a dog"]', True), ("['a dog'\n 'a cat']", True), ('{"raw": "a dog"}', True),
+    ("[a dog]", False), ("a 'dog'", False), ("['a dog', he said", False), ("[1990] 'a dog'", False), ("[]", False),
+])  # fmt: skip
+def test_a_list_that_was_written_as_text_is_warned_of(recwarn, text, is_list):
+    check_usable(Memory([[text, text]], [(8, 8)]), 8, PLAIN)
+    found = [str(warning.message) for warning in recwarn]
+    assert [message.startswith("source: memory 0 has the caption ") for message in found] == [True] * is_list
+    assert all("is one caption: write JSON lines or parquet" in message for message in found)
+
+
 def test_a_source_without_one_usable_record_says_why(tmp_path, tokenizer):
     tar(tmp_path / "0.tar", [("1.png", b"x"), ("1.txt", b"a"), ("2.png", picture(2)), ("2.cls", b"3")])
     source = make_source(dict(name="webdataset", path=str(tmp_path)))

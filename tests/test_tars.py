@@ -13,6 +13,7 @@ from pairs import members, picture, tar
 
 from filip_jax import storage
 from filip_jax.data import tar_store
+from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import make_source
 from filip_jax.data.tar_index import JOINED, LINK, SPARSE
 from filip_jax.errors import UserError
@@ -47,6 +48,27 @@ def test_tars_of_every_format_and_prefix(tmp_path, format, before):
     key = before if before != "./" else ""
     source = opened(tmp_path)
     assert pairs(source) == {key + name: pair for name, pair in EXPECTED.items()} and not source.left_out
+
+
+JSON_TEXTS = [
+    ('["a dog", "a cat"]', ["a dog", "a cat"]),
+    ('"a dog"', ["a dog"]),
+    ('{"raw": "a dog"}', ["a dog"]),
+    ('[{"caption": "a dog"}, {"caption": "a cat"}]', ["a dog", "a cat"]),
+    ("[]", []),
+]
+
+
+@pytest.mark.parametrize("content, texts", JSON_TEXTS)
+@pytest.mark.parametrize("kind", ["json", "captions.json"])
+def test_a_json_member_is_never_a_text_itself(tmp_path, kind, content, texts):
+    """As the package webdataset writes lists and objects under such names."""
+    tar(tmp_path / "0.tar", [("1.png", picture(1)), (f"1.{kind}", content.encode())])
+    source = opened(tmp_path, caption_keys=(kind,), lines=True)
+    assert [caption.text for caption in source.captions(0)] == texts
+    tar(tmp_path / "0.tar", [("1.png", picture(1)), (f"1.{kind}", content.encode() + b"]")])
+    with pytest.raises(BadRecord, match=f"the JSON cannot be read: {kind}: Extra data"):
+        opened(tmp_path, caption_keys=(kind,)).captions(0)
 
 
 def test_what_macos_and_others_leave_in_tars_is_counted(tmp_path):

@@ -111,6 +111,14 @@ def test_no_text_makes_a_special_token(siglip, siglip2, tmp_path, name):
         assert len(ids) == len(model.pieces.offsets(f"a {name} dog{name}{name.upper()}"))
 
 
+def test_what_has_no_piece_is_no_special_token_either(tmp_path):
+    """A file may name its EOS as its unknown piece: it is left out of texts all the same."""
+    spec = unigram()
+    spec["model"]["unk_id"] = 1
+    assert 1 not in made(tmp_path, spec, eos="</s>", pad="<pad>").pieces.ids("a dog 𓀀")
+    assert 2 in made(tmp_path, unigram(), eos="</s>", pad="<pad>").pieces.ids("a dog 𓀀")
+
+
 @given(text=st.text(max_size=40))
 def test_of_any_text_spans_and_ids_are_equally_many_and_lie_inside(siglip, siglip2, text):
     for model in (siglip, siglip2):
@@ -215,6 +223,7 @@ HOSTILE = {
     "half a character": (json.dumps(changed(("model", "vocab", "\ud800"), 800)), "tokenizer.path=.*surrogates not allowed"),
     "a regular expression": (changed(("pre_tokenizer",), SPLIT), r"regular expression that is not applied: '\(a\+\)\+\$'"),
     "growth": (changed(("normalizer",), {"type": "Sequence", "normalizers": [GROW] * 3}), "grow more than 32 times"),
+    "nothing to find": (changed(("normalizer", "normalizers", 1, "pattern"), {"String": ""}), "normalizer looks for an empty text"),
     "many parts": (changed(("normalizer",), {"type": "Sequence", "normalizers": [{"type": "NFC"}] * 99}), "more than 32 parts"),
     "empty sequences": (
         changed(("normalizer",), {"type": "Sequence", "normalizers": [{"type": "Sequence", "normalizers": []}] * 5000}),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import make_devices_mesh, small
+from conftest import make_devices_mesh, slow, small
 from flax import nnx
 from jax import export
 from test_models import CONFIG, IDS, IMAGES
@@ -29,6 +29,7 @@ OPTIONS_OF = {  # a new tower has its options here, and is tested
     "image": {"vit": IMAGE, "conv_vit": IMAGE},
     "text": {"transformer": TEXT},
 }
+RICH = dict(class_tokens=2, registers=1, layer_scale=0.1, pooling="map", patch_bias=True, pre_norm=False, mlp_width=20)
 EXECUTION = Execution(jnp.dtype("float32"), "xla", scan=True, remat=False)
 
 
@@ -47,12 +48,12 @@ def test_every_tower_is_tested():
     assert {modality: set(kinds) for modality, kinds in TOWERS.items()} == {m: set(k) for m, k in OPTIONS_OF.items()}
 
 
-@pytest.mark.parametrize("kind", TOWERS["image"])
-def test_an_image_tower_gives_what_it_says(kind):
+@pytest.mark.parametrize("kind, options", [*((kind, {}) for kind in TOWERS["image"]), slow("vit", RICH)])
+def test_an_image_tower_gives_what_it_says(kind, options):
     """Its own grid and others, patches that are dropped or hidden, its statistics of channels."""
-    tower = built("image", kind, patch_dropout=0.5)
+    tower = built("image", kind, patch_dropout=0.5, **options)
     assert tower.input.size == 12 and tower.input.grid == (3, 3) and tower.noise_size == 9
-    assert built("image", kind).noise_size == 0
+    assert built("image", kind, **options).noise_size == 0
     pixels = (np.asarray(IMAGES) / 255 - tower.input.mean) / tower.input.std
     np.testing.assert_allclose(tower.input.normalize(IMAGES), pixels, atol=1e-6)
 
@@ -123,6 +124,7 @@ def test_a_list_of_blocks_is_not_taken_for_stacked_layers():
         np.testing.assert_allclose(moved[name], expected, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_other_towers_are_trained_alike_on_one_device_and_on_eight(demo_config):
     changes = {"model.image.width": 64, "model.text.width": 64, "optimizer.name": "lamb", "optimizer.eps": 1e-4}
     config = small(copy.deepcopy(demo_config), **changes)

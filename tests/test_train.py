@@ -124,6 +124,7 @@ def test_killed_again_and_again_the_run_ends_as_if_nothing_had_happened(finished
     assert steps[0] == steps[1]
 
 
+@pytest.mark.slow
 def test_no_evaluation_is_missed_or_kept_where_the_run_goes_back(finished, config, one_device, tmp_path):
     """What is evaluated is saved first: evaluations every 6 steps, checkpoints every 4, stopped at 7, back at 6."""
     workdir = tmp_path / "run"

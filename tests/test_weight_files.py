@@ -1,7 +1,6 @@
 """Files of weights from strangers: no code of a pickle runs, what is spoilt or of another family is one line, and nothing is left."""
 
 import contextlib
-import io
 import json
 import os
 import pickle
@@ -9,7 +8,7 @@ import shutil
 import struct
 import zipfile
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT, examples
@@ -62,7 +61,7 @@ def torch_file(file, data, storages=(), top="archive", method=zipfile.ZIP_STORED
         archive.writestr(f"{top}/data.pkl", data)
         archive.writestr(f"{top}/byteorder", "little")
         for n, array in enumerate(storages):
-            archive.writestr(f"{top}/data/{n}", array.tobytes())
+            archive.writestr(f"{top}/data/{n}", array.tobytes("A"))
         for name, content in members.items():
             archive.writestr(f"{top}/{name}", content)
     return file
@@ -79,11 +78,18 @@ def test_what_torch_writes_is_read(tmp_path):
         "module._orig_mod.a": np.arange(6, dtype=np.float32).reshape(2, 3),
         "module._orig_mod.b": np.arange(6, dtype=np.float32).reshape(3, 2).T,
         "module._orig_mod.c": np.array(3, np.float16),
-        "module._orig_mod.d": np.arange(3).astype(ml_dtypes.bfloat16),
+        "module._orig_mod.d": np.arange(3).astype(jnp.bfloat16),
         "module._orig_mod.e": np.zeros((0, 2), np.int64),
     }
-    content = {"epoch": 3, "name": "x", "state_dict": arrays, "state_dict_ema": {k: v + v for k, v in arrays.items()}}
-    with open_weights(saved(tmp_path / "a.pt", content | {"optimizer": {"state": {0: {"step": np.ones(1)[0].item()}}}})) as weights:
+    content = {
+        "epoch": 3,
+        "name": "x",
+        "state_dict": arrays,
+        "state_dict_ema": {k: np.asarray(v + v) for k, v in arrays.items()},
+    }
+    with open_weights(
+        saved(tmp_path / "a.pt", content | {"optimizer": {"state": {0: {"step": np.ones(1)[0].item()}}}})
+    ) as weights:
         for name, array in arrays.items():
             found = weights.tensors[name.rpartition(".")[2]]
             assert found.shape == array.shape and found.dtype == array.dtype.name
@@ -115,7 +121,7 @@ CODE = [
 
 @pytest.mark.parametrize("code", CODE, ids=repr)
 def test_what_could_run_is_refused(code, tmp_path):
-    with pytest.raises(UserError, match="holds more than tensors.*If you trust") if code[:1] != b"}" else contextlib.nullcontext():
+    with pytest.raises(UserError, match="holds more than tensors.*If you trust"):
         with open_weights(torch_file(tmp_path / "a.pt", b"\x80\x02" + code + b".")):
             pass
 
@@ -144,7 +150,6 @@ def test_a_pickle_with_code_runs_nothing(protocol, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("data, what", [
-    (b"\x80\x02" + b"(" * 2_000_000 + b".", "opcodes"),
     (b"\x80\x02" + b"]" * 20_000_000, "at most 16777216 are read"),
     (b"\x80\x02}(" + b"".join(b"J" + struct.pack("<i", -n) + b"N" for n in range(9)) + b"u.", "a key of the type int"),
     (b"\x80\x02}(" + b"\x85" * 9 + b"Nu.", "damaged"),
@@ -161,6 +166,12 @@ def test_a_pickle_with_code_runs_nothing(protocol, tmp_path, capsys):
 def test_work_and_memory_of_a_pickle_are_bounded(data, what):
     with pytest.raises(NotPlain, match=what):
         parse_pickle(data)
+
+
+def test_the_work_of_a_pickle_is_bounded(monkeypatch):
+    monkeypatch.setattr(torch_pickle, "MAX_OPCODES", 1000)
+    with pytest.raises(NotPlain, match="more than 1000 opcodes"):
+        parse_pickle(b"\x80\x02" + b"(" * 2000 + b".")
 
 
 def test_a_dict_that_holds_itself_is_walked_once(tmp_path):
@@ -231,7 +242,7 @@ with zipfile.ZipFile(EPOCH) as archive:
     [PICKLE] = [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
 
 
-@examples(200)
+@examples(60)
 @given(st.lists(st.tuples(st.integers(0, len(PICKLE) - 1), st.binary(min_size=1, max_size=3)), min_size=1, max_size=4))
 def test_any_change_of_a_pickle_is_plain_or_refused(changes):
     data = bytearray(PICKLE)
@@ -239,14 +250,26 @@ def test_any_change_of_a_pickle_is_plain_or_refused(changes):
         data[place : place + len(new)] = new
     with contextlib.suppress(NotPlain):
         found = parse_pickle(bytes(data))
-        assert type(found) in (dict, list, tuple, str, int, float, bool, type(None), Tensor, torch_pickle.Global, torch_pickle.Storage)
+        assert type(found) in (
+            dict,
+            list,
+            tuple,
+            str,
+            int,
+            float,
+            bool,
+            type(None),
+            Tensor,
+            torch_pickle.Global,
+            torch_pickle.Storage,
+        )
 
 
 ARCHIVE = EPOCH.read_bytes()
 ENDS = [*range(200), *range(len(ARCHIVE) - 3000, len(ARCHIVE))]
 
 
-@examples(100)
+@examples(24)
 @given(st.lists(st.tuples(st.sampled_from(ENDS), st.binary(min_size=1, max_size=4)), min_size=1, max_size=3))
 def test_any_change_of_a_zip_is_read_or_one_line(tmp_path_factory, changes):
     data = bytearray(ARCHIVE)
@@ -320,7 +343,7 @@ SPOILT = {
     "another shape": (change_tensors(lambda x: x.update({NORM: np.ones(7, np.float32)})), r"\[7\] cannot become text/post_norm/bias \[30\]"),
     "another layer": (change_tensors(lambda x: x.update({LAYER: x[LAYER].T})), "cannot become image/transformer/blocks/mlp_in/kernel"),
     "NaN": (change_tensors(lambda x: x[LAYER].__setitem__((3, 3), np.nan)), "NaN or infinity"),
-    "an infinite scale": (change_tensors(lambda x: x.update({LOGIT: np.float32(np.inf)})), "logit_scale=inf is out of range"),
+    "an infinite scale": (change_tensors(lambda x: x.update({LOGIT: np.array(np.inf, np.float32)})), "logit_scale=inf is out of range"),
     "whole numbers": (change_tensors(lambda x: x.update({NORM: np.ones(30, np.int64)})), "of the type int64"),
     "another config": (change_json("config.json", vision_config__hidden_size=60), "width=60, but the weights have 45"),
     "another activation": (change_json("config.json", text_config__hidden_act="relu"), "relu.*which a tower can have"),
@@ -328,6 +351,10 @@ SPOILT = {
     "heads that do not divide": (change_json("config.json", text_config__num_attention_heads=7), "does not split into heads=7"),
     "a section that is none": (change_json("config.json", text_config=[]), "is no section but list"),
     "another model type": (change_json("config.json", model_type="blip"), "model_type='blip', of which no family"),
+    "two families": (
+        lambda folder: (folder / "open_clip_config.json").write_text("{}"),
+        "can be read as open_clip or hf_clip .*choose one with --family",
+    ),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
     "another scale of pixels": (change_json("processor_config.json", image_processor__rescale_factor=1.0), "is not 1/255"),
     "another interpolation": (change_json("processor_config.json", image_processor__resample=1), "resample=1 is neither"),
@@ -347,7 +374,19 @@ def folder(tmp_path):
     return shutil.copytree(FOLDERS / "hf_clip_gelu", tmp_path / "in/clip")
 
 
-@pytest.mark.parametrize("spoil, what", SPOILT.values(), ids=SPOILT)
+DEAR = {
+    "another shape",
+    "another layer",
+    "whole numbers",
+    "a tensor more",
+    "a tokenizer of more ids",
+}  # a cheaper row does the same
+
+
+@pytest.mark.parametrize(
+    "spoil, what",
+    [pytest.param(*row, id=name, marks=[pytest.mark.slow] * (name in DEAR)) for name, row in SPOILT.items()],
+)
 def test_a_spoilt_folder_is_one_line_and_leaves_nothing(spoil, what, folder, tmp_path, capsys):
     spoil(folder)
     assert main(["import", str(folder), f"--output={tmp_path}/run"]) == 2
@@ -386,6 +425,7 @@ def test_mistakes_of_the_command_are_one_line(words, what, folder, tmp_path, cap
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+@pytest.mark.slow
 def test_an_import_that_cannot_be_written_leaves_nothing(folder, tmp_path, monkeypatch, capsys):
     def fail(self, *arguments):
         raise OSError(28, "No space left on device")
@@ -396,12 +436,11 @@ def test_an_import_that_cannot_be_written_leaves_nothing(folder, tmp_path, monke
 
 
 def test_safetensors_types_and_io(tmp_path):
-    save_file({"a": np.ones(2, ml_dtypes.bfloat16)}, tmp_path / "a.safetensors")
+    save_file({"a": np.ones(2, jnp.bfloat16)}, tmp_path / "a.safetensors")
     with open_weights(tmp_path / "a.safetensors") as weights:
-        assert weights.tensors["a"].dtype == "bfloat16" and weights.tensors["a"].read().dtype == ml_dtypes.bfloat16
+        assert weights.tensors["a"].dtype == "bfloat16" and weights.tensors["a"].read().dtype == jnp.bfloat16
     with pytest.raises(OSError, match="no regular file"), open_weights(tmp_path):
         pass
     os.mkfifo(tmp_path / "pipe.safetensors")
     with pytest.raises(OSError, match="no regular file"), open_weights(tmp_path / "pipe.safetensors"):
         pass
-    assert io.DEFAULT_BUFFER_SIZE

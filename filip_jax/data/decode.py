@@ -77,6 +77,7 @@ def _of_pixels(pixels: np.ndarray) -> Image.Image:
             f"{pixels.dtype} {list(pixels.shape)} is no array of pixels: give uint8 or uint16, [h, w] or [h, w, channels] "
             "of 1 to 4 channels"
         )
+    _check_size(pixels.shape[1], pixels.shape[0])  # before it is copied: a view or a file may be larger than memory
     pixels = pixels if pixels.itemsize == 1 else (pixels >> 8).astype(np.uint8)
     return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 

@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import signal
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -24,7 +25,7 @@ from filip_jax.data.record import BadRecord, kind_of
 from filip_jax.data.samples import ENDLESS, Batch, Samples, draw_sample
 from filip_jax.data.sources import Source
 from filip_jax.data.tokenizer import Tokenizer
-from filip_jax.errors import UserError
+from filip_jax.errors import UserError, one_line
 from filip_jax.framing import CLIP_FRAMING, Framing
 from filip_jax.sections import call
 from filip_jax.workers import lost
@@ -35,6 +36,10 @@ TRIED = 64  # records that are looked at before a run
 REMEDY = "lower data.workers or data.threads, or give the machine more memory"
 # Reading needs no disk: workers hand batches over in /dev/shm. The kernel sends these signals in a like shortage.
 SHORTAGES = {errno.ENOSPC: -signal.SIGBUS, errno.ENOMEM: -signal.SIGKILL}
+WRITTEN_LIST = re.compile(r"\[\s*(\"|').*\1\s*\]|\{\s*(\"|').*\}", re.DOTALL)
+AS_ONE_TEXT = (
+    "a list or object that was written as text, as pandas' to_csv does, is one caption: write JSON lines or parquet"
+)
 SINGLE = "source"  # the name of the part if there is no mixture
 
 
@@ -122,7 +127,10 @@ def check_usable(source: Source, image_size: int, augment: Mapping[str, Any]) ->
         reasons, example = Counter[str](), ""
         for index in (n * len(part) // count for n in range(count)):
             try:
-                draw_sample(part[index], np.random.default_rng(0), image_size, augment)
+                [text], _ = draw_sample(part[index], np.random.default_rng(0), image_size, augment)
+                if WRITTEN_LIST.fullmatch(text.strip()):
+                    said = f"{' '.join(part.where(index))} has the caption {text:.80}"
+                    warnings.warn(one_line(f"{name}: {said}: {AS_ONE_TEXT}"), stacklevel=2)
                 break
             except BadRecord as error:
                 reasons[kind_of(str(error))] += 1

@@ -44,7 +44,7 @@ class Tokenizer:
     """
 
     def __init__(self, model: bytes):
-        self.pieces = _kind_of(model).open(model)
+        self.pieces = _opened(model)(model)
         self.model = model
         self.sha256 = hashlib.sha256(model).hexdigest()
         self.vocab_size, self.pad_id = self.pieces.size, self.pieces.pad
@@ -84,7 +84,8 @@ def make_tokenizer(*, source: Source | None, name: str, path: str = "", **option
     Args:
         source: None where no captions are at hand; then `path` names a file.
         name: "sentencepiece", "clip" (49,408 byte pairs), "bert" (word pieces; Wukong's, with the
-            Chinese vocabulary) or "tokenizer_json" (a file of Hugging Face; SigLIP 2's).
+            Chinese vocabulary), "tokenizer_json" (a file of Hugging Face; SigLIP 2's) or "kept" (the tokenizer.model of
+            another run, of any kind).
         path: of its file. If empty, a sentencepiece model is trained, and the others are looked for in
             installed packages.
         options: of this kind.
@@ -123,11 +124,16 @@ def sentence_pieces(
     return with_options(model, canonicalize=canonicalize, bos=bos, eos_as_pad=eos_as_pad)
 
 
+def kept(source: Source, path: str) -> bytes:
+    """Return the tokenizer that a run keeps, of whatever kind, from its workdir's tokenizer.model."""
+    return Tokenizer(read_model(Path(path))).model
+
+
 class Kind(NamedTuple):
     """A kind of pieces: `make` has (source, path, **options) and returns its bytes, of which `open` makes the pieces."""
 
     make: Callable[..., bytes]
-    open: Callable[[bytes], Any]
+    open: Callable[[bytes], Any] | None
 
 
 TOKENIZERS = {
@@ -135,14 +141,15 @@ TOKENIZERS = {
     "clip": Kind(partial(read_vocabulary, CLIP), partial(Vocabulary, CLIP)),
     "bert": Kind(partial(read_vocabulary, BERT), partial(Vocabulary, BERT)),
     "tokenizer_json": Kind(read_tokenizer_json, TokenizerJson),
+    "kept": Kind(kept, None),  # its bytes are those of another kind
 }
 
 
-def _kind_of(model: bytes) -> Kind:
-    if not model.startswith(b"{"):
-        return TOKENIZERS["sentencepiece"]
+def _opened(model: bytes) -> Any:
+    """Return what makes pieces of these bytes."""
     try:
-        return TOKENIZERS[json.loads(model)["name"]]
+        name = json.loads(model)["name"] if model.startswith(b"{") else "sentencepiece"
+        return {name: kind.open for name, kind in TOKENIZERS.items() if kind.open}[name]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"the tokenizer's JSON is not one of filip_jax: {error!r}") from error
 

@@ -85,8 +85,8 @@ class TokenizerJson:
             normalizers = list(_parts("normalizer", spec["normalizer"], "normalizers", NORMALIZERS))
             cutters = list(_parts("pre_tokenizer", spec["pre_tokenizer"], "pretokenizers", PRE_TOKENIZERS))
             _check_growth(normalizers)
-        except UserError as error:
-            raise UserError(f"it is no tokenizer.json that can be applied: {error}") from error
+        except UserError:
+            raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"it is no tokenizer.json that can be applied: {error!r:.200}") from error
         parts = [{"type": "Lowercase"}] * bool(lower_case) + normalizers, cutters
@@ -96,7 +96,7 @@ class TokenizerJson:
         self.eos, self.pad = self._id("eos", eos), self._id("pad", pad)
         self.size = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         added = {n for n, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
-        self.special = (added | {self.bos, self.eos, self.pad}) - {_unknown(spec["model"], self.tokenizer)}
+        self.special = (added - {_unknown(spec["model"], self.tokenizer)}) | {self.bos, self.eos, self.pad}
 
     def __reduce__(self):
         return TokenizerJson, (self.model,)
@@ -254,9 +254,11 @@ def _parts(name: str, whole: Any, inner: str, known: dict[str, dict[str, str]]) 
             continue
         if part["type"] not in known:
             raise UserError(f"its {name} {part['type']!r:.100} is not one of {', '.join(known)}")
-        pattern = part.get("pattern", {}).get("Regex")
-        if pattern is not None and pattern not in PATTERNS:
-            raise UserError(f"its {name} has a regular expression that is not applied: {pattern!r:.100}")
+        pattern = part.get("pattern", {})
+        if "Regex" in pattern and pattern["Regex"] not in PATTERNS:
+            raise UserError(f"its {name} has a regular expression that is not applied: {pattern['Regex']!r:.100}")
+        if pattern.get("String") == "":  # at which the package may panic
+            raise UserError(f"its {name} looks for an empty text")
         yield part
 
 

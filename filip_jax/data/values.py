@@ -131,16 +131,25 @@ def embedded_image(text: str, most: int) -> bytes | None:
         raise BadRecord(f"an image in base64 that is damaged: {error}") from error
 
 
+def read_json(data: bytes) -> Any:
+    """Return what JSON in UTF-8 holds.
+
+    Raises:
+        ValueError: it is none, or an object has a key twice.
+    """
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_without_doubles)
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
+
+
 def read_object(data: bytes) -> dict[str, Any]:
     """Return the JSON object in UTF-8.
 
     Raises:
         ValueError: it is none, or has a key twice.
     """
-    try:
-        found = json.loads(data.decode("utf-8"), object_pairs_hook=_without_doubles)
-    except RecursionError as error:
-        raise ValueError("JSON that is nested too deeply") from error
+    found = read_json(data)
     if not isinstance(found, dict):
         raise ValueError(f"JSON that holds {type(found).__name__}, not an object")
     return found

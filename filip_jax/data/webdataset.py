@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from filip_jax import storage
-from filip_jax.data.caption_text import caption_text
+from filip_jax.data.caption_text import is_json, most_bytes, texts_in
 from filip_jax.data.identity import digest, identify
 from filip_jax.data.index_folder import index_folder
 from filip_jax.data.member_names import FIRST_DOT, IMAGES, KEYS
 from filip_jax.data.packed import ENDINGS as PACKED
 from filip_jax.data.record import (
-    CAPTION_BYTES,
     HEAD_BYTES,
     IMAGE_BYTES,
     METADATA_BYTES,
@@ -45,7 +44,7 @@ class WebDataset:
     Args:
         path: a folder, a pattern or braces: "/data/cc3m", "gs://bucket/cc3m/{00000..00331}.tar".
         caption_keys: members ("txt", "de.txt") or fields of the JSON member ("json.caption"); each
-            holds a text, a JSON field may hold a list of them.
+            holds a text; a JSON field, and a JSON member ("json", "captions.json"), may hold a list of them.
         lines: whether each line of a text member is a text of its own, as CLIP_benchmark's retrieval tars have them
             (its webdataset_builder writes, and its reader splits, lines by `str.splitlines`).
         keys: which part of a member's name is the key that a sample's members share: "first_dot", what stands before its
@@ -196,8 +195,9 @@ class WebDataset:
                     fields = self._json(shard, members)
                 found += [Caption(text, key) for text in texts_of(field_of(fields, key.split(".")[1:]))]
             elif key in members:
-                text = caption_text(self._member(shard, members, key, CAPTION_BYTES), key)
-                texts = [line for line in text.splitlines() if line.strip()] if self.lines else [text]
+                texts = texts_in(self._member(shard, members, key, most_bytes(key)), key)
+                if self.lines and not is_json(key):
+                    texts = [line for line in texts[0].splitlines() if line.strip()]
                 found += [Caption(text.strip(), key) for text in texts]
         return tuple(found)
 

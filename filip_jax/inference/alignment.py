@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from filip_jax.errors import UserError
-from filip_jax.inference.embedder import Embedder
+from filip_jax.inference.embedder import Embedder, check_texts
 
 PROMPT = "a photo of a {}."  # of the paper's pictures
 NO_SPACES = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # kana, Chinese characters, Hangul
@@ -65,7 +65,7 @@ class Alignment:
 def align(
     model: Embedder,
     images: Iterable[Any],
-    texts: Sequence[str],
+    texts: Iterable[str],
     phrases: Sequence[Sequence[Span]] | None = None,
 ) -> list[Alignment]:
     """Return the alignment of each image with its text.
@@ -79,7 +79,8 @@ def align(
     Raises:
         UserError: no phrases are given and a text has no word to look at; images and texts are not equally many.
     """
-    views = list(model.views(images))
+    check_texts(texts)
+    views, texts = list(model.views(images)), list(texts)
     if len(views) != len(texts):
         raise UserError(f"align: {len(views)} images, but {len(texts)} texts; it takes pairs")
     patches = model.encode_image(views, pooling="tokens")

@@ -1,7 +1,7 @@
 """A dual encoder with parameters: pictures and texts in, tokens out."""
 
 import warnings
-from collections.abc import Generator, Iterable, Iterator, Sized
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sized
 from contextlib import closing
 from functools import partial
 from itertools import count, islice
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Shaped
 from filip_jax.data.preprocess import View
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
-from filip_jax.inference.images import views
+from filip_jax.inference.images import check_several, views
 from filip_jax.mesh import BATCH_AXES, replicated
 from filip_jax.models import POOLINGS, Model
 from filip_jax.objectives.total import Objectives
@@ -117,7 +117,7 @@ class Embedder:
             return self._features(self.parameters, views, pooling=pooling)
 
     def views(self, images: Iterable[Any]) -> Generator[View, None, None]:
-        """Yield the square view that the image tower sees of each image, see `images.views`."""
+        """Return the square view that the image tower sees of each image, see `images.views`."""
         return views(images, self.image_size, self.batch_size, self.framing)
 
     def encode_text(
@@ -128,7 +128,7 @@ class Embedder:
         A text longer than the context loses its end, with a warning that counts such texts.
 
         Raises:
-            UserError: no text, an empty one, or a single str instead of a list.
+            UserError: no text, an empty one, or something else than several: a single str, a whole table.
         """
         return _joined(self.text_batches(texts, pooling), "texts")
 
@@ -136,8 +136,7 @@ class Embedder:
         self, texts: Iterable[str], pooling: str | None = None
     ) -> Iterator[tuple[Float[np.ndarray, "batch t d"], Bool[np.ndarray, "batch t"]]]:
         """Yield what `encode_text` returns, of at most `batch_size` texts at a time."""
-        if isinstance(texts, str):
-            raise UserError(f"encode_text takes a list of texts; for one text write [{texts[:30]!r}]")
+        check_texts(texts)
         long = total = 0
         for batch in self._batches(map(_checked, count(), texts), texts, "encoding texts"):
             ids, truncated = self.tokenizer.encode(batch, self.text_length)
@@ -178,6 +177,15 @@ class Embedder:
 def one_device() -> Mesh:
     """Return a mesh of this process's first device."""
     return Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), BATCH_AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def check_texts(texts: Any) -> None:
+    """Raise a UserError unless these are several texts, of which `text_batches` checks each."""
+    if isinstance(texts, str):
+        raise UserError(f"encode_text takes a list of texts; for one text write [{texts[:30]!r}]")
+    if isinstance(texts, Mapping | bytes):
+        raise UserError(f"texts is a single {type(texts).__name__}; give a list of str")
+    check_several(texts, "texts", (1,), "give a list of str, or one column of a table")
 
 
 def _checked(index: int, text: str) -> str:

@@ -38,12 +38,13 @@ def top_k(
         UserError: k below 1, or another query.
         ValueError: as `similarity_blocks`.
     """
-    if query not in QUERIES or k < 1:
-        raise UserError(f"top_k: query={query!r} must be one of {', '.join(QUERIES)}, and k={k} at least 1")
+    if query not in QUERIES or not hasattr(k, "__index__") or k < 1:
+        text = f"top_k: query={query!r} must be one of {', '.join(QUERIES)}, and k={k!r} a whole number of at least 1"
+        raise UserError(text)
     queries, answers = len(text_tokens), len(image_tokens)
     if query == "image":
         queries, answers = answers, queries
-    best = np.full((queries, min(k, answers)), -np.inf, np.float32)
+    best = np.full((queries, min(int(k), answers)), -np.inf, np.float32)
     indices = np.full(best.shape, answers)
     for images, texts, to_text, to_image in similarity_blocks(image_tokens, text_tokens, text_mask, mesh):
         rows, columns, scores = (texts, images, to_image.T) if query == "text" else (images, texts, to_text)

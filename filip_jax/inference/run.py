@@ -17,11 +17,9 @@ from filip_jax.mesh import check_memory, replicated
 from filip_jax.models import Model, make_model, portable
 from filip_jax.objectives.total import init_parameters, make_objectives
 from filip_jax.saved_config import FILE as CONFIG
-from filip_jax.saved_config import read_config
+from filip_jax.saved_config import TOKENIZER, read_config
 from filip_jax.small_files import read_own
 from filip_jax.workdir import Workdir
-
-TOKENIZER = "tokenizer.model"
 
 
 class Run:
@@ -48,7 +46,7 @@ class Run:
         self.tokenizer = read_tokenizer(self.workdir)
         self.checkpoints = Checkpoints(self.place.name)
         self.objectives = make_objectives(self.config["objectives"])
-        self.model = make_model(self.objectives.needs, **portable(self.config["model"]))
+        self.model = make_model(self.objectives.outputs, **portable(self.config["model"]))
         sizes: dict[str, Any] = {"image_size": self.model.image.size, "text_length": self.model.text.length}
         for key, size in sizes.items():
             if self.config["data"][key] != size:

@@ -34,7 +34,7 @@ def similarity_blocks(
     precision, whatever the type of the tokens. Beside the tokens only one block is in memory.
 
     Args:
-        image_tokens: L2-normalized; of a `np.memmap` each row is read once.
+        image_tokens: L2-normalized; of a `np.memmap` each row is read once. Lists, and arrays of other libraries, serve too.
         text_tokens: L2-normalized.
         text_mask: True for the tokens that take part.
         mesh: devices that share the images of each block; None is JAX's own first.
@@ -42,8 +42,9 @@ def similarity_blocks(
     Raises:
         ValueError: tokens of different dimensions, or a mask that is not boolean [j, t].
     """
-    check_tokens(image_tokens, text_tokens, text_mask)
+    image_tokens, text_tokens = (x if isinstance(x, Array) else np.asarray(x) for x in (image_tokens, text_tokens))
     text_mask = np.asarray(text_mask)
+    check_tokens(image_tokens, text_tokens, text_mask)
     lengths = np.where(text_mask, np.arange(1, text_mask.shape[1] + 1), 0).max(axis=1)
     order, devices = np.argsort(lengths, kind="stable"), mesh.size if mesh else 1
     rows, columns = _size(image_tokens, MAX_IMAGES, devices), _size(text_tokens, MAX_TEXTS, 1)

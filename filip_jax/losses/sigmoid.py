@@ -10,11 +10,11 @@ import jax.numpy as jnp
 class Sigmoid:
     """-log sigmoid(±(scale s + bias)) of all pairs, + where text and image belong together (Zhai et al. 2023, arXiv 2303.15343).
 
-    Summed over texts, mean over images; the same over images for s_T. With k captions an image has k times as many pairs,
-    and its loss grows with them: it is not divided by k.
+    Summed over the images of each text, mean over texts by their weights: with one caption per image the published sum over
+    all pairs divided by the batch, and no larger with several.
 
     Attributes:
-        sides: 2 for the mean of both similarities' losses, 1 where they are the same.
+        sides: 2 for the mean of the losses by s_I and s_T, 1 where these are the same.
         pairs_by: "group" or "image": what right pairs have in common.
     """
 
@@ -29,14 +29,10 @@ class Sigmoid:
         """Return log sigmoid of all pairs that count."""
         sign = jnp.where(texts[self.pairs_by] == images[self.pairs_by], 1.0, -1.0)
         counted = texts["real"] & images["real"]
-
-        def of_side(similarity, weight):
-            logits = parameters["scale"] * similarity + parameters["bias"]
-            return {"sum": jnp.where(counted, weight * jax.nn.log_sigmoid(sign * logits), 0.0)}
-
-        of_images = {"over_texts": of_side(similarities[0], texts["weight"])}
-        return of_images | ({"over_images": of_side(similarities[1], 1.0)} if self.sides == 2 else {})
+        logits = [parameters["scale"] * s + parameters["bias"] for s in similarities[: self.sides]]
+        mean = sum(jax.nn.log_sigmoid(sign * x) for x in logits) / self.sides
+        return {"over_images": {"sum": jnp.where(counted, mean, 0.0)}}
 
     def losses(self, over_texts, over_images):
         """Return the negative sums."""
-        return -over_texts["sum"], -over_images["sum"] if over_images else None
+        return None, -over_images["sum"]

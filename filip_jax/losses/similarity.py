@@ -72,6 +72,9 @@ def check_tokens(image_tokens: Array, text_tokens: Array, text_mask: Array) -> N
         raise ValueError(f"images and texts must have tokens, but are {shapes}")
     if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in (image_tokens, text_tokens)):
         raise ValueError(f"tokens must be floating point, but are {image_tokens.dtype} and {text_tokens.dtype}")
+    for x in (image_tokens, text_tokens):
+        if not x.dtype.isnative or x.dtype.itemsize > 8:  # a compiled function would take other bytes for numbers
+            raise ValueError(f"JAX has no tokens of {x.dtype!r}: convert them with .astype('float32')")
     if text_mask.shape != text_tokens.shape[:2]:
         raise ValueError(f"text_mask must be [j, t], but the shapes are {shapes}")
     if text_mask.dtype != bool:

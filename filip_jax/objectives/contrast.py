@@ -13,10 +13,8 @@ from filip_jax.losses.softmax import Softmax
 from filip_jax.losses.token_wise import TokenWise
 from filip_jax.objectives.objective import Objective, Pairwise, Parameter
 
-POSITIVES = {
-    "pair": "image",
-    "image": "group",
-}  # the right answers: an image's own texts, or those of all it shows the same as
+# The right answers, an image's own texts or those of all images of its group: what pairs have in common, and what that needs.
+POSITIVES = {"pair": ("image", frozenset[str]()), "image": ("group", frozenset({"groups"}))}
 CLIP_SCALE, MAX_SCALE = 1 / 0.07, 100.0
 FIRST_SPREAD = (
     0.9  # of the logits of wrong pairs: 1 / 0.07 times 0.0625, the spread of random vectors of 256 dimensions
@@ -57,8 +55,8 @@ def show_scale(parameters: Mapping[str, Any]) -> dict[str, jax.Array]:
     return {"logit_scale": jnp.exp(parameters["logit_scale"])}
 
 
-def check_positives(positives: str) -> str:
-    """Return the information of pairs that `positives` goes by.
+def check_positives(positives: str) -> tuple[str, frozenset[str]]:
+    """Return the information of pairs that `positives` goes by, and what of a batch it needs.
 
     Raises:
         UserError: there is no such choice.
@@ -70,12 +68,11 @@ def check_positives(positives: str) -> str:
 
 def softmax_objective(similarity: TokenWise, scale: Parameter, positives: str, label_smoothing: float) -> Objective:
     """Return the objective of two cross-entropies over the global batch, with a scale of its own."""
-    pairs_by = check_positives(positives)
+    pairs_by, needs = check_positives(positives)
     loss = Softmax(label_smoothing=label_smoothing, pairs_by=pairs_by)
     return Objective(
-        needs=frozenset({similarity.of}),
+        needs=needs | {similarity.of},
         parameters={"logit_scale": scale},
-        pairwise=Pairwise(similarity, loss, lambda parameters: {"scale": jnp.exp(parameters["logit_scale"])}),
+        pairwise=Pairwise(similarity, loss, lambda parameters: {"scale": jnp.exp(parameters["logit_scale"])}, "scale"),
         metrics=show_scale,
-        uses_groups=pairs_by == "group",
     )

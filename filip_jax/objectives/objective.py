@@ -7,13 +7,15 @@ from typing import Any
 import jax
 from jaxtyping import Array, Float
 
+from filip_jax.errors import UserError
 from filip_jax.losses.encoded import Encoded
 from filip_jax.losses.pairs import PairLoss
 from filip_jax.models import POOLINGS
 
-NEEDS = tuple(
-    POOLINGS.values()
-)  # of the encoders: parts of `Encoded` that are computed only where an objective needs them
+OUTPUTS = tuple(POOLINGS.values())  # of the towers: "tokens", "pooled"
+# What an objective may need of a batch. Nothing is drawn or computed that none needs. "captions" and "views" are several of
+# an image. No training batch holds "regions" yet, so an objective that needs them is refused.
+NEEDS = (*OUTPUTS, "text_ids", "groups", "captions", "views", "regions")
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,14 @@ class Pairwise:
         similarity: how pairs are compared, `TokenWise` or `BlockFunction`; objectives with the same one share its pass.
         loss: what is made of the similarities.
         parameters: the objective's parameters -> those of the loss.
+        multiplier: which of the loss's parameters multiplies similarities to logits, for evaluations; "" if none does.
         of_similarity: the objective's parameters -> those of the similarity, where it has some; then no other shares it.
     """
 
     similarity: Any
     loss: PairLoss
     parameters: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+    multiplier: str = ""
     of_similarity: Callable[[Mapping[str, Any]], Any] | None = None
 
 
@@ -58,8 +62,8 @@ class Teacher:
 
     Attributes:
         decay: of the moving average, after each step; 1 keeps the teacher as it began.
-        parts: which parts of the parameters are the teacher's own, "objectives" for heads only; of others it has the
-            run's present ones. None is all.
+        parts: which parts of the parameters, by their first names, are the teacher's own: "objectives" for heads only. Of
+            others it has the run's present ones. None is all.
     """
 
     decay: float
@@ -71,7 +75,7 @@ class Objective:
     """A loss with what it needs and owns.
 
     Attributes:
-        needs: which of `NEEDS`.
+        needs: which of `NEEDS`, beside the teacher.
         parameters: trained, by name.
         pairwise: its part over all pairs, if it has one.
         local: (parameters, state, encoder outputs, the teacher's parameters of this objective) -> (loss, next state,
@@ -79,8 +83,9 @@ class Objective:
         teacher: whose outputs `Encoded.teacher` holds.
         state: initial values of arrays that are not trained, by name; checkpoints hold them.
         metrics: parameters -> numbers that the log shows.
-        uses_groups: whether the batch says which images show the same.
-        uses_views: whether it needs more than one view of each image.
+
+    Raises:
+        UserError: a need that is not one of `NEEDS`.
     """
 
     needs: frozenset[str]
@@ -90,5 +95,7 @@ class Objective:
     teacher: Teacher | None = None
     state: Mapping[str, Any] = field(default_factory=dict)
     metrics: Callable[[Mapping[str, Any]], Mapping[str, Array]] = lambda parameters: {}
-    uses_groups: bool = False
-    uses_views: bool = False
+
+    def __post_init__(self):
+        if unknown := self.needs - set(NEEDS):
+            raise UserError(f"needs={', '.join(sorted(unknown))}: an objective may need {', '.join(NEEDS)}")

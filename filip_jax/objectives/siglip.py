@@ -7,7 +7,7 @@ from filip_jax.losses.moments import moments
 from filip_jax.losses.sigmoid import Sigmoid
 from filip_jax.losses.token_wise import TokenWise
 from filip_jax.objectives.contrast import MAX_SCALE, check_positives, make_scale, show_scale
-from filip_jax.objectives.objective import NEEDS, Objective, Pairwise, Parameter
+from filip_jax.objectives.objective import OUTPUTS, Objective, Pairwise, Parameter
 
 
 def siglip(
@@ -38,10 +38,10 @@ def siglip(
     Raises:
         UserError: an option that cannot be.
     """
-    if similarity not in NEEDS:
-        raise UserError(f"similarity={similarity!r} is not one of {', '.join(NEEDS)}")
+    if similarity not in OUTPUTS:
+        raise UserError(f"similarity={similarity!r} is not one of {', '.join(OUTPUTS)}")
     compared = TokenWise(similarity, dtype=dtype, implementation=implementation, exchange=exchange, indices=indices)
-    pairs_by = check_positives(positives)
+    pairs_by, needs = check_positives(positives)
 
     def bias_of_batch(encoded, parameters):
         wrong, mean, _ = moments(compared, encoded)
@@ -56,9 +56,8 @@ def siglip(
         from_first_batch=bias_of_batch if from_first_batch else None,
     )
     return Objective(
-        needs=frozenset({similarity}),
+        needs=needs | {similarity},
         parameters={"logit_scale": scale, "bias": bias},
-        pairwise=Pairwise(compared, Sigmoid(sides=1 if similarity == "pooled" else 2, pairs_by=pairs_by), of_loss),
+        pairwise=Pairwise(compared, Sigmoid(1 if similarity == "pooled" else 2, pairs_by), of_loss, "scale"),
         metrics=lambda parameters: show_scale(parameters) | {"bias": parameters["bias"]},
-        uses_groups=pairs_by == "group",
     )

@@ -15,10 +15,11 @@ from filip_jax.losses.encoded import Encoded
 from filip_jax.losses.pairs import pair_losses
 from filip_jax.models import Model
 from filip_jax.objectives import OBJECTIVES
-from filip_jax.objectives.objective import Objective, Teacher
+from filip_jax.objectives.objective import OUTPUTS, Objective, Teacher
 from filip_jax.paths import Metadata
 from filip_jax.sections import check, choose, keys_of
 
+MAX_WEIGHT = 2.0**32
 NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 Weight = (
     float | Sequence[Sequence[float]]
@@ -38,14 +39,20 @@ class Objectives:
     weights: Mapping[str, Weight]
 
     @property
-    def needs(self) -> frozenset[str]:
-        """Return the encoder outputs that at least one objective needs."""
-        return frozenset().union(*(part.needs for part in self.parts.values()))
+    def active(self) -> dict[str, Objective]:
+        """The objectives that are computed: those of a weight other than a plain 0."""
+        return {name: part for name, part in self.parts.items() if self.weights[name] != 0}
 
     @property
-    def uses_groups(self) -> bool:
-        """Return whether the batch says which images show the same."""
-        return any(part.uses_groups for part in self.parts.values())
+    def needs(self) -> frozenset[str]:
+        """What at least one active objective needs of a batch, see `NEEDS`, and "teacher" if one learns from it."""
+        teacher = {"teacher"} if any(part.teacher for part in self.active.values()) else set[str]()
+        return frozenset(teacher).union(*(part.needs for part in self.active.values()))
+
+    @property
+    def outputs(self) -> frozenset[str]:
+        """The outputs for which the towers have projections, whatever the weights are."""
+        return frozenset().union(*(part.needs for part in self.parts.values())) & set(OUTPUTS)
 
     @property
     def metadata(self) -> dict[str, Metadata]:
@@ -83,7 +90,7 @@ class Objectives:
         """The (objective, parameter) that begin where the first global batch puts them."""
         return [
             (name, key)
-            for name, part in self.parts.items()
+            for name, part in self.active.items()
             for key, meta in part.parameters.items()
             if meta.from_first_batch
         ]
@@ -117,7 +124,7 @@ class Objectives:
         """
         losses, following = self._pairwise(parameters, encoded), dict(state)
         metrics: dict[str, Array] = {}
-        for name, part in self.parts.items():
+        for name, part in self.active.items():
             if part.local:
                 own = (tree.get(name, {}) for tree in (parameters, state))
                 local, next_state, numbers = part.local(*own, encoded, (teacher or {}).get(name, {}))
@@ -129,7 +136,7 @@ class Objectives:
 
     def _pairwise(self, parameters, encoded):
         """Return the loss of each pairwise objective; those of one similarity share its pass."""
-        pairwise = {name: part.pairwise for name, part in self.parts.items() if part.pairwise}
+        pairwise = {name: part.pairwise for name, part in self.active.items() if part.pairwise}
         groups: dict[Any, list[str]] = {}
         for name, part in pairwise.items():
             groups.setdefault((part.similarity, name if part.of_similarity else ""), []).append(name)
@@ -144,10 +151,10 @@ class Objectives:
         return losses
 
     def logit_scale(self, parameters: Mapping[str, Any], need: str) -> float:
-        """Return the multiplier of the similarities of tokens or pooled vectors, of the first objective that has one."""
-        for name, part in self.parts.items():
-            if part.pairwise and need in part.needs and "logit_scale" in part.parameters:
-                return float(part.pairwise.parameters(parameters[name])["scale"])
+        """Return the multiplier of the similarities of tokens or pooled vectors: of the first objective that names one, or 1."""
+        for name, part in self.active.items():
+            if part.pairwise and part.pairwise.multiplier and need in part.needs:
+                return float(part.pairwise.parameters(parameters.get(name, {}))[part.pairwise.multiplier])
         return 1.0
 
     def clamp(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,6 +224,8 @@ def make_objectives(section: Mapping[str, Any]) -> Objectives:
         if not isinstance(options, Mapping):
             raise UserError(f"{place}={options!r:.100} is not a section")
         parts[name], weights[name] = make_objective(place, **options)
+    if all(weight == 0 for weight in weights.values()):
+        raise UserError("objectives: all weights are 0: nothing would be trained")
     if len({part.teacher for part in parts.values() if part.teacher}) > 1:
         raise UserError("objectives: they name different teachers; a run has one")
     return Objectives(parts, weights)
@@ -241,14 +250,16 @@ def make_objective(place: str, /, *, kind: Any = "", weight: Any = 1.0, **option
 
 def _check_weight(weight, key):
     """Return the weight, checked."""
-    points = [(0.0, weight)] if isinstance(weight, (int, float)) else weight
-    try:
-        places = [float(place) for place, _ in points]
-        right = all(0 <= float(value) < float("inf") for _, value in points)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{key}.weight={weight!r} is neither a number nor (share of the run, weight) points") from error
-    if not right or not places or places != sorted(set(places)) or not 0 <= places[0] <= places[-1] <= 1:
-        raise UserError(f"{key}.weight={weight!r}: weights must be at least 0, shares of the run rise from 0 to 1")
-    return (
-        weight if isinstance(weight, (int, float)) else tuple((float(place), float(value)) for place, value in points)
-    )
+    points = weight if isinstance(weight, (tuple, list)) else ((0.0, weight),)
+    if not points or not all(isinstance(point, (tuple, list)) and _is_pair(point) for point in points):
+        raise UserError(f"{key}.weight={weight!r:.100} is neither a number nor (share of the run, weight) points")
+    shares, values = ([float(x) for x in numbers] for numbers in zip(*points))
+    if min(values) < 0 or shares != sorted(set(shares)) or not 0 <= shares[0] <= shares[-1] <= 1:
+        raise UserError(f"{key}.weight={weight!r:.100}: weights must be at least 0, shares of the run rise from 0 to 1")
+    return weight if points is not weight else tuple(zip(shares, values))
+
+
+def _is_pair(point):
+    """Return whether this is a pair of numbers."""
+    numbers = [x for x in point if isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) <= MAX_WEIGHT]
+    return len(point) == len(numbers) == 2

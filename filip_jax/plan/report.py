@@ -114,7 +114,8 @@ def loss_temporary(setup: Setup) -> int:
     own = [tree.get("objectives", {}) for tree in (parameters, setup.shapes, teacher)]
 
     def encode(parameters, batch, teacher):
-        return encode_batch(setup.model, parameters, with_noise(setup.model, batch, 0, 0), teacher=teacher)
+        noisy = with_noise(setup.model, batch, 0, 0)
+        return encode_batch(setup.model, objectives.needs, parameters, noisy, teacher=teacher)
 
     def loss(encoded, parameters, state, teacher):
         return objectives.loss(parameters, state, encoded, 0.0, teacher)[0]

@@ -1,4 +1,4 @@
-"""What the towers give of samples in training: each view and each caption is encoded as a row of its own."""
+"""The outputs of the towers for samples in training: each view and each caption is encoded as a row of its own."""
 
 from collections.abc import Callable, Mapping
 from functools import partial

@@ -34,7 +34,7 @@ from filip_jax.train import start
 from filip_jax.train.evaluation import EvalGuard
 from filip_jax.train.feed import Feed, no_rows
 from filip_jax.train.goodput import CompileCache, Goodput
-from filip_jax.train.init_from import Donor, open_donor
+from filip_jax.train.init_from import Donor, fill_all, open_donors
 from filip_jax.train.input_log import InputLog, forget_keys_after
 from filip_jax.train.metrics import MetricWriter, StepLog, say
 from filip_jax.train.profile import Profile
@@ -113,7 +113,7 @@ class Trainer:
         self.checkpoints = call(CheckpointWriter, setup.checkpoint, "checkpoint", workdir=self.place.name)
         with watch.phase("restore"):
             newest = start.newest_sound(self.checkpoints, workdir, config)
-        donor = None if newest is not None else open_donor(setup.init_from, setup.shapes["params"], metadata)
+        donors = [] if newest is not None else open_donors(setup.init_from, setup.shapes, metadata)
         service.on_first_process(lambda: save_config(workdir, config))  # which says whose the other files are
         tokenizer = start.prepare_tokenizer(self.place, setup, source, started=newest is not None)
         self.upkeep = Upkeep(self.place, self.lease)
@@ -122,30 +122,30 @@ class Trainer:
         sizes = {"mesh": setup.mesh} | {name: setup.data[name] for name in ("image_size", "text_length")}
         self.embedder = lambda *state: inference.Embedder(setup.model, setup.objectives, tokenizer, *state, **sizes)
         self.eval_guard = EvalGuard(self.place, watch, setup.evals_fatal)
-        self.state, self.step, meta = self._start(newest, tokenizer, donor)
+        self.state, self.step, meta = self._start(newest, tokenizer, donors)
         self.samples_seen, watch.step = meta.get("samples_seen", 0), self.step
         self.saved_step: int | None = self.step
         self._open_logs(source, meta)
         rows = call(
             batches, setup.data, "data", source=source, tokenizer=tokenizer, batch_size=setup.batch_size,
-            seed=setup.seed, start=self.samples_seen, groups=setup.objectives.uses_groups,
+            seed=setup.seed, start=self.samples_seen, groups="groups" in setup.objectives.needs,
             process_index=jax.process_index(), process_count=jax.process_count(), framing=setup.model.image.framing,
         )  # fmt: skip
         self.feed = Feed(rows if self.step < setup.total_steps else no_rows(), lambda: watch.stop)
         self.profile = Profile(self.place, self.step, setup.total_steps, **setup.profile)
 
-    def _start(self, newest: int | None, tokenizer: Tokenizer, donor: Donor | None) -> tuple[State, int, dict]:
+    def _start(self, newest: int | None, tokenizer: Tokenizer, donors: Sequence[Donor]) -> tuple[State, int, dict]:
         """(state, step, meta): of the newest checkpoint on this mesh, or a state that is born sharded."""
         setup = self.setup
         if newest is None:
             say(f"{self.place.name}: starting on {jax.device_count()} {jax.devices()[0].device_kind} devices")
-            if donor:
-                with self.watch.phase("restore"):
+            with self.watch.phase("restore"):
+                for donor in donors:
                     donor.check(tokenizer.sha256)
             with self.watch.phase("compile"), jax.set_mesh(setup.mesh):
                 state = jax.jit(setup.init, out_shardings=setup.shardings)(jax.random.key(setup.seed))
             with self.watch.phase("restore"):
-                return (donor.fill(state) if donor else state), 0, {}
+                return fill_all(donors, state), 0, {}
         if newest > setup.total_steps:
             raise UserError(f"{self.checkpoints.folder(newest)} is beyond total_steps={setup.total_steps}")
         meta, started = self.checkpoints.meta(newest), time.monotonic()

@@ -1,8 +1,7 @@
-"""What a training config describes, built abstractly: no file is written, no array allocated."""
+"""The setup of a run from its config, built abstractly: no file is written, no array allocated."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from filip_jax.errors import UserError
 from filip_jax.evals.run import check_evals
 from filip_jax.mesh import batch_shapes, check_batch_size, make_mesh, replicated
 from filip_jax.models import Model, check_platform, make_model
-from filip_jax.objectives.total import Objectives, init_parameters, make_objectives
+from filip_jax.objectives.total import Objectives, make_objectives
 from filip_jax.sections import at_least, call, check
 from filip_jax.train.encode import with_noise
 from filip_jax.train.guards import check_guards
@@ -30,7 +29,6 @@ from filip_jax.train.step import (
     make_start,
     make_train_step,
     state_shardings,
-    teacher_parts,
 )
 from filip_jax.train.wandb_log import check_project
 
@@ -99,7 +97,7 @@ def make_setup(
     eval_every_steps: int, evals_fatal: bool, evals: Mapping[str, Any],
     devices: Sequence[jax.Device] | None = None,
 ) -> Setup:  # fmt: skip
-    """The setup of a config: these are its legal keys, `devices` apart.
+    """Return the setup of a config: these are its legal keys, `devices` apart.
 
     Args:
         batch_size: pairs of one step, over all devices of all processes.
@@ -122,32 +120,24 @@ def make_setup(
     devices = call(make_mesh, mesh, "mesh", devices=devices)
     check_batch_size(batch_size, devices, microbatches)
     given = (
-        "source",
-        "tokenizer",
-        "batch_size",
-        "seed",
-        "start",
-        "process_index",
-        "process_count",
-        "groups",
-        "framing",
-    )
+        "source", "tokenizer", "batch_size", "seed", "start", "process_index", "process_count", "groups", "framing",
+    )  # fmt: skip
     check(batches, data, "data", given)
     check_numbers(**data)
     check_tokenizer(tokenizer)
     _check_keeping(checkpoint, processes, guards, wandb_project, profile)
     check_evals(evals)
     total = make_objectives(objectives)
-    network = make_model(total.needs, **model)
+    network = make_model(total.outputs, **model)
     check_platform(model, devices.devices.flat[0].platform)
     _check_sizes(network, data)
-    parameters = jax.eval_shape(partial(init_parameters, network, total), jax.random.key(seed))
-    _check_objectives(network, total, parameters, batch_shapes(devices, 2 * devices.size, total.uses_groups, **data))
-    origins = call(origins_of, init_from, "init_from", parameters=parameters)
+    _check_needs(total, **data)
     metadata = network.metadata | total.metadata
     moves = call(make_optimizer, optimizer, "optimizer", metadata=metadata, total_steps=total_steps)
     init = make_init(network, total, moves, ema_decay)
     shapes = jax.eval_shape(init, jax.random.key(seed))
+    _check_objectives(network, total, shapes, batch_shapes(devices, 2 * devices.size, "groups" in total.needs, **data))
+    origins = call(origins_of, init_from, "init_from", shapes=shapes)
     return Setup(
         mesh=devices,
         model=network,
@@ -168,7 +158,7 @@ def make_setup(
 
 
 def lower_step(setup: Setup, state: State) -> jax.stages.Lowered:
-    """The training step for a state, arrays or shapes with shardings, and a batch of the run; not compiled yet."""
+    """Return the training step for a state, arrays or shapes with shardings, and a batch of the run; not compiled yet."""
     outputs, platform = (setup.shardings, replicated(setup.mesh)), setup.mesh.devices.flat[0].platform
     with jax.set_mesh(setup.mesh):
         step = jax.jit(
@@ -179,7 +169,7 @@ def lower_step(setup: Setup, state: State) -> jax.stages.Lowered:
 
 def batch_of(setup: Setup) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes of a batch of the run."""
-    return batch_shapes(setup.mesh, setup.batch_size, setup.objectives.uses_groups, **setup.data)
+    return batch_shapes(setup.mesh, setup.batch_size, "groups" in setup.objectives.needs, **setup.data)
 
 
 def _check_keeping(checkpoint, processes, guards, wandb_project, profile):
@@ -205,17 +195,33 @@ def _check_sizes(network, data):
             raise UserError(f"data.{key}={data[key]}, but the model is built for {size}")
 
 
-def _check_objectives(network, objectives, parameters, batch):
-    """Raise a UserError for an option that fits no encoder output, before anything is compiled."""
-    several = batch["image"].ndim == 5
-    for name in [name for name, part in objectives.parts.items() if part.uses_views and not several]:
-        raise UserError(f"objectives.{name} needs data.views of at least 2")
-    if several and not any(part.uses_views for part in objectives.parts.values()):
-        raise UserError("data.views is above 1, but no objective uses further views: set it to 1")
+def _check_needs(objectives, *, captions_per_image=1, views=1, **others):
+    """Raise a UserError where the `data` section does not give what an objective needs, or views that none needs."""
+    for name, part in objectives.active.items():
+        if "regions" in part.needs:
+            raise UserError(
+                f"objectives.{name} needs regions: batches for training hold none, only evaluations see boxes"
+            )
+        for need, key, count in (("captions", "captions_per_image", captions_per_image), ("views", "views", views)):
+            if need in part.needs and count < 2:
+                raise UserError(f"objectives.{name} needs several {need} of an image: set data.{key} to 2 or more")
+    if views > 1 and "views" not in objectives.needs:
+        raise UserError(f"data.views={views}, but no objective needs further views: set it to 1")
 
-    def loss(parameters, batch):
-        teacher, own = teacher_parts(objectives, parameters), parameters.get("objectives", {})
-        encoded = encode_batch(network, parameters, with_noise(network, batch, 0, 0), teacher=teacher)
-        return objectives.loss(own, objectives.init_state(), encoded, 0.0, teacher.get("objectives"))[0]
 
-    jax.eval_shape(loss, parameters, batch)
+def _check_objectives(network, objectives, shapes, batch):
+    """Raise a UserError for an option that fits no encoder output or parameter, before anything is compiled."""
+    for name, part in objectives.parts.items():
+        if part.teacher and (unknown := set(part.teacher.parts or ()) - shapes["params"].keys()):
+            raise UserError(
+                f"objectives.{name}: the teacher's parts {', '.join(sorted(unknown))} are none of the parameters: "
+                f"{', '.join(shapes['params'])}"
+            )
+
+    def loss(state, batch):
+        own, untrained = state["params"].get("objectives", {}), state.get("objectives", {})
+        teacher, noisy = state.get("teacher", {}), with_noise(network, batch, 0, 0)
+        encoded = encode_batch(network, objectives.needs, state["params"], noisy, teacher=teacher)
+        return objectives.loss(own, untrained, encoded, 0.0, teacher.get("objectives"))[0]
+
+    jax.eval_shape(loss, shapes, batch)

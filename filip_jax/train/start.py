@@ -1,4 +1,4 @@
-"""What a run needs before its first step: its data, its tokenizer, its newest sound checkpoint."""
+"""The preparation of a run for its first step: its data, its tokenizer, its newest sound checkpoint."""
 
 import os
 import time
@@ -23,12 +23,12 @@ from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
 from filip_jax.errors import UserError, one_line
 from filip_jax.evals.results import FILE as EVALS
 from filip_jax.files import remove_abandoned, write_atomically
-from filip_jax.inference.run import TOKENIZER, check_fits, read_tokenizer
+from filip_jax.inference.run import check_fits, read_tokenizer
 from filip_jax.logged import FILE as METRICS
 from filip_jax.mesh import check_memory
 from filip_jax.paths import saved_metadata
 from filip_jax.saved_config import FILE as CONFIG
-from filip_jax.saved_config import check_same_run, read_config
+from filip_jax.saved_config import TOKENIZER, check_same_run, read_config
 from filip_jax.sections import call
 from filip_jax.train.goodput import CompileCache
 from filip_jax.train.input_log import FOLDER, KEYS, SKIPPED
@@ -41,7 +41,7 @@ from filip_jax.workdir import CHECKPOINTS, Workdir
 
 
 def prepare_setup(config: Mapping[str, Any], watch: Watch) -> Setup:
-    """What the config says, once all processes are here: the end of process 0 aborts those that still start.
+    """Return the setup of a config once all processes are there: the end of process 0 aborts those that still start.
 
     Raises:
         UserError: a config that cannot be, or not the same on all processes.
@@ -57,13 +57,13 @@ def prepare_setup(config: Mapping[str, Any], watch: Watch) -> Setup:
 
 
 def open_workdir(path: str | Path, watch: Watch) -> tuple[Workdir, Lease]:
-    """The run's folder, made, tried and held against other runs.
+    """Make the run's folder, try it and hold it against other runs; return it and the lease.
 
     Raises:
         UserError: it is a file, nothing can be written there, or only behind a link, checkpoints would be written
             elsewhere, or another run writes there.
     """
-    opened: list[Workdir] = []
+    workdirs: list[Workdir] = []
     leases: list[Lease] = []
 
     def open_and_try():
@@ -75,15 +75,15 @@ def open_workdir(path: str | Path, watch: Watch) -> tuple[Workdir, Lease]:
             if jax.process_index() == 0:
                 workdir.check_links()
             workdir.folder.mkdir(parents=True, exist_ok=True)
-            tried = storage.join(workdir.name, f".written_{jax.process_index()}")
-            storage.write(tried, b"x" * 4096)
-            folders.remove([tried], workdir.name)
-            opened.append(workdir)
+            trial = storage.join(workdir.name, f".written_{jax.process_index()}")
+            storage.write(trial, b"x" * 4096)
+            folders.remove([trial], workdir.name)
+            workdirs.append(workdir)
         except OSError as error:
             raise UserError(f"--workdir={path}: nothing can be written there: {error}") from error
 
     service.together(open_and_try)
-    service.together(lambda: leases.append(Lease(opened[0].name, holds=jax.process_index() == 0)))
+    service.together(lambda: leases.append(Lease(workdirs[0].name, holds=jax.process_index() == 0)))
     watch.on_leave.append(lambda code, line: leases[0].close())
 
     def end(line: str) -> None:
@@ -91,17 +91,17 @@ def open_workdir(path: str | Path, watch: Watch) -> tuple[Workdir, Lease]:
         watch.leave(2, line)
 
     leases[0].lost = end
-    return opened[0], leases[0]
+    return workdirs[0], leases[0]
 
 
 def compile_step(setup: Setup, state: State, watch: Watch) -> Callable[..., Any]:
-    """The training step, compiled for the state and a batch of the run."""
+    """Compile the training step for the state and a batch of the run."""
     with watch.phase("compile"), jax.set_mesh(setup.mesh):
         return lower_step(setup, state).compile()
 
 
 def compile_and_say(setup: Setup, state: State, watch: Watch, cache: CompileCache, log: StepLog) -> Callable[..., Any]:
-    """The same; says and logs how long it took."""
+    """Return what `compile_step` does; say and log how long it took."""
     started, spared = time.perf_counter(), cache.spared
     say("compiling the training step ...")
     compiled = compile_step(setup, state, watch)
@@ -124,21 +124,21 @@ def begin_with(setup: Setup, step: int, state: State, batch: Mapping[str, jax.Ar
 
 
 def open_source(setup: Setup) -> Source:
-    """The run's source, some of its records tried; process 0 goes first, since it may have to index the data."""
-    opened = []
+    """Open the run's source and try some records; process 0 goes first, since it may have to index the data."""
+    sources: list[Source] = []
 
     def open_and_try():
-        opened.append(make_source(setup.source))
-        check_usable(opened[0], setup.data["image_size"], setup.data["augment"])
+        sources.append(make_source(setup.source))
+        check_usable(sources[0], setup.data["image_size"], setup.data["augment"])
 
     service.on_first_process(open_and_try)
-    service.together(lambda: None if opened else opened.append(make_source(setup.source)))
-    say(f"data: {len(opened[0])} records; {one_line(opened[0].seen)}")
-    return opened[0]
+    service.together(lambda: None if sources else sources.append(make_source(setup.source)))
+    say(f"data: {len(sources[0])} records; {one_line(sources[0].seen)}")
+    return sources[0]
 
 
 def prepare_tokenizer(workdir: Workdir, setup: Setup, source: Source, *, started: bool) -> Tokenizer:
-    """The tokenizer the run started with, else that of tokenizer.path, else one trained on captions.
+    """Return the tokenizer the run started with, else that of tokenizer.path, else one trained on captions.
 
     Raises:
         UserError: no such file, or a tokenizer that does not fit the model.
@@ -162,7 +162,7 @@ def describe_run(setup: Setup, tokenizer: Tokenizer, source: Source) -> dict[str
 
 
 def newest_sound(checkpoints: CheckpointWriter, workdir: Path, config: Mapping[str, Any]) -> int | None:
-    """The newest step whose files are as they were written; None for a run that has saved nothing.
+    """Return the newest step whose files are as they were written; None for a run that has saved nothing.
 
     Every process reads a share of the files. Damaged checkpoints that are newer count no more from
     here on; their files stay. Nothing is removed or set aside before the config says that the run is this one.
@@ -174,10 +174,10 @@ def newest_sound(checkpoints: CheckpointWriter, workdir: Path, config: Mapping[s
     steps, damaged = service.of_first_process(checkpoints.steps()), []
     for step in reversed(steps):
         started = time.monotonic()
-        if not (found := find_damage(checkpoints, step)):
+        if not (damage := find_damage(checkpoints, step)):
             say(f"checkpoint {step} is as it was written ({time.monotonic() - started:.1f} s to verify)")
             break
-        damaged.append((step, found))
+        damaged.append((step, damage))
     else:
         step = None
     if step is not None:
@@ -187,21 +187,21 @@ def newest_sound(checkpoints: CheckpointWriter, workdir: Path, config: Mapping[s
     for folder in strange if jax.process_index() == 0 else ():
         warnings.warn(f"{folder} has no manifest.json: it is no checkpoint, and is left as it is", stacklevel=2)
     if step is None and (damaged or strange):
-        said = "; ".join(f"step {number}: {found}" for number, found in damaged)
+        damages = "; ".join(f"step {number}: {damage}" for number, damage in damaged)
         raise UserError(
-            f"{checkpoints.directory} holds no checkpoint to go on from: {said or 'none has its manifest.json'}. "
+            f"{checkpoints.directory} holds no checkpoint to go on from: {damages or 'none has its manifest.json'}. "
             "Bring the files back, or remove the folder to begin anew"
         )
-    for number, found in damaged:
-        said = f"THE CHECKPOINT OF STEP {number} IS DAMAGED: {found}; going on from step {step}"
+    for number, damage in damaged:
         if jax.process_index() == 0:
-            warnings.warn(said, stacklevel=2)
+            warning = f"THE CHECKPOINT OF STEP {number} IS DAMAGED: {damage}; going on from step {step}"
+            warnings.warn(warning, stacklevel=2)
         service.on_first_process(partial(checkpoints.set_aside, number))
     return step
 
 
 def _clean(checkpoints: CheckpointWriter, workdir: Path, config: Mapping[str, Any], step: int | None) -> None:
-    """Removes what killed starts of this run have left, if it is this run."""
+    """Remove the remains of killed starts, if they are this run's."""
     for linked in checkpoints.linked_steps():
         folder = checkpoints.folder(linked)
         if step is None or linked > step:

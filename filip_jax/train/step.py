@@ -1,6 +1,6 @@
 """The training step: pure functions on the state {step, params, opt_state, guard[, ema, objectives, teacher]}."""
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ State = dict[str, Any]
 def make_init(
     model: Model, objectives: Objectives, optimizer: Optimizer, ema_decay: float
 ) -> Callable[[jax.Array], State]:
-    """The function key -> state of a new run."""
+    """Return the function key -> state of a new run."""
 
     def init(key):
         parameters = init_parameters(model, objectives, key)
@@ -50,7 +50,7 @@ def teacher_parts(objectives: Objectives, parameters: Mapping[str, Any]) -> dict
 
 
 def state_shardings(mesh: Mesh, state: State, optimizer: Optimizer) -> State:
-    """Parameters and their moments by the shape rule, the rest on every device; `state` may be shapes."""
+    """Return the shardings of a state, arrays or shapes: parameters and their moments by the shape rule, the rest whole."""
     parts = [name for name in ("params", "ema", "teacher") if name in state]
     shardings = {name: parameter_shardings(mesh, state[name], optimizer.metadata) for name in parts}
     trainable, _ = optimizer.split(shardings["params"])
@@ -77,18 +77,17 @@ def make_train_step(
     microbatches: int = 1,
     spike_sigmas: float = 0.0,
 ) -> Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
-    """The function (state, batch) -> (next state, metrics of this step); run it under `jax.set_mesh`.
+    """Return the function (state, batch) -> (next state, metrics of this step); call it under `jax.set_mesh`.
 
     The batch is that of `encode_samples`. Where samples have several captions it also holds `caption_weight` float32 [b, K],
-    0 for an absent one. Where it holds `group` int32 [b], samples of one group show one image: each has all texts of the
-    group as right answers, with equal probability, and each text all images (FILIP's soft targets in fine-tuning, table 10).
+    0 for an absent one; where an objective needs groups, `group` int32 [b]: samples of one group show one image.
 
     Args:
-        total_steps: of the run, for weights of objectives that change.
-        seed: of what is drawn anew in each step and for each sample: the patches that are dropped.
-        microbatches: the towers see the batch in so many pieces, the loss sees it whole, see `in_pieces`.
-        spike_sigmas: a loss so many standard deviations above the usual is skipped; see `guards`. A loss,
-            gradient or update that is not finite always is: then all of the state but its step stays.
+        total_steps: length of the run, for weights of objectives that change.
+        seed: seed of what is drawn anew in each step and for each sample: the patches that are dropped.
+        microbatches: number of pieces in which the towers see the batch, see `in_pieces`; the loss sees it whole.
+        spike_sigmas: standard deviations above the usual loss beyond which a step is skipped, see `guards`. A step whose
+            loss, gradient or update is not finite is always skipped: then all of the state but its step stays.
     """
 
     def train_step(state, batch):
@@ -101,7 +100,7 @@ def make_train_step(
         def loss_of(trainable):
             parameters = paths.unflatten(paths.flatten(trainable) | frozen)
             teacher = state.get("teacher", {})
-            encoded = encode_batch(model, parameters, batch, microbatches, teacher, locked)
+            encoded = encode_batch(model, objectives.needs, parameters, batch, microbatches, teacher, locked)
             own, untrained = parameters.get("objectives", {}), state.get("objectives", {})
             return objectives.loss(own, untrained, encoded, position / total_steps, teacher.get("objectives"))
 
@@ -134,58 +133,69 @@ def make_train_step(
 
 
 def make_start(
-    model: Model, objectives: Objectives, microbatches: int, keep: Container[str]
+    model: Model, objectives: Objectives, microbatches: int, origins: Collection[str]
 ) -> Callable[[State, dict[str, jax.Array]], State] | None:
     """Return the function (state, first batch) -> state whose objectives begin where that batch puts them, or None.
 
     Args:
-        keep: paths of parameters that come from another run.
+        origins: paths in the state of what comes from another run, and stays.
     """
-    begins = {(name, key) for name, key in objectives.from_first_batch if f"objectives/{name}/{key}" not in keep}
+    begins = {
+        (name, key) for name, key in objectives.from_first_batch if f"params/objectives/{name}/{key}" not in origins
+    }
     if not begins:
         return None
 
     def start(state, batch):
-        encoded = encode_batch(model, state["params"], batch, microbatches)
-        own = objectives.start(state["params"]["objectives"], encoded, begins)
-        parts = (name for name in ("params", "ema", "teacher") if "objectives" in state.get(name, {}))
-        return state | {name: state[name] | {"objectives": own} for name in parts}
+        encoded = encode_batch(model, objectives.needs, state["params"], batch, microbatches)
+        begun = objectives.start(state["params"]["objectives"], encoded, begins)
+        started = dict(state)
+        for part in ("params", "ema", "teacher"):
+            if "objectives" in state.get(part, {}):
+                new = {f"objectives/{name}/{key}": begun[name][key] for name, key in begins}
+                new = {path: x for path, x in new.items() if f"{part}/{path}" not in origins}
+                started[part] = paths.unflatten(paths.flatten(state[part]) | new)
+        return started
 
     return start
 
 
 def encode_batch(
     model: Model,
+    needs: Collection[str],
     parameters: Mapping[str, Any],
     batch: Mapping[str, jax.Array],
     microbatches: int = 1,
     teacher: Mapping[str, Any] | None = None,
     locked: Sequence[str] = (),
 ) -> Encoded:
-    """Return what the towers give of a batch, for objectives.
+    """Return what objectives see of a batch.
 
     Args:
+        needs: see `Objectives.needs`; of the towers' outputs, those that the model has are given.
         batch: see `make_train_step`.
         microbatches: see `in_pieces`.
-        teacher: parts of the parameters of another model, whose outputs are wanted, too.
+        teacher: parts of the parameters of another model, whose outputs are given, too, where they are needed.
         locked: towers without trainable parameters, which have no backward pass.
     """
     encode = in_pieces(partial(encode_samples, model), microbatches, locked)
-    pairing = {"group": batch.get("group"), "text_weight": batch.get("caption_weight")}
+    given = {"group": batch.get("group"), "text_weight": batch.get("caption_weight")}
+    if "text_ids" in needs:
+        given["text_ids"] = batch["ids"] if batch["ids"].ndim == 3 else batch["ids"][:, None]
     towers = {name: rows for name, rows in batch.items() if name not in ("group", "caption_weight")}
-    encoded = replace(encode(parameters, towers), **pairing)
-    if not teacher:
+    encoded = replace(encode(parameters, towers), **given)
+    if not teacher or "teacher" not in needs:
         return encoded
     if teacher.keys() == {"objectives"}:  # its towers are the student's
         return replace(encoded, teacher=jax.lax.stop_gradient(encoded))
     other = jax.lax.stop_gradient({**parameters, **teacher})
-    return replace(encoded, teacher=replace(encode(other, towers), **pairing))
+    return replace(encoded, teacher=replace(encode(other, towers), **given))
 
 
 def in_pieces(encode: Callable[..., Any], pieces: int, keep: Sequence[str] = ()) -> Callable[..., Any]:
-    """encode(parameters, batch) over pieces of the batch, one after the other, with exact gradients.
+    """Return `encode`, (parameters, batch) -> outputs, as a loop over pieces of the batch, with exact gradients.
 
-    Only what `encode` returns is kept: the backward pass encodes each piece again, so that its
+    Only the outputs are kept: the backward pass encodes each piece again, so that its
     activations exist one piece at a time (gradient caching, Gao et al. 2021, arXiv 2101.06983).
     Each device's samples are cut: the captions and views of one stay together, none moves to another device.
 

@@ -10,8 +10,8 @@ from filip_jax import storage
 from filip_jax.checkpoint.manifest import FILE as MANIFEST
 from filip_jax.cluster import service
 from filip_jax.errors import UserError
-from filip_jax.inference.run import TOKENIZER
 from filip_jax.saved_config import FILE as CONFIG
+from filip_jax.saved_config import TOKENIZER
 from filip_jax.train.lease import Lease
 from filip_jax.workdir import Workdir
 

@@ -35,7 +35,7 @@ def config_of(found: Found, section: str, defaults: Mapping[str, Any]) -> Option
     if not section:
         return Options(CONFIG, content, defaults, LIBRARY)
     own, older = content.get(section), content.get(f"{section}_dict")
-    merged = {**own, **older} if isinstance(own, dict) and isinstance(older, dict) else own or older
+    merged = {**own, **older} if isinstance(own, dict) and isinstance(older, dict) else older if own is None else own
     return Options(f"{CONFIG}, {section}", merged, defaults, LIBRARY)
 
 
@@ -49,7 +49,12 @@ def tower_options(found: Found, options: Options, first_norm: str, sizes: Mappin
     Raises:
         UserError: config and weights are of two models, or the config asks for what no tower computes.
     """
-    names = {"width": "hidden_size", "mlp_width": "intermediate_size", "vocab_size": "vocab_size", "patch_size": "patch_size"}
+    names = {
+        "width": "hidden_size",
+        "mlp_width": "intermediate_size",
+        "vocab_size": "vocab_size",
+        "patch_size": "patch_size",
+    }
     names |= {"length": "max_position_embeddings", "image_size": "image_size"}
     said = {ours: options.whole(theirs) for ours, theirs in names.items() if theirs in options.defaults}
     agree(options.place, said, sizes)

@@ -107,9 +107,9 @@ class Target:
 
 
 def misfits(leaving: Leaving, needed: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[str]:
-    """Return a text for each option of the towers that has none of the values needed: "model.image.registers=4, not 0"."""
+    """Return a text for each option of the towers that has none of the values needed: "model.image.registers=4 (there 0)"."""
     return [
-        f"model.{side}.{name}={leaving.towers[side][name]!r}, not {' or '.join(map(repr, values))}"
+        f"model.{side}.{name}={leaving.towers[side][name]!r} (there {' or '.join(map(repr, values))})"
         for side, options in needed.items()
         for name, values in options.items()
         if leaving.towers[side][name] not in values

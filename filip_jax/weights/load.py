@@ -35,7 +35,8 @@ CONFIGS = (  # that are read
 TEXT = dict(kind="transformer", vocab_size=300, length=32, width=64, depth=1, heads=1, activation="gelu")
 EMBED_DIM = 64
 ALPHABET = ("abcdefghijklmnopqrstuvwxyz", "0123456789")
-FRESH = re.compile(r"text/.*|(image|text)_pooled_projection/.*|objectives/.*")
+SIMILARITY = dict(cls_in_similarity=False, bos_in_similarity=True, eos_in_similarity=True)  # where source does not say
+Shapes = Mapping[str, jax.ShapeDtypeStruct]  # by path
 
 
 def import_weights(source: str, output: str, **options: str) -> None:
@@ -50,27 +51,29 @@ def import_weights(source: str, output: str, **options: str) -> None:
         UserError: source is none of these, damaged, or holds names that the family does not have. Nothing is written.
     """
     place = check_output(output)
-    write_workdir(place, read_weights(source, **options, say=show))
+    write_workdir(place, read_weights(source, show, **options))
     show(f"wrote {output}: for filip eval, filip align, load_model and init_from.path")
 
 
 def read_weights(
     source: str,
+    say: Callable[..., None],
     *,
     family: str = "",
     model: str = "",
     tokenizer: str = "",
+    tokens: str = "",
     pieces: Tokenizer | None = None,
-    say: Callable[..., None],
 ) -> Imported:
     """Return what a workdir is written of.
 
     Args:
+        say: takes the choices and all names, a line each.
         family: one of `FAMILIES`, where source does not tell.
         model: a name of open_clip's, or a JSON file of its model_configs, where source does not tell.
         tokenizer: the file of the tokenizer, where source has none.
+        tokens: of the images, "last" or "value", see `Vit`; "" is what source says, else "last".
         pieces: the tokenizer, instead of a file.
-        say: takes the choices and all names, a line each.
 
     Raises:
         UserError: see `import_weights`.
@@ -84,15 +87,15 @@ def read_weights(
         name, why = (name, why) if name else _by_names(where, weights)
         found = Found(where, folder, configs, weights.tensors, from_user(model))
         plan = FAMILIES[name].plan(found)
-        pieces, section, evidence = (
-            (pieces, {}, []) if pieces else plan.tokenizer or _tokenizer(plan, found, from_user(tokenizer))
-        )
-        config = _config(plan, section, pieces)
+        chosen = (pieces, {}, []) if pieces else plan.tokenizer or _tokenizer(plan, found, from_user(tokenizer))
+        config = _config(plan, chosen[1], tokens)
         objectives = make_objectives(config["objectives"])
         network = make_model(objectives.needs, **config["model"])
-        shown = [Evidence("family", name, why), *plan.evidence, *evidence]
-        unused = _say(plan, network, objectives, weights, shown, say)
-        parameters = _read(plan, network, objectives, weights)
+        patches = Evidence("image tokens", config["model"]["image"]["tokens"], "--tokens" if tokens else "the default")
+        shown = [Evidence("family", name, why), *plan.evidence, patches, *chosen[2]]
+        shapes = flatten(jax.eval_shape(partial(init_parameters, network, objectives), jax.random.key(0)))
+        unused = _say(plan, shapes, weights, shown, say)
+        parameters = _read(plan, shapes, weights) | _fresh(plan, shapes, network, objectives)
         notes = {
             "family": name,
             "choices": shown,
@@ -101,7 +104,7 @@ def read_weights(
             "types": Counter(weights.tensors[each].dtype for each in weights.tensors if each not in unused),
         }
         metadata = network.metadata | objectives.metadata
-        return Imported(config, parameters, metadata, pieces.model, weights.files, folder, notes)
+        return Imported(config, parameters, metadata, chosen[0].model, weights.files, folder, notes)
 
 
 def _place(source: str) -> Path:
@@ -148,59 +151,56 @@ def _known() -> str:
 
 def _tokenizer(plan: Plan, found: Found, given: str) -> tuple[Tokenizer, dict[str, Any], list[Evidence]]:
     """Return the tokenizer, its section and the evidence; of images alone one that knows the letters."""
-    if plan.text is None:
+    if plan.text is None or plan.words is None:
         pieces = Tokenizer(train_sentence_pieces(ALPHABET, TEXT["vocab_size"]))  # type: ignore[arg-type]
         return pieces, dict(name="sentencepiece", path="", vocab_size=TEXT["vocab_size"]), []
-    section, evidence = plan.words(found, plan.text["vocab_size"], given)
     if given and not Path(given).is_file():
         raise UserError(f"--tokenizer={given}: no such file")
+    section, evidence = plan.words(found, plan.text["vocab_size"], given)
     pieces = Tokenizer(make_tokenizer(source=None, **section))
     if pieces.vocab_size > plan.text["vocab_size"]:
-        raise UserError(f"{section['path']} has {pieces.vocab_size} ids, the weights {plan.text['vocab_size']}: it is of another model")
+        raise UserError(
+            f"{section['path']} has {pieces.vocab_size} ids, the weights {plan.text['vocab_size']}: it is of another model"
+        )
     pad_id = plan.text.setdefault("pad_id", pieces.pad_id)
     if pad_id != pieces.pad_id:
-        raise UserError(f"{section['path']} fills texts with the id {pieces.pad_id}, the model with {pad_id}: it is of another model")
+        raise UserError(
+            f"{section['path']} fills texts with the id {pieces.pad_id}, the model with {pad_id}: it is of another model"
+        )
     return pieces, section, [*evidence, Evidence("pad_id", f"{pad_id}", "the tokenizer's")]
 
 
-def _config(plan: Plan, tokenizer: Mapping[str, Any], pieces: Tokenizer) -> dict[str, Any]:
+def _config(plan: Plan, tokenizer: Mapping[str, Any], tokens: str) -> dict[str, Any]:
     """Return the config of a run that has trained nothing."""
     text = plan.text or dict(TEXT)
     model = dict(
         embed_dim=plan.embed_dim if plan.text else EMBED_DIM,
         dtype="float32",
-        cls_in_similarity=False,
-        bos_in_similarity=True,
-        eos_in_similarity=True,
+        **(SIMILARITY | plan.similarity),
         attention="xla",
         scan=True,
         remat=False,
-        image=plan.image,
+        image={"tokens": "last"} | plan.image | ({"tokens": tokens} if tokens else {}),
         text=text,
     )
     return dict(
         total_steps=0,
         tokenizer=dict(tokenizer),
         data=dict(image_size=plan.image["image_size"], text_length=text["length"]),
-        model=model | plan.model,
+        model=model,
         objectives=plan.objectives or dict(clip=dict(kind="clip", weight=1.0)),
         evals={},
     )
 
 
-def _shapes(network: Model, objectives: Objectives) -> dict[str, jax.ShapeDtypeStruct]:
-    return flatten(jax.eval_shape(partial(init_parameters, network, objectives), jax.random.key(0)))
-
-
 def _say(
-    plan: Plan, network: Model, objectives: Objectives, weights: Weights, shown: list[Evidence], say: Callable[..., None]
+    plan: Plan, shapes: Shapes, weights: Weights, shown: list[Evidence], say: Callable[..., None]
 ) -> dict[str, str]:
     """Print the choices and every name; return the names that are not used, with what they are.
 
     Raises:
         UserError: a name is missing, or unknown.
     """
-    shapes = _shapes(network, objectives)
     sizes = [shapes[rule.path].shape for rule in plan.rules]
     needed = {name for rule, shape in zip(plan.rules, sizes) for names in rule.names_of(shape) for name in names}
     left = weights.tensors.keys() - needed
@@ -225,19 +225,17 @@ def _say(
     return unused
 
 
-def _read(plan: Plan, network: Model, objectives: Objectives, weights: Weights) -> dict[str, np.ndarray]:
-    """Return all parameters; those of a text tower that the source lacks are fresh."""
-    shapes = _shapes(network, objectives)
-    found = {}
-    for rule in plan.rules:
-        shape = shapes[rule.path].shape
-        found[rule.path] = take(rule, shape, weights.tensors)
-    fresh = sorted(shapes.keys() - found.keys())
-    if not fresh:
-        return found
+def _read(plan: Plan, shapes: Shapes, weights: Weights) -> dict[str, np.ndarray]:
+    return {rule.path: take(rule, shapes[rule.path].shape, weights.tensors) for rule in plan.rules}
+
+
+def _fresh(plan: Plan, shapes: Shapes, network: Model, objectives: Objectives) -> dict[str, np.ndarray]:
+    """Return the parameters that a source of images alone does not have, as a new run has them."""
+    if not (fresh := sorted(shapes.keys() - {rule.path for rule in plan.rules})):
+        return {}
 
     def init(key):  # of the rest nothing is computed
         parameters = flatten(init_parameters(network, objectives, key))
         return {path: parameters[path] for path in fresh}
 
-    return found | {path: np.asarray(value) for path, value in jax.jit(init)(jax.random.key(0)).items()}
+    return {path: np.asarray(value) for path, value in jax.jit(init)(jax.random.key(0)).items()}

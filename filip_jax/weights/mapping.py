@@ -91,9 +91,7 @@ class Rule(NamedTuple):
             yield [name.replace(LAYER, str(layer)) for name in self.names]
 
 
-def linear(
-    path: str, name: str | Sequence[str], *, bias: bool = True, kernel: Transform = TRANSPOSED
-) -> list[Rule]:
+def linear(path: str, name: str | Sequence[str], *, bias: bool = True, kernel: Transform = TRANSPOSED) -> list[Rule]:
     """Return the rules of a Linear, [out, in] there and [in, out] here; of several that are one here."""
     names = (name,) if isinstance(name, str) else tuple(name)
     matrix = Rule(f"{path}/kernel", tuple(f"{each}.weight" for each in names), kernel)

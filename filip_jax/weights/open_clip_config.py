@@ -10,7 +10,9 @@ from filip_jax.weights.plan import Evidence
 
 CONFIG = "open_clip_config.json"
 LIBRARY = "open_clip"
-NAME = re.compile(r"ViT-(?P<size>[SMBLHge]|bigG)-(?P<patch>\d{1,2})(?P<alt>-alt|-plus)?(-(?P<pixels>\d{3}))?(?P<quick>-quickgelu)?")
+NAME = re.compile(
+    r"ViT-(?P<size>[SMBLHge]|bigG)-(?P<patch>\d{1,2})(?P<alt>-alt|-plus)?(-(?P<pixels>\d{3}))?(?P<quick>-quickgelu)?"
+)
 HEAD_WIDTHS = {"H": 80, "g": 88, "bigG": 104, "e": 112}  # of the image towers; of all others and of texts 64
 HEAD_WIDTH = 64
 VISION = {
@@ -57,9 +59,15 @@ def of_name(name: str, why: str, image: Mapping[str, Any], text: Mapping[str, An
     """
     match = NAME.fullmatch(name)
     if name and not match:
-        raise UserError(f"{why} is no ViT of open_clip such as ViT-B-32 or ViT-L-14-336-quickgelu: give --model=FILE.json for others")
+        raise UserError(
+            f"{why} is no ViT of open_clip such as ViT-B-32 or ViT-L-14-336-quickgelu: give --model=FILE.json for others"
+        )
     found = match.groupdict() if match else {"size": "", "quick": "-quickgelu"}
-    said = {key: int(number) for key, name in (("patch_size", "patch"), ("image_size", "pixels")) if (number := found.get(name))}
+    said = {
+        key: int(number)
+        for key, name in (("patch_size", "patch"), ("image_size", "pixels"))
+        if (number := found.get(name))
+    }
     agree(why, said, image)
     head, activation = HEAD_WIDTHS.get(str(found["size"]), HEAD_WIDTH), "quick_gelu" if found["quick"] else "gelu"
     shared = dict(activation=activation, norm_epsilon=1e-5)
@@ -82,7 +90,9 @@ def of_config(place: str, content: Any, image: Mapping[str, Any], text: Mapping[
     top.known(TOP)
     quick, why = top.value("quick_gelu", bool), top.origin("quick_gelu")
     towers = _vision(top, quick, image), _text(top, quick, text)
-    return Architecture(*towers, _evidence(*towers, {"activation": why, "heads": place, "pooling": place, "epsilon": place}))
+    return Architecture(
+        *towers, _evidence(*towers, {"activation": why, "heads": place, "pooling": place, "epsilon": place})
+    )
 
 
 def _vision(top: Options, quick: bool, sizes: Mapping[str, Any]) -> dict[str, Any]:
@@ -127,7 +137,12 @@ def _section(top: Options, name: str, defaults: Mapping[str, Any]) -> Options:
 
 def _shared(options: Options, quick: bool) -> dict[str, Any]:
     act, normal = (options.content.get(key) or {} for key in ("act_kwargs", "norm_kwargs"))
-    if not isinstance(act, dict) or not isinstance(normal, dict) or act.keys() - {"approximate"} or normal.keys() - {"eps"}:
+    if (
+        not isinstance(act, dict)
+        or not isinstance(normal, dict)
+        or act.keys() - {"approximate"}
+        or normal.keys() - {"eps"}
+    ):
         raise UserError(f"{options.place}: act_kwargs={act!r:.100} or norm_kwargs={normal!r:.100} are unknown here")
     gelu = "gelu_tanh" if act.get("approximate") == "tanh" else "gelu"
     epsilon = Options(f"{options.place}, norm_kwargs", normal, {"eps": 1e-5}, LIBRARY).value("eps", float)

@@ -61,7 +61,9 @@ class Options:
         """Return our name of an activation."""
         value = self.value(key, str)
         if value not in ACTIVATIONS:
-            raise UserError(f"{self.place}: {key}={value!r:.100} is none of {', '.join(ACTIVATIONS)}, which a tower can have")
+            raise UserError(
+                f"{self.place}: {key}={value!r:.100} is none of {', '.join(ACTIVATIONS)}, which a tower can have"
+            )
         return ACTIVATIONS[value]
 
     def only(self, **allowed: Any) -> None:
@@ -74,7 +76,9 @@ class Options:
     def known(self, names: set[str]) -> None:
         """Raise a UserError for a key that is not among these names."""
         if strange := sorted(self.content.keys() - names):
-            raise UserError(f"{self.place}: {strange[0]!r:.100} is unknown here, so this model may compute something else")
+            raise UserError(
+                f"{self.place}: {strange[0]!r:.100} is unknown here, so this model may compute something else"
+            )
 
 
 def agree(place: str, said: Mapping[str, int], found: Mapping[str, Any]) -> None:

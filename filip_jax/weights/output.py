@@ -16,6 +16,7 @@ import numpy as np
 
 from filip_jax import storage
 from filip_jax.checkpoint import CheckpointWriter
+from filip_jax.checkpoint.manifest import PIECE
 from filip_jax.errors import UserError
 from filip_jax.files import write_atomically
 from filip_jax.inference.run import TOKENIZER
@@ -41,7 +42,7 @@ class Imported:
 
     Attributes:
         config: as a run saves it.
-        parameters: arrays by path.
+        parameters: arrays by path; none is left when they are written.
         metadata: of the parameters, by path.
         tokenizer: as `Tokenizer` takes it.
         files: of the weights.
@@ -50,7 +51,7 @@ class Imported:
     """
 
     config: Mapping[str, Any]
-    parameters: Mapping[str, np.ndarray]
+    parameters: dict[str, np.ndarray]
     metadata: Mapping[str, Metadata]
     tokenizer: bytes
     files: Sequence[Path]
@@ -95,8 +96,9 @@ def write_workdir(place: Path, imported: Imported) -> None:
             "origin": {name: origin[name] for name in ("family", "files", "license")},
         }
         numbers = dict(every_steps=1, every_minutes=0.0, keep_last=1, keep_every_steps=0)
-        writer = CheckpointWriter(folder, **numbers)  # type: ignore[arg-type]
+        writer = CheckpointWriter(folder, **numbers)
         writer.save(0, {"params": unflatten(imported.parameters)}, meta, imported.config)
+        imported.parameters.clear()  # which is copied: there need not be room for three
         writer.wait()
 
 
@@ -133,5 +135,8 @@ def _license(copied: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _sha256(file: Path) -> str:
+    found = hashlib.sha256()
     with open_own(file) as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+        while piece := handle.read(PIECE):
+            found.update(piece)
+    return found.hexdigest()

@@ -69,7 +69,7 @@ class Plan:
         evidence: of the choices.
         ignored: (regular expression of whole names, what they are) of tensors that no tower has.
         differs: what is computed otherwise here.
-        model: of the section `model` beside the towers, where the source tells.
+        similarity: which tokens take part in it, options of the section `model`, where the source tells.
         tokenizer: the tokenizer, its section and the evidence, where `words` is not asked.
     """
 
@@ -82,7 +82,7 @@ class Plan:
     words: Callable[[Found, int, str], tuple[dict[str, Any], list[Evidence]]] | None = None
     ignored: Sequence[tuple[str, str]] = ()
     differs: Sequence[str] = field(default_factory=list)
-    model: Mapping[str, Any] = field(default_factory=dict)
+    similarity: Mapping[str, bool] = field(default_factory=dict)
     tokenizer: tuple[Tokenizer, dict[str, Any], list[Evidence]] | None = None
 
 

@@ -65,7 +65,9 @@ def of_open_clip(found: Found, size: int) -> Preprocessing:
         interpolation=options.content.get("interpolation") or "bicubic",
     )
     given = options.content.get("size")
-    side = None if given is None else _side(options, "size", dict(enumerate(given)) if isinstance(given, list) else given)
+    side = (
+        None if given is None else _side(options, "size", dict(enumerate(given)) if isinstance(given, list) else given)
+    )
     why = [options.origin(key) for key in ("mean", "resize_mode", "interpolation")]
     return chosen, _evidence(chosen, why), _differences(options.place, side, size)
 
@@ -81,7 +83,11 @@ def _evidence(options: Mapping[str, Any], why: Sequence[str]) -> list[Evidence]:
 def _channels(options: Options, key: str, default: Sequence[float]) -> list[float]:
     found = options.content.get(key)
     found = list(default) if found is None else found
-    if not isinstance(found, list) or len(found) != 3 or not all(type(x) in (int, float) and 0 <= x <= 1 for x in found):
+    if (
+        not isinstance(found, list)
+        or len(found) != 3
+        or not all(type(x) in (int, float) and 0 <= x <= 1 for x in found)
+    ):
         raise UserError(f"{options.place}: {key}={found!r:.100} are not three numbers from 0 to 1")
     return [float(x) for x in found]
 

@@ -31,7 +31,7 @@ def check_folder(folder: Path, leaving: Leaving, target: Target) -> list[str]:
         UserError: the importer refuses the folder, a value is another one, or a feature differs by more than MAX_DIFFERENCE.
     """
     pieces = None if target.reads_texts else leaving.tokenizer
-    found = read_weights(str(folder), family=target.family, pieces=pieces, say=_nothing)
+    found = read_weights(str(folder), _nothing, family=target.family, pieces=pieces)
     given = leaving.public(target.rules)
     others = [path for path, value in given.items() if not _same(value, found.parameters[path])]
     if others:

@@ -1,6 +1,5 @@
 """What an import says: choices with their evidence, every name that became a parameter, and what became of the others."""
 
-import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,10 +30,19 @@ def mapped(rules: Sequence[Rule], shapes: Sequence[Sequence[int]], arrow: str = 
 
 def together(names: Sequence[str]) -> str:
     """Return several names as one, such as self_attn.{q,k,v}_proj.weight."""
-    start = os.path.commonprefix(list(names))
-    ends = [name.removeprefix(start) for name in names]
-    end = os.path.commonprefix([each[::-1] for each in ends])[::-1] if len(names) > 1 else ""
-    return f"{start}{{{','.join(each.removesuffix(end) for each in ends)}}}{end}" if len(names) > 1 else names[0]
+    if len(names) == 1:
+        return names[0]
+    start = _common(names)
+    rest = [name[start:] for name in names]
+    end = _common([each[::-1] for each in rest])
+    middle = ",".join(each[: len(each) - end] for each in rest)
+    return f"{names[0][:start]}{{{middle}}}{names[0][len(names[0]) - end :]}"
+
+
+def _common(names: Sequence[str]) -> int:
+    """Return how many characters all names begin with."""
+    pairs = enumerate(zip(*names))
+    return next((n for n, characters in pairs if len(set(characters)) > 1), min(map(len, names)))
 
 
 def grouped(names: Iterable[str]) -> list[str]:

@@ -50,7 +50,7 @@ def export_weights(
     leaving = _leaving(workdir, step, average, head)
     if unfit := make.misfits(leaving):
         fitting = [name for name, each in FORMATS.items() if not each.misfits(leaving)]
-        raise UserError(f"--format={format} computes something else: it has no {'; no '.join(unfit)}; take --format={' or '.join(fitting)}")
+        raise UserError(f"--format={format} computes something else: {'; '.join(unfit)}: take --format={' or '.join(fitting)}")
     target = make.make(leaving)
     left, options = target_extra(leaving, target)
     lines = [*_head_lines(leaving, target), *(f"differs: {line}" for line in target.differs)]

@@ -7,7 +7,9 @@ from filip_jax.errors import UserError
 from filip_jax.weights.plan import Evidence, Found
 
 MAX_SCALE = 100.0  # of CLIP's training; SigLIP's have gone beyond
-OF_SHAPES = Evidence("sizes", "widths, patches, grid, vocabulary", "the shapes of the weights, checked against the config")
+OF_SHAPES = Evidence(
+    "sizes", "widths, patches, grid, vocabulary", "the shapes of the weights, checked against the config"
+)
 
 
 def image_sizes(found: Found, kernel: str, position: str, mlp: str, class_tokens: int) -> dict[str, Any]:
@@ -24,12 +26,16 @@ def image_sizes(found: Found, kernel: str, position: str, mlp: str, class_tokens
     """
     width, channels, rows, columns = found.shape(kernel, 4)
     if channels != 3 or rows != columns:
-        raise UserError(f"{found.place}: {kernel!r} of {channels} channels and {rows} x {columns} pixels is not of square patches of RGB")
+        raise UserError(
+            f"{found.place}: {kernel!r} of {channels} channels and {rows} x {columns} pixels is not of square patches of RGB"
+        )
     shape = found.tensors[position].shape if position in found.tensors else ()
     patches = shape[-2] - class_tokens if len(shape) in (2, 3) else -1
     side = math.isqrt(max(patches, 0))
     if side * side != patches or not side:
-        raise UserError(f"{found.place}: {position!r} of shape {list(shape)} is not {class_tokens} + a square grid of positions")
+        raise UserError(
+            f"{found.place}: {position!r} of shape {list(shape)} is not {class_tokens} + a square grid of positions"
+        )
     mlp_width, _ = found.shape(mlp, 2)
     return dict(kind="vit", image_size=side * rows, patch_size=rows, width=width, mlp_width=mlp_width)
 
@@ -59,7 +65,10 @@ def scalar(found: Found, name: str) -> float:
 def scale_options(found: Found, name: str) -> tuple[dict[str, float], Evidence]:
     """Return the options of an objective's scale, whose logarithm the weights hold, with bounds around it."""
     scale = math.exp(min(scalar(found, name), 20.0))
-    bounds = dict(min_logit_scale=min(1.0, scale), max_logit_scale=max(MAX_SCALE, 10 * scale if scale > 1.001 * MAX_SCALE else scale))
+    bounds = dict(
+        min_logit_scale=min(1.0, scale),
+        max_logit_scale=max(MAX_SCALE, 10 * scale if scale > 1.001 * MAX_SCALE else scale),
+    )
     return dict(logit_scale_init=scale, **bounds), Evidence("logit_scale", f"{scale:.4g}", f"{name} of the weights")
 
 

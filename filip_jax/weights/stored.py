@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -23,4 +23,4 @@ class Stored(NamedTuple):
 
 def dtype_of(name: str) -> Any:
     """Return the type of this name."""
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    return jnp.dtype(name)

@@ -29,7 +29,12 @@ DTYPES = {
 }  # fmt: skip
 # Where training scripts put the state dict, an average of the parameters first, as filip_jax evaluates it, too.
 HOLDERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model", "module")
-PREFIXES = ("module.", "_orig_mod.", "model.", "clip.")  # of data parallelism, torch.compile and modules around the model
+PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "clip.",
+)  # of data parallelism, torch.compile and modules around the model
 COUNTERS = ("n_averaged",)  # of torch's averaged models, beside their prefix
 
 
@@ -84,12 +89,15 @@ def _open_safetensors(file: Path) -> Iterator[dict[str, Stored]]:
     with open_own(file) as handle:
         size, header = os.fstat(handle.fileno()).st_size, int.from_bytes(handle.read(8), "little")
     if header > MAX_HEADER_BYTES:
-        raise UserError(f"{file} is no safetensors file: its header has {header} bytes; at most {MAX_HEADER_BYTES} are read")
+        raise UserError(
+            f"{file} is no safetensors file: its header has {header} bytes; at most {MAX_HEADER_BYTES} are read"
+        )
     if header + 8 > size:
         raise UserError(f"{file} is damaged: it has {size} bytes and ends within its header")
     try:
         with safetensors.safe_open(file, framework="np", backend="pread") as opened:
-            yield {name: _stored(file, opened, name) for name in opened.keys()}
+            names = opened.keys()
+            yield {name: _stored(file, opened, name) for name in names}
     except safetensors.SafetensorError as error:
         raise UserError(f"{file} is damaged: {error}") from error
 
@@ -102,7 +110,9 @@ def _stored(file: Path, opened: Any, name: str) -> Stored:
 
 def _weight_map(index: Path) -> Mapping[str, str]:
     found = read_json(index).get("weight_map")
-    if not isinstance(found, dict) or not all(isinstance(name, str) and SHARD.fullmatch(name) for name in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and SHARD.fullmatch(name) for name in found.values()
+    ):
         raise UserError(f"{index} is damaged: its weight_map does not name safetensors files of its folder")
     return found
 
@@ -176,14 +186,16 @@ def weights_file(folder: Path, names: Sequence[str]) -> Path:
         OSError: the folder cannot be read.
     """
     for name in names:
-        for found in (f"{name}", f"{name}.index.json"):
+        for found in (name, f"{name}.index.json") if name.endswith(".safetensors") else (name,):
             if (folder / found).is_file():
                 return folder / found
     found = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(ENDINGS) and entry.is_file())
     if len(found) == 1:
         return folder / found[0]
     if not found:
-        raise UserError(f"{folder} holds no weights: neither {', '.join(names)} nor another file that ends in {', '.join(ENDINGS)}")
+        raise UserError(
+            f"{folder} holds no weights: neither {', '.join(names)} nor another file that ends in {', '.join(ENDINGS)}"
+        )
     raise UserError(f"{folder} holds several files of weights ({', '.join(found[:8])}): name one of them instead")
 
 

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 MAX_PICKLE_BYTES = 1 << 24  # those of a model of a billion parameters with its optimizer have a tenth of it
-MAX_OPCODES = 1 << 20
+MAX_OPCODES = 1 << 19  # theirs have a third of it
 MAX_TENSOR_DIMENSIONS = 16
 STORAGES = {
     "torch DoubleStorage": "float64",

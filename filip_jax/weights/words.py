@@ -32,7 +32,9 @@ def of_clip(found: Found, ids: int, given: str = "") -> Words:
         why = f"{ids} ids, CLIP's; " + (f"pieces of {file}" if file else "pieces of an installed package")
         return dict(name="clip", path=str(file or "")), [Evidence("tokenizer", "clip", why)]
     if file is None or file.suffix != ".json":
-        raise UserError(f"{found.place} has {ids} ids, which are not CLIP's {CLIP_IDS}: give its tokenizer.json with --tokenizer=FILE")
+        raise UserError(
+            f"{found.place} has {ids} ids, which are not CLIP's {CLIP_IDS}: give its tokenizer.json with --tokenizer=FILE"
+        )
     return _of_json(found, file, SPECIALS | {"pad": _first_piece(file)}, ids)
 
 
@@ -55,7 +57,9 @@ def _file(found: Found, given: str, names: Sequence[str]) -> Path | None:
     """Return the file that was given, or the first of these names in the folder."""
     if given:
         return Path(given)
-    return next((found.folder / name for name in names if (found.folder / name).is_file()), None) if found.folder else None
+    return (
+        next((found.folder / name for name in names if (found.folder / name).is_file()), None) if found.folder else None
+    )
 
 
 def _of_json(found: Found, file: Path, specials: Mapping[str, str], ids: int, **options: Any) -> Words:

@@ -1,5 +1,7 @@
 """The text towers of FILIP, CLIP and SigLIP: a transformer, causal or not, pooled at one token."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -67,7 +69,7 @@ class TextTransformer(nnx.Module):
         embedding, position = nnx.initializers.normal(0.02), nnx.initializers.normal(0.01)
         self.token_embedding = nnx.Param(embedding(rngs.params(), (vocab_size, width)), decay=False, token_ids=True)
         self.position = nnx.Param(position(rngs.params(), (length, width)), decay=False, positions=(length,))
-        options = dict(causal=causal, mlp_width=mlp_width, norm_epsilon=norm_epsilon)
+        options: dict[str, Any] = dict(causal=causal, mlp_width=mlp_width, norm_epsilon=norm_epsilon)
         self.transformer = Transformer(width, depth, heads, activation, execution, rngs, **options)
         self.post_norm = nnx.LayerNorm(width, epsilon=norm_epsilon, dtype=self.dtype, rngs=rngs)
 

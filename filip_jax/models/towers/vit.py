@@ -1,6 +1,7 @@
 """The image tower of FILIP, CLIP, SigLIP and DINOv2: a vision transformer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,7 @@ class Vit(nnx.Module):
         def norm():
             return nnx.LayerNorm(width, epsilon=norm_epsilon, dtype=self.dtype, rngs=rngs)
 
-        shared = dict(mlp_width=mlp_width, norm_epsilon=norm_epsilon)
+        shared: dict[str, Any] = dict(mlp_width=mlp_width, norm_epsilon=norm_epsilon)
         self.patch_embedding = nnx.Linear(3 * patch_size**2, width, use_bias=patch_bias, dtype=self.dtype, rngs=rngs)
         self.class_tokens = learned(class_tokens)
         self.position = learned(class_tokens + rows * columns, positions=grid)

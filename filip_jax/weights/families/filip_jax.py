@@ -14,6 +14,7 @@ from filip_jax.weights.mapping import Rule
 from filip_jax.weights.plan import Evidence, Family, Found, Plan
 
 CONFIG, WEIGHTS, MODEL_TYPE = "config.json", "model.safetensors", "filip_jax"
+SIMILARITY = ("cls_in_similarity", "bos_in_similarity", "eos_in_similarity")
 SECTIONS = ("model", "objectives", "tokenizer")
 
 
@@ -55,7 +56,7 @@ def plan(found: Found) -> Plan:
         objectives=objectives,
         rules=rules(paths),
         evidence=[Evidence("model", "as it was trained", CONFIG)],
-        model=portable(model),
+        similarity={name: model[name] for name in SIMILARITY},
         tokenizer=(pieces, tokenizer, [Evidence("tokenizer", "the run's", TOKENIZER)]),
     )
 

@@ -6,7 +6,18 @@ from typing import Any
 
 from filip_jax.errors import UserError
 from filip_jax.small_files import read_json
-from filip_jax.weights.mapping import AS_ROW, FIRST_AXIS_GONE, LAYER, PATCHES, SAME, TRANSPOSED, Rule, count_layers, linear, norm
+from filip_jax.weights.mapping import (
+    AS_ROW,
+    FIRST_AXIS_GONE,
+    LAYER,
+    PATCHES,
+    SAME,
+    TRANSPOSED,
+    Rule,
+    count_layers,
+    linear,
+    norm,
+)
 from filip_jax.weights.open_clip_config import CONFIG, Architecture, of_config, of_name
 from filip_jax.weights.plan import Evidence, Family, Found, Plan
 from filip_jax.weights.preprocessing import of_open_clip
@@ -52,7 +63,7 @@ def rules(image: Mapping[str, Any], text: Mapping[str, Any], prefix: str, scalar
     """Return the table of names.
 
     Args:
-        image, text: our sections of the towers.
+        image, text: our sections of the towers; what they do not name has its default.
         prefix: of the text tower's names, "" or "text.".
         scalars: the rules of the objective's numbers.
     """
@@ -65,15 +76,15 @@ def rules(image: Mapping[str, Any], text: Mapping[str, Any], prefix: str, scalar
         Rule("image/patch_embedding/kernel", ("visual.conv1.weight",), PATCHES),
         Rule("image/class_tokens", ("visual.class_embedding",), AS_ROW),
         Rule("image/position", ("visual.positional_embedding",)),
-        *(norm("image/pre_norm", "visual.ln_pre") if image["pre_norm"] else []),
-        *block_rules("image", "visual.", image["layer_scale"] is not None),
+        *(norm("image/pre_norm", "visual.ln_pre") if image.get("pre_norm", True) else []),
+        *block_rules("image", "visual.", image.get("layer_scale") is not None),
         *norm("image/post_norm", "visual.ln_post"),
         Rule("image_pooled_projection/kernel", ("visual.proj",)),
         Rule("text/token_embedding", (f"{prefix}token_embedding.weight",)),
         Rule("text/position", (f"{prefix}positional_embedding",)),
         *block_rules("text", prefix, layer_scale=False),
         *norm("text/post_norm", f"{prefix}ln_final"),
-        *projections[text["projection"]],
+        *projections[text.get("projection", "linear")],
         *scalars,
     ]
 
@@ -95,7 +106,11 @@ def plan(found: Found) -> Plan:
             raise UserError(f"{found.place} has names such as {prefix}…: {what}")
     text = "text." if "text.token_embedding.weight" in found.tensors else ""
     image = image_sizes(
-        found, "visual.conv1.weight", "visual.positional_embedding", f"visual.{BLOCKS}.0.mlp.c_fc.weight", class_tokens=1
+        found,
+        "visual.conv1.weight",
+        "visual.positional_embedding",
+        f"visual.{BLOCKS}.0.mlp.c_fc.weight",
+        class_tokens=1,
     )
     texts = text_sizes(
         found, f"{text}token_embedding.weight", f"{text}positional_embedding", f"{text}{BLOCKS}.0.mlp.c_fc.weight"
@@ -123,7 +138,8 @@ def plan(found: Found) -> Plan:
 def _architecture(found: Found, image: Mapping[str, Any], text: Mapping[str, Any]) -> Architecture:
     """Return what no shape tells: of open_clip_config.json, of the file or name that --model gives, or of OpenAI's marks."""
     if found.model.endswith(".json"):
-        return of_config(found.model, read_json(Path(found.model)), image, text)
+        content = read_json(Path(found.model))
+        return of_config(found.model, content.get("model_cfg", content), image, text)
     if found.model:
         return of_name(found.model, f"--model={found.model}", image, text)
     if CONFIG in found.configs:

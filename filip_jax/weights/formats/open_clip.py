@@ -30,9 +30,9 @@ def misfits(leaving: Leaving) -> list[str]:
     image, text = leaving.towers["image"], leaving.towers["text"]
     lines = out.misfits(leaving, {"image": IMAGE})
     if not text["causal"] and text["pad_mask"]:
-        lines.append("model.text.pad_mask=True with causal=False, not False")
+        lines.append("model.text.pad_mask=True without causal (there False)")
     if (image["activation"] == QUICK) != (text["activation"] == QUICK):
-        lines.append(f"activation={image['activation']!r} and {text['activation']!r}: one of two towers with {QUICK!r}")
+        lines.append(f"model.image.activation={image['activation']!r} and model.text.activation={text['activation']!r} (there {QUICK!r} in both or in none)")
     return lines
 
 
