@@ -84,7 +84,7 @@ def main():
         with np.load(arguments.folder / "outputs.npz") as file:
             golden = dict(file)
         found = outputs(run, golden["images"], golden.get("ids"))
-        found["picture_resized"] = next(model.views([Image.fromarray(golden["picture"])])).pixels
+        found["picture_resized"] = next(model.views([Image.fromarray(golden["picture"])]))
         for name in found:
             if name in golden:
                 difference = np.abs(golden[name].astype(np.float64) - found[name])
@@ -93,7 +93,7 @@ def main():
     images = np.random.default_rng(0).integers(0, 256, (3, model.image_size, model.image_size, 3), dtype=np.uint8)
     ids, _ = model.tokenizer.encode(TEXTS, model.text_length)
     found = dict(images=images, ids=ids, texts=np.array(TEXTS), picture=picture()) | outputs(run, images, ids)
-    found["picture_resized"] = next(model.views([Image.fromarray(found["picture"])])).pixels
+    found["picture_resized"] = next(model.views([Image.fromarray(found["picture"])]))
     np.savez_compressed(arguments.folder / "outputs.npz", **found)
     print(f"{arguments.folder / 'outputs.npz'}: {', '.join(found)}")
 
