@@ -56,7 +56,9 @@ def add_weights_commands(command: Callable[..., Any]) -> None:
         help="write the average (EMA) of the parameters, or not (default: where the checkpoint has it)",
     )
     parser.add_argument(
-        "--head", default="", help="pooled or tokens: the projections to write (default: pooled, where they were trained)"
+        "--head",
+        default="",
+        help="pooled or tokens: the projections to write (default: pooled, where they were trained)",
     )
 
 

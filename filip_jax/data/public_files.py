@@ -9,9 +9,7 @@ JSON, CONFIG, SENTENCE_PIECES = "tokenizer.json", "tokenizer_config.json", "spie
 ANY = "PreTrainedTokenizerFast"  # the class that does what a tokenizer.json says
 
 
-def fast_files(
-    spec: Mapping[str, Any], special: Mapping[str, tuple[str, int]], length: int, kind: str = ANY
-) -> Files:
+def fast_files(spec: Mapping[str, Any], special: Mapping[str, tuple[str, int]], length: int, kind: str = ANY) -> Files:
     """Return tokenizer.json and its config.
 
     Args:
@@ -63,12 +61,16 @@ def _special(piece: str, n: int) -> dict[str, Any]:
 
 def _template(special: Mapping[str, tuple[str, int]]) -> dict[str, Any]:
     """Return the part that puts BOS and EOS around a text, or around two."""
-    ends = {name: [{"SpecialToken": {"id": special[name][0], "type_id": 0}}] for name in ("bos", "eos") if name in special}
+    ends = {
+        name: [{"SpecialToken": {"id": special[name][0], "type_id": 0}}] for name in ("bos", "eos") if name in special
+    }
 
     def around(*texts: str) -> list[dict[str, Any]]:
         return [*ends.get("bos", []), *({"Sequence": {"id": text, "type_id": 0}} for text in texts), *ends["eos"]]
 
-    tokens = {piece: {"id": piece, "ids": [n], "tokens": [piece]} for name, (piece, n) in special.items() if name in ends}
+    tokens = {
+        piece: {"id": piece, "ids": [n], "tokens": [piece]} for name, (piece, n) in special.items() if name in ends
+    }
     return {"type": "TemplateProcessing", "single": around("A"), "pair": around("A", "B"), "special_tokens": tokens}
 
 

@@ -36,7 +36,9 @@ def tokenizer_parts(model: bytes) -> dict[str, Any] | None:
     top = list(_fields(model))
     trainer, normalizer = (dict(_fields(b"".join(v for n, v in top if n == field))) for field in (TRAINER, NORMALIZER))
     pieces = [_piece(value) for number, value in top if number == PIECES]
-    usual = not trainer.get(SPACE_BEHIND) and all(normalizer.get(n, 1) for n in (DUMMY_PREFIX, EXTRA_BLANKS, ESCAPED_BLANKS))
+    usual = not trainer.get(SPACE_BEHIND) and all(
+        normalizer.get(n, 1) for n in (DUMMY_PREFIX, EXTRA_BLANKS, ESCAPED_BLANKS)
+    )
     kind = trainer.get(MODEL_TYPE, UNIGRAM)
     if not usual or kind not in (UNIGRAM, BPE) or any(piece.type in (USER_DEFINED, UNUSED) for piece in pieces):
         return None

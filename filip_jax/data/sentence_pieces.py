@@ -72,7 +72,9 @@ class SentencePieces:
         name = self.processor.id_to_piece
         if self.canonicalize:
             is_siglip = self.bos is None and self.pad == self.eos
-            return siglip_files(self.content, name(self.eos), name(self.processor.unk_id()), length) if is_siglip else None
+            return (
+                siglip_files(self.content, name(self.eos), name(self.processor.unk_id()), length) if is_siglip else None
+            )
         ids = {"bos": self.bos, "eos": self.eos, "pad": self.pad}
         special = {key: (name(n), n) for key, n in ids.items() if n is not None}
         return (parts := tokenizer_parts(self.content)) and fast_files(parts, special, length)

@@ -228,9 +228,14 @@ CLIP = Form(
     _clip_cleaner,
     "CLIPTokenizer",
     "<|endoftext|>",
-    {"type": "Sequence", "normalizers": [
-        {"type": "NFC"}, {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "}, {"type": "Lowercase"},
-    ]},
+    {
+        "type": "Sequence",
+        "normalizers": [
+            {"type": "NFC"},
+            {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+            {"type": "Lowercase"},
+        ],
+    },
 )
 BERT = Form(
     "bert",

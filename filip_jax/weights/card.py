@@ -16,11 +16,14 @@ def model_card(name: str, leaving: Leaving, target: Target, lines: Sequence[str]
     """
     stated = license_of(leaving.notes["origins"])
     head = [*(f"{key}: {one_line(value)}" for key, value in stated.items()), f"library_name: {target.library}"]
+    what = (
+        f"A model of filip_jax at step {leaving.notes['step']}, exported for {target.library}. Where its weights are from, "
+        "and under which license, is in origin.json as their files state it."
+    )
     text = [
         "---", *head, "pipeline_tag: zero-shot-image-classification", "---", "",
         f"# {name}", "",
-        f"A model of filip_jax at step {leaving.notes['step']}, exported for {target.library}. Where its weights are from, and "
-        "under which license, is in origin.json as their files state it.", "",
+        what, "",
         "```python", *target.usage.replace("FOLDER", name if '"local-dir' in target.usage else repr(name)).split("\n"), "```", "",
         *(f"- {one_line(line)}" for line in lines),
     ]  # fmt: skip

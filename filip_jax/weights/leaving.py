@@ -14,7 +14,10 @@ from filip_jax.objectives.total import make_objectives
 from filip_jax.sections import options_of
 from filip_jax.weights.mapping import Rule
 
-HEADS = {"pooled": "pooled_projection", "tokens": "projection"}  # what pooled vectors go through, by the need it was trained for
+HEADS = {
+    "pooled": "pooled_projection",
+    "tokens": "projection",
+}  # what pooled vectors go through, by the need it was trained for
 PLAIN = 0.0  # the logarithm of a scale, and a bias, that change nothing
 
 
@@ -91,9 +94,10 @@ class Target:
         weights: the name of the file of weights.
         rules: the table of names.
         files: the other files by name.
+        library, usage: what loads it, and the code that does so.
         differs: what is done otherwise there.
         reads_texts: whether its users have the run's tokenizer.
-        library: that loads it, and the code that does so.
+        is_whole: whether it holds all of a run, so that nothing is left over.
     """
 
     family: str
@@ -104,6 +108,7 @@ class Target:
     usage: str
     differs: Sequence[str] = ()
     reads_texts: bool = True
+    is_whole: bool = False
 
 
 def misfits(leaving: Leaving, needed: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[str]:

@@ -59,5 +59,3 @@ def license_files(source: Path | None) -> dict[str, bytes]:
     """
     names = [name for name in COPIED if name.startswith(LICENSES)] if source else []
     return {name: read_own(source / name, MAX_COPY_BYTES) for name in names if (source / name).is_file()}  # type: ignore[operator]
-
-

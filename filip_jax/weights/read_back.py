@@ -35,7 +35,9 @@ def check_folder(folder: Path, leaving: Leaving, target: Target) -> list[str]:
     given = leaving.public(target.rules)
     others = [path for path, value in given.items() if not _same(value, found.parameters[path])]
     if others:
-        raise UserError(f"the folder does not read back as it was written: {some(others)} differ; nothing is kept of it")
+        raise UserError(
+            f"the folder does not read back as it was written: {some(others)} differ; nothing is kept of it"
+        )
     tensors = sum(len(names) for rule in target.rules for names in rule.names_of(given[rule.path].shape))
     lines = [f"{tensors} tensors are the same bit by bit"]
     ids = leaving.tokenizer.encode(TEXTS, leaving.towers["text"]["length"])[0]
@@ -48,7 +50,9 @@ def check_folder(folder: Path, leaving: Leaving, target: Target) -> list[str]:
             raise UserError(f"the folder computes something else: {lines[-1]}; nothing is kept of it")
     if target.reads_texts:
         again = Tokenizer(found.tokenizer).encode(TEXTS, ids.shape[1])[0]
-        differ = [text for text, first, second in zip(TEXTS, ids, again, strict=True) if not np.array_equal(first, second)]
+        differ = [
+            text for text, first, second in zip(TEXTS, ids, again, strict=True) if not np.array_equal(first, second)
+        ]
         lines.append(f"{len(TEXTS) - len(differ)} of {len(TEXTS)} odd texts have the same ids" + _but(differ))
     return lines
 

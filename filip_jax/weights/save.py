@@ -26,7 +26,10 @@ from filip_jax.weights.tensors import write_safetensors
 
 EXTRA = "filip_jax_extra"  # .safetensors and .json: what the format has no place for
 EXTRA_TOKENIZER = "filip_jax_tokenizer.model"
-TRAINING_ONLY = {"patch_dropout": 0.0, "length_groups": 1}  # options that change no feature, by the value that says nothing
+TRAINING_ONLY = {
+    "patch_dropout": 0.0,
+    "length_groups": 1,
+}  # options that change no feature, by the value that says nothing
 TOKENS = {"tokens": "last"}  # options that change tokens, and nothing pooled
 
 
@@ -50,7 +53,9 @@ def export_weights(
     leaving = _leaving(workdir, step, average, head)
     if unfit := make.misfits(leaving):
         fitting = [name for name, each in FORMATS.items() if not each.misfits(leaving)]
-        raise UserError(f"--format={format} computes something else: {'; '.join(unfit)}: take --format={' or '.join(fitting)}")
+        raise UserError(
+            f"--format={format} computes something else: {'; '.join(unfit)}: take --format={' or '.join(fitting)}"
+        )
     target = make.make(leaving)
     left, options = target_extra(leaving, target)
     lines = [*_head_lines(leaving, target), *(f"differs: {line}" for line in target.differs)]
@@ -106,7 +111,7 @@ def target_extra(leaving: Leaving, target: Target) -> tuple[dict[str, str], list
     left = {path: f"{path} {list(leaving.parameters[path].shape)}" for path in leaving.left(target.rules)}
     if any(path.partition("/")[0] in leaving.config["model"] for path in left):
         raise AssertionError(f"a format leaves out part of a tower: {left}")
-    if target.library == "filip_jax":
+    if target.is_whole:
         return left, []
     options = [
         f"model.{side}.{name}={tower[name]!r}: {what}"
@@ -116,7 +121,9 @@ def target_extra(leaving: Leaving, target: Target) -> tuple[dict[str, str], list
         if tower.get(name, usual) != usual
     ]
     if not target.reads_texts:
-        options.append(f"{EXTRA_TOKENIZER}: {target.library} cannot cut texts as the run's tokenizer does: use filip_jax's ids")
+        options.append(
+            f"{EXTRA_TOKENIZER}: {target.library} cannot cut texts as the run's tokenizer does: use filip_jax's ids"
+        )
     return left, options
 
 
@@ -124,7 +131,7 @@ def _head_lines(leaving: Leaving, target: Target) -> list[str]:
     """Return what is said of a run that compares tokens, and of the scale."""
     heads = [name for name in HEADS if f"image_{HEADS[name]}/kernel" in leaving.parameters]
     lines = []
-    if target.library == "filip_jax":
+    if target.is_whole:
         return lines
     if "tokens" in heads:
         lines.append(
@@ -132,7 +139,10 @@ def _head_lines(leaving: Leaving, target: Target) -> list[str]:
             "score" + ("" if leaving.head == "pooled" else ", which no objective trained")
         )
         other = next((name for name in heads if name != leaving.head), "")
-        lines.append(f"head: {leaving.head}, the projections of {_head_of(leaving)}" + (f"; --head={other} writes the others" if other else ""))
+        lines.append(
+            f"head: {leaving.head}, the projections of {_head_of(leaving)}"
+            + (f"; --head={other} writes the others" if other else "")
+        )
     if not leaving.objective:
         lines.append("scale: no objective has one for these vectors: logit_scale is 0, a scale of 1")
     return lines

@@ -6,7 +6,7 @@ from typing import Any
 
 from filip_jax.weights.leaving import Leaving
 from filip_jax.weights.options import ACTIVATIONS
-from filip_jax.weights.preprocessing import INTERPOLATIONS, SCALE, TRANSFORMERS
+from filip_jax.weights.preprocessing import INTERPOLATIONS, SCALE
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
@@ -74,5 +74,3 @@ def resize_differences(image: Mapping[str, Any], may_crop: bool) -> list[str]:
     if image["crop"] != 1 and not may_crop:
         lines.append(f"the view is the whole picture, here the center {image['crop']:.4g} of it (model.image.crop)")
     return lines
-
-

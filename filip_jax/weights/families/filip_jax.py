@@ -36,7 +36,9 @@ def are_names(tensors: Mapping[str, Any]) -> bool:
 def plan(found: Found) -> Plan:
     """Return what to do with such a folder."""
     if found.folder is None or CONFIG not in found.configs:
-        raise UserError(f"{found.place} comes without {CONFIG} and {TOKENIZER}: name the folder with all that was exported")
+        raise UserError(
+            f"{found.place} comes without {CONFIG} and {TOKENIZER}: name the folder with all that was exported"
+        )
     content = found.configs[CONFIG]
     check_format(content, found.folder / CONFIG)
     model, objectives, tokenizer = (content.get(name) for name in SECTIONS)
@@ -45,7 +47,9 @@ def plan(found: Found) -> Plan:
     if not all(isinstance(each, dict) for each in (model, objectives, tokenizer, *towers)) or not all(
         type(section.get(name)) is int for section, name in sizes
     ):
-        raise UserError(f"{found.folder / CONFIG} is damaged: it lacks one of the sections {', '.join(SECTIONS)}, or a size")
+        raise UserError(
+            f"{found.folder / CONFIG} is damaged: it lacks one of the sections {', '.join(SECTIONS)}, or a size"
+        )
     parts = make_objectives(objectives)
     paths = make_model(parts.needs, **portable(model)).metadata.keys() | parts.metadata.keys()
     pieces = Tokenizer(read_own(found.folder / TOKENIZER))

@@ -5,8 +5,8 @@ from typing import Any
 from filip_jax.weights import leaving as out
 from filip_jax.weights.families.hf_clip import RULES
 from filip_jax.weights.leaving import Leaving, Target
-from filip_jax.weights.transformers_files import CONFIG, WEIGHTS, as_json, preprocessor, text_config, vision_config
 from filip_jax.weights.preprocessing import TRANSFORMERS
+from filip_jax.weights.transformers_files import CONFIG, WEIGHTS, as_json, preprocessor, text_config, vision_config
 
 IMAGE: dict[str, Any] = {
     "class_tokens": (1,), "registers": (0,), "layer_scale": (None,), "pre_norm": (True,), "patch_bias": (False,),

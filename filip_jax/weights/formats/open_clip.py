@@ -32,7 +32,9 @@ def misfits(leaving: Leaving) -> list[str]:
     if not text["causal"] and text["pad_mask"]:
         lines.append("model.text.pad_mask=True without causal (there False)")
     if (image["activation"] == QUICK) != (text["activation"] == QUICK):
-        lines.append(f"model.image.activation={image['activation']!r} and model.text.activation={text['activation']!r} (there {QUICK!r} in both or in none)")
+        lines.append(
+            f"model.image.activation={image['activation']!r} and model.text.activation={text['activation']!r} (there {QUICK!r} in both or in none)"
+        )
     return lines
 
 
@@ -95,7 +97,9 @@ def _vision(image: Mapping[str, Any]) -> dict[str, Any]:
 def _text(leaving: Leaving, tokenizer: Mapping[str, str]) -> dict[str, Any]:
     text, pieces = leaving.towers["text"], leaving.tokenizer.pieces
     pooling = TEXT_POOLING[text["pooling"]]
-    if pooling == "eos" and pieces.eos == text["vocab_size"] - 1:  # as CLIP's, where older versions look for the largest id
+    if (
+        pooling == "eos" and pieces.eos == text["vocab_size"] - 1
+    ):  # as CLIP's, where older versions look for the largest id
         pooling = "argmax"
     return {
         "context_length": text["length"],

@@ -28,4 +28,5 @@ def make(leaving: Leaving) -> Target:
         files={CONFIG: as_json(content), TOKENIZER: leaving.tokenizer.model},
         library="filip_jax",
         usage=USAGE,
+        is_whole=True,
     )
