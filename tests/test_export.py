@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT, examples, slow
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from filip_jax.checkpoint import CheckpointWriter
@@ -256,7 +256,7 @@ def test_a_tokenizer_that_transformers_has_not_lies_beside(pieces, tmp_path, cap
     assert not (tmp_path / "out/tokenizer.json").exists()
 
 
-@settings(max_examples=examples(200))
+@examples(200)
 @given(st.text(st.sampled_from("adogcteh ,.A猫\t🐶éß▁<s>"), max_size=30) | st.text(max_size=12))
 def test_sentencepiece_as_tokenizer_json_gives_the_same_ids(fast_pieces, text):
     own, public = fast_pieces
