@@ -24,6 +24,7 @@ from filip_jax.saved_config import save_config
 from filip_jax.weights import mapping, save
 from filip_jax.weights.families import FAMILIES
 from filip_jax.weights.formats import FORMATS
+from filip_jax.weights.leaving import Leaving
 from filip_jax.weights.load import import_weights, read_weights
 from filip_jax.weights.save import EXTRA, EXTRA_TOKENIZER, export_weights
 from filip_jax.weights.tensors import open_weights, weights_file
@@ -173,6 +174,18 @@ def test_what_a_format_lacks_lies_beside_it(pieces, tmp_path, capsys):
     assert found["logit_scale"].shape == () and found["logit_scale"] == own["objectives/late/logit_scale"]
     left = tensors_of_file(tmp_path / "two" / f"{EXTRA}.safetensors")
     np.testing.assert_array_equal(left["image_pooled_projection/kernel"], own["image_pooled_projection/kernel"])
+
+
+def test_open_clip_pools_at_our_eos(pieces, tmp_path):
+    """By its number where it is not the largest; CLIP's own rule, the largest id, is the same only where it is."""
+    for name, vocab_size, rule in (("as_it_is", None, "eos"), ("largest", Tokenizer(pieces).pieces.eos + 1, "argmax")):
+        run = make_run(tmp_path / name, pieces, dict(clip=CLIP))
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert run and config["model"]["text"]["vocab_size"] > 4
+        leaving = Leaving(config, run, Tokenizer(pieces), "pooled")
+        leaving.towers["text"]["vocab_size"] = vocab_size or config["model"]["text"]["vocab_size"]
+        text = json.loads(FORMATS["open_clip"].make(leaving).files["open_clip_config.json"])["model_cfg"]["text_cfg"]
+        assert (text["pool_type"], text["eos_id"]) == (rule, Tokenizer(pieces).pieces.eos)
 
 
 def tensors_of_file(file):

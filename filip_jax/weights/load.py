@@ -51,7 +51,7 @@ def import_weights(source: str, output: str, **options: str) -> None:
         UserError: source is none of these, damaged, or holds names that the family does not have. Nothing is written.
     """
     place = check_output(output)
-    write_workdir(place, read_weights(source, show, **options))
+    write_workdir(place, read_weights(source, show, **options))  # type: ignore[arg-type] # texts alone
     show(f"wrote {output}: for filip eval, filip align, load_model and init_from.path")
 
 

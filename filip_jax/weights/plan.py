@@ -82,7 +82,7 @@ class Plan:
     words: Callable[[Found, int, str], tuple[dict[str, Any], list[Evidence]]] | None = None
     ignored: Sequence[tuple[str, str]] = ()
     differs: Sequence[str] = field(default_factory=list)
-    similarity: Mapping[str, bool] = field(default_factory=dict)
+    similarity: dict[str, bool] = field(default_factory=dict)
     tokenizer: tuple[Tokenizer, dict[str, Any], list[Evidence]] | None = None
 
 

@@ -130,7 +130,7 @@ def target_extra(leaving: Leaving, target: Target) -> tuple[dict[str, str], list
 def _head_lines(leaving: Leaving, target: Target) -> list[str]:
     """Return what is said of a run that compares tokens, and of the scale."""
     heads = [name for name in HEADS if f"image_{HEADS[name]}/kernel" in leaving.parameters]
-    lines = []
+    lines = list[str]()
     if target.is_whole:
         return lines
     if "tokens" in heads:

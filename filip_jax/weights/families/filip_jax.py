@@ -41,21 +41,17 @@ def plan(found: Found) -> Plan:
         )
     content = found.configs[CONFIG]
     check_format(content, found.folder / CONFIG)
-    model, objectives, tokenizer = (content.get(name) for name in SECTIONS)
-    towers = [model.get(side) if isinstance(model, dict) else None for side in ("image", "text")]
-    sizes = [(towers[0], "image_size"), (towers[1], "length"), (model, "embed_dim")]
-    if not all(isinstance(each, dict) for each in (model, objectives, tokenizer, *towers)) or not all(
-        type(section.get(name)) is int for section, name in sizes
-    ):
-        raise UserError(
-            f"{found.folder / CONFIG} is damaged: it lacks one of the sections {', '.join(SECTIONS)}, or a size"
-        )
+    model, objectives, tokenizer = (_section(found, content, name) for name in SECTIONS)
+    image, text = (_section(found, model, side) for side in ("image", "text"))
+    sizes = (image, "image_size"), (text, "length"), (model, "embed_dim")
+    if not all(type(section.get(name)) is int for section, name in sizes):
+        raise UserError(f"{found.folder / CONFIG} is damaged: it lacks one of {', '.join(name for _, name in sizes)}")
     parts = make_objectives(objectives)
     paths = make_model(parts.needs, **portable(model)).metadata.keys() | parts.metadata.keys()
     pieces = Tokenizer(read_own(found.folder / TOKENIZER))
     return Plan(
-        image=towers[0],
-        text=towers[1],
+        image=image,
+        text=text,
         embed_dim=model["embed_dim"],
         objectives=objectives,
         rules=rules(paths),
@@ -63,6 +59,12 @@ def plan(found: Found) -> Plan:
         similarity={name: model[name] for name in SIMILARITY},
         tokenizer=(pieces, tokenizer, [Evidence("tokenizer", "the run's", TOKENIZER)]),
     )
+
+
+def _section(found: Found, content: Mapping[str, Any], name: str) -> dict[str, Any]:
+    if not isinstance(section := content.get(name), dict):
+        raise UserError(f"{found.place}: {CONFIG} is damaged: it has no section {name}")
+    return section
 
 
 FAMILY = Family(recognize, are_names, (WEIGHTS,), plan)

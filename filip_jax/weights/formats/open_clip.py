@@ -19,7 +19,8 @@ IMAGE: dict[str, Any] = {
 QUICK, TANH = "quick_gelu", "gelu_tanh"
 EPSILON = 1e-5  # that need not be written
 IMAGE_POOLING = {ours: theirs for theirs, ours in POOLINGS.items()}
-TEXT_POOLING = {ours: theirs for theirs, ours in reversed(TEXT_POOLINGS.items())}
+TEXT_POOLING = {ours: theirs for theirs, ours in TEXT_POOLINGS.items()}  # the last name of each: eos, not argmax
+REPAIRED = "texts are repaired (ftfy, signs of HTML) before they are cut"
 USAGE = """import open_clip
 model, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")
 tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")"""
@@ -67,7 +68,7 @@ def make(leaving: Leaving) -> Target:
         files={CONFIG: as_json(content)} | (texts or {}),
         library="open_clip_torch",
         usage=USAGE,
-        differs=resize_differences(image, may_crop=False),
+        differs=[*resize_differences(image, may_crop=False), *([REPAIRED] if texts and not is_clip else [])],
         reads_texts=texts is not None,
     )
 
