@@ -35,7 +35,7 @@ OPTIONS = {  # what a source does not tell
     "open_clip_openai": dict(tokenizer=TOKENIZER),
     "open_clip_openai_wide": dict(tokenizer=TOKENIZER, model="ViT-B-7-quickgelu"),
 }
-FAST = ("hf_clip_gelu", "hf_siglip_two", "open_clip_epoch")
+FAST = ("hf_clip_gelu",)
 NAMES = [name if name in FAST else slow(name) for name in sorted(p.name for p in FOLDERS.iterdir() if p.is_dir())]
 OTHERS = [
     slow("open_clip_quickgelu", "hf_clip"),
@@ -140,6 +140,7 @@ def test_families_of_one_function_go_into_each_other(name, format, imported, tmp
     check_round_trip(name, imported(name), tmp_path / "out", format)
 
 
+@pytest.mark.slow
 def test_license_and_origin_go_along(tmp_path):
     shutil.copytree(FOLDERS / "hf_clip_gelu", tmp_path / "model")
     (tmp_path / "model/README.md").write_text("---\nlicense: cc-by-4.0\nbase_model: some/one\n---\n# Mine\n")
@@ -206,11 +207,19 @@ def tensors_of_file(file):
         ("open_clip", dict(activation="quick_gelu"), {}, "in both or in none"),
     ],
 )
-def test_what_a_format_would_compute_otherwise_is_refused(format, image, text, said, pieces, tmp_path):
-    make_run(tmp_path / "run", pieces, dict(clip=CLIP), image=image, text=text)
-    with pytest.raises(UserError) as refused:
-        export_weights(str(tmp_path / "run"), str(tmp_path / "out"), format)
-    assert said in str(refused.value) and "safetensors" in str(refused.value)
+def test_what_a_format_would_compute_otherwise_is_refused(format, image, text, said, pieces):
+    words = Tokenizer(pieces)
+    sizes = dict(kind="transformer", vocab_size=words.vocab_size, length=12, **TOWER)
+    model = dict(embed_dim=16, image=IMAGE | image, text=sizes | text)
+    leaving = Leaving(dict(model=model, objectives=dict(clip=CLIP)), {}, words, "pooled")
+    assert said in "; ".join(FORMATS[format].misfits(leaving))
+    assert not FORMATS["safetensors"].misfits(leaving)
+
+
+def test_a_refusal_names_formats_that_fit_and_leaves_nothing(pieces, tmp_path):
+    make_run(tmp_path / "run", pieces, dict(clip=CLIP), image=dict(class_tokens=0, pooling="mean"))
+    with pytest.raises(UserError, match=r"class_tokens=0 \(there 1\).*: take --format=safetensors$"):
+        export_weights(str(tmp_path / "run"), str(tmp_path / "out"), "open_clip")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
@@ -218,10 +227,10 @@ def test_what_a_format_would_compute_otherwise_is_refused(format, image, text, s
     "options, said",
     [
         (["--format=onnx"], "--format='onnx' is not one of hf_clip"),
-        (["--format=hf_clip", "--step=3"], "no checkpoint of step 3"),
+        slow(["--format=hf_clip", "--step=3"], "no checkpoint of step 3"),
         (["--format=hf_clip", "--average"], "holds no average"),
-        (["--format=hf_clip", "--head=tokens"], "--head=tokens: the run has no such head, only pooled"),
-        (["--format=hf_clip", "--head=x"], "--head='x' is not one of pooled, tokens"),
+        slow(["--format=hf_clip", "--head=tokens"], "--head=tokens: the run has no such head, only pooled"),
+        slow(["--format=hf_clip", "--head=x"], "--head='x' is not one of pooled, tokens"),
         (["--format=hf_clip", "--output={there}"], "is there already"),
     ],
 )
@@ -259,6 +268,7 @@ def test_a_transform_that_is_not_undone_is_noticed(pieces, tmp_path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_transformers_has_not_lies_beside(pieces, tmp_path, capsys):
     """One that canonicalizes texts and begins them with BOS, which SigLIP's class does not."""
     model = with_options(pieces, canonicalize=True, bos=True, eos_as_pad=False)

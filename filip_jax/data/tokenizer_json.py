@@ -61,6 +61,7 @@ PATTERNS = (  # of CLIP, twice; of GPT-4 and Llama 3; of runs of spaces, as sent
     r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     " {2,}",
+    r"\A | \z",  # of blanks at the ends, as filip export converts them
 )
 
 
