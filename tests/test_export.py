@@ -177,16 +177,20 @@ def test_what_a_format_lacks_lies_beside_it(pieces, tmp_path, capsys):
     np.testing.assert_array_equal(left["image_pooled_projection/kernel"], own["image_pooled_projection/kernel"])
 
 
-def test_open_clip_pools_at_our_eos(pieces, tmp_path):
+def leaving_of(pieces, **towers):
+    words = Tokenizer(pieces)
+    text = dict(kind="transformer", vocab_size=words.vocab_size, length=12, **TOWER) | towers.get("text", {})
+    model = dict(embed_dim=16, image=IMAGE | towers.get("image", {}), text=text)
+    return Leaving(dict(model=model, objectives=dict(clip=CLIP)), {}, words, "pooled")
+
+
+def test_open_clip_pools_at_our_eos(pieces):
     """By its number where it is not the largest; CLIP's own rule, the largest id, is the same only where it is."""
-    for name, vocab_size, rule in (("as_it_is", None, "eos"), ("largest", Tokenizer(pieces).pieces.eos + 1, "argmax")):
-        run = make_run(tmp_path / name, pieces, dict(clip=CLIP))
-        config = json.loads((tmp_path / name / "config.json").read_text())
-        assert run and config["model"]["text"]["vocab_size"] > 4
-        leaving = Leaving(config, run, Tokenizer(pieces), "pooled")
-        leaving.towers["text"]["vocab_size"] = vocab_size or config["model"]["text"]["vocab_size"]
-        text = json.loads(FORMATS["open_clip"].make(leaving).files["open_clip_config.json"])["model_cfg"]["text_cfg"]
-        assert (text["pool_type"], text["eos_id"]) == (rule, Tokenizer(pieces).pieces.eos)
+    eos = Tokenizer(pieces).pieces.eos
+    for text, rule in (({}, "eos"), (dict(vocab_size=eos + 1), "argmax")):
+        files = FORMATS["open_clip"].make(leaving_of(pieces, text=text)).files
+        found = json.loads(files["open_clip_config.json"])["model_cfg"]["text_cfg"]
+        assert (found["pool_type"], found["eos_id"]) == (rule, eos)
 
 
 def tensors_of_file(file):
@@ -208,10 +212,7 @@ def tensors_of_file(file):
     ],
 )
 def test_what_a_format_would_compute_otherwise_is_refused(format, image, text, said, pieces):
-    words = Tokenizer(pieces)
-    sizes = dict(kind="transformer", vocab_size=words.vocab_size, length=12, **TOWER)
-    model = dict(embed_dim=16, image=IMAGE | image, text=sizes | text)
-    leaving = Leaving(dict(model=model, objectives=dict(clip=CLIP)), {}, words, "pooled")
+    leaving = leaving_of(pieces, image=image, text=text)
     assert said in "; ".join(FORMATS[format].misfits(leaving))
     assert not FORMATS["safetensors"].misfits(leaving)
 
