@@ -86,7 +86,11 @@ def run_open_clip(model, pixels, ids):
     pool = model.visual.pool_type
     pooled = kept["image"][:, 0] if pool == "tok" else kept["image"][:, 1:].mean(1)
     last = text.pool_type if text is not model else model.text_pool_type
-    place = ids.argmax(1) if last == "argmax" else torch.full((len(ids),), ids.shape[1] - 1)
+    end = text.eos_id if text is not model else model.text_eos_id
+    places = dict(
+        argmax=ids.argmax(1), eos=(ids == end).int().argmax(1), last=torch.full((len(ids),), ids.shape[1] - 1)
+    )
+    place = places[last]
     said = kept["text"][torch.arange(len(ids)), place]
     projection = text.text_projection
     again = projection(said) if isinstance(projection, torch.nn.Linear) else said @ projection

@@ -10,7 +10,7 @@ from filip_jax.cli_align import add_align_command, step_number
 from filip_jax.cli_configs import add_configs_command, versions
 from filip_jax.cli_data import add_data_commands
 from filip_jax.cli_plan import add_config, add_plan_commands, apart, chosen
-from filip_jax.cli_weights import add_weights_command
+from filip_jax.cli_weights import add_weights_commands
 from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch, leave
 from filip_jax.console import outlive_readers, say_in_any_encoding, show, show_error
 from filip_jax.errors import Preempted, ProcessLost, UserError, one_line
@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     add_data_commands(commands)
 
     add_align_command(command)
-    add_weights_command(command)
+    add_weights_commands(command)
     add_configs_command(command)
     return parser
 

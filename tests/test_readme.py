@@ -216,7 +216,7 @@ RUN = [command for command in COMMANDS if command not in ELSEWHERE and not comma
 def test_commands(command, request, pairs, tars, tmp_path, monkeypatch, capsys):
     if "runs/demo" in command:
         command = command.replace("runs/demo", f"{request.getfixturevalue('demo')}/quick")
-    if re.match("filip (align|eval|train) .*runs/clip", command):
+    if re.match("filip (align|eval|export|train) .*runs/clip", command):
         command = command.replace("runs/clip", str(request.getfixturevalue("clip")))
     words = shlex.split(command.replace("PAIRS", str(pairs)).replace("runs/", f"{tmp_path}/"))
     words = [word.replace("TARS", f"{tars}/tars") for word in words]
@@ -255,6 +255,8 @@ def test_commands(command, request, pairs, tars, tmp_path, monkeypatch, capsys):
         for name, place in WEIGHTS.items():
             words = [re.sub(rf"(^|=){name}$", rf"\g<1>{ROOT}/tests/weights/{place}", word) for word in words]
         assert main(words[1:]) == 0 and "mapped: " in capsys.readouterr().out
+    elif words[1] == "export":
+        assert main(words[1:]) == 0 and "read back: text features" in capsys.readouterr().out
     elif words[1] == "plan":
         pytest.importorskip("libtpu")
         done = subprocess.run([sys.executable, "-m", "filip_jax", *words[1:]], cwd=ROOT, capture_output=True, text=True)

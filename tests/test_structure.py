@@ -25,6 +25,7 @@ from filip_jax.models.transformer import ATTENTIONS
 from filip_jax.objectives import OBJECTIVES
 from filip_jax.train.optimizer import OPTIMIZERS
 from filip_jax.weights.families import FAMILIES
+from filip_jax.weights.formats import FORMATS
 
 PACKAGE = ROOT / "filip_jax"
 # The configs are a link out of the package in a clone, and files of it in a source distribution.
@@ -107,6 +108,7 @@ TABLES = {
     "train/optimizer.py": OPTIMIZERS,
     "objectives/__init__.py": OBJECTIVES,
     "weights/families/__init__.py": FAMILIES,
+    "weights/formats/__init__.py": FORMATS,
 }
 NO_KINDS = {  # names in other files, and what they are there
     ("data/annotations.py", "'annotations'"): "a key of COCO's files",

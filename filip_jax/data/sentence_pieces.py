@@ -16,6 +16,8 @@ from typing import IO, cast
 import sentencepiece
 
 from filip_jax.data.places import places
+from filip_jax.data.public_files import Files, fast_files, siglip_files
+from filip_jax.data.sentence_json import tokenizer_parts
 from filip_jax.errors import UserError
 from filip_jax.workers import lost
 
@@ -42,7 +44,7 @@ class SentencePieces:
         except RuntimeError as error:
             raise UserError(f"the tokenizer is no sentencepiece model: {error}") from error
         p = self.processor
-        self.canonicalize = options["canonicalize"]
+        self.content, self.canonicalize = content, options["canonicalize"]
         self.bos = p.bos_id() if options["bos"] else None
         self.eos, self.pad = p.eos_id(), p.eos_id() if options["eos_as_pad"] else p.pad_id()
         if -1 in (self.bos, self.eos, self.pad):
@@ -64,6 +66,18 @@ class SentencePieces:
         place = places(cleaned, text)
         found = self.processor.encode_as_offset_mapping(cleaned)["offsets"]
         return [(place[start], place[end]) for start, end in found]
+
+    def public_files(self, length: int) -> Files | None:
+        """Return the files by which transformers cuts texts likewise, or None; see `Tokenizer.public_files`."""
+        name = self.processor.id_to_piece
+        if self.canonicalize:
+            is_siglip = self.bos is None and self.pad == self.eos
+            return (
+                siglip_files(self.content, name(self.eos), name(self.processor.unk_id()), length) if is_siglip else None
+            )
+        ids = {"bos": self.bos, "eos": self.eos, "pad": self.pad}
+        special = {key: (name(n), n) for key, n in ids.items() if n is not None}
+        return (parts := tokenizer_parts(self.content)) and fast_files(parts, special, length)
 
 
 def canonical(text: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from filip_jax.console import show
+from filip_jax.data.public_files import Files
 from filip_jax.data.record import CAPTION_BYTES, BadRecord, that_say
 from filip_jax.data.sentence_pieces import SentencePieces, canonical, train_sentence_pieces, with_options
 from filip_jax.data.sources import Source
@@ -63,6 +64,10 @@ class Tokenizer:
             pieces = [*begin, *pieces[:most], self.pieces.eos]
             ids[row, : len(pieces)] = pieces
         return ids, truncated
+
+    def public_files(self, length: int) -> Files | None:
+        """Return by name the files by which the library transformers cuts texts of `length` tokens; None if it cannot."""
+        return self.pieces.public_files(length)
 
     def spans(self, text: str, length: int) -> list[tuple[int, int]]:
         """For each token of `encode([text], length)` but pads, the characters text[start:end] it stands for.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from filip_jax.data.charsmap import growth_of
+from filip_jax.data.public_files import Files, fast_files
 from filip_jax.errors import UserError
 from filip_jax.extras import extra_module
 from filip_jax.plain import one_line
@@ -60,6 +61,7 @@ PATTERNS = (  # of CLIP, twice; of GPT-4 and Llama 3; of runs of spaces, as sent
     r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     " {2,}",
+    r"\A | \z",  # of blanks at the ends, as filip export converts them
 )
 
 
@@ -89,6 +91,7 @@ class TokenizerJson:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"it is no tokenizer.json that can be applied: {error!r:.200}") from error
         parts = [{"type": "Lowercase"}] * bool(lower_case) + normalizers, cutters
+        self.spec, self.names, self.lower_case = spec, {"bos": bos, "eos": eos, "pad": pad}, bool(lower_case)
         self.model, self.tokenizer = model, _guarded(lambda: _made(library, spec, *parts))
         self.bos = self._id("bos", bos) if bos else None
         self.eos, self.pad = self._id("eos", eos), self._id("pad", pad)
@@ -103,6 +106,14 @@ class TokenizerJson:
         if (found := self.tokenizer.token_to_id(name)) is None:
             raise UserError(f"tokenizer.{option}={name!r:.100} is none of its tokens")
         return found
+
+    def public_files(self, length: int) -> Files:
+        """Return the files by which transformers cuts texts likewise; see `Tokenizer.public_files`."""
+        own = [self.spec["normalizer"]] * bool(self.spec["normalizer"])
+        lowered = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *own]}
+        spec = self.spec | ({"normalizer": lowered} if self.lower_case else {})
+        special = {key: (name, self._id(key, name)) for key, name in self.names.items() if name}
+        return fast_files(spec, special, length)
 
     def ids(self, text: str) -> list[int]:
         """Of a text's pieces."""

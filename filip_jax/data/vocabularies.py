@@ -8,11 +8,12 @@ import html
 import importlib.util
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from filip_jax.data.places import places
+from filip_jax.data.public_files import ANY, Files, fast_files
 from filip_jax.errors import UserError
 from filip_jax.extras import extra_module
 from filip_jax.small_files import parse
@@ -36,6 +37,9 @@ class Form(NamedTuple):
         read: the lines of the file -> {piece: id}, merges, BOS and EOS.
         apply: (the package tokenizers, {piece: id}, merges) -> its Tokenizer.
         cleaner: makes the function that each text goes through first.
+        public_class: of the library transformers, for it.
+        public_pad: the piece by which that fills texts.
+        public_normalizer: of a tokenizer.json, for as much of the cleaner as it can do.
     """
 
     name: str
@@ -44,6 +48,9 @@ class Form(NamedTuple):
     read: Callable[[list[str]], tuple[dict[str, int], list[tuple[str, ...]], int, int]]
     apply: Callable[..., Any]
     cleaner: Callable[[], Callable[[str], str]]
+    public_class: str
+    public_pad: str
+    public_normalizer: Mapping[str, Any] | None = None
 
 
 class Vocabulary:
@@ -74,6 +81,16 @@ class Vocabulary:
         self.clean = form.cleaner()
         self.size = self.tokenizer.get_vocab_size()
         self.form, self.model = form, model
+
+    def public_files(self, length: int) -> Files:
+        """Return the files by which transformers cuts texts likewise; see `Tokenizer.public_files`."""
+        spec = json.loads(self.tokenizer.to_str())
+        spec["normalizer"] = self.form.public_normalizer or spec["normalizer"]
+        pieces = {n: piece for piece, n in self.tokenizer.get_vocab().items()}
+        pad = self.form.public_pad
+        special = {"bos": (pieces[self.bos], self.bos), "eos": (pieces[self.eos], self.eos)}
+        special["pad"] = (pad, self.tokenizer.token_to_id(pad))
+        return fast_files(spec, special, length, self.form.public_class)
 
     def __reduce__(self):
         return Vocabulary, (self.form, self.model)
@@ -209,6 +226,16 @@ CLIP = Form(
     _read_clip,
     _apply_clip,
     _clip_cleaner,
+    "CLIPTokenizer",
+    "<|endoftext|>",
+    {
+        "type": "Sequence",
+        "normalizers": [
+            {"type": "NFC"},
+            {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+            {"type": "Lowercase"},
+        ],
+    },
 )
 BERT = Form(
     "bert",
@@ -217,4 +244,6 @@ BERT = Form(
     _read_bert,
     _apply_bert,
     _no_cleaner,
+    ANY,
+    "[PAD]",
 )

@@ -61,11 +61,14 @@ class Run:
         """Brings what was added into the bucket, and removes its mirror. Models that were loaded live on."""
         self.place.close()
 
-    def load(self, step: int | None = None) -> Embedder:
-        """The model at a step, by default the newest; EMA parameters where the run has them.
+    def load(self, step: int | None = None, average: bool | None = None) -> Embedder:
+        """The model at a step, by default the newest.
+
+        Args:
+            average: whether the EMA of the parameters is taken; None takes it where the checkpoint has one.
 
         Raises:
-            UserError: no such checkpoint, or one of another model or tokenizer.
+            UserError: no such checkpoint, one of another model or tokenizer, or one without the average that is wanted.
         """
         steps = self.checkpoints.steps()
         if not steps or (step is not None and step not in steps):
@@ -78,7 +81,10 @@ class Run:
         shapes = jax.eval_shape(partial(init_parameters, self.model, self.objectives), jax.random.key(0))
         check_memory(shapes, self.mesh, f"the model of {self.place.name}")
         target = abstract(shapes, jax.tree.map(lambda _: replicated(self.mesh), shapes))
-        part = "ema" if self.checkpoints.has(step, "ema") else "params"
+        has_average = self.checkpoints.has(step, "ema")
+        if average and not has_average:
+            raise UserError(f"the checkpoint of step {step} holds no average of the parameters (ema_decay was 0)")
+        part = "ema" if has_average and average is not False else "params"
         return self.embedder(self.checkpoints.restore(step, {part: target})[part], step)
 
 

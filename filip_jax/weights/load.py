@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,26 +35,50 @@ CONFIGS = (  # that are read
 TEXT = dict(kind="transformer", vocab_size=300, length=32, width=64, depth=1, heads=1, activation="gelu")
 EMBED_DIM = 64
 ALPHABET = ("abcdefghijklmnopqrstuvwxyz", "0123456789")
+SIMILARITY = dict(cls_in_similarity=False, bos_in_similarity=True, eos_in_similarity=True)  # where source does not say
 Shapes = Mapping[str, jax.ShapeDtypeStruct]  # by path
 
 
-def import_weights(
-    source: str, output: str, *, family: str = "", model: str = "", tokenizer: str = "", tokens: str = "last"
-) -> None:
+def import_weights(source: str, output: str, **options: str) -> None:
     """Make a workdir of public weights, and say what became of every name.
 
     Args:
         source: a file of weights, or a folder with their config.
         output: the workdir; nothing is there yet.
-        family: one of `FAMILIES`, where source does not tell.
-        model: a name of open_clip's, or a JSON file of its model_configs, where source does not tell.
-        tokenizer: the file of the tokenizer, where source has none.
-        tokens: of the images, "last" or "value", see `Vit`.
+        options: of `read_weights`.
 
     Raises:
         UserError: source is none of these, damaged, or holds names that the family does not have. Nothing is written.
     """
-    place, where = check_output(output), _place(source)
+    place = check_output(output)
+    write_workdir(place, read_weights(source, show, **options))  # type: ignore[arg-type] # texts alone
+    show(f"wrote {output}: for filip eval, filip align, load_model and init_from.path")
+
+
+def read_weights(
+    source: str,
+    say: Callable[..., None],
+    *,
+    family: str = "",
+    model: str = "",
+    tokenizer: str = "",
+    tokens: str = "",
+    pieces: Tokenizer | None = None,
+) -> Imported:
+    """Return what a workdir is written of.
+
+    Args:
+        say: takes the choices and all names, a line each.
+        family: one of `FAMILIES`, where source does not tell.
+        model: a name of open_clip's, or a JSON file of its model_configs, where source does not tell.
+        tokenizer: the file of the tokenizer, where source has none.
+        tokens: of the images, "last" or "value", see `Vit`; "" is what source says, else "last".
+        pieces: the tokenizer, instead of a file.
+
+    Raises:
+        UserError: see `import_weights`.
+    """
+    where = _place(source)
     folder = where if where.is_dir() else None
     configs = _configs(where) if folder else {}
     name, why = _by_config(where, configs, family)
@@ -63,14 +87,14 @@ def import_weights(
         name, why = (name, why) if name else _by_names(where, weights)
         found = Found(where, folder, configs, weights.tensors, from_user(model))
         plan = FAMILIES[name].plan(found)
-        pieces, section, evidence = _tokenizer(plan, found, from_user(tokenizer))
-        config = _config(plan, section, tokens)
+        chosen = (pieces, {}, []) if pieces else plan.tokenizer or _tokenizer(plan, found, from_user(tokenizer))
+        config = _config(plan, chosen[1], tokens)
         objectives = make_objectives(config["objectives"])
         network = make_model(objectives.needs, **config["model"])
-        patches = Evidence("image tokens", tokens, "--tokens")
-        shown = [Evidence("family", name, why), *plan.evidence, patches, *evidence]
+        patches = Evidence("image tokens", config["model"]["image"]["tokens"], "--tokens" if tokens else "the default")
+        shown = [Evidence("family", name, why), *plan.evidence, patches, *chosen[2]]
         shapes = flatten(jax.eval_shape(partial(init_parameters, network, objectives), jax.random.key(0)))
-        unused = _say(plan, shapes, weights, shown)
+        unused = _say(plan, shapes, weights, shown, say)
         parameters = _read(plan, shapes, weights) | _fresh(plan, shapes, network, objectives)
         notes = {
             "family": name,
@@ -80,8 +104,7 @@ def import_weights(
             "types": Counter(weights.tensors[each].dtype for each in weights.tensors if each not in unused),
         }
         metadata = network.metadata | objectives.metadata
-        write_workdir(place, Imported(config, parameters, metadata, pieces.model, weights.files, folder, notes))
-    show(f"wrote {output}: for filip eval, filip align, load_model and init_from.path")
+        return Imported(config, parameters, metadata, chosen[0].model, weights.files, folder, notes)
 
 
 def _place(source: str) -> Path:
@@ -153,13 +176,11 @@ def _config(plan: Plan, tokenizer: Mapping[str, Any], tokens: str) -> dict[str, 
     model = dict(
         embed_dim=plan.embed_dim if plan.text else EMBED_DIM,
         dtype="float32",
-        cls_in_similarity=False,
-        bos_in_similarity=True,
-        eos_in_similarity=True,
+        **(SIMILARITY | plan.similarity),
         attention="xla",
         scan=True,
         remat=False,
-        image=plan.image | {"tokens": tokens},
+        image={"tokens": "last"} | plan.image | ({"tokens": tokens} if tokens else {}),
         text=text,
     )
     return dict(
@@ -172,7 +193,9 @@ def _config(plan: Plan, tokenizer: Mapping[str, Any], tokens: str) -> dict[str, 
     )
 
 
-def _say(plan: Plan, shapes: Shapes, weights: Weights, shown: list[Evidence]) -> dict[str, str]:
+def _say(
+    plan: Plan, shapes: Shapes, weights: Weights, shown: list[Evidence], say: Callable[..., None]
+) -> dict[str, str]:
     """Print the choices and every name; return the names that are not used, with what they are.
 
     Raises:
@@ -193,7 +216,7 @@ def _say(plan: Plan, shapes: Shapes, weights: Weights, shown: list[Evidence]) ->
         lines += [f"fresh: {report.some(fresh)}: the source holds images alone; init_from.rules take 'image/.*'"]
     lines += [f"missing: {name}" for name in report.grouped(missing)]
     lines += [f"unknown: {name}" for name in report.grouped(unknown)]
-    show(*map(one_line, lines))
+    say(*map(one_line, lines))
     if missing:
         raise UserError(f"{weights.files[0]} lacks {report.some(missing)}: it is of another family, or not whole")
     if unknown:

@@ -79,7 +79,7 @@ def write_workdir(place: Path, imported: Imported) -> None:
     Raises:
         UserError, OSError: something cannot be read or written. Nothing is left then.
     """
-    with _beside(place) as folder:
+    with beside(place) as folder:
         copied = _copy(imported.folder, folder / SOURCE) if imported.folder else {}
         origin = {
             "files": {file.name: _sha256(file) for file in imported.files},
@@ -103,7 +103,7 @@ def write_workdir(place: Path, imported: Imported) -> None:
 
 
 @contextlib.contextmanager
-def _beside(place: Path) -> Iterator[Path]:
+def beside(place: Path) -> Iterator[Path]:
     """Yield a new folder that becomes `place` when the block ends, and goes if it fails."""
     place.parent.mkdir(parents=True, exist_ok=True)
     folder = place.parent / f".filip_{secrets.token_hex(8)}"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
 from filip_jax.weights.mapping import Rule
 from filip_jax.weights.stored import Stored
@@ -68,6 +69,8 @@ class Plan:
         evidence: of the choices.
         ignored: (regular expression of whole names, what they are) of tensors that no tower has.
         differs: what is computed otherwise here.
+        similarity: which tokens take part in it, options of the section `model`, where the source tells.
+        tokenizer: the tokenizer, its section and the evidence, where `words` is not asked.
     """
 
     image: dict[str, Any]
@@ -79,6 +82,8 @@ class Plan:
     words: Callable[[Found, int, str], tuple[dict[str, Any], list[Evidence]]] | None = None
     ignored: Sequence[tuple[str, str]] = ()
     differs: Sequence[str] = field(default_factory=list)
+    similarity: dict[str, bool] = field(default_factory=dict)
+    tokenizer: tuple[Tokenizer, dict[str, Any], list[Evidence]] | None = None
 
 
 class Family(NamedTuple):

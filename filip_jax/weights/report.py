@@ -18,14 +18,14 @@ def choices(evidence: Sequence[Evidence]) -> Iterator[str]:
         yield one_line(f"{what:<{WIDTH}}  {value}  ({why})")
 
 
-def mapped(rules: Sequence[Rule], shapes: Sequence[Sequence[int]]) -> Iterator[str]:
-    """Yield a line for each parameter: its path, its shape, the names that it is made of and how."""
+def mapped(rules: Sequence[Rule], shapes: Sequence[Sequence[int]], arrow: str = "<-") -> Iterator[str]:
+    """Yield a line for each parameter: its path, its shape, the names that it is made of, or becomes, and how."""
     width = max(len(rule.path) for rule in rules)
     for rule, shape in zip(rules, shapes, strict=True):
         layers = f"{{0..{shape[0] - 1}}}" if rule.stacked else ""
         names = together(rule.names).replace(LAYER, layers)
         how = ", ".join(filter(None, (rule.transform.name, "stacked" if rule.stacked else "")))
-        yield one_line(f"{rule.path:<{width}}  {list(shape)} <- {names}" + (f" ({how})" if how else ""))
+        yield one_line(f"{rule.path:<{width}}  {list(shape)} {arrow} {names}" + (f" ({how})" if how else ""))
 
 
 def together(names: Sequence[str]) -> str:

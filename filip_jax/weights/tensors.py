@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
+import safetensors.numpy
 
 from filip_jax.errors import UserError
+from filip_jax.files import replacing
 from filip_jax.small_files import open_own, read_json
 from filip_jax.weights.stored import Stored
 from filip_jax.weights.torch_zip import open_torch_zip
@@ -194,3 +197,9 @@ def weights_file(folder: Path, names: Sequence[str]) -> Path:
             f"{folder} holds no weights: neither {', '.join(names)} nor another file that ends in {', '.join(ENDINGS)}"
         )
     raise UserError(f"{folder} holds several files of weights ({', '.join(found[:8])}): name one of them instead")
+
+
+def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a safetensors file, whole or not at all, with the mark of its layout that older transformers ask for."""
+    with replacing(file) as beside:
+        safetensors.numpy.save_file(dict(tensors), beside, metadata={"format": "pt"})

@@ -48,7 +48,7 @@ def of_siglip(found: Found, ids: int, given: str = "") -> Words:
     if file is None:
         raise UserError(f"{found.place} has neither {MODELS[0]} nor {JSON}: give its tokenizer with --tokenizer=FILE")
     if file.suffix == ".json":
-        return _of_json(found, file, {"bos": "", **GEMMA}, ids, lower_case=True)
+        return _of_json(found, file, {"bos": _beginning(file), **GEMMA}, ids, lower_case=True)
     section = dict(name="sentencepiece", path=str(file), vocab_size=ids, canonicalize=True, bos=False, eos_as_pad=True)
     return section, [Evidence("tokenizer", "sentencepiece, texts canonicalized, EOS as pad", f"pieces of {file}")]
 
@@ -70,6 +70,16 @@ def _of_json(found: Found, file: Path, specials: Mapping[str, str], ids: int, **
     section |= {name: each for name, each in names.items() if isinstance(each, str)}
     shown = ", ".join(f"{name} {section[name]!r:.40}" for name in ("bos", "eos", "pad") if section[name])
     return section, [Evidence("tokenizer", f"tokenizer_json, {shown}", f"pieces of {file}, {ids} ids")]
+
+
+def _beginning(file: Path) -> str:
+    """Return the piece that a tokenizer.json puts before a text; "" if none, as SigLIP 2's."""
+    template = read_json(file).get("post_processor") or {}
+    parts = template.get("single") if isinstance(template, dict) else None
+    first = parts[0] if isinstance(parts, list) and parts else {}
+    special = first.get("SpecialToken") if isinstance(first, dict) else None
+    piece = special.get("id") if isinstance(special, dict) else None
+    return piece if isinstance(piece, str) else ""
 
 
 def _first_piece(file: Path) -> str:

@@ -1,0 +1,30 @@
+"""The README.md of an exported folder: its license as the source states it, how it is loaded, what it leaves out."""
+
+from collections.abc import Sequence
+
+from filip_jax.plain import one_line
+from filip_jax.weights.leaving import Leaving, Target
+from filip_jax.weights.origins import license_of
+
+
+def model_card(name: str, leaving: Leaving, target: Target, lines: Sequence[str]) -> str:
+    """Return the page.
+
+    Args:
+        name: of the folder.
+        lines: what was said of the export.
+    """
+    stated = license_of(leaving.notes["origins"])
+    head = [*(f"{key}: {one_line(value)}" for key, value in stated.items()), f"library_name: {target.library}"]
+    what = (
+        f"A model of filip_jax at step {leaving.notes['step']}, exported for {target.library}. Where its weights are from, "
+        "and under which license, is in origin.json as their files state it."
+    )
+    text = [
+        "---", *head, "pipeline_tag: zero-shot-image-classification", "---", "",
+        f"# {name}", "",
+        what, "",
+        "```python", *target.usage.replace("FOLDER", name if '"local-dir' in target.usage else repr(name)).split("\n"), "```", "",
+        *(f"- {one_line(line)}" for line in lines),
+    ]  # fmt: skip
+    return "\n".join(text).rstrip() + "\n"

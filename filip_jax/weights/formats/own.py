@@ -1,0 +1,32 @@
+"""Everything of a run in one folder: parameters by our paths, the sections of the config, the tokenizer."""
+
+from filip_jax.inference.run import TOKENIZER
+from filip_jax.redact import redacted
+from filip_jax.saved_config import FORMAT
+from filip_jax.weights.families.filip_jax import CONFIG, MODEL_TYPE, WEIGHTS, rules
+from filip_jax.weights.leaving import Leaving, Target
+from filip_jax.weights.transformers_files import as_json
+
+USAGE = """# filip import FOLDER --output=runs/again
+from filip_jax import load_model
+model = load_model("runs/again")"""
+
+
+def misfits(leaving: Leaving) -> list[str]:
+    """Return nothing: it is the run's own model."""
+    return []
+
+
+def make(leaving: Leaving) -> Target:
+    """Return the folder."""
+    sections = {name: leaving.config.get(name, {}) for name in ("model", "objectives", "tokenizer")}
+    content = {"model_type": MODEL_TYPE, "format": FORMAT, **redacted(sections)}
+    return Target(
+        family="filip_jax",
+        weights=WEIGHTS,
+        rules=rules(leaving.parameters),
+        files={CONFIG: as_json(content), TOKENIZER: leaving.tokenizer.model},
+        library="filip_jax",
+        usage=USAGE,
+        is_whole=True,
+    )

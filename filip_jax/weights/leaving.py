@@ -1,0 +1,121 @@
+"""What leaves a run: its parameters under the names of a model with one pooled head for each side, and what is left over."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from filip_jax.data.tokenizer import Tokenizer
+from filip_jax.models.towers import TOWERS
+from filip_jax.objectives.total import make_objectives
+from filip_jax.sections import options_of
+from filip_jax.weights.mapping import Rule
+
+HEADS = {
+    "pooled": "pooled_projection",
+    "tokens": "projection",
+}  # what pooled vectors go through, by the need it was trained for
+PLAIN = 0.0  # the logarithm of a scale, and a bias, that change nothing
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """A run at a step.
+
+    Attributes:
+        config: of the run.
+        parameters: arrays by path.
+        tokenizer: of the run.
+        head: one of `HEADS`.
+        notes: where this is from: step, average, origin, license.
+        source: the small files of the public weights that the run was imported from, or None.
+    """
+
+    config: Mapping[str, Any]
+    parameters: Mapping[str, np.ndarray]
+    tokenizer: Tokenizer
+    head: str
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    source: Path | None = None
+
+    @cached_property
+    def towers(self) -> dict[str, dict[str, Any]]:
+        """All options of the towers by side, those that the config does not name by their defaults."""
+        found = {}
+        for side in ("image", "text"):
+            section = dict(self.config["model"][side])
+            options = options_of(TOWERS[side][section["kind"]])
+            defaults = {name: option.default for name, option in options.items() if option.default is not option.empty}
+            found[side] = {"projection": "linear"} | defaults | section
+            found[side]["mlp_width"] = found[side]["mlp_width"] or 4 * found[side]["width"]
+            if self.head != "pooled":
+                found[side]["projection"] = "linear"  # that of tokens always is
+        return found
+
+    @cached_property
+    def objective(self) -> str:
+        """The name of the first objective that compares what the head gives, with a scale of its own; or ""."""
+        parts = make_objectives(self.config["objectives"]).parts
+        fitting = (name for name, part in parts.items() if part.pairwise and self.head in part.needs)
+        return next((name for name in fitting if f"objectives/{name}/logit_scale" in self.parameters), "")
+
+    @property
+    def bias(self) -> bool:
+        """Return whether that objective has a bias."""
+        return f"objectives/{self.objective}/bias" in self.parameters
+
+    def public(self, rules: Sequence[Rule]) -> dict[str, np.ndarray]:
+        """Return the parameters of a table of names; a scale or bias that no objective has is the one that changes nothing."""
+        found = {rule.path: self.parameters.get(self.own(rule.path)) for rule in rules}
+        return {path: np.float32(PLAIN) if value is None else value for path, value in found.items()}  # type: ignore[misc]
+
+    def own(self, path: str) -> str:
+        """Return what a parameter of a public model is called in this run."""
+        first, _, rest = path.partition("/")
+        side, _, part = first.partition("_")
+        if part == HEADS["pooled"]:
+            return f"{side}_{HEADS[self.head]}/{rest}"
+        return f"objectives/{self.objective}/{path.rpartition('/')[2]}" if first == "objectives" else path
+
+    def left(self, rules: Sequence[Rule]) -> list[str]:
+        """Return the parameters that a table of names has no place for."""
+        return sorted(self.parameters.keys() - {self.own(rule.path) for rule in rules})
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a format makes of a run.
+
+    Attributes:
+        family: by which it is read back.
+        weights: the name of the file of weights.
+        rules: the table of names.
+        files: the other files by name.
+        library, usage: what loads it, and the code that does so.
+        differs: what is done otherwise there.
+        reads_texts: whether its users have the run's tokenizer.
+        is_whole: whether it holds all of a run, so that nothing is left over.
+    """
+
+    family: str
+    weights: str
+    rules: Sequence[Rule]
+    files: Mapping[str, bytes]
+    library: str
+    usage: str
+    differs: Sequence[str] = ()
+    reads_texts: bool = True
+    is_whole: bool = False
+
+
+def misfits(leaving: Leaving, needed: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[str]:
+    """Return a text for each option of the towers that has none of the values needed: "model.image.registers=4 (there 0)"."""
+    return [
+        f"model.{side}.{name}={leaving.towers[side][name]!r} (there {' or '.join(map(repr, values))})"
+        for side, options in needed.items()
+        for name, values in options.items()
+        if leaving.towers[side][name] not in values
+    ]

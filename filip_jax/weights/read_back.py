@@ -1,0 +1,90 @@
+"""An exported folder read by our own importer: its values bit by bit, its features of seeded inputs, its ids."""
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from filip_jax.data.tokenizer import Tokenizer
+from filip_jax.errors import UserError
+from filip_jax.models import make_model, portable
+from filip_jax.paths import unflatten
+from filip_jax.weights.leaving import Leaving, Target
+from filip_jax.weights.load import read_weights
+from filip_jax.weights.report import some
+
+MAX_DIFFERENCE = 1e-5  # of a feature of length 1
+IMAGES = 2
+TEXTS = (
+    "a photo of a dog", "Two  CATS,\tand a dog!", "it's 12:30", "caf\u00e9 na\u00efve stra\u00dfe", "\u732b\u3068\u72ac",
+    "\U0001f436 on grass", "tom &amp; jerry", "\u201ccurly\u201d \u2019quotes\u2019", "<|endoftext|> </s> <eos>", "word " * 100,
+)  # fmt: skip
+
+
+def check_folder(folder: Path, leaving: Leaving, target: Target) -> list[str]:
+    """Return what is the same and what differs, a line each.
+
+    Raises:
+        UserError: the importer refuses the folder, a value is another one, or a feature differs by more than MAX_DIFFERENCE.
+    """
+    pieces = None if target.reads_texts else leaving.tokenizer
+    found = read_weights(str(folder), _nothing, family=target.family, pieces=pieces)
+    given = leaving.public(target.rules)
+    others = [path for path, value in given.items() if not _same(value, found.parameters[path])]
+    if others:
+        raise UserError(
+            f"the folder does not read back as it was written: {some(others)} differ; nothing is kept of it"
+        )
+    tensors = sum(len(names) for rule in target.rules for names in rule.names_of(given[rule.path].shape))
+    lines = [f"{tensors} tensors are the same bit by bit"]
+    ids = leaving.tokenizer.encode(TEXTS, leaving.towers["text"]["length"])[0]
+    ours = _features(_section(leaving), given, ids)
+    theirs = _features(found.config["model"], found.parameters, ids)
+    for side, (first, second) in {"image": (ours[0], theirs[0]), "text": (ours[1], theirs[1])}.items():
+        difference = float(np.abs(first - second).max())
+        lines.append(f"{side} features of seeded inputs differ by at most {difference:.1e}")
+        if not difference <= MAX_DIFFERENCE:
+            raise UserError(f"the folder computes something else: {lines[-1]}; nothing is kept of it")
+    if target.reads_texts:
+        again = Tokenizer(found.tokenizer).encode(TEXTS, ids.shape[1])[0]
+        differ = [
+            text for text, first, second in zip(TEXTS, ids, again, strict=True) if not np.array_equal(first, second)
+        ]
+        lines.append(f"{len(TEXTS) - len(differ)} of {len(TEXTS)} odd texts have the same ids" + _but(differ))
+    return lines
+
+
+def _but(texts: list[str]) -> str:
+    return f", not {', '.join(repr(text[:24]) for text in texts)}" if texts else ""
+
+
+def _nothing(*lines: str) -> None:
+    """Say nothing: the folder's names were said when it was written."""
+
+
+def _same(first: np.ndarray, second: np.ndarray) -> bool:
+    first, second = np.asarray(first), np.asarray(second)
+    return (first.dtype, first.shape, first.tobytes()) == (second.dtype, second.shape, second.tobytes())
+
+
+def _section(leaving: Leaving) -> dict[str, Any]:
+    """Return the section `model` of the run with the head that leaves as the pooled one."""
+    model = dict(leaving.config["model"])
+    for side in ("image", "text"):
+        model[side] = {**model[side], "projection": leaving.towers[side]["projection"]}
+    return model
+
+
+def _features(section: Mapping[str, Any], parameters: Mapping[str, np.ndarray], ids: np.ndarray) -> tuple[Any, Any]:
+    """Return the pooled features of random images and of these texts, float32."""
+    network = make_model({"pooled"}, **portable({**section, "dtype": "float32", "remat": False}))
+    own = unflatten({path: parameters[path] for path in network.metadata})
+    side = network.image.size
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES, side, side, 3), dtype=np.uint8)
+    with jax.default_matmul_precision("highest"):
+        image = jax.jit(partial(network.encode_image, pooling="global"))(own, images)
+        text, _ = jax.jit(partial(network.encode_text, pooling="global"))(own, ids)
+    return np.asarray(image), np.asarray(text)
