@@ -27,7 +27,7 @@ from filip_jax.weights.formats import FORMATS
 from filip_jax.weights.leaving import Leaving
 from filip_jax.weights.load import import_weights, read_weights
 from filip_jax.weights.save import EXTRA, EXTRA_TOKENIZER, export_weights
-from filip_jax.weights.tensors import open_weights, weights_file
+from filip_jax.weights.tensors import open_weights, weights_file, write_safetensors
 
 FOLDERS = ROOT / "tests/weights"
 TOKENIZER = str(FOLDERS / "open_clip_gelu/tokenizer.json")
@@ -293,3 +293,9 @@ def fast_pieces(pieces, tmp_path_factory):
     file = tmp_path_factory.mktemp("json") / "tokenizer.json"
     file.write_bytes(own.public_files(40)["tokenizer.json"])
     return own, Tokenizer(read_tokenizer_json(None, str(file), bos="<s>", eos="</s>", pad="<pad>"))
+
+
+def test_weights_are_readable_by_whom_other_files_are(tmp_path):
+    (tmp_path / "other").write_bytes(b"")
+    write_safetensors(tmp_path / "model.safetensors", {"a": np.zeros(2, np.float32)})
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode

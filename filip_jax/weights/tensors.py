@@ -202,4 +202,7 @@ def weights_file(folder: Path, names: Sequence[str]) -> Path:
 def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
     """Write a safetensors file, whole or not at all, with the mark of its layout that older transformers ask for."""
     with replacing(file) as beside:
+        Path(beside).touch()
+        mode = os.stat(beside).st_mode  # as the user's other files have it; the library's own are its maker's alone
         safetensors.numpy.save_file(dict(tensors), beside, metadata={"format": "pt"})
+        os.chmod(beside, mode)
