@@ -1,6 +1,6 @@
 r"""Fine-tuning of a public CLIP by FILIP + CLIP, on ten thousand or a million pairs; begin with `filip import`.
 
-    filip import ViT-B-32 --output=runs/clip
+    filip import clip-vit-base-patch32 --output=runs/clip
     filip train --config=configs/from_clip.py:full_10k --init_from=runs/clip --workdir=runs/tuned --config.source.path=PAIRS
 
 --init_from gives the model, the tokenizer and the sizes of the imported run. Variants: all is tuned (full), or one tower is

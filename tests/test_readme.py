@@ -204,7 +204,7 @@ def tier(text):
     """Return a command or block, marked as slow if it starts a process or reads the demo's run."""
     return (
         slow(text)
-        if re.search("runs/(demo|clip)", text) or re.match(r"(\w+=\S+ )*(bash|python|filip plan) ", text)
+        if re.search(r"runs/(demo|clip|\*)", text) or re.match(r"(\w+=\S+ )*(bash|python|filip plan) ", text)
         else text
     )
 
@@ -218,6 +218,8 @@ def test_commands(command, request, pairs, tars, tmp_path, monkeypatch, capsys):
         command = command.replace("runs/demo", f"{request.getfixturevalue('demo')}/quick")
     if re.match("filip (align|eval|train) .*runs/clip", command):
         command = command.replace("runs/clip", str(request.getfixturevalue("clip")))
+    if '"runs/*"' in command:
+        command = command.replace("runs/*", f"{request.getfixturevalue('clip').parent}/*")
     words = shlex.split(command.replace("PAIRS", str(pairs)).replace("runs/", f"{tmp_path}/"))
     words = [word.replace("TARS", f"{tars}/tars") for word in words]
     words = words[next(n for n, word in enumerate(words) if "=" not in word) :]
@@ -286,6 +288,8 @@ def test_python_blocks(block, request, tmp_path, monkeypatch, capsys):
     names, page = {}, PYTHON[block]
     if "runs/demo" in block:
         block = block.replace("runs/demo", f"{request.getfixturevalue('demo')}/quick")
+    if '"runs/clip"' in block:
+        block = block.replace("runs/clip", str(request.getfixturevalue("clip")))
     exec(compile(block.replace('"runs/', f'"{tmp_path}/'), page, "exec"), names)
     if "image_to_text" in names:
         shape = len(names["image_tokens"]), 2
