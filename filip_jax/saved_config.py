@@ -53,7 +53,9 @@ def check_same_run(workdir: Path, config: Mapping[str, Any], saved: Mapping[str,
     old = redacted(read_config(workdir) if saved is None else saved)
     new = redacted(json.loads(json.dumps(config)))
     if "batch_size" in new and "batch_size" not in old:
-        raise UserError(f"{workdir} holds imported weights: begin with them in another --workdir, by --init_from={workdir}")
+        raise UserError(
+            f"{workdir} holds imported weights: begin with them in another --workdir, by --init_from={workdir}"
+        )
     changes = differences(_result_relevant(old), _result_relevant(new))
     if changes:
         raise UserError(

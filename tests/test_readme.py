@@ -213,7 +213,8 @@ def tier(text):
     """Return a command or block, marked as slow if it starts a process or reads the demo's run."""
     return (
         slow(text)
-        if re.search(r"runs/(demo|clip|siglip|dinov2|\*)", text) or re.match(r"(\w+=\S+ )*(bash|python|filip plan) ", text)
+        if re.search(r"runs/(demo|clip|siglip|dinov2|\*)", text)
+        or re.match(r"(\w+=\S+ )*(bash|python|filip plan) ", text)
         else text
     )
 
