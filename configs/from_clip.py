@@ -1,6 +1,6 @@
 r"""Fine-tuning of a public CLIP by FILIP + CLIP, on ten thousand or a million pairs; begin with `filip import`.
 
-    filip import ViT-B-32 --output=runs/clip
+    filip import clip-vit-base-patch32 --output=runs/clip
     filip train --config=configs/from_clip.py:full_10k --init_from=runs/clip --workdir=runs/tuned --config.source.path=PAIRS
 
 --init_from gives the model, the tokenizer and the sizes of the imported run. Variants: all is tuned (full), or one tower is
@@ -12,6 +12,7 @@ has projections of its own, which begin fresh, as does its scale. What is fresh 
 not. To begin with copies of the pooled ones instead:
 --config.init_from.rules="((r'(image|text)_projection/(.*)', r'\1_pooled_projection/\2'), ('objectives/filip/.*', None))".
 
+Images are cropped a little and not flipped: captions may say "left" or name colors, and the model is trained already.
 The rates, steps and the batch of one GPU or of a patient CPU are choices of ours, near to what others fine-tune CLIP with
 (1e-6 to 1e-5 at batches of a few hundred); they are not tuned.
 """
@@ -35,6 +36,7 @@ def get_config(variant: str = "full_10k") -> ConfigDict:
     total_steps = config.get_ref("total_steps")
     config.data.text_length = 77
     config.data.workers = 4
+    config.data.augment = ConfigDict(dict(min_area=0.9, flip=False, colour_jitter=0.0, auto_augment=False))
     config.tokenizer = ConfigDict(dict(name="clip", path=""))
     config.model.embed_dim = 512
     config.model.dtype = "float32"  # bfloat16 on GPUs and TPUs

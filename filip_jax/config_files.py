@@ -11,7 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict, FieldReference
 
 from filip_jax.errors import UserError
-from filip_jax.saved_config import TOKENIZER, read_config
+from filip_jax.plain import command
+from filip_jax.saved_config import CHECKPOINTS, TOKENIZER, read_config
 from filip_jax.shipped import shipped_config, shipped_configs
 from filip_jax.user_paths import from_user
 
@@ -107,7 +108,7 @@ def begin_with(config: ConfigDict, workdir: str) -> None:
         UserError: `workdir` holds no run, or the config none of these sections.
     """
     folder = Path(from_user(workdir))
-    model = ConfigDict(read_config(folder)["model"])
+    model = ConfigDict(_config_of_run(folder, workdir)["model"])
     try:
         model.update({key: config.model[key] for key in COMPUTATION})
         with config.unlocked():
@@ -120,3 +121,16 @@ def begin_with(config: ConfigDict, workdir: str) -> None:
         config.init_from.path = workdir
     except (KeyError, AttributeError, TypeError) as error:
         raise UserError(f"init_from={workdir}: the config or that run's has no such section: {error}") from error
+
+
+def _config_of_run(folder: Path, workdir: str) -> dict[str, Any]:
+    """Return the config of a run; a model as its authors publish it is answered with the import that makes a run of it."""
+    try:
+        return read_config(folder)
+    except UserError as error:
+        if not folder.exists() or (folder / CHECKPOINTS).exists():
+            raise
+        words = command(["filip", "import", workdir, "--output=DIR"])
+        raise UserError(
+            f"init_from={workdir} is no run: of a public model make one by {words}, and begin with DIR"
+        ) from error

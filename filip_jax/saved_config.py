@@ -12,7 +12,7 @@ from filip_jax.redact import redacted
 from filip_jax.small_files import is_whole, read_json
 
 FILE = "config.json"
-TOKENIZER = "tokenizer.model"  # the file beside it
+TOKENIZER, CHECKPOINTS = "tokenizer.model", "checkpoints"  # the file and the folder beside it
 # Of a run's folder: config.json and the manifests of its checkpoints. Raised where what a run computes or saves is
 # described in another way, such as other sections of a config or other names of parameters.
 FORMAT = 3
@@ -52,6 +52,10 @@ def check_same_run(workdir: Path, config: Mapping[str, Any], saved: Mapping[str,
     """
     old = redacted(read_config(workdir) if saved is None else saved)
     new = redacted(json.loads(json.dumps(config)))
+    if "batch_size" in new and "batch_size" not in old:
+        raise UserError(
+            f"{workdir} holds imported weights: begin with them in another --workdir, by --init_from={workdir}"
+        )
     changes = differences(_result_relevant(old), _result_relevant(new))
     if changes:
         raise UserError(

@@ -20,9 +20,9 @@ from filip_jax import folders, storage
 from filip_jax.cluster.service import on_first_process
 from filip_jax.errors import UserError
 from filip_jax.files import write_atomically, writing
+from filip_jax.saved_config import CHECKPOINTS
 from filip_jax.user_paths import from_user
 
-CHECKPOINTS = "checkpoints"
 DRAWN = ("clip_benchmark", "pictures")  # folders that evaluations write, and those of a whole run:
 WRITTEN = (CHECKPOINTS, "compiled", "keys", "profile", "quarantine", "skipped", "tensorboard", "wandb", *DRAWN)
 UNWALKED = (CHECKPOINTS, "wandb")  # a step may be a link, to be read; W&B makes links

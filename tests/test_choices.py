@@ -250,7 +250,10 @@ def test_a_run_begins_with_the_model_of_another(tmp_path):
 
 def test_a_folder_that_is_no_run_gives_no_model(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
-        load_config(DEMO, [f"--config.init_from={tmp_path}"])
+        load_config(DEMO, [f"--config.init_from={tmp_path}/nothing"])
+    public = ROOT / "tests/weights/hf_clip_gelu"
+    with pytest.raises(UserError, match=f"filip import {public} --output=DIR, and begin with DIR"):
+        load_config(DEMO, [f"--config.init_from={public}"])
     save_config(tmp_path, load_config(DEMO))
     with pytest.raises(UserError, match="the config or that run's has no such section"):
         load_config(f"{ROOT}/configs/eval/prompts.py", [f"--config.init_from={tmp_path}"])

@@ -198,6 +198,8 @@ def test_a_started_run_may_only_change_what_changes_no_result(tmp_path, demo_con
     with pytest.raises(UserError, match="batch_size: 128 -> 64; model.embed_dim: 64 -> 32") as error:
         check_same_run(tmp_path, config | {"batch_size": 64, "model": config["model"] | {"embed_dim": 32}})
     assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="holds imported weights: .*another --workdir, by --init_from="):
+        check_same_run(tmp_path, config, {"model": config["model"], "total_steps": 0})
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
         read_config(tmp_path)

@@ -1,5 +1,6 @@
 """Every command block of README and the pages is exercised: run on the quick demo where it is short, else built abstractly."""
 
+import functools
 import itertools
 import os
 import re
@@ -73,12 +74,20 @@ WEIGHTS = {  # what stands for public weights
 }
 
 
+IMPORTS = {"clip": "hf_clip_gelu", "siglip": "hf_siglip_one", "dinov2": "hf_dinov2_small"}  # workdirs of public weights
+
+
 @pytest.fixture(scope="session")
-def clip(tmp_path_factory):
-    """A workdir of public weights."""
-    output = tmp_path_factory.mktemp("imported") / "clip"
-    assert main(["import", str(ROOT / "tests/weights/hf_clip_gelu"), f"--output={output}"]) == 0
-    return output
+def imported(tmp_path_factory):
+    """A function that gives the workdir of one of IMPORTS."""
+    runs = tmp_path_factory.mktemp("imported")
+
+    @functools.cache
+    def run(name):
+        assert main(["import", str(ROOT / "tests/weights" / IMPORTS[name]), f"--output={runs / name}"]) == 0
+        return str(runs / name)
+
+    return run
 
 
 KEEPING = ["--min_side=0", "--no-meaningless", "--languages=en,de"]  # the small pictures "picture 3" and "Bild 3"
@@ -204,7 +213,8 @@ def tier(text):
     """Return a command or block, marked as slow if it starts a process or reads the demo's run."""
     return (
         slow(text)
-        if re.search("runs/(demo|clip)", text) or re.match(r"(\w+=\S+ )*(bash|python|filip plan) ", text)
+        if re.search(r"runs/(demo|clip|siglip|dinov2|\*)", text)
+        or re.match(r"(\w+=\S+ )*(bash|python|filip plan) ", text)
         else text
     )
 
@@ -213,11 +223,14 @@ RUN = [command for command in COMMANDS if command not in ELSEWHERE and not comma
 
 
 @pytest.mark.parametrize("command", [tier(command) for command in RUN], ids=named)
-def test_commands(command, request, pairs, tars, tmp_path, monkeypatch, capsys):
+def test_commands(command, request, imported, pairs, tars, tmp_path, monkeypatch, capsys):
     if "runs/demo" in command:
         command = command.replace("runs/demo", f"{request.getfixturevalue('demo')}/quick")
-    if re.match("filip (align|eval|export|train) .*runs/clip", command):
-        command = command.replace("runs/clip", str(request.getfixturevalue("clip")))
+    for name in IMPORTS:
+        if re.match(rf"filip (align|eval|export|train) .*runs/{name}\b", command):
+            command = command.replace(f"runs/{name}", imported(name))
+    if '"runs/*"' in command:
+        command = command.replace("runs/*", f"{Path(imported('clip')).parent}/*")
     words = shlex.split(command.replace("PAIRS", str(pairs)).replace("runs/", f"{tmp_path}/"))
     words = [word.replace("TARS", f"{tars}/tars") for word in words]
     words = words[next(n for n, word in enumerate(words) if "=" not in word) :]
@@ -283,11 +296,13 @@ def test_commands(command, request, pairs, tars, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "block", [tier(block) for block in PYTHON], ids=lambda block: f"{PYTHON[block]}: {block.count(chr(10))} lines"
 )
-def test_python_blocks(block, request, tmp_path, monkeypatch, capsys):
+def test_python_blocks(block, request, imported, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     names, page = {}, PYTHON[block]
     if "runs/demo" in block:
         block = block.replace("runs/demo", f"{request.getfixturevalue('demo')}/quick")
+    if '"runs/clip"' in block:
+        block = block.replace("runs/clip", imported("clip"))
     exec(compile(block.replace('"runs/', f'"{tmp_path}/'), page, "exec"), names)
     if "image_to_text" in names:
         shape = len(names["image_tokens"]), 2

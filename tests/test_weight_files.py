@@ -399,7 +399,9 @@ def test_a_spoilt_folder_is_one_line_and_leaves_nothing(spoil, what, folder, tmp
 
 @pytest.mark.parametrize("words, what", [
     (["openai/clip-vit-base-patch32"], "hf download openai/clip-vit-base-patch32 --local-dir=clip-vit-base-patch32"),
+    (["https://huggingface.co/openai/clip-vit-base-patch32"], "run hf download openai/clip-vit-base-patch32 "),
     (["nothing.safetensors"], "no such file or folder"),
+    (["ViT-B-32"], "give a model that lies on this machine"),
     (["FOLDER", "--family=clip"], "--family=clip is not one of open_clip, hf_clip"),
     (["FOLDER", "--family=hf_siglip"], "no 'vision_model.head.probe'|shape|lacks"),
     (["FOLDER", "--family=open_clip"], "no 'visual.conv1.weight'"),

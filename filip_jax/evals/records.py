@@ -39,7 +39,7 @@ def check_records(source: Source, examples: int, key: str) -> None:
     if type(examples) is not int or examples < 1:
         raise UserError(f"{key}.examples={examples} must be a whole number and at least 1")
     if examples > len(source):
-        raise UserError(f"{key}.examples={examples}, but the source has {len(source)} records")
+        raise UserError(f"{key}.examples={examples}, but the source has {len(source)} records: set at most that")
 
     def captions(index):
         try:

@@ -62,7 +62,8 @@ def _renamed(parts: Mapping[str, Any], place: str, *, path: str, rules: Rules) -
         raise UserError(f"{place}.rules={rules!r} are not a tuple of pairs")
     if not path:
         if rules:
-            raise UserError(f"{place}.rules are given, but {place}.path is empty: name a run's workdir")
+            how = "" if place == TEACHER else " by --init_from=WORKDIR"
+            raise UserError(f"{place}.rules are given, but {place}.path is empty: name a run's workdir{how}")
         return {}
     if not (leaves := paths.flatten(parts)):
         raise UserError(f"{place}.path is given, but no objective has a teacher")

@@ -27,8 +27,8 @@ from filip_jax.inference.run import check_fits, read_tokenizer
 from filip_jax.logged import FILE as METRICS
 from filip_jax.mesh import check_memory
 from filip_jax.paths import saved_metadata
+from filip_jax.saved_config import CHECKPOINTS, TOKENIZER, check_same_run, read_config
 from filip_jax.saved_config import FILE as CONFIG
-from filip_jax.saved_config import TOKENIZER, check_same_run, read_config
 from filip_jax.sections import call
 from filip_jax.train.goodput import CompileCache
 from filip_jax.train.input_log import FOLDER, KEYS, SKIPPED
@@ -37,7 +37,7 @@ from filip_jax.train.metrics import StepLog, say
 from filip_jax.train.setup import Setup, batch_of, lower_step, make_setup
 from filip_jax.train.step import State
 from filip_jax.user_paths import from_user
-from filip_jax.workdir import CHECKPOINTS, Workdir
+from filip_jax.workdir import Workdir
 
 
 def prepare_setup(config: Mapping[str, Any], watch: Watch) -> Setup:

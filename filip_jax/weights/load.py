@@ -27,6 +27,7 @@ from filip_jax.weights.output import Imported, check_output, write_workdir
 from filip_jax.weights.plan import Evidence, Found, Plan
 from filip_jax.weights.tensors import Weights, open_weights, weights_file
 
+HUB = "https://huggingface.co/"
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 CONFIGS = (  # that are read
     "config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
@@ -52,7 +53,7 @@ def import_weights(source: str, output: str, **options: str) -> None:
     """
     place = check_output(output)
     write_workdir(place, read_weights(source, show, **options))  # type: ignore[arg-type] # texts alone
-    show(f"wrote {output}: for filip eval, filip align, load_model and init_from.path")
+    show(f"wrote {output}: for filip eval, filip align, load_model and filip train --init_from")
 
 
 def read_weights(
@@ -111,10 +112,11 @@ def _place(source: str) -> Path:
     place = Path(from_user(source))
     if place.exists():
         return place if place.is_dir() else place.resolve()
-    if not HUB_ID.fullmatch(source):
-        raise UserError(f"{source}: no such file or folder")
-    name = source.rpartition("/")[2]
-    words = command(["hf", "download", source, f"--local-dir={name}"])
+    hub_id = source.removeprefix(HUB).rstrip("/")
+    if not HUB_ID.fullmatch(hub_id):
+        raise UserError(f"{source}: no such file or folder; give a model that lies on this machine")
+    name = hub_id.rpartition("/")[2]
+    words = command(["hf", "download", hub_id, f"--local-dir={name}"])
     raise UserError(f"{source}: no such file or folder. filip downloads nothing: run {words} and import {name}")
 
 

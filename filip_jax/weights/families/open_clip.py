@@ -147,8 +147,10 @@ def _architecture(found: Found, image: Mapping[str, Any], text: Mapping[str, Any
     if found.tensors.keys() >= set(OPENAI):
         why = f"OpenAI's own file: it holds {', '.join(OPENAI)}"
         return of_name("", why, image, text)
+    beside = found.place.parent / CONFIG
+    folder = f"import its folder, whose {CONFIG} tells it, or " if found.folder is None and beside.is_file() else ""
     raise UserError(
-        f"{found.place} does not tell its activation: give --model=ViT-B-32 (GELU: LAION, DataComp, CommonPool), "
+        f"{found.place} does not tell its activation: {folder}give --model=ViT-B-32 (GELU: LAION, DataComp, CommonPool), "
         f"--model=ViT-B-32-quickgelu (OpenAI, MetaCLIP, DFN), with the model's own name, or --model=FILE.json of "
         f"open_clip's model_configs"
     )
