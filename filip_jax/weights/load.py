@@ -25,6 +25,7 @@ from filip_jax.weights.families import FAMILIES
 from filip_jax.weights.mapping import take
 from filip_jax.weights.output import Imported, check_output, write_workdir
 from filip_jax.weights.plan import Evidence, Found, Plan
+from filip_jax.weights.positions import at_size
 from filip_jax.weights.tensors import Weights, open_weights, weights_file
 
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
@@ -39,7 +40,14 @@ Shapes = Mapping[str, jax.ShapeDtypeStruct]  # by path
 
 
 def import_weights(
-    source: str, output: str, *, family: str = "", model: str = "", tokenizer: str = "", tokens: str = "last"
+    source: str,
+    output: str,
+    *,
+    family: str = "",
+    model: str = "",
+    tokenizer: str = "",
+    tokens: str = "last",
+    image_size: int = 0,
 ) -> None:
     """Make a workdir of public weights, and say what became of every name.
 
@@ -50,6 +58,7 @@ def import_weights(
         model: a name of open_clip's, or a JSON file of its model_configs, where source does not tell.
         tokenizer: the file of the tokenizer, where source has none.
         tokens: of the images, "last" or "value", see `Vit`.
+        image_size: pixels of a side; 0 is the size that source's preprocessing makes. Positions are resampled to it.
 
     Raises:
         UserError: source is none of these, damaged, or holds names that the family does not have. Nothing is written.
@@ -62,12 +71,12 @@ def import_weights(
     with open_weights(file) as weights:
         name, why = (name, why) if name else _by_names(where, weights)
         found = Found(where, folder, configs, weights.tensors, from_user(model))
-        plan = FAMILIES[name].plan(found)
+        plan, weights.tensors = at_size(FAMILIES[name].plan(found), weights.tensors, image_size)
         pieces, section, evidence = _tokenizer(plan, found, from_user(tokenizer))
         config = _config(plan, section, tokens)
         objectives = make_objectives(config["objectives"])
         network = make_model(objectives.needs, **config["model"])
-        patches = Evidence("image tokens", tokens, "--tokens")
+        patches = Evidence("image tokens", tokens, "--tokens" if tokens != "last" else "the default of --tokens")
         shown = [Evidence("family", name, why), *plan.evidence, patches, *evidence]
         shapes = flatten(jax.eval_shape(partial(init_parameters, network, objectives), jax.random.key(0)))
         unused = _say(plan, shapes, weights, shown)

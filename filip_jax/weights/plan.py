@@ -68,6 +68,8 @@ class Plan:
         evidence: of the choices.
         ignored: (regular expression of whole names, what they are) of tensors that no tower has.
         differs: what is computed otherwise here.
+        view: pixels of the images that the source's preprocessing makes and what states them; None if nothing does.
+        antialias: whether the source's own code antialiases positions when it resamples them, see `at_size`.
     """
 
     image: dict[str, Any]
@@ -79,6 +81,8 @@ class Plan:
     words: Callable[[Found, int, str], tuple[dict[str, Any], list[Evidence]]] | None = None
     ignored: Sequence[tuple[str, str]] = ()
     differs: Sequence[str] = field(default_factory=list)
+    view: tuple[int, str] | None = None
+    antialias: bool = False
 
 
 class Family(NamedTuple):
