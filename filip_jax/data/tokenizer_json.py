@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from filip_jax.data.charsmap import growth_of
+from filip_jax.data.merges import MERGES, of_merges
 from filip_jax.errors import UserError
 from filip_jax.extras import extra_module
 from filip_jax.plain import one_line
@@ -134,13 +135,9 @@ def read_tokenizer_json(
     if not path:
         raise UserError("tokenizer.name='tokenizer_json' needs its file: set tokenizer.path to a tokenizer.json")
     try:
-        with Path(path).open("rb") as handle:
-            data = handle.read(MAX_FILE_BYTES + 1)
-        if len(data) > MAX_FILE_BYTES:
-            raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
-        spec = parse(data)
+        spec = of_merges(Path(path), bos, eos) if Path(path).name == MERGES else _read(path)
         kept = {name: spec.get(name) for name in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"tokenizer.path={path!r} cannot be read: {error}") from error
     content = {"name": "tokenizer_json", "special": [bos, eos, pad], "lower_case": lower_case, "tokenizer": kept}
     try:
@@ -149,6 +146,14 @@ def read_tokenizer_json(
     except (UserError, UnicodeEncodeError) as error:  # half a character is in none of its texts
         raise UserError(f"tokenizer.path={path!r}: {error}") from error
     return model
+
+
+def _read(path: str) -> Any:
+    with Path(path).open("rb") as handle:
+        data = handle.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
+    return parse(data)
 
 
 def _guarded(work: Callable[[], T]) -> T:

@@ -32,7 +32,9 @@ def at_size(plan: Plan, tensors: Mapping[str, Stored], given: int) -> tuple[Plan
         if given < 1 or given % patch:
             raise UserError(f"--image_size={given} is no multiple of {patch}, the patches' size in pixels")
     elif size % patch:
-        differs.append(f"{why} makes images of {size} pixels, which do not split into patches of {patch}: they are scaled")
+        differs.append(
+            f"{why} makes images of {size} pixels, which do not split into patches of {patch}: they are scaled"
+        )
         size, why = trained, "the positions of the weights"
     evidence = [*plan.evidence, Evidence("image_size", f"{size}", why)]
     tensors = dict(tensors)
@@ -49,16 +51,17 @@ def at_size(plan: Plan, tensors: Mapping[str, Stored], given: int) -> tuple[Plan
 def resampled(stored: Stored, class_tokens: int, side: int, antialias: bool) -> Stored:
     """Return positions [..., tokens, width], of class tokens and a square grid, as those of a grid of side x side."""
     *leading, count, width = stored.shape
-    old = math.isqrt(count - class_tokens)
+    old, shape = math.isqrt(count - class_tokens), (*leading, class_tokens + side * side, width)
 
     def read() -> np.ndarray:
         position = stored.read().astype(np.float64).reshape(count, width)
         matrix = bicubic(old, side, antialias)
-        grid = np.einsum("ai,bj,ijw->abw", matrix, matrix, position[class_tokens:].reshape(old, old, width), optimize=True)
+        grid = np.einsum(
+            "ai,bj,ijw->abw", matrix, matrix, position[class_tokens:].reshape(old, old, width), optimize=True
+        )
         result = np.concatenate([position[:class_tokens], grid.reshape(-1, width)])
         return result.astype(np.float32).reshape(shape)
 
-    shape = (*leading, class_tokens + side * side, width)
     return Stored(shape, stored.dtype, read)
 
 
