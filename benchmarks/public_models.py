@@ -48,9 +48,12 @@ def tokens_at(folder: Path, images: np.ndarray) -> dict[str, np.ndarray]:
             patches = tower.embeddings.patch_embeddings if run is run_image else tower.embeddings.patch_embedding
             embedded = patches(pixels)
             embedded = embedded if embedded.ndim == 3 else embedded.flatten(2).transpose(1, 2)
-            first = torch.zeros(len(images), run is not run_siglip, embedded.shape[2])
+            first = torch.zeros(len(images), int(run is not run_siglip), embedded.shape[2])
             position = tower.embeddings.interpolate_pos_encoding(torch.cat([first, embedded], 1), size, size)
-    return {f"at_{size}": tokens.numpy(), f"positions_at_{size}": position.reshape(-1, position.shape[-1]).numpy()}
+    return {
+        f"at_{size}": tokens.numpy(),
+        f"positions_at_{size}": position.detach().reshape(-1, position.shape[-1]).numpy(),
+    }
 
 
 def _channels(values) -> torch.Tensor:

@@ -55,7 +55,7 @@ def of_transformers(found: Found, default: Mapping[str, Any]) -> Preprocessing:
 
 
 def of_open_clip(found: Found) -> Preprocessing:
-    """Return what preprocess_cfg of open_clip_config.json says, of which open_clip overrides the size; raises as `of_transformers`."""
+    """Return what preprocess_cfg of open_clip_config.json says, whose size open_clip overrides; raises as `of_transformers`."""
     content = found.configs.get(OPEN_CLIP, {}).get("preprocess_cfg")
     options = Options(f"{OPEN_CLIP}, preprocess_cfg", content, {}, "open_clip")
     options.only(mode=("RGB", None), interpolation=(*INTERPOLATIONS.values(), None), resize_mode=(*RESIZES, None))

@@ -34,7 +34,7 @@ def of_clip(found: Found, ids: int, given: str = "") -> Words:
         return dict(name="clip", path=str(file or "")), [Evidence("tokenizer", "clip", why)]
     if file is None or (file.suffix != ".json" and file.name != MERGES):
         raise UserError(
-            f"{found.place} has {ids} ids, which are not CLIP's {CLIP_IDS}: give its tokenizer.json with --tokenizer=FILE"
+            f"{found.place} has {ids} ids, which are not CLIP's {CLIP_IDS}: give its tokenizer.json, or merges.txt beside vocab.json, with --tokenizer=FILE"
         )
     return _of_json(found, file, SPECIALS | {"pad": _first_piece(file)}, ids)
 
