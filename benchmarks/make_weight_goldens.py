@@ -3,6 +3,7 @@
     pip install "torch==2.14.*" "transformers==5.24.*" open_clip_torch==3.3.* "timm==1.0.*" sentencepiece
     python benchmarks/make_weight_goldens.py                         a minute on one core
     python benchmarks/make_weight_goldens.py --only=hf_siglip_one
+    python benchmarks/make_weight_goldens.py --sizes              other sizes of images alone, into the files that are there
 
 A folder FAMILY_NAME is what `save_pretrained` of transformers 5 or `save_for_hf` of open_clip 3.3 writes, or a file of open_clip's
 training or with OpenAI's names. The weights are random: no norm, bias, layer scale or temperature has its initial value, and
@@ -11,6 +12,7 @@ embeddings are small, so that the epsilon of a norm shows. `outputs.npz` beside 
     images [3, side, side, 3] uint8, ids [4, length] int32: one word, a text with padding, one that fills its length, random ids
     image_tokens, image_pooled, image_features, text_…, logits: public_models.py
     picture [48, 67, 3] uint8 and picture_resized [side, side, 3] uint8: what the folder's preprocessing makes of it
+    at_N [3, tokens, width], positions_at_N [tokens, width] of some: image tokens of `at_size(images, N)`
     texts (where the folder has a tokenizer): what `ids` are of, the last row excepted; padding behind CLIP's end is 0
 
 The tests read them; torch is no dependency of theirs.
@@ -45,6 +47,25 @@ IMAGENET = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225
 # Sizes: width / head width of the towers are 36 / 12 and 24 / 8, or 45 / 15 and 30 / 10.
 SMALL = dict(image_size=40, patch_size=8, width=36, head_width=12, layers=2), dict(width=24, heads=3, layers=3)
 WIDE = dict(image_size=42, patch_size=7, width=45, head_width=15, layers=2), dict(width=30, heads=3, layers=2)
+
+
+SIZES = {  # of images: smaller and larger than the trained ones
+    "hf_clip_gelu": 63, "hf_dinov2_small": 24, "hf_dinov2_with_registers_wide": 28, "hf_siglip_two": 28, "hf_vit_small": 56,
+    "open_clip_gelu": 24, "open_clip_quickgelu": 63,
+}  # fmt: skip
+
+
+def at_size(images: np.ndarray, size: int) -> np.ndarray:
+    """Return the images cut, or repeated, to another size."""
+    return np.pad(images, ((0, 0), (0, size), (0, size), (0, 0)), mode="wrap")[:, :size, :size]
+
+
+def add_sizes(folder: Path) -> None:
+    """Write what the public code makes of another size into outputs.npz, beside what is there."""
+    if folder.name in SIZES:
+        found = dict(np.load(folder / "outputs.npz"))
+        found |= public_models.tokens_at(folder, at_size(found["images"], SIZES[folder.name]))
+        np.savez_compressed(folder / "outputs.npz", **found)
 
 
 def open_clip_config(size, embed_dim: int, vision=(), text=(), **options) -> dict:
@@ -181,6 +202,7 @@ def write(folder: Path, make) -> dict[str, np.ndarray]:
     found |= public_models.outputs(folder, images, found.get("ids"))
     found["picture_resized"] = public_models.preprocessed(folder, Image.fromarray(found["picture"]))
     np.savez_compressed(folder / "outputs.npz", **found)
+    add_sizes(folder)
     return found
 
 
@@ -188,10 +210,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="one folder's name")
     parser.add_argument("--output", type=Path, default=ROOT / "tests/weights")
+    parser.add_argument(
+        "--sizes", action="store_true", help="write only what is of other sizes, into files that are there"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     hf.logging.set_verbosity_error()
     hf.logging.disable_progress_bar()
+    if arguments.sizes:
+        for name in SIZES:
+            add_sizes(arguments.output / name)
+        return
     arguments.output.mkdir(exist_ok=True)
     print("| folder | KB | image tokens | text tokens | largest value | files |\n|" + " --- |" * 6)
     for name, make in goldens().items():

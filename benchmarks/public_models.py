@@ -20,11 +20,44 @@ from PIL import Image
 def outputs(folder: Path, images: np.ndarray, ids: np.ndarray | None) -> dict[str, np.ndarray]:
     """Return the features of uint8 images [n, side, side, 3] that are not resized, and of token ids [texts, length]."""
     model, _, statistics, run = load(folder)
-    mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
+    mean, std = map(_channels, statistics)
     pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - mean) / std
     with torch.inference_mode():
         found = run(model, pixels, None if ids is None else torch.from_numpy(ids).long())
     return {name: tensor.float().numpy() for name, tensor in found.items()}
+
+
+def tokens_at(folder: Path, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Return positions and image tokens of images of another size than the trained one, float32."""
+    size = images.shape[1]
+    model, _, (mean, std), run = load(folder, size)
+    pixels = (torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255 - _channels(mean)) / _channels(std)
+    with torch.inference_mode():
+        if run is run_open_clip:
+            kept = []
+            model.visual.ln_post.register_forward_hook(lambda module, inputs, output: kept.append(output))
+            model.encode_image(pixels)
+            tokens, position = kept[0], model.visual.positional_embedding
+        else:
+            tower = getattr(model, "vision_model", model)
+            options = (
+                {} if run is run_image and "Dinov2" in type(model).__name__ else {"interpolate_pos_encoding": True}
+            )
+            tokens = tower(pixels, **options).last_hidden_state
+            tokens = tower.post_layernorm(tokens) if run is run_clip else tokens
+            patches = tower.embeddings.patch_embeddings if run is run_image else tower.embeddings.patch_embedding
+            embedded = patches(pixels)
+            embedded = embedded if embedded.ndim == 3 else embedded.flatten(2).transpose(1, 2)
+            first = torch.zeros(len(images), int(run is not run_siglip), embedded.shape[2])
+            position = tower.embeddings.interpolate_pos_encoding(torch.cat([first, embedded], 1), size, size)
+    return {
+        f"at_{size}": tokens.numpy(),
+        f"positions_at_{size}": position.detach().reshape(-1, position.shape[-1]).numpy(),
+    }
+
+
+def _channels(values) -> torch.Tensor:
+    return torch.tensor(values)[:, None, None]
 
 
 def preprocessed(folder: Path, picture: Image.Image) -> np.ndarray:
@@ -39,10 +72,10 @@ def preprocessed(folder: Path, picture: Image.Image) -> np.ndarray:
     return rounded.astype(np.uint8)
 
 
-def load(folder: Path):
-    """Return (model, picture -> pixels [3, side, side], (mean, std), (model, pixels, ids) -> outputs)."""
+def load(folder: Path, size: int | None = None):
+    """Return (model, picture -> pixels [3, side, side], (mean, std), (model, pixels, ids) -> outputs); `size` for open_clip."""
     if (folder / "open_clip_config.json").exists():
-        return load_open_clip(folder)
+        return load_open_clip(folder, size)
     if (folder / "config.json").exists():
         return load_transformers(folder)
     return load_openai(next(folder.glob("*.safetensors")))
@@ -60,12 +93,12 @@ def load_openai(file: Path):
     return model, process, (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD), run_open_clip
 
 
-def load_open_clip(folder: Path):
+def load_open_clip(folder: Path, size: int | None = None):
     import open_clip
 
     weights = next((path for path in sorted(folder.glob("epoch_*.pt"))), None)
     if weights is None:
-        model, _, process = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+        model, _, process = open_clip.create_model_and_transforms(f"local-dir:{folder}", force_image_size=size)
     else:  # of open_clip's training: only a built-in name would load it, so its own loader is given the model
         model, _, process = open_clip.create_model_and_transforms(f"local-dir:{folder}", load_weights=False)
         keys = open_clip.load_checkpoint(model, str(weights))

@@ -60,12 +60,16 @@ def add_weights_commands(command: Callable[..., Any]) -> None:
         default="",
         help="pooled or tokens: the projections to write (default: pooled, where they were trained)",
     )
+    parser.add_argument(
+        "--image_size", type=int, default=0, metavar="N",
+        help="pixels of a side, to which positions are resampled (default: as SOURCE's preprocessing makes images)",
+    )  # fmt: skip
 
 
 def _import(arguments, _) -> None:
     from filip_jax.weights.load import import_weights
 
-    options = {name: getattr(arguments, name) for name in ("family", "model", "tokenizer", "tokens")}
+    options = {name: getattr(arguments, name) for name in ("family", "model", "tokenizer", "tokens", "image_size")}
     import_weights(arguments.weights, arguments.output, **options)
 
 

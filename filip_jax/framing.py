@@ -9,6 +9,7 @@ from filip_jax.sections import one_of
 
 RESIZES = ("shortest", "squash")
 INTERPOLATIONS = ("bicubic", "bilinear")
+CROP_STARTS = ("round", "floor")
 MIN_CROP = 0.1
 
 
@@ -23,6 +24,8 @@ class Framing:
         antialias: whether the filter widens with the scale, as Pillow's always does; False samples the picture at single
             points, as `torch.nn.functional.interpolate` does by default.
         crop: the view's side by the scaled picture's: 0.875 scales to 256 pixels for a view of 224, as DINOv2 does.
+        crop_start: where the view begins if an odd number of pixels is left over: half of it "round", to even numbers, as
+            torchvision does, or "floor", as transformers does.
 
     Raises:
         UserError: another value, as an option of `model.image`.
@@ -32,10 +35,12 @@ class Framing:
     interpolation: str = "bicubic"
     antialias: bool = True
     crop: float = 1.0
+    crop_start: str = "round"
 
     def __post_init__(self):
         one_of(RESIZES, self.resize, "model.image.resize")
         one_of(INTERPOLATIONS, self.interpolation, "model.image.interpolation")
+        one_of(CROP_STARTS, self.crop_start, "model.image.crop_start")
         if not isinstance(self.antialias, bool):
             raise UserError(f"model.image.antialias={self.antialias!r} must be True or False")
         if not isinstance(self.crop, int | float) or not MIN_CROP <= self.crop <= 1:

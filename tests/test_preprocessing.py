@@ -96,6 +96,7 @@ FRAMINGS = st.fixed_dictionaries(
         "interpolation": st.sampled_from(["bicubic", "bilinear"]),
         "antialias": st.booleans(),
         "crop": st.floats(0.5, 1),
+        "crop_start": st.sampled_from(["round", "floor"]),
     }
 )
 
@@ -153,6 +154,7 @@ def test_framings_that_cannot_be():
         ({"interpolation": "cubic"}, "model.image.interpolation='cubic' is not one of bicubic, bilinear"),
         ({"crop": 0.0}, "model.image.crop=0.0 must be at least 0.1 and at most 1"),
         ({"crop": float("nan")}, "model.image.crop=nan"),
+        ({"crop_start": "ceil"}, "model.image.crop_start='ceil' is not one of round, floor"),
     ):
         with pytest.raises(UserError, match=message):
             ImageInput(8, (1, 1), **wrong)

@@ -119,6 +119,44 @@ def test_what_has_no_piece_is_no_special_token_either(tmp_path):
     assert 2 in made(tmp_path, unigram(), eos="</s>", pad="<pad>").pieces.ids("a dog 𓀀")
 
 
+CLIPS = dict(bos="<|startoftext|>", eos="<|endoftext|>", pad="!")
+PADDED = {  # texts and the ids that transformers 5.24 gives
+    "dog!!": [98, 92, 0, 41, 99],
+    "! !!! the dog": [98, 41, 0, 0, 41, 94, 92, 99],
+    " A red\n!cat!!  ": [98, 56, 93, 41, 91, 0, 41, 99],
+}
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "merges.txt"])
+def test_a_piece_of_a_text_may_have_the_pads_number(file):
+    """As CLIP's "!" has; a text's length counts it, since EOS stands behind it. merges.txt has its numbers in vocab.json."""
+    path = str(ROOT / "tests/weights/hf_clip_quick_gelu" / file)
+    model = Tokenizer(make_tokenizer(source=NO_SOURCE, name="tokenizer_json", path=path, **CLIPS))
+    ids, _ = model.encode(list(PADDED), 12)
+    assert ids.tolist() == [[*expected, *[0] * (12 - len(expected))] for expected in PADDED.values()]
+    lengths = TextInput(vocab_size=100, length=12, causal=True, pad_id=model.pad_id).lengths(jnp.asarray(ids))
+    assert lengths.tolist() == list(map(len, PADDED.values()))
+
+
+def test_spoilt_merges_are_refused_in_one_line(tmp_path):
+    source = ROOT / "tests/weights/hf_clip_quick_gelu"
+    for vocabulary, merges, message in (
+        (None, b"a n\n", "vocab.json"),
+        (b"[]", b"a n\n", "list"),
+        (b"{}", b"a n\n", "startoftext"),
+        ((source / "vocab.json").read_bytes(), b"#version\na n n\n", "a line that is not two pieces"),
+        ((source / "vocab.json").read_bytes(), b"a \xe2\x98\x83\n", "the package tokenizers cannot apply it"),
+        ((source / "vocab.json").read_bytes(), b"\xff", "decode"),
+    ):
+        (tmp_path / "merges.txt").write_bytes(merges)
+        if vocabulary is not None:
+            (tmp_path / "vocab.json").write_bytes(vocabulary)
+        with pytest.raises(UserError, match=message) as error:
+            path = str(tmp_path / "merges.txt")
+            make_tokenizer(source=NO_SOURCE, name="tokenizer_json", path=path, **CLIPS)
+        assert "\n" not in str(error.value)
+
+
 @given(text=st.text(max_size=40))
 def test_of_any_text_spans_and_ids_are_equally_many_and_lie_inside(siglip, siglip2, text):
     for model in (siglip, siglip2):

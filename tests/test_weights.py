@@ -15,6 +15,7 @@ from PIL import Image
 
 from filip_jax.cli import main
 from filip_jax.data.preprocess import centre_view
+from filip_jax.errors import UserError
 from filip_jax.inference import load_model
 from filip_jax.models import make_model
 from filip_jax.models.dual_encoder import DualEncoder
@@ -24,19 +25,26 @@ from filip_jax.train.init_from import open_donors
 from filip_jax.weights.families import FAMILIES, hf_clip, hf_siglip
 from filip_jax.weights.load import import_weights
 from filip_jax.weights.mapping import LAYER, Rule, give, take
+from filip_jax.weights.plan import Found
+from filip_jax.weights.positions import at_size
 from filip_jax.weights.stored import Stored
+from filip_jax.weights.tensors import open_weights, weights_file
 
 FOLDERS = ROOT / "tests/weights"
 TOKENIZER = str(FOLDERS / "open_clip_gelu/tokenizer.json")
 OPTIONS = {  # what a source does not tell
-    "hf_clip_quick_gelu": dict(tokenizer=TOKENIZER),
+    "hf_clip_quick_gelu": dict(tokenizer=str(FOLDERS / "hf_clip_quick_gelu/merges.txt")),  # as old folders have it
     "open_clip_openai": dict(tokenizer=TOKENIZER),
     "open_clip_openai_wide": dict(tokenizer=TOKENIZER, model="ViT-B-7-quickgelu"),
 }
-FAST = ("hf_siglip_two", "hf_dinov2_with_registers_wide", "open_clip_epoch")
-NAMES = [
-    name if name in FAST else slow(name) for name in sorted(path.name for path in FOLDERS.iterdir() if path.is_dir())
-]
+FOLDER_NAMES = sorted(path.name for path in FOLDERS.iterdir() if path.is_dir())
+FAST, FAST_EACH_WAY = ("hf_siglip_two", "open_clip_epoch"), ("hf_clip_gelu", "hf_dinov2_sharded", "hf_vit_classifier")
+NAMES = [name if name in FAST else slow(name) for name in FOLDER_NAMES]
+EACH_WAY = [name if name in FAST_EACH_WAY else slow(name) for name in FOLDER_NAMES]
+SIZES = {  # of images, of which the goldens hold what the public code makes
+    "hf_clip_gelu": 63, "hf_dinov2_small": 24, "hf_dinov2_with_registers_wide": 28, "hf_siglip_two": 28, "hf_vit_small": 56,
+    "open_clip_gelu": 24, "open_clip_quickgelu": 63,
+}  # fmt: skip
 SIGNIFICANT = 20  # times the tolerance: a mutation that is noticed
 
 
@@ -120,7 +128,50 @@ def test_texts_and_pictures_become_what_the_public_code_makes_of_them(name, impo
     assert np.abs(np.int16(view) - np.int16(golden["picture_resized"])).max() <= 1  # of 255
 
 
-@pytest.mark.parametrize("name", NAMES)
+def planned(name, image_size=0, **changes):
+    """Return the plan of a golden folder for images of a size, and its positions; `changes`: of its preprocessing."""
+    folder = FOLDERS / name
+    configs = {file.name: json.loads(file.read_text()) for file in folder.glob("*config.json")}
+    configs.get("preprocessor_config.json", {}).update(changes)
+    family = next(family for family in FAMILIES.values() if family.config(configs))
+    with open_weights(weights_file(folder, family.files)) as weights:
+        plan, tensors = at_size(
+            family.plan(Found(folder, folder, configs, weights.tensors)), weights.tensors, image_size
+        )
+        [rule] = [rule for rule in plan.rules if rule.path == "image/position"]
+        return plan, tensors[rule.names[0]].read()
+
+
+@pytest.mark.parametrize("name, size", SIZES.items())
+def test_positions_are_resampled_as_the_public_code_does(name, size):
+    plan, position = planned(name, size)
+    theirs = np.load(FOLDERS / name / "outputs.npz")[f"positions_at_{size}"]
+    np.testing.assert_allclose(position.reshape(theirs.shape), theirs, rtol=0, atol=1e-6)
+    assert plan.image["image_size"] == size and "--image_size" in plan.evidence[-2].why
+
+
+def test_images_are_as_large_as_the_preprocessing_makes_them():
+    """Where it says so and patches divide it; the grid of the positions counts for other sizes."""
+    assert planned("hf_dinov2_small")[0].image["image_size"] == 40
+    plan, position = planned("hf_dinov2_small", size=dict(shortest_edge=32), crop_size=dict(height=24, width=24))
+    assert plan.image["image_size"] == 24 and position.shape == (1, 10, 36) and plan.image["crop"] == 0.75
+    plan, position = planned("hf_dinov2_small", crop_size=dict(height=30, width=30))
+    assert plan.image["image_size"] == 40 and position.shape == (1, 26, 36) and "30 pixels" in plan.differs[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, size", SIZES.items())
+def test_images_of_another_size_become_what_the_public_code_makes_of_them(name, size, tmp_path):
+    import_weights(str(FOLDERS / name), str(tmp_path / "run"), image_size=size)
+    model, config = load_model(tmp_path / "run"), json.loads((tmp_path / "run/config.json").read_text())
+    golden = np.load(FOLDERS / name / "outputs.npz")
+    images = np.pad(golden["images"], ((0, 0), (0, size), (0, size), (0, 0)), mode="wrap")[:, :size, :size]
+    found = features(config, model.objectives.needs, model.parameters, {"images": images})
+    assert differences(found, {"image_tokens": golden[f"at_{size}"]})["image_tokens"] < tolerance(name)
+    assert model.image_size == size
+
+
+@pytest.mark.parametrize("name", EACH_WAY)
 def test_every_tensor_comes_back_bit_by_bit(name, imported, monkeypatch):
     """By the family's table read backwards, in the type that it had; what no tower has is named."""
     seen = {}
@@ -144,6 +195,7 @@ def test_every_tensor_comes_back_bit_by_bit(name, imported, monkeypatch):
         seen["compared"] = len(found)
 
     monkeypatch.setattr("filip_jax.weights.load.take", remember)
+    monkeypatch.setattr("filip_jax.weights.load._fresh", lambda *arguments: {})  # of which nothing is compared
     monkeypatch.setattr("filip_jax.weights.load.write_workdir", compare)
     import_weights(str(FOLDERS / name), "/nowhere/that/is", **OPTIONS.get(name, {}))
     assert seen["compared"] > 30
@@ -222,3 +274,6 @@ def test_layers_are_counted_by_their_shape():
     tensors = {f"x.{n}.w": Stored((2,), "float32", lambda n=n: np.full(2, n, np.float32)) for n in range(3)}
     assert take(rule, (3, 2), tensors).tolist() == [[0, 0], [1, 1], [2, 2]]
     assert list(give(rule, np.zeros((2, 5)))) == ["x.0.w", "x.1.w"]
+    tensors["x.1.w"] = Stored((2,), "float32", lambda: np.float32([0, np.nan]))
+    with pytest.raises(UserError, match="'x.1.w' holds NaN"):
+        take(rule, (3, 2), tensors)

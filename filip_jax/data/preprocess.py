@@ -1,5 +1,7 @@
 """From stored pictures to the square uint8 views that the image tower sees."""
 
+import math
+
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageEnhance
@@ -44,11 +46,12 @@ def box_in_centre_view(box: Box, shape: tuple[int, int], size: int, framing: Fra
 
 
 def _centre(shape: tuple[int, int], size: int, framing: Framing) -> tuple[tuple[int, int], int, int]:
-    """The scaled shape, and where the centre starts in it: rounded as torchvision does, which CLIP uses."""
+    """The scaled shape, and where the centre starts in it."""
     short = round(size / framing.crop)
     keeps = framing.resize == "shortest"
     width, height = (int(short * side / min(shape)) if keeps and side != min(shape) else short for side in shape)
-    return (width, height), round((width - size) / 2), round((height - size) / 2)
+    start = round if framing.crop_start == "round" else math.floor
+    return (width, height), start((width - size) / 2), start((height - size) / 2)
 
 
 def training_views(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from filip_jax.data.charsmap import growth_of
+from filip_jax.data.merges import MERGES, of_merges
 from filip_jax.data.public_files import Files, fast_files
 from filip_jax.errors import UserError
 from filip_jax.extras import extra_module
@@ -97,7 +98,8 @@ class TokenizerJson:
         self.eos, self.pad = self._id("eos", eos), self._id("pad", pad)
         self.size = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         added = {n for n, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
-        self.special = (added - {_unknown(spec["model"], self.tokenizer)}) | {self.bos, self.eos, self.pad}
+        # Any other piece may be the pad, as CLIP's "!": pads count behind a text's end alone, where its EOS stands.
+        self.special = (added - {_unknown(spec["model"], self.tokenizer)}) | {self.bos, self.eos}
 
     def __reduce__(self):
         return TokenizerJson, (self.model,)
@@ -144,13 +146,9 @@ def read_tokenizer_json(
     if not path:
         raise UserError("tokenizer.name='tokenizer_json' needs its file: set tokenizer.path to a tokenizer.json")
     try:
-        with Path(path).open("rb") as handle:
-            data = handle.read(MAX_FILE_BYTES + 1)
-        if len(data) > MAX_FILE_BYTES:
-            raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
-        spec = parse(data)
+        spec = of_merges(Path(path), bos, eos) if Path(path).name == MERGES else _read(path)
         kept = {name: spec.get(name) for name in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"tokenizer.path={path!r} cannot be read: {error}") from error
     content = {"name": "tokenizer_json", "special": [bos, eos, pad], "lower_case": lower_case, "tokenizer": kept}
     try:
@@ -159,6 +157,14 @@ def read_tokenizer_json(
     except (UserError, UnicodeEncodeError) as error:  # half a character is in none of its texts
         raise UserError(f"tokenizer.path={path!r}: {error}") from error
     return model
+
+
+def _read(path: str) -> Any:
+    with Path(path).open("rb") as handle:
+        data = handle.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
+    return parse(data)
 
 
 def _guarded(work: Callable[[], T]) -> T:

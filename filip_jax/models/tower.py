@@ -26,7 +26,7 @@ class ImageInput:
         size: pixels of a side of the square views that it is trained on.
         grid: rows and columns of its tokens for such a view.
         mean, std: of the channels, as shares of 255.
-        resize, interpolation, antialias, crop: how a picture becomes such a view, see `Framing`.
+        resize, interpolation, antialias, crop, crop_start: how a picture becomes such a view, see `Framing`.
 
     Raises:
         UserError: a value that is none of these.
@@ -40,6 +40,7 @@ class ImageInput:
     interpolation: str = "bicubic"
     antialias: bool = True
     crop: float = 1.0
+    crop_start: str = "round"
 
     def __post_init__(self):
         for key in ("mean", "std"):
@@ -51,7 +52,7 @@ class ImageInput:
     @property
     def framing(self) -> Framing:
         """Return the rule by which a picture becomes a view."""
-        return Framing(self.resize, self.interpolation, self.antialias, self.crop)
+        return Framing(self.resize, self.interpolation, self.antialias, self.crop, self.crop_start)
 
     def normalize(self, images: UInt8[jax.Array, "b h w 3"]) -> Float[jax.Array, "b h w 3"]:
         """Return the pixels with the channels' mean and deviation taken away."""

@@ -35,8 +35,9 @@ def config_of(found: Found, section: str, defaults: Mapping[str, Any]) -> Option
     if not section:
         return Options(CONFIG, content, defaults, LIBRARY)
     own, older = content.get(section), content.get(f"{section}_dict")
+    place = " and ".join(name for name, each in ((section, own), (f"{section}_dict", older)) if each is not None)
     merged = {**own, **older} if isinstance(own, dict) and isinstance(older, dict) else older if own is None else own
-    return Options(f"{CONFIG}, {section}", merged, defaults, LIBRARY)
+    return Options(f"{CONFIG}, {place or section}", merged, defaults, LIBRARY)
 
 
 def tower_options(found: Found, options: Options, first_norm: str, sizes: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from filip_jax.weights.families import FAMILIES
 from filip_jax.weights.mapping import take
 from filip_jax.weights.output import Imported, check_output, write_workdir
 from filip_jax.weights.plan import Evidence, Found, Plan
+from filip_jax.weights.positions import at_size
 from filip_jax.weights.tensors import Weights, open_weights, weights_file
 
 HUB = "https://huggingface.co/"
@@ -40,7 +41,7 @@ SIMILARITY = dict(cls_in_similarity=False, bos_in_similarity=True, eos_in_simila
 Shapes = Mapping[str, jax.ShapeDtypeStruct]  # by path
 
 
-def import_weights(source: str, output: str, **options: str) -> None:
+def import_weights(source: str, output: str, **options: Any) -> None:
     """Make a workdir of public weights, and say what became of every name.
 
     Args:
@@ -52,7 +53,7 @@ def import_weights(source: str, output: str, **options: str) -> None:
         UserError: source is none of these, damaged, or holds names that the family does not have. Nothing is written.
     """
     place = check_output(output)
-    write_workdir(place, read_weights(source, show, **options))  # type: ignore[arg-type] # texts alone
+    write_workdir(place, read_weights(source, show, **options))
     show(f"wrote {output}: for filip eval, filip align, load_model and filip train --init_from")
 
 
@@ -64,6 +65,7 @@ def read_weights(
     model: str = "",
     tokenizer: str = "",
     tokens: str = "",
+    image_size: int = 0,
     pieces: Tokenizer | None = None,
 ) -> Imported:
     """Return what a workdir is written of.
@@ -74,6 +76,7 @@ def read_weights(
         model: a name of open_clip's, or a JSON file of its model_configs, where source does not tell.
         tokenizer: the file of the tokenizer, where source has none.
         tokens: of the images, "last" or "value", see `Vit`; "" is what source says, else "last".
+        image_size: pixels of a side; 0 is the size that source's preprocessing makes. Positions are resampled to it.
         pieces: the tokenizer, instead of a file.
 
     Raises:
@@ -87,7 +90,7 @@ def read_weights(
     with open_weights(file) as weights:
         name, why = (name, why) if name else _by_names(where, weights)
         found = Found(where, folder, configs, weights.tensors, from_user(model))
-        plan = FAMILIES[name].plan(found)
+        plan, weights.tensors = at_size(FAMILIES[name].plan(found), weights.tensors, image_size)
         chosen = (pieces, {}, []) if pieces else plan.tokenizer or _tokenizer(plan, found, from_user(tokenizer))
         config = _config(plan, chosen[1], tokens)
         objectives = make_objectives(config["objectives"])

@@ -40,6 +40,7 @@ UNSET = (
 )  # fmt: skip
 EITHER = {"layers", "width", "mlp_ratio", "ls_init_value", "pool_type", "act_kwargs", "norm_kwargs"}
 POOLINGS = {"tok": "class", "avg": "mean"}
+Described = tuple[dict[str, Any], dict[str, str]]  # options of a tower, and where some of them were found
 TEXT_POOLINGS = {"argmax": "eos", "eos": "eos", "last": "last", "first": "first"}
 
 
@@ -77,7 +78,8 @@ def of_name(name: str, why: str, image: Mapping[str, Any], text: Mapping[str, An
         dict(shared, **fitting, heads=_heads(image["width"], head, why)),
         dict(shared, **whole, heads=_heads(text["width"], HEAD_WIDTH, why)),
     )
-    return Architecture(*towers, _evidence(*towers, dict.fromkeys(("activation", "heads"), why)))
+    origins = dict.fromkeys(("activation", "heads"), why)
+    return Architecture(*towers, _evidence(*towers, origins, origins))
 
 
 def of_config(place: str, content: Any, image: Mapping[str, Any], text: Mapping[str, Any]) -> Architecture:
@@ -88,20 +90,18 @@ def of_config(place: str, content: Any, image: Mapping[str, Any], text: Mapping[
     """
     top = Options(place, content, {"quick_gelu": False}, LIBRARY)
     top.known(TOP)
-    quick, why = top.value("quick_gelu", bool), top.origin("quick_gelu")
-    towers = _vision(top, quick, image), _text(top, quick, text)
-    return Architecture(
-        *towers, _evidence(*towers, {"activation": why, "heads": place, "pooling": place, "epsilon": place})
-    )
+    (vision, image_origins), (words, text_origins) = _vision(top, image), _text(top, text)
+    return Architecture(vision, words, _evidence(vision, words, image_origins, text_origins))
 
 
-def _vision(top: Options, quick: bool, sizes: Mapping[str, Any]) -> dict[str, Any]:
+def _vision(top: Options, sizes: Mapping[str, Any]) -> Described:
     options = _section(top, "vision_cfg", VISION)
     options.only(pool_type=tuple(POOLINGS), pos_embed_type=("learnable", "sin_cos_2d"))
     names = {"width": "width", "layers": "depth", "patch_size": "patch_size", "image_size": "image_size"}
     agree(options.place, {ours: options.whole(theirs) for theirs, ours in names.items()}, sizes)
-    return dict(
-        _shared(options, quick),
+    shared, origins = _shared(top, options)
+    tower = dict(
+        shared,
         class_tokens=1,
         patch_bias=False,
         pre_norm=not options.value("no_ln_pre", bool),
@@ -109,16 +109,18 @@ def _vision(top: Options, quick: bool, sizes: Mapping[str, Any]) -> dict[str, An
         pooling=POOLINGS[options.value("pool_type", str)],
         heads=_heads(sizes["width"], options.whole("head_width"), options.place),
     )
+    return tower, origins | {"heads": options.origin("head_width")}
 
 
-def _text(top: Options, quick: bool, sizes: Mapping[str, Any]) -> dict[str, Any]:
+def _text(top: Options, sizes: Mapping[str, Any]) -> Described:
     options = _section(top, "text_cfg", TEXT)
     options.only(pool_type=tuple(TEXT_POOLINGS), proj_type=("linear", "none"), ls_init_value=(None,))
     names = {"width": "width", "layers": "depth", "vocab_size": "vocab_size", "context_length": "length"}
     agree(options.place, {ours: options.whole(theirs) for theirs, ours in names.items()}, sizes)
     biased = "biased" if options.value("proj_bias", bool) else "linear"
-    return dict(
-        _shared(options, quick),
+    shared, origins = _shared(top, options)
+    tower = dict(
+        shared,
         causal=not options.value("no_causal_mask", bool),
         pad_mask=False,
         heads=options.whole("heads"),
@@ -126,6 +128,7 @@ def _text(top: Options, quick: bool, sizes: Mapping[str, Any]) -> dict[str, Any]
         pad_id=options.value("pad_id", int),
         projection="none" if options.value("proj_type", str) == "none" else biased,
     )
+    return tower, origins | {"heads": options.origin("heads"), "attention": options.origin("no_causal_mask")}
 
 
 def _section(top: Options, name: str, defaults: Mapping[str, Any]) -> Options:
@@ -135,7 +138,8 @@ def _section(top: Options, name: str, defaults: Mapping[str, Any]) -> Options:
     return options
 
 
-def _shared(options: Options, quick: bool) -> dict[str, Any]:
+def _shared(top: Options, options: Options) -> Described:
+    """Return activation and epsilon of a tower, and the origins of both and of its pooling."""
     act, normal = (options.content.get(key) or {} for key in ("act_kwargs", "norm_kwargs"))
     if (
         not isinstance(act, dict)
@@ -145,8 +149,14 @@ def _shared(options: Options, quick: bool) -> dict[str, Any]:
     ):
         raise UserError(f"{options.place}: act_kwargs={act!r:.100} or norm_kwargs={normal!r:.100} are unknown here")
     gelu = "gelu_tanh" if act.get("approximate") == "tanh" else "gelu"
-    epsilon = Options(f"{options.place}, norm_kwargs", normal, {"eps": 1e-5}, LIBRARY).value("eps", float)
-    return dict(activation="quick_gelu" if quick else gelu, norm_epsilon=float(epsilon))
+    norms = Options(f"{options.place}, norm_kwargs", normal, {"eps": 1e-5}, LIBRARY)
+    quick, chooser = top.value("quick_gelu", bool), options if act else top
+    shared = dict(activation="quick_gelu" if quick else gelu, norm_epsilon=float(norms.value("eps", float)))
+    return shared, {
+        "activation": chooser.origin("act_kwargs" if act else "quick_gelu"),
+        "norm_epsilon": norms.origin("eps"),
+        "pooling": options.origin("pool_type"),
+    }
 
 
 def _heads(width: int, head_width: int, why: str) -> int:
@@ -155,12 +165,14 @@ def _heads(width: int, head_width: int, why: str) -> int:
     return width // head_width
 
 
-def _evidence(image: Mapping[str, Any], text: Mapping[str, Any], origins: Mapping[str, str]) -> list[Evidence]:
-    keys = {"activation": "activation", "norm_epsilon": "epsilon", "heads": "heads", "pooling": "pooling"}
+def _evidence(
+    image: Mapping[str, Any], text: Mapping[str, Any], image_origins: Mapping[str, str], text_origins: Mapping[str, str]
+) -> list[Evidence]:
+    default = "open_clip's default"
     found = [
-        Evidence(f"{side} {key}", f"{tower[key]}", origins.get(name, "open_clip's default"))
-        for side, tower in (("image", image), ("text", text))
-        for key, name in keys.items()
+        Evidence(f"{side} {key}", f"{tower[key]}", origins.get(key, default))
+        for side, tower, origins in (("image", image, image_origins), ("text", text, text_origins))
+        for key in ("activation", "norm_epsilon", "heads", "pooling")
     ]
     attention = "causal" if text["causal"] else "of all tokens, pads too"
-    return [*found, Evidence("text attention", attention, origins.get("pooling", "open_clip's default"))]
+    return [*found, Evidence("text attention", attention, text_origins.get("attention", default))]

@@ -14,15 +14,14 @@ SCALE = 1 / 255
 MAX_SIDE = 1 << 16  # pixels
 RESIZES = ("shortest", "squash")
 
-# The options mean, std, resize and interpolation of a tower; the evidence for them; what is computed otherwise here.
-Preprocessing = tuple[dict[str, Any], list[Evidence], list[str]]
+# The options mean, std, resize … of a tower; the evidence for them; the size of the views and its key, if one is stated.
+Preprocessing = tuple[dict[str, Any], list[Evidence], tuple[int, str] | None]
 
 
-def of_transformers(found: Found, size: int, default: Mapping[str, Any]) -> Preprocessing:
+def of_transformers(found: Found, default: Mapping[str, Any]) -> Preprocessing:
     """Return what preprocessor_config.json says.
 
     Args:
-        size: pixels of a side that the tower takes.
         default: the family's options, where there is no such file.
 
     Raises:
@@ -33,7 +32,7 @@ def of_transformers(found: Found, size: int, default: Mapping[str, Any]) -> Prep
         place, content = f"{WHOLE}, image_processor", found.configs.get(WHOLE, {}).get("image_processor")
     if content is None:
         why = f"the family's own, since there is neither {TRANSFORMERS} nor {WHOLE}"
-        return dict(default), _evidence(default, [why] * 3), []
+        return dict(default, crop_start="floor"), _evidence(default, [why] * 3), None
     options = Options(place, content, {}, "transformers")
     scale, resample = options.content.get("rescale_factor"), options.content.get("resample")
     if scale is not None and not (isinstance(scale, float) and abs(scale - SCALE) < 1e-6):
@@ -41,20 +40,22 @@ def of_transformers(found: Found, size: int, default: Mapping[str, Any]) -> Prep
     if resample is not None and (type(resample) is not int or resample not in INTERPOLATIONS):
         raise UserError(f"{place}: resample={resample!r:.100} is neither 2 (bilinear) nor 3 (bicubic)")
     options.only(do_normalize=(True, None), do_resize=(True, None), do_rescale=(True, None))
-    resize, crop, side = _resize(options, default["resize"])
+    resize, crop, view = _resize(options, default["resize"])
     chosen = dict(
         mean=_channels(options, "image_mean", default["mean"]),
         std=_channels(options, "image_std", default["std"]),
         resize=resize,
         crop=crop,
+        crop_start="floor",
         interpolation=default["interpolation"] if resample is None else INTERPOLATIONS[resample],
     )
     why = [options.origin(key) for key in ("image_mean", "size", "resample")]
-    return chosen, _evidence(chosen, why), _differences(options.place, side, size)
+    why[1] += " and crop_size" if view and view[1] == "crop_size" else ""
+    return chosen, _evidence(chosen, why), view and (view[0], options.origin(view[1]))
 
 
-def of_open_clip(found: Found, size: int) -> Preprocessing:
-    """Return what preprocess_cfg of open_clip_config.json says; raises as `of_transformers`."""
+def of_open_clip(found: Found) -> Preprocessing:
+    """Return what preprocess_cfg of open_clip_config.json says, whose size open_clip overrides; raises as `of_transformers`."""
     content = found.configs.get(OPEN_CLIP, {}).get("preprocess_cfg")
     options = Options(f"{OPEN_CLIP}, preprocess_cfg", content, {}, "open_clip")
     options.only(mode=("RGB", None), interpolation=(*INTERPOLATIONS.values(), None), resize_mode=(*RESIZES, None))
@@ -64,12 +65,9 @@ def of_open_clip(found: Found, size: int) -> Preprocessing:
         resize=options.content.get("resize_mode") or "shortest",
         interpolation=options.content.get("interpolation") or "bicubic",
     )
-    given = options.content.get("size")
-    side = (
-        None if given is None else _side(options, "size", dict(enumerate(given)) if isinstance(given, list) else given)
-    )
-    why = [options.origin(key) for key in ("mean", "resize_mode", "interpolation")]
-    return chosen, _evidence(chosen, why), _differences(options.place, side, size)
+    absent = "" if OPEN_CLIP in found.configs else f"OpenAI's, since there is no {OPEN_CLIP}"
+    why = [absent or options.origin(key) for key in ("mean", "resize_mode", "interpolation")]
+    return chosen, _evidence(chosen, why), None
 
 
 def _evidence(options: Mapping[str, Any], why: Sequence[str]) -> list[Evidence]:
@@ -92,8 +90,8 @@ def _channels(options: Options, key: str, default: Sequence[float]) -> list[floa
     return [float(x) for x in found]
 
 
-def _resize(options: Options, default: str) -> tuple[str, float, int | None]:
-    """Return the resize rule, the view's side by the scaled picture's, and the view's side.
+def _resize(options: Options, default: str) -> tuple[str, float, tuple[int, str] | None]:
+    """Return the resize rule, the view's side by the scaled picture's, and the view's side with the key that states it.
 
     transformers scales both sides, or the shorter one, of which the center may be cut out.
     """
@@ -101,12 +99,12 @@ def _resize(options: Options, default: str) -> tuple[str, float, int | None]:
     if size is None:
         return default, 1.0, None
     if isinstance(size, dict) and {"height", "width"} <= size.keys():
-        return "squash", 1.0, _side(options, "size", size)
+        return "squash", 1.0, (_side(options, "size", size), "size")
     shorter = _side(options, "size", size)
     if crop is None or options.content.get("do_center_crop") is False:
-        return "shortest", 1.0, shorter
+        return "shortest", 1.0, (shorter, "size")
     view = _side(options, "crop_size", crop)
-    return "shortest", min(view / shorter, 1.0), view
+    return "shortest", min(view / shorter, 1.0), (view, "crop_size")
 
 
 def _side(options: Options, key: str, value: Any) -> int:
@@ -116,9 +114,3 @@ def _side(options: Options, key: str, value: Any) -> int:
     if len(sides) != 1 or type(side) is not int or not 0 < side <= MAX_SIDE:
         raise UserError(f"{options.place}: {key}={value!r:.100} is not one side in pixels")
     return side
-
-
-def _differences(place: str, side: int | None, size: int) -> list[str]:
-    if side in (None, size):
-        return []
-    return [f"{place} makes images of {side} pixels, the tower takes {size}: they are scaled to these"]

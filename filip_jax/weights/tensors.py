@@ -20,8 +20,8 @@ from filip_jax.weights.torch_zip import open_torch_zip
 
 MAX_HEADER_BYTES = 1 << 24  # of a safetensors file; that of a model of a billion parameters has a hundredth of it
 MAX_SHARDS = 1024
-INDEX = ".safetensors.index.json"
-SHARD = re.compile(r"\w[\w.-]*\.safetensors")  # a plain name: nothing that leads anywhere
+INDEX = (".safetensors.index.json", ".bin.index.json")
+SHARD = re.compile(r"\w[\w.-]*\.(safetensors|bin)")  # a plain name: nothing that leads anywhere
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
@@ -64,24 +64,33 @@ def open_weights(file: Path) -> Iterator[Weights]:
         OSError: it is no regular file, or cannot be read.
     """
     with contextlib.ExitStack() as stack:
-        weights = Weights(files=[file])
+        weights = Weights()
         if file.name.endswith(INDEX):
             weights.files = _shards(file)
             for shard in weights.files:
-                found = stack.enter_context(_open_safetensors(shard))
-                if twice := found.keys() & weights.tensors.keys():
+                found = _opened(shard, stack)
+                if twice := found.tensors.keys() & weights.tensors.keys():
                     raise UserError(f"{file} is damaged: {min(twice)!r} stands in two of its files")
-                weights.tensors |= found
+                weights.tensors |= found.tensors
+                weights.beside |= found.beside
             _check_index(file, weights.tensors)
-        elif file.suffix == ".safetensors":
-            weights.tensors |= stack.enter_context(_open_safetensors(file))
         else:
-            open_own(file).close()  # or it leads out of its folder
-            _choose(file, stack.enter_context(open_torch_zip(file)), weights)
+            weights = _opened(file, stack)
         _strip(weights)
         if not weights.tensors:
             raise UserError(f"{file} holds no tensors")
         yield weights
+
+
+def _opened(file: Path, stack: contextlib.ExitStack) -> Weights:
+    """Return the weights of one file, which `stack` closes."""
+    weights = Weights(files=[file])
+    if file.suffix == ".safetensors":
+        weights.tensors |= stack.enter_context(_open_safetensors(file))
+    else:
+        open_own(file).close()  # or it leads out of its folder
+        _choose(file, stack.enter_context(open_torch_zip(file)), weights)
+    return weights
 
 
 @contextlib.contextmanager
@@ -113,7 +122,7 @@ def _weight_map(index: Path) -> Mapping[str, str]:
     if not isinstance(found, dict) or not all(
         isinstance(name, str) and SHARD.fullmatch(name) for name in found.values()
     ):
-        raise UserError(f"{index} is damaged: its weight_map does not name safetensors files of its folder")
+        raise UserError(f"{index} is damaged: its weight_map does not name files of weights in its folder")
     return found
 
 
@@ -186,7 +195,7 @@ def weights_file(folder: Path, names: Sequence[str]) -> Path:
         OSError: the folder cannot be read.
     """
     for name in names:
-        for found in (name, f"{name}.index.json") if name.endswith(".safetensors") else (name,):
+        for found in (name, f"{name}.index.json") if name.endswith((".safetensors", ".bin")) else (name,):
             if (folder / found).is_file():
                 return folder / found
     found = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(ENDINGS) and entry.is_file())

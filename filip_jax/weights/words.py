@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filip_jax.data.merges import MERGES, VOCABULARY
 from filip_jax.errors import UserError
 from filip_jax.small_files import read_json
 from filip_jax.weights.plan import Evidence, Found
 
-JSON, MERGES, MODELS = "tokenizer.json", "merges.txt", ("spiece.model", "tokenizer.model")
+JSON, MODELS = "tokenizer.json", ("spiece.model", "tokenizer.model")
 CONFIG = "tokenizer_config.json"
 CLIP_IDS = 49_408
 SPECIALS = {"bos": "<|startoftext|>", "eos": "<|endoftext|>"}  # of CLIP
@@ -25,15 +26,15 @@ def of_clip(found: Found, ids: int, given: str = "") -> Words:
         given: the file that the option --tokenizer names.
 
     Raises:
-        UserError: the ids are not CLIP's, and there is no tokenizer.json.
+        UserError: the ids are not CLIP's, and there is neither tokenizer.json nor merges.txt.
     """
     file = _file(found, given, (JSON, MERGES))
     if ids == CLIP_IDS:
         why = f"{ids} ids, CLIP's; " + (f"pieces of {file}" if file else "pieces of an installed package")
         return dict(name="clip", path=str(file or "")), [Evidence("tokenizer", "clip", why)]
-    if file is None or file.suffix != ".json":
+    if file is None or (file.suffix != ".json" and file.name != MERGES):
         raise UserError(
-            f"{found.place} has {ids} ids, which are not CLIP's {CLIP_IDS}: give its tokenizer.json with --tokenizer=FILE"
+            f"{found.place} has {ids} ids, which are not CLIP's {CLIP_IDS}: give its tokenizer.json, or merges.txt beside vocab.json, with --tokenizer=FILE"
         )
     return _of_json(found, file, SPECIALS | {"pad": _first_piece(file)}, ids)
 
@@ -84,7 +85,8 @@ def _beginning(file: Path) -> str:
 
 def _first_piece(file: Path) -> str:
     """Return the piece with the number 0, by which OpenAI's texts are filled."""
-    vocabulary = (read_json(file).get("model") or {}).get("vocab")
+    whole = file.name != MERGES
+    vocabulary = (read_json(file).get("model") or {}).get("vocab") if whole else read_json(file.with_name(VOCABULARY))
     pieces = vocabulary.items() if isinstance(vocabulary, dict) else ()
     if (first := next((piece for piece, number in pieces if number == 0), None)) is None:
         raise UserError(f"{file} has no piece with the number 0, which fills the ends of CLIP's texts")

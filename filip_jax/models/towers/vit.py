@@ -36,7 +36,7 @@ class Vit(nnx.Module):
         tokens: "last": the patches after the last block; "value": after a last block in which a patch attends to itself
             alone, so that its value stays its own (MaskCLIP, arXiv 2112.01071), for models trained on pooled vectors.
             What is pooled is the same.
-        mean, std, resize, interpolation, antialias, crop: of `ImageInput`.
+        mean, std, resize, interpolation, antialias, crop, crop_start: of `ImageInput`.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Vit(nnx.Module):
         interpolation: str = "bicubic",
         antialias: bool = True,
         crop: float = 1.0,
+        crop_start: str = "round",
     ):
         self.pooling = one_of(POOLINGS, pooling, "model.image.pooling")
         self.tokens = one_of(TOKENS, tokens, "model.image.tokens")
@@ -76,7 +77,7 @@ class Vit(nnx.Module):
                 f"model.image.tokens='value' needs pooling='class': {pooling!r} pools the tokens it changes"
             )
         rows, columns = grid = grid_of(image_size, image_size, patch_size)
-        self.input = ImageInput(image_size, grid, mean, std, resize, interpolation, antialias, crop)
+        self.input = ImageInput(image_size, grid, mean, std, resize, interpolation, antialias, crop, crop_start)
         self.width, self.dtype, self.leading = width, execution.dtype, class_tokens + registers
         self.patch_size, self.kept = patch_size, kept_count(patch_dropout, grid)
         self.noise_size = rows * columns if patch_dropout else 0

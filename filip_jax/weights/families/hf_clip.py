@@ -53,7 +53,7 @@ def are_names(tensors: Mapping[str, Any]) -> bool:
 def plan(found: Found) -> Plan:
     """Return what to do with such a folder."""
     image, text, shown = towers(found, VISION, TEXT, class_tokens=1)
-    chosen, evidence, differs = of_transformers(found, image["image_size"], PREPROCESSING)
+    chosen, evidence, view = of_transformers(found, PREPROCESSING)
     objectives, scale = clip_objective(found, "logit_scale")
     return Plan(
         image=dict(image, pre_norm=True, patch_bias=False, class_tokens=1, pooling="class", **chosen),
@@ -71,7 +71,7 @@ def plan(found: Found) -> Plan:
         ],
         words=of_clip,
         ignored=IGNORED,
-        differs=differs,
+        view=view,
     )
 
 

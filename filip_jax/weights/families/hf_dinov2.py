@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from filip_jax.weights.families.hf_vit import LAYERS, OUT, QKV, embedding_rules
-from filip_jax.weights.hugging_face import FILES, block_rules, config_of, evidence_of, is_of_type, tower_options
+from filip_jax.weights.hugging_face import CONFIG, FILES, block_rules, config_of, evidence_of, is_of_type, tower_options
 from filip_jax.weights.mapping import FIRST_AXIS_GONE, LAYER, Rule, norm
 from filip_jax.weights.plan import IMAGENET_MEAN, IMAGENET_STD, Evidence, Family, Found, Plan
 from filip_jax.weights.preprocessing import of_transformers
@@ -63,7 +63,7 @@ def plan(found: Found) -> Plan:
     image["layer_scale"] = float(options.value("layerscale_value", float))
     name = f"{embeddings}.register_tokens"
     image["registers"] = registers = found.shape(name, 3)[1] if name in found.tensors else 0
-    chosen, evidence, differs = of_transformers(found, image["image_size"], PREPROCESSING)
+    chosen, evidence, view = of_transformers(found, PREPROCESSING)
     pooling = Evidence("image pooling", "class token behind the last norm", "the family's own")
     several = Evidence("registers", f"{registers}", "the weights")
     return Plan(
@@ -74,7 +74,8 @@ def plan(found: Found) -> Plan:
         rules=rules(prefix, registers),
         evidence=[*evidence_of(options, image, "image"), pooling, several, OF_SHAPES, *evidence],
         ignored=IGNORED,
-        differs=differs,
+        view=view,
+        antialias=found.configs[CONFIG].get("model_type") == MODEL_TYPES[1],
     )
 
 

@@ -59,7 +59,7 @@ def are_names(tensors: Mapping[str, Any]) -> bool:
 def plan(found: Found) -> Plan:
     """Return what to do with such a folder."""
     image, text, shown = towers(found, VISION, TEXT, class_tokens=0)
-    chosen, evidence, differs = of_transformers(found, image["image_size"], PREPROCESSING)
+    chosen, evidence, view = of_transformers(found, PREPROCESSING)
     scale, shown_scale = scale_options(found, "logit_scale")
     bias = scalar(found, "logit_bias")
     return Plan(
@@ -79,7 +79,7 @@ def plan(found: Found) -> Plan:
         ],
         words=of_siglip,
         ignored=IGNORED,
-        differs=differs,
+        view=view,
     )
 
 

@@ -65,7 +65,7 @@ def plan(found: Found) -> Plan:
         f"{prefix}{LAYERS}.0.{MLP[0]}.weight", class_tokens=1,
     )  # fmt: skip
     image |= tower_options(found, options, f"{prefix}{LAYERS}.{LAYER}.{NORMS[0]}.weight", image)
-    chosen, evidence, differs = of_transformers(found, image["image_size"], PREPROCESSING)
+    chosen, evidence, view = of_transformers(found, PREPROCESSING)
     pooling = Evidence("image pooling", "class token behind the last norm", "the family's own; its pooler is left out")
     return Plan(
         image=dict(image, pre_norm=False, patch_bias=True, class_tokens=1, pooling="class", **chosen),
@@ -75,7 +75,7 @@ def plan(found: Found) -> Plan:
         rules=rules(prefix),
         evidence=[*evidence_of(options, image, "image"), pooling, OF_SHAPES, *evidence],
         ignored=IGNORED,
-        differs=differs,
+        view=view,
     )
 
 

@@ -118,7 +118,7 @@ def plan(found: Found) -> Plan:
     image["depth"] = count_layers(found.tensors, f"visual.{BLOCKS}.{LAYER}.ln_1.weight")
     texts["depth"] = count_layers(found.tensors, f"{text}{BLOCKS}.{LAYER}.ln_1.weight")
     architecture = _architecture(found, image, texts)
-    chosen, evidence, differs = of_open_clip(found, image["image_size"])
+    chosen, evidence, _ = of_open_clip(found)
     objectives, scalars, shown = _objectives(found)
     image |= architecture.image | chosen
     texts |= architecture.text
@@ -131,7 +131,7 @@ def plan(found: Found) -> Plan:
         evidence=[*architecture.evidence, OF_SHAPES, *evidence, *shown],
         words=of_clip,
         ignored=IGNORED,
-        differs=differs,
+        antialias=True,
     )
 
 
