@@ -441,6 +441,15 @@ SPOILT = {
     ),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json is damaged"),
     "another scale of pixels": (change_json("processor_config.json", image_processor__rescale_factor=1.0), "is not 1/255"),
+    "a deviation of 0": (change_json("processor_config.json", image_processor__image_std=[0, 0.5, 0.5]), "no deviation 0"),
+    "a list for a side": (change_json("processor_config.json", image_processor__crop_size=[42, 42]), "is not one side in pixels"),
+    "the longer side": (change_json("processor_config.json", image_processor__size={"longest_edge": 42}), "is neither height and width nor"),
+    "a crop of a squashed picture": (change_json("processor_config.json", image_processor__size={"height": 48, "width": 48}), "of a squashed picture"),
+    "quantized": (change_json("config.json", quantization_config={"quant_method": "bitsandbytes"}), "quantized: dequantize the model"),
+    "code of its own": (change_json("config.json", auto_map={"AutoModel": "modeling.Mine"}), "code of its own"),
+    "an adapter": (lambda folder: (folder / "adapter_config.json").write_text("{}"), r"merge_and_unload\(\)"),
+    "a cache of the Hub": (lambda folder: (folder / "snapshots").mkdir(), "run cp -rL .* copy"),
+    "a pointer of git-lfs": (lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com"), "run git lfs pull"),
     "another interpolation": (change_json("processor_config.json", image_processor__resample=1), "resample=1 is neither"),
     "a tokenizer of more ids": (change_tensors(lambda x: x.update({n: x[n][:90] for n in x if "token_embedding" in n})), "vocab_size=100, but the weights have 90"),
     "a link out": (link_out, "link that leads out of its folder"),
@@ -492,12 +501,18 @@ def test_a_spoilt_folder_is_one_line_and_leaves_nothing(spoil, what, folder, tmp
     (["OPENAI", "--model=RN50"], "is no ViT of open_clip"),
     (["OPENAI"], "does not tell its activation"),
     (["OPENAI", "--model=ViT-B-7-quickgelu"], "not CLIP's 49408: give its tokenizer.json"),
+    (["FOLDER", "--model=ViT-B-32"], "is for weights of open_clip"),
+    (["VIT", "--tokenizer=nothing.json"], "holds images alone"),
     (["FOLDER", "--tokenizer=nothing.json"], "--tokenizer=nothing.json: no such file"),
     (["FOLDER", "--output=gs://bucket/run"], "give a folder of this machine"),
     (["FOLDER", "--output=FOLDER"], "is there already"),
 ])  # fmt: skip
 def test_mistakes_of_the_command_are_one_line(words, what, folder, tmp_path, capsys):
-    places = {"FOLDER": str(folder), "OPENAI": str(FOLDERS / "open_clip_openai_wide")}
+    places = {
+        "FOLDER": str(folder),
+        "OPENAI": str(FOLDERS / "open_clip_openai_wide"),
+        "VIT": str(FOLDERS / "hf_vit_small"),
+    }
     for name, place in places.items():
         words = [word.replace(name, place) for word in words]
     output = [] if any(word.startswith("--output") for word in words) else [f"--output={tmp_path}/run"]
