@@ -11,6 +11,10 @@ from filip_jax.weights.plan import Evidence, Found
 
 CONFIG = "config.json"
 LIBRARY = "transformers"
+REFUSED = {  # keys of config.json by which transformers computes something else than the named model
+    "quantization_config": "its weights are quantized: dequantize the model, and save it anew",
+    "auto_map": "code of its own computes this model. If transformers' own class does the same, delete the key from a copy",
+}
 FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -32,6 +36,13 @@ def config_of(found: Found, section: str, defaults: Mapping[str, Any]) -> Option
             "with both, as the model's repository has them"
         )
     content = found.configs[CONFIG]
+    if found.model:
+        raise UserError(
+            f"--model={found.model} is for weights of open_clip: {found.place} has its own {CONFIG}, leave it out"
+        )
+    for key, what in REFUSED.items():
+        if content.get(key):
+            raise UserError(f"{found.place}: {CONFIG} has {key}: {what}")
     if not section:
         return Options(CONFIG, content, defaults, LIBRARY)
     own, older = content.get(section), content.get(f"{section}_dict")

@@ -33,6 +33,7 @@ HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 CONFIGS = (  # that are read
     "config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
 )  # fmt: skip
+ADAPTER = "adapter_config.json"  # of LoRA and the like, by which transformers changes the weights beside it
 # What stands beside an image tower that came alone: `init_from` takes the tower, and a run has its own text tower.
 TEXT = dict(kind="transformer", vocab_size=300, length=32, width=64, depth=1, heads=1, activation="gelu")
 EMBED_DIM = 64
@@ -113,8 +114,16 @@ def read_weights(
 
 def _place(source: str) -> Path:
     place = Path(from_user(source))
+    if place.is_dir():
+        if place.resolve().parent.name == "snapshots" or (place / "snapshots").is_dir():
+            copy = command(["cp", "-rL", str(place), "copy"])
+            raise UserError(
+                f"{place} is of the Hub's cache, whose files are links to elsewhere: run {copy} and import copy, or its "
+                "folder of the snapshot"
+            )
+        return place
     if place.exists():
-        return place if place.is_dir() else place.resolve()
+        return place.resolve()
     hub_id = source.removeprefix(HUB).rstrip("/")
     if not HUB_ID.fullmatch(hub_id):
         raise UserError(f"{source}: no such file or folder; give a model that lies on this machine")
@@ -124,6 +133,11 @@ def _place(source: str) -> Path:
 
 
 def _configs(folder: Path) -> dict[str, dict[str, Any]]:
+    if (folder / ADAPTER).is_file():
+        raise UserError(
+            f"{folder} holds {ADAPTER}: a PEFT adapter is no part of what is imported. Merge it into the model with PEFT's "
+            "merge_and_unload(), save that with save_pretrained, and import it"
+        )
     return {name: read_json(folder / name) for name in CONFIGS if (folder / name).is_file()}
 
 
@@ -157,6 +171,8 @@ def _known() -> str:
 def _tokenizer(plan: Plan, found: Found, given: str) -> tuple[Tokenizer, dict[str, Any], list[Evidence]]:
     """Return the tokenizer, its section and the evidence; of images alone one that knows the letters."""
     if plan.text is None or plan.words is None:
+        if given:
+            raise UserError(f"--tokenizer={given}: {found.place} holds images alone: leave it out")
         pieces = Tokenizer(train_sentence_pieces(ALPHABET, TEXT["vocab_size"]))  # type: ignore[arg-type]
         return pieces, dict(name="sentencepiece", path="", vocab_size=TEXT["vocab_size"]), []
     if given and not Path(given).is_file():
@@ -223,7 +239,10 @@ def _say(
     lines += [f"unknown: {name}" for name in report.grouped(unknown)]
     say(*map(one_line, lines))
     if missing:
-        raise UserError(f"{weights.files[0]} lacks {report.some(missing)}: it is of another family, or not whole")
+        strange = f" and holds {report.some(unknown)}" if unknown else ""
+        raise UserError(
+            f"{weights.files[0]} lacks {report.some(missing)}{strange}: it is of another family, or not whole"
+        )
     if unknown:
         what = f"{weights.files[0]} holds {report.some(unknown)}, which the family does not know"
         raise UserError(f"{what}: the model may compute something else with it")

@@ -123,7 +123,7 @@ def take(rule: Rule, shape: Sequence[int], tensors: Mapping[str, Stored]) -> np.
 def _read(rule: Rule, names: Sequence[str], shape: tuple[int, ...], tensors: Mapping[str, Stored]) -> np.ndarray:
     for name in names:
         if (dtype := tensors[name].dtype) not in FLOATS:
-            raise UserError(f"{name!r} is of the type {dtype}; weights are read from {', '.join(FLOATS)}")
+            raise UserError(f"{name!r} is of the type {dtype}: save the model in one of {', '.join(FLOATS)} first")
         if math.prod(tensors[name].shape) > math.prod(shape):
             raise UserError(_misfit(rule, names, shape, tensors))
     arrays = [tensors[name].read() for name in names]

@@ -85,8 +85,9 @@ def _channels(options: Options, key: str, default: Sequence[float]) -> list[floa
         not isinstance(found, list)
         or len(found) != 3
         or not all(type(x) in (int, float) and 0 <= x <= 1 for x in found)
+        or ("std" in key and not all(found))
     ):
-        raise UserError(f"{options.place}: {key}={found!r:.100} are not three numbers from 0 to 1")
+        raise UserError(f"{options.place}: {key}={found!r:.100} are not three numbers from 0 to 1, no deviation 0")
     return [float(x) for x in found]
 
 
@@ -98,10 +99,22 @@ def _resize(options: Options, default: str) -> tuple[str, float, tuple[int, str]
     size, crop = options.content.get("size"), options.content.get("crop_size")
     if size is None:
         return default, 1.0, None
+    cropped = crop is not None and options.content.get("do_center_crop") is not False
     if isinstance(size, dict) and {"height", "width"} <= size.keys():
-        return "squash", 1.0, (_side(options, "size", size), "size")
+        scaled = _side(options, "size", size)
+        if (
+            cropped
+            and _side(options, "crop_size", crop) != scaled
+            and options.content.get("do_center_crop") is not None
+        ):
+            raise UserError(f"{options.place}: crop_size={crop!r:.100} of a squashed picture is not done here")
+        return "squash", 1.0, (scaled, "size")
+    if isinstance(size, dict) and {key for key, side in size.items() if side is not None} != {"shortest_edge"}:
+        raise UserError(f"{options.place}: size={size!r:.100} is neither height and width nor shortest_edge")
     shorter = _side(options, "size", size)
-    if crop is None or options.content.get("do_center_crop") is False:
+    if type(size) is int and default == "squash":  # of processors that take a number for both sides
+        return "squash", 1.0, (shorter, "size")
+    if crop is None or not cropped:
         return "shortest", 1.0, (shorter, "size")
     view = _side(options, "crop_size", crop)
     return "shortest", min(view / shorter, 1.0), (view, "crop_size")
@@ -109,8 +122,8 @@ def _resize(options: Options, default: str) -> tuple[str, float, tuple[int, str]
 
 def _side(options: Options, key: str, value: Any) -> int:
     """Return the one side that a size names, as a number or by sides."""
-    sides = {side for side in value.values() if side is not None} if isinstance(value, dict) else {value}
+    sides = [side for side in value.values() if side is not None] if isinstance(value, dict) else [value]
     side = next(iter(sides), None)
-    if len(sides) != 1 or type(side) is not int or not 0 < side <= MAX_SIDE:
+    if any(other != side for other in sides) or type(side) is not int or not 0 < side <= MAX_SIDE:
         raise UserError(f"{options.place}: {key}={value!r:.100} is not one side in pixels")
     return side

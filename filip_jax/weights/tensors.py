@@ -16,10 +16,11 @@ from filip_jax.errors import UserError
 from filip_jax.files import replacing
 from filip_jax.small_files import open_own, read_json
 from filip_jax.weights.stored import Stored
-from filip_jax.weights.torch_zip import open_torch_zip
+from filip_jax.weights.torch_zip import LEGACY, ZIP, open_torch_zip
 
 MAX_HEADER_BYTES = 1 << 24  # of a safetensors file; that of a model of a billion parameters has a hundredth of it
 MAX_SHARDS = 1024
+MAX_PREFIXES = 8
 INDEX = (".safetensors.index.json", ".bin.index.json")
 SHARD = re.compile(r"\w[\w.-]*\.(safetensors|bin)")  # a plain name: nothing that leads anywhere
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -29,13 +30,11 @@ DTYPES = {
 }  # fmt: skip
 # Where training scripts put the state dict, an average of the parameters first, as filip_jax evaluates it, too.
 HOLDERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model", "module")
-PREFIXES = (
-    "module.",
-    "_orig_mod.",
-    "model.",
-    "clip.",
-)  # of data parallelism, torch.compile and modules around the model
-COUNTERS = ("n_averaged",)  # of torch's averaged models, beside their prefix
+PREFIXES = ("model.", "clip.")  # of modules around the model
+# Of data parallelism, torch.compile, FSDP and checkpointed activations, around the model or around parts of it.
+WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+COUNTERS = ("n_averaged",)  # of torch's averaged models, beside their wrapper
+POINTER = b"version https://git-lfs"
 
 
 @dataclass
@@ -85,12 +84,20 @@ def open_weights(file: Path) -> Iterator[Weights]:
 def _opened(file: Path, stack: contextlib.ExitStack) -> Weights:
     """Return the weights of one file, which `stack` closes."""
     weights = Weights(files=[file])
-    if file.suffix == ".safetensors":
+    if _is_safetensors(file):
         weights.tensors |= stack.enter_context(_open_safetensors(file))
     else:
-        open_own(file).close()  # or it leads out of its folder
         _choose(file, stack.enter_context(open_torch_zip(file)), weights)
     return weights
+
+
+def _is_safetensors(file: Path) -> bool:
+    """Return whether a file is safetensors: by its beginning, and by its name where that tells nothing."""
+    with open_own(file) as handle:  # or it leads out of its folder
+        beginning = handle.read(len(POINTER))
+    if beginning == POINTER:
+        raise UserError(f"{file} is a pointer of git-lfs, no weights: run git lfs pull, or download the file itself")
+    return beginning[8:9] == b"{" or (file.suffix == ".safetensors" and not beginning.startswith((ZIP, LEGACY)))
 
 
 @contextlib.contextmanager
@@ -99,7 +106,8 @@ def _open_safetensors(file: Path) -> Iterator[dict[str, Stored]]:
         size, header = os.fstat(handle.fileno()).st_size, int.from_bytes(handle.read(8), "little")
     if header > MAX_HEADER_BYTES:
         raise UserError(
-            f"{file} is no safetensors file: its header has {header} bytes; at most {MAX_HEADER_BYTES} are read"
+            f"{file} is no safetensors file: its header has {header} bytes; at most {MAX_HEADER_BYTES} are read. "
+            "Download it again"
         )
     if header + 8 > size:
         raise UserError(f"{file} is damaged: it has {size} bytes and ends within its header")
@@ -144,17 +152,21 @@ def _check_index(index: Path, tensors: Mapping[str, Stored]) -> None:
 def _choose(file: Path, content: Any, weights: Weights) -> None:
     """Take the state dict of what torch.save was given; everything beside it is noted."""
     if not isinstance(content, dict):
-        raise UserError(f"{file} holds no dict of tensors but {type(content).__name__}")
-    holders = {name: value for name, value in content.items() if isinstance(value, dict) and _tensors_of(value)}
-    name = next((name for name in HOLDERS if name in holders), None)
-    if _tensors_of(content):
-        chosen, beside = content, {}
-    elif name is None and len(holders) != 1:
-        raise UserError(f"{file} holds no dict of weights that is known: its keys are {_some(content)}")
-    else:
-        name = next(iter(holders)) if name is None else name
-        chosen, beside = holders[name], {key: value for key, value in content.items() if key != name}
+        raise UserError(f"{file} holds no dict of tensors but {_description(content)}: save one state dict alone")
+    holders = {
+        name: found for name, value in content.items() if isinstance(value, dict) and (found := _tensors_of(value))
+    }
+    own, name = _tensors_of(content), next((name for name in HOLDERS if name in holders), None)
+    if name is None and len(holders) == 1 and len(own) < max(map(len, holders.values())):
+        name = next(iter(holders))
+    if name is not None:
+        chosen, beside = content[name], {key: value for key, value in content.items() if key != name}
         weights.notes.append(f"the state dict is {name!r} of {file.name}")
+    elif own:  # numbers such as a loss may stand beside a state dict
+        chosen, beside = content, {}
+    else:
+        keys = _some(holders or content)
+        raise UserError(f"{file} holds no dict of weights that is known, but {keys}: save one state dict alone")
     weights.tensors |= _tensors_of(chosen)
     beside |= {key: value for key, value in chosen.items() if not isinstance(value, Stored)}
     weights.beside |= {str(key): _description(value) for key, value in beside.items()}
@@ -171,20 +183,28 @@ def _some(names: Mapping[Any, Any], most: int = 8) -> str:
 def _description(value: Any) -> str:
     if isinstance(value, Stored):
         return f"a tensor {list(value.shape)}"
-    return repr(value)[:60] if isinstance(value, str | int | float | bool | None) else f"a {type(value).__name__}"
+    if isinstance(value, str):
+        return f"{value[:60]!r}"
+    return repr(value)[:60] if isinstance(value, int | float | None) else f"a {type(value).__name__}"
 
 
 def _strip(weights: Weights) -> None:
-    """Take away the prefixes that all names have."""
-    while True:
-        names = [name for name in weights.tensors if name not in COUNTERS]
+    """Take away the names of wrappers, and then the prefixes that all names have."""
+    wrappers = sorted({each for name in weights.tensors for each in WRAPPERS.findall(name)})
+    if wrappers:
+        weights.notes.append(f"{', '.join(wrappers)} in names are taken away")
+        weights.beside |= {name: "a count of averaged steps" for name in weights.tensors if name in COUNTERS}
+        kept = {name: stored for name, stored in weights.tensors.items() if name not in COUNTERS}
+        weights.tensors = {WRAPPERS.sub("", name): stored for name, stored in kept.items()}
+        if len(weights.tensors) < len(kept):
+            raise UserError(f"{weights.files[0]} holds names that differ in {', '.join(wrappers)} alone")
+    for _ in range(MAX_PREFIXES):
+        names = weights.tensors.keys()
         prefix = next((each for each in PREFIXES if names and all(name.startswith(each) for name in names)), None)
         if prefix is None:
             return
         weights.notes.append(f"the prefix {prefix!r} of all names is taken away")
-        kept = {name.removeprefix(prefix): stored for name, stored in weights.tensors.items() if name not in COUNTERS}
-        weights.beside |= {name: "a count of averaged steps" for name in weights.tensors if name in COUNTERS}
-        weights.tensors = kept
+        weights.tensors = {name.removeprefix(prefix): stored for name, stored in weights.tensors.items()}
 
 
 def weights_file(folder: Path, names: Sequence[str]) -> Path:
@@ -202,9 +222,8 @@ def weights_file(folder: Path, names: Sequence[str]) -> Path:
     if len(found) == 1:
         return folder / found[0]
     if not found:
-        raise UserError(
-            f"{folder} holds no weights: neither {', '.join(names)} nor another file that ends in {', '.join(ENDINGS)}"
-        )
+        known = ", ".join([*names, f"a file that ends in {', '.join(ENDINGS)}"])
+        raise UserError(f"{folder} holds no weights: none of {known}; download them whole")
     raise UserError(f"{folder} holds several files of weights ({', '.join(found[:8])}): name one of them instead")
 
 

@@ -1,7 +1,7 @@
 """What the pickle in a torch file describes, read as data: no name in it is looked up, nothing in it is called.
 
 A pickle is a program for a machine with a stack. `parse_pickle` knows the few opcodes of which torch.save makes state dicts
-(protocol 2) and builds dicts, lists, tuples, texts, numbers and `Tensor` records of them, nothing else. A global is a key
+(protocol 2; 4, if asked for) and builds dicts, lists, tuples, texts, numbers and `Tensor` records of them, nothing else. A global is a key
 of `GLOBALS` and stays its name; whatever else the pickle holds is refused, so there is nothing that could run.
 """
 
@@ -100,6 +100,10 @@ def _put(stack: Stack, memo: dict[int, Any], index: int) -> None:
     memo[index] = stack[-1][-1]
 
 
+def _memoize(stack: Stack, memo: dict[int, Any], _argument: Any) -> None:
+    memo[len(memo)] = stack[-1][-1]
+
+
 def _get(stack: Stack, memo: dict[int, Any], index: int) -> None:
     stack[-1].append(memo[index])
 
@@ -151,6 +155,12 @@ def _global(stack: Stack, _memo: dict[int, Any], name: str) -> None:
     stack[-1].append(Global(name))
 
 
+def _stack_global(stack: Stack, memo: dict[int, Any], _argument: Any) -> None:
+    module, name = _last(stack, 2)
+    del stack[-1][-2:]
+    _global(stack, memo, f"{_of_type(module, str)} {_of_type(name, str)}")
+
+
 def _reduce(stack: Stack, _memo: dict[int, Any], _argument: Any) -> None:
     function, arguments = _last(stack, 2)
     name = _of_type(function, Global).name
@@ -198,8 +208,12 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 48
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_rest: Any) -> Tensor:
+def _tensor(
+    storage: Any, offset: Any, shape: Any, strides: Any, _gradient: Any = None, _hooks: Any = None, marks: Any = None
+) -> Tensor:
     """Return a view that lies in its storage and has no more numbers than it."""
+    if marks:  # it is negative or conjugated when it is read
+        raise NotPlain("it has a tensor whose numbers torch changes when it reads them")
     _of_type(storage, Storage), _of_type(shape, tuple), _of_type(strides, tuple)
     counts = (offset, *shape, *strides)
     if len(shape) != len(strides) or len(shape) > MAX_TENSOR_DIMENSIONS or not all(map(_is_count, counts)):
@@ -207,7 +221,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_rest: Any) ->
     count = math.prod(shape)
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides))
     if count and (count > storage.size or last >= storage.size):
-        raise NotPlain("it is damaged: a tensor is larger than its storage")
+        raise NotPlain("it has a tensor that is larger than its storage")
     return Tensor(storage, offset, shape, strides)
 
 
@@ -231,15 +245,16 @@ GLOBALS: dict[str, Callable[..., Any]] = {
     "torch._utils _rebuild_tensor_v2": _tensor,
 }
 OPCODES: dict[str, Callable[..., None]] = {
-    "PROTO": lambda stack, memo, version: None,
+    **dict.fromkeys(("PROTO", "FRAME"), lambda stack, memo, number: None),
     "NONE": _make(lambda: None),
     "NEWTRUE": _make(lambda: True),
     "NEWFALSE": _make(lambda: False),
     "EMPTY_DICT": _make(dict),
     "EMPTY_LIST": _make(list),
     "EMPTY_TUPLE": _make(tuple),
-    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE"), _push),
+    **dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"), _push),
     **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _put),
+    "MEMOIZE": _memoize,
     **dict.fromkeys(("BINGET", "LONG_BINGET"), _get),
     "MARK": _mark,
     "TUPLE": _tuple,
@@ -251,6 +266,7 @@ OPCODES: dict[str, Callable[..., None]] = {
     "SETITEM": _set_item,
     "SETITEMS": _set_items,
     "GLOBAL": _global,
+    "STACK_GLOBAL": _stack_global,
     "REDUCE": _reduce,
     "BUILD": _build,
     "BINPERSID": _persistent,

@@ -21,11 +21,15 @@ MAX_DIRECTORY_BYTES = 1 << 22  # of a zip; that of a model of 5,000 tensors has 
 MAX_SHARING = 2  # bytes of all tensors by those of the file: some may share numbers, none unfolds
 ZIP, LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # how files of torch begin, now and before 1.6
 LOCAL_HEADER = 30  # bytes of a member's header before its name
-# Commands that convert what is not read here; {old} and {new} are quoted paths.
-LOAD = "torch.load({old!r}, map_location='cpu', weights_only={only})"
-AGAIN = "import torch; torch.save(" + LOAD + ", {new!r})"
-TRUSTED = "import torch; x = " + LOAD + "; torch.save(x.get('state_dict', x), {new!r})"
-SCRIPTED = "import torch; torch.save(dict(torch.jit.load({old!r}, map_location='cpu').state_dict()), {new!r})"
+# Commands that convert what is not read here; {old} and {new} are quoted paths. Of whatever stands in dicts tensors alone are
+# kept, those of NumPy and quantized ones, too, each whole and plain.
+AGAIN = (
+    'import torch; x = torch.load({old}, map_location="cpu", weights_only=True); '
+    'k = lambda v: {{str(n): k(w) for n, w in v.items() if hasattr(w, "shape") or isinstance(w, dict)}} '
+    "if isinstance(v, dict) else torch.as_tensor(v).detach().dequantize().clone(memory_format=torch.contiguous_format); "
+    'torch.save(k(x.state_dict() if hasattr(x, "state_dict") else x), {new})'
+)
+SCRIPTED = 'import torch; torch.save(dict(torch.jit.load({old}, map_location="cpu").state_dict()), {new})'
 
 
 @contextlib.contextmanager
@@ -43,13 +47,16 @@ def open_torch_zip(file: Path) -> Iterator[Any]:
         if beginning == LEGACY:
             raise UserError(f"{file} was written by a torch before 1.6: convert it with {_convert(AGAIN, file)}")
         if not beginning.startswith(ZIP):
-            raise UserError(f"{file} is neither a safetensors file nor a zip of torch.save")
+            raise UserError(
+                f"{file} is neither a safetensors file nor a zip of torch.save: save its tensors as one of these"
+            )
         try:
             content = _Archive(file, descriptor).content()
         except NotPlain as error:
             raise UserError(
-                f"{file} holds more than tensors, dicts, texts and numbers: {error}. If you trust its maker, whose code "
-                f"torch then runs, convert it with {_convert(TRUSTED, file, only=False)}"
+                f"{file} holds more than tensors, dicts, texts and numbers: {error}. Convert it with "
+                f"{_convert(AGAIN, file)} (if torch refuses it, too, and you trust its maker, whose code then runs: "
+                "with weights_only=False)"
             ) from error
         except UserError:
             raise
@@ -60,9 +67,10 @@ def open_torch_zip(file: Path) -> Iterator[Any]:
         os.close(descriptor)
 
 
-def _convert(code: str, file: Path, only: bool = True) -> str:
-    new = file.with_name(f"{file.stem}_plain.pt")
-    return command(["python", "-c", code.format(old=str(file), new=str(new), only=only)])
+def _convert(code: str, file: Path) -> str:
+    old, new = (repr(str(path)) for path in (file, file.with_name(f"{file.stem}_plain.pt")))
+    quoted = [f'"{path[1:-1]}"' if '"' not in path else path for path in (old, new)]  # the shell's quotes are single
+    return command(["python", "-c", code.format(old=quoted[0], new=quoted[1])])
 
 
 class _Archive:
@@ -72,6 +80,8 @@ class _Archive:
         self.file, self.descriptor = file, descriptor
         self.size = os.fstat(descriptor).st_size
         members = zipfile.ZipFile(_BoundedReads(descriptor)).infolist()
+        if any(not 0 <= member.header_offset <= self.size - LOCAL_HEADER for member in members):
+            raise self._damaged("a member lies outside of it")
         self.members = {member.filename: member for member in members}
         if len(self.members) < len(members):
             raise self._damaged("two of its members have one name")
@@ -91,9 +101,9 @@ class _Archive:
         content = parse_pickle(self._read("data.pkl", MAX_PICKLE_BYTES))
         if isinstance(content, Tensor):
             return self._stored(content)
-        left, met, total = [content], {id(content)}, 0
+        left, met = [content], {id(content)}
         while left:
-            holder = left.pop()
+            holder, total = left.pop(), 0
             pairs = holder.items() if isinstance(holder, dict) else enumerate(holder) if type(holder) is list else ()
             for key, value in list(pairs):
                 if isinstance(value, Tensor):
@@ -102,8 +112,8 @@ class _Archive:
                 elif isinstance(value, dict | list) and id(value) not in met:
                     met.add(id(value))
                     left.append(value)
-        if total > MAX_SHARING * self.size:
-            raise self._damaged(f"it has {self.size} bytes, its tensors {total}")
+            if total > MAX_SHARING * self.size:
+                raise self._damaged(f"it has {self.size} bytes, the tensors of one dict {total}")
         return content
 
     def _stored(self, tensor: Tensor) -> Stored:
