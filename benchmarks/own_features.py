@@ -35,19 +35,21 @@ def outputs(run: Run, images: np.ndarray, ids: np.ndarray | None) -> dict[str, n
         return call(DualEncoder, config, "model", needs=run.objectives.needs, rngs=nnx.Rngs(key))
 
     graphdef, shapes = nnx.split(nnx.eval_shape(build, jax.random.key(0)))
-    own = nnx.restore_int_paths({name: parameters[name] for name in nnx.to_pure_dict(shapes)})
-    with jax.default_matmul_precision("highest"):
-        model, found = nnx.merge(graphdef, own), {}
-        kept = []
+    names = nnx.to_pure_dict(shapes)
+
+    @jax.jit
+    def encode(own, images, ids):
+        model, kept = nnx.merge(graphdef, nnx.restore_int_paths(own)), []
         model.image.post_norm = _Kept(model.image.post_norm, kept)
-        image = model.image(images)
-        found |= dict(image_tokens=kept[0], image_pooled=image.pooled)
-        if ids is not None:
-            text = model.text(ids)
-            found |= dict(text_tokens=text.tokens, text_pooled=text.pooled)
-            for side, features in (("image", image), ("text", text)):
-                project = getattr(model, f"{side}_pooled_projection") or getattr(model, f"{side}_projection")
-                found[f"{side}_features"] = project(features.pooled)
+        sides = dict(image=model.image(images)) | ({} if ids is None else dict(text=model.text(ids)))
+        found = dict(image_tokens=kept[0])
+        for side, features in sides.items():
+            project = getattr(model, f"{side}_pooled_projection") or getattr(model, f"{side}_projection")
+            found |= {f"{side}_pooled": features.pooled, f"{side}_features": project(features.pooled)}
+        return found | (dict(text_tokens=sides["text"].tokens) if "text" in sides else {})
+
+    with jax.default_matmul_precision("highest"):
+        found = encode({name: parameters[name] for name in names}, images, ids)
     return {name: np.asarray(value, np.float32) for name, value in found.items()}
 
 

@@ -196,7 +196,6 @@ def as_old_clip(folder: Path, config: hf.CLIPConfig, tokenizer: hf.CLIPTokenizer
     written["transformers_version"] = "4.16.0.dev0"
     (folder / "config.json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
     tokenizer.backend_tokenizer.model.save(str(folder))  # vocab.json, merges.txt
-    (folder / "tokenizer.json").unlink()
 
 
 def without_defaults(folder: Path, config: hf.SiglipConfig, tokenizer) -> None:

@@ -143,8 +143,11 @@ def built(arguments):
     """A train command's config, resolved and built abstractly, its data opened."""
     config = next(a.removeprefix("--config=") for a in arguments if a.startswith("--config="))
     assert any(a.startswith("--workdir=") for a in arguments)
-    overrides = [a for a in arguments if a.startswith("--config.")]
-    overrides += [f"--config.{a[2:]}" for a in arguments if a.startswith("--init_from=")]
+    overrides = [
+        a.replace("--init_from=", "--config.init_from=")
+        for a in arguments
+        if a.startswith(("--config.", "--init_from="))
+    ]
     for key in (key for key in FLAGS if f"--{key}" in arguments):
         words = arguments[arguments.index(f"--{key}") + 1 :]
         words = itertools.takewhile(lambda word: not word.startswith("--"), words)

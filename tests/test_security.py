@@ -37,7 +37,7 @@ SECURITY = (ROOT / "SECURITY.md").read_text()
 SILENCED = {
     "__init__.py": "importlib.import_module",
     "cleaning/names.py": "importlib.import_module",
-    "config.py": "importlib.util.spec_from_file_location",
+    "config_files.py": "importlib.util.spec_from_file_location",
     "data/decode.py": "formats=FORMATS",
     "data/emoji_art.py": "Image.open",
     "data/sentence_pieces.py": "subprocess",
@@ -48,7 +48,7 @@ SILENCED = {
 # Methods of objects whose class ruff does not know: the files that may call them.
 METHODS = {
     "builder_from_directory": {"data/tfds.py"},
-    "exec_module": {"config.py"},
+    "exec_module": {"config_files.py"},
     "extract": set(),
     "extractall": set(),
     "from_str": set(),  # a tokenizer's JSON may hold regular expressions

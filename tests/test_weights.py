@@ -20,7 +20,7 @@ from filip_jax.models import make_model
 from filip_jax.models.dual_encoder import DualEncoder
 from filip_jax.paths import flatten, unflatten
 from filip_jax.sections import call
-from filip_jax.train.init_from import open_donor
+from filip_jax.train.init_from import open_donors
 from filip_jax.weights.families import FAMILIES, hf_clip, hf_siglip
 from filip_jax.weights.load import import_weights
 from filip_jax.weights.mapping import LAYER, Rule, give, take
@@ -205,8 +205,8 @@ def test_a_run_starts_from_an_imported_image_tower(name, imported):
     model = make_model({"tokens"}, **config["model"] | dict(embed_dim=8, text=text))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     rules = (("(image/.*)", r"\1"), (".*", None))
-    donor = open_donor(dict(path=str(workdir), rules=rules), shapes, model.metadata)
-    assert set(donor.origins) == {path for path in flatten(shapes) if path.startswith("image/")}
+    [donor] = open_donors(dict(path=str(workdir), rules=rules), {"params": shapes}, model.metadata)
+    assert set(donor.origins) == {f"params/{path}" for path in flatten(shapes) if path.startswith("image/")}
 
 
 def test_a_table_has_each_parameter_and_name_once():
