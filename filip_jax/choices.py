@@ -210,3 +210,12 @@ def section_of(key: str, words: Sequence[str], old: Mapping[str, Any]) -> dict[s
             raise UserError(f"--config.{key}: {name} stands there twice; name one of them, as in other={kind}")
         sections[name] = choice.section([kind, *part[1:]], old.get(name, {}))
     return sections
+
+
+def step_number(step: str) -> int | None:
+    """The number of a step, None for "latest"; raises a UserError for anything else."""
+    if step == "latest":
+        return None
+    if not step.isdecimal():
+        raise UserError(f"--step={step} is not latest or a number")
+    return int(step)

@@ -6,7 +6,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from filip_jax.cli_align import add_align_command, step_number
+from filip_jax.choices import step_number
+from filip_jax.cli_align import add_align_command
 from filip_jax.cli_configs import add_configs_command, versions
 from filip_jax.cli_data import add_data_commands
 from filip_jax.cli_plan import add_config, add_plan_commands, apart, chosen

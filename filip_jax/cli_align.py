@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from filip_jax.choices import step_number
 from filip_jax.console import show
 from filip_jax.errors import UserError
 
@@ -30,15 +31,6 @@ def add_align_command(command: Callable[..., Any]) -> None:
     text.add_argument("--text", help="whose words are looked for")
     text.add_argument("--label", help='a class name: the text is "a photo of a {label}."')
     align.add_argument("--output", required=True, metavar="FILE.png")
-
-
-def step_number(step: str) -> int | None:
-    """The number of a step, None for "latest"; raises a UserError for anything else."""
-    if step == "latest":
-        return None
-    if not step.isdecimal():
-        raise UserError(f"--step={step} is not latest or a number")
-    return int(step)
 
 
 def _align(arguments, _) -> None:

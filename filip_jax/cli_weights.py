@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from filip_jax.cli_align import step_number
+from filip_jax.choices import step_number
 
 IMPORT = """Make a workdir of public weights, for eval, align, load_model and init_from.
 

@@ -9,5 +9,5 @@ FAMILIES: dict[str, Family] = {
     "hf_siglip": hf_siglip.FAMILY,
     "hf_vit": hf_vit.FAMILY,
     "hf_dinov2": hf_dinov2.FAMILY,
-    "filip_jax": filip_jax.FAMILY,
+    "own": filip_jax.FAMILY,
 }

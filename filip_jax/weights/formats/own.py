@@ -22,7 +22,7 @@ def make(leaving: Leaving) -> Target:
     sections = {name: leaving.config.get(name, {}) for name in ("model", "objectives", "tokenizer")}
     content = {"model_type": MODEL_TYPE, "format": FORMAT, **redacted(sections)}
     return Target(
-        family="filip_jax",
+        family="own",
         weights=WEIGHTS,
         rules=rules(leaving.parameters),
         files={CONFIG: as_json(content), TOKENIZER: leaving.tokenizer.model},
