@@ -19,6 +19,8 @@ from safetensors.numpy import load_file, save_file
 from filip_jax.cli import main
 from filip_jax.errors import UserError
 from filip_jax.weights import torch_pickle, torch_zip
+from filip_jax.weights.plan import HALF, Found
+from filip_jax.weights.preprocessing import of_transformers
 from filip_jax.weights.tensors import MAX_HEADER_BYTES, open_weights, weights_file
 from filip_jax.weights.torch_pickle import NotPlain, Tensor, parse_pickle
 
@@ -203,6 +205,37 @@ def test_a_long_text_that_stands_everywhere_costs_little(tmp_path):
     data = begin + b"".join(text(str(n)) + b"h\x07" for n in range(40_000)) + b"u."
     with open_weights(torch_file(tmp_path / "a.pt", data, TENSOR.values())) as weights:
         assert len(weights.beside) == 40_001 and max(map(len, weights.beside.values())) < 200
+
+
+def test_a_dict_that_stands_everywhere_is_read_once(tmp_path):
+    """20,000 names of a dict of 20,000 would be 400 million steps."""
+    data = b"\x80\x02}q\x00(" + b"".join(text(str(n)) + b"h\x00" for n in range(20_000)) + b"u."
+    with pytest.raises(UserError, match="no dict of weights"), open_weights(torch_file(tmp_path / "a.pt", data)):
+        pass
+
+
+def test_a_member_that_lies_outside_of_its_file_is_refused(tmp_path):
+    data = bytearray(saved(tmp_path / "a.pt", TENSOR).read_bytes())
+    place = data.rfind(b"PK\x01\x02") + 42
+    data[place : place + 4] = b"\xf0\xff\xff\xff"
+    (tmp_path / "a.pt").write_bytes(data)
+    with pytest.raises(UserError, match="lies outside of it"), open_weights(tmp_path / "a.pt"):
+        pass
+
+
+def test_a_number_of_a_hundred_axes_is_refused(tmp_path):
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1] * 100, "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(UserError, match="has 100 dimensions"), open_weights(tmp_path / "a.safetensors"):
+        pass
+
+
+def test_a_number_for_both_sides_squashes_as_the_family_does():
+    """size=224 of a ViTImageProcessor is both sides, of a CLIPImageProcessor the shorter one (transformers 5.24)."""
+    for rule in ("squash", "shortest"):
+        found = Found(ROOT, None, {"preprocessor_config.json": {"size": 40}}, {})
+        options, _, _ = of_transformers(found, 40, dict(mean=HALF, std=HALF, resize=rule, interpolation="bilinear"))
+        assert options["resize"] == rule
 
 
 CODE = [

@@ -126,9 +126,8 @@ def _read(rule: Rule, names: Sequence[str], shape: tuple[int, ...], tensors: Map
             raise UserError(f"{name!r} is of the type {dtype}: save the model in one of {', '.join(FLOATS)} first")
         if math.prod(tensors[name].shape) > math.prod(shape):
             raise UserError(_misfit(rule, names, shape, tensors))
-    arrays = [tensors[name].read() for name in names]
-    try:
-        found = rule.transform.take(arrays)
+    try:  # NumPy refuses [0, 2**62], too
+        found = rule.transform.take([tensors[name].read() for name in names])
     except ValueError as error:
         raise UserError(f"{_misfit(rule, names, shape, tensors)} ({error})") from error
     if found.shape != shape:

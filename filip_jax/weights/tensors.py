@@ -16,6 +16,7 @@ from filip_jax.errors import UserError
 from filip_jax.files import replacing
 from filip_jax.small_files import open_own, read_json
 from filip_jax.weights.stored import Stored
+from filip_jax.weights.torch_pickle import MAX_TENSOR_DIMENSIONS
 from filip_jax.weights.torch_zip import LEGACY, ZIP, open_torch_zip
 
 MAX_HEADER_BYTES = 1 << 24  # of a safetensors file; that of a model of a billion parameters has a hundredth of it
@@ -122,6 +123,8 @@ def _open_safetensors(file: Path) -> Iterator[dict[str, Stored]]:
 def _stored(file: Path, opened: Any, name: str) -> Stored:
     piece = opened.get_slice(name)
     dtype = piece.get_dtype()
+    if len(piece.get_shape()) > MAX_TENSOR_DIMENSIONS:
+        raise UserError(f"{file} is damaged: {name!r:.100} has {len(piece.get_shape())} dimensions")
     return Stored(tuple(piece.get_shape()), DTYPES.get(dtype, dtype), lambda: opened.get_tensor(name))
 
 
@@ -153,9 +156,9 @@ def _choose(file: Path, content: Any, weights: Weights) -> None:
     """Take the state dict of what torch.save was given; everything beside it is noted."""
     if not isinstance(content, dict):
         raise UserError(f"{file} holds no dict of tensors but {_description(content)}: save one state dict alone")
-    holders = {
-        name: found for name, value in content.items() if isinstance(value, dict) and (found := _tensors_of(value))
-    }
+    dicts = {id(value): value for value in content.values() if isinstance(value, dict)}  # one may stand there often
+    tensors = {key: _tensors_of(value) for key, value in dicts.items()}
+    holders = {name: found for name, value in content.items() if (found := tensors.get(id(value)))}
     own, name = _tensors_of(content), next((name for name in HOLDERS if name in holders), None)
     if name is None and len(holders) == 1 and len(own) < max(map(len, holders.values())):
         name = next(iter(holders))
