@@ -45,6 +45,10 @@ def add_weights_commands(command: Callable[..., Any]) -> None:
         choices=("last", "value"),
         help="value: tokens of patches from the last block's values, nearer to words (default: the source's, else last)",
     )
+    parser.add_argument(
+        "--image_size", type=int, default=0, metavar="N",
+        help="pixels of a side, to which positions are resampled (default: as SOURCE's preprocessing makes images)",
+    )  # fmt: skip
 
     parser = command("export", _export, EXPORT)
     parser.add_argument("--output", required=True, help="the folder, which is not there yet")
@@ -60,10 +64,6 @@ def add_weights_commands(command: Callable[..., Any]) -> None:
         default="",
         help="pooled or tokens: the projections to write (default: pooled, where they were trained)",
     )
-    parser.add_argument(
-        "--image_size", type=int, default=0, metavar="N",
-        help="pixels of a side, to which positions are resampled (default: as SOURCE's preprocessing makes images)",
-    )  # fmt: skip
 
 
 def _import(arguments, _) -> None:

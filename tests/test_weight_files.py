@@ -234,7 +234,7 @@ def test_a_number_for_both_sides_squashes_as_the_family_does():
     """size=224 of a ViTImageProcessor is both sides, of a CLIPImageProcessor the shorter one (transformers 5.24)."""
     for rule in ("squash", "shortest"):
         found = Found(ROOT, None, {"preprocessor_config.json": {"size": 40}}, {})
-        options, _, _ = of_transformers(found, 40, dict(mean=HALF, std=HALF, resize=rule, interpolation="bilinear"))
+        options, _, _ = of_transformers(found, dict(mean=HALF, std=HALF, resize=rule, interpolation="bilinear"))
         assert options["resize"] == rule
 
 

@@ -177,7 +177,7 @@ def test_every_tensor_comes_back_bit_by_bit(name, imported, monkeypatch):
     seen = {}
 
     def remember(rule, shape, tensors):
-        seen.setdefault("tensors", tensors)
+        seen.setdefault("tensors", {name: stored.read() for name, stored in tensors.items()})  # while the file is open
         seen.setdefault("rules", []).append(rule)
         return take(rule, shape, tensors)
 
@@ -190,7 +190,7 @@ def test_every_tensor_comes_back_bit_by_bit(name, imported, monkeypatch):
             found.keys() <= seen["tensors"].keys() and left == imported.notes["unused"].keys() & seen["tensors"].keys()
         )
         for name, array in found.items():
-            theirs = seen["tensors"][name].read()
+            theirs = seen["tensors"][name]
             assert array.astype(theirs.dtype).tobytes() == theirs.tobytes() and array.shape == theirs.shape, name
         seen["compared"] = len(found)
 
