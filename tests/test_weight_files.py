@@ -482,6 +482,7 @@ SPOILT = {
     "another config": (change_json("config.json", vision_config__hidden_size=60), "width=60, but the weights have 45"),
     "another activation": (change_json("config.json", text_config__hidden_act="relu"), "relu.*which a tower can have"),
     "an epsilon of text": (change_json("config.json", text_config__layer_norm_eps="1"), "is not of the type float"),
+    "another EOS": (change_json("config.json", text_config__eos_token_id=98), "ends texts with the id 99, but the model pools them at 98"),
     "heads that do not divide": (change_json("config.json", text_config__num_attention_heads=7), "does not split into heads=7"),
     "a section that is none": (change_json("config.json", text_config=[]), "is no section but list"),
     "another model type": (change_json("config.json", model_type="blip"), "model_type='blip', of which no family"),
@@ -501,7 +502,7 @@ SPOILT = {
     "a cache of the Hub": (lambda folder: (folder / "snapshots").mkdir(), "run cp -rL .* copy"),
     "a pointer of git-lfs": (lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com"), "run git lfs pull"),
     "another interpolation": (change_json("processor_config.json", image_processor__resample=1), "resample=1 is neither"),
-    "a tokenizer of more ids": (change_tensors(lambda x: x.update({n: x[n][:90] for n in x if "token_embedding" in n})), "vocab_size=100, but the weights have 90"),
+    "fewer embeddings than ids": (change_tensors(lambda x: x.update({n: x[n][:90] for n in x if "token_embedding" in n})), "vocab_size=100, but the weights have 90"),
     "a link out": (link_out, "link that leads out of its folder"),
     "an index that leads out": (index({"a": "../elsewhere.safetensors"}), "does not name files of weights in its folder"),
     "an index of another file": (index({"a": "model-2.safetensors"}), "which is not there"),
@@ -524,7 +525,7 @@ DEAR = {
     "another layer",
     "whole numbers",
     "a tensor more",
-    "a tokenizer of more ids",
+    "fewer embeddings than ids",
 }  # a cheaper row does the same
 
 
@@ -548,7 +549,7 @@ def test_a_spoilt_folder_is_one_line_and_leaves_nothing(spoil, what, folder, tmp
     (["nothing.safetensors"], "no such file or folder"),
     (["ViT-B-32"], "give a model that lies on this machine"),
     (["FOLDER", "--family=clip"], "--family=clip is not one of open_clip, hf_clip"),
-    (["FOLDER", "--family=hf_siglip"], "no 'vision_model.head.probe'|shape|lacks"),
+    (["FOLDER", "--family=hf_siglip"], "is not 0 . a square grid of positions"),
     (["FOLDER", "--family=open_clip"], "no 'visual.conv1.weight'"),
     (["FOLDER/model.safetensors"], "comes without config.json"),
     (["OPENAI", "--model=ViT-B-32"], "patch_size=32, but the weights have 7"),

@@ -178,15 +178,21 @@ def _tokenizer(plan: Plan, found: Found, given: str) -> tuple[Tokenizer, dict[st
     if given and not Path(given).is_file():
         raise UserError(f"--tokenizer={given}: no such file")
     section, evidence = plan.words(found, plan.text["vocab_size"], given)
-    pieces = Tokenizer(make_tokenizer(source=None, **section))
+    pieces, words = Tokenizer(make_tokenizer(source=None, **section)), section["path"] or "its tokenizer"
     if pieces.vocab_size > plan.text["vocab_size"]:
         raise UserError(
-            f"{section['path']} has {pieces.vocab_size} ids, the weights {plan.text['vocab_size']}: it is of another model"
+            f"{words} has {pieces.vocab_size} ids, the weights {plan.text['vocab_size']}: it is of another model"
         )
     pad_id = plan.text.setdefault("pad_id", pieces.pad_id)
     if pad_id != pieces.pad_id:
         raise UserError(
-            f"{section['path']} fills texts with the id {pieces.pad_id}, the model with {pad_id}: it is of another model"
+            f"{words} fills texts with the id {pieces.pad_id}, the model with {pad_id}: it is of another model"
+        )
+    eos_id = pieces.vocab_size - 1 if plan.eos_id is None else plan.eos_id
+    if plan.text["pooling"] == "eos" and pieces.pieces.eos != eos_id:
+        raise UserError(
+            f"{words} ends texts with the id {pieces.pieces.eos}, but the model pools them at {eos_id}: "
+            "it is of another model"
         )
     return pieces, section, [*evidence, Evidence("pad_id", f"{pad_id}", "the tokenizer's")]
 

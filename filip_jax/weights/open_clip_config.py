@@ -21,7 +21,7 @@ VISION = {
 }  # fmt: skip
 TEXT = {
     "context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4.0, "pad_id": 0,
-    "no_causal_mask": False, "pool_type": "argmax", "proj_bias": False, "proj_type": "linear",
+    "no_causal_mask": False, "pool_type": "argmax", "eos_id": 2, "proj_bias": False, "proj_type": "linear",
 }  # fmt: skip
 TOP = {
     "embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias", "cast_dtype",
@@ -30,7 +30,7 @@ TOP = {
 # Keys that change nothing of what is computed from whole images and texts.
 FREE = {
     "patch_dropout", "output_tokens", "timm_drop", "timm_drop_path", "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs",
-    "eos_id", "attn_pooler_queries", "attn_pooler_heads", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias",
+    "attn_pooler_queries", "attn_pooler_heads", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias",
     "hf_model_pretrained", "hf_proj_type", "hf_pooler_type",
 }  # fmt: skip
 # What no tower here computes, where it is set.
@@ -45,11 +45,12 @@ TEXT_POOLINGS = {"argmax": "eos", "eos": "eos", "last": "last", "first": "first"
 
 
 class Architecture(NamedTuple):
-    """The options of both towers that no shape tells, and the evidence for them."""
+    """The options of both towers that no shape tells, the evidence for them, and `eos_id` of `Plan`."""
 
     image: dict[str, Any]
     text: dict[str, Any]
     evidence: list[Evidence]
+    eos_id: int | None = None
 
 
 def of_name(name: str, why: str, image: Mapping[str, Any], text: Mapping[str, Any]) -> Architecture:
@@ -91,7 +92,9 @@ def of_config(place: str, content: Any, image: Mapping[str, Any], text: Mapping[
     top = Options(place, content, {"quick_gelu": False}, LIBRARY)
     top.known(TOP)
     (vision, image_origins), (words, text_origins) = _vision(top, image), _text(top, text)
-    return Architecture(vision, words, _evidence(vision, words, image_origins, text_origins))
+    text_options = _section(top, "text_cfg", TEXT)
+    eos_id = text_options.value("eos_id", int) if text_options.value("pool_type", str) == "eos" else None
+    return Architecture(vision, words, _evidence(vision, words, image_origins, text_origins), eos_id)
 
 
 def _vision(top: Options, sizes: Mapping[str, Any]) -> Described:
