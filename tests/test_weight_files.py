@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from filip_jax.cli import main
 from filip_jax.errors import UserError
 from filip_jax.weights import torch_pickle, torch_zip
+from filip_jax.weights.load import import_weights
 from filip_jax.weights.plan import HALF, Found
 from filip_jax.weights.preprocessing import of_transformers
 from filip_jax.weights.tensors import MAX_HEADER_BYTES, open_weights, weights_file
@@ -541,6 +542,17 @@ def test_a_spoilt_folder_is_one_line_and_leaves_nothing(spoil, what, folder, tmp
     with pytest.raises(UserError, match=what):
         raise UserError(said)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize("key, value, what", [
+    ("vision_config__vision_use_head", False, "vision_use_head=False asks for what"),
+    ("text_config__projection_size", 30, "projection_size=30, but the weights have 45"),
+])  # fmt: skip
+def test_a_siglip_without_its_head_or_of_another_width_is_refused(key, value, what, tmp_path):
+    folder = shutil.copytree(FOLDERS / "hf_siglip_two", tmp_path / "siglip")
+    change_json("config.json", **{key: value})(folder)
+    with pytest.raises(UserError, match=what):
+        import_weights(str(folder), str(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("words, what", [
