@@ -19,7 +19,8 @@ from safetensors.numpy import load_file, save_file
 from filip_jax.cli import main
 from filip_jax.errors import UserError
 from filip_jax.weights import torch_pickle, torch_zip
-from filip_jax.weights.load import import_weights
+from filip_jax.weights.load import import_weights, read_weights
+from filip_jax.weights.open_clip_config import of_config, of_name
 from filip_jax.weights.plan import HALF, Found
 from filip_jax.weights.preprocessing import of_transformers
 from filip_jax.weights.tensors import MAX_HEADER_BYTES, open_weights, weights_file
@@ -545,7 +546,7 @@ def test_a_spoilt_folder_is_one_line_and_leaves_nothing(spoil, what, folder, tmp
 
 
 @pytest.mark.parametrize("key, value, what", [
-    ("vision_config__vision_use_head", False, "vision_use_head=False asks for what"),
+    ("vision_config__vision_use_head", False, "vision_use_head=False asks for what filip_jax does not compute"),
     ("text_config__projection_size", 30, "projection_size=30, but the weights have 45"),
 ])  # fmt: skip
 def test_a_siglip_without_its_head_or_of_another_width_is_refused(key, value, what, tmp_path):
@@ -553,6 +554,28 @@ def test_a_siglip_without_its_head_or_of_another_width_is_refused(key, value, wh
     change_json("config.json", **{key: value})(folder)
     with pytest.raises(UserError, match=what):
         import_weights(str(folder), str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name, width", [("ViT-L-14", 1280), ("ViT-H-14", 1664), ("", 1408)])
+def test_a_name_of_another_width_is_refused(name, width):
+    """Heads of the wrong number would divide such a width, too, and compute something else."""
+    image = dict(patch_size=14, image_size=224, width=width)
+    with pytest.raises(UserError, match="the weights have the width of a ViT-"):
+        of_name(name, f"--model={name}", image, dict(width=1024))
+
+
+def test_options_of_open_clips_tokenizers_are_refused():
+    content = {"text_cfg": {"tokenizer_kwargs": {"clean": "canonicalize"}}}
+    with pytest.raises(UserError, match="tokenizer_kwargs=.*asks for what filip_jax does not compute"):
+        of_config("model.json", content, dict(width=768), {})
+
+
+@pytest.mark.slow
+def test_a_family_against_the_config_is_said(folder):
+    change_json("config.json", model_type="chinese_clip")(folder)
+    lines = []
+    read_weights(str(folder), lambda *new: lines.extend(new), family="hf_clip")
+    assert any("--family=hf_clip, though config.json says model_type='chinese_clip'" in line for line in lines)
 
 
 @pytest.mark.parametrize("words, what", [

@@ -146,7 +146,9 @@ def _by_config(place: Path, configs: Mapping[str, Any], given: str) -> tuple[str
     if given:
         if given not in FAMILIES:
             raise UserError(f"--family={given} is not one of {', '.join(FAMILIES)}")
-        return given, f"--family={given}"
+        stated = configs.get("config.json", {}).get("model_type")
+        against = f", though config.json says model_type={stated!r:.100}" if stated else ""
+        return given, f"--family={given}" + ("" if FAMILIES[given].config(configs) else against)
     found = {name: why for name, family in FAMILIES.items() if (why := family.config(configs))}
     if len(found) > 1:
         said = "; ".join(found.values())
@@ -160,7 +162,8 @@ def _by_config(place: Path, configs: Mapping[str, Any], given: str) -> tuple[str
 def _by_names(place: Path, weights: Weights) -> tuple[str, str]:
     found = [name for name, family in FAMILIES.items() if family.names(weights.tensors)]
     if len(found) != 1:
-        raise UserError(f"{place} holds names of no family, such as {report.some(weights.tensors, 4)}; {_known()}")
+        families = " and ".join(found) or "no family"
+        raise UserError(f"{place} holds names of {families}, such as {report.some(weights.tensors, 4)}; {_known()}")
     return found[0], "the names of its tensors"
 
 

@@ -14,6 +14,7 @@ NAME = re.compile(
     r"ViT-(?P<size>[SMBLHge]|bigG)-(?P<patch>\d{1,2})(?P<alt>-alt|-plus)?(-(?P<pixels>\d{3}))?(?P<quick>-quickgelu)?"
 )
 HEAD_WIDTHS = {"H": 80, "g": 88, "bigG": 104, "e": 112}  # of the image towers; of all others and of texts 64
+WIDTHS = {1280: "H", 1408: "g", 1664: "bigG", 1792: "e"}  # of these towers, which 64 divides, too: no other name fits them
 HEAD_WIDTH = 64
 VISION = {
     "layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16, "image_size": 224,
@@ -29,14 +30,14 @@ TOP = {
 }  # fmt: skip
 # Keys that change nothing of what is computed from whole images and texts.
 FREE = {
-    "patch_dropout", "output_tokens", "timm_drop", "timm_drop_path", "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs",
+    "patch_dropout", "output_tokens", "timm_drop", "timm_drop_path", "hf_tokenizer_name",
     "attn_pooler_queries", "attn_pooler_heads", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias",
     "hf_model_pretrained", "hf_proj_type", "hf_pooler_type",
 }  # fmt: skip
-# What no tower here computes, where it is set.
+# What no tower here computes, or no tokenizer here does, where it is set.
 UNSET = (
     "attentional_pool", "final_ln_after_pool", "timm_model_name", "hf_model_name", "embed_cls", "block_type", "qk_norm",
-    "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc",
+    "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc", "tokenizer_mode", "tokenizer_kwargs",
 )  # fmt: skip
 EITHER = {"layers", "width", "mlp_ratio", "ls_init_value", "pool_type", "act_kwargs", "norm_kwargs"}
 POOLINGS = {"tok": "class", "avg": "mean"}
@@ -64,14 +65,17 @@ def of_name(name: str, why: str, image: Mapping[str, Any], text: Mapping[str, An
         raise UserError(
             f"{why} is no ViT of open_clip such as ViT-B-32 or ViT-L-14-336-quickgelu: give --model=FILE.json for others"
         )
-    found = match.groupdict() if match else {"size": "", "quick": "-quickgelu"}
-    said = {
+    named = match.groupdict() if match else {"size": "", "quick": "-quickgelu"}
+    stated = {
         key: int(number)
         for key, name in (("patch_size", "patch"), ("image_size", "pixels"))
-        if (number := found.get(name))
+        if (number := named.get(name))
     }
-    agree(why, said, image)
-    head, activation = HEAD_WIDTHS.get(str(found["size"]), HEAD_WIDTH), "quick_gelu" if found["quick"] else "gelu"
+    agree(why, stated, image)
+    size = str(named["size"])
+    if WIDTHS.get(image["width"], size) != size:
+        raise UserError(f"{why}, but the weights have the width of a ViT-{WIDTHS[image['width']]}: they are of two models")
+    head, activation = HEAD_WIDTHS.get(size, HEAD_WIDTH), "quick_gelu" if named["quick"] else "gelu"
     shared = dict(activation=activation, norm_epsilon=1e-5)
     fitting = dict(class_tokens=1, patch_bias=False, pre_norm=True, layer_scale=None, pooling="class")
     whole = dict(causal=True, pooling="eos", pad_id=0, projection="linear")
@@ -136,7 +140,7 @@ def _text(top: Options, sizes: Mapping[str, Any]) -> Described:
 
 def _section(top: Options, name: str, defaults: Mapping[str, Any]) -> Options:
     options = Options(f"{top.place}, {name}", top.content.get(name), defaults, LIBRARY)
-    options.only(**dict.fromkeys(UNSET, (None, False, "default", "")))
+    options.only(**dict.fromkeys(UNSET, (None, False, "default", "", {})))
     options.known(defaults.keys() | FREE | set(UNSET) | EITHER)
     return options
 
