@@ -497,6 +497,7 @@ SPOILT = {
     "a deviation of 0": (change_json("processor_config.json", image_processor__image_std=[0, 0.5, 0.5]), "no deviation 0"),
     "a list for a side": (change_json("processor_config.json", image_processor__crop_size=[42, 42]), "is not one side in pixels"),
     "the longer side": (change_json("processor_config.json", image_processor__size={"longest_edge": 42}), "is neither height and width nor"),
+    "a crop beyond the picture": (change_json("processor_config.json", image_processor__crop_size=84), "is larger than size"),
     "a crop of a squashed picture": (change_json("processor_config.json", image_processor__size={"height": 48, "width": 48}), "of a squashed picture"),
     "quantized": (change_json("config.json", quantization_config={"quant_method": "bitsandbytes"}), "quantized: dequantize the model"),
     "code of its own": (change_json("config.json", auto_map={"AutoModel": "modeling.Mine"}), "code of its own"),

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from filip_jax.errors import UserError
+from filip_jax.framing import RESIZES
 from filip_jax.weights.options import Options
 from filip_jax.weights.plan import CLIP_MEAN, CLIP_STD, Evidence, Found
 
@@ -12,7 +13,6 @@ WHOLE = "processor_config.json"  # holds it in a section, as newer versions of t
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 SCALE = 1 / 255
 MAX_SIDE = 1 << 16  # pixels
-RESIZES = ("shortest", "squash")
 
 # The options mean, std, resize … of a tower; the evidence for them; the size of the views and its key, if one is stated.
 Preprocessing = tuple[dict[str, Any], list[Evidence], tuple[int, str] | None]
@@ -114,10 +114,12 @@ def _resize(options: Options, default: str) -> tuple[str, float, tuple[int, str]
     shorter = _side(options, "size", size)
     if type(size) is int and default == "squash":  # of processors that take a number for both sides
         return "squash", 1.0, (shorter, "size")
-    if crop is None or not cropped:
+    if not cropped:
         return "shortest", 1.0, (shorter, "size")
     view = _side(options, "crop_size", crop)
-    return "shortest", min(view / shorter, 1.0), (view, "crop_size")
+    if view > shorter:  # transformers fills the margin with black
+        raise UserError(f"{options.place}: crop_size={crop!r:.100} is larger than size={size!r:.100}")
+    return "shortest", view / shorter, (view, "crop_size")
 
 
 def _side(options: Options, key: str, value: Any) -> int:
