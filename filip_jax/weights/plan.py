@@ -10,8 +10,6 @@ from filip_jax.errors import UserError
 from filip_jax.weights.mapping import Rule
 from filip_jax.weights.stored import Stored
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 

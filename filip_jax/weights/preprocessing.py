@@ -5,8 +5,9 @@ from typing import Any
 
 from filip_jax.errors import UserError
 from filip_jax.framing import RESIZES
+from filip_jax.models.tower import CLIP_MEAN, CLIP_STD
 from filip_jax.weights.options import Options
-from filip_jax.weights.plan import CLIP_MEAN, CLIP_STD, Evidence, Found
+from filip_jax.weights.plan import Evidence, Found
 
 TRANSFORMERS, OPEN_CLIP = "preprocessor_config.json", "open_clip_config.json"
 WHOLE = "processor_config.json"  # holds it in a section, as newer versions of transformers write it

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from filip_jax.models.tower import CLIP_MEAN, CLIP_STD
 from filip_jax.weights.dual_names import IGNORED, IMAGE_POSITIONS, TEXT_POSITIONS, TOKENS, tower_rules, towers
 from filip_jax.weights.dual_names import PATCHES as EMBEDDING
 from filip_jax.weights.hugging_face import FILES, config_of, is_of_type
 from filip_jax.weights.mapping import AS_ROW, PATCHES, Rule, linear, norm
-from filip_jax.weights.plan import CLIP_MEAN, CLIP_STD, Evidence, Family, Found, Plan
+from filip_jax.weights.plan import Evidence, Family, Found, Plan
 from filip_jax.weights.preprocessing import of_transformers
 from filip_jax.weights.sizes import OF_SHAPES, clip_objective
 from filip_jax.weights.words import of_clip
