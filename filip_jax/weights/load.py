@@ -23,16 +23,13 @@ from filip_jax.user_paths import from_user
 from filip_jax.weights import report
 from filip_jax.weights.families import FAMILIES
 from filip_jax.weights.mapping import take
-from filip_jax.weights.output import Imported, check_output, write_workdir
+from filip_jax.weights.output import CONFIGS, Imported, check_output, write_workdir
 from filip_jax.weights.plan import Evidence, Found, Plan
 from filip_jax.weights.positions import at_size
 from filip_jax.weights.tensors import Weights, open_weights, weights_file
 
 HUB = "https://huggingface.co/"
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-CONFIGS = (  # that are read
-    "config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
-)  # fmt: skip
 ADAPTER = "adapter_config.json"  # of LoRA and the like, by which transformers changes the weights beside it
 # What stands beside an image tower that came alone: `init_from` takes the tower, and a run has its own text tower.
 TEXT = dict(kind="transformer", vocab_size=300, length=32, width=64, depth=1, heads=1, activation="gelu")

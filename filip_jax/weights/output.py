@@ -26,11 +26,12 @@ from filip_jax.small_files import open_own, read_own
 from filip_jax.user_paths import from_user
 
 ORIGIN, SOURCE = "origin.json", "source"  # a file, and a folder with the small files of the source
-COPIED = (
+CONFIGS = (  # of others, by which a family reads its weights
     "config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "README.md", "LICENSE", "LICENSE.txt",
-    "LICENSE.md", "NOTICE",
+)  # fmt: skip
+COPIED = (
+    *CONFIGS, "special_tokens_map.json", "tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model",
+    "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE",
 )  # fmt: skip
 MAX_COPY_BYTES = 1 << 26  # of one of them
 LICENSE = re.compile(r"^(license|license_name|license_link|base_model):[ \t]*(\S.{0,200})$", re.MULTILINE)
