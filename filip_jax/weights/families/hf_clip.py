@@ -6,7 +6,7 @@ from typing import Any
 from filip_jax.models.tower import CLIP_MEAN, CLIP_STD
 from filip_jax.weights.dual_names import IGNORED, IMAGE_POSITIONS, TEXT_POSITIONS, TOKENS, tower_rules, towers
 from filip_jax.weights.dual_names import PATCHES as EMBEDDING
-from filip_jax.weights.hugging_face import FILES, config_of, is_of_type
+from filip_jax.weights.hugging_face import FILES, config_of, evidence_of_type
 from filip_jax.weights.mapping import AS_ROW, PATCHES, Rule, linear, norm
 from filip_jax.weights.plan import Evidence, Family, Found, Plan
 from filip_jax.weights.preprocessing import of_transformers
@@ -44,7 +44,7 @@ RULES = (
 
 def recognize(configs: Mapping[str, Mapping[str, Any]]) -> str:
     """Return why a folder holds a CLIP of transformers, or ""."""
-    return is_of_type(configs, MODEL_TYPES)
+    return evidence_of_type(configs, MODEL_TYPES)
 
 
 def are_names(tensors: Mapping[str, Any]) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 from filip_jax.weights.dual_names import IGNORED, IMAGE_POSITIONS, TEXT_POSITIONS, TOKENS, tower_rules, towers
 from filip_jax.weights.dual_names import PATCHES as EMBEDDING
-from filip_jax.weights.hugging_face import FILES, config_of, is_of_type
+from filip_jax.weights.hugging_face import FILES, config_of, evidence_of_type
 from filip_jax.weights.mapping import FIRST_AXIS_GONE, PATCHES, TRANSPOSED, TWO_AXES_GONE, Rule, linear, norm
 from filip_jax.weights.options import agree
 from filip_jax.weights.plan import HALF, Evidence, Family, Found, Plan
@@ -49,7 +49,7 @@ RULES = (
 
 def recognize(configs: Mapping[str, Mapping[str, Any]]) -> str:
     """Return why a folder holds a SigLIP of transformers, or ""."""
-    return is_of_type(configs, MODEL_TYPES)
+    return evidence_of_type(configs, MODEL_TYPES)
 
 
 def are_names(tensors: Mapping[str, Any]) -> bool:

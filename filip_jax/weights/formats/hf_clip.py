@@ -14,8 +14,8 @@ IMAGE: dict[str, Any] = {
 }  # fmt: skip
 TEXT: dict[str, Any] = {"causal": (True,), "pooling": ("eos",), "projection": ("linear",)}
 USAGE = """from transformers import AutoTokenizer, CLIPModel
-model = CLIPModel.from_pretrained(FOLDER)
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)"""
+model = CLIPModel.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
 
 
 def misfits(leaving: Leaving) -> list[str]:

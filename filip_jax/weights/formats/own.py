@@ -7,7 +7,7 @@ from filip_jax.weights.families.own import CONFIG, MODEL_TYPE, WEIGHTS, rules
 from filip_jax.weights.leaving import Leaving, Target
 from filip_jax.weights.transformers_files import as_json
 
-USAGE = """# filip import FOLDER --output=runs/again
+USAGE = """# filip import "FOLDER" --output=runs/again
 from filip_jax import load_model
 model = load_model("runs/again")"""
 
