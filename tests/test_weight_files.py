@@ -77,7 +77,7 @@ def saved(file, value, **options):
 
 
 def test_what_torch_writes_is_read(tmp_path):
-    """Nested dicts, tensors that are views, prefixes, types; what stands beside the weights is named."""
+    """Nested dicts, views, prefixes and all types are read; what stands beside the weights is named."""
     arrays = {
         "module._orig_mod.a": np.arange(6, dtype=np.float32).reshape(2, 3),
         "module._orig_mod.b": np.arange(6, dtype=np.float32).reshape(3, 2).T,
