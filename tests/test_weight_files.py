@@ -486,6 +486,7 @@ SPOILT = {
     "an epsilon of text": (change_json("config.json", text_config__layer_norm_eps="1"), "is not of the type float"),
     "another EOS": (change_json("config.json", text_config__eos_token_id=98), "ends texts with the id 99, but the model pools them at 98"),
     "heads that do not divide": (change_json("config.json", text_config__num_attention_heads=7), "does not split into heads=7"),
+    "a section under its older key": (change_json("config.json", text_config_dict={}), "text_config_dict says width=512, but the weights have 30"),
     "a section that is none": (change_json("config.json", text_config=[]), "is no section but list"),
     "another model type": (change_json("config.json", model_type="blip"), "model_type='blip', of which no family"),
     "two families": (

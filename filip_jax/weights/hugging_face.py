@@ -25,7 +25,7 @@ def evidence_of_type(configs: Mapping[str, Mapping[str, Any]], types: Sequence[s
 
 
 def config_of(found: Found, section: str, defaults: Mapping[str, Any]) -> Options:
-    """Return config.json, or a section of it, which an older key such as text_config_dict overrides as in transformers.
+    """Return config.json, or a section of it; where there is an older key, text_config_dict, transformers takes that one whole.
 
     Raises:
         UserError: there is no config.json, and no shape tells the heads and the activation.
@@ -46,9 +46,8 @@ def config_of(found: Found, section: str, defaults: Mapping[str, Any]) -> Option
     if not section:
         return Options(CONFIG, content, defaults, LIBRARY)
     own, older = content.get(section), content.get(f"{section}_dict")
-    place = " and ".join(name for name, each in ((section, own), (f"{section}_dict", older)) if each is not None)
-    merged = {**own, **older} if isinstance(own, dict) and isinstance(older, dict) else older if own is None else own
-    return Options(f"{CONFIG}, {place or section}", merged, defaults, LIBRARY)
+    name, options = (section, own) if older is None else (f"{section}_dict", older)
+    return Options(f"{CONFIG}, {name}", options, defaults, LIBRARY)
 
 
 def tower_options(found: Found, options: Options, first_norm: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
