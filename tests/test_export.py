@@ -226,6 +226,13 @@ def test_what_a_format_would_compute_otherwise_is_refused(format, image, text, s
     assert not FORMATS["safetensors"].misfits(leaving)
 
 
+def test_an_eos_that_is_the_pad_is_refused_by_formats_that_pool_there(pieces):
+    """Here the last token that is no pad is pooled, which is then the one before EOS."""
+    leaving = leaving_of(with_options(pieces, canonicalize=False, bos=True, eos_as_pad=True))
+    assert all("an EOS that is the pad" in "; ".join(FORMATS[name].misfits(leaving)) for name in ("hf_clip", "open_clip"))
+    assert not FORMATS["safetensors"].misfits(leaving)
+
+
 def test_a_refusal_names_formats_that_fit_and_leaves_nothing(pieces, tmp_path):
     make_run(tmp_path / "run", pieces, dict(clip=CLIP), image=dict(class_tokens=0, pooling="mean"))
     with pytest.raises(UserError, match=r"class_tokens=0 \(there 1\).*: take --format=safetensors$"):
