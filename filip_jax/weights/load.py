@@ -140,28 +140,27 @@ def _configs(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _by_config(place: Path, configs: Mapping[str, Any], given: str) -> tuple[str, str]:
     """Return the family's name and why, of the option or the folder's config; "" where neither tells."""
+    stated = configs.get("config.json", {}).get("model_type")
     if given:
         if given not in FAMILIES:
             raise UserError(f"--family={given} is not one of {', '.join(FAMILIES)}")
-        stated = configs.get("config.json", {}).get("model_type")
         against = f", though config.json says model_type={stated!r:.100}" if stated else ""
         return given, f"--family={given}" + ("" if FAMILIES[given].config(configs) else against)
-    found = {name: why for name, family in FAMILIES.items() if (why := family.config(configs))}
-    if len(found) > 1:
-        said = "; ".join(found.values())
-        raise UserError(f"{place} can be read as {' or '.join(found)} ({said}): choose one with --family")
-    stated = configs.get("config.json", {}).get("model_type")
-    if stated and not found:
+    matches = {name: why for name, family in FAMILIES.items() if (why := family.config(configs))}
+    if len(matches) > 1:
+        reasons = "; ".join(matches.values())
+        raise UserError(f"{place} can be read as {' or '.join(matches)} ({reasons}): choose one with --family")
+    if stated and not matches:
         raise UserError(f"{place}: config.json says model_type={stated!r:.100}, of which no family is read; {_known()}")
-    return next(iter(found.items()), ("", ""))
+    return next(iter(matches.items()), ("", ""))
 
 
 def _by_names(place: Path, weights: Weights) -> tuple[str, str]:
-    found = [name for name, family in FAMILIES.items() if family.names(weights.tensors)]
-    if len(found) != 1:
-        families = " and ".join(found) or "no family"
+    matches = [name for name, family in FAMILIES.items() if family.names(weights.tensors)]
+    if len(matches) != 1:
+        families = " and ".join(matches) or "no family"
         raise UserError(f"{place} holds names of {families}, such as {report.some(weights.tensors, 4)}; {_known()}")
-    return found[0], "the names of its tensors"
+    return matches[0], "the names of its tensors"
 
 
 def _known() -> str:

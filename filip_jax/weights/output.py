@@ -119,11 +119,11 @@ def beside(place: Path) -> Iterator[Path]:
 
 def _copy(folder: Path, place: Path) -> dict[str, bytes]:
     """Copy the small files of a folder; return those that are texts for people."""
-    found = {name: read_own(folder / name, MAX_COPY_BYTES) for name in COPIED if (folder / name).is_file()}
+    files = {name: read_own(folder / name, MAX_COPY_BYTES) for name in COPIED if (folder / name).is_file()}
     place.mkdir()
-    for name, data in found.items():
+    for name, data in files.items():
         write_atomically(place / name, data)
-    return found
+    return files
 
 
 def _license(copied: Mapping[str, bytes]) -> dict[str, str]:
@@ -136,8 +136,8 @@ def _license(copied: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _sha256(file: Path) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with open_own(file) as handle:
         while piece := handle.read(PIECE):
-            found.update(piece)
-    return found.hexdigest()
+            digest.update(piece)
+    return digest.hexdigest()

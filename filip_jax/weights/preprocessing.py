@@ -80,16 +80,16 @@ def _evidence(options: Mapping[str, Any], why: Sequence[str]) -> list[Evidence]:
 
 
 def _channels(options: Options, key: str, default: Sequence[float]) -> list[float]:
-    found = options.content.get(key)
-    found = list(default) if found is None else found
+    channels = options.content.get(key)
+    channels = list(default) if channels is None else channels
     if (
-        not isinstance(found, list)
-        or len(found) != 3
-        or not all(type(x) in (int, float) and 0 <= x <= 1 for x in found)
-        or ("std" in key and not all(found))
+        not isinstance(channels, list)
+        or len(channels) != 3
+        or not all(type(x) in (int, float) and 0 <= x <= 1 for x in channels)
+        or ("std" in key and not all(channels))
     ):
-        raise UserError(f"{options.place}: {key}={found!r:.100} are not three numbers from 0 to 1, no deviation 0")
-    return [float(x) for x in found]
+        raise UserError(f"{options.place}: {key}={channels!r:.100} are not three numbers from 0 to 1, no deviation 0")
+    return [float(x) for x in channels]
 
 
 def _resize(options: Options, default: str) -> tuple[str, float, tuple[int, str] | None]:
