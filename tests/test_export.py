@@ -229,7 +229,9 @@ def test_what_a_format_would_compute_otherwise_is_refused(format, image, text, s
 def test_an_eos_that_is_the_pad_is_refused_by_formats_that_pool_there(pieces):
     """Here the last token that is no pad is pooled, which is then the one before EOS."""
     leaving = leaving_of(with_options(pieces, canonicalize=False, bos=True, eos_as_pad=True))
-    assert all("an EOS that is the pad" in "; ".join(FORMATS[name].misfits(leaving)) for name in ("hf_clip", "open_clip"))
+    assert all(
+        "an EOS that is the pad" in "; ".join(FORMATS[name].misfits(leaving)) for name in ("hf_clip", "open_clip")
+    )
     assert not FORMATS["safetensors"].misfits(leaving)
 
 

@@ -14,7 +14,12 @@ NAME = re.compile(
     r"ViT-(?P<size>[SMBLHge]|bigG)-(?P<patch>\d{1,2})(?P<alt>-alt|-plus)?(-(?P<pixels>\d{3}))?(?P<quick>-quickgelu)?"
 )
 HEAD_WIDTHS = {"H": 80, "g": 88, "bigG": 104, "e": 112}  # of the image towers; of all others and of texts 64
-WIDTHS = {1280: "H", 1408: "g", 1664: "bigG", 1792: "e"}  # of these towers, which 64 divides, too: no other name fits them
+WIDTHS = {
+    1280: "H",
+    1408: "g",
+    1664: "bigG",
+    1792: "e",
+}  # of these towers, which 64 divides, too: no other name fits them
 HEAD_WIDTH = 64
 VISION = {
     "layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16, "image_size": 224,
@@ -74,7 +79,9 @@ def of_name(name: str, why: str, image: Mapping[str, Any], text: Mapping[str, An
     agree(why, stated, image)
     size = str(named["size"])
     if WIDTHS.get(image["width"], size) != size:
-        raise UserError(f"{why}, but the weights have the width of a ViT-{WIDTHS[image['width']]}: they are of two models")
+        raise UserError(
+            f"{why}, but the weights have the width of a ViT-{WIDTHS[image['width']]}: they are of two models"
+        )
     head, activation = HEAD_WIDTHS.get(size, HEAD_WIDTH), "quick_gelu" if named["quick"] else "gelu"
     shared = dict(activation=activation, norm_epsilon=1e-5)
     fitting = dict(class_tokens=1, patch_bias=False, pre_norm=True, layer_scale=None, pooling="class")
