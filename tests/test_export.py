@@ -110,7 +110,7 @@ def tensors_of(folder, family):
 
 
 def check_round_trip(name, workdir, output, format):
-    """Export, import again: config and parameters are the same."""
+    """Check that an export, imported again, has the same config and parameters."""
     export_weights(str(workdir), str(output), format)
     again = read_weights(str(output), silent)
     first = read_weights(str(FOLDERS / name), silent, **OPTIONS.get(name, {}))
@@ -194,7 +194,7 @@ def leaving_of(pieces, **towers):
 
 
 def test_open_clip_pools_at_our_eos(pieces):
-    """By its number where it is not the largest; CLIP's own rule, the largest id, is the same only where it is."""
+    """The config names its number unless it is the largest id, where CLIP's own rule does the same."""
     eos = Tokenizer(pieces).pieces.eos
     for text, rule in (({}, "eos"), (dict(vocab_size=eos + 1), "argmax")):
         files = FORMATS["open_clip"].make(leaving_of(pieces, text=text)).files
@@ -223,6 +223,15 @@ def tensors_of_file(file):
 def test_what_a_format_would_compute_otherwise_is_refused(format, image, text, said, pieces):
     leaving = leaving_of(pieces, image=image, text=text)
     assert said in "; ".join(FORMATS[format].misfits(leaving))
+    assert not FORMATS["safetensors"].misfits(leaving)
+
+
+def test_an_eos_that_is_the_pad_is_refused_by_formats_that_pool_there(pieces):
+    """Here the last token that is no pad is pooled, which is then the one before EOS."""
+    leaving = leaving_of(with_options(pieces, canonicalize=False, bos=True, eos_as_pad=True))
+    assert all(
+        "an EOS that is the pad" in "; ".join(FORMATS[name].misfits(leaving)) for name in ("hf_clip", "open_clip")
+    )
     assert not FORMATS["safetensors"].misfits(leaving)
 
 
@@ -263,7 +272,7 @@ def test_an_eos_that_transformers_takes_for_another_rule_is_refused(pieces, tmp_
 
 
 def test_a_transform_that_is_not_undone_is_noticed(pieces, tmp_path, monkeypatch):
-    """The folder is read back: q, k and v in another order do not pass, and nothing stays."""
+    """Reading the folder back finds q, k and v in another order, and nothing stays."""
     make_run(tmp_path / "run", pieces, dict(clip=CLIP))
 
     def reversed_qkv(rule, parameter):
@@ -280,7 +289,7 @@ def test_a_transform_that_is_not_undone_is_noticed(pieces, tmp_path, monkeypatch
 
 @pytest.mark.slow
 def test_a_tokenizer_that_transformers_has_not_lies_beside(pieces, tmp_path, capsys):
-    """One that canonicalizes texts and begins them with BOS, which SigLIP's class does not."""
+    """SigLIP's class canonicalizes texts, too, but does not begin them with BOS."""
     model = with_options(pieces, canonicalize=True, bos=True, eos_as_pad=False)
     make_run(tmp_path / "run", model, dict(clip=CLIP))
     export_weights(str(tmp_path / "run"), str(tmp_path / "out"), "hf_clip")

@@ -19,6 +19,8 @@ from safetensors.numpy import load_file, save_file
 from filip_jax.cli import main
 from filip_jax.errors import UserError
 from filip_jax.weights import torch_pickle, torch_zip
+from filip_jax.weights.load import import_weights, read_weights
+from filip_jax.weights.open_clip_config import of_config, of_name
 from filip_jax.weights.plan import HALF, Found
 from filip_jax.weights.preprocessing import of_transformers
 from filip_jax.weights.tensors import MAX_HEADER_BYTES, open_weights, weights_file
@@ -75,7 +77,7 @@ def saved(file, value, **options):
 
 
 def test_what_torch_writes_is_read(tmp_path):
-    """Nested dicts, tensors that are views, prefixes, types; what stands beside the weights is named."""
+    """Nested dicts, views, prefixes and all types are read; what stands beside the weights is named."""
     arrays = {
         "module._orig_mod.a": np.arange(6, dtype=np.float32).reshape(2, 3),
         "module._orig_mod.b": np.arange(6, dtype=np.float32).reshape(3, 2).T,
@@ -482,7 +484,9 @@ SPOILT = {
     "another config": (change_json("config.json", vision_config__hidden_size=60), "width=60, but the weights have 45"),
     "another activation": (change_json("config.json", text_config__hidden_act="relu"), "relu.*which a tower can have"),
     "an epsilon of text": (change_json("config.json", text_config__layer_norm_eps="1"), "is not of the type float"),
+    "another EOS": (change_json("config.json", text_config__eos_token_id=98), "ends texts with the id 99, but the model pools them at 98"),
     "heads that do not divide": (change_json("config.json", text_config__num_attention_heads=7), "does not split into heads=7"),
+    "a section under its older key": (change_json("config.json", text_config_dict={}), "text_config_dict says width=512, but the weights have 30"),
     "a section that is none": (change_json("config.json", text_config=[]), "is no section but list"),
     "another model type": (change_json("config.json", model_type="blip"), "model_type='blip', of which no family"),
     "two families": (
@@ -494,6 +498,7 @@ SPOILT = {
     "a deviation of 0": (change_json("processor_config.json", image_processor__image_std=[0, 0.5, 0.5]), "no deviation 0"),
     "a list for a side": (change_json("processor_config.json", image_processor__crop_size=[42, 42]), "is not one side in pixels"),
     "the longer side": (change_json("processor_config.json", image_processor__size={"longest_edge": 42}), "is neither height and width nor"),
+    "a crop beyond the picture": (change_json("processor_config.json", image_processor__crop_size=84), "is larger than size"),
     "a crop of a squashed picture": (change_json("processor_config.json", image_processor__size={"height": 48, "width": 48}), "of a squashed picture"),
     "quantized": (change_json("config.json", quantization_config={"quant_method": "bitsandbytes"}), "quantized: dequantize the model"),
     "code of its own": (change_json("config.json", auto_map={"AutoModel": "modeling.Mine"}), "code of its own"),
@@ -501,7 +506,7 @@ SPOILT = {
     "a cache of the Hub": (lambda folder: (folder / "snapshots").mkdir(), "run cp -rL .* copy"),
     "a pointer of git-lfs": (lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com"), "run git lfs pull"),
     "another interpolation": (change_json("processor_config.json", image_processor__resample=1), "resample=1 is neither"),
-    "a tokenizer of more ids": (change_tensors(lambda x: x.update({n: x[n][:90] for n in x if "token_embedding" in n})), "vocab_size=100, but the weights have 90"),
+    "fewer embeddings than ids": (change_tensors(lambda x: x.update({n: x[n][:90] for n in x if "token_embedding" in n})), "vocab_size=100, but the weights have 90"),
     "a link out": (link_out, "link that leads out of its folder"),
     "an index that leads out": (index({"a": "../elsewhere.safetensors"}), "does not name files of weights in its folder"),
     "an index of another file": (index({"a": "model-2.safetensors"}), "which is not there"),
@@ -524,7 +529,7 @@ DEAR = {
     "another layer",
     "whole numbers",
     "a tensor more",
-    "a tokenizer of more ids",
+    "fewer embeddings than ids",
 }  # a cheaper row does the same
 
 
@@ -542,13 +547,46 @@ def test_a_spoilt_folder_is_one_line_and_leaves_nothing(spoil, what, folder, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
+@pytest.mark.parametrize("key, value, what", [
+    ("vision_config__vision_use_head", False, "vision_use_head=False asks for what filip_jax does not compute"),
+    ("text_config__projection_size", 30, "projection_size=30, but the weights have 45"),
+])  # fmt: skip
+def test_a_siglip_without_its_head_or_of_another_width_is_refused(key, value, what, tmp_path):
+    folder = shutil.copytree(FOLDERS / "hf_siglip_two", tmp_path / "siglip")
+    change_json("config.json", **{key: value})(folder)
+    with pytest.raises(UserError, match=what):
+        import_weights(str(folder), str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name, width", [("ViT-L-14", 1280), ("ViT-H-14", 1664), ("", 1408)])
+def test_a_name_of_another_width_is_refused(name, width):
+    """Heads of the wrong number would divide such a width, too, and compute something else."""
+    image = dict(patch_size=14, image_size=224, width=width)
+    with pytest.raises(UserError, match="the weights have the width of a ViT-"):
+        of_name(name, f"--model={name}", image, dict(width=1024))
+
+
+def test_options_of_open_clips_tokenizers_are_refused():
+    content = {"text_cfg": {"tokenizer_kwargs": {"clean": "canonicalize"}}}
+    with pytest.raises(UserError, match="tokenizer_kwargs=.*asks for what filip_jax does not compute"):
+        of_config("model.json", content, dict(width=768), {})
+
+
+@pytest.mark.slow
+def test_a_family_against_the_config_is_said(folder):
+    change_json("config.json", model_type="chinese_clip")(folder)
+    lines = []
+    read_weights(str(folder), lambda *new: lines.extend(new), family="hf_clip")
+    assert any("--family=hf_clip, though config.json says model_type='chinese_clip'" in line for line in lines)
+
+
 @pytest.mark.parametrize("words, what", [
     (["openai/clip-vit-base-patch32"], "hf download openai/clip-vit-base-patch32 --local-dir=clip-vit-base-patch32"),
     (["https://huggingface.co/openai/clip-vit-base-patch32"], "run hf download openai/clip-vit-base-patch32 "),
     (["nothing.safetensors"], "no such file or folder"),
     (["ViT-B-32"], "give a model that lies on this machine"),
     (["FOLDER", "--family=clip"], "--family=clip is not one of open_clip, hf_clip"),
-    (["FOLDER", "--family=hf_siglip"], "no 'vision_model.head.probe'|shape|lacks"),
+    (["FOLDER", "--family=hf_siglip"], "is not 0 . a square grid of positions"),
     (["FOLDER", "--family=open_clip"], "no 'visual.conv1.weight'"),
     (["FOLDER/model.safetensors"], "comes without config.json"),
     (["OPENAI", "--model=ViT-B-32"], "patch_size=32, but the weights have 7"),

@@ -151,7 +151,7 @@ def test_positions_are_resampled_as_the_public_code_does(name, size):
 
 
 def test_images_are_as_large_as_the_preprocessing_makes_them():
-    """Where it says so and patches divide it; the grid of the positions counts for other sizes."""
+    """The preprocessing decides where it names a size that patches divide; elsewhere the grid of the positions does."""
     assert planned("hf_dinov2_small")[0].image["image_size"] == 40
     plan, position = planned("hf_dinov2_small", size=dict(shortest_edge=32), crop_size=dict(height=24, width=24))
     assert plan.image["image_size"] == 24 and position.shape == (1, 10, 36) and plan.image["crop"] == 0.75
@@ -173,7 +173,7 @@ def test_images_of_another_size_become_what_the_public_code_makes_of_them(name, 
 
 @pytest.mark.parametrize("name", EACH_WAY)
 def test_every_tensor_comes_back_bit_by_bit(name, imported, monkeypatch):
-    """By the family's table read backwards, in the type that it had; what no tower has is named."""
+    """The family's table, read backwards, gives each tensor in its own type; what no tower has is named."""
     seen = {}
 
     def remember(rule, shape, tensors):
@@ -251,7 +251,7 @@ def test_a_workdir_says_where_its_weights_are_from(tmp_path, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["hf_dinov2_with_registers_wide", "hf_clip_gelu"])
 def test_a_run_starts_from_an_imported_image_tower(name, imported):
-    """With tokens, whose projections are fresh, beside a text tower of its own."""
+    """The run compares tokens, with fresh projections, and has a text tower of its own."""
     workdir, _, config, _ = imported(name)
     text = dict(kind="transformer", vocab_size=64, length=9, width=16, depth=1, heads=2, activation="gelu")
     model = make_model({"tokens"}, **config["model"] | dict(embed_dim=8, text=text))
@@ -262,7 +262,7 @@ def test_a_run_starts_from_an_imported_image_tower(name, imported):
 
 
 def test_a_table_has_each_parameter_and_name_once():
-    """So it can be read in both directions."""
+    """Otherwise it could not be read in both directions."""
     for rules in (hf_clip.RULES, hf_siglip.RULES):
         paths, names = [rule.path for rule in rules], [name for rule in rules for name in rule.names]
         assert len(set(paths)) == len(paths) and len(set(names)) == len(names)

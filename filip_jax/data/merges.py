@@ -7,12 +7,13 @@ from filip_jax.small_files import parse
 
 MERGES, VOCABULARY = "merges.txt", "vocab.json"
 MAX_BYTES = 1 << 24  # of each
+SPACES = r"\s+"
 WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 NORMALIZER = {
     "type": "Sequence",
     "normalizers": [
         {"type": "NFC"},
-        {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+        {"type": "Replace", "pattern": {"Regex": SPACES}, "content": " "},
         {"type": "Lowercase"},
     ],
 }

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # stands for a blank in pieces
+BLANKS = " {2,}"
 ENDS = r"\A | \z"  # blanks alone: the part Strip takes more away
 UNIGRAM, BPE = 1, 2  # of sentencepiece's model types
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # types of pieces
@@ -45,7 +46,7 @@ def tokenizer_parts(model: bytes) -> dict[str, Any] | None:
         return None
     charsmap = normalizer.get(CHARSMAP, b"")
     table = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap).decode()}
-    blanks = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+    blanks = {"type": "Replace", "pattern": {"Regex": BLANKS}, "content": " "}
     strip = {"type": "Replace", "pattern": {"Regex": ENDS}, "content": ""}
     return {
         "added_tokens": [],

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from filip_jax.data.charsmap import growth_of
-from filip_jax.data.merges import MERGES, of_merges
+from filip_jax.data.merges import MERGES, SPACES, WORDS, of_merges
 from filip_jax.data.public_files import Files, fast_files
+from filip_jax.data.sentence_json import BLANKS, ENDS
 from filip_jax.errors import UserError
 from filip_jax.extras import extra_module
 from filip_jax.plain import one_line
@@ -56,13 +57,13 @@ MODELS: dict[str, dict[str, str]] = {
     },
 }
 OF_ADDED = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
-PATTERNS = (  # of CLIP, twice; of GPT-4 and Llama 3; of runs of spaces, as sentencepiece models are converted
-    r"\s+",
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
-    r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+",
+PATTERNS = (  # of CLIP, as transformers and tokenizers write it; of GPT-4 and Llama 3; of sentencepiece models, converted
+    SPACES,
+    WORDS,
+    WORDS.removeprefix(r"<\|startoftext\|>|<\|endoftext\|>|"),
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    " {2,}",
-    r"\A | \z",  # of blanks at the ends, as filip export converts them
+    BLANKS,
+    ENDS,  # as filip export converts them
 )
 
 
@@ -118,7 +119,7 @@ class TokenizerJson:
         return fast_files(spec, special, length)
 
     def ids(self, text: str) -> list[int]:
-        """Of a text's pieces."""
+        """Ids of a text's pieces."""
         return [n for n, _ in self._pieces(text)]
 
     def offsets(self, text: str) -> list[tuple[int, int]]:

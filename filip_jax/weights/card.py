@@ -8,23 +8,23 @@ from filip_jax.weights.origins import license_of
 
 
 def model_card(name: str, leaving: Leaving, target: Target, lines: Sequence[str]) -> str:
-    """Return the page.
+    """Return the page as Markdown.
 
     Args:
         name: of the folder.
-        lines: what was said of the export.
+        lines: that the export printed, of what it wrote and what it left out.
     """
     stated = license_of(leaving.notes["origins"])
     head = [*(f"{key}: {one_line(value)}" for key, value in stated.items()), f"library_name: {target.library}"]
-    what = (
+    origin = (
         f"A model of filip_jax at step {leaving.notes['step']}, exported for {target.library}. Where its weights are from, "
         "and under which license, is in origin.json as their files state it."
     )
     text = [
         "---", *head, "pipeline_tag: zero-shot-image-classification", "---", "",
         f"# {name}", "",
-        what, "",
-        "```python", *target.usage.replace("FOLDER", name if '"local-dir' in target.usage else repr(name)).split("\n"), "```", "",
+        origin, "",
+        "```python", *target.usage.replace("FOLDER", name).split("\n"), "```", "",
         *(f"- {one_line(line)}" for line in lines),
     ]  # fmt: skip
     return "\n".join(text).rstrip() + "\n"

@@ -18,14 +18,14 @@ REFUSED = {  # keys of config.json by which transformers computes something else
 FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-def is_of_type(configs: Mapping[str, Mapping[str, Any]], types: Sequence[str]) -> str:
-    """Return the words that say why a folder is of one of these model types; "" if it is not."""
+def evidence_of_type(configs: Mapping[str, Mapping[str, Any]], types: Sequence[str]) -> str:
+    """Return the evidence that a folder is of one of these model types; "" if it is not."""
     model_type = configs.get(CONFIG, {}).get("model_type")
     return f"{CONFIG}: model_type={model_type}" if model_type in types else ""
 
 
 def config_of(found: Found, section: str, defaults: Mapping[str, Any]) -> Options:
-    """Return config.json, or a section of it, which an older key such as text_config_dict overrides as in transformers.
+    """Return config.json, or a section of it; where there is an older key, text_config_dict, transformers takes that one whole.
 
     Raises:
         UserError: there is no config.json, and no shape tells the heads and the activation.
@@ -40,15 +40,14 @@ def config_of(found: Found, section: str, defaults: Mapping[str, Any]) -> Option
         raise UserError(
             f"--model={found.model} is for weights of open_clip: {found.place} has its own {CONFIG}, leave it out"
         )
-    for key, what in REFUSED.items():
+    for key, advice in REFUSED.items():
         if content.get(key):
-            raise UserError(f"{found.place}: {CONFIG} has {key}: {what}")
+            raise UserError(f"{found.place}: {CONFIG} has {key}: {advice}")
     if not section:
         return Options(CONFIG, content, defaults, LIBRARY)
     own, older = content.get(section), content.get(f"{section}_dict")
-    place = " and ".join(name for name, each in ((section, own), (f"{section}_dict", older)) if each is not None)
-    merged = {**own, **older} if isinstance(own, dict) and isinstance(older, dict) else older if own is None else own
-    return Options(f"{CONFIG}, {place or section}", merged, defaults, LIBRARY)
+    name, options = (section, own) if older is None else (f"{section}_dict", older)
+    return Options(f"{CONFIG}, {name}", options, defaults, LIBRARY)
 
 
 def tower_options(found: Found, options: Options, first_norm: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,14 +61,11 @@ def tower_options(found: Found, options: Options, first_norm: str, sizes: Mappin
         UserError: config and weights are of two models, or the config asks for what no tower computes.
     """
     names = {
-        "width": "hidden_size",
-        "mlp_width": "intermediate_size",
-        "vocab_size": "vocab_size",
-        "patch_size": "patch_size",
-    }
-    names |= {"length": "max_position_embeddings", "image_size": "image_size"}
-    said = {ours: options.whole(theirs) for ours, theirs in names.items() if theirs in options.defaults}
-    agree(options.place, said, sizes)
+        "width": "hidden_size", "mlp_width": "intermediate_size", "vocab_size": "vocab_size", "patch_size": "patch_size",
+        "length": "max_position_embeddings", "image_size": "image_size",
+    }  # fmt: skip
+    stated = {ours: options.whole(theirs) for ours, theirs in names.items() if theirs in options.defaults}
+    agree(options.place, stated, sizes)
     depth = options.whole("num_hidden_layers")
     numbered = re.compile(re.escape(first_norm).replace(re.escape(LAYER), r"(\d{1,6})"))
     layers = {match[1] for name in found.tensors if (match := numbered.fullmatch(name))}

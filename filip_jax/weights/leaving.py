@@ -113,9 +113,12 @@ class Target:
 
 def misfits(leaving: Leaving, needed: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[str]:
     """Return a text for each option of the towers that has none of the values needed: "model.image.registers=4 (there 0)"."""
-    return [
+    lines = [
         f"model.{side}.{name}={leaving.towers[side][name]!r} (there {' or '.join(map(repr, values))})"
         for side, options in needed.items()
         for name, values in options.items()
         if leaving.towers[side][name] not in values
     ]
+    if leaving.towers["text"]["pooling"] == "eos" and leaving.tokenizer.eos_is_pad:
+        lines.append("model.text.pooling='eos' at the token before an EOS that is the pad (there at EOS)")
+    return lines

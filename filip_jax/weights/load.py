@@ -23,16 +23,13 @@ from filip_jax.user_paths import from_user
 from filip_jax.weights import report
 from filip_jax.weights.families import FAMILIES
 from filip_jax.weights.mapping import take
-from filip_jax.weights.output import Imported, check_output, write_workdir
+from filip_jax.weights.output import CONFIGS, Imported, check_output, write_workdir
 from filip_jax.weights.plan import Evidence, Found, Plan
 from filip_jax.weights.positions import at_size
 from filip_jax.weights.tensors import Weights, open_weights, weights_file
 
 HUB = "https://huggingface.co/"
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-CONFIGS = (  # that are read
-    "config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
-)  # fmt: skip
 ADAPTER = "adapter_config.json"  # of LoRA and the like, by which transformers changes the weights beside it
 # What stands beside an image tower that came alone: `init_from` takes the tower, and a run has its own text tower.
 TEXT = dict(kind="transformer", vocab_size=300, length=32, width=64, depth=1, heads=1, activation="gelu")
@@ -143,25 +140,27 @@ def _configs(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _by_config(place: Path, configs: Mapping[str, Any], given: str) -> tuple[str, str]:
     """Return the family's name and why, of the option or the folder's config; "" where neither tells."""
+    stated = configs.get("config.json", {}).get("model_type")
     if given:
         if given not in FAMILIES:
             raise UserError(f"--family={given} is not one of {', '.join(FAMILIES)}")
-        return given, f"--family={given}"
-    found = {name: why for name, family in FAMILIES.items() if (why := family.config(configs))}
-    if len(found) > 1:
-        said = "; ".join(found.values())
-        raise UserError(f"{place} can be read as {' or '.join(found)} ({said}): choose one with --family")
-    stated = configs.get("config.json", {}).get("model_type")
-    if stated and not found:
+        against = f", though config.json says model_type={stated!r:.100}" if stated else ""
+        return given, f"--family={given}" + ("" if FAMILIES[given].config(configs) else against)
+    matches = {name: why for name, family in FAMILIES.items() if (why := family.config(configs))}
+    if len(matches) > 1:
+        reasons = "; ".join(matches.values())
+        raise UserError(f"{place} can be read as {' or '.join(matches)} ({reasons}): choose one with --family")
+    if stated and not matches:
         raise UserError(f"{place}: config.json says model_type={stated!r:.100}, of which no family is read; {_known()}")
-    return next(iter(found.items()), ("", ""))
+    return next(iter(matches.items()), ("", ""))
 
 
 def _by_names(place: Path, weights: Weights) -> tuple[str, str]:
-    found = [name for name, family in FAMILIES.items() if family.names(weights.tensors)]
-    if len(found) != 1:
-        raise UserError(f"{place} holds names of no family, such as {report.some(weights.tensors, 4)}; {_known()}")
-    return found[0], "the names of its tensors"
+    matches = [name for name, family in FAMILIES.items() if family.names(weights.tensors)]
+    if len(matches) != 1:
+        families = " and ".join(matches) or "no family"
+        raise UserError(f"{place} holds names of {families}, such as {report.some(weights.tensors, 4)}; {_known()}")
+    return matches[0], "the names of its tensors"
 
 
 def _known() -> str:
@@ -178,15 +177,21 @@ def _tokenizer(plan: Plan, found: Found, given: str) -> tuple[Tokenizer, dict[st
     if given and not Path(given).is_file():
         raise UserError(f"--tokenizer={given}: no such file")
     section, evidence = plan.words(found, plan.text["vocab_size"], given)
-    pieces = Tokenizer(make_tokenizer(source=None, **section))
+    pieces, words = Tokenizer(make_tokenizer(source=None, **section)), section["path"] or "its tokenizer"
     if pieces.vocab_size > plan.text["vocab_size"]:
         raise UserError(
-            f"{section['path']} has {pieces.vocab_size} ids, the weights {plan.text['vocab_size']}: it is of another model"
+            f"{words} has {pieces.vocab_size} ids, the weights {plan.text['vocab_size']}: it is of another model"
         )
     pad_id = plan.text.setdefault("pad_id", pieces.pad_id)
     if pad_id != pieces.pad_id:
         raise UserError(
-            f"{section['path']} fills texts with the id {pieces.pad_id}, the model with {pad_id}: it is of another model"
+            f"{words} fills texts with the id {pieces.pad_id}, the model with {pad_id}: it is of another model"
+        )
+    eos_id = pieces.vocab_size - 1 if plan.eos_id is None else plan.eos_id
+    if plan.text["pooling"] == "eos" and pieces.pieces.eos != eos_id:
+        raise UserError(
+            f"{words} ends texts with the id {pieces.pieces.eos}, but the model pools them at {eos_id}: "
+            "it is of another model"
         )
     return pieces, section, [*evidence, Evidence("pad_id", f"{pad_id}", "the tokenizer's")]
 

@@ -127,15 +127,15 @@ def _read(rule: Rule, names: Sequence[str], shape: tuple[int, ...], tensors: Map
         if math.prod(tensors[name].shape) > math.prod(shape):
             raise UserError(_misfit(rule, names, shape, tensors))
     try:  # NumPy refuses [0, 2**62], too
-        found = rule.transform.take([tensors[name].read() for name in names])
+        array = rule.transform.take([tensors[name].read() for name in names])
     except ValueError as error:
         raise UserError(f"{_misfit(rule, names, shape, tensors)} ({error})") from error
-    if found.shape != shape:
+    if array.shape != shape:
         raise UserError(_misfit(rule, names, shape, tensors))
-    found = found.astype(np.float32)
-    if not np.isfinite(found).all():
+    array = array.astype(np.float32)
+    if not np.isfinite(array).all():
         raise UserError(f"{names[0]!r} holds NaN or infinity: these weights are spoilt")
-    return found
+    return array
 
 
 def _misfit(rule: Rule, names: Sequence[str], shape: Sequence[int], tensors: Mapping[str, Stored]) -> str:
@@ -155,7 +155,7 @@ def give(rule: Rule, parameter: np.ndarray) -> dict[str, np.ndarray]:
 
 def count_layers(names: Iterable[str], pattern: str) -> int:
     """Return how many layers have a tensor of this name, in which {layer} stands for their numbers from 0."""
-    found, count = set(names), 0
-    while pattern.replace(LAYER, str(count)) in found:
+    present, count = set(names), 0
+    while pattern.replace(LAYER, str(count)) in present:
         count += 1
     return count

@@ -14,6 +14,12 @@ NAME = re.compile(
     r"ViT-(?P<size>[SMBLHge]|bigG)-(?P<patch>\d{1,2})(?P<alt>-alt|-plus)?(-(?P<pixels>\d{3}))?(?P<quick>-quickgelu)?"
 )
 HEAD_WIDTHS = {"H": 80, "g": 88, "bigG": 104, "e": 112}  # of the image towers; of all others and of texts 64
+WIDTHS = {
+    1280: "H",
+    1408: "g",
+    1664: "bigG",
+    1792: "e",
+}  # of these towers, which 64 divides, too: no other name fits them
 HEAD_WIDTH = 64
 VISION = {
     "layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16, "image_size": 224,
@@ -21,7 +27,7 @@ VISION = {
 }  # fmt: skip
 TEXT = {
     "context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12, "mlp_ratio": 4.0, "pad_id": 0,
-    "no_causal_mask": False, "pool_type": "argmax", "proj_bias": False, "proj_type": "linear",
+    "no_causal_mask": False, "pool_type": "argmax", "eos_id": 2, "proj_bias": False, "proj_type": "linear",
 }  # fmt: skip
 TOP = {
     "embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "init_logit_scale", "init_logit_bias", "cast_dtype",
@@ -29,14 +35,14 @@ TOP = {
 }  # fmt: skip
 # Keys that change nothing of what is computed from whole images and texts.
 FREE = {
-    "patch_dropout", "output_tokens", "timm_drop", "timm_drop_path", "hf_tokenizer_name", "tokenizer_mode", "tokenizer_kwargs",
-    "eos_id", "attn_pooler_queries", "attn_pooler_heads", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias",
+    "patch_dropout", "output_tokens", "timm_drop", "timm_drop_path", "hf_tokenizer_name",
+    "attn_pooler_queries", "attn_pooler_heads", "timm_model_pretrained", "timm_pool", "timm_proj", "timm_proj_bias",
     "hf_model_pretrained", "hf_proj_type", "hf_pooler_type",
 }  # fmt: skip
-# What no tower here computes, where it is set.
+# What no tower here computes, or no tokenizer here does, where it is set.
 UNSET = (
     "attentional_pool", "final_ln_after_pool", "timm_model_name", "hf_model_name", "embed_cls", "block_type", "qk_norm",
-    "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc",
+    "scaled_cosine_attn", "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc", "tokenizer_mode", "tokenizer_kwargs",
 )  # fmt: skip
 EITHER = {"layers", "width", "mlp_ratio", "ls_init_value", "pool_type", "act_kwargs", "norm_kwargs"}
 POOLINGS = {"tok": "class", "avg": "mean"}
@@ -45,11 +51,12 @@ TEXT_POOLINGS = {"argmax": "eos", "eos": "eos", "last": "last", "first": "first"
 
 
 class Architecture(NamedTuple):
-    """The options of both towers that no shape tells, and the evidence for them."""
+    """The options of both towers that no shape tells, the evidence for them, and `eos_id` of `Plan`."""
 
     image: dict[str, Any]
     text: dict[str, Any]
     evidence: list[Evidence]
+    eos_id: int | None = None
 
 
 def of_name(name: str, why: str, image: Mapping[str, Any], text: Mapping[str, Any]) -> Architecture:
@@ -63,14 +70,19 @@ def of_name(name: str, why: str, image: Mapping[str, Any], text: Mapping[str, An
         raise UserError(
             f"{why} is no ViT of open_clip such as ViT-B-32 or ViT-L-14-336-quickgelu: give --model=FILE.json for others"
         )
-    found = match.groupdict() if match else {"size": "", "quick": "-quickgelu"}
-    said = {
+    named = match.groupdict() if match else {"size": "", "quick": "-quickgelu"}
+    stated = {
         key: int(number)
         for key, name in (("patch_size", "patch"), ("image_size", "pixels"))
-        if (number := found.get(name))
+        if (number := named.get(name))
     }
-    agree(why, said, image)
-    head, activation = HEAD_WIDTHS.get(str(found["size"]), HEAD_WIDTH), "quick_gelu" if found["quick"] else "gelu"
+    agree(why, stated, image)
+    size = str(named["size"])
+    if WIDTHS.get(image["width"], size) != size:
+        raise UserError(
+            f"{why}, but the weights have the width of a ViT-{WIDTHS[image['width']]}: they are of two models"
+        )
+    head, activation = HEAD_WIDTHS.get(size, HEAD_WIDTH), "quick_gelu" if named["quick"] else "gelu"
     shared = dict(activation=activation, norm_epsilon=1e-5)
     fitting = dict(class_tokens=1, patch_bias=False, pre_norm=True, layer_scale=None, pooling="class")
     whole = dict(causal=True, pooling="eos", pad_id=0, projection="linear")
@@ -91,7 +103,9 @@ def of_config(place: str, content: Any, image: Mapping[str, Any], text: Mapping[
     top = Options(place, content, {"quick_gelu": False}, LIBRARY)
     top.known(TOP)
     (vision, image_origins), (words, text_origins) = _vision(top, image), _text(top, text)
-    return Architecture(vision, words, _evidence(vision, words, image_origins, text_origins))
+    text_options = _section(top, "text_cfg", TEXT)
+    eos_id = text_options.value("eos_id", int) if text_options.value("pool_type", str) == "eos" else None
+    return Architecture(vision, words, _evidence(vision, words, image_origins, text_origins), eos_id)
 
 
 def _vision(top: Options, sizes: Mapping[str, Any]) -> Described:
@@ -133,7 +147,7 @@ def _text(top: Options, sizes: Mapping[str, Any]) -> Described:
 
 def _section(top: Options, name: str, defaults: Mapping[str, Any]) -> Options:
     options = Options(f"{top.place}, {name}", top.content.get(name), defaults, LIBRARY)
-    options.only(**dict.fromkeys(UNSET, (None, False, "default", "")))
+    options.only(**dict.fromkeys(UNSET, (None, False, "default", "", {})))
     options.known(defaults.keys() | FREE | set(UNSET) | EITHER)
     return options
 

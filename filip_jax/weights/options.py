@@ -67,11 +67,11 @@ class Options:
         return ACTIVATIONS[value]
 
     def only(self, **allowed: Any) -> None:
-        """Raise a UserError for keys whose values ask for what no tower of ours computes; None allows any value."""
+        """Raise a UserError for the first key whose value is none of those that filip_jax computes; None allows an absent key."""
         for key, values in allowed.items():
             value = self.content.get(key, self.defaults.get(key))
             if value not in values:
-                raise UserError(f"{self.place}: {key}={value!r:.100} asks for what no tower of filip_jax computes")
+                raise UserError(f"{self.place}: {key}={value!r:.100} asks for what filip_jax does not compute")
 
     def known(self, names: set[str]) -> None:
         """Raise a UserError for a key that is not among these names."""
@@ -81,8 +81,8 @@ class Options:
             )
 
 
-def agree(place: str, said: Mapping[str, int], found: Mapping[str, Any]) -> None:
+def agree(place: str, stated: Mapping[str, int], actual: Mapping[str, Any]) -> None:
     """Raise a UserError for the first size that a file states and its weights contradict."""
-    for name, size in said.items():
-        if name in found and size != found[name]:
-            raise UserError(f"{place} says {name}={size}, but the weights have {found[name]}: they are of two models")
+    for name, size in stated.items():
+        if name in actual and size != actual[name]:
+            raise UserError(f"{place} says {name}={size}, but the weights have {actual[name]}: they are of two models")

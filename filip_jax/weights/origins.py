@@ -18,22 +18,22 @@ KEYS = ("license", "license_name", "license_link", "base_model")  # of a model c
 
 def origins_of(workdir: Path, config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what origin.json says of the weights of a run, and of those that it began with, the nearest first."""
-    found: list[dict[str, Any]] = []
+    origins: list[dict[str, Any]] = []
     for _ in range(MAX_RUNS):
         if (workdir / ORIGIN).is_file():
             origin = read_json(workdir / ORIGIN)
-            found.append({name: origin[name] for name in RECORDED if name in origin})
+            origins.append({name: origin[name] for name in RECORDED if name in origin})
         section = config.get("init_from")
         path = section.get("path") if isinstance(section, Mapping) else ""
         if not isinstance(path, str) or not path:
             break
         donor = _workdir_of(path)
         if donor is None:
-            found.append({"init_from": path, "unknown": "it is not on this machine any more, or in a bucket"})
+            origins.append({"init_from": path, "unknown": "it is not on this machine any more, or in a bucket"})
             break
-        found.append({"init_from": path})
+        origins.append({"init_from": path})
         workdir, config = donor, read_config(donor)
-    return found
+    return origins
 
 
 def _workdir_of(path: str) -> Path | None:
@@ -47,8 +47,8 @@ def _workdir_of(path: str) -> Path | None:
 def license_of(origins: list[dict[str, Any]]) -> dict[str, str]:
     """Return what the nearest of them that states a license says."""
     stated = (each.get("license") for each in origins)
-    found = next((each for each in stated if isinstance(each, dict) and each), {})
-    return {key: found[key] for key in KEYS if isinstance(found.get(key), str)}
+    terms = next((each for each in stated if isinstance(each, dict) and each), {})
+    return {key: terms[key] for key in KEYS if isinstance(terms.get(key), str)}
 
 
 def license_files(source: Path | None) -> dict[str, bytes]:

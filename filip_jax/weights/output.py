@@ -26,11 +26,12 @@ from filip_jax.small_files import open_own, read_own
 from filip_jax.user_paths import from_user
 
 ORIGIN, SOURCE = "origin.json", "source"  # a file, and a folder with the small files of the source
-COPIED = (
+CONFIGS = (  # of others, by which a family reads its weights
     "config.json", "open_clip_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model", "README.md", "LICENSE", "LICENSE.txt",
-    "LICENSE.md", "NOTICE",
+)  # fmt: skip
+COPIED = (
+    *CONFIGS, "special_tokens_map.json", "tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model",
+    "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE",
 )  # fmt: skip
 MAX_COPY_BYTES = 1 << 26  # of one of them
 LICENSE = re.compile(r"^(license|license_name|license_link|base_model):[ \t]*(\S.{0,200})$", re.MULTILINE)
@@ -118,11 +119,11 @@ def beside(place: Path) -> Iterator[Path]:
 
 def _copy(folder: Path, place: Path) -> dict[str, bytes]:
     """Copy the small files of a folder; return those that are texts for people."""
-    found = {name: read_own(folder / name, MAX_COPY_BYTES) for name in COPIED if (folder / name).is_file()}
+    files = {name: read_own(folder / name, MAX_COPY_BYTES) for name in COPIED if (folder / name).is_file()}
     place.mkdir()
-    for name, data in found.items():
+    for name, data in files.items():
         write_atomically(place / name, data)
-    return found
+    return files
 
 
 def _license(copied: Mapping[str, bytes]) -> dict[str, str]:
@@ -135,8 +136,8 @@ def _license(copied: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def _sha256(file: Path) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     with open_own(file) as handle:
         while piece := handle.read(PIECE):
-            found.update(piece)
-    return found.hexdigest()
+            digest.update(piece)
+    return digest.hexdigest()

@@ -10,8 +10,6 @@ from filip_jax.errors import UserError
 from filip_jax.weights.mapping import Rule
 from filip_jax.weights.stored import Stored
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 
@@ -71,6 +69,7 @@ class Plan:
         differs: what is computed otherwise here.
         similarity: which tokens take part in it, options of the section `model`, where the source tells.
         tokenizer: the tokenizer, its section and the evidence, where `words` is not asked.
+        eos_id: the id at which the source pools a text whose pooling is "eos"; None if at the largest of its ids.
         view: pixels of the images that the source's preprocessing makes and what states them; None if nothing does.
         antialias: whether the source's own code antialiases positions when it resamples them, see `at_size`.
     """
@@ -86,6 +85,7 @@ class Plan:
     differs: Sequence[str] = field(default_factory=list)
     similarity: dict[str, bool] = field(default_factory=dict)
     tokenizer: tuple[Tokenizer, dict[str, Any], list[Evidence]] | None = None
+    eos_id: int | None = None
     view: tuple[int, str] | None = None
     antialias: bool = False
 

@@ -4,15 +4,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from filip_jax.errors import UserError
+from filip_jax.framing import RESIZES
+from filip_jax.models.tower import CLIP_MEAN, CLIP_STD
 from filip_jax.weights.options import Options
-from filip_jax.weights.plan import CLIP_MEAN, CLIP_STD, Evidence, Found
+from filip_jax.weights.plan import Evidence, Found
 
 TRANSFORMERS, OPEN_CLIP = "preprocessor_config.json", "open_clip_config.json"
 WHOLE = "processor_config.json"  # holds it in a section, as newer versions of transformers write it
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 SCALE = 1 / 255
 MAX_SIDE = 1 << 16  # pixels
-RESIZES = ("shortest", "squash")
 
 # The options mean, std, resize … of a tower; the evidence for them; the size of the views and its key, if one is stated.
 Preprocessing = tuple[dict[str, Any], list[Evidence], tuple[int, str] | None]
@@ -79,16 +80,16 @@ def _evidence(options: Mapping[str, Any], why: Sequence[str]) -> list[Evidence]:
 
 
 def _channels(options: Options, key: str, default: Sequence[float]) -> list[float]:
-    found = options.content.get(key)
-    found = list(default) if found is None else found
+    channels = options.content.get(key)
+    channels = list(default) if channels is None else channels
     if (
-        not isinstance(found, list)
-        or len(found) != 3
-        or not all(type(x) in (int, float) and 0 <= x <= 1 for x in found)
-        or ("std" in key and not all(found))
+        not isinstance(channels, list)
+        or len(channels) != 3
+        or not all(type(x) in (int, float) and 0 <= x <= 1 for x in channels)
+        or ("std" in key and not all(channels))
     ):
-        raise UserError(f"{options.place}: {key}={found!r:.100} are not three numbers from 0 to 1, no deviation 0")
-    return [float(x) for x in found]
+        raise UserError(f"{options.place}: {key}={channels!r:.100} are not three numbers from 0 to 1, no deviation 0")
+    return [float(x) for x in channels]
 
 
 def _resize(options: Options, default: str) -> tuple[str, float, tuple[int, str] | None]:
@@ -114,10 +115,12 @@ def _resize(options: Options, default: str) -> tuple[str, float, tuple[int, str]
     shorter = _side(options, "size", size)
     if type(size) is int and default == "squash":  # of processors that take a number for both sides
         return "squash", 1.0, (shorter, "size")
-    if crop is None or not cropped:
+    if not cropped:
         return "shortest", 1.0, (shorter, "size")
     view = _side(options, "crop_size", crop)
-    return "shortest", min(view / shorter, 1.0), (view, "crop_size")
+    if view > shorter:  # transformers fills the margin with black
+        raise UserError(f"{options.place}: crop_size={crop!r:.100} is larger than size={size!r:.100}")
+    return "shortest", view / shorter, (view, "crop_size")
 
 
 def _side(options: Options, key: str, value: Any) -> int:

@@ -31,9 +31,9 @@ def check_folder(folder: Path, leaving: Leaving, target: Target) -> list[str]:
         UserError: the importer refuses the folder, a value is another one, or a feature differs by more than MAX_DIFFERENCE.
     """
     pieces = None if target.reads_texts else leaving.tokenizer
-    found = read_weights(str(folder), _nothing, family=target.family, pieces=pieces)
+    imported = read_weights(str(folder), _nothing, family=target.family, pieces=pieces)
     given = leaving.public(target.rules)
-    others = [path for path, value in given.items() if not _same(value, found.parameters[path])]
+    others = [path for path, value in given.items() if not _same(value, imported.parameters[path])]
     if others:
         raise UserError(
             f"the folder does not read back as it was written: {some(others)} differ; nothing is kept of it"
@@ -42,14 +42,14 @@ def check_folder(folder: Path, leaving: Leaving, target: Target) -> list[str]:
     lines = [f"{tensors} tensors are the same bit by bit"]
     ids = leaving.tokenizer.encode(TEXTS, leaving.towers["text"]["length"])[0]
     ours = _features(_section(leaving), given, ids)
-    theirs = _features(found.config["model"], found.parameters, ids)
+    theirs = _features(imported.config["model"], imported.parameters, ids)
     for side, (first, second) in {"image": (ours[0], theirs[0]), "text": (ours[1], theirs[1])}.items():
         difference = float(np.abs(first - second).max())
         lines.append(f"{side} features of seeded inputs differ by at most {difference:.1e}")
         if not difference <= MAX_DIFFERENCE:
             raise UserError(f"the folder computes something else: {lines[-1]}; nothing is kept of it")
     if target.reads_texts:
-        again = Tokenizer(found.tokenizer).encode(TEXTS, ids.shape[1])[0]
+        again = Tokenizer(imported.tokenizer).encode(TEXTS, ids.shape[1])[0]
         differ = [
             text for text, first, second in zip(TEXTS, ids, again, strict=True) if not np.array_equal(first, second)
         ]

@@ -52,12 +52,12 @@ def grouped(names: Iterable[str]) -> list[str]:
         number = NUMBER.search(name)
         layers[NUMBER.sub(f".{LAYER}.", name, count=1)].append(int(number[1]) if number else -1)
     return [
-        one_line(name.replace(LAYER, str(found[0]) if len(found) == 1 else f"{{{min(found)}..{max(found)}}}"))
-        for name, found in sorted(layers.items())
+        one_line(name.replace(LAYER, str(numbers[0]) if len(numbers) == 1 else f"{{{min(numbers)}..{max(numbers)}}}"))
+        for name, numbers in sorted(layers.items())
     ]
 
 
 def some(names: Iterable[str], most: int = 8) -> str:
     """Return the first of the names, grouped, as a list in a sentence."""
-    found = grouped(names)
-    return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
+    groups = grouped(names)
+    return ", ".join(groups[:most]) + (f" and {len(groups) - most} more" if len(groups) > most else "")

@@ -129,12 +129,12 @@ def _stored(file: Path, opened: Any, name: str) -> Stored:
 
 
 def _weight_map(index: Path) -> Mapping[str, str]:
-    found = read_json(index).get("weight_map")
-    if not isinstance(found, dict) or not all(
-        isinstance(name, str) and SHARD.fullmatch(name) for name in found.values()
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) and SHARD.fullmatch(name) for name in weight_map.values()
     ):
         raise UserError(f"{index} is damaged: its weight_map does not name files of weights in its folder")
-    return found
+    return weight_map
 
 
 def _shards(index: Path) -> list[Path]:

@@ -144,9 +144,9 @@ def _set_items(stack: Stack, _memo: dict[int, Any], _argument: Any) -> None:
     values = stack.pop()
     if len(values) % 2:
         raise NotPlain("it is damaged: a key without a value")
-    found = _of_type(stack[-1][-1], dict)
+    target = _of_type(stack[-1][-1], dict)
     for key, value in zip(values[::2], values[1::2]):
-        found[_key(key)] = value
+        target[_key(key)] = value
 
 
 def _global(stack: Stack, _memo: dict[int, Any], name: str) -> None:
@@ -171,8 +171,8 @@ def _reduce(stack: Stack, _memo: dict[int, Any], _argument: Any) -> None:
 
 def _build(stack: Stack, _memo: dict[int, Any], _argument: Any) -> None:
     """Drop the attributes of a state dict: torch notes versions there."""
-    found, state = _last(stack, 2)
-    _of_type(found, dict), _of_type(state, dict)
+    target, state = _last(stack, 2)
+    _of_type(target, dict), _of_type(state, dict)
     stack[-1].pop()
 
 

@@ -1,6 +1,6 @@
 """The families of public weights that are read: each is a file and a line here."""
 
-from filip_jax.weights.families import filip_jax, hf_clip, hf_dinov2, hf_siglip, hf_vit, open_clip
+from filip_jax.weights.families import hf_clip, hf_dinov2, hf_siglip, hf_vit, open_clip, own
 from filip_jax.weights.plan import Family
 
 FAMILIES: dict[str, Family] = {
@@ -9,5 +9,5 @@ FAMILIES: dict[str, Family] = {
     "hf_siglip": hf_siglip.FAMILY,
     "hf_vit": hf_vit.FAMILY,
     "hf_dinov2": hf_dinov2.FAMILY,
-    "own": filip_jax.FAMILY,
+    "own": own.FAMILY,
 }

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from filip_jax.models.tower import CLIP_MEAN, CLIP_STD
 from filip_jax.weights.dual_names import IGNORED, IMAGE_POSITIONS, TEXT_POSITIONS, TOKENS, tower_rules, towers
 from filip_jax.weights.dual_names import PATCHES as EMBEDDING
-from filip_jax.weights.hugging_face import FILES, is_of_type
+from filip_jax.weights.hugging_face import FILES, config_of, evidence_of_type
 from filip_jax.weights.mapping import AS_ROW, PATCHES, Rule, linear, norm
-from filip_jax.weights.plan import CLIP_MEAN, CLIP_STD, Evidence, Family, Found, Plan
+from filip_jax.weights.plan import Evidence, Family, Found, Plan
 from filip_jax.weights.preprocessing import of_transformers
 from filip_jax.weights.sizes import OF_SHAPES, clip_objective
 from filip_jax.weights.words import of_clip
@@ -20,8 +21,9 @@ VISION = {
 }  # fmt: skip
 TEXT = {
     "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8, "vocab_size": 49408,
-    "max_position_embeddings": 77, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
+    "max_position_embeddings": 77, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "eos_token_id": 49407,
 }  # fmt: skip
+ARGMAX = 2  # an eos_token_id by which transformers pools at the largest id instead, as in the first files of CLIP
 PREPROCESSING = dict(mean=CLIP_MEAN, std=CLIP_STD, resize="shortest", interpolation="bicubic")
 RULES = (
     Rule("image/patch_embedding/kernel", (f"{EMBEDDING}.weight",), PATCHES),
@@ -42,7 +44,7 @@ RULES = (
 
 def recognize(configs: Mapping[str, Mapping[str, Any]]) -> str:
     """Return why a folder holds a CLIP of transformers, or ""."""
-    return is_of_type(configs, MODEL_TYPES)
+    return evidence_of_type(configs, MODEL_TYPES)
 
 
 def are_names(tensors: Mapping[str, Any]) -> bool:
@@ -54,6 +56,7 @@ def plan(found: Found) -> Plan:
     """Return what to do with such a folder."""
     image, text, shown = towers(found, VISION, TEXT, class_tokens=1)
     chosen, evidence, view = of_transformers(found, PREPROCESSING)
+    eos_id = config_of(found, "text_config", TEXT).value("eos_token_id", int)
     objectives, scale = clip_objective(found, "logit_scale")
     return Plan(
         image=dict(image, pre_norm=True, patch_bias=False, class_tokens=1, pooling="class", **chosen),
@@ -70,6 +73,7 @@ def plan(found: Found) -> Plan:
             scale,
         ],
         words=of_clip,
+        eos_id=None if eos_id == ARGMAX else eos_id,
         ignored=IGNORED,
         view=view,
     )

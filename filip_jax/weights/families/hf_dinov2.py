@@ -4,7 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from filip_jax.weights.families.hf_vit import LAYERS, OUT, QKV, embedding_rules
-from filip_jax.weights.hugging_face import CONFIG, FILES, block_rules, config_of, evidence_of, is_of_type, tower_options
+from filip_jax.weights.hugging_face import (
+    CONFIG,
+    FILES,
+    block_rules,
+    config_of,
+    evidence_of,
+    evidence_of_type,
+    tower_options,
+)
 from filip_jax.weights.mapping import FIRST_AXIS_GONE, LAYER, Rule, norm
 from filip_jax.weights.plan import IMAGENET_MEAN, IMAGENET_STD, Evidence, Family, Found, Plan
 from filip_jax.weights.preprocessing import of_transformers
@@ -41,7 +49,7 @@ def rules(prefix: str, registers: int) -> list[Rule]:
 
 def recognize(configs: Mapping[str, Mapping[str, Any]]) -> str:
     """Return why a folder holds a DINOv2 of transformers, or ""."""
-    return is_of_type(configs, MODEL_TYPES)
+    return evidence_of_type(configs, MODEL_TYPES)
 
 
 def are_names(tensors: Mapping[str, Any]) -> bool:

@@ -5,8 +5,9 @@ from typing import Any
 
 from filip_jax.weights.dual_names import IGNORED, IMAGE_POSITIONS, TEXT_POSITIONS, TOKENS, tower_rules, towers
 from filip_jax.weights.dual_names import PATCHES as EMBEDDING
-from filip_jax.weights.hugging_face import FILES, is_of_type
+from filip_jax.weights.hugging_face import FILES, config_of, evidence_of_type
 from filip_jax.weights.mapping import FIRST_AXIS_GONE, PATCHES, TRANSPOSED, TWO_AXES_GONE, Rule, linear, norm
+from filip_jax.weights.options import agree
 from filip_jax.weights.plan import HALF, Evidence, Family, Found, Plan
 from filip_jax.weights.preprocessing import of_transformers
 from filip_jax.weights.sizes import OF_SHAPES, scalar, scale_options
@@ -48,7 +49,7 @@ RULES = (
 
 def recognize(configs: Mapping[str, Mapping[str, Any]]) -> str:
     """Return why a folder holds a SigLIP of transformers, or ""."""
-    return is_of_type(configs, MODEL_TYPES)
+    return evidence_of_type(configs, MODEL_TYPES)
 
 
 def are_names(tensors: Mapping[str, Any]) -> bool:
@@ -59,13 +60,17 @@ def are_names(tensors: Mapping[str, Any]) -> bool:
 def plan(found: Found) -> Plan:
     """Return what to do with such a folder."""
     image, text, shown = towers(found, VISION, TEXT, class_tokens=0)
+    config_of(found, "vision_config", {}).only(vision_use_head=(True, None))
+    embed_dim = found.shape("text_model.head.weight", 2)[0]
+    options = config_of(found, "text_config", {"projection_size": text["width"]})
+    agree(options.place, {"projection_size": options.whole("projection_size")}, {"projection_size": embed_dim})
     chosen, evidence, view = of_transformers(found, PREPROCESSING)
     scale, shown_scale = scale_options(found, "logit_scale")
     bias = scalar(found, "logit_bias")
     return Plan(
         image=dict(image, pre_norm=False, patch_bias=True, class_tokens=0, pooling="map", projection="none", **chosen),
         text=dict(text, causal=False, pad_mask=False, pooling="last", projection="biased"),
-        embed_dim=found.shape("text_model.head.weight", 2)[0],
+        embed_dim=embed_dim,
         objectives=dict(siglip=dict(kind="siglip", weight=1.0, bias_init=bias, **scale)),
         rules=RULES,
         evidence=[

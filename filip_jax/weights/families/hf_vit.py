@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from filip_jax.weights.hugging_face import FILES, block_rules, config_of, evidence_of, is_of_type, tower_options
+from filip_jax.weights.hugging_face import FILES, block_rules, config_of, evidence_of, evidence_of_type, tower_options
 from filip_jax.weights.mapping import FIRST_AXIS_GONE, LAYER, PATCHES, Rule, linear, norm
 from filip_jax.weights.plan import HALF, Evidence, Family, Found, Plan
 from filip_jax.weights.preprocessing import of_transformers
@@ -46,7 +46,7 @@ def rules(prefix: str) -> list[Rule]:
 
 def recognize(configs: Mapping[str, Mapping[str, Any]]) -> str:
     """Return why a folder holds a ViT of transformers, or ""."""
-    return is_of_type(configs, MODEL_TYPES)
+    return evidence_of_type(configs, MODEL_TYPES)
 
 
 def are_names(tensors: Mapping[str, Any]) -> bool:

@@ -130,6 +130,7 @@ def plan(found: Found) -> Plan:
         rules=rules(image, texts, text, scalars),
         evidence=[*architecture.evidence, OF_SHAPES, *evidence, *shown],
         words=of_clip,
+        eos_id=architecture.eos_id,
         ignored=IGNORED,
         antialias=True,
     )

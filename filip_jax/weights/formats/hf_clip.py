@@ -3,7 +3,7 @@
 from typing import Any
 
 from filip_jax.weights import leaving as out
-from filip_jax.weights.families.hf_clip import RULES
+from filip_jax.weights.families.hf_clip import ARGMAX, RULES
 from filip_jax.weights.leaving import Leaving, Target
 from filip_jax.weights.preprocessing import TRANSFORMERS
 from filip_jax.weights.transformers_files import CONFIG, WEIGHTS, as_json, preprocessor, text_config, vision_config
@@ -13,10 +13,9 @@ IMAGE: dict[str, Any] = {
     "pooling": ("class",), "projection": ("linear",),
 }  # fmt: skip
 TEXT: dict[str, Any] = {"causal": (True,), "pooling": ("eos",), "projection": ("linear",)}
-ARGMAX = 2  # an eos_token_id by which transformers pools at the largest id instead, as in the first files of CLIP
 USAGE = """from transformers import AutoTokenizer, CLIPModel
-model = CLIPModel.from_pretrained(FOLDER)
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)"""
+model = CLIPModel.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
 
 
 def misfits(leaving: Leaving) -> list[str]:

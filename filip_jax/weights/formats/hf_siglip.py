@@ -14,8 +14,8 @@ IMAGE: dict[str, Any] = {
 }  # fmt: skip
 TEXT: dict[str, Any] = {"causal": (False,), "pad_mask": (False,), "pooling": ("last",), "projection": ("biased",)}
 USAGE = """from transformers import AutoTokenizer, SiglipModel
-model = SiglipModel.from_pretrained(FOLDER)
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)  # texts: padding="max_length", truncation=True, max_length=LENGTH"""
+model = SiglipModel.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")  # texts: padding="max_length", truncation=True, max_length=LENGTH"""
 
 
 def misfits(leaving: Leaving) -> list[str]:

@@ -3,11 +3,11 @@
 from filip_jax.inference.run import TOKENIZER
 from filip_jax.redact import redacted
 from filip_jax.saved_config import FORMAT
-from filip_jax.weights.families.filip_jax import CONFIG, MODEL_TYPE, WEIGHTS, rules
+from filip_jax.weights.families.own import CONFIG, MODEL_TYPE, WEIGHTS, rules
 from filip_jax.weights.leaving import Leaving, Target
 from filip_jax.weights.transformers_files import as_json
 
-USAGE = """# filip import FOLDER --output=runs/again
+USAGE = """# filip import "FOLDER" --output=runs/again
 from filip_jax import load_model
 model = load_model("runs/again")"""
 
