@@ -1,4 +1,4 @@
-"""What a run makes of fixed pictures and texts, for check_exports.py: beside its exported folder, or printed against goldens.
+"""Write a run's features of fixed pictures and texts, for check_exports.py: beside its exported folder, or printed against goldens.
 
     python benchmarks/own_features.py runs/mine exported/mine        writes exported/mine/outputs.npz
     python benchmarks/own_features.py runs/imported tests/weights/hf_clip_gelu --compare

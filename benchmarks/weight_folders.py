@@ -117,7 +117,7 @@ def token_ids(tokenizer, length: int, vocabulary: int, seed: int) -> np.ndarray:
 
 
 def open_clip_folder(config: dict, training=False, **statistics):
-    """What `save_for_hf` writes; `training`: epoch_1.pt of open_clip's training, and a config beside it."""
+    """Write a folder as `save_for_hf` does; `training`: epoch_1.pt of open_clip's training, and a config beside it."""
 
     def make(folder, seed):
         tokenizer = clip_tokenizer(LENGTH)
@@ -167,7 +167,7 @@ def openai_file(config: dict, numbers: bool):
 
 
 def hf_folder(model_of, config, processor, tokenizer=None, shard="5GB", dtype=torch.float32, after=None):
-    """What `save_pretrained` writes; `after`: what changes the folder then."""
+    """Write a folder by `save_pretrained`; `after` changes it then."""
 
     def make(folder, seed):
         model = perturb(model_of(config), seed)

@@ -1,4 +1,4 @@
-"""Where the characters of a cleaned text stand in the text that it was made of."""
+"""Positions of the characters of a cleaned text in the text that it was made of."""
 
 import difflib
 

@@ -45,7 +45,7 @@ class Objectives:
 
     @property
     def needs(self) -> frozenset[str]:
-        """What at least one active objective needs of a batch, see `NEEDS`, and "teacher" if one learns from it."""
+        """The parts of a batch that at least one active objective needs, see `NEEDS`, and "teacher" if one learns from it."""
         teacher = {"teacher"} if any(part.teacher for part in self.active.values()) else set[str]()
         return frozenset(teacher).union(*(part.needs for part in self.active.values()))
 

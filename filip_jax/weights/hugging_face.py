@@ -1,4 +1,4 @@
-"""What the families of the library transformers share: config.json, and the names of a layer."""
+"""Parts that all families of the library transformers share: config.json, and the names of a layer."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What leaves a run: its parameters under the names of a model with one pooled head for each side, and what is left over."""
+"""The contents of an export: a run's parameters under the names of a model with one pooled head for each side, and what is left over."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
