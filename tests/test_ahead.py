@@ -224,8 +224,8 @@ def test_two_batches_of_views_and_no_heap_of_records_are_in_memory(monkeypatch):
         def __getitem__(self, index):
             return read.count(super().__getitem__(index % 10))
 
-    def counted(picture, size):
-        view = plain(picture, size)
+    def counted(*arguments):
+        view = plain(*arguments)
         return views.count(np.array(view))
 
     monkeypatch.setattr(ahead, "THREADS", 3)
