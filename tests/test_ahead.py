@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import until
+from conftest import slow, until
 from hypothesis import given
 from hypothesis import strategies as st
 from test_evals import Oracle, Scenes
@@ -164,7 +164,7 @@ def kinds(tmp_path, model, source):
     }
 
 
-@pytest.mark.parametrize("batch_size, threads, chunk", [(1, 1, 3), (3, 2, 4), (4, 16, 256), (64, 5, 1)])
+@pytest.mark.parametrize("batch_size, threads, chunk", [slow(1, 1, 3), (3, 2, 4), slow(4, 16, 256), (64, 5, 1)])
 def test_every_kind_is_the_same_as_one_record_after_the_other(monkeypatch, tmp_path, batch_size, threads, chunk):
     model = Probed()
     monkeypatch.setattr(model, "batch_size", batch_size, raising=False)

@@ -7,7 +7,7 @@ from itertools import product
 
 import jax
 import pytest
-from conftest import whole_tier
+from conftest import slow, whole_tier
 
 from filip_jax import load_model, storage
 from filip_jax.checkpoint import Checkpoints, CheckpointWriter
@@ -163,8 +163,8 @@ def test_what_may_not_be_read_is_named(door, trained, small_demo, monkeypatch):
     assert Checkpoints(trained).steps() == [STEP]  # it is not set aside
 
 
-@pytest.mark.parametrize("door", [load, begin_from, resume])
-@pytest.mark.parametrize("way", [remove, cut, empty, fold])
+@pytest.mark.parametrize("way", [remove, slow(cut), empty, slow(fold)])
+@pytest.mark.parametrize("door", [load, slow(begin_from), resume])
 def test_what_a_manifest_certifies_but_cannot_be_opened_is_one_line(door, way, trained, small_demo, tmp_path, capfd):
     """As an earlier version wrote it into a folder with brackets: every file is as its manifest says."""
     for file in files_of(trained)[1:5]:

@@ -44,7 +44,7 @@ def fitted(mesh, chosen, c, **options):
     return logistic.fit(examples, chosen, 5, c, **options)
 
 
-@pytest.mark.parametrize("mesh", [*MESHES, slow((1, 2))])
+@pytest.mark.parametrize("mesh", [slow((1, 1)), (2, 4), slow((1, 2))])
 def test_the_minimum_is_scikit_learns(mesh, monkeypatch):
     monkeypatch.setattr(logistic, "ROWS", 128)
     chosen = np.arange(300) % 7 > 0  # those that are not chosen, and the 84 places behind the last, change nothing

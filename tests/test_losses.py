@@ -168,7 +168,9 @@ def test_sharded_equals_the_definition(replica, data, jitted):
         assert close(mine, expected, 1e-6)
 
 
-@pytest.mark.parametrize("axes", [("data",), ("replica",), ("model",), ("data", "model"), ("model", "replica")])
+@pytest.mark.parametrize(
+    "axes", [slow(("data",)), ("replica",), slow(("model",)), ("data", "model"), slow(("model", "replica"))]
+)
 def test_any_mesh_runs_over_its_batch_axes(axes):
     images, texts, mask = pairs(6, b=8)
     loss, gradients = value_and_gradient(single(images), single(texts), jnp.asarray(mask), single(30.0))

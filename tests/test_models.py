@@ -165,7 +165,7 @@ def test_the_text_mask_follows_its_switches_and_never_holds_pads(bos, eos):
     assert model.encode_text(parameters, IDS)[1].astype(int).tolist() == np.array(expected, int).tolist()
 
 
-@pytest.mark.parametrize("cls, bos, eos", [(False, True, True), (True, False, True), (False, False, False)])
+@pytest.mark.parametrize("cls, bos, eos", [slow(False, True, True), slow(True, False, True), (False, False, False)])
 def test_no_gradient_passes_through_an_excluded_token(cls, bos, eos):
     """The loss's gradient with respect to the towers' outputs, at every excluded position."""
     module = DualEncoder(
