@@ -98,7 +98,7 @@ def make_run(folder, pieces, objectives, *, ema=False, image=None, text=None):
     save_config(folder, config)
     meta = dict(samples_seen=0, tokenizer_sha256=words.sha256, parameters=saved_metadata(network.metadata))
     writer = CheckpointWriter(folder, every_steps=1, every_minutes=0.0, keep_last=1, keep_every_steps=0)
-    average = {"ema": jax.tree.map(lambda x: x + 1, parameters)} if ema else {}
+    average = {"ema": jax.tree.map(lambda x: 1.25 * x, parameters)} if ema else {}
     writer.save(7, {"params": parameters, **average}, meta, config)
     writer.wait()
     return flatten(parameters)
@@ -177,7 +177,7 @@ def test_what_a_format_lacks_lies_beside_it(pieces, tmp_path, capsys):
     listed = json.loads((tmp_path / "out" / f"{EXTRA}.json").read_text())
     assert set(listed["parameters"]) == extra.keys() and listed["model"]["image"]["patch_dropout"] == 0.5
     found = tensors_of(tmp_path / "out", "hf_clip")
-    np.testing.assert_array_equal(found["visual_projection.weight"].T, own["image_pooled_projection/kernel"] + 1)
+    np.testing.assert_array_equal(found["visual_projection.weight"].T, 1.25 * own["image_pooled_projection/kernel"])
     assert main([*command, f"--output={tmp_path}/two", "--head=tokens", "--no-average", "--step=7"]) == 0
     found = tensors_of(tmp_path / "two", "hf_clip")
     np.testing.assert_array_equal(found["visual_projection.weight"].T, own["image_projection/kernel"])
