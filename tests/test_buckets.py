@@ -94,6 +94,7 @@ print("equal", jax.process_index())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bucket", ["s3", slow("gs")], indirect=True)
 def test_two_processes_save_one_state_to_a_bucket(bucket):
     url, address = f"{bucket}/two/checkpoints/5/state", f"127.0.0.1:{free_port()}"

@@ -94,7 +94,7 @@ def test_links_doubled_slashes_and_steps_up_lead_where_the_disk_says(tmp_path, m
 @pytest.mark.parametrize(
     "bucket, name",
     [
-        ("s3", "lr=[1e-3]"), ("s3", "~é %41:"), ("gs", "{a,b}*"), slow("gs", "a\\b"),
+        ("s3", "lr=[1e-3]"), slow("s3", "~é %41:"), slow("gs", "{a,b}*"), slow("gs", "a\\b"),
         slow("gs", "lr=[1e-3]"), slow("gs", "~é %41:"), slow("s3", "{a,b}*"), slow("s3", "a\\b"),
     ],
     indirect=["bucket"],

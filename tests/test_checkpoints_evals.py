@@ -98,6 +98,7 @@ def test_all_checkpoints_are_evaluated_once(run, evaluated, capsys):
     assert evaluated == [(8, "val"), (8, "seen")] and json.loads((run / "evals.json").read_text()) == json.loads(before)
 
 
+@pytest.mark.slow
 def test_what_has_changed_is_evaluated_again(run, evaluated):
     section = json.loads((run / "config.json").read_text())["evals"]
     evaluate_runs(str(run), Choice(), section)
@@ -193,6 +194,7 @@ def test_what_the_training_has_evaluated_is_not_evaluated_again(finished, finish
     assert len(list((workdir / "clip_benchmark").glob("val_step_*.json"))) == 2
 
 
+@pytest.mark.slow
 def test_several_runs_are_one_table_and_one_plot(run, evaluated):
     shutil.copytree(run, run.parent / "b")
     shutil.rmtree(run.parent / "b/checkpoints/4")
@@ -221,6 +223,7 @@ def test_the_best_step_by_a_metric(run, evaluated, capsys):
         evaluate_runs(str(run), Choice(step="best", metric="val/R@3"))
 
 
+@pytest.mark.slow
 def test_numbers_of_another_task_are_not_compared(run, evaluated, capsys):
     section = json.loads((run / "config.json").read_text())["evals"]
     easy = {"val": section["val"] | {"examples": 2}}

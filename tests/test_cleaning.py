@@ -390,6 +390,7 @@ def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path, uninterrupted):
     assert result(output) == uninterrupted
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(tmp_path, monkeypatch, uninterrupted, capsys):
     monkeypatch.setattr(filter_module, "PIECE", 30)
     monkeypatch.setattr("filip_jax.progress.PERIOD", 0.0)

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import examples, whole_tier
+from conftest import examples, slow, whole_tier
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -233,7 +233,7 @@ def test_a_crop_lies_inside_and_keeps_its_share(width, height, min_area, seed):
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
-@pytest.mark.parametrize("side", [256, 384, 512, 800, 1500])
+@pytest.mark.parametrize("side", [256, slow(384), 512, slow(800), slow(1500)])
 def test_fast_views_are_near_the_slow_ones(side, format):
     """At least 46 dB from full decoding and Pillow's antialiased bicubic filter."""
     errors = []

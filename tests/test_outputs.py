@@ -69,7 +69,7 @@ def test_a_second_command_on_one_output_is_refused_and_the_next_one_is_not(tmp_p
     assert not (output / LOCK).exists() and not list(output.glob(".filip*"))
 
 
-@pytest.mark.parametrize("write", [write_webdataset, slow(write_jsonl), slow(write_csv), write_side])
+@pytest.mark.parametrize("write", [write_webdataset, *map(slow, (write_jsonl, write_csv, write_side))])
 def test_indices_that_are_made_in_the_same_moment_by_processes_of_one_number(tmp_path, write):
     for round in range(3):
         folder = tmp_path / str(round)

@@ -165,6 +165,7 @@ def test_a_compiler_counts_arguments_when_it_finds_no_room():
     assert compiled is None and needed == pytest.approx(24 * 2**30, rel=0.01)
 
 
+@pytest.mark.slow
 def test_what_sharded_parameters_send_is_known_to_the_byte():
     """Each layer's are gathered twice, and their gradients summed into pieces."""
     pytest.importorskip("libtpu")

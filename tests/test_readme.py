@@ -130,6 +130,7 @@ def test_the_quick_demo_trains_evaluates_draws_and_closes_with_a_table(demo):
     assert str(workdir.parent) in output.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_other_demos_train_what_they_say(tmp_path):
     """The commands of --clip and of no option, through an environment whose `filip` only prints."""
     (tmp_path / "venv/bin").mkdir(parents=True)

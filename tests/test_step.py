@@ -217,7 +217,7 @@ def whole(dropping):
     [
         slow(1, 1, 4, {}),
         *(slow(replica, 8 // replica, 1, {}) for replica in (1, 2, 4, 8)),  # every mesh of eight devices
-        (2, 4, 2, {"exchange": "ring", "indices": "recompute"}),
+        slow(2, 4, 2, {"exchange": "ring", "indices": "recompute"}),
     ],
 )
 def test_meshes_and_microbatches_give_the_gradients_of_the_whole_batch(

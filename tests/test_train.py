@@ -178,6 +178,7 @@ def test_two_processes_train_what_one_does(finished, config, tmp_path):
     np.testing.assert_allclose(*tokens, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_mistake_on_one_process_stops_all_of_them_at_once(config, tmp_path):
     """Only the first of two processes trains the tokenizer, which cannot be as small as this."""
     cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
