@@ -22,9 +22,9 @@ from filip_jax.objectives.total import init_parameters, make_objectives
 from filip_jax.paths import flatten, saved_metadata
 from filip_jax.saved_config import save_config
 from filip_jax.weights import mapping, save
+from filip_jax.weights.exported_run import ExportedRun
 from filip_jax.weights.families import FAMILIES
 from filip_jax.weights.formats import FORMATS
-from filip_jax.weights.leaving import Leaving
 from filip_jax.weights.load import import_weights, read_weights
 from filip_jax.weights.save import EXTRA, EXTRA_TOKENIZER, export_weights
 from filip_jax.weights.tensors import open_weights, weights_file, write_safetensors
@@ -186,18 +186,18 @@ def test_what_a_format_lacks_lies_beside_it(pieces, tmp_path, capsys):
     np.testing.assert_array_equal(left["image_pooled_projection/kernel"], own["image_pooled_projection/kernel"])
 
 
-def leaving_of(pieces, **towers):
+def exported_run_of(pieces, **towers):
     words = Tokenizer(pieces)
     text = dict(kind="transformer", vocab_size=words.vocab_size, length=12, **TOWER) | towers.get("text", {})
     model = dict(embed_dim=16, image=IMAGE | towers.get("image", {}), text=text)
-    return Leaving(dict(model=model, objectives=dict(clip=CLIP)), {}, words, "pooled")
+    return ExportedRun(dict(model=model, objectives=dict(clip=CLIP)), {}, words, "pooled")
 
 
 def test_open_clip_pools_at_our_eos(pieces):
     """The config names its number unless it is the largest id, where CLIP's own rule does the same."""
     eos = Tokenizer(pieces).pieces.eos
     for text, rule in (({}, "eos"), (dict(vocab_size=eos + 1), "argmax")):
-        files = FORMATS["open_clip"].make(leaving_of(pieces, text=text)).files
+        files = FORMATS["open_clip"].make(exported_run_of(pieces, text=text)).files
         found = json.loads(files["open_clip_config.json"])["model_cfg"]["text_cfg"]
         assert (found["pool_type"], found["eos_id"]) == (rule, eos)
 
@@ -221,18 +221,16 @@ def tensors_of_file(file):
     ],
 )
 def test_what_a_format_would_compute_otherwise_is_refused(format, image, text, said, pieces):
-    leaving = leaving_of(pieces, image=image, text=text)
-    assert said in "; ".join(FORMATS[format].misfits(leaving))
-    assert not FORMATS["safetensors"].misfits(leaving)
+    run = exported_run_of(pieces, image=image, text=text)
+    assert said in "; ".join(FORMATS[format].misfits(run))
+    assert not FORMATS["safetensors"].misfits(run)
 
 
 def test_an_eos_that_is_the_pad_is_refused_by_formats_that_pool_there(pieces):
     """Here the last token that is no pad is pooled, which is then the one before EOS."""
-    leaving = leaving_of(with_options(pieces, canonicalize=False, bos=True, eos_as_pad=True))
-    assert all(
-        "an EOS that is the pad" in "; ".join(FORMATS[name].misfits(leaving)) for name in ("hf_clip", "open_clip")
-    )
-    assert not FORMATS["safetensors"].misfits(leaving)
+    run = exported_run_of(with_options(pieces, canonicalize=False, bos=True, eos_as_pad=True))
+    assert all("an EOS that is the pad" in "; ".join(FORMATS[name].misfits(run)) for name in ("hf_clip", "open_clip"))
+    assert not FORMATS["safetensors"].misfits(run)
 
 
 def test_a_refusal_names_formats_that_fit_and_leaves_nothing(pieces, tmp_path):

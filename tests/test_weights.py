@@ -25,7 +25,7 @@ from filip_jax.train.init_from import open_donors
 from filip_jax.weights.families import FAMILIES, hf_clip, hf_siglip
 from filip_jax.weights.load import import_weights
 from filip_jax.weights.mapping import LAYER, Rule, give, take
-from filip_jax.weights.plan import Found
+from filip_jax.weights.plan import ModelSource
 from filip_jax.weights.positions import at_size
 from filip_jax.weights.stored import Stored
 from filip_jax.weights.tensors import open_weights, weights_file
@@ -133,10 +133,10 @@ def planned(name, image_size=0, **changes):
     folder = FOLDERS / name
     configs = {file.name: json.loads(file.read_text()) for file in folder.glob("*config.json")}
     configs.get("preprocessor_config.json", {}).update(changes)
-    family = next(family for family in FAMILIES.values() if family.config(configs))
+    family = next(family for family in FAMILIES.values() if family.origin(configs))
     with open_weights(weights_file(folder, family.files)) as weights:
         plan, tensors = at_size(
-            family.plan(Found(folder, folder, configs, weights.tensors)), weights.tensors, image_size
+            family.plan(ModelSource(folder, folder, configs, weights.tensors)), weights.tensors, image_size
         )
         [rule] = [rule for rule in plan.rules if rule.path == "image/position"]
         return plan, tensors[rule.names[0]].read()
@@ -147,7 +147,7 @@ def test_positions_are_resampled_as_the_public_code_does(name, size):
     plan, position = planned(name, size)
     theirs = np.load(FOLDERS / name / "outputs.npz")[f"positions_at_{size}"]
     np.testing.assert_allclose(position.reshape(theirs.shape), theirs, rtol=0, atol=1e-6)
-    assert plan.image["image_size"] == size and "--image_size" in plan.evidence[-2].why
+    assert plan.image["image_size"] == size and "--image_size" in plan.evidence[-2].origin
 
 
 def test_images_are_as_large_as_the_preprocessing_makes_them():
