@@ -136,7 +136,7 @@ def _config_of_run(place: str, donor: str, workdir: str) -> dict[str, Any]:
     except UserError as error:
         with contextlib.suppress(UserError, OSError):
             own = _read(from_user(workdir)) if workdir else {}
-            if own.get("init_from", {}).get("path") == donor:
+            if (begun := own.get("init_from")) and isinstance(begun, dict) and begun.get("path") == donor:
                 return own
         if not Path(place).exists() or (Path(place) / CHECKPOINTS).exists():
             raise

@@ -72,12 +72,13 @@ def read_own(file: Path, most: int = MAX_JSON_BYTES) -> bytes:
     return data
 
 
-def parse(data: bytes, notes: Notes | None = None) -> Any:
+def parse(data: bytes, notes: Notes | None = None, most: int = MAX_VALUES) -> Any:
     """Return what JSON holds.
 
     Args:
         notes: takes up what was left out: keys that stand twice; numbers that are none of ours become texts. Without it
             these are errors. Texts may hold halves of characters, as paths do that are no UTF-8.
+        most: values, as far as its signs tell.
 
     Raises:
         ValueError: it is no JSON, too large, nested too deeply, or holds what only a caller with `notes` takes.
@@ -106,8 +107,8 @@ def parse(data: bytes, notes: Notes | None = None) -> Any:
             found = {name: value for name, value in items if name not in twice}
         return found
 
-    if sum(map(data.count, (b",", b"[", b"{"))) > MAX_VALUES:
-        raise ValueError(f"it holds more than {MAX_VALUES} values")
+    if sum(map(data.count, (b",", b"[", b"{"))) > most:
+        raise ValueError(f"it holds more than {most} values")
     try:
         content = json.loads(
             data.decode("utf-8-sig"),

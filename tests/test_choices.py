@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from memory_source import Memory
 
-from filip_jax import cli, storage
+from filip_jax import cli
 from filip_jax.choices import CHOICES, FLAGS, Choice, section_of
 from filip_jax.cli_plan import apart, chosen
 from filip_jax.config import load_config, settings
@@ -262,21 +262,6 @@ def test_a_run_that_goes_on_needs_not_the_one_it_began_with(tmp_path):
     for donor, workdir in (("donor", "other"), ("elsewhere", "run")):
         with pytest.raises(UserError, match=f"{donor} holds no run"):
             load_config(DEMO, [f"--config.init_from={tmp_path}/{donor}"], f"{tmp_path}/{workdir}")
-
-
-def test_a_run_begins_with_the_model_of_one_in_a_bucket(gs, tmp_path):
-    save_config(tmp_path, load_config(DEMO, ["--config.model.image.width=64"]))
-    url, words = f"{gs}/runs/donor", (ROOT / "tests/weights/hf_siglip_one/spiece.model").read_bytes()
-    with pytest.raises(UserError, match=f"{url} holds no run"):
-        load_config(DEMO, [f"--config.init_from={url}"])
-    storage.write(f"{url}/config.json", (tmp_path / "config.json").read_bytes())
-    storage.write(f"{url}/tokenizer.model", words)
-    config = load_config(DEMO, [f"--config.init_from={url}/"])
-    assert config["model"]["image"]["width"] == 64
-    assert config["tokenizer"] == {"name": "kept", "path": f"{url}/tokenizer.model"}
-    assert make_tokenizer(source=NO_SOURCE, **config["tokenizer"]) == words
-    with pytest.raises(UserError, match="nothing.model': no such file"):
-        make_tokenizer(source=NO_SOURCE, name="kept", path=f"{url}/nothing.model")
 
 
 def test_a_folder_that_is_no_run_gives_no_model(tmp_path):

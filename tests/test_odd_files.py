@@ -484,9 +484,8 @@ def test_depth_of_json():
             parse(b"[" * deeper + b"]" * deeper)
 
 
-def test_values_of_json_are_counted_before_they_are_made(monkeypatch):
-    monkeypatch.setattr(small_files, "MAX_VALUES", 5)
-    assert small_files.parse(b'{"a": [1, 2], "b": {}}') == {"a": [1, 2], "b": {}}
+def test_values_of_json_are_counted_before_they_are_made():
+    assert small_files.parse(b'{"a": [1, 2], "b": {}}', most=5) == {"a": [1, 2], "b": {}}
     for beyond in (b"[1, 2, 3, 4, 5, 6]", b"[[],[],[]]", b'{"a": {}, "b": {}, "c": {}}'):
         with pytest.raises(ValueError, match="more than 5 values"):
-            small_files.parse(beyond)
+            small_files.parse(beyond, most=5)

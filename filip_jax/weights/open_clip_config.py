@@ -113,7 +113,9 @@ def _vision(top: Options, sizes: Mapping[str, Any]) -> Described:
     options = _section(top, "vision_cfg", VISION)
     options.only(pool_type=tuple(POOLINGS), pos_embed_type=("learnable", "sin_cos_2d"))
     if isinstance(layers := options.content.get("layers"), list):
-        raise UserError(f"{options.place}: layers={layers!r:.100} are those of a ResNet, which filip_jax has not: take a ViT")
+        raise UserError(
+            f"{options.place}: layers={layers!r:.100} are those of a ResNet, which filip_jax has not: take a ViT"
+        )
     names = {"width": "width", "layers": "depth", "patch_size": "patch_size", "image_size": "image_size"}
     agree(options.place, {ours: options.whole(theirs) for theirs, ours in names.items()}, sizes)
     shared, origins = _shared(top, options)

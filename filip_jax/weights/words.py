@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from filip_jax.data.merges import MERGES, VOCABULARY
+from filip_jax.data.public_files import ANY
 from filip_jax.errors import UserError
 from filip_jax.plain import one_line
 from filip_jax.small_files import read_json
@@ -52,8 +53,8 @@ def of_siglip(source: ModelSource, ids: int, given: str = "") -> Words:
         raise UserError(f"{source.place} has neither {MODELS[0]} nor {JSON}: give its tokenizer with --tokenizer=FILE")
     _check_lower_case(source)
     if file.suffix == ".json":
-        ends = _ends(file)
-        return _of_json(source, file, {"bos": ends[0], **GEMMA}, ids, ends, lower_case=True)
+        ends, is_plain = _ends(file), source.configs.get(CONFIG, {}).get("tokenizer_class") == ANY
+        return _of_json(source, file, {"bos": ends[0], **GEMMA}, ids, ends, lower_case=not is_plain)
     _check_config(source, "", "</s>")
     section = dict(name="sentencepiece", path=str(file), vocab_size=ids, canonicalize=True, bos=False, eos_as_pad=True)
     return section, [Evidence("tokenizer", "sentencepiece, texts canonicalized, EOS as pad", f"pieces of {file}")]
