@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
+from filip_jax import storage
 from filip_jax.errors import UserError
 from filip_jax.plain import command
 from filip_jax.saved_config import CHECKPOINTS, FILE, TOKENIZER, checked, read_config
@@ -123,7 +124,7 @@ def begin_with(config: ConfigDict, donor: str, workdir: str = "") -> None:
                 del tower[name], config.data[key]
                 tower[name] = config.data[key] = size
             config.model = model
-            config.tokenizer = ConfigDict({"name": "kept", "path": _join(place, TOKENIZER)})
+            config.tokenizer = ConfigDict({"name": "kept", "path": storage.join(place, TOKENIZER)})
         config.init_from.path = donor
     except (KeyError, AttributeError, TypeError) as error:
         raise UserError(f"init_from={donor}: the config or that run's has no such section: {error}") from error
@@ -150,16 +151,10 @@ def _read(workdir: str) -> dict[str, Any]:
     """Return the config of a run, as `read_config` does, of one in a bucket too."""
     if not is_remote(workdir):
         return read_config(Path(workdir))
-    from filip_jax import storage  # which takes a while, and few need
-
-    file = _join(workdir, FILE)
+    file = storage.join(workdir, FILE)
     if not storage.exists(file):
         raise UserError(f"{workdir} holds no run: {file} is missing")
     try:
         return checked(parse(storage.read(file, 0, MAX_JSON_BYTES)), file)
     except ValueError as error:
         raise UserError(f"{file} is damaged: {error}") from error
-
-
-def _join(workdir: str, name: str) -> str:
-    return f"{workdir.rstrip('/')}/{name}" if is_remote(workdir) else str(Path(workdir) / name)

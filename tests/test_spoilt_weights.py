@@ -118,7 +118,7 @@ SPOILT = {
         "it puts several tokens at one end",
     ),
     "a post-processor that is none": (change_json("tokenizer.json", post_processor=[1]), "post_processor is not read"),
-    "an EOS that is not added": (change_json("tokenizer_config.json", add_eos_token=False), "add_eos_token=False, the tokenizer's own file True"),
+    "an EOS that is not added": (change_json("tokenizer_config.json", add_eos_token=False), "add_eos_token is False, the tokenizer's own file True"),
     "several files": (lambda folder: [(folder / n).touch() for n in ("a.pt", "b.pt")] and (folder / "model.safetensors").unlink(), "several files"),
 }  # fmt: skip
 
@@ -157,11 +157,11 @@ def test_a_spoilt_folder_is_one_line_and_leaves_nothing(spoil, what, folder, tmp
     ("two", "config.json", "vision_config__vision_use_head", False, "vision_use_head=False asks for what filip_jax does not compute"),
     ("two", "config.json", "text_config__projection_size", 30, "projection_size=30, but the weights have 45"),
     ("two", "tokenizer_config.json", "do_lower_case", False, "do_lower_case=False, but a SigLIP's texts have no capitals"),
-    ("two", "tokenizer_config.json", "add_bos_token", True, "add_bos_token=True, the tokenizer's own file False"),
-    ("two", "tokenizer_config.json", "add_eos_token", False, "add_eos_token=False, the tokenizer's own file True"),
+    ("two", "tokenizer_config.json", "add_bos_token", True, "add_bos_token is True, the tokenizer's own file False"),
+    ("two", "tokenizer_config.json", "add_eos_token", False, "add_eos_token is False, the tokenizer's own file True"),
     ("two", "tokenizer.json", "post_processor", None, "puts '' before a text and '' behind it where '' and '<eos>' belong"),
     ("one", "tokenizer_config.json", "do_lower_case", False, "do_lower_case=False, but a SigLIP's texts have no capitals"),
-    ("one", "tokenizer_config.json", "add_eos_token", False, "add_eos_token=False"),
+    ("one", "tokenizer_config.json", "add_eos_token", False, "add_eos_token is False"),
 ])  # fmt: skip
 def test_a_siglip_that_is_none_is_refused(name, file, key, value, what, tmp_path):
     folder = shutil.copytree(FOLDERS / f"hf_siglip_{name}", tmp_path / "siglip")

@@ -18,8 +18,8 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
 
 
 def model_folder(
-    run: ExportedRun, kind: str, architecture: str, rules: Sequence[Rule], *, top: Mapping[str, Any] | None = None,
-    vision: Mapping[str, Any], text: Mapping[str, Any], usage_note: str = "",
+    run: ExportedRun, kind: str, architecture: str, rules: Sequence[Rule], *, vision: dict[str, Any],
+    text: dict[str, Any], top: Mapping[str, Any] | None = None, usage_note: str = "",
 ) -> Target:  # fmt: skip
     """Return the folder of a model of two towers.
 

@@ -99,7 +99,7 @@ def _check_config(source: ModelSource, bos: str, eos: str) -> None:
     for name, is_put in (("add_bos_token", bool(bos)), ("add_eos_token", bool(eos))):
         if (value := source.configs.get(CONFIG, {}).get(name)) not in (None, is_put):
             raise UserError(
-                f"{source.place}: {CONFIG} says {name}={value!r:.60}, the tokenizer's own file {is_put}: make it {is_put} "
+                f"{source.place}: {CONFIG} says that {name} is {value!r:.60}, the tokenizer's own file {is_put}: make it {is_put} "
                 "if the model was trained so"
             )
 
