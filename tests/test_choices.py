@@ -251,6 +251,8 @@ def test_a_run_begins_with_the_model_of_another(tmp_path):
 
 def test_a_run_that_goes_on_needs_not_the_one_it_began_with(tmp_path):
     """The same command gives the same config once what --init_from names has moved; another name is refused."""
+    for name in ("donor", "run"):
+        (tmp_path / name).mkdir()
     save_config(tmp_path / "donor", load_config(DEMO, ["--config.model.image.width=64"]))
     overrides = [f"--config.init_from={tmp_path}/donor", "--config.data.image_size=64", "--config.model.text.depth=2"]
     config = load_config(DEMO, overrides, f"{tmp_path}/run")

@@ -125,7 +125,7 @@ def sentence_pieces(
     return with_options(model, canonicalize=canonicalize, bos=bos, eos_as_pad=eos_as_pad)
 
 
-def kept(source: Source, path: str) -> bytes:
+def kept(source: Source | None, path: str) -> bytes:
     """Return the tokenizer that a run keeps, of whatever kind, from its workdir's tokenizer.model, on a disk or in a bucket."""
     return Tokenizer(storage.read(path, 0, MAX_MODEL_BYTES + 1) if is_remote(path) else read_model(Path(path))).model
 

@@ -79,8 +79,9 @@ class Vit(nnx.Module):
                 f"model.image.tokens='value' needs pooling='class': {pooling!r} pools the tokens it changes"
             )
         rows, columns = grid = grid_of(image_size, image_size, patch_size)
-        framing = Framing(resize, interpolation, antialias, crop, crop_start)
-        self.input = ImageInput(image_size, grid, mean, std, framing)
+        self.input = ImageInput(
+            image_size, grid, mean, std, Framing(resize, interpolation, antialias, crop, crop_start)
+        )
         self.width, self.dtype, self.leading = width, execution.dtype, class_tokens + registers
         self.patch_size, self.kept = patch_size, kept_count(patch_dropout, grid)
         self.noise_size = rows * columns if patch_dropout else 0
