@@ -75,13 +75,10 @@ class Vit(nnx.Module):
         if pooling == "class" and not class_tokens:
             raise UserError("model.image.pooling='class' needs class_tokens of at least 1; else take 'mean' or 'map'")
         if tokens == "value" and pooling != "class":
-            raise UserError(
-                f"model.image.tokens='value' needs pooling='class': {pooling!r} pools the tokens it changes"
-            )
+            raise UserError(f"model.image.tokens='value' needs pooling='class': {pooling!r} pools what it changes")
         rows, columns = grid = grid_of(image_size, image_size, patch_size)
-        self.input = ImageInput(
-            image_size, grid, mean, std, Framing(resize, interpolation, antialias, crop, crop_start)
-        )
+        framing = Framing(resize, interpolation, antialias, crop, crop_start)
+        self.input = ImageInput(image_size, grid, mean, std, framing)
         self.width, self.dtype, self.leading = width, execution.dtype, class_tokens + registers
         self.patch_size, self.kept = patch_size, kept_count(patch_dropout, grid)
         self.noise_size = rows * columns if patch_dropout else 0
