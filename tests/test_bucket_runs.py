@@ -10,6 +10,7 @@ from filip_jax import load_model, storage
 from filip_jax.checkpoint import Checkpoints
 from filip_jax.cluster.watch import PREEMPTED, Watch
 from filip_jax.config import load_config
+from filip_jax.data.sentence_pieces import with_options
 from filip_jax.data.tokenizer import make_tokenizer
 from filip_jax.errors import UserError
 from filip_jax.evals.checkpoints import evaluate_runs
@@ -76,7 +77,8 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(small_demo, kind, request, tmp_p
 
 def test_a_run_begins_with_the_model_of_one_in_a_bucket(gs, tmp_path):
     save_config(tmp_path, load_config("demo", ["--config.model.image.width=64"]))
-    url, words = f"{gs}/runs/donor", (ROOT / "tests/weights/hf_siglip_one/spiece.model").read_bytes()
+    words = (ROOT / "tests/weights/hf_siglip_one/spiece.model").read_bytes()
+    url, words = f"{gs}/runs/donor", with_options(words, canonicalize=True, bos=False, eos_as_pad=True)
     with pytest.raises(UserError, match=f"{url} holds no run"):
         load_config("demo", [f"--config.init_from={url}"])
     storage.write(f"{url}/config.json", (tmp_path / "config.json").read_bytes())
