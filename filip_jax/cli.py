@@ -227,7 +227,7 @@ def _train(arguments, overrides) -> None:
     try:
         from filip_jax.config import load_config
 
-        config = load_config(arguments.config, overrides)
+        config = load_config(arguments.config, overrides, arguments.workdir)
         if arguments.distributed:
             _join(config, watch)
         from filip_jax.checkpoint.writer import hide_repeated_errors

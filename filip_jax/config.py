@@ -21,19 +21,20 @@ BEGIN = "--config.init_from="
 UNCHANGED = "unchanged"  # a sweep's point without values
 
 
-def load_config(file: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+def load_config(file: str, overrides: Sequence[str] = (), workdir: str = "") -> dict[str, Any]:
     """Return the config of `FILE.py[:variant]` with `--config.key=value` overrides, as plain nested dicts.
 
     Args:
         file: the ending .py may be left out. Where there is no such file it is the name of a shipped config.
         overrides: those that choose a kind of something, see choices.py, come first wherever they stand.
+        workdir: of the run that is trained, see `begin_with`.
 
     Raises:
         UserError: no such file or variant, an unknown key (with the nearest match), a wrong type.
     """
     path, variant = find_config(file)
     config = get_config(path, variant)
-    overrides = _choose(config, [*_in_one_word(config, overrides)])
+    overrides = _choose(config, [*_in_one_word(config, overrides)], workdir)
     _check_keys(config, overrides)
     values, argv = flags.FlagValues(), ["filip", *overrides]
     try:
@@ -137,7 +138,7 @@ def _right(config: ConfigDict, name: str) -> str:
     return f"{said}, and options of a kind stand behind it: --{FLAGS[0]} KIND key=value …"
 
 
-def _choose(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
+def _choose(config: ConfigDict, overrides: Sequence[str], workdir: str) -> list[str]:
     """Choose kinds, set options that a section leaves to its kind, and return the rest of the overrides."""
     rest = []
     for override in sorted(overrides, key=lambda each: not each.startswith(BEGIN)):  # which the others change
@@ -148,7 +149,7 @@ def _choose(config: ConfigDict, overrides: Sequence[str]) -> list[str]:
         if value is None:
             rest.append(override)
         elif override.startswith(BEGIN):
-            begin_with(config, value)
+            begin_with(config, value, workdir)
         elif is_section and value[:1] != "{" and is_choice(key):
             _set(config, key, section_of(key, split_words(value), _references(present)))
         elif choice and value in choice.kinds and value and name == choice.key and present not in (None, value):

@@ -1,5 +1,6 @@
 """Files of configs: found by path or by the name of a shipped one, run, and their mistakes told in one line."""
 
+import contextlib
 import importlib.util
 import traceback
 import warnings
@@ -10,11 +11,13 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
+from filip_jax import storage
 from filip_jax.errors import UserError
 from filip_jax.plain import command
-from filip_jax.saved_config import CHECKPOINTS, TOKENIZER, read_config
+from filip_jax.saved_config import CHECKPOINTS, FILE, TOKENIZER, checked, read_config
 from filip_jax.shipped import shipped_config, shipped_configs
-from filip_jax.user_paths import from_user
+from filip_jax.small_files import MAX_JSON_BYTES, parse
+from filip_jax.user_paths import from_user, is_remote
 
 COMPUTATION = ("dtype", "attention", "scan", "remat")  # of a model: how it is computed, not what
 
@@ -99,16 +102,20 @@ def mistakes_of(path: Path):
         raise UserError(f"--config={place}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
-def begin_with(config: ConfigDict, workdir: str) -> None:
+def begin_with(config: ConfigDict, donor: str, workdir: str = "") -> None:
     """Give a config the model, the tokenizer and the sizes of another run, and let it begin with its parameters.
 
     How the model is computed and what it is trained for stay the config's.
 
+    Args:
+        donor: the other run's workdir, on this machine or in a bucket.
+        workdir: of the run that is trained: once it has begun with a donor it needs it no more.
+
     Raises:
-        UserError: `workdir` holds no run, or the config none of these sections.
+        UserError: `donor` holds no run, or the config none of these sections.
     """
-    folder = Path(from_user(workdir))
-    model = ConfigDict(_config_of_run(folder, workdir)["model"])
+    place = from_user(donor)
+    model = ConfigDict(_config_of_run(place, donor, workdir)["model"])
     try:
         model.update({key: config.model[key] for key in COMPUTATION})
         with config.unlocked():
@@ -117,20 +124,37 @@ def begin_with(config: ConfigDict, workdir: str) -> None:
                 del tower[name], config.data[key]
                 tower[name] = config.data[key] = size
             config.model = model
-            config.tokenizer = ConfigDict({"name": "kept", "path": str(folder / TOKENIZER)})
-        config.init_from.path = workdir
+            config.tokenizer = ConfigDict({"name": "kept", "path": storage.join(place, TOKENIZER)})
+        config.init_from.path = donor
     except (KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"init_from={workdir}: the config or that run's has no such section: {error}") from error
+        raise UserError(f"init_from={donor}: the config or that run's has no such section: {error}") from error
 
 
-def _config_of_run(folder: Path, workdir: str) -> dict[str, Any]:
+def _config_of_run(place: str, donor: str, workdir: str) -> dict[str, Any]:
     """Return the config of a run; a model as its authors publish it is answered with the import that makes a run of it."""
     try:
-        return read_config(folder)
+        return _read(place)
     except UserError as error:
-        if not folder.exists() or (folder / CHECKPOINTS).exists():
+        with contextlib.suppress(UserError, OSError):
+            own = _read(from_user(workdir)) if workdir else {}
+            if (begun := own.get("init_from")) and isinstance(begun, dict) and begun.get("path") == donor:
+                return own
+        if not Path(place).exists() or (Path(place) / CHECKPOINTS).exists():
             raise
-        words = command(["filip", "import", workdir, "--output=DIR"])
+        words = command(["filip", "import", donor, "--output=DIR"])
         raise UserError(
-            f"init_from={workdir} is no run: of a public model make one by {words}, and begin with DIR"
+            f"init_from={donor} is no run: of a public model make one by {words}, and begin with DIR"
         ) from error
+
+
+def _read(workdir: str) -> dict[str, Any]:
+    """Return the config of a run, as `read_config` does, of one in a bucket too."""
+    if not is_remote(workdir):
+        return read_config(Path(workdir))
+    file = storage.join(workdir, FILE)
+    if not storage.exists(file):
+        raise UserError(f"{workdir} holds no run: {file} is missing")
+    try:
+        return checked(parse(storage.read(file, 0, MAX_JSON_BYTES)), file)
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}") from error

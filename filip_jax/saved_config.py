@@ -78,7 +78,11 @@ def read_config(workdir: Path) -> dict[str, Any]:
     file = workdir / FILE
     if not os.path.lexists(file):
         raise UserError(f"{workdir} holds no run: {file} is missing")
-    config = read_json(file)
+    return checked(read_json(file), file)
+
+
+def checked(config: dict[str, Any], file: str | Path) -> dict[str, Any]:
+    """Return the content of a config.json without its format; raise a UserError as `read_config` does."""
     check_format(config, file)
     del config["format"]
     for section in ("model", "objectives", "data", "evals"):

@@ -20,6 +20,7 @@ from filip_jax.plain import MAX_MESSAGE
 
 MAX_JSON_BYTES = 1 << 26  # of one JSON file, or of a line of a file of them
 MAX_LINES_BYTES = 1 << 28  # of a file of lines that is held whole
+MAX_VALUES = 1 << 22  # in a JSON text: each takes some hundred bytes; a tokenizer of 256,000 pieces has half of it
 MAX_DEPTH = 32  # of objects and lists in each other
 MAX_DIGITS = 20  # of a whole number
 MAX_TEXT = MAX_MESSAGE  # of a text among numbers: what an evaluation failed with
@@ -71,15 +72,16 @@ def read_own(file: Path, most: int = MAX_JSON_BYTES) -> bytes:
     return data
 
 
-def parse(data: bytes, notes: Notes | None = None) -> Any:
+def parse(data: bytes, notes: Notes | None = None, most: int = MAX_VALUES) -> Any:
     """Return what JSON holds.
 
     Args:
         notes: takes up what was left out: keys that stand twice; numbers that are none of ours become texts. Without it
             these are errors. Texts may hold halves of characters, as paths do that are no UTF-8.
+        most: values, as far as its signs tell.
 
     Raises:
-        ValueError: it is no JSON, nested too deeply, or holds what only a caller with `notes` takes.
+        ValueError: it is no JSON, too large, nested too deeply, or holds what only a caller with `notes` takes.
     """
 
     def odd(text: str) -> str:
@@ -105,6 +107,8 @@ def parse(data: bytes, notes: Notes | None = None) -> Any:
             found = {name: value for name, value in items if name not in twice}
         return found
 
+    if sum(map(data.count, (b",", b"[", b"{"))) > most:
+        raise ValueError(f"it holds more than {most} values")
     try:
         content = json.loads(
             data.decode("utf-8-sig"),
@@ -120,15 +124,13 @@ def parse(data: bytes, notes: Notes | None = None) -> Any:
 
 
 def _check_depth(content: Any) -> None:
-    left = [(content, 1)]
+    left = [(content, 1)] if isinstance(content, dict | list) else []
     while left:
         value, depth = left.pop()
         if depth > MAX_DEPTH:
             raise ValueError("it is nested too deeply")
-        if isinstance(value, dict):
-            left += [(each, depth + 1) for each in value.values()]
-        elif isinstance(value, list):
-            left += [(each, depth + 1) for each in value]
+        values = value.values() if isinstance(value, dict) else value
+        left += [(each, depth + 1) for each in values if isinstance(each, dict | list)]
 
 
 def is_text(value: Any, most: int = MAX_TEXT) -> TypeGuard[str]:
@@ -146,14 +148,14 @@ def is_whole(value: Any, most: int = 1 << 32) -> TypeGuard[int]:
     return type(value) is int and 0 <= value <= most
 
 
-def read_json(file: Path, notes: Notes | None = None) -> dict[str, Any]:
+def read_json(file: Path, notes: Notes | None = None, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """Return the object that a JSON file holds; see `parse`.
 
     Raises:
-        UserError: it holds none, is a link out of its folder, or larger than MAX_JSON_BYTES.
+        UserError: it holds none, is a link out of its folder, or has more than `most` bytes.
         OSError: it is no regular file, or cannot be read.
     """
-    data = read_own(file)
+    data = read_own(file, most)
     try:
         content = parse(data, notes)
     except ValueError as error:

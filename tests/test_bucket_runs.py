@@ -4,13 +4,18 @@ import json
 import shutil
 
 import pytest
-from conftest import make_devices_mesh
+from conftest import ROOT, make_devices_mesh
 
 from filip_jax import load_model, storage
 from filip_jax.checkpoint import Checkpoints
 from filip_jax.cluster.watch import PREEMPTED, Watch
+from filip_jax.config import load_config
+from filip_jax.data.sentence_pieces import with_options
+from filip_jax.data.tokenizer import make_tokenizer
+from filip_jax.errors import UserError
 from filip_jax.evals.checkpoints import evaluate_runs
 from filip_jax.evals.choice import Choice
+from filip_jax.saved_config import save_config
 from filip_jax.tools.report import report
 from filip_jax.train.evaluation import FILE, MOST_ATTEMPTS, EvalGuard
 from filip_jax.train.loop import train
@@ -55,6 +60,10 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(small_demo, kind, request, tmp_p
     assert any(name.startswith("tensorboard/") for name in names) and "config.json" in names
     assert not any(name.startswith("compiled/") for name in names)
     assert load_model(url).step == 12
+    kept = {"name": "kept", "path": f"{url}/tokenizer.model"}
+    one_step = {"total_steps": 1, "optimizer": config["optimizer"] | {"warmup_steps": 0}, "eval_every_steps": 0}
+    train(tmp_path / "second", config | one_step | {"tokenizer": kept, "init_from": {"path": url, "rules": ()}})
+    assert (tmp_path / "second/tokenizer.model").read_bytes() == storage.read(kept["path"])
     few = {"few": config["evals"]["val"] | {"examples": 8}}
     mirrors = tmp_path / "cache/filip_jax"
     said = evaluate_runs(f"{url.removesuffix('trained')}t*", Choice(step="all"), few)
@@ -64,6 +73,22 @@ def test_a_run_in_a_bucket_is_the_run_on_a_disk(small_demo, kind, request, tmp_p
     assert storage.exists(f"{url}/clip_benchmark/few_step_12.json")
     assert report(url) == f"{url}/report.html" and b"few/image_to_text_R@1" in storage.read(f"{url}/report.html")
     assert not any(path.is_dir() for path in mirrors.rglob("process_*"))  # nothing is left behind
+
+
+def test_a_run_begins_with_the_model_of_one_in_a_bucket(gs, tmp_path):
+    save_config(tmp_path, load_config("demo", ["--config.model.image.width=64"]))
+    words = (ROOT / "tests/weights/hf_siglip_one/spiece.model").read_bytes()
+    url, words = f"{gs}/runs/donor", with_options(words, canonicalize=True, bos=False, eos_as_pad=True)
+    with pytest.raises(UserError, match=f"{url} holds no run"):
+        load_config("demo", [f"--config.init_from={url}"])
+    storage.write(f"{url}/config.json", (tmp_path / "config.json").read_bytes())
+    storage.write(f"{url}/tokenizer.model", words)
+    config = load_config("demo", [f"--config.init_from={url}/"])
+    assert config["model"]["image"]["width"] == 64
+    assert config["tokenizer"] == {"name": "kept", "path": f"{url}/tokenizer.model"}
+    assert make_tokenizer(source=None, **config["tokenizer"]) == words
+    with pytest.raises(UserError, match="nothing.model': no such file"):
+        make_tokenizer(source=None, name="kept", path=f"{url}/nothing.model")
 
 
 def test_a_stop_in_an_evaluation_is_not_blamed_on_it_though_the_bucket_remembers(s3, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Sections of a config that choose a kind of something: as words in a command, options and all, and a third kind is one line."""
 
 import copy
+import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from filip_jax.config import load_config, settings
 from filip_jax.data.tokenizer import TOKENIZERS, Kind, Tokenizer, make_tokenizer
 from filip_jax.errors import UserError
 from filip_jax.paths import Metadata
-from filip_jax.saved_config import save_config
+from filip_jax.saved_config import check_same_run, save_config
 from filip_jax.sections import call
 from filip_jax.train.optimizer import OPTIMIZERS, make_optimizer
 
@@ -246,6 +247,23 @@ def test_a_run_begins_with_the_model_of_another(tmp_path):
     assert config["model"] == model and config["data"]["image_size"] == 64 and config["data"]["text_length"] == 12
     assert config["tokenizer"] == {"name": "kept", "path": f"{tmp_path}/tokenizer.model"}
     assert config["init_from"]["path"] == str(tmp_path) and config["objectives"].keys() == {"filip"}
+
+
+def test_a_run_that_goes_on_needs_not_the_one_it_began_with(tmp_path):
+    """The same command gives the same config once what --init_from names has moved; another name is refused."""
+    for name in ("donor", "run"):
+        (tmp_path / name).mkdir()
+    save_config(tmp_path / "donor", load_config(DEMO, ["--config.model.image.width=64"]))
+    overrides = [f"--config.init_from={tmp_path}/donor", "--config.data.image_size=64", "--config.model.text.depth=2"]
+    config = load_config(DEMO, overrides, f"{tmp_path}/run")
+    save_config(tmp_path / "run", config)
+    (tmp_path / "donor").rename(tmp_path / "away")
+    again = load_config(DEMO, overrides, f"{tmp_path}/run")
+    check_same_run(tmp_path / "run", again)
+    assert again["model"] == json.loads(json.dumps(config["model"])) and again["tokenizer"] == config["tokenizer"]
+    for donor, workdir in (("donor", "other"), ("elsewhere", "run")):
+        with pytest.raises(UserError, match=f"{donor} holds no run"):
+            load_config(DEMO, [f"--config.init_from={tmp_path}/{donor}"], f"{tmp_path}/{workdir}")
 
 
 def test_a_folder_that_is_no_run_gives_no_model(tmp_path):

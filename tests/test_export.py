@@ -1,13 +1,14 @@
 """Runs as folders of other tools: every tensor bit by bit there and back, what a format lacks beside it, refusals that leave nothing."""
 
-import functools
 import json
 import shutil
 
+import golden_weights
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, examples, slow
+from conftest import examples, slow
+from golden_weights import FOLDERS, OPTIONS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,21 +23,16 @@ from filip_jax.objectives.total import init_parameters, make_objectives
 from filip_jax.paths import flatten, saved_metadata
 from filip_jax.saved_config import save_config
 from filip_jax.weights import mapping, save
+from filip_jax.weights.exported_run import ExportedRun
 from filip_jax.weights.families import FAMILIES
 from filip_jax.weights.formats import FORMATS
-from filip_jax.weights.leaving import Leaving
 from filip_jax.weights.load import import_weights, read_weights
 from filip_jax.weights.save import EXTRA, EXTRA_TOKENIZER, export_weights
 from filip_jax.weights.tensors import open_weights, weights_file, write_safetensors
 
-FOLDERS = ROOT / "tests/weights"
-TOKENIZER = str(FOLDERS / "open_clip_gelu/tokenizer.json")
-OPTIONS = {  # what a source does not tell
-    "open_clip_openai": dict(tokenizer=TOKENIZER),
-    "open_clip_openai_wide": dict(tokenizer=TOKENIZER, model="ViT-B-7-quickgelu"),
-}
+imported = golden_weights.imported
 FAST = ("hf_clip_gelu",)
-NAMES = [name if name in FAST else slow(name) for name in sorted(p.name for p in FOLDERS.iterdir() if p.is_dir())]
+NAMES = [name if name in FAST else slow(name) for name in golden_weights.NAMES]
 OTHERS = [
     slow("open_clip_quickgelu", "hf_clip"),
     slow("hf_clip_gelu", "open_clip"),
@@ -61,19 +57,6 @@ def silent(*lines):
 def native(name):
     """The format of a golden folder itself; images alone have none."""
     return next((each for each in FORMATS if name.startswith(each)), "safetensors")
-
-
-@pytest.fixture(scope="module")
-def imported(tmp_path_factory):
-    """Return a function: name of a golden folder -> the workdir of its import, made once."""
-    folder = tmp_path_factory.mktemp("imported")
-
-    @functools.cache
-    def get(name):
-        import_weights(str(FOLDERS / name), str(folder / name), **OPTIONS.get(name, {}))
-        return folder / name
-
-    return get
 
 
 @pytest.fixture(scope="module")
@@ -186,18 +169,18 @@ def test_what_a_format_lacks_lies_beside_it(pieces, tmp_path, capsys):
     np.testing.assert_array_equal(left["image_pooled_projection/kernel"], own["image_pooled_projection/kernel"])
 
 
-def leaving_of(pieces, **towers):
+def exported_run_of(pieces, **towers):
     words = Tokenizer(pieces)
     text = dict(kind="transformer", vocab_size=words.vocab_size, length=12, **TOWER) | towers.get("text", {})
     model = dict(embed_dim=16, image=IMAGE | towers.get("image", {}), text=text)
-    return Leaving(dict(model=model, objectives=dict(clip=CLIP)), {}, words, "pooled")
+    return ExportedRun(dict(model=model, objectives=dict(clip=CLIP)), {}, words, "pooled")
 
 
 def test_open_clip_pools_at_our_eos(pieces):
     """The config names its number unless it is the largest id, where CLIP's own rule does the same."""
     eos = Tokenizer(pieces).pieces.eos
     for text, rule in (({}, "eos"), (dict(vocab_size=eos + 1), "argmax")):
-        files = FORMATS["open_clip"].make(leaving_of(pieces, text=text)).files
+        files = FORMATS["open_clip"].make(exported_run_of(pieces, text=text)).files
         found = json.loads(files["open_clip_config.json"])["model_cfg"]["text_cfg"]
         assert (found["pool_type"], found["eos_id"]) == (rule, eos)
 
@@ -221,18 +204,16 @@ def tensors_of_file(file):
     ],
 )
 def test_what_a_format_would_compute_otherwise_is_refused(format, image, text, said, pieces):
-    leaving = leaving_of(pieces, image=image, text=text)
-    assert said in "; ".join(FORMATS[format].misfits(leaving))
-    assert not FORMATS["safetensors"].misfits(leaving)
+    run = exported_run_of(pieces, image=image, text=text)
+    assert said in "; ".join(FORMATS[format].misfits(run))
+    assert not FORMATS["safetensors"].misfits(run)
 
 
 def test_an_eos_that_is_the_pad_is_refused_by_formats_that_pool_there(pieces):
     """Here the last token that is no pad is pooled, which is then the one before EOS."""
-    leaving = leaving_of(with_options(pieces, canonicalize=False, bos=True, eos_as_pad=True))
-    assert all(
-        "an EOS that is the pad" in "; ".join(FORMATS[name].misfits(leaving)) for name in ("hf_clip", "open_clip")
-    )
-    assert not FORMATS["safetensors"].misfits(leaving)
+    run = exported_run_of(with_options(pieces, canonicalize=False, bos=True, eos_as_pad=True))
+    assert all("an EOS that is the pad" in "; ".join(FORMATS[name].misfits(run)) for name in ("hf_clip", "open_clip"))
+    assert not FORMATS["safetensors"].misfits(run)
 
 
 def test_a_refusal_names_formats_that_fit_and_leaves_nothing(pieces, tmp_path):
@@ -283,6 +264,22 @@ def test_a_transform_that_is_not_undone_is_noticed(pieces, tmp_path, monkeypatch
 
     monkeypatch.setattr(save, "give", reversed_qkv)
     with pytest.raises(UserError, match="does not read back as it was written: .*qkv"):
+        export_weights(str(tmp_path / "run"), str(tmp_path / "out"), "hf_clip")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_tokenizer_with_other_ids_is_noticed(pieces, tmp_path, monkeypatch):
+    """Its letters have the numbers of others; nothing else differs."""
+    make_run(tmp_path / "run", pieces, dict(clip=CLIP))
+    files = Tokenizer(pieces).public_files(12)
+    spec = json.loads(files["tokenizer.json"])
+    names, numbers = list(spec["model"]["vocab"]), list(spec["model"]["vocab"].values())
+    letters = numbers.index(260)  # behind the special pieces and those of bytes
+    spec["model"]["vocab"] = dict(zip(names, [*numbers[:letters], *reversed(numbers[letters:])]))
+    monkeypatch.setattr(Tokenizer, "public_files", lambda *_: files | {"tokenizer.json": json.dumps(spec).encode()})
+    with pytest.raises(
+        UserError, match="gives other ids than the run's to .* of 10 odd texts, such as 'a photo of a dog'"
+    ):
         export_weights(str(tmp_path / "run"), str(tmp_path / "out"), "hf_clip")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 

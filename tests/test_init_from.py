@@ -583,7 +583,10 @@ def test_a_resume_needs_no_donor(first, locked, tmp_path, capsys):
     shutil.copytree(locked[0], tmp_path / "run")
     shutil.rmtree(tmp_path / "run/checkpoints/8")
     os.rename(first[0] / "first", first[0] / "away")
+    moved = {"tokenizer": {"name": "kept", "path": str(first[0] / "first/tokenizer.model")}}
     try:
+        with pytest.raises(UserError, match="holds a run of another config .*tokenizer.name"):
+            train(tmp_path / "run", first[1] | moved)  # that its file is gone does not matter
         train(tmp_path / "run", first[1])
     finally:
         os.rename(first[0] / "away", first[0] / "first")

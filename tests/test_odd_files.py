@@ -488,3 +488,10 @@ def test_depth_of_json():
     for deeper in (MAX_DEPTH + 1, 10_000, 1_000_000):
         with pytest.raises(ValueError, match="nested too deeply"):
             parse(b"[" * deeper + b"]" * deeper)
+
+
+def test_values_of_json_are_counted_before_they_are_made():
+    assert small_files.parse(b'{"a": [1, 2], "b": {}}', most=5) == {"a": [1, 2], "b": {}}
+    for beyond in (b"[1, 2, 3, 4, 5, 6]", b"[[],[],[]]", b'{"a": {}, "b": {}, "c": {}}'):
+        with pytest.raises(ValueError, match="more than 5 values"):
+            small_files.parse(beyond, most=5)

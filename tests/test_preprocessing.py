@@ -157,4 +157,4 @@ def test_framings_that_cannot_be():
         ({"crop_start": "ceil"}, "model.image.crop_start='ceil' is not one of round, floor"),
     ):
         with pytest.raises(UserError, match=message):
-            ImageInput(8, (1, 1), **wrong)
+            Framing(**wrong)

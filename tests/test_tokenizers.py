@@ -96,6 +96,21 @@ def test_siglip2s_ids_are_the_public_ones(siglip2):
             assert ids[0].tolist() == [*expected[: LENGTH - 1], 1, *[0] * rest] and truncated[0] == (rest < 0), text
 
 
+def test_what_a_tiny_vocabulary_of_clips_lacks_is_left_out():
+    """The library calls it EOS, which would end the text; nothing else differs on any odd text."""
+    file, special = (
+        str(ROOT / "tests/weights/hf_clip_gelu/tokenizer.json"),
+        dict(bos="<|startoftext|>", eos="<|endoftext|>"),
+    )
+    own = Tokenizer(make_tokenizer(source=NO_SOURCE, name="tokenizer_json", path=file, pad="!", **special)).pieces
+    public = pytest.importorskip("tokenizers").Tokenizer.from_file(file)
+    public.no_truncation()
+    texts = [text for text in TEXTS if not any(name in text for name in special.values())]
+    theirs = [public.encode(text, add_special_tokens=False).ids for text in texts]
+    assert sum(own.eos in ids for ids in theirs) > 5
+    assert [own.ids(text) for text in texts] == [[n for n in ids if n != own.eos] for ids in theirs]
+
+
 def test_a_unigram_files_ids_are_the_public_ones(tmp_path):
     model = made(tmp_path, unigram(), eos="</s>", pad="</s>")
     for text, expected in zip(TEXTS, GOLDEN["unigram"]):

@@ -6,11 +6,13 @@ import json
 import re
 import shutil
 
+import golden_weights
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, slow
+from conftest import slow
 from flax import nnx
+from golden_weights import FOLDERS, OPTIONS
 from PIL import Image
 
 from filip_jax.cli import main
@@ -25,22 +27,15 @@ from filip_jax.train.init_from import open_donors
 from filip_jax.weights.families import FAMILIES, hf_clip, hf_siglip
 from filip_jax.weights.load import import_weights
 from filip_jax.weights.mapping import LAYER, Rule, give, take
-from filip_jax.weights.plan import Found
+from filip_jax.weights.plan import ModelSource
 from filip_jax.weights.positions import at_size
 from filip_jax.weights.stored import Stored
 from filip_jax.weights.tensors import open_weights, weights_file
 
-FOLDERS = ROOT / "tests/weights"
-TOKENIZER = str(FOLDERS / "open_clip_gelu/tokenizer.json")
-OPTIONS = {  # what a source does not tell
-    "hf_clip_quick_gelu": dict(tokenizer=str(FOLDERS / "hf_clip_quick_gelu/merges.txt")),  # as old folders have it
-    "open_clip_openai": dict(tokenizer=TOKENIZER),
-    "open_clip_openai_wide": dict(tokenizer=TOKENIZER, model="ViT-B-7-quickgelu"),
-}
-FOLDER_NAMES = sorted(path.name for path in FOLDERS.iterdir() if path.is_dir())
+imported = golden_weights.imported
 FAST, FAST_EACH_WAY = ("hf_siglip_two", "open_clip_epoch"), ("hf_clip_gelu", "hf_dinov2_sharded", "hf_vit_classifier")
-NAMES = [name if name in FAST else slow(name) for name in FOLDER_NAMES]
-EACH_WAY = [name if name in FAST_EACH_WAY else slow(name) for name in FOLDER_NAMES]
+NAMES = [name if name in FAST else slow(name) for name in golden_weights.NAMES]
+EACH_WAY = [name if name in FAST_EACH_WAY else slow(name) for name in golden_weights.NAMES]
 SIZES = {  # of images, of which the goldens hold what the public code makes
     "hf_clip_gelu": 63, "hf_dinov2_small": 24, "hf_dinov2_with_registers_wide": 28, "hf_siglip_two": 28, "hf_vit_small": 56,
     "open_clip_gelu": 24, "open_clip_quickgelu": 63,
@@ -49,15 +44,13 @@ SIGNIFICANT = 20  # times the tolerance: a mutation that is noticed
 
 
 @pytest.fixture(scope="module")
-def imported(tmp_path_factory):
-    """Return a function: name of a golden folder -> (workdir, model, its config, golden outputs), each made once."""
-    folder = tmp_path_factory.mktemp("imported")
+def loaded(imported):
+    """Return a function: name of a golden folder -> (model, its config, golden outputs), each made once."""
 
     @functools.cache
     def get(name):
-        import_weights(str(FOLDERS / name), str(folder / name), **OPTIONS.get(name, {}))
-        config = json.loads((folder / name / "config.json").read_text())
-        return folder / name, load_model(folder / name), config, np.load(FOLDERS / name / "outputs.npz")
+        config = json.loads((imported(name) / "config.json").read_text())
+        return load_model(imported(name)), config, np.load(FOLDERS / name / "outputs.npz")
 
     return get
 
@@ -106,8 +99,8 @@ def tolerance(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_towers_compute_what_the_public_code_does(name, imported):
-    _, model, config, golden = imported(name)
+def test_towers_compute_what_the_public_code_does(name, loaded):
+    model, config, golden = loaded(name)
     found = features(config, model.objectives.needs, model.parameters, golden)
     gaps = differences(found, golden)
     assert gaps.keys() >= {"image_tokens", "image_pooled"} and ("ids" not in golden or "text_pooled" in gaps)
@@ -119,8 +112,8 @@ def test_towers_compute_what_the_public_code_does(name, imported):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_texts_and_pictures_become_what_the_public_code_makes_of_them(name, imported):
-    _, model, _, golden = imported(name)
+def test_texts_and_pictures_become_what_the_public_code_makes_of_them(name, loaded):
+    model, _, golden = loaded(name)
     if "texts" in golden:
         ids, _ = model.tokenizer.encode(list(golden["texts"]), model.text_length)
         np.testing.assert_array_equal(ids, golden["ids"][:-1])
@@ -133,10 +126,10 @@ def planned(name, image_size=0, **changes):
     folder = FOLDERS / name
     configs = {file.name: json.loads(file.read_text()) for file in folder.glob("*config.json")}
     configs.get("preprocessor_config.json", {}).update(changes)
-    family = next(family for family in FAMILIES.values() if family.config(configs))
+    family = next(family for family in FAMILIES.values() if family.origin(configs))
     with open_weights(weights_file(folder, family.files)) as weights:
         plan, tensors = at_size(
-            family.plan(Found(folder, folder, configs, weights.tensors)), weights.tensors, image_size
+            family.plan(ModelSource(folder, folder, configs, weights.tensors)), weights.tensors, image_size
         )
         [rule] = [rule for rule in plan.rules if rule.path == "image/position"]
         return plan, tensors[rule.names[0]].read()
@@ -147,7 +140,7 @@ def test_positions_are_resampled_as_the_public_code_does(name, size):
     plan, position = planned(name, size)
     theirs = np.load(FOLDERS / name / "outputs.npz")[f"positions_at_{size}"]
     np.testing.assert_allclose(position.reshape(theirs.shape), theirs, rtol=0, atol=1e-6)
-    assert plan.image["image_size"] == size and "--image_size" in plan.evidence[-2].why
+    assert plan.image["image_size"] == size and "--image_size" in plan.evidence[-2].origin
 
 
 def test_images_are_as_large_as_the_preprocessing_makes_them():
@@ -172,7 +165,7 @@ def test_images_of_another_size_become_what_the_public_code_makes_of_them(name, 
 
 
 @pytest.mark.parametrize("name", EACH_WAY)
-def test_every_tensor_comes_back_bit_by_bit(name, imported, monkeypatch):
+def test_every_tensor_comes_back_bit_by_bit(name, monkeypatch):
     """The family's table, read backwards, gives each tensor in its own type; what no tower has is named."""
     seen = {}
 
@@ -213,8 +206,8 @@ def swap_q_and_k(kernel):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["hf_clip_gelu", "hf_siglip_two"])
-def test_a_wrong_mapping_or_option_is_noticed(name, imported):
-    _, model, config, golden = imported(name)
+def test_a_wrong_mapping_or_option_is_noticed(name, loaded):
+    model, config, golden = loaded(name)
 
     def largest(config, parameters):
         return max(differences(features(config, model.objectives.needs, parameters, golden), golden).values())
@@ -252,12 +245,12 @@ def test_a_workdir_says_where_its_weights_are_from(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["hf_dinov2_with_registers_wide", "hf_clip_gelu"])
 def test_a_run_starts_from_an_imported_image_tower(name, imported):
     """The run compares tokens, with fresh projections, and has a text tower of its own."""
-    workdir, _, config, _ = imported(name)
+    config = json.loads((imported(name) / "config.json").read_text())
     text = dict(kind="transformer", vocab_size=64, length=9, width=16, depth=1, heads=2, activation="gelu")
     model = make_model({"tokens"}, **config["model"] | dict(embed_dim=8, text=text))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     rules = (("(image/.*)", r"\1"), (".*", None))
-    [donor] = open_donors(dict(path=str(workdir), rules=rules), {"params": shapes}, model.metadata)
+    [donor] = open_donors(dict(path=str(imported(name)), rules=rules), {"params": shapes}, model.metadata)
     assert set(donor.origins) == {f"params/{path}" for path in flatten(shapes) if path.startswith("image/")}
 
 

@@ -143,7 +143,7 @@ def _stored(folder: str) -> list[Shard]:
     if not storage.exists(file):
         return []
     try:
-        content: dict[str, Any] = parse(storage.read(file, 0, INDEX_BYTES))
+        content: dict[str, Any] = parse(storage.read(file, 0, INDEX_BYTES), most=INDEX_BYTES)
         if content["version"] != VERSION:
             return []
         return [_shard(**entry) for entry in content["shards"]]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
+from filip_jax import storage
 from filip_jax.console import show
 from filip_jax.data.public_files import Files
 from filip_jax.data.record import CAPTION_BYTES, BadRecord, that_say
@@ -21,7 +22,7 @@ from filip_jax.data.vocabularies import BERT, CLIP, Vocabulary, read_vocabulary
 from filip_jax.errors import UserError
 from filip_jax.progress import Progress
 from filip_jax.sections import at_least, check, choose
-from filip_jax.user_paths import from_user
+from filip_jax.user_paths import from_user, is_remote
 
 MAX_MODEL_BYTES = 1 << 26  # of a tokenizer's file; those of 250,000 pieces have up to half of it
 
@@ -124,9 +125,9 @@ def sentence_pieces(
     return with_options(model, canonicalize=canonicalize, bos=bos, eos_as_pad=eos_as_pad)
 
 
-def kept(source: Source, path: str) -> bytes:
-    """Return the tokenizer that a run keeps, of whatever kind, from its workdir's tokenizer.model."""
-    return Tokenizer(read_model(Path(path))).model
+def kept(source: Source | None, path: str) -> bytes:
+    """Return the tokenizer that a run keeps, of whatever kind, from its workdir's tokenizer.model, on a disk or in a bucket."""
+    return Tokenizer(storage.read(path, 0, MAX_MODEL_BYTES + 1) if is_remote(path) else read_model(Path(path))).model
 
 
 class Kind(NamedTuple):
@@ -175,7 +176,8 @@ def check_tokenizer(section: Mapping[str, Any]) -> None:
     options = {option: value for option, value in section.items() if option not in ("name", "path")}
     check(kind.make, options, f"tokenizer ({name})", ("source", "path"), also=("name", "path"))
     at_least(1, "tokenizer", **{option: value for option, value in options.items() if type(value) is int})
-    if path and not Path(from_user(path)).is_file():
+    place = from_user(path)
+    if path and not (storage.exists(place) if name == "kept" else Path(place).is_file()):
         raise UserError(f"tokenizer.path={path!r}: no such file")
 
 

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, UInt8
 
 from filip_jax.errors import UserError
-from filip_jax.framing import Framing
+from filip_jax.framing import CLIP_FRAMING, Framing
 
 MAX_TOKENS = 2**16  # of a tower: the loss numbers them with two bytes
 # CLIP's channel statistics in units of 1/255; FILIP and Wukong use the same.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)  # SigLIP's mean and deviation: pixels from -1 to 1
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class ImageInput:
         size: pixels of a side of the square views that it is trained on.
         grid: rows and columns of its tokens for such a view.
         mean, std: of the channels, as shares of 255.
-        resize, interpolation, antialias, crop, crop_start: how a picture becomes such a view, see `Framing`.
+        framing: how a picture becomes such a view.
 
     Raises:
         UserError: a value that is none of these.
@@ -36,23 +37,13 @@ class ImageInput:
     grid: tuple[int, int]
     mean: Sequence[float] = CLIP_MEAN
     std: Sequence[float] = CLIP_STD
-    resize: str = "shortest"
-    interpolation: str = "bicubic"
-    antialias: bool = True
-    crop: float = 1.0
-    crop_start: str = "round"
+    framing: Framing = CLIP_FRAMING
 
     def __post_init__(self):
         for key in ("mean", "std"):
             object.__setattr__(self, key, _channels(f"model.image.{key}", getattr(self, key)))
         if min(self.std) <= 0:
             raise UserError(f"model.image.std={self.std} must be above 0")
-        _ = self.framing  # which checks its values
-
-    @property
-    def framing(self) -> Framing:
-        """Return the rule by which a picture becomes a view."""
-        return Framing(self.resize, self.interpolation, self.antialias, self.crop, self.crop_start)
 
     def normalize(self, images: UInt8[jax.Array, "b h w 3"]) -> Float[jax.Array, "b h w 3"]:
         """Return the pixels with the channels' mean and deviation taken away."""

@@ -79,8 +79,8 @@ def open_sweep(file: str, workdir: str, overrides: Sequence[str] = ()) -> list[P
         own = settings(values)
         if not all(map(_is_argument, own)):
             raise UserError(f"--config={file}: sweep() gives {name}: NUL and halves of characters stand in no command")
-        config = load_config(file, [*overrides, *own])
         place = Path(workdir) / name
+        config = load_config(file, [*overrides, *own], str(place))
         if (place / "config.json").exists():
             check_same_run(place, config)
         words = ["train", f"--config={file}", f"--workdir={from_user(place)}", *overrides, *own]

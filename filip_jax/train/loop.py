@@ -69,7 +69,7 @@ def _train(workdir: str | Path, config: Mapping[str, Any], watch: Watch) -> None
     several = jax.process_count() > 1
     pulse = Pulse(watch, config["processes"]["heartbeat_seconds"] if several else 0.0)  # which was checked on joining
     try:
-        setup = start.prepare_setup(config, watch)
+        setup = start.prepare_setup(config, workdir, watch)
         trainer = Trainer(workdir, setup, config, watch)
         watch.set_base("step")
         trainer.run()

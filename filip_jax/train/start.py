@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from filip_jax import folders, storage
-from filip_jax.checkpoint import CheckpointWriter
+from filip_jax.checkpoint import Checkpoints, CheckpointWriter
 from filip_jax.checkpoint.shared import find_damage
 from filip_jax.checkpoint.store import literal
 from filip_jax.cluster import service
@@ -40,20 +40,32 @@ from filip_jax.user_paths import from_user
 from filip_jax.workdir import Workdir
 
 
-def prepare_setup(config: Mapping[str, Any], watch: Watch) -> Setup:
+def prepare_setup(config: Mapping[str, Any], path: str | Path, watch: Watch) -> Setup:
     """Return the setup of a config once all processes are there: the end of process 0 aborts those that still start.
+
+    Args:
+        path: of the workdir. A run that has saved something keeps its tokenizer, whatever became of the file it is from.
 
     Raises:
         UserError: a config that cannot be, or not the same on all processes.
     """
     processes = preflight(config)
-    setup = call(make_setup, config, "(top level)", devices=None)
+    setup = call(make_setup, {**config, **_own_tokenizer(config, path)}, "(top level)", devices=None)
     check_memory(setup.shapes, setup.mesh, "the state of this run")
     check_memory(batch_of(setup), setup.mesh, "a global batch")
     watch.listen(setup.processes["stop_signals"])
     watch.hang_seconds = setup.processes["hang_seconds"]
     say(processes)
     return setup
+
+
+def _own_tokenizer(config: Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
+    """Return the section of a run's own tokenizer if it has saved a step and the file that its config names is gone."""
+    section = config.get("tokenizer")
+    file = section.get("path") if isinstance(section, Mapping) else None
+    if not isinstance(file, str) or not file or storage.exists(from_user(file)) or not Checkpoints(workdir).steps():
+        return {}
+    return {"tokenizer": {"name": "kept", "path": storage.join(from_user(workdir), TOKENIZER)}}
 
 
 def open_workdir(path: str | Path, watch: Watch) -> tuple[Workdir, Lease]:

@@ -7,10 +7,12 @@ from typing import Any
 from filip_jax.errors import UserError
 from filip_jax.weights.mapping import LAYER, Rule, linear, norm
 from filip_jax.weights.options import Options, agree
-from filip_jax.weights.plan import Evidence, Found
+from filip_jax.weights.plan import Evidence, ModelSource
 
 CONFIG = "config.json"
 LIBRARY = "transformers"
+# What transformers takes where config.json is silent: the numbers of a ViT-B.
+BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 REFUSED = {  # keys of config.json by which transformers computes something else than the named model
     "quantization_config": "its weights are quantized: dequantize the model, and save it anew",
     "auto_map": "code of its own computes this model. If transformers' own class does the same, delete the key from a copy",
@@ -18,31 +20,25 @@ REFUSED = {  # keys of config.json by which transformers computes something else
 FILES = ("model.safetensors", "pytorch_model.bin")
 
 
-def evidence_of_type(configs: Mapping[str, Mapping[str, Any]], types: Sequence[str]) -> str:
-    """Return the evidence that a folder is of one of these model types; "" if it is not."""
-    model_type = configs.get(CONFIG, {}).get("model_type")
-    return f"{CONFIG}: model_type={model_type}" if model_type in types else ""
-
-
-def config_of(found: Found, section: str, defaults: Mapping[str, Any]) -> Options:
+def config_of(source: ModelSource, section: str, defaults: Mapping[str, Any]) -> Options:
     """Return config.json, or a section of it; where there is an older key, text_config_dict, transformers takes that one whole.
 
     Raises:
         UserError: there is no config.json, and no shape tells the heads and the activation.
     """
-    if CONFIG not in found.configs:
+    if CONFIG not in source.configs:
         raise UserError(
-            f"{found.place} comes without {CONFIG}, and no weight tells the heads and the activation: name the folder "
+            f"{source.place} comes without {CONFIG}, and no weight tells the heads and the activation: name the folder "
             "with both, as the model's repository has them"
         )
-    content = found.configs[CONFIG]
-    if found.model:
+    content = source.configs[CONFIG]
+    if source.model:
         raise UserError(
-            f"--model={found.model} is for weights of open_clip: {found.place} has its own {CONFIG}, leave it out"
+            f"--model={source.model} is for weights of open_clip: {source.place} has its own {CONFIG}, leave it out"
         )
     for key, advice in REFUSED.items():
         if content.get(key):
-            raise UserError(f"{found.place}: {CONFIG} has {key}: {advice}")
+            raise UserError(f"{source.place}: {CONFIG} has {key}: {advice}")
     if not section:
         return Options(CONFIG, content, defaults, LIBRARY)
     own, older = content.get(section), content.get(f"{section}_dict")
@@ -50,7 +46,7 @@ def config_of(found: Found, section: str, defaults: Mapping[str, Any]) -> Option
     return Options(f"{CONFIG}, {name}", options, defaults, LIBRARY)
 
 
-def tower_options(found: Found, options: Options, first_norm: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
+def tower_options(source: ModelSource, options: Options, first_norm: str, sizes: Mapping[str, Any]) -> dict[str, Any]:
     """Return depth, heads, activation and epsilon of a tower, and check what its shapes tell, too.
 
     Args:
@@ -68,7 +64,7 @@ def tower_options(found: Found, options: Options, first_norm: str, sizes: Mappin
     agree(options.place, stated, sizes)
     depth = options.whole("num_hidden_layers")
     numbered = re.compile(re.escape(first_norm).replace(re.escape(LAYER), r"(\d{1,6})"))
-    layers = {match[1] for name in found.tensors if (match := numbered.fullmatch(name))}
+    layers = {match[1] for name in source.tensors if (match := numbered.fullmatch(name))}
     agree(options.place, {"depth": depth}, {"depth": len(layers)})
     return dict(
         depth=depth,

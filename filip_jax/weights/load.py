@@ -13,7 +13,7 @@ import numpy as np
 from filip_jax.console import show
 from filip_jax.data.sentence_pieces import train_sentence_pieces
 from filip_jax.data.tokenizer import Tokenizer, make_tokenizer
-from filip_jax.errors import UserError, one_line
+from filip_jax.errors import UserError
 from filip_jax.models import Model, make_model
 from filip_jax.objectives.total import Objectives, init_parameters, make_objectives
 from filip_jax.paths import flatten
@@ -23,8 +23,8 @@ from filip_jax.user_paths import from_user
 from filip_jax.weights import report
 from filip_jax.weights.families import FAMILIES
 from filip_jax.weights.mapping import take
-from filip_jax.weights.output import CONFIGS, Imported, check_output, write_workdir
-from filip_jax.weights.plan import Evidence, Found, Plan
+from filip_jax.weights.output import CONFIGS, MAX_CONFIG_BYTES, Imported, check_output, write_workdir
+from filip_jax.weights.plan import Evidence, ModelSource, Plan
 from filip_jax.weights.positions import at_size
 from filip_jax.weights.tensors import Weights, open_weights, weights_file
 
@@ -36,7 +36,6 @@ TEXT = dict(kind="transformer", vocab_size=300, length=32, width=64, depth=1, he
 EMBED_DIM = 64
 ALPHABET = ("abcdefghijklmnopqrstuvwxyz", "0123456789")
 SIMILARITY = dict(cls_in_similarity=False, bos_in_similarity=True, eos_in_similarity=True)  # where source does not say
-Shapes = Mapping[str, jax.ShapeDtypeStruct]  # by path
 
 
 def import_weights(source: str, output: str, **options: Any) -> None:
@@ -56,7 +55,7 @@ def import_weights(source: str, output: str, **options: Any) -> None:
 
 
 def read_weights(
-    source: str,
+    path: str,
     say: Callable[..., None],
     *,
     family: str = "",
@@ -69,34 +68,34 @@ def read_weights(
     """Return what a workdir is written of.
 
     Args:
+        path: of a file of weights, or of a folder with their config.
         say: takes the choices and all names, a line each.
-        family: one of `FAMILIES`, where source does not tell.
-        model: a name of open_clip's, or a JSON file of its model_configs, where source does not tell.
-        tokenizer: the file of the tokenizer, where source has none.
-        tokens: of the images, "last" or "value", see `Vit`; "" is what source says, else "last".
-        image_size: pixels of a side; 0 is the size that source's preprocessing makes. Positions are resampled to it.
+        family: one of `FAMILIES`, where the folder does not tell.
+        model: a name of open_clip's, or a JSON file of its model_configs, where the folder does not tell.
+        tokenizer: the file of the tokenizer, where the folder has none.
+        tokens: of the images, "last" or "value", see `Vit`; "" is what the config says, else "last".
+        image_size: pixels of a side; 0 is the size that the source's preprocessing makes. Positions are resampled to it.
         pieces: the tokenizer, instead of a file.
 
     Raises:
         UserError: see `import_weights`.
     """
-    where = _place(source)
+    where = _place(path)
     folder = where if where.is_dir() else None
     configs = _configs(where) if folder else {}
-    name, why = _by_config(where, configs, family)
+    name, origin = _by_config(where, configs, family)
     file = weights_file(where, FAMILIES[name].files if name else ()) if folder else where
     with open_weights(file) as weights:
-        name, why = (name, why) if name else _by_names(where, weights)
-        found = Found(where, folder, configs, weights.tensors, from_user(model))
-        plan, weights.tensors = at_size(FAMILIES[name].plan(found), weights.tensors, image_size)
-        chosen = (pieces, {}, []) if pieces else plan.tokenizer or _tokenizer(plan, found, from_user(tokenizer))
+        if family or not name:
+            name, origin = _by_names(where, weights, family), origin or "the names of its tensors"
+        source = ModelSource(where, folder, configs, weights.tensors, from_user(model))
+        plan, weights.tensors = at_size(FAMILIES[name].plan(source), weights.tensors, image_size)
+        chosen = (pieces, {}, []) if pieces else plan.tokenizer or _tokenizer(plan, source, from_user(tokenizer))
         config = _config(plan, chosen[1], tokens)
-        objectives = make_objectives(config["objectives"])
-        network = make_model(objectives.needs, **config["model"])
+        network, objectives, shapes = _network(config)
         patches = Evidence("image tokens", config["model"]["image"]["tokens"], "--tokens" if tokens else "the default")
-        shown = [Evidence("family", name, why), *plan.evidence, patches, *chosen[2]]
-        shapes = flatten(jax.eval_shape(partial(init_parameters, network, objectives), jax.random.key(0)))
-        unused = _say(plan, shapes, weights, shown, say)
+        shown = [Evidence("family", name, origin), *plan.evidence, patches, *chosen[2]]
+        unused = report.account_for_names(plan, shapes, weights, shown, say)
         parameters = _read(plan, shapes, weights) | _fresh(plan, shapes, network, objectives)
         notes = {
             "family": name,
@@ -135,18 +134,18 @@ def _configs(folder: Path) -> dict[str, dict[str, Any]]:
             f"{folder} holds {ADAPTER}: a PEFT adapter is no part of what is imported. Merge it into the model with PEFT's "
             "merge_and_unload(), save that with save_pretrained, and import it"
         )
-    return {name: read_json(folder / name) for name in CONFIGS if (folder / name).is_file()}
+    return {name: read_json(folder / name, most=MAX_CONFIG_BYTES) for name in CONFIGS if (folder / name).is_file()}
 
 
 def _by_config(place: Path, configs: Mapping[str, Any], given: str) -> tuple[str, str]:
-    """Return the family's name and why, of the option or the folder's config; "" where neither tells."""
+    """Return the family's name and the evidence, of the option or the folder's config; "" where neither tells."""
     stated = configs.get("config.json", {}).get("model_type")
+    matches = {name: origin for name, family in FAMILIES.items() if (origin := family.origin(configs))}
     if given:
         if given not in FAMILIES:
             raise UserError(f"--family={given} is not one of {', '.join(FAMILIES)}")
-        against = f", though config.json says model_type={stated!r:.100}" if stated else ""
-        return given, f"--family={given}" + ("" if FAMILIES[given].config(configs) else against)
-    matches = {name: why for name, family in FAMILIES.items() if (why := family.config(configs))}
+        against = f", though config.json says model_type={stated!r:.100}" if stated and given not in matches else ""
+        return given, f"--family={given}{against}"
     if len(matches) > 1:
         reasons = "; ".join(matches.values())
         raise UserError(f"{place} can be read as {' or '.join(matches)} ({reasons}): choose one with --family")
@@ -155,28 +154,32 @@ def _by_config(place: Path, configs: Mapping[str, Any], given: str) -> tuple[str
     return next(iter(matches.items()), ("", ""))
 
 
-def _by_names(place: Path, weights: Weights) -> tuple[str, str]:
+def _by_names(place: Path, weights: Weights, given: str) -> str:
+    """Return the family that the names of tensors tell, or the given one unless they are of another."""
     matches = [name for name, family in FAMILIES.items() if family.names(weights.tensors)]
-    if len(matches) != 1:
+    if given and (not matches or given in matches):
+        return given  # where some name is missing, its plan says which
+    advice = f"leave out --family={given}, which they contradict" if given else _known()
+    if given or len(matches) != 1:
         families = " and ".join(matches) or "no family"
-        raise UserError(f"{place} holds names of {families}, such as {report.some(weights.tensors, 4)}; {_known()}")
-    return matches[0], "the names of its tensors"
+        raise UserError(f"{place} holds names of {families}, such as {report.some(weights.tensors, 4)}; {advice}")
+    return matches[0]
 
 
 def _known() -> str:
     return f"families are {', '.join(FAMILIES)} (--family)"
 
 
-def _tokenizer(plan: Plan, found: Found, given: str) -> tuple[Tokenizer, dict[str, Any], list[Evidence]]:
+def _tokenizer(plan: Plan, source: ModelSource, given: str) -> tuple[Tokenizer, dict[str, Any], list[Evidence]]:
     """Return the tokenizer, its section and the evidence; of images alone one that knows the letters."""
     if plan.text is None or plan.words is None:
         if given:
-            raise UserError(f"--tokenizer={given}: {found.place} holds images alone: leave it out")
+            raise UserError(f"--tokenizer={given}: {source.place} holds images alone: leave it out")
         pieces = Tokenizer(train_sentence_pieces(ALPHABET, TEXT["vocab_size"]))  # type: ignore[arg-type]
         return pieces, dict(name="sentencepiece", path="", vocab_size=TEXT["vocab_size"]), []
     if given and not Path(given).is_file():
         raise UserError(f"--tokenizer={given}: no such file")
-    section, evidence = plan.words(found, plan.text["vocab_size"], given)
+    section, evidence = plan.words(source, plan.text["vocab_size"], given)
     pieces, words = Tokenizer(make_tokenizer(source=None, **section)), section["path"] or "its tokenizer"
     if pieces.vocab_size > plan.text["vocab_size"]:
         raise UserError(
@@ -219,46 +222,19 @@ def _config(plan: Plan, tokenizer: Mapping[str, Any], tokens: str) -> dict[str, 
     )
 
 
-def _say(
-    plan: Plan, shapes: Shapes, weights: Weights, shown: list[Evidence], say: Callable[..., None]
-) -> dict[str, str]:
-    """Print the choices and every name; return the names that are not used, with what they are.
-
-    Raises:
-        UserError: a name is missing, or unknown.
-    """
-    sizes = [shapes[rule.path].shape for rule in plan.rules]
-    needed = {name for rule, shape in zip(plan.rules, sizes) for names in rule.names_of(shape) for name in names}
-    left = weights.tensors.keys() - needed
-    unused = {name: what for name in sorted(left) for pattern, what in plan.ignored if re.fullmatch(pattern, name)}
-    missing, unknown = needed - weights.tensors.keys(), left - unused.keys()
-    unused |= weights.beside
-    lines = [*report.choices(shown), *(f"differs: {line}" for line in plan.differs), *weights.notes]
-    lines += [f"mapped: {len(needed - missing)} tensors to {len(plan.rules)} parameters"]
-    lines += [f"  {line}" for line in report.mapped(plan.rules, sizes)]
-    for what in dict.fromkeys(unused.values()):
-        lines += [f"unused: {report.some(name for name, each in unused.items() if each == what)}: {what}"]
-    if fresh := sorted(shapes.keys() - {rule.path for rule in plan.rules}):
-        lines += [f"fresh: {report.some(fresh)}: the source holds images alone; init_from.rules take 'image/.*'"]
-    lines += [f"missing: {name}" for name in report.grouped(missing)]
-    lines += [f"unknown: {name}" for name in report.grouped(unknown)]
-    say(*map(one_line, lines))
-    if missing:
-        strange = f" and holds {report.some(unknown)}" if unknown else ""
-        raise UserError(
-            f"{weights.files[0]} lacks {report.some(missing)}{strange}: it is of another family, or not whole"
-        )
-    if unknown:
-        what = f"{weights.files[0]} holds {report.some(unknown)}, which the family does not know"
-        raise UserError(f"{what}: the model may compute something else with it")
-    return unused
+def _network(config: Mapping[str, Any]) -> tuple[Model, Objectives, report.Shapes]:
+    """Return what a config describes, and the shapes of its parameters by path."""
+    objectives = make_objectives(config["objectives"])
+    network = make_model(objectives.needs, **config["model"])
+    shapes = jax.eval_shape(partial(init_parameters, network, objectives), jax.random.key(0))
+    return network, objectives, flatten(shapes)
 
 
-def _read(plan: Plan, shapes: Shapes, weights: Weights) -> dict[str, np.ndarray]:
+def _read(plan: Plan, shapes: report.Shapes, weights: Weights) -> dict[str, np.ndarray]:
     return {rule.path: take(rule, shapes[rule.path].shape, weights.tensors) for rule in plan.rules}
 
 
-def _fresh(plan: Plan, shapes: Shapes, network: Model, objectives: Objectives) -> dict[str, np.ndarray]:
+def _fresh(plan: Plan, shapes: report.Shapes, network: Model, objectives: Objectives) -> dict[str, np.ndarray]:
     """Return the parameters that a source of images alone does not have, as a new run has them."""
     if not (fresh := sorted(shapes.keys() - {rule.path for rule in plan.rules})):
         return {}

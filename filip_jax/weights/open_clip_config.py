@@ -21,6 +21,7 @@ WIDTHS = {
     1792: "e",
 }  # of these towers, which 64 divides, too: no other name fits them
 HEAD_WIDTH = 64
+LAYER_SCALES = {"ViT-M-16-alt": 1e-4}  # of image towers; all others have none
 VISION = {
     "layers": 12, "width": 768, "head_width": 64, "mlp_ratio": 4.0, "patch_size": 16, "image_size": 224,
     "no_ln_pre": False, "pool_type": "tok", "pos_embed_type": "learnable",
@@ -46,7 +47,7 @@ UNSET = (
 )  # fmt: skip
 EITHER = {"layers", "width", "mlp_ratio", "ls_init_value", "pool_type", "act_kwargs", "norm_kwargs"}
 POOLINGS = {"tok": "class", "avg": "mean"}
-Described = tuple[dict[str, Any], dict[str, str]]  # options of a tower, and where some of them were found
+Described = tuple[dict[str, Any], dict[str, str]]  # options of a tower, and the origins of some of them
 TEXT_POOLINGS = {"argmax": "eos", "eos": "eos", "last": "last", "first": "first"}
 
 
@@ -59,7 +60,7 @@ class Architecture(NamedTuple):
     eos_id: int | None = None
 
 
-def of_name(name: str, why: str, image: Mapping[str, Any], text: Mapping[str, Any]) -> Architecture:
+def of_name(name: str, origin: str, image: Mapping[str, Any], text: Mapping[str, Any]) -> Architecture:
     """Return what a model's name in open_clip tells; "" is OpenAI's ViT of these sizes.
 
     Raises:
@@ -68,7 +69,7 @@ def of_name(name: str, why: str, image: Mapping[str, Any], text: Mapping[str, An
     match = NAME.fullmatch(name)
     if name and not match:
         raise UserError(
-            f"{why} is no ViT of open_clip such as ViT-B-32 or ViT-L-14-336-quickgelu: give --model=FILE.json for others"
+            f"{origin} is none of the ViTs that are known by name, such as ViT-B-32 or ViT-L-14-336-quickgelu: give --model=FILE.json of open_clip's model_configs"
         )
     named = match.groupdict() if match else {"size": "", "quick": "-quickgelu"}
     stated = {
@@ -76,21 +77,21 @@ def of_name(name: str, why: str, image: Mapping[str, Any], text: Mapping[str, An
         for key, name in (("patch_size", "patch"), ("image_size", "pixels"))
         if (number := named.get(name))
     }
-    agree(why, stated, image)
+    agree(origin, stated, image)
     size = str(named["size"])
     if WIDTHS.get(image["width"], size) != size:
         raise UserError(
-            f"{why}, but the weights have the width of a ViT-{WIDTHS[image['width']]}: they are of two models"
+            f"{origin}, but the weights have the width of a ViT-{WIDTHS[image['width']]}: they are of two models"
         )
     head, activation = HEAD_WIDTHS.get(size, HEAD_WIDTH), "quick_gelu" if named["quick"] else "gelu"
     shared = dict(activation=activation, norm_epsilon=1e-5)
-    fitting = dict(class_tokens=1, patch_bias=False, pre_norm=True, layer_scale=None, pooling="class")
+    fitting = dict(class_tokens=1, patch_bias=False, pre_norm=True, layer_scale=LAYER_SCALES.get(name), pooling="class")
     whole = dict(causal=True, pooling="eos", pad_id=0, projection="linear")
     towers = (
-        dict(shared, **fitting, heads=_heads(image["width"], head, why)),
-        dict(shared, **whole, heads=_heads(text["width"], HEAD_WIDTH, why)),
+        dict(shared, **fitting, heads=_heads(image["width"], head, origin)),
+        dict(shared, **whole, heads=_heads(text["width"], HEAD_WIDTH, origin)),
     )
-    origins = dict.fromkeys(("activation", "heads"), why)
+    origins = dict.fromkeys(("activation", "heads"), origin)
     return Architecture(*towers, _evidence(*towers, origins, origins))
 
 
@@ -111,6 +112,10 @@ def of_config(place: str, content: Any, image: Mapping[str, Any], text: Mapping[
 def _vision(top: Options, sizes: Mapping[str, Any]) -> Described:
     options = _section(top, "vision_cfg", VISION)
     options.only(pool_type=tuple(POOLINGS), pos_embed_type=("learnable", "sin_cos_2d"))
+    if isinstance(layers := options.content.get("layers"), list):
+        raise UserError(
+            f"{options.place}: layers={layers!r:.100} are those of a ResNet, which filip_jax has not: take a ViT"
+        )
     names = {"width": "width", "layers": "depth", "patch_size": "patch_size", "image_size": "image_size"}
     agree(options.place, {ours: options.whole(theirs) for theirs, ours in names.items()}, sizes)
     shared, origins = _shared(top, options)
@@ -173,9 +178,9 @@ def _shared(top: Options, options: Options) -> Described:
     }
 
 
-def _heads(width: int, head_width: int, why: str) -> int:
+def _heads(width: int, head_width: int, origin: str) -> int:
     if width % head_width:
-        raise UserError(f"{why}: heads of {head_width} do not make the width {width}")
+        raise UserError(f"{origin}: heads of {head_width} do not make the width {width}")
     return width // head_width
 
 
@@ -183,10 +188,10 @@ def _evidence(
     image: Mapping[str, Any], text: Mapping[str, Any], image_origins: Mapping[str, str], text_origins: Mapping[str, str]
 ) -> list[Evidence]:
     default = "open_clip's default"
-    found = [
+    evidence = [
         Evidence(f"{side} {key}", f"{tower[key]}", origins.get(key, default))
         for side, tower, origins in (("image", image, image_origins), ("text", text, text_origins))
         for key in ("activation", "norm_epsilon", "heads", "pooling")
     ]
     attention = "causal" if text["causal"] else "of all tokens, pads too"
-    return [*found, Evidence("text attention", attention, text_origins.get("attention", default))]
+    return [*evidence, Evidence("text attention", attention, text_origins.get("attention", default))]

@@ -33,7 +33,7 @@ COPIED = (
     *CONFIGS, "special_tokens_map.json", "tokenizer.json", "vocab.json", "merges.txt", "spiece.model", "tokenizer.model",
     "README.md", "LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE",
 )  # fmt: skip
-MAX_COPY_BYTES = 1 << 26  # of one of them
+MAX_CONFIG_BYTES, MAX_COPY_BYTES = 1 << 23, 1 << 26  # of one of them
 LICENSE = re.compile(r"^(license|license_name|license_link|base_model):[ \t]*(\S.{0,200})$", re.MULTILINE)
 
 

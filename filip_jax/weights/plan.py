@@ -10,21 +10,18 @@ from filip_jax.errors import UserError
 from filip_jax.weights.mapping import Rule
 from filip_jax.weights.stored import Stored
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HALF = (0.5, 0.5, 0.5)
-
 
 class Evidence(NamedTuple):
-    """A choice, and the file and key, shapes or default that it follows."""
+    """What is chosen, its value, and the file and key, shapes or default that it follows."""
 
-    what: str
+    choice: str
     value: str
-    why: str
+    origin: str
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a source holds beside its tensors.
+class ModelSource:
+    """A public model as it is given: its tensors, and what its folder says of them.
 
     Attributes:
         place: the source.
@@ -63,7 +60,7 @@ class Plan:
         embed_dim: of the shared space.
         objectives: the section; of models without a text tower none is the source's.
         rules: the table of names.
-        words: (found, ids, the file that --tokenizer names) -> the section `tokenizer` and its evidence.
+        words: (source, ids, the file that --tokenizer names) -> the section `tokenizer` and its evidence.
         evidence: of the choices.
         ignored: (regular expression of whole names, what they are) of tensors that no tower has.
         differs: what is computed otherwise here.
@@ -80,7 +77,7 @@ class Plan:
     objectives: dict[str, Any]
     rules: Sequence[Rule]
     evidence: Sequence[Evidence]
-    words: Callable[[Found, int, str], tuple[dict[str, Any], list[Evidence]]] | None = None
+    words: Callable[[ModelSource, int, str], tuple[dict[str, Any], list[Evidence]]] | None = None
     ignored: Sequence[tuple[str, str]] = ()
     differs: Sequence[str] = field(default_factory=list)
     similarity: dict[str, bool] = field(default_factory=dict)
@@ -94,13 +91,22 @@ class Family(NamedTuple):
     """A family of models whose names and configs are alike.
 
     Attributes:
-        config: (the JSON files of a folder) -> the words that say why it is of this family, or "".
+        config: the JSON file by which its folders are known.
+        model_types: of its folders, as that file states it; none where the file alone tells.
         names: (names of tensors) -> whether they are this family's.
         files: names of its weights in a folder, the first that is there counts.
         plan: what to do with a source.
     """
 
-    config: Callable[[Mapping[str, Mapping[str, Any]]], str]
+    config: str
+    model_types: Sequence[str]
     names: Callable[[Mapping[str, Stored]], bool]
     files: Sequence[str]
-    plan: Callable[[Found], Plan]
+    plan: Callable[[ModelSource], Plan]
+
+    def origin(self, configs: Mapping[str, Mapping[str, Any]]) -> str:
+        """Return the file and key by which the JSON files of a folder are this family's; "" if they are not."""
+        if not self.model_types:
+            return f"{self.config} is there" if self.config in configs else ""
+        model_type = configs.get(self.config, {}).get("model_type")
+        return f"{self.config}: model_type={model_type}" if model_type in self.model_types else ""

@@ -25,18 +25,18 @@ def at_size(plan: Plan, tensors: Mapping[str, Stored], given: int) -> tuple[Plan
         UserError: the patches do not divide the given size.
     """
     trained, patch = plan.image["image_size"], plan.image["patch_size"]
-    size, why = plan.view or (trained, "the positions of the weights")
+    size, origin = plan.view or (trained, "the positions of the weights")
     differs = list(plan.differs)
     if given:
-        size, why = given, f"--image_size={given}"
+        size, origin = given, f"--image_size={given}"
         if given < 1 or given % patch:
             raise UserError(f"--image_size={given} is no multiple of {patch}, the patches' size in pixels")
     elif size % patch:
         differs.append(
-            f"{why} makes images of {size} pixels, which do not split into patches of {patch}: they are scaled"
+            f"{origin} makes images of {size} pixels, which do not split into patches of {patch}: they are scaled"
         )
-        size, why = trained, "the positions of the weights"
-    evidence = [*plan.evidence, Evidence("image_size", f"{size}", why)]
+        size, origin = trained, "the positions of the weights"
+    evidence = [*plan.evidence, Evidence("image_size", f"{size}", origin)]
     tensors = dict(tensors)
     if size != trained:
         [name] = next(rule.names for rule in plan.rules if rule.path == POSITION)

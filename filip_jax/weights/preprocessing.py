@@ -7,7 +7,7 @@ from filip_jax.errors import UserError
 from filip_jax.framing import RESIZES
 from filip_jax.models.tower import CLIP_MEAN, CLIP_STD
 from filip_jax.weights.options import Options
-from filip_jax.weights.plan import Evidence, Found
+from filip_jax.weights.plan import Evidence, ModelSource
 
 TRANSFORMERS, OPEN_CLIP = "preprocessor_config.json", "open_clip_config.json"
 WHOLE = "processor_config.json"  # holds it in a section, as newer versions of transformers write it
@@ -19,7 +19,7 @@ MAX_SIDE = 1 << 16  # pixels
 Preprocessing = tuple[dict[str, Any], list[Evidence], tuple[int, str] | None]
 
 
-def of_transformers(found: Found, default: Mapping[str, Any]) -> Preprocessing:
+def of_transformers(source: ModelSource, default: Mapping[str, Any]) -> Preprocessing:
     """Return what preprocessor_config.json says.
 
     Args:
@@ -28,12 +28,12 @@ def of_transformers(found: Found, default: Mapping[str, Any]) -> Preprocessing:
     Raises:
         UserError: it asks for what is not done here.
     """
-    place, content = TRANSFORMERS, found.configs.get(TRANSFORMERS)
+    place, content = TRANSFORMERS, source.configs.get(TRANSFORMERS)
     if content is None:
-        place, content = f"{WHOLE}, image_processor", found.configs.get(WHOLE, {}).get("image_processor")
+        place, content = f"{WHOLE}, image_processor", source.configs.get(WHOLE, {}).get("image_processor")
     if content is None:
-        why = f"the family's own, since there is neither {TRANSFORMERS} nor {WHOLE}"
-        return dict(default, crop_start="floor"), _evidence(default, [why] * 3), None
+        origin = f"the family's own, since there is neither {TRANSFORMERS} nor {WHOLE}"
+        return dict(default, crop_start="floor"), _evidence(default, [origin] * 3), None
     options = Options(place, content, {}, "transformers")
     scale, resample = options.content.get("rescale_factor"), options.content.get("resample")
     if scale is not None and not (isinstance(scale, float) and abs(scale - SCALE) < 1e-6):
@@ -50,14 +50,14 @@ def of_transformers(found: Found, default: Mapping[str, Any]) -> Preprocessing:
         crop_start="floor",
         interpolation=default["interpolation"] if resample is None else INTERPOLATIONS[resample],
     )
-    why = [options.origin(key) for key in ("image_mean", "size", "resample")]
-    why[1] += " and crop_size" if view and view[1] == "crop_size" else ""
-    return chosen, _evidence(chosen, why), view and (view[0], options.origin(view[1]))
+    origins = [options.origin(key) for key in ("image_mean", "size", "resample")]
+    origins[1] += " and crop_size" if view and view[1] == "crop_size" else ""
+    return chosen, _evidence(chosen, origins), view and (view[0], options.origin(view[1]))
 
 
-def of_open_clip(found: Found) -> Preprocessing:
+def of_open_clip(source: ModelSource) -> Preprocessing:
     """Return what preprocess_cfg of open_clip_config.json says, whose size open_clip overrides; raises as `of_transformers`."""
-    content = found.configs.get(OPEN_CLIP, {}).get("preprocess_cfg")
+    content = source.configs.get(OPEN_CLIP, {}).get("preprocess_cfg")
     options = Options(f"{OPEN_CLIP}, preprocess_cfg", content, {}, "open_clip")
     options.only(mode=("RGB", None), interpolation=(*INTERPOLATIONS.values(), None), resize_mode=(*RESIZES, None))
     chosen = dict(
@@ -66,17 +66,17 @@ def of_open_clip(found: Found) -> Preprocessing:
         resize=options.content.get("resize_mode") or "shortest",
         interpolation=options.content.get("interpolation") or "bicubic",
     )
-    absent = "" if OPEN_CLIP in found.configs else f"OpenAI's, since there is no {OPEN_CLIP}"
-    why = [absent or options.origin(key) for key in ("mean", "resize_mode", "interpolation")]
-    return chosen, _evidence(chosen, why), None
+    absent = "" if OPEN_CLIP in source.configs else f"OpenAI's, since there is no {OPEN_CLIP}"
+    origins = [absent or options.origin(key) for key in ("mean", "resize_mode", "interpolation")]
+    return chosen, _evidence(chosen, origins), None
 
 
-def _evidence(options: Mapping[str, Any], why: Sequence[str]) -> list[Evidence]:
+def _evidence(options: Mapping[str, Any], origins: Sequence[str]) -> list[Evidence]:
     mean, deviation = (" ".join(f"{channel:.4g}" for channel in options[key]) for key in ("mean", "std"))
     share = f", the center {crop:.4g} of it" if (crop := options.get("crop", 1.0)) < 1 else ""
     values = (f"mean {mean}, deviation {deviation}", options["resize"] + share, options["interpolation"])
     names = ("channels", "resize", "interpolation")
-    return [Evidence(what, value, reason) for what, value, reason in zip(names, values, why, strict=True)]
+    return [Evidence(*each) for each in zip(names, values, origins, strict=True)]
 
 
 def _channels(options: Options, key: str, default: Sequence[float]) -> list[float]:

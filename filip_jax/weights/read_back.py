@@ -12,7 +12,7 @@ from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
 from filip_jax.models import make_model, portable
 from filip_jax.paths import unflatten
-from filip_jax.weights.leaving import Leaving, Target
+from filip_jax.weights.exported_run import ExportedRun, Target
 from filip_jax.weights.load import read_weights
 from filip_jax.weights.report import some
 
@@ -24,15 +24,16 @@ TEXTS = (
 )  # fmt: skip
 
 
-def check_folder(folder: Path, leaving: Leaving, target: Target) -> list[str]:
+def check_folder(folder: Path, run: ExportedRun, target: Target) -> list[str]:
     """Return what is the same and what differs, a line each.
 
     Raises:
-        UserError: the importer refuses the folder, a value is another one, or a feature differs by more than MAX_DIFFERENCE.
+        UserError: the importer refuses the folder, a value or an id is another one, or a feature differs by more than
+            MAX_DIFFERENCE.
     """
-    pieces = None if target.reads_texts else leaving.tokenizer
+    pieces = None if target.reads_texts else run.tokenizer
     imported = read_weights(str(folder), _nothing, family=target.family, pieces=pieces)
-    given = leaving.public(target.rules)
+    given = run.public(target.rules)
     others = [path for path, value in given.items() if not _same(value, imported.parameters[path])]
     if others:
         raise UserError(
@@ -40,8 +41,8 @@ def check_folder(folder: Path, leaving: Leaving, target: Target) -> list[str]:
         )
     tensors = sum(len(names) for rule in target.rules for names in rule.names_of(given[rule.path].shape))
     lines = [f"{tensors} tensors are the same bit by bit"]
-    ids = leaving.tokenizer.encode(TEXTS, leaving.towers["text"]["length"])[0]
-    ours = _features(_section(leaving), given, ids)
+    ids = run.tokenizer.encode(TEXTS, run.towers["text"]["length"])[0]
+    ours = _features(_section(run), given, ids)
     theirs = _features(imported.config["model"], imported.parameters, ids)
     for side, (first, second) in {"image": (ours[0], theirs[0]), "text": (ours[1], theirs[1])}.items():
         difference = float(np.abs(first - second).max())
@@ -53,12 +54,13 @@ def check_folder(folder: Path, leaving: Leaving, target: Target) -> list[str]:
         differ = [
             text for text, first, second in zip(TEXTS, ids, again, strict=True) if not np.array_equal(first, second)
         ]
-        lines.append(f"{len(TEXTS) - len(differ)} of {len(TEXTS)} odd texts have the same ids" + _but(differ))
+        if differ:
+            raise UserError(
+                f"the folder's tokenizer gives other ids than the run's to {len(differ)} of {len(TEXTS)} odd texts, such as "
+                f"{differ[0][:24]!r}; nothing is kept of it: --format=safetensors keeps the run's own"
+            )
+        lines.append(f"{len(TEXTS)} odd texts have the same ids")
     return lines
-
-
-def _but(texts: list[str]) -> str:
-    return f", not {', '.join(repr(text[:24]) for text in texts)}" if texts else ""
 
 
 def _nothing(*lines: str) -> None:
@@ -70,11 +72,11 @@ def _same(first: np.ndarray, second: np.ndarray) -> bool:
     return (first.dtype, first.shape, first.tobytes()) == (second.dtype, second.shape, second.tobytes())
 
 
-def _section(leaving: Leaving) -> dict[str, Any]:
+def _section(run: ExportedRun) -> dict[str, Any]:
     """Return the section `model` of the run with the head that leaves as the pooled one."""
-    model = dict(leaving.config["model"])
+    model = dict(run.config["model"])
     for side in ("image", "text"):
-        model[side] = {**model[side], "projection": leaving.towers[side]["projection"]}
+        model[side] = {**model[side], "projection": run.towers[side]["projection"]}
     return model
 
 

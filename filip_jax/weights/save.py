@@ -17,8 +17,8 @@ from filip_jax.redact import redacted
 from filip_jax.sections import choose, one_of
 from filip_jax.weights import origins, report
 from filip_jax.weights.card import model_card
+from filip_jax.weights.exported_run import HEADS, ExportedRun, Target
 from filip_jax.weights.formats import FORMATS
-from filip_jax.weights.leaving import HEADS, Leaving, Target
 from filip_jax.weights.mapping import give
 from filip_jax.weights.output import ORIGIN, SOURCE, beside, check_output
 from filip_jax.weights.read_back import check_folder
@@ -50,37 +50,37 @@ def export_weights(
         UserError: no such run, step, average, format or head, or a model that this format cannot compute. Nothing is written.
     """
     make, place = choose(FORMATS, format, "--format"), check_output(output)
-    leaving = _leaving(workdir, step, average, head)
-    if unfit := make.misfits(leaving):
-        fitting = [name for name, each in FORMATS.items() if not each.misfits(leaving)]
+    run = _exported_run(workdir, step, average, head)
+    if unfit := make.misfits(run):
+        fitting = [name for name, each in FORMATS.items() if not each.misfits(run)]
         raise UserError(
             f"--format={format} computes something else: {'; '.join(unfit)}: take --format={' or '.join(fitting)}"
         )
-    target = make.make(leaving)
-    left, options = target_extra(leaving, target)
-    lines = [*_head_lines(leaving, target), *(f"differs: {line}" for line in target.differs)]
+    target = make.make(run)
+    left, options = target_extra(run, target)
+    lines = [*_head_lines(run, target), *(f"differs: {line}" for line in target.differs)]
     lines += [f"extra: {one_line(line)} ({EXTRA})" for line in [*left.values(), *options]]
-    show(*(f"{key}: {leaving.notes[key]}" for key in ("step", "parameters")), *lines)
+    show(*(f"{key}: {run.notes[key]}" for key in ("step", "parameters")), *lines)
     with beside(place) as folder:
-        public = leaving.public(target.rules)
+        public = run.public(target.rules)
         tensors: dict[str, np.ndarray] = {}
         for rule in target.rules:
             tensors |= give(rule, public[rule.path])
         write_safetensors(folder / target.weights, tensors)
-        for name, data in {**target.files, **origins.license_files(leaving.source)}.items():
+        for name, data in {**target.files, **origins.license_files(run.source)}.items():
             write_atomically(folder / name, data)
         if left or options:
-            _write_extra(folder, leaving, left, options)
-        write_atomically(folder / ORIGIN, json.dumps(dict(leaving.notes), indent=2, ensure_ascii=False) + "\n")
-        write_atomically(folder / "README.md", model_card(place.name, leaving, target, lines))
+            _write_extra(folder, run, left, options)
+        write_atomically(folder / ORIGIN, json.dumps(dict(run.notes), indent=2, ensure_ascii=False) + "\n")
+        write_atomically(folder / "README.md", model_card(place.name, run, target, lines))
         sizes = [public[rule.path].shape for rule in target.rules]
         show(f"mapped: {len(tensors)} tensors of {len(target.rules)} parameters in {target.weights}")
         show(*(f"  {line}" for line in report.mapped(target.rules, sizes, arrow="->")))
-        show(*(f"read back: {line}" for line in check_folder(folder, leaving, target)))
+        show(*(f"read back: {line}" for line in check_folder(folder, run, target)))
     show(f"wrote {output}")
 
 
-def _leaving(workdir: str, step: int | None, average: bool | None, head: str) -> Leaving:
+def _exported_run(workdir: str, step: int | None, average: bool | None, head: str) -> ExportedRun:
     """Return what leaves."""
     run = Run(workdir)
     try:
@@ -101,22 +101,22 @@ def _leaving(workdir: str, step: int | None, average: bool | None, head: str) ->
             "origins": origins.origins_of(place, run.config),
         }
         source = place / SOURCE if (place / SOURCE).is_dir() else None
-        return Leaving(run.config, parameters, run.tokenizer, head or has[0], notes, source)
+        return ExportedRun(run.config, parameters, run.tokenizer, head or has[0], notes, source)
     finally:
         run.close()
 
 
-def target_extra(leaving: Leaving, target: Target) -> tuple[dict[str, str], list[str]]:
+def target_extra(run: ExportedRun, target: Target) -> tuple[dict[str, str], list[str]]:
     """Return what the format has no place for: lines by parameter, and lines of options and of the tokenizer."""
-    left = {path: f"{path} {list(leaving.parameters[path].shape)}" for path in leaving.left(target.rules)}
-    if any(path.partition("/")[0] in leaving.config["model"] for path in left):
+    left = {path: f"{path} {list(run.parameters[path].shape)}" for path in run.left(target.rules)}
+    if any(path.partition("/")[0] in run.config["model"] for path in left):
         raise AssertionError(f"a format leaves out part of a tower: {left}")
     if target.is_whole:
         return left, []
     options = [
         f"model.{side}.{name}={tower[name]!r}: {what}"
         for known, what in ((TRAINING_ONLY, "of training only"), (TOKENS, "of all tokens, not of what is pooled"))
-        for side, tower in leaving.towers.items()
+        for side, tower in run.towers.items()
         for name, usual in known.items()
         if tower.get(name, usual) != usual
     ]
@@ -127,36 +127,36 @@ def target_extra(leaving: Leaving, target: Target) -> tuple[dict[str, str], list
     return left, options
 
 
-def _head_lines(leaving: Leaving, target: Target) -> list[str]:
+def _head_lines(run: ExportedRun, target: Target) -> list[str]:
     """Return what is said of a run that compares tokens, and of the scale."""
-    heads = [name for name in HEADS if f"image_{HEADS[name]}/kernel" in leaving.parameters]
+    heads = [name for name in HEADS if f"image_{HEADS[name]}/kernel" in run.parameters]
     lines = list[str]()
     if target.is_whole:
         return lines
     if "tokens" in heads:
         lines.append(
             "warning: this model compares all tokens of an image and a text; the dot product of two pooled vectors is another "
-            "score" + ("" if leaving.head == "pooled" else ", which no objective trained")
+            "score" + ("" if run.head == "pooled" else ", which no objective trained")
         )
-        other = next((name for name in heads if name != leaving.head), "")
+        other = next((name for name in heads if name != run.head), "")
         lines.append(
-            f"head: {leaving.head}, the projections of {_head_of(leaving)}"
+            f"head: {run.head}, the projections of {_head_of(run)}"
             + (f"; --head={other} writes the others" if other else "")
         )
-    if not leaving.objective:
+    if not run.objective:
         lines.append("scale: no objective has one for these vectors: logit_scale is 0, a scale of 1")
     return lines
 
 
-def _head_of(leaving: Leaving) -> str:
-    return {"pooled": "pooled vectors", "tokens": "tokens, on the class token and EOS, too"}[leaving.head]
+def _head_of(run: ExportedRun) -> str:
+    return {"pooled": "pooled vectors", "tokens": "tokens, on the class token and EOS, too"}[run.head]
 
 
-def _write_extra(folder: Path, leaving: Leaving, left: Mapping[str, str], options: list[str]) -> None:
-    sections: dict[str, Any] = {name: leaving.config.get(name, {}) for name in ("model", "objectives", "tokenizer")}
+def _write_extra(folder: Path, run: ExportedRun, left: Mapping[str, str], options: list[str]) -> None:
+    sections: dict[str, Any] = {name: run.config.get(name, {}) for name in ("model", "objectives", "tokenizer")}
     content = {"parameters": list(left), "options": options, **redacted(sections)}
     write_atomically(folder / f"{EXTRA}.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     if left:
-        write_safetensors(folder / f"{EXTRA}.safetensors", {path: leaving.parameters[path] for path in left})
+        write_safetensors(folder / f"{EXTRA}.safetensors", {path: run.parameters[path] for path in left})
     if any(line.startswith(EXTRA_TOKENIZER) for line in options):
-        write_atomically(folder / EXTRA_TOKENIZER, leaving.tokenizer.model)
+        write_atomically(folder / EXTRA_TOKENIZER, run.tokenizer.model)

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from filip_jax.errors import UserError
-from filip_jax.weights.plan import Evidence, Found
+from filip_jax.weights.plan import Evidence, ModelSource
 
 MAX_SCALE = 100.0  # of CLIP's training; SigLIP's have gone beyond
 OF_SHAPES = Evidence(
@@ -12,7 +12,7 @@ OF_SHAPES = Evidence(
 )
 
 
-def image_sizes(found: Found, kernel: str, position: str, mlp: str, class_tokens: int) -> dict[str, Any]:
+def image_sizes(source: ModelSource, kernel: str, position: str, mlp: str, class_tokens: int) -> dict[str, Any]:
     """Return the sizes of an image tower.
 
     Args:
@@ -24,47 +24,47 @@ def image_sizes(found: Found, kernel: str, position: str, mlp: str, class_tokens
     Raises:
         UserError: a tensor is missing, or its shape is not of such a tower.
     """
-    width, channels, rows, columns = found.shape(kernel, 4)
+    width, channels, rows, columns = source.shape(kernel, 4)
     if channels != 3 or rows != columns:
         raise UserError(
-            f"{found.place}: {kernel!r} of {channels} channels and {rows} x {columns} pixels is not of square patches of RGB"
+            f"{source.place}: {kernel!r} of {channels} channels and {rows} x {columns} pixels is not of square patches of RGB"
         )
-    shape = found.tensors[position].shape if position in found.tensors else ()
+    shape = source.tensors[position].shape if position in source.tensors else ()
     patches = shape[-2] - class_tokens if len(shape) in (2, 3) else -1
     side = math.isqrt(max(patches, 0))
     if side * side != patches or not side:
         raise UserError(
-            f"{found.place}: {position!r} of shape {list(shape)} is not {class_tokens} + a square grid of positions"
+            f"{source.place}: {position!r} of shape {list(shape)} is not {class_tokens} + a square grid of positions"
         )
-    mlp_width, _ = found.shape(mlp, 2)
+    mlp_width, _ = source.shape(mlp, 2)
     return dict(kind="vit", image_size=side * rows, patch_size=rows, width=width, mlp_width=mlp_width)
 
 
-def text_sizes(found: Found, embedding: str, position: str, mlp: str) -> dict[str, Any]:
+def text_sizes(source: ModelSource, embedding: str, position: str, mlp: str) -> dict[str, Any]:
     """Return the sizes of a text tower; raises as `image_sizes`."""
-    vocab_size, width = found.shape(embedding, 2)
-    length, _ = found.shape(position, 2)
-    mlp_width, _ = found.shape(mlp, 2)
+    vocab_size, width = source.shape(embedding, 2)
+    length, _ = source.shape(position, 2)
+    mlp_width, _ = source.shape(mlp, 2)
     return dict(kind="transformer", vocab_size=vocab_size, length=length, width=width, mlp_width=mlp_width)
 
 
-def scalar(found: Found, name: str) -> float:
+def scalar(source: ModelSource, name: str) -> float:
     """Return a number of the weights, of shape () or (1,).
 
     Raises:
         UserError: it is missing, not one number, or not finite.
     """
-    if name not in found.tensors or math.prod(found.tensors[name].shape) != 1:
-        raise UserError(f"{found.place} has no number {name!r}: its weights are of another family, or not whole")
-    value = float(found.tensors[name].read().reshape(()))
+    if name not in source.tensors or math.prod(source.tensors[name].shape) != 1:
+        raise UserError(f"{source.place} has no number {name!r}: its weights are of another family, or not whole")
+    value = float(source.tensors[name].read().reshape(()))
     if not abs(value) <= 1e4:
-        raise UserError(f"{found.place}: {name}={value} is out of range")
+        raise UserError(f"{source.place}: {name}={value} is out of range")
     return value
 
 
-def scale_options(found: Found, name: str) -> tuple[dict[str, float], Evidence]:
+def scale_options(source: ModelSource, name: str) -> tuple[dict[str, float], Evidence]:
     """Return the options of an objective's scale, whose logarithm the weights hold, with bounds around it."""
-    scale = math.exp(min(scalar(found, name), 20.0))
+    scale = math.exp(min(scalar(source, name), 20.0))
     bounds = dict(
         min_logit_scale=min(1.0, scale),
         max_logit_scale=max(MAX_SCALE, 10 * scale if scale > 1.001 * MAX_SCALE else scale),
@@ -72,7 +72,7 @@ def scale_options(found: Found, name: str) -> tuple[dict[str, float], Evidence]:
     return dict(logit_scale_init=scale, **bounds), Evidence("logit_scale", f"{scale:.4g}", f"{name} of the weights")
 
 
-def clip_objective(found: Found, name: str) -> tuple[dict[str, Any], Evidence]:
+def clip_objective(source: ModelSource, name: str) -> tuple[dict[str, Any], Evidence]:
     """Return the section `objectives` of CLIP's, and the evidence of its scale."""
-    options, evidence = scale_options(found, name)
+    options, evidence = scale_options(source, name)
     return dict(clip=dict(kind="clip", weight=1.0, **options)), evidence

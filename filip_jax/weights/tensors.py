@@ -20,7 +20,8 @@ from filip_jax.weights.torch_pickle import MAX_TENSOR_DIMENSIONS
 from filip_jax.weights.torch_zip import LEGACY, ZIP, open_torch_zip
 
 MAX_HEADER_BYTES = 1 << 24  # of a safetensors file; that of a model of a billion parameters has a hundredth of it
-MAX_SHARDS = 1024
+MAX_INDEX_BYTES, MAX_SHARDS = 1 << 23, 1024
+MAX_NAMES = 1 << 16  # in a file; a model of a billion parameters has a thousand tensors
 MAX_PREFIXES = 8
 INDEX = (".safetensors.index.json", ".bin.index.json")
 SHARD = re.compile(r"\w[\w.-]*\.(safetensors|bin)")  # a plain name: nothing that leads anywhere
@@ -31,7 +32,8 @@ DTYPES = {
 }  # fmt: skip
 # Where training scripts put the state dict, an average of the parameters first, as filip_jax evaluates it, too.
 HOLDERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model", "module")
-PREFIXES = ("model.", "clip.")  # of modules around the model
+PREFIXES = ("model.", "clip.", "net.", "ema_model.")  # of modules around the model
+AVERAGE = "ema_model."  # of ema_pytorch: the average's, beside the model itself and counts
 # Of data parallelism, torch.compile, FSDP and checkpointed activations, around the model or around parts of it.
 WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 COUNTERS = ("n_averaged",)  # of torch's averaged models, beside their wrapper
@@ -68,11 +70,12 @@ def open_weights(file: Path) -> Iterator[Weights]:
         if file.name.endswith(INDEX):
             weights.files = _shards(file)
             for shard in weights.files:
-                found = _opened(shard, stack)
-                if twice := found.tensors.keys() & weights.tensors.keys():
+                opened = _opened(shard, stack)
+                if twice := opened.tensors.keys() & weights.tensors.keys():
                     raise UserError(f"{file} is damaged: {min(twice)!r} stands in two of its files")
-                weights.tensors |= found.tensors
-                weights.beside |= found.beside
+                weights.tensors |= opened.tensors
+                weights.beside |= opened.beside
+                _check_count(file, len(weights.tensors) + len(weights.beside))
             _check_index(file, weights.tensors)
         else:
             weights = _opened(file, stack)
@@ -89,7 +92,13 @@ def _opened(file: Path, stack: contextlib.ExitStack) -> Weights:
         weights.tensors |= stack.enter_context(_open_safetensors(file))
     else:
         _choose(file, stack.enter_context(open_torch_zip(file)), weights)
+        _check_count(file, len(weights.tensors) + len(weights.beside))
     return weights
+
+
+def _check_count(file: Path, count: int) -> None:
+    if count > MAX_NAMES:
+        raise UserError(f"{file} holds {count} names; at most {MAX_NAMES} are read: save one state dict alone")
 
 
 def _is_safetensors(file: Path) -> bool:
@@ -115,6 +124,7 @@ def _open_safetensors(file: Path) -> Iterator[dict[str, Stored]]:
     try:
         with safetensors.safe_open(file, framework="np", backend="pread") as opened:
             names = opened.keys()
+            _check_count(file, len(names))
             yield {name: _stored(file, opened, name) for name in names}
     except safetensors.SafetensorError as error:
         raise UserError(f"{file} is damaged: {error}") from error
@@ -129,7 +139,7 @@ def _stored(file: Path, opened: Any, name: str) -> Stored:
 
 
 def _weight_map(index: Path) -> Mapping[str, str]:
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_json(index, most=MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(name, str) and SHARD.fullmatch(name) for name in weight_map.values()
     ):
@@ -158,7 +168,7 @@ def _choose(file: Path, content: Any, weights: Weights) -> None:
         raise UserError(f"{file} holds no dict of tensors but {_description(content)}: save one state dict alone")
     dicts = {id(value): value for value in content.values() if isinstance(value, dict)}  # one may stand there often
     tensors = {key: _tensors_of(value) for key, value in dicts.items()}
-    holders = {name: found for name, value in content.items() if (found := tensors.get(id(value)))}
+    holders = {name: held for name, value in content.items() if (held := tensors.get(id(value)))}
     own, name = _tensors_of(content), next((name for name in HOLDERS if name in holders), None)
     if name is None and len(holders) == 1 and len(own) < max(map(len, holders.values())):
         name = next(iter(holders))
@@ -201,6 +211,10 @@ def _strip(weights: Weights) -> None:
         weights.tensors = {WRAPPERS.sub("", name): stored for name, stored in kept.items()}
         if len(weights.tensors) < len(kept):
             raise UserError(f"{weights.files[0]} holds names that differ in {', '.join(wrappers)} alone")
+    averaged = {name: stored for name, stored in weights.tensors.items() if name.startswith(AVERAGE)}
+    if averaged:
+        weights.beside |= dict.fromkeys(weights.tensors.keys() - averaged.keys(), f"not averaged, beside {AVERAGE}")
+        weights.tensors = averaged
     for _ in range(MAX_PREFIXES):
         names = weights.tensors.keys()
         prefix = next((each for each in PREFIXES if names and all(name.startswith(each) for name in names)), None)
@@ -218,16 +232,16 @@ def weights_file(folder: Path, names: Sequence[str]) -> Path:
         OSError: the folder cannot be read.
     """
     for name in names:
-        for found in (name, f"{name}.index.json") if name.endswith((".safetensors", ".bin")) else (name,):
-            if (folder / found).is_file():
-                return folder / found
-    found = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(ENDINGS) and entry.is_file())
-    if len(found) == 1:
-        return folder / found[0]
-    if not found:
+        for file in (name, f"{name}.index.json") if name.endswith((".safetensors", ".bin")) else (name,):
+            if (folder / file).is_file():
+                return folder / file
+    files = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(ENDINGS) and entry.is_file())
+    if len(files) == 1:
+        return folder / files[0]
+    if not files:
         known = ", ".join([*names, f"a file that ends in {', '.join(ENDINGS)}"])
         raise UserError(f"{folder} holds no weights: none of {known}; download them whole")
-    raise UserError(f"{folder} holds several files of weights ({', '.join(found[:8])}): name one of them instead")
+    raise UserError(f"{folder} holds several files of weights ({', '.join(files[:8])}): name one of them instead")
 
 
 def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:

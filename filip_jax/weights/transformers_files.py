@@ -1,16 +1,54 @@
 """The small files of the library transformers, written: sections of config.json, preprocessor_config.json."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from filip_jax.weights.leaving import Leaving
+from filip_jax.weights.exported_run import ExportedRun, Target
+from filip_jax.weights.mapping import Rule
 from filip_jax.weights.options import ACTIVATIONS
-from filip_jax.weights.preprocessing import INTERPOLATIONS, SCALE
+from filip_jax.weights.preprocessing import INTERPOLATIONS, SCALE, TRANSFORMERS
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
 RESAMPLE = {name: number for number, name in INTERPOLATIONS.items()}
+USAGE = """from transformers import AutoTokenizer, CLASS
+model = CLASS.from_pretrained("FOLDER")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")"""
+
+
+def model_folder(
+    run: ExportedRun, kind: str, architecture: str, rules: Sequence[Rule], *, vision: dict[str, Any],
+    text: dict[str, Any], top: Mapping[str, Any] | None = None, usage_note: str = "",
+) -> Target:  # fmt: skip
+    """Return the folder of a model of two towers.
+
+    Args:
+        kind: its model_type.
+        architecture: its class.
+        top, vision, text: what config.json and its two sections say beside what those of all such models do.
+        usage_note: at the end of the code that loads it.
+    """
+    config = {
+        "architectures": [architecture],
+        "model_type": kind,
+        "dtype": "float32",
+        **(top or {}),
+        "vision_config": vision_config(run, f"{kind}_vision_model") | vision,
+        "text_config": text_config(run, f"{kind}_text_model") | text,
+    }
+    pictures, differs = preprocessor(run.towers["image"])
+    texts = run.tokenizer.public_files(run.towers["text"]["length"])
+    return Target(
+        family=f"hf_{kind}",
+        weights=WEIGHTS,
+        rules=rules,
+        files={CONFIG: as_json(config), TRANSFORMERS: pictures} | (texts or {}),
+        library="transformers",
+        usage=USAGE.replace("CLASS", architecture) + usage_note,
+        differs=differs,
+        reads_texts=texts is not None,
+    )
 
 
 def as_json(content: Mapping[str, Any]) -> bytes:
@@ -31,16 +69,16 @@ def tower_config(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def vision_config(leaving: Leaving, model_type: str) -> dict[str, Any]:
+def vision_config(run: ExportedRun, model_type: str) -> dict[str, Any]:
     """Return the section vision_config."""
-    image = leaving.towers["image"]
+    image = run.towers["image"]
     sizes = {"image_size": image["image_size"], "patch_size": image["patch_size"], "num_channels": 3}
     return {"model_type": model_type, **tower_config(image), **sizes}
 
 
-def text_config(leaving: Leaving, model_type: str) -> dict[str, Any]:
+def text_config(run: ExportedRun, model_type: str) -> dict[str, Any]:
     """Return the section text_config."""
-    text, pieces = leaving.towers["text"], leaving.tokenizer.pieces
+    text, pieces = run.towers["text"], run.tokenizer.pieces
     ids = {"bos_token_id": pieces.bos, "eos_token_id": pieces.eos, "pad_token_id": pieces.pad}
     sizes = {"vocab_size": text["vocab_size"], "max_position_embeddings": text["length"]}
     return {"model_type": model_type, **tower_config(text), **sizes, **ids}

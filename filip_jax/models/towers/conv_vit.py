@@ -9,10 +9,8 @@ from jaxtyping import Bool, Float, UInt8
 
 from filip_jax.errors import UserError
 from filip_jax.models.patches import embed, fit_positions, grid_of, kept_count, visible_pixels
-from filip_jax.models.tower import Execution, Features, ImageInput
+from filip_jax.models.tower import HALF, Execution, Features, ImageInput
 from filip_jax.models.transformer import Transformer
-
-HALF = (0.5, 0.5, 0.5)  # mean and deviation: pixels from -1 to 1
 
 
 class StemBlock(nnx.Module):

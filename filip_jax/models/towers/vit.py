@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Bool, Float, UInt8
 
 from filip_jax.errors import UserError
+from filip_jax.framing import Framing
 from filip_jax.models.map_head import MapHead
 from filip_jax.models.patches import embed, fit_positions, grid_of, kept_count, patches, visible_pixels
 from filip_jax.models.tower import CLIP_MEAN, CLIP_STD, Execution, Features, ImageInput
@@ -36,7 +37,8 @@ class Vit(nnx.Module):
         tokens: "last": the patches after the last block; "value": after a last block in which a patch attends to itself
             alone, so that its value stays its own (MaskCLIP, arXiv 2112.01071), for models trained on pooled vectors.
             What is pooled is the same.
-        mean, std, resize, interpolation, antialias, crop, crop_start: of `ImageInput`.
+        mean, std: of `ImageInput`.
+        resize, interpolation, antialias, crop, crop_start: of `Framing`.
     """
 
     def __init__(
@@ -73,11 +75,10 @@ class Vit(nnx.Module):
         if pooling == "class" and not class_tokens:
             raise UserError("model.image.pooling='class' needs class_tokens of at least 1; else take 'mean' or 'map'")
         if tokens == "value" and pooling != "class":
-            raise UserError(
-                f"model.image.tokens='value' needs pooling='class': {pooling!r} pools the tokens it changes"
-            )
+            raise UserError(f"model.image.tokens='value' needs pooling='class': {pooling!r} pools what it changes")
         rows, columns = grid = grid_of(image_size, image_size, patch_size)
-        self.input = ImageInput(image_size, grid, mean, std, resize, interpolation, antialias, crop, crop_start)
+        framing = Framing(resize, interpolation, antialias, crop, crop_start)
+        self.input = ImageInput(image_size, grid, mean, std, framing)
         self.width, self.dtype, self.leading = width, execution.dtype, class_tokens + registers
         self.patch_size, self.kept = patch_size, kept_count(patch_dropout, grid)
         self.noise_size = rows * columns if patch_dropout else 0

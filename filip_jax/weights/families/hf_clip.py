@@ -4,21 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from filip_jax.models.tower import CLIP_MEAN, CLIP_STD
-from filip_jax.weights.dual_names import IGNORED, IMAGE_POSITIONS, TEXT_POSITIONS, TOKENS, tower_rules, towers
+from filip_jax.weights.dual_names import IGNORED, SHARED, towers
 from filip_jax.weights.dual_names import PATCHES as EMBEDDING
-from filip_jax.weights.hugging_face import FILES, config_of, evidence_of_type
+from filip_jax.weights.hugging_face import BASE, CONFIG, FILES, config_of
 from filip_jax.weights.mapping import AS_ROW, PATCHES, Rule, linear, norm
-from filip_jax.weights.plan import Evidence, Family, Found, Plan
+from filip_jax.weights.plan import Evidence, Family, ModelSource, Plan
 from filip_jax.weights.preprocessing import of_transformers
 from filip_jax.weights.sizes import OF_SHAPES, clip_objective
 from filip_jax.weights.words import of_clip
 
-MODEL_TYPES = ("clip",)
 # What transformers takes where config.json is silent: the numbers of ViT-B/32.
-VISION = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224,
-    "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
-}  # fmt: skip
+VISION = BASE | {"image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
 TEXT = {
     "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8, "vocab_size": 49408,
     "max_position_embeddings": 77, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "eos_token_id": 49407,
@@ -28,23 +24,12 @@ PREPROCESSING = dict(mean=CLIP_MEAN, std=CLIP_STD, resize="shortest", interpolat
 RULES = (
     Rule("image/patch_embedding/kernel", (f"{EMBEDDING}.weight",), PATCHES),
     Rule("image/class_tokens", ("vision_model.embeddings.class_embedding",), AS_ROW),
-    Rule("image/position", (IMAGE_POSITIONS,)),
     *norm("image/pre_norm", "vision_model.pre_layrnorm"),  # the typo is the name
-    *tower_rules("image", "vision_model"),
-    *norm("image/post_norm", "vision_model.post_layernorm"),
+    *SHARED,
     *linear("image_pooled_projection", "visual_projection", bias=False),
-    Rule("text/token_embedding", (TOKENS,)),
-    Rule("text/position", (TEXT_POSITIONS,)),
-    *tower_rules("text", "text_model"),
-    *norm("text/post_norm", "text_model.final_layer_norm"),
     *linear("text_pooled_projection", "text_projection", bias=False),
     Rule("objectives/clip/logit_scale", ("logit_scale",)),
 )
-
-
-def recognize(configs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return why a folder holds a CLIP of transformers, or ""."""
-    return evidence_of_type(configs, MODEL_TYPES)
 
 
 def are_names(tensors: Mapping[str, Any]) -> bool:
@@ -52,16 +37,16 @@ def are_names(tensors: Mapping[str, Any]) -> bool:
     return {"vision_model.pre_layrnorm.weight", "text_model.final_layer_norm.weight"} <= tensors.keys()
 
 
-def plan(found: Found) -> Plan:
+def plan(source: ModelSource) -> Plan:
     """Return what to do with such a folder."""
-    image, text, shown = towers(found, VISION, TEXT, class_tokens=1)
-    chosen, evidence, view = of_transformers(found, PREPROCESSING)
-    eos_id = config_of(found, "text_config", TEXT).value("eos_token_id", int)
-    objectives, scale = clip_objective(found, "logit_scale")
+    image, text, shown = towers(source, VISION, TEXT, class_tokens=1)
+    chosen, evidence, view = of_transformers(source, PREPROCESSING)
+    eos_id = config_of(source, "text_config", TEXT).value("eos_token_id", int)
+    objectives, scale = clip_objective(source, "logit_scale")
     return Plan(
         image=dict(image, pre_norm=True, patch_bias=False, class_tokens=1, pooling="class", **chosen),
         text=dict(text, causal=True, pooling="eos", pad_id=0),
-        embed_dim=found.shape("visual_projection.weight", 2)[0],
+        embed_dim=source.shape("visual_projection.weight", 2)[0],
         objectives=objectives,
         rules=RULES,
         evidence=[
@@ -79,4 +64,4 @@ def plan(found: Found) -> Plan:
     )
 
 
-FAMILY = Family(recognize, are_names, FILES, plan)
+FAMILY = Family(CONFIG, ("clip",), are_names, FILES, plan)

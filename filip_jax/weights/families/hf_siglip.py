@@ -3,33 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
-from filip_jax.weights.dual_names import IGNORED, IMAGE_POSITIONS, TEXT_POSITIONS, TOKENS, tower_rules, towers
+from filip_jax.models.tower import HALF
+from filip_jax.weights.dual_names import IGNORED, SHARED, towers
 from filip_jax.weights.dual_names import PATCHES as EMBEDDING
-from filip_jax.weights.hugging_face import FILES, config_of, evidence_of_type
+from filip_jax.weights.hugging_face import BASE, CONFIG, FILES, config_of
 from filip_jax.weights.mapping import FIRST_AXIS_GONE, PATCHES, TRANSPOSED, TWO_AXES_GONE, Rule, linear, norm
 from filip_jax.weights.options import agree
-from filip_jax.weights.plan import HALF, Evidence, Family, Found, Plan
+from filip_jax.weights.plan import Evidence, Family, ModelSource, Plan
 from filip_jax.weights.preprocessing import of_transformers
 from filip_jax.weights.sizes import OF_SHAPES, scalar, scale_options
 from filip_jax.weights.words import of_siglip
 
-MODEL_TYPES = ("siglip",)
 # What transformers takes where config.json is silent: the numbers of B/16.
-VISION = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224,
-    "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
-}  # fmt: skip
-TEXT = {
-    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12, "vocab_size": 32000,
-    "max_position_embeddings": 64, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6,
-}  # fmt: skip
+SIDE = BASE | {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+VISION = SIDE | {"image_size": 224, "patch_size": 16}
+TEXT = SIDE | {"vocab_size": 32000, "max_position_embeddings": 64}
 PREPROCESSING = dict(mean=HALF, std=HALF, resize="squash", interpolation="bicubic")
 HEAD, PROBE = "image/map_head", "vision_model.head"
 RULES = (
     *linear("image/patch_embedding", EMBEDDING, kernel=PATCHES),
-    Rule("image/position", (IMAGE_POSITIONS,)),
-    *tower_rules("image", "vision_model"),
-    *norm("image/post_norm", "vision_model.post_layernorm"),
     Rule(f"{HEAD}/probe", (f"{PROBE}.probe",), TWO_AXES_GONE),
     Rule(f"{HEAD}/attention/qkv/kernel", (f"{PROBE}.attention.in_proj_weight",), TRANSPOSED),
     Rule(f"{HEAD}/attention/qkv/bias", (f"{PROBE}.attention.in_proj_bias",)),
@@ -37,19 +29,11 @@ RULES = (
     *norm(f"{HEAD}/norm", f"{PROBE}.layernorm"),
     *linear(f"{HEAD}/mlp_in", f"{PROBE}.mlp.fc1"),
     *linear(f"{HEAD}/mlp_out", f"{PROBE}.mlp.fc2"),
-    Rule("text/token_embedding", (TOKENS,)),
-    Rule("text/position", (TEXT_POSITIONS,)),
-    *tower_rules("text", "text_model"),
-    *norm("text/post_norm", "text_model.final_layer_norm"),
+    *SHARED,
     *linear("text_pooled_projection", "text_model.head"),
     Rule("objectives/siglip/logit_scale", ("logit_scale",), FIRST_AXIS_GONE),
     Rule("objectives/siglip/bias", ("logit_bias",), FIRST_AXIS_GONE),
 )
-
-
-def recognize(configs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return why a folder holds a SigLIP of transformers, or ""."""
-    return evidence_of_type(configs, MODEL_TYPES)
 
 
 def are_names(tensors: Mapping[str, Any]) -> bool:
@@ -57,16 +41,16 @@ def are_names(tensors: Mapping[str, Any]) -> bool:
     return {"vision_model.head.probe", "text_model.head.weight"} <= tensors.keys()
 
 
-def plan(found: Found) -> Plan:
+def plan(source: ModelSource) -> Plan:
     """Return what to do with such a folder."""
-    image, text, shown = towers(found, VISION, TEXT, class_tokens=0)
-    config_of(found, "vision_config", {}).only(vision_use_head=(True, None))
-    embed_dim = found.shape("text_model.head.weight", 2)[0]
-    options = config_of(found, "text_config", {"projection_size": text["width"]})
+    image, text, shown = towers(source, VISION, TEXT, class_tokens=0)
+    config_of(source, "vision_config", {}).only(vision_use_head=(True, None))
+    embed_dim = source.shape("text_model.head.weight", 2)[0]
+    options = config_of(source, "text_config", {"projection_size": text["width"]})
     agree(options.place, {"projection_size": options.whole("projection_size")}, {"projection_size": embed_dim})
-    chosen, evidence, view = of_transformers(found, PREPROCESSING)
-    scale, shown_scale = scale_options(found, "logit_scale")
-    bias = scalar(found, "logit_bias")
+    chosen, evidence, view = of_transformers(source, PREPROCESSING)
+    scale, shown_scale = scale_options(source, "logit_scale")
+    bias = scalar(source, "logit_bias")
     return Plan(
         image=dict(image, pre_norm=False, patch_bias=True, class_tokens=0, pooling="map", projection="none", **chosen),
         text=dict(text, causal=False, pad_mask=False, pooling="last", projection="biased"),
@@ -88,4 +72,4 @@ def plan(found: Found) -> Plan:
     )
 
 
-FAMILY = Family(recognize, are_names, FILES, plan)
+FAMILY = Family(CONFIG, ("siglip",), are_names, FILES, plan)

@@ -19,7 +19,7 @@ from filip_jax.weights.mapping import (
     norm,
 )
 from filip_jax.weights.open_clip_config import CONFIG, Architecture, of_config, of_name
-from filip_jax.weights.plan import Evidence, Family, Found, Plan
+from filip_jax.weights.plan import Evidence, Family, ModelSource, Plan
 from filip_jax.weights.preprocessing import of_open_clip
 from filip_jax.weights.sizes import OF_SHAPES, image_sizes, scalar, scale_options, text_sizes
 from filip_jax.weights.words import of_clip
@@ -89,43 +89,38 @@ def rules(image: Mapping[str, Any], text: Mapping[str, Any], prefix: str, scalar
     ]
 
 
-def recognize(configs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return why a folder is open_clip's, or ""."""
-    return f"{CONFIG} is there" if CONFIG in configs else ""
-
-
 def are_names(tensors: Mapping[str, Any]) -> bool:
     """Return whether these are names of OpenAI's or open_clip's, of models that are refused, too."""
     return "visual.conv1.weight" in tensors or any(name.startswith(tuple(OTHERS)) for name in tensors)
 
 
-def plan(found: Found) -> Plan:
+def plan(source: ModelSource) -> Plan:
     """Return what to do with such a folder or file."""
     for prefix, what in OTHERS.items():
-        if any(name.startswith(prefix) for name in found.tensors):
-            raise UserError(f"{found.place} has names such as {prefix}…: {what}")
-    text = "text." if "text.token_embedding.weight" in found.tensors else ""
+        if any(name.startswith(prefix) for name in source.tensors):
+            raise UserError(f"{source.place} has names such as {prefix}…: {what}")
+    text = "text." if "text.token_embedding.weight" in source.tensors else ""
     image = image_sizes(
-        found,
+        source,
         "visual.conv1.weight",
         "visual.positional_embedding",
         f"visual.{BLOCKS}.0.mlp.c_fc.weight",
         class_tokens=1,
     )
     texts = text_sizes(
-        found, f"{text}token_embedding.weight", f"{text}positional_embedding", f"{text}{BLOCKS}.0.mlp.c_fc.weight"
+        source, f"{text}token_embedding.weight", f"{text}positional_embedding", f"{text}{BLOCKS}.0.mlp.c_fc.weight"
     )
-    image["depth"] = count_layers(found.tensors, f"visual.{BLOCKS}.{LAYER}.ln_1.weight")
-    texts["depth"] = count_layers(found.tensors, f"{text}{BLOCKS}.{LAYER}.ln_1.weight")
-    architecture = _architecture(found, image, texts)
-    chosen, evidence, _ = of_open_clip(found)
-    objectives, scalars, shown = _objectives(found)
+    image["depth"] = count_layers(source.tensors, f"visual.{BLOCKS}.{LAYER}.ln_1.weight")
+    texts["depth"] = count_layers(source.tensors, f"{text}{BLOCKS}.{LAYER}.ln_1.weight")
+    architecture = _architecture(source, image, texts)
+    chosen, evidence, _ = of_open_clip(source)
+    objectives, scalars, shown = _objectives(source)
     image |= architecture.image | chosen
     texts |= architecture.text
     return Plan(
         image=image,
         text=texts,
-        embed_dim=found.shape("visual.proj", 2)[1],
+        embed_dim=source.shape("visual.proj", 2)[1],
         objectives=objectives,
         rules=rules(image, texts, text, scalars),
         evidence=[*architecture.evidence, OF_SHAPES, *evidence, *shown],
@@ -136,42 +131,42 @@ def plan(found: Found) -> Plan:
     )
 
 
-def _architecture(found: Found, image: Mapping[str, Any], text: Mapping[str, Any]) -> Architecture:
+def _architecture(source: ModelSource, image: Mapping[str, Any], text: Mapping[str, Any]) -> Architecture:
     """Return what no shape tells: of open_clip_config.json, of the file or name that --model gives, or of OpenAI's marks."""
-    if found.model.endswith(".json"):
-        content = read_json(Path(found.model))
-        return of_config(found.model, content.get("model_cfg", content), image, text)
-    if found.model:
-        return of_name(found.model, f"--model={found.model}", image, text)
-    if CONFIG in found.configs:
-        return of_config(f"{CONFIG}, model_cfg", found.configs[CONFIG].get("model_cfg"), image, text)
-    if found.tensors.keys() >= set(OPENAI):
-        why = f"OpenAI's own file: it holds {', '.join(OPENAI)}"
-        return of_name("", why, image, text)
-    beside = found.place.parent / CONFIG
-    folder = f"import its folder, whose {CONFIG} tells it, or " if found.folder is None and beside.is_file() else ""
+    if source.model.endswith(".json"):
+        content = read_json(Path(source.model))
+        return of_config(source.model, content.get("model_cfg", content), image, text)
+    if source.model:
+        return of_name(source.model, f"--model={source.model}", image, text)
+    if CONFIG in source.configs:
+        return of_config(f"{CONFIG}, model_cfg", source.configs[CONFIG].get("model_cfg"), image, text)
+    if source.tensors.keys() >= set(OPENAI):
+        origin = f"OpenAI's own file: it holds {', '.join(OPENAI)}"
+        return of_name("", origin, image, text)
+    beside = source.place.parent / CONFIG
+    folder = f"import its folder, whose {CONFIG} tells it, or " if source.folder is None and beside.is_file() else ""
     raise UserError(
-        f"{found.place} does not tell its activation: {folder}give --model=ViT-B-32 (GELU: LAION, DataComp, CommonPool), "
+        f"{source.place} does not tell its activation: {folder}give --model=ViT-B-32 (GELU: LAION, DataComp, CommonPool), "
         f"--model=ViT-B-32-quickgelu (OpenAI, MetaCLIP, DFN), with the model's own name, or --model=FILE.json of "
         f"open_clip's model_configs"
     )
 
 
-def _objectives(found: Found) -> tuple[dict[str, Any], list[Rule], list[Evidence]]:
+def _objectives(source: ModelSource) -> tuple[dict[str, Any], list[Rule], list[Evidence]]:
     """Return the section `objectives`, the rules of its numbers, and the evidence: a bias makes it SigLIP's."""
-    options, shown = scale_options(found, "logit_scale")
-    if "logit_bias" not in found.tensors:
+    options, shown = scale_options(source, "logit_scale")
+    if "logit_bias" not in source.tensors:
         section = dict(clip=dict(kind="clip", weight=1.0, **options))
-        return section, [_scalar_rule(found, "objectives/clip/logit_scale", "logit_scale")], [shown]
-    bias = scalar(found, "logit_bias")
+        return section, [_scalar_rule(source, "objectives/clip/logit_scale", "logit_scale")], [shown]
+    bias = scalar(source, "logit_bias")
     section = dict(siglip=dict(kind="siglip", weight=1.0, bias_init=bias, **options))
     names = (("logit_scale", "logit_scale"), ("bias", "logit_bias"))
-    table = [_scalar_rule(found, f"objectives/siglip/{ours}", theirs) for ours, theirs in names]
+    table = [_scalar_rule(source, f"objectives/siglip/{ours}", theirs) for ours, theirs in names]
     return section, table, [shown, Evidence("bias", f"{bias:.4g}", "logit_bias of the weights")]
 
 
-def _scalar_rule(found: Found, path: str, name: str) -> Rule:
-    return Rule(path, (name,), FIRST_AXIS_GONE if found.tensors[name].shape else SAME)
+def _scalar_rule(source: ModelSource, path: str, name: str) -> Rule:
+    return Rule(path, (name,), FIRST_AXIS_GONE if source.tensors[name].shape else SAME)
 
 
-FAMILY = Family(recognize, are_names, FILES, plan)
+FAMILY = Family(CONFIG, (), are_names, FILES, plan)

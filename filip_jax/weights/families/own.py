@@ -11,7 +11,7 @@ from filip_jax.objectives.total import make_objectives
 from filip_jax.saved_config import check_format
 from filip_jax.small_files import read_own
 from filip_jax.weights.mapping import Rule
-from filip_jax.weights.plan import Evidence, Family, Found, Plan
+from filip_jax.weights.plan import Evidence, Family, ModelSource, Plan
 
 CONFIG, WEIGHTS, MODEL_TYPE = "config.json", "model.safetensors", "filip_jax"
 SIMILARITY = ("cls_in_similarity", "bos_in_similarity", "eos_in_similarity")
@@ -23,32 +23,27 @@ def rules(paths: Iterable[str]) -> list[Rule]:
     return [Rule(path, (path,)) for path in sorted(paths)]
 
 
-def recognize(configs: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return why a folder is our own, or ""."""
-    return f"{CONFIG}: model_type={MODEL_TYPE}" if configs.get(CONFIG, {}).get("model_type") == MODEL_TYPE else ""
-
-
 def are_names(tensors: Mapping[str, Any]) -> bool:
     """Return whether these are its names."""
     return "image/patch_embedding/kernel" in tensors
 
 
-def plan(found: Found) -> Plan:
+def plan(source: ModelSource) -> Plan:
     """Return what to do with such a folder."""
-    if found.folder is None or CONFIG not in found.configs:
+    if source.folder is None or CONFIG not in source.configs:
         raise UserError(
-            f"{found.place} comes without {CONFIG} and {TOKENIZER}: name the folder with all that was exported"
+            f"{source.place} comes without {CONFIG} and {TOKENIZER}: name the folder with all that was exported"
         )
-    content = found.configs[CONFIG]
-    check_format(content, found.folder / CONFIG)
-    model, objectives, tokenizer = (_section(found, content, name) for name in SECTIONS)
-    image, text = (_section(found, model, side) for side in ("image", "text"))
+    content = source.configs[CONFIG]
+    check_format(content, source.folder / CONFIG)
+    model, objectives, tokenizer = (_section(source, content, name) for name in SECTIONS)
+    image, text = (_section(source, model, side) for side in ("image", "text"))
     sizes = (image, "image_size"), (text, "length"), (model, "embed_dim")
     if not all(type(section.get(name)) is int for section, name in sizes):
-        raise UserError(f"{found.folder / CONFIG} is damaged: it lacks one of {', '.join(name for _, name in sizes)}")
+        raise UserError(f"{source.folder / CONFIG} is damaged: it lacks one of {', '.join(name for _, name in sizes)}")
     parts = make_objectives(objectives)
     paths = make_model(parts.needs, **portable(model)).metadata.keys() | parts.metadata.keys()
-    pieces = Tokenizer(read_own(found.folder / TOKENIZER))
+    pieces = Tokenizer(read_own(source.folder / TOKENIZER))
     return Plan(
         image=image,
         text=text,
@@ -61,10 +56,10 @@ def plan(found: Found) -> Plan:
     )
 
 
-def _section(found: Found, content: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _section(source: ModelSource, content: Mapping[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(section := content.get(name), dict):
-        raise UserError(f"{found.place}: {CONFIG} is damaged: it has no section {name}")
+        raise UserError(f"{source.place}: {CONFIG} is damaged: it has no section {name}")
     return section
 
 
-FAMILY = Family(recognize, are_names, (WEIGHTS,), plan)
+FAMILY = Family(CONFIG, (MODEL_TYPE,), are_names, (WEIGHTS,), plan)

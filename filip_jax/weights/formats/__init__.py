@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from filip_jax.weights.exported_run import ExportedRun, Target
 from filip_jax.weights.formats import hf_clip, hf_siglip, open_clip, own
-from filip_jax.weights.leaving import Leaving, Target
 
 
 class Format(NamedTuple):
@@ -15,8 +15,8 @@ class Format(NamedTuple):
         make: (what leaves) -> what is written.
     """
 
-    misfits: Callable[[Leaving], list[str]]
-    make: Callable[[Leaving], Target]
+    misfits: Callable[[ExportedRun], list[str]]
+    make: Callable[[ExportedRun], Target]
 
 
 FORMATS: dict[str, Format] = {

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from filip_jax.small_files import read_json
-from filip_jax.weights import leaving as out
+from filip_jax.weights import exported_run
+from filip_jax.weights.exported_run import ExportedRun, Target
 from filip_jax.weights.families import open_clip as family
-from filip_jax.weights.leaving import Leaving, Target
 from filip_jax.weights.mapping import Rule
 from filip_jax.weights.open_clip_config import CONFIG, POOLINGS, TEXT_POOLINGS
 from filip_jax.weights.transformers_files import as_json, resize_differences
@@ -26,10 +26,10 @@ model, _, preprocess = open_clip.create_model_and_transforms("local-dir:FOLDER")
 tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")"""
 
 
-def misfits(leaving: Leaving) -> list[str]:
+def misfits(run: ExportedRun) -> list[str]:
     """Return the options by which a model of open_clip would compute something else."""
-    image, text = leaving.towers["image"], leaving.towers["text"]
-    lines = out.misfits(leaving, {"image": IMAGE})
+    image, text = run.towers["image"], run.towers["text"]
+    lines = exported_run.misfits(run, {"image": IMAGE})
     if not text["causal"] and text["pad_mask"]:
         lines.append("model.text.pad_mask=True without causal (there False)")
     if (image["activation"] == QUICK) != (text["activation"] == QUICK):
@@ -39,22 +39,22 @@ def misfits(leaving: Leaving) -> list[str]:
     return lines
 
 
-def make(leaving: Leaving) -> Target:
+def make(run: ExportedRun) -> Target:
     """Return the folder."""
-    image, text = leaving.towers["image"], leaving.towers["text"]
-    is_custom = _is_custom(leaving)
-    kind = "siglip" if leaving.bias else "clip"
+    image, text = run.towers["image"], run.towers["text"]
+    is_custom = _is_custom(run)
+    kind = "siglip" if run.bias else "clip"
     scalars = [Rule(f"objectives/{kind}/logit_scale", ("logit_scale",))]
-    scalars += [Rule(f"objectives/{kind}/bias", ("logit_bias",))] * leaving.bias
-    texts = leaving.tokenizer.public_files(text["length"])
+    scalars += [Rule(f"objectives/{kind}/bias", ("logit_bias",))] * run.bias
+    texts = run.tokenizer.public_files(text["length"])
     is_clip = text["vocab_size"] == CLIP_IDS  # whose tokenizer open_clip has built in
     model = {
-        "embed_dim": leaving.config["model"]["embed_dim"],
+        "embed_dim": run.config["model"]["embed_dim"],
         "vision_cfg": _vision(image),
-        "text_cfg": _text(leaving, {} if is_clip or not texts else {"hf_tokenizer_name": "."}),
+        "text_cfg": _text(run, {} if is_clip or not texts else {"hf_tokenizer_name": "."}),
         **({"quick_gelu": True} if image["activation"] == QUICK else {}),
         **({"custom_text": True} if is_custom else {}),
-        **({"init_logit_bias": 0.0} if leaving.bias else {}),
+        **({"init_logit_bias": 0.0} if run.bias else {}),
     }
     pixels = {name: image[name] for name in ("mean", "std", "interpolation")}
     content = {
@@ -73,9 +73,9 @@ def make(leaving: Leaving) -> Target:
     )
 
 
-def _is_custom(leaving: Leaving) -> bool:
+def _is_custom(run: ExportedRun) -> bool:
     """Return whether the weights came with a text tower of its own, and go so, too."""
-    file = leaving.source / CONFIG if leaving.source else None
+    file = run.source / CONFIG if run.source else None
     model = read_json(file).get("model_cfg") if file and file.is_file() else None
     return isinstance(model, dict) and model.get("custom_text") is True
 
@@ -95,8 +95,8 @@ def _vision(image: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _text(leaving: Leaving, tokenizer: Mapping[str, str]) -> dict[str, Any]:
-    text, pieces = leaving.towers["text"], leaving.tokenizer.pieces
+def _text(run: ExportedRun, tokenizer: Mapping[str, str]) -> dict[str, Any]:
+    text, pieces = run.towers["text"], run.tokenizer.pieces
     pooling = TEXT_POOLING[text["pooling"]]
     if (
         pooling == "eos" and pieces.eos == text["vocab_size"] - 1

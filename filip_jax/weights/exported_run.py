@@ -22,7 +22,7 @@ PLAIN = 0.0  # the logarithm of a scale, and a bias, that change nothing
 
 
 @dataclass(frozen=True)
-class Leaving:
+class ExportedRun:
     """A run at a step.
 
     Attributes:
@@ -44,16 +44,16 @@ class Leaving:
     @cached_property
     def towers(self) -> dict[str, dict[str, Any]]:
         """All options of the towers by side, those that the config does not name by their defaults."""
-        found = {}
+        towers = dict[str, dict[str, Any]]()
         for side in ("image", "text"):
             section = dict(self.config["model"][side])
             options = options_of(TOWERS[side][section["kind"]])
             defaults = {name: option.default for name, option in options.items() if option.default is not option.empty}
-            found[side] = {"projection": "linear"} | defaults | section
-            found[side]["mlp_width"] = found[side]["mlp_width"] or 4 * found[side]["width"]
+            towers[side] = {"projection": "linear"} | defaults | section
+            towers[side]["mlp_width"] = towers[side]["mlp_width"] or 4 * towers[side]["width"]
             if self.head != "pooled":
-                found[side]["projection"] = "linear"  # that of tokens always is
-        return found
+                towers[side]["projection"] = "linear"  # that of tokens always is
+        return towers
 
     @cached_property
     def objective(self) -> str:
@@ -69,8 +69,8 @@ class Leaving:
 
     def public(self, rules: Sequence[Rule]) -> dict[str, np.ndarray]:
         """Return the parameters of a table of names; a scale or bias that no objective has is the one that changes nothing."""
-        found = {rule.path: self.parameters.get(self.own(rule.path)) for rule in rules}
-        return {path: np.float32(PLAIN) if value is None else value for path, value in found.items()}  # type: ignore[misc]
+        values = {rule.path: self.parameters.get(self.own(rule.path)) for rule in rules}
+        return {path: np.float32(PLAIN) if value is None else value for path, value in values.items()}  # type: ignore[misc]
 
     def own(self, path: str) -> str:
         """Return what a parameter of a public model is called in this run."""
@@ -111,14 +111,14 @@ class Target:
     is_whole: bool = False
 
 
-def misfits(leaving: Leaving, needed: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[str]:
+def misfits(run: ExportedRun, needed: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[str]:
     """Return a text for each option of the towers that has none of the values needed: "model.image.registers=4 (there 0)"."""
     lines = [
-        f"model.{side}.{name}={leaving.towers[side][name]!r} (there {' or '.join(map(repr, values))})"
+        f"model.{side}.{name}={run.towers[side][name]!r} (there {' or '.join(map(repr, values))})"
         for side, options in needed.items()
         for name, values in options.items()
-        if leaving.towers[side][name] not in values
+        if run.towers[side][name] not in values
     ]
-    if leaving.towers["text"]["pooling"] == "eos" and leaving.tokenizer.eos_is_pad:
+    if run.towers["text"]["pooling"] == "eos" and run.tokenizer.eos_is_pad:
         lines.append("model.text.pooling='eos' at the token before an EOS that is the pad (there at EOS)")
     return lines
