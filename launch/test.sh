@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests: makes .venv if needed, installs, runs pytest in two processes; run it from anywhere. Arguments go to pytest.
+# The tests: makes .venv if needed, installs, runs pytest in three processes; run it from anywhere. Arguments go to pytest.
 #
 #   bash launch/test.sh                      the fast tier: under ten minutes on two cores
 #   bash launch/test.sh --all                everything but Slurm: under thirty-five
@@ -18,5 +18,6 @@ if [ "${1:-}" = --all ]; then
 fi
 install "${EXTRAS:-demo,test}"
 cd "$root"
-# In the order of cost.py: the files that take longest begin early, and no worker is left alone with one.
-exec "$VENV/bin/python" -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder "$@"
+# In the order of cost.py: the files that take longest begin early, and no worker is left alone with one. Three of them on two
+# cores, because tests of processes wait: for ends, for locks, for what is killed.
+exec "$VENV/bin/python" -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder "$@"

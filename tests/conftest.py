@@ -44,8 +44,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in what a shell star
 jax.config.update("jax_default_matmul_precision", "highest")
 assert jax.device_count() == 8  # JAX has read its flags: the processes that tests start compile as users' do
 os.environ["XLA_FLAGS"] = environment.EIGHT
-settings.register_profile("all", deadline=None, max_examples=25, derandomize=True)
-settings.register_profile("fast", settings.get_profile("all"), max_examples=25 // 4)
+settings.register_profile("all", deadline=None, max_examples=20, derandomize=True)
+settings.register_profile("fast", settings.get_profile("all"), max_examples=20 // 4)
 settings.load_profile("fast")  # the other is asked for by --hypothesis-profile=all
 
 
