@@ -1,4 +1,4 @@
-"""The command `filip`: train, eval, inspect; see also cli_align.py, cli_configs.py, cli_data.py, cli_plan.py and cli_weights.py."""
+"""The command `filip`: train, eval, inspect; see also cli_align.py, cli_configs.py, cli_data.py, cli_plan.py, cli_search.py and cli_weights.py."""
 
 import argparse
 import os
@@ -11,6 +11,7 @@ from filip_jax.cli_align import add_align_command
 from filip_jax.cli_configs import add_configs_command, versions
 from filip_jax.cli_data import add_data_commands
 from filip_jax.cli_plan import add_config, add_plan_commands, apart, chosen
+from filip_jax.cli_search import add_search_commands
 from filip_jax.cli_weights import add_weights_commands
 from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch, leave
 from filip_jax.console import outlive_readers, say_in_any_encoding, show, show_error
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = _parser().parse_known_args([word for word in words if word not in overrides])
     rest += overrides
     try:
-        if arguments.command == "data":  # options of the source may stand behind others
+        if hasattr(arguments, "source"):  # options of the source may stand behind others
             arguments.source += [word for word in rest if "=" in word and not word.startswith("-")]
             rest = [word for word in rest if word not in arguments.source]
         if rest and (arguments.command not in ("train", "plan", "sweep", "eval", "data") or arguments.config is None):
@@ -203,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     add_data_commands(commands)
 
     add_align_command(command)
+    add_search_commands(command)
     add_weights_commands(command)
     add_configs_command(command)
     return parser

@@ -55,7 +55,7 @@ ROOMS = [
     {"config"},
     {"tools"},
     {"plan"},
-    {"cli_align", "cli_configs", "cli_data", "cli_plan", "cli_weights"},
+    {"cli_align", "cli_configs", "cli_data", "cli_plan", "cli_search", "cli_weights"},
     {"cli"},
 ]  # fmt: skip
 STRANGERS = [
