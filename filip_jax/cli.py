@@ -126,6 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return HUNG
     except KeyboardInterrupt:
         on = "; the same command goes on from the newest checkpoint" if arguments.command == "train" else ""
+        on = "; the same command goes on" if arguments.command == "embed" else on
         show(f"filip: interrupted{on}", file=sys.stderr)
         return 130
 

@@ -33,14 +33,18 @@ def add_search_commands(command: Callable[..., Any]) -> None:
     parser = command("embed", _embed, EMBED)
     parser.add_argument("source", nargs="*", metavar="SOURCE key=value", help="a source and its options")
     parser.add_argument("--output", required=True, metavar="INDEX", help="the folder that is made, or added to")
-    parser.add_argument("--side", default="image", choices=("image", "text"), help="of which features are (default: image)")
+    parser.add_argument(
+        "--side", default="image", choices=("image", "text"), help="of which features are (default: image)"
+    )
     parser.add_argument("--step", default="latest", help="latest or a number (default: latest)")
     parser.add_argument(
         "--dtype", default="", choices=("float32", "float16", "int8"), help="of the tokens (default: float16)"
     )
     parser.add_argument("--reduce", action="append", metavar="NAME[:NUMBER]", help="a reduction; may be given again")
     parser.add_argument("--texts", default="", metavar="FILE", help="a sample, a text a line (default: the captions)")
-    parser.add_argument("--batch_size", type=int, default=64, help="images or texts at a time, per device (default: 64)")
+    parser.add_argument(
+        "--batch_size", type=int, default=64, help="images or texts at a time, per device (default: 64)"
+    )
     parser.add_argument("--part_rows", type=int, default=1024, help="rows that are written at once (default: 1024)")
     parser.add_argument("--process", default="0/1", metavar="I/N", help="which share of the records (default: 0/1)")
     parser.add_argument("--moved", action="store_true", help="the same records lie at another path now")

@@ -224,7 +224,13 @@ def read_all(folder):
     for _ in features.blocks(3):
         pass
     rows = range(len(features))
-    features.tokens(rows), features.positions(rows), features.pooled(rows), features.fields(rows), features.column("key")
+    (
+        features.tokens(rows),
+        features.positions(rows),
+        features.pooled(rows),
+        features.fields(rows),
+        features.column("key"),
+    )
 
 
 def test_a_manifest_of_a_stranger_is_one_line(tmp_path):

@@ -20,7 +20,7 @@ FILE, PARTS, FORMAT = "manifest.json", "parts", 1
 SIDES, DTYPES = ("image", "text"), ("float32", "float16", "int8")
 SCALARS = ("key", "shard", "index", "width", "height", "orientation", "caption")  # columns that describe a row's record
 MAX_DIMENSION, MAX_TOKENS = 1 << 16, (1 << 15) - 1  # a position has 16 bits
-MAX_PART_ROWS, MAX_PARTS, MAX_BYTES = 1 << 20, 1 << 20, 1 << 44
+MAX_PART_ROWS, MAX_PARTS, MAX_BYTES = 1 << 16, 1 << 20, 1 << 44
 PART = re.compile(r"\d{4}_\d{6}\.arrow")  # the process that wrote it, and its number
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -119,7 +119,7 @@ class Manifest:
 
 def difference_of_models(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """Return how two models differ by what a manifest notes of them, in words with both values; "" if they do not."""
-    for name in sorted(mine.keys() | theirs.keys()):
+    for name in sorted(mine.keys() | theirs.keys(), key=lambda name: (name != "step", name)):
         if mine.get(name) != theirs.get(name):
             return f"the model's {name} {_short(mine.get(name))}, not {_short(theirs.get(name))}"
     return ""

@@ -11,7 +11,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int, Int16, Shaped
 
 from filip_jax.errors import UserError
-from filip_jax.features.manifest import SCALARS, Manifest, read_manifest
+from filip_jax.features.manifest import SCALARS, read_manifest
 from filip_jax.features.table import Rows, chunked, open_part, schema_of, verify_part
 from filip_jax.user_paths import from_user
 

@@ -189,5 +189,3 @@ def read(source: Source, section: Mapping[str, Any], model: Embedder, side: str,
         raise
     except (BadRecord, ValueError) as error:
         return Item(None, fields, one_line(str(error)))
-
-

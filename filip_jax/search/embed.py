@@ -13,7 +13,7 @@ from filip_jax.data.sources import Source, check_outside, fingerprint, make_sour
 from filip_jax.data.text_lists import read_texts
 from filip_jax.errors import UserError
 from filip_jax.features import Features, FeatureWriter, Manifest, read_manifest
-from filip_jax.features.manifest import FILE, SIDES
+from filip_jax.features.manifest import FILE, MAX_PART_ROWS, SIDES
 from filip_jax.inference import Embedder, Run
 from filip_jax.mesh import make_mesh
 from filip_jax.search.collection import check_same_collection, section_of
@@ -71,13 +71,15 @@ def embed(
     """
     one_of(SIDES, side, "side")
     at_least(1, batch_size=batch_size, part_rows=part_rows, processes=processes)
+    if part_rows > MAX_PART_ROWS:
+        raise UserError(f"part_rows={part_rows} must be at most {MAX_PART_ROWS}")
     if not 0 <= process < processes:
         raise UserError(f"process={process} must be from 0 to {processes - 1}, of processes={processes}")
     section = section_of(section, side)
     check_outside(section, output, "--output", {".arrow", ".json", ".jsonl"})
     old = read_manifest(output) if os.path.lexists(Path(output) / FILE) else None
     if old is not None and not moved:
-        check_same_collection(old.source["section"] if "section" in old.source else {}, section, output)
+        check_same_collection(old.source.get("section", {}), section, output)
     source = make_source(section)
     model = _load(workdir, step, average, batch_size)
     manifest = _manifest(model, side, dtype, reductions, texts, old, source)
@@ -136,5 +138,7 @@ def _captions(source: Source) -> tuple[str, ...]:
         except BadRecord:
             continue
     if not found:
-        raise UserError("--reduce: the source has no captions by whose words tokens could be chosen: name some by --texts")
+        raise UserError(
+            "--reduce: the source has no captions by whose words tokens could be chosen: name some by --texts"
+        )
     return tuple(found)

@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -33,18 +33,29 @@ PAIRS = 500  # of a sample, by which losses are measured
 
 def spread(source: Source, count: int) -> list[int]:
     """Return at most `count` numbers of records, evenly spread."""
-    return np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)).tolist() if len(source) else []
+    return (
+        np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)).tolist() if len(source) else []
+    )
 
 
 class Work:
     """One process's share of an embedding."""
 
     def __init__(self, model: Embedder, source: Source, section, writer: FeatureWriter, side: str, say):
-        self.model, self.source, self.section, self.writer, self.side, self.say = model, source, section, writer, side, say
+        self.model, self.source, self.section, self.writer, self.side, self.say = (
+            model,
+            source,
+            section,
+            writer,
+            side,
+            say,
+        )
         self.bad, self.new, self.cut = Counter[str](), 0, 0
         self.file = writer.folder / QUARANTINE / f"process_{writer.process}.jsonl"
         texts = list(writer.manifest.texts)
-        self.words = words_of(*model.encode_text(texts)) if texts else np.zeros((0, writer.manifest.dimension), np.float32)
+        self.words = (
+            words_of(*model.encode_text(texts)) if texts else np.zeros((0, writer.manifest.dimension), np.float32)
+        )
 
     def run(self, part_rows: int) -> None:
         """Embed what this process's share of the records lacks, part by part."""
@@ -62,7 +73,9 @@ class Work:
                 bad = self._part(islice(items, end - start), shown)
                 self._name(bad)
                 self.writer.flush(partial(_advance, process=self.writer.process, done=count))
-        self.writer.flush(partial(_finish, process=self.writer.process, of=list(_shares(comparison, part_rows, processes))))
+        self.writer.flush(
+            partial(_finish, process=self.writer.process, of=list(_shares(comparison, part_rows, processes)))
+        )
 
     def _begin(self, part_rows: int) -> tuple[Comparison, Mapping[str, Any]]:
         """Return what is to be embedded, and how far the same embedding was when it was killed."""
@@ -145,10 +158,10 @@ class Work:
             return
         pairs = [pair for pair in map(self._pair, spread(self.source, PAIRS)) if pair]
         if len(pairs) < 2:
-            return self.say("losses of recall are not measured: the source has no captions")
+            return self.say("losses of recall are not measured: the source has no pairs of an image and a caption")
         images = self.model.encode_image([item.content for item, _ in pairs])
         tokens, mask = self.model.encode_text([text for _, text in pairs])
-        found = losses(images, tokens, mask, manifest, self.words)
+        found = losses(images, [text[some] for text, some in zip(tokens, mask)], manifest, self.words)
         self.writer.flush(lambda now: replace(now, reductions=tuple(found)))
         for each in found:
             fall = ", ".join(f"{name} {-value:+.4f}" for name, value in each["losses"].items() if name != "pairs")
@@ -167,12 +180,16 @@ class Work:
         if removed:
             self.say(f"{removed:,} rows of records that the source has no more are marked as removed")
         if self.cut:
-            self.say(f"{self.cut:,} texts are longer than the model's {self.model.text_length} tokens and lose their end")
+            self.say(
+                f"{self.cut:,} texts are longer than the model's {self.model.text_length} tokens and lose their end"
+            )
         if self.bad:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.bad.most_common(5))
             self.say(f"{self.bad.total():,} records cannot be used: {reasons}; {self.file} names them")
         if not len(features):
-            raise UserError(f"embed: none of the source's {len(self.source)} records can be used. It is {self.source.seen}")
+            raise UserError(
+                f"embed: none of the source's {len(self.source)} records can be used. It is {self.source.seen}"
+            )
         return features
 
 
