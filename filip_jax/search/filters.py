@@ -2,8 +2,8 @@
 
     width > 640 and (caption contains "dog" or key in ("a", "b")) and not shard = "old.tar"
 
-A text or a number is compared by = and !=, a number by <, <=, > and >=, too; `contains` finds a part of a text, upper and
-lower case apart. `not` binds more tightly than `and`, and that more tightly than `or`.
+A text or a number is compared by = and !=, a number by <, <=, > and >=, too; `contains` finds a part of a text as it is
+written, in upper and lower case. `not` binds more tightly than `and`, and that more tightly than `or`.
 """
 
 import re
@@ -96,22 +96,19 @@ def matches(tree: Filter, column: Callable[[str], Any]) -> Bool[np.ndarray, " n"
             return join.reduce([matches(part, column) for part in parts])
     values, first = column(tree.column), tree.values[0]
     values = pa.array(values) if isinstance(values, np.ndarray) else values
+    if not isinstance(first, str):
+        values = values.cast(pa.float64(), safe=False)
     match tree.operator:
         case "contains":
             found = pc.match_substring(values, first)
         case "in":
-            found = pc.is_in(values, value_set=pa.array(tree.values, _type(values)))
+            found = pc.is_in(values, value_set=pa.array(tree.values, values.type))
         case _:
-            found = COMPARED[tree.operator](values, pa.scalar(first, _type(values)))
+            found = COMPARED[tree.operator](values, pa.scalar(first, values.type))
     return np.asarray(found)
 
 
 COMPARED = dict(zip(SIGNS, (pc.equal, pc.not_equal, pc.less, pc.less_equal, pc.greater, pc.greater_equal)))
-
-
-def _type(values: Any) -> pa.DataType | None:
-    """Return the type in which values are compared with those of a filter: numbers as they come."""
-    return values.type if pa.types.is_string(values.type) or pa.types.is_large_string(values.type) else pa.float64()
 
 
 class _Parser:
@@ -183,7 +180,7 @@ class _Parser:
         if column not in self.kinds:
             self._fail(f"there is no column {column!r}{near(column, self.kinds)}")
         self._step()
-        negated, place = self._takes("not"), self.at
+        negated = self._takes("not")
         operator = "=" if self.value == "==" else self.value
         if self.kind != "sign" or operator not in (("in", "contains") if negated else (*SIGNS, "in", "contains")):
             self._fail(f"expected one of {' '.join(SIGNS)} in contains")
@@ -193,7 +190,6 @@ class _Parser:
             self._fail(f"{column} is a number, which contains nothing")
         self._step()
         values = self._several(column) if operator == "in" else (self._constant(column),)
-        self.at = place
         tree = Compare(column, operator, values)
         return Not(tree) if negated else tree
 
