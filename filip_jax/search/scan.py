@@ -160,15 +160,16 @@ def _block(queries, query_mask, tokens, scales, mask, *, both: bool, tile: int):
 
 
 def _tile(queries, query_mask, tokens, scales, mask, both):
+    """The scores [q, n] of a tile. Of all orders of the axes XLA multiplies this one fastest on CPUs, by far."""
     with jax.default_matmul_precision("highest"):
-        similarity = jnp.einsum("npd,qtd->qtnp", tokens.astype(jnp.float32), queries)
+        similarity = jnp.einsum("npd,qtd->npqt", tokens.astype(jnp.float32), queries)
     if scales is not None:
-        similarity *= scales
-    among = similarity if mask is None else jnp.where(mask, similarity, -jnp.inf)
-    length = query_mask.sum(axis=1)[:, None]
-    to_row = jnp.where(query_mask[..., None], among.max(axis=3), 0.0).sum(axis=1) / length
+        similarity *= scales[..., None, None]
+    among = similarity if mask is None else jnp.where(mask[..., None, None], similarity, -jnp.inf)
+    to_row = jnp.where(query_mask, among.max(axis=1), 0.0).sum(axis=2) / query_mask.sum(axis=1)
     if not both:
-        return to_row, to_row
-    best = jnp.where(query_mask[..., None, None], similarity, -jnp.inf).max(axis=1)
-    counted = jnp.ones(best.shape, bool) if mask is None else mask
-    return to_row, jnp.where(counted, best, 0.0).sum(axis=2) / jnp.maximum(counted.sum(axis=-1), 1)
+        return to_row.T, to_row.T
+    best = jnp.where(query_mask, similarity, -jnp.inf).max(axis=3)
+    there = jnp.ones(best.shape[:2], bool) if mask is None else mask
+    to_query = jnp.where(there[..., None], best, 0.0).sum(axis=1) / jnp.maximum(there.sum(axis=1), 1)[:, None]
+    return to_row.T, to_query.T
