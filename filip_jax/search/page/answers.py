@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -203,7 +203,7 @@ class Answers:
             if query.patches:
                 tokens = self._of_grid(tokens)[self._in_grid(query.patches)]
             return tokens, about
-        self._check_row(query.row)
+        self.checked_row(query.row)
         about |= {"kind": "row", **self._shown([query.row], [], None)[0]}
         if query.patches:
             return self._patches(query.row, query.patches), about
@@ -219,15 +219,21 @@ class Answers:
             raise UserError("tokens: a vector has length 0 or a number that is too large")
         return (found / lengths).astype(np.float32)
 
-    def _check_row(self, row: int) -> None:
-        if row >= len(self.features):
+    def checked_row(self, row: int) -> int:
+        """Return a row that is one of the index's.
+
+        Raises:
+            UserError: it is none, or was removed.
+        """
+        if not 0 <= row < len(self.features):
             raise UserError(f"row={row}: the index has {len(self.features)} rows, numbered from 0")
         if not self.features.live[row]:
             raise UserError(f"row={row} was removed from the index")
+        return row
 
     def _patches(self, row: int, patches: Sequence[int]) -> Float[np.ndarray, "n d"]:
         """Return the tokens of patches of a row."""
-        self._check_row(row)
+        self.checked_row(row)
         places = self._in_grid(patches)
         tokens, mask = self.features.tokens([row])
         (positions,) = self.features.positions([row])

@@ -11,7 +11,6 @@ import ipaddress
 import re
 import socket
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -19,6 +18,8 @@ from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.requests import ClientDisconnect, Request, cookie_parser
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from filip_jax.console import show_error
 
 T = TypeVar("T")
 COOKIE = "filip_token"
@@ -53,11 +54,12 @@ def is_loopback(host: str) -> bool:
     """Return whether only this machine reaches a host name or address."""
     if host == "localhost":
         return True
-    address = _address(host)
+    address = ip_address(host)
     return address is not None and address.is_loopback
 
 
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return the address that a host is written as; None of a name."""
     try:
         return ipaddress.ip_address(host.strip("[]"))
     except ValueError:
@@ -88,7 +90,10 @@ class Guard:
         if scope["type"] != "http":  # the start and end of the server; it has no web sockets
             return await self.app(scope, receive, send)
         answer = self._refusal(scope) or self._without_token(scope) or self.app
-        await answer(scope, receive, send_with_headers)
+        try:
+            await answer(scope, receive, send_with_headers)
+        except Exception:  # a defect of ours, which is answered already
+            show_error()
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
@@ -108,7 +113,7 @@ class Guard:
         """A name of a stranger that points to this machine is not; an address cannot be pointed anywhere else."""
         if is_loopback(self.host):
             return is_loopback(name)
-        address = _address(name)
+        address = ip_address(name)
         if address is not None:
             return not address.is_unspecified
         return name in ("localhost", self.host, socket.gethostname().lower(), socket.getfqdn().lower())
@@ -145,7 +150,7 @@ class Queue:
 
     def __init__(self, threads: int, waiting: int, what: str):
         self.most, self.inside, self.what = threads + waiting, 0, what
-        self.threads = ThreadPoolExecutor(threads, thread_name_prefix=what)
+        self.turns = asyncio.Semaphore(threads)
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
@@ -162,9 +167,16 @@ class Queue:
         finally:
             self.inside -= 1
 
-    async def work(self, function: Callable[..., T], *arguments: object) -> T:
-        """Return what a function gives that a thread calls."""
-        return await asyncio.get_running_loop().run_in_executor(self.threads, function, *arguments)
+    async def work(self, request: Request, function: Callable[..., T], *arguments: object) -> T:
+        """Return what a function gives that a thread calls when it is this request's turn.
+
+        Raises:
+            Refused: who asked is gone by then, as somebody is who types on.
+        """
+        async with self.turns:
+            if await request.is_disconnected():
+                raise Refused(499, "nobody waits for the answer")
+            return await asyncio.to_thread(function, *arguments)
 
 
 async def read_body(request: Request, most: int) -> bytes:
