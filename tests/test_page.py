@@ -15,7 +15,7 @@ from PIL import Image
 
 pytest.importorskip("starlette", reason="the extra search is not installed")
 
-from page_site import COLORS, SIDE, ColorIndex, ColorModel, color_of, explain_colors, write_site
+from page_site import COLORS, SIDE, ColorModel, color_of, write_site
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -26,11 +26,12 @@ from filip_jax.data.preprocess import centre_view
 from filip_jax.data.record import BadRecord
 from filip_jax.errors import UserError
 from filip_jax.framing import Framing
-from filip_jax.search.page import answers as answers_module
+from filip_jax.search.index import Index
 from filip_jax.search.page import app as app_module
 from filip_jax.search.page import limits
-from filip_jax.search.page.answers import Answers, query_of, seen
+from filip_jax.search.page.answers import Answers, seen
 from filip_jax.search.page.app import make_app
+from filip_jax.search.page.requests import search_request
 from filip_jax.search.page.thumbnails import SIDE as THUMBNAIL
 from filip_jax.search.page.thumbnails import Thumbnails, encoded
 
@@ -48,9 +49,7 @@ def site(tmp_path_factory):
             raise BadRecord("it was moved")
         return drawn[row]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(answers_module, "explain", explain_colors)
-        yield Answers(ColorIndex(features), ColorModel(), "twelve"), Thumbnails(picture)
+    return Answers(Index(features, "exact"), ColorModel(), "twelve"), Thumbnails(picture)
 
 
 def client_of(site, host="127.0.0.1", token="", address=HERE):
@@ -73,19 +72,20 @@ def png(picture):
 
 def test_words_find_what_they_name_and_light_its_patch(client):
     answer = client.post("/api/search", json={"text": "a blue thing", "top": 5}).json()
-    assert answer["query"] == {"kind": "text", "text": "a blue thing", "parts": ["a", "blue", "thing"]}
+    assert answer["query"] == {"kind": "text", "text": "a blue thing", "parts": ["blue", "thing"], "cut": False}
     assert {color_of(hit["row"]) for hit in answer["hits"][:3]} == {"blue"}
     for hit in answer["hits"][:3]:
-        a, blue, _ = hit["maps"]
+        blue, thing = hit["maps"]
         assert len(blue) == 9 and int(np.argmax(blue)) == hit["row"] % 9 and max(blue) == 1
-        assert a == [0.5] * 9 and hit["image_to_text"] == 0.25 and hit["pooled"] == 0.5
+        assert thing == [0.5] * 9 and hit["text_to_image"] == hit["score"] == pytest.approx((4 * 0.5 + 1) / 5)
+    assert client.post("/api/search", json={"text": "blue " * 20}).json()["query"]["cut"]
 
 
 def test_a_patch_searches_alone_and_has_words(client):
     row = 7  # its eighth patch is blue
     answer = client.post("/api/search", json={"row": row, "patches": [7]}).json()
     assert [color_of(hit["row"]) for hit in answer["hits"][:3]] == ["blue"] * 3
-    assert answer["query"]["row"] == row and answer["query"]["parts"] == ["these patches"]
+    assert answer["query"]["row"] == row and answer["query"]["parts"] == ["patch"]
     for hit in answer["hits"][:3]:
         assert int(np.argmax(hit["maps"][0])) == hit["row"] % 9
     words = client.post("/api/patch", json={"row": row, "patches": [7], "text": "green or blue"}).json()
@@ -181,10 +181,10 @@ def test_thumbnails_are_kept_within_bounds(monkeypatch):
 MISTAKES = {
     "[]": "no JSON object", "{": "no JSON that can be read", '{"text": 5}': "text=5 is not a text", '{"texts": "x"}': "unknown key",
     '{"top": 0}': "top=0 is not a whole number from 1", '{"top": true}': "top=True", '{"row": 99}': "12 rows, numbered from 0",
-    '{"row": -1}': "row=-1 is not", '{"row": 4}': "was removed", '{"row": 1, "patches": [9]}': "has 9, numbered from 0",
+    '{"row": -1}': "row=-1 is not", '{"row": 4}': "was removed", '{"row": 1, "patches": [9]}': "a row has 9, numbered",
     '{"patches": [1]}': "give one", '{"text": "a", "row": 1}': "text and row are given", '{"tokens": [[1, 2]]}': "has not 4 numbers",
-    '{"tokens": [[0, 0, 0, 0]]}': "length 0", '{"tokens": [[1e39, 0, 0, 0]]}': "too large", '{"tokens": []}': "is not a list of 1",
-    '{"where": "typo"}': "none of this grammar", '{"text": "a", "where": "typo"}': "none of this grammar",
+    '{"tokens": [[0, 0, 0, 0]]}': "no length", '{"tokens": [[1e300, 0, 0, 0]]}': "no length", '{"tokens": []}': "is not a list of 1",
+    '{"where": "typo"}': "typo", '{"text": "a", "where": "width >"}': "width", '{"text": "xyzzy"}': "knows no word",
     '{"tokens": [[NaN, 0, 0, 0]]}': "no JSON that can be read", '{"row": 1e9}': "is not the number of a row",
 }  # fmt: skip
 
@@ -241,7 +241,7 @@ def test_nothing_but_the_pictures_of_live_rows_is_served(client, path):
 
 
 def test_a_defect_says_nothing_of_the_server(client, site, monkeypatch, capsys):
-    monkeypatch.setattr(site[0].index, "search", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(site[0].index, "search_all", lambda *_, **__: 1 / 0)
     answer = client.post("/api/search", json={"text": "a"})
     assert answer.status_code == 500 and "terminal" in answer.json()["error"] and "Zero" not in answer.text
     assert "ZeroDivisionError" in capsys.readouterr().err
@@ -414,6 +414,6 @@ def test_requests_may_hold_anything(site):
 
 
 def test_a_query_is_checked_where_it_is_made():
-    assert query_of({"row": 3, "patches": [1]}).patches == (1,)
+    assert search_request({"row": 3, "patches": [1]}).patches == (1,)
     with pytest.raises(UserError, match="image and text|text and image"):
-        query_of({"text": "a"}, b"picture")
+        search_request({"text": "a"}, b"picture")

@@ -15,8 +15,9 @@ from starlette.types import ASGIApp
 
 from filip_jax.data.record import BadRecord
 from filip_jax.errors import UserError, one_line
-from filip_jax.search.page.answers import MAX_TEXT, Answers, query_of
+from filip_jax.search.page.answers import Answers
 from filip_jax.search.page.limits import Guard, Queue, Refused, read_body, refusal
+from filip_jax.search.page.requests import MAX_TEXT, patch_request, search_request
 from filip_jax.search.page.thumbnails import Thumbnails
 from filip_jax.small_files import parse
 
@@ -48,8 +49,8 @@ def make_app(answers: Answers, thumbnails: Thumbnails, host: str = "127.0.0.1", 
 
     async def search(request: Request) -> Response:
         async with searches.place():
-            query = query_of(_parsed(await read_body(request, MAX_REQUEST_BYTES)))
-            return _json(await searches.work(request, answers.search, query))
+            asked = search_request(_parsed(await read_body(request, MAX_REQUEST_BYTES)))
+            return _json(await searches.work(request, answers.search, asked))
 
     async def upload(request: Request) -> Response:
         options = _options(request)
@@ -57,11 +58,11 @@ def make_app(answers: Answers, thumbnails: Thumbnails, host: str = "127.0.0.1", 
             image = await read_body(request, MAX_UPLOAD_BYTES)
             if not image:
                 raise UserError("the picture is empty")
-            return _json(await searches.work(request, answers.search, query_of(options, image)))
+            return _json(await searches.work(request, answers.search, search_request(options, image)))
 
     async def patch(request: Request) -> Response:
         async with searches.place():
-            asked = _patch_of(_parsed(await read_body(request, MAX_REQUEST_BYTES)))
+            asked = patch_request(_parsed(await read_body(request, MAX_REQUEST_BYTES)))
             return _json(await searches.work(request, answers.patch, *asked))
 
     async def picture(request: Request) -> Response:
@@ -121,17 +122,6 @@ def _options(request: Request) -> dict[str, Any]:
     for name in {"top", "patches", "vectors"} & options.keys():
         options[name] = _parsed(options[name].encode())
     return options
-
-
-def _patch_of(content: Any) -> tuple[int, int, str]:
-    """Return the row, the patch and the text that a request for the words of a patch names."""
-    if not isinstance(content, dict) or content.keys() - {"text"} != {"row", "patches"}:
-        raise UserError("give a row, one patch of it in patches, and perhaps a text")
-    text = query_of({"text": content.pop("text", "")}).text
-    query = query_of(content)
-    if query.row is None or len(query.patches) != 1:
-        raise UserError("patches: give one")
-    return query.row, query.patches[0], text
 
 
 async def _mistake(_: Request, error: Exception) -> Response:

@@ -302,7 +302,7 @@ function summary(answer) {
 }
 
 function note(query) {
-  return query.read === undefined || query.read >= query.text.length ? "" : `. The model reads only “${query.text.slice(0, query.read)}”`;
+  return query.cut ? ". The text is longer than the model reads: what it reads stands above" : "";
 }
 
 function pictureOf(hit, place) {
