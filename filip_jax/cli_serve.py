@@ -43,10 +43,11 @@ def _serve(arguments, _) -> None:
         extra_module(module, "search", "filip serve needs")
     from filip_jax.inference import load_model
     from filip_jax.search.index import open_index
-    from filip_jax.search.page.answers import Answers, Query
+    from filip_jax.search.page.answers import Answers
     from filip_jax.search.page.app import make_app
     from filip_jax.search.page.limits import MIN_TOKEN, is_loopback
-    from filip_jax.search.page.serve import address_of, listen, serve
+    from filip_jax.search.page.requests import SearchRequest
+    from filip_jax.search.page.serve import address_of, listen, make_server
     from filip_jax.search.page.thumbnails import Thumbnails
     from filip_jax.search.pictures import open_pictures
 
@@ -68,6 +69,6 @@ def _serve(arguments, _) -> None:
         address = address_of(listener, arguments.host)
         show(f"{address}?token={token}" if token else address, "Ctrl-C ends the page.")
         try:
-            serve(make_app(answers, thumbnails, arguments.host, token), listener)
+            make_server(make_app(answers, thumbnails, arguments.host, token)).run(sockets=[listener])
         except KeyboardInterrupt:
             show("ended")

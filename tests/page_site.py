@@ -13,6 +13,7 @@ from filip_jax.framing import CLIP_FRAMING
 COLORS = {"red": (220, 40, 40), "green": (40, 160, 60), "blue": (50, 80, 220), "white": (245, 245, 240)}
 NAMES = list(COLORS)
 GRID, SIDE, PATCH = (3, 3), 90, 30
+ORIGIN = dict(config=64 * "a", checkpoint=64 * "b", tokenizer=64 * "c", step=12, average=False)
 
 
 def colored(n: int, wide: int = 0) -> Image.Image:
@@ -35,7 +36,7 @@ class ColorModel:
     tokenizer = SimpleNamespace(
         has_bos=True, spans=lambda text, length: _spans(text)[:length], knows=lambda text: text != "xyzzy"
     )
-    origin = dict(config=64 * "a", checkpoint=64 * "b", tokenizer=64 * "c", step=12, average=False)
+    origin = ORIGIN
 
     def encode_image(self, images, pooling=None):
         return np.stack([self._tokens(decode(image) if isinstance(image, bytes) else image) for image in images])
@@ -67,7 +68,7 @@ def write_site(folder, rows: int = 12, removed=(), wide: int = 0):
     """Write the features of so many pictures; every second one is wider by `wide` pixels on either side."""
     manifest = Manifest(
         side="image", dimension=4, grid=GRID, image_size=SIDE, text_length=16, dtype="float32",
-        model=ColorModel.origin,
+        model=ORIGIN,
         framing={"resize": "shortest", "crop": 1.0},
     )  # fmt: skip
     drawn = [colored(n, wide * (n % 2)) for n in range(rows)]

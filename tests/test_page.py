@@ -85,7 +85,7 @@ def test_a_patch_searches_alone_and_has_words(client):
     row = 7  # its eighth patch is blue
     answer = client.post("/api/search", json={"row": row, "patches": [7]}).json()
     assert [color_of(hit["row"]) for hit in answer["hits"][:3]] == ["blue"] * 3
-    assert answer["query"]["row"] == row and answer["query"]["parts"] == ["patch"]
+    assert answer["query"]["row"] == row and answer["query"]["parts"] == ["this patch"]
     for hit in answer["hits"][:3]:
         assert int(np.argmax(hit["maps"][0])) == hit["row"] % 9
     words = client.post("/api/patch", json={"row": row, "patches": [7], "text": "green or blue"}).json()

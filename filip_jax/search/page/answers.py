@@ -136,7 +136,8 @@ class Answers:
         about: dict[str, Any] = {"kind": "tokens", "parts": ["tokens"]}
         if request.tokens:
             return self.index.query(tokens=self._unit(request.tokens)), about
-        about |= {"patches": request.patches, "parts": ["patch" if request.patches else "picture"]}
+        part = "this patch" if len(request.patches) == 1 else "these patches" if request.patches else "this picture"
+        about |= {"patches": request.patches, "parts": [part]}
         if not request.image:
             row = self.checked_row(request.row or 0)
             about |= {"kind": "row", **self._described([row], [])[0]}

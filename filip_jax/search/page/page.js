@@ -24,6 +24,12 @@ function color(share) {
   return RAMP[n].map((value, k) => value + (RAMP[n + 1][k] - value) * (place - n));
 }
 
+// Lays an element on a part of what it stands in.
+function put(element, left, top, width, height) {
+  const percent = (value) => `${100 * value}%`;
+  Object.assign(element.style, { inset: `${percent(top)} auto auto ${percent(left)}`, width: percent(width), height: percent(height) });
+}
+
 function best(values) {
   return values.reduce((found, value, n) => (value != null && (found < 0 || value > values[found]) ? n : found), -1);
 }
@@ -51,17 +57,13 @@ class View {
     this.element.setAttribute("role", "application");
     this.element.setAttribute("aria-roledescription", "picture with patches");
     this.element.setAttribute("aria-label", `${picture.label}. Arrow keys move over ${grid[0]} by ${grid[1]} patches, Enter takes one.`);
-    const percent = (value) => `${100 * value}%`;
-    const placed = whole ? this.patches : this.image;
-    const box = whole
-      ? [left, top, right - left, bottom - top]
-      : [-left / (right - left), -top / (bottom - top), 1 / (right - left), 1 / (bottom - top)];
-    ["left", "top", "width", "height"].forEach((name, n) => (placed.style[name] = percent(box[n])));
-    placed.style.inset = `${percent(box[1])} auto auto ${percent(box[0])}`;
+    const width = right - left, height = bottom - top;
     if (whole) {
-      this.element.style.aspectRatio = `${picture.width} / ${picture.height}`;
-      this.element.style.width = `min(100%, calc(76vh * ${picture.width / picture.height}))`;
-    }
+      put(this.patches, left, top, width, height);
+      const shape = picture.width / picture.height || 1;
+      this.element.style.aspectRatio = shape;
+      this.element.style.width = `min(100%, calc(76vh * ${shape}))`;
+    } else put(this.image, -left / width, -top / height, 1 / width, 1 / height);
     this.listen();
   }
 
@@ -138,11 +140,7 @@ class View {
 
   place(frame, patch) {
     frame.style.display = patch >= 0 ? "block" : "none";
-    if (patch < 0) return;
-    frame.style.left = `${(100 * (patch % grid[1])) / grid[1]}%`;
-    frame.style.top = `${(100 * Math.floor(patch / grid[1])) / grid[0]}%`;
-    frame.style.width = `${100 / grid[1]}%`;
-    frame.style.height = `${100 / grid[0]}%`;
+    if (patch >= 0) put(frame, (patch % grid[1]) / grid[1], Math.floor(patch / grid[1]) / grid[0], 1 / grid[1], 1 / grid[0]);
   }
 }
 
@@ -214,7 +212,7 @@ async function ask(path, body, options = {}) {
 
 let running = null; // what aborts the search that is under way
 
-async function search(request, { how = "push", scroll = true } = {}) {
+async function search(request, how = "push") {
   running?.abort();
   const own = (running = new AbortController());
   const waits = setTimeout(() => {
@@ -228,7 +226,7 @@ async function search(request, { how = "push", scroll = true } = {}) {
     const answer = await (file ? ask(`api/upload?${address}`, file, options) : ask("api/search", JSON.stringify(asked), options));
     if (own !== running) return;
     state.milliseconds = answer.query.kind === "text" ? answer.milliseconds : state.milliseconds;
-    show(request, answer, how, scroll);
+    show(request, answer, how);
   } catch (error) {
     if (own === running && error.name !== "AbortError") fail(error.message, request, how);
   } finally {
@@ -270,7 +268,7 @@ function remembered() {
 
 // ---------------------------------------------------------------- what is shown
 
-function show(request, answer, how, scroll) {
+function show(request, answer, how) {
   remember(request, how);
   Object.assign(state, { request, answer, peek: null });
   $("error").hidden = true;
@@ -289,7 +287,7 @@ function show(request, answer, how, scroll) {
   $("more").hidden = answer.hits.length < top || top >= state.info.max_top || answer.query.kind === "sample";
   $("status").textContent = summary(answer);
   shine();
-  if (scroll && window.scrollY > $("query").offsetTop) window.scrollTo(0, 0);
+  if (how === "push") window.scrollTo(0, 0);
 }
 
 function summary(answer) {
@@ -333,7 +331,7 @@ function showAsked(request, query) {
   const label = "The picture that is searched by; a patch of it searches by that alone";
   const patches = request.patches ?? [];
   const view = new View({ source: preview || query.picture, square: query.square, label }, (patch) => {
-    search({ ...request, top: TOP, patches: patches.includes(patch) ? undefined : [patch] });
+    if (state.info.grid) search({ ...request, top: TOP, patches: patches.includes(patch) ? undefined : [patch] });
   });
   view.element.title = label;
   view.select(patches[0] ?? -1);
@@ -349,13 +347,14 @@ function openDetail(hit, patch) {
   state.views.push({ view, hit });
   $("title").textContent = hit.key;
   $("caption").textContent = hit.caption;
-  const record = { size: `${hit.width} x ${hit.height}`, in: hit.shard, number: hit.index };
+  const record = { size: hit.width ? `${hit.width} x ${hit.height}` : "", in: hit.shard, number: hit.index };
   Object.assign(record, { "text to image": score(hit.text_to_image), "image to text": score(hit.image_to_text), pooled: score(hit.pooled) });
   const known = Object.entries(record).filter(([, value]) => value !== "" && value !== undefined);
   $("record").replaceChildren(...known.flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", { textContent: value })]));
   shine();
-  if (!$("detail").open) $("detail").showModal();
-  choosePatch(patch);
+  for (const id of ["which", "of_patch", "by_patch"]) $(id).hidden = !state.info.grid;
+  $("detail").showModal();
+  if (state.info.grid) choosePatch(patch);
 }
 
 async function choosePatch(patch) {
@@ -423,7 +422,7 @@ function listen() {
   });
   $("text").addEventListener("input", () => {
     clearTimeout(pause);
-    if (state.milliseconds !== null && state.milliseconds < QUICK) pause = setTimeout(() => search(asked(), { how: "replace", scroll: false }), PAUSE);
+    if (state.milliseconds !== null && state.milliseconds < QUICK) pause = setTimeout(() => search(asked(), "replace"), PAUSE);
   });
   $("choose").addEventListener("click", () => $("file").click());
   $("file").addEventListener("change", () => {
@@ -433,7 +432,7 @@ function listen() {
   $("filter").addEventListener("click", () => showFilters($("filters").hidden));
   $("more").addEventListener("click", () => {
     const top = Math.min((state.request.top ?? TOP) + STEP, state.info.max_top);
-    search({ ...state.request, top }, { how: "", scroll: false });
+    search({ ...state.request, top }, "");
   });
   $("by_patch").addEventListener("click", () => leaveDetail({ row: state.detail.hit.row, patches: [state.detail.patch] }));
   $("by_picture").addEventListener("click", () => leaveDetail({ row: state.detail.hit.row }));
@@ -469,10 +468,11 @@ function showFilters(shown) {
 }
 
 function restore() {
+  $("detail").close();
   const request = remembered();
   $("text").value = request.text;
   if (request.where && $("filters").hidden) showFilters(true);
-  return search(request, { how: "" });
+  return search(request, "");
 }
 
 async function start() {

@@ -10,6 +10,7 @@ MAX_TEXT = 4096  # characters of a text that is looked for
 MAX_QUERY_TOKENS = 1024  # of a query by tokens
 DEFAULT_TOP = 24
 
+
 @dataclass(frozen=True)
 class SearchRequest:
     """One request for hits. At most one of text, image, row and tokens is given; without any, rows are sampled.

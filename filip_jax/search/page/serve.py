@@ -34,11 +34,14 @@ def address_of(listener: socket.socket, host: str) -> str:
     return f"http://{f'[{name}]' if ':' in name else name}:{listener.getsockname()[1]}/"
 
 
-def serve(app: ASGIApp, listener: socket.socket) -> None:
-    """Answer requests until the process is interrupted. Nothing is logged but what fails: addresses may hold a token."""
+def make_server(app: ASGIApp) -> uvicorn.Server:
+    """Return what answers requests once its `run(sockets=[…])` is called, until the process is interrupted.
+
+    Nothing is logged but what fails: addresses may hold a token.
+    """
     config = uvicorn.Config(
         app, loop="asyncio", http="h11", ws="none", lifespan="on", log_level="warning", access_log=False,
         server_header=False, proxy_headers=False, limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=GRACE,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )  # fmt: skip
-    uvicorn.Server(config).run(sockets=[listener])
+    return uvicorn.Server(config)
