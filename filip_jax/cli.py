@@ -1,4 +1,4 @@
-"""The command `filip`: train, eval, inspect; see also cli_align.py, cli_configs.py, cli_data.py, cli_plan.py, cli_search.py and cli_weights.py."""
+"""The command `filip`: train, eval, inspect; see also cli_align.py, cli_configs.py, cli_data.py, cli_plan.py, cli_search.py, cli_serve.py and cli_weights.py."""
 
 import argparse
 import os
@@ -12,6 +12,7 @@ from filip_jax.cli_configs import add_configs_command, versions
 from filip_jax.cli_data import add_data_commands
 from filip_jax.cli_plan import add_config, add_plan_commands, apart, chosen
 from filip_jax.cli_search_index import add_index_commands
+from filip_jax.cli_serve import add_serve_command
 from filip_jax.cli_weights import add_weights_commands
 from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch, leave
 from filip_jax.console import outlive_readers, say_in_any_encoding, show, show_error
@@ -205,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_align_command(command)
     add_index_commands(command)
+    add_serve_command(command)
     add_weights_commands(command)
     add_configs_command(command)
     return parser

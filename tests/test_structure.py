@@ -55,7 +55,7 @@ ROOMS = [
     {"config"},
     {"tools"},
     {"plan"},
-    {"cli_align", "cli_configs", "cli_data", "cli_plan", "cli_weights"},
+    {"cli_align", "cli_configs", "cli_data", "cli_plan", "cli_search_index", "cli_serve", "cli_weights"},
     {"cli"},
 ]  # fmt: skip
 STRANGERS = [
@@ -77,6 +77,8 @@ DOORS = {  # files, and folders, which end with a slash
     "pyarrow": {"cleaning/filter.py", "cleaning/pieces.py", "data/annotations.py", "data/arrow.py", "data/arrow_messages.py", "data/column_types.py", "data/columnar.py", "data/kept.py", "data/mapped.py", "data/parquet.py", "data/row_groups.py", "data/scalars.py", "data/side_captions.py", "data/table.py", "features/reader.py", "features/table.py"},
     "orbax": {"buckets.py", "checkpoint/reader.py", "checkpoint/store.py", "checkpoint/writer.py"},
     "safetensors": {"weights/tensors.py"},
+    "starlette": {"search/page/"},
+    "uvicorn": {"search/page/serve.py"},
     "simplejpeg": {"data/decode.py"},
     "sentencepiece": {"data/sentence_pieces.py"},
     "etils": {"checkpoint/store.py"},
