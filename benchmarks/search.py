@@ -213,8 +213,8 @@ def scoring(a):
         plain = timed(lambda: [read(each) for each in data])
         for count in (1, scan.MAX_QUERIES):
             query = jnp.asarray(np.resize(np.stack(asked(a)), (count, 16, a.dim))), jnp.ones((count, 16), bool)
-            block = scan._program_of(data[0], None, None)
-            took = timed(lambda: [block(*query, each, scales, None, both=False) for each in data])
+            tile = scan._tile_rows(shape)
+            took = timed(lambda: [scan._block(*query, each, scales, None, both=False, tile=tile) for each in data])
             print(f"| {dtype} | {size / 1e9:.2f} | {count} | {1e3 * took:.2f} | {size / took / 1e9:.1f} | {plain / took:.2f} |", flush=True)
 
 
