@@ -1,4 +1,4 @@
-"""The command `filip`: train, eval, inspect; see also cli_align.py, cli_configs.py, cli_data.py, cli_plan.py, cli_search.py and cli_weights.py."""
+"""The command `filip`: train, eval, inspect; see also the files cli_*.py beside this one."""
 
 import argparse
 import os
@@ -10,8 +10,10 @@ from filip_jax.choices import step_number
 from filip_jax.cli_align import add_align_command
 from filip_jax.cli_configs import add_configs_command, versions
 from filip_jax.cli_data import add_data_commands
+from filip_jax.cli_embed import add_embed_command
 from filip_jax.cli_plan import add_config, add_plan_commands, apart, chosen
-from filip_jax.cli_search import add_search_commands
+from filip_jax.cli_search_index import add_index_commands
+from filip_jax.cli_serve import add_serve_command
 from filip_jax.cli_weights import add_weights_commands
 from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch, leave
 from filip_jax.console import outlive_readers, say_in_any_encoding, show, show_error
@@ -19,7 +21,17 @@ from filip_jax.errors import Preempted, ProcessLost, UserError, one_line
 from filip_jax.files import named
 from filip_jax.user_paths import from_user
 
-PATHS = ("workdir", "config", "output", "image", "checkpoint", "sensitive_words")  # options in which ~ is the home
+PATHS = (
+    "workdir",
+    "config",
+    "output",
+    "image",
+    "checkpoint",
+    "sensitive_words",
+    "index",
+    "batch",
+    "sheet",
+)  # options in which ~ is the home
 DESCRIPTION = "FILIP: fine-grained contrastive language-image pre-training in JAX."
 EPILOG = """examples:
   filip train --config=demo --workdir=runs/demo
@@ -205,7 +217,9 @@ def _parser() -> argparse.ArgumentParser:
     add_data_commands(commands)
 
     add_align_command(command)
-    add_search_commands(command)
+    add_embed_command(command)
+    add_index_commands(command)
+    add_serve_command(command)
     add_weights_commands(command)
     add_configs_command(command)
     return parser

@@ -1,4 +1,4 @@
-"""The commands of models in use: `filip embed` makes features of a collection, which are searched later."""
+"""The command `filip embed`: the features of a collection, which are searched later."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,8 +28,8 @@ Fewer or smaller numbers a row: --dtype=int8, and --reduce, in this order where 
 What recall at 1, 5 and 10 loses by each is measured on 500 of the collection's own pairs, printed, and recorded."""
 
 
-def add_search_commands(command: Callable[..., Any]) -> None:
-    """Add them; `command` makes a parser of a name, what it runs and its help."""
+def add_embed_command(command: Callable[..., Any]) -> None:
+    """Add it; `command` makes a parser of a name, what it runs and its help."""
     parser = command("embed", _embed, EMBED)
     parser.add_argument("source", nargs="*", metavar="SOURCE key=value", help="a source and its options")
     parser.add_argument("--output", required=True, metavar="INDEX", help="the folder that is made, or added to")
