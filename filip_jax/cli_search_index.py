@@ -90,9 +90,7 @@ def _add_index(parser) -> None:
 
 
 def _add_engine(parser) -> None:
-    parser.add_argument(
-        "--engine", default="exact", metavar="'NAME key=value …'", help="exact, lance or qdrant (default: exact)"
-    )
+    parser.add_argument("--engine", default="exact", metavar="'NAME key=value …'", help="exact, lance or qdrant (default: exact)")
     parser.add_argument("--candidates", type=int, metavar="N", help="rows that are scored instead of all")
 
 
@@ -146,9 +144,7 @@ def _asked(arguments) -> Iterator[tuple[Any, str, str]]:
             raise UserError(f"--batch={arguments.batch}: line {number} is no JSON: {error}") from error
         kinds = [kind for kind in ("text", "image") if isinstance(content, dict) and isinstance(content.get(kind), str)]
         if len(kinds) != 1:
-            raise UserError(
-                f'--batch={arguments.batch}: line {number} is neither {{"text": "…"}} nor {{"image": "FILE"}}'
-            )
+            raise UserError(f'--batch={arguments.batch}: line {number} is neither {{"text": "…"}} nor {{"image": "FILE"}}')
         yield content.get("id", number), kinds[0], content[kinds[0]]
 
 
@@ -191,9 +187,7 @@ def _build(arguments, _) -> None:
     index = _open(arguments)
     began = time.perf_counter()
     added, deleted = index.build()
-    show(
-        f"{added} rows added, {deleted} deleted in {time.perf_counter() - began:.1f} s; the engine holds all {len(index)}"
-    )
+    show(f"{added} rows added, {deleted} deleted in {time.perf_counter() - began:.1f} s; the engine holds all {len(index)}")
 
 
 def _check(arguments, _) -> None:
