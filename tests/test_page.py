@@ -114,7 +114,7 @@ def test_a_whole_picture_searches_by_its_row_or_uploaded(client):
     ours = client.post("/api/search", json={"row": 6}).json()
     uploaded = client.post("/api/upload?top=24", content=png(Image.new("RGB", (SIDE, SIDE), COLORS["blue"]))).json()
     assert ours["hits"][0]["row"] == 6 and {color_of(hit["row"]) for hit in uploaded["hits"][:3]} == {"blue"}
-    assert uploaded["query"]["kind"] == "picture" and uploaded["query"]["square"] == [0, 0, 1, 1]
+    assert uploaded["query"]["kind"] == "picture" and uploaded["query"]["square"] == pytest.approx([0, 0, 1, 1])
     patch = client.post("/api/upload?patches=[0]&top=2", content=png(Image.new("RGB", (SIDE, SIDE), COLORS["red"])))
     assert [color_of(hit["row"]) for hit in patch.json()["hits"]] == ["red", "red"]
 
@@ -130,11 +130,25 @@ def test_vectors_come_with_their_places(client):
     assert np.array(hit["tokens"]).shape == (9, 4) and hit["positions"] == [*range(9)]
     found = client.post("/api/search", json={"tokens": [[9.0, 0, 0, 0]]}).json()
     assert found["hits"][0]["row"] == hit["row"] and found["hits"][0]["score"] == 1
+    huge = client.post("/api/search", json={"tokens": [[1e300, 0, 0, 0]]}).json()
+    assert huge["hits"] == found["hits"]
 
 
 def test_the_square_is_what_the_model_sees_of_a_picture(client):
     hits = client.post("/api/search", json={}).json()["hits"]
-    assert hits[0]["square"] == [0, 0, 1, 1] and hits[1]["square"] == pytest.approx([0.25, 0, 0.75, 1], abs=1e-3)
+    for hit, square in zip(hits, ([0, 0, 1, 1], [0.25, 0, 0.75, 1])):
+        assert hit["square"] == pytest.approx(square, abs=1e-3)
+
+
+def test_an_uploaded_picture_is_turned_as_its_camera_says(client):
+    picture = Image.new("RGB", (SIDE, SIDE), COLORS["white"])
+    picture.paste(COLORS["green"], (0, 0, 30, 30))
+    out, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # shown turned to the right
+    picture.save(out, "JPEG", quality=95, exif=exif)
+    for patch, color in ((2, "green"), (0, "white")):
+        hits = client.post(f"/api/upload?patches=[{patch}]", content=out.getvalue()).json()["hits"]
+        assert {color_of(hit["row"]) for hit in hits if hit["score"] == 1} == ({"green"} if color == "green" else {"red", "green", "blue"})
 
 
 @examples(40)
@@ -183,7 +197,7 @@ MISTAKES = {
     '{"top": 0}': "top=0 is not a whole number from 1", '{"top": true}': "top=True", '{"row": 99}': "12 rows, numbered from 0",
     '{"row": -1}': "row=-1 is not", '{"row": 4}': "was removed", '{"row": 1, "patches": [9]}': "a row has 9, numbered",
     '{"patches": [1]}': "give one", '{"text": "a", "row": 1}': "text and row are given", '{"tokens": [[1, 2]]}': "has not 4 numbers",
-    '{"tokens": [[0, 0, 0, 0]]}': "no length", '{"tokens": [[1e300, 0, 0, 0]]}': "no length", '{"tokens": []}': "is not a list of 1",
+    '{"tokens": [[0, 0, 0, 0]]}': "has length 0", '{"tokens": [[1e999, 0, 0, 0]]}': "no JSON that can be read", '{"tokens": []}': "is not a list of 1",
     '{"where": "typo"}': "typo", '{"text": "a", "where": "width >"}': "width", '{"text": "xyzzy"}': "knows no word",
     '{"tokens": [[NaN, 0, 0, 0]]}': "no JSON that can be read", '{"row": 1e9}': "is not the number of a row",
 }  # fmt: skip

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from filip_jax.data.decode import decode
 from filip_jax.data.preprocess import box_in_centre_view
 from filip_jax.errors import UserError
+from filip_jax.features.writer import unit
 from filip_jax.framing import Framing
 from filip_jax.inference import Embedder
 from filip_jax.search.explain import explain, patch_tokens
@@ -163,10 +164,10 @@ class Answers:
         if any(len(each) != self.manifest.dimension for each in tokens):
             raise UserError(f"tokens: a vector has not {self.manifest.dimension} numbers, as those of the index have")
         found = np.array(tokens, np.float64)
-        lengths = np.linalg.norm(found, axis=-1, keepdims=True)
-        if not np.isfinite(lengths).all() or not (lengths > 0).all():
-            raise UserError("tokens: a vector has no length that can be made 1")
-        return (found / lengths).astype(np.float32)
+        largest = np.abs(found).max(axis=-1, keepdims=True)
+        if not (largest > 0).all():
+            raise UserError("tokens: a vector has length 0")
+        return unit(found / largest).astype(np.float32)
 
     def _place(self, patch: int) -> tuple[int, int]:
         rows, columns = self.grid
