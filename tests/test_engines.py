@@ -149,7 +149,7 @@ def test_a_place_of_something_else_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds a table rows of something else"):
         Index(features, "lance", uri=str(tmp_path / "table"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="lance: cannot"):
+    with pytest.raises(UserError, match="lance: the table in"):
         Index(features, "lance", uri=str(tmp_path / "file"))
     with pytest.raises(UserError, match="needs url="):
         Index(features, "qdrant")
@@ -163,3 +163,15 @@ def test_an_index_has_some_parts_and_looks_into_some(tokens):
     parts = lance.partitions(tokens)
     assert parts & (parts - 1) == 0 and 1 <= lance.probes(parts) <= parts
     assert tokens < 64 or 0.5 <= parts / (tokens**0.5 / 4) <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+def test_a_table_in_a_bucket_is_found_by_another_reader(tmp_path, bucket):
+    pytest.importorskip("lancedb")
+    features = write_features(tmp_path / "index", 20)
+    where = dict(engine="lance", uri=f"{bucket}/table")
+    assert Index(features, **where).build() == (20, 0)
+    reader = open_index(tmp_path / "index", **where)
+    assert not len(reader.missing())
+    assert reader.search(tokens=ASKED[0], top=20) == Index(features, "exact").search(tokens=ASKED[0], top=20)

@@ -23,6 +23,7 @@ from filip_jax.evals.run import KINDS
 from filip_jax.models.towers import TOWERS
 from filip_jax.models.transformer import ATTENTIONS
 from filip_jax.objectives import OBJECTIVES
+from filip_jax.search.engines import ENGINES
 from filip_jax.train.optimizer import OPTIMIZERS
 from filip_jax.weights.families import FAMILIES
 from filip_jax.weights.formats import FORMATS
@@ -74,7 +75,7 @@ DOORS = {  # files, and folders, which end with a slash
     "grain": {"data/pipeline.py"},
     "ml_collections": {"config.py", "config_files.py"},
     "optax": {"evals/logistic.py", "train/optimizer.py", "train/step.py"},
-    "pyarrow": {"cleaning/filter.py", "cleaning/pieces.py", "data/annotations.py", "data/arrow.py", "data/arrow_messages.py", "data/column_types.py", "data/columnar.py", "data/kept.py", "data/mapped.py", "data/parquet.py", "data/row_groups.py", "data/scalars.py", "data/side_captions.py", "data/table.py", "features/reader.py", "features/table.py"},
+    "pyarrow": {"cleaning/filter.py", "cleaning/pieces.py", "data/annotations.py", "data/arrow.py", "data/arrow_messages.py", "data/column_types.py", "data/columnar.py", "data/kept.py", "data/mapped.py", "data/parquet.py", "data/row_groups.py", "data/scalars.py", "data/side_captions.py", "data/table.py", "features/reader.py", "features/table.py", "search/engines/lance.py", "search/filters.py"},
     "orbax": {"buckets.py", "checkpoint/reader.py", "checkpoint/store.py", "checkpoint/writer.py"},
     "safetensors": {"weights/tensors.py"},
     "starlette": {"search/page/"},
@@ -111,6 +112,7 @@ TABLES = {
     "models/transformer.py": ATTENTIONS,
     "train/optimizer.py": OPTIMIZERS,
     "objectives/__init__.py": OBJECTIVES,
+    "search/engines/__init__.py": ENGINES,
     "weights/families/__init__.py": FAMILIES,
     "weights/formats/__init__.py": FORMATS,
 }

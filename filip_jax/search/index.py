@@ -194,6 +194,8 @@ class Index:
             UserError: it holds rows of other features.
         """
         with self._lock:
+            if self.engine.candidates is None:  # it is the features themselves
+                return np.zeros(0, np.int64)
             if self._missing is None:
                 self._missing = np.setdiff1d(np.flatnonzero(self.features.live), held_rows(self.features, self.engine))
             return self._missing

@@ -8,7 +8,9 @@ Letters of shapes: q queries of t tokens, n rows of p tokens, d embedding dimens
 With a text as the query and images as rows these are text_to_image and image_to_text of `token_similarity`.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 
 import jax
@@ -18,10 +20,13 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from filip_jax.features import Features
 from filip_jax.features.reader import Block
+from filip_jax.inference.ahead import in_order
 
-BLOCK_BYTES = 1 << 26  # of the stored tokens of a block; two are in memory
+BLOCK_BYTES = 1 << 24  # of the stored tokens of a block
+AHEAD = min(os.cpu_count() or 1, 8)  # blocks that threads compare at once
 MIN_ROWS, MAX_ROWS = 8, 4096  # of a block: powers of two, so that few programs are compiled
 TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 27, "tpu": 1 << 26}  # of tokens in float32 at once: what stays near the cores
+FEW = 64  # rows that NumPy compares at once, for the same reason
 EIGHT = 8  # tokens of a query, and of rows that differ in length, are filled up to a multiple of it
 MAX_QUERIES = 16  # that are compared with a block at once
 
@@ -99,28 +104,48 @@ def _chosen(features: Features, rows: Int[np.ndarray, " n"], names: Int[np.ndarr
 def _scores(
     queries: Sequence[Float[np.ndarray, "_ d"]], blocks: Iterable[Block], both: bool
 ) -> Iterator[tuple[Int[np.ndarray, " n"], Scores]]:
-    """Yield (rows, their scores) of each block; the next one is read while a device works. Without `both`, to_query is to_row."""
+    """Yield (rows, their scores) of each block, in order. Without `both`, to_query is to_row."""
+    score = partial(_score, queries, _padded(queries), both)
+    with closing(in_order(score, blocks, AHEAD)) as found:
+        yield from found
+
+
+def _score(queries, padded, both: bool, block: Block) -> tuple[Int[np.ndarray, " n"], Scores]:
+    rows, tokens, scales, mask = block
+    if tokens.dtype == np.float32 and jax.default_backend() == "cpu":  # XLA would copy them first, which takes as long
+        return rows, _by_numpy(queries, tokens, mask, both)
+    filled = _filled(tokens, scales, mask)
+    found = _block(*padded, *filled, both=both, tile=_tile_rows(filled[0].shape))
+    to_row, to_query = (np.asarray(x)[: len(queries), : len(rows)] for x in found)
+    return rows, (to_row, to_query)
+
+
+def _padded(queries: Sequence[Float[np.ndarray, "_ d"]]) -> tuple[jax.Array, jax.Array]:
+    """Return (tokens [q, t, d], mask [q, t]) of queries, in few distinct shapes."""
     long = -(-max(map(len, queries)) // EIGHT) * EIGHT
     count = 1 if len(queries) == 1 else MAX_QUERIES
     tokens = np.zeros((count, long, queries[0].shape[1]), np.float32)
     mask = np.zeros((count, long), bool)
     for n, query in enumerate(queries):
         tokens[n, : len(query)], mask[n, : len(query)] = query, True
-    asked = jnp.asarray(tokens), jnp.asarray(mask)
-    before: tuple[Int[np.ndarray, " n"], tuple[jax.Array, jax.Array]] | None = None
-    for block in blocks:
-        after = block[0], _program_of(*block[1:])(*asked, *_filled(*block[1:]), both=both)
-        if before is not None:
-            yield _read(before, len(queries))
-        before = after
-    if before is not None:
-        yield _read(before, len(queries))
+    return jnp.asarray(tokens), jnp.asarray(mask)
 
 
-def _read(found, queries: int) -> tuple[Int[np.ndarray, " n"], Scores]:
-    rows, (to_row, to_query) = found
-    first, second = (np.asarray(x)[:queries, : len(rows)] for x in (to_row, to_query))
-    return rows, (first, second)
+def _by_numpy(queries, tokens: Float[np.ndarray, "n p d"], mask: Bool[np.ndarray, "n p"], both: bool) -> Scores:
+    """Return the scores of a block in float32. Small products need neither another order of the tokens nor several threads."""
+    lengths = np.array([len(query) for query in queries])
+    words, starts = np.ascontiguousarray(np.concatenate(queries).T), np.cumsum(lengths) - lengths
+    to_row, to_query = (np.empty((len(queries), len(tokens)), np.float32) for _ in range(2))
+    for start in range(0, len(tokens), FEW):
+        some = slice(start, start + FEW)
+        similarity, there = tokens[some] @ words, mask[some]
+        if not there.all():
+            similarity[~there] = -np.inf
+        to_row[:, some] = (np.add.reduceat(similarity.max(axis=1), starts, axis=1) / lengths).T
+        if both:
+            best = np.where(there[..., None], np.maximum.reduceat(similarity, starts, axis=2), 0)
+            to_query[:, some] = (best.sum(axis=1) / np.maximum(there.sum(axis=1), 1)[:, None]).T
+    return to_row, to_query if both else to_row
 
 
 def _filled(
@@ -140,35 +165,35 @@ def _filled(
     return np.pad(tokens, (*wide, (0, 0))), None if scales is None else np.pad(scales, wide), np.pad(mask, wide)
 
 
-def _program_of(tokens, scales, mask):
-    """Return the program for a block, with as many rows in a tile as fit."""
-    _, p, d = tokens.shape
+def _tile_rows(shape: tuple[int, ...]) -> int:
+    """Return how many rows of a block are compared at once."""
+    n, p, d = shape
     tile = MIN_ROWS
-    while 2 * tile * p * d * 4 <= TILE_BYTES.get(jax.default_backend(), 1 << 26):
+    while tile < n and 2 * tile * p * d * 4 <= TILE_BYTES.get(jax.default_backend(), 1 << 26):
         tile *= 2
-    return partial(_block, tile=tile)
+    return tile
 
 
 @partial(jax.jit, static_argnames=("both", "tile"))
 def _block(queries, query_mask, tokens, scales, mask, *, both: bool, tile: int):
     """The scores [q, n] of a block, tile by tile: only a tile of the tokens is ever there in float32."""
     n = len(tokens)
-    tile = min(tile, n)
     tiles = jax.tree.map(lambda x: x.reshape(n // tile, tile, *x.shape[1:]), (tokens, scales, mask))
     found = jax.lax.map(lambda each: _tile(queries, query_mask, *each, both=both), tiles)
     return tuple(jnp.moveaxis(x, 0, 1).reshape(len(queries), n) for x in found)
 
 
 def _tile(queries, query_mask, tokens, scales, mask, both):
+    """The scores [q, n] of a tile. Of all orders of the axes XLA multiplies this one fastest on CPUs, by far."""
     with jax.default_matmul_precision("highest"):
-        similarity = jnp.einsum("npd,qtd->qtnp", tokens.astype(jnp.float32), queries)
+        similarity = jnp.einsum("npd,qtd->npqt", tokens.astype(jnp.float32), queries)
     if scales is not None:
-        similarity *= scales
-    among = similarity if mask is None else jnp.where(mask, similarity, -jnp.inf)
-    length = query_mask.sum(axis=1)[:, None]
-    to_row = jnp.where(query_mask[..., None], among.max(axis=3), 0.0).sum(axis=1) / length
+        similarity *= scales[..., None, None]
+    among = similarity if mask is None else jnp.where(mask[..., None, None], similarity, -jnp.inf)
+    to_row = jnp.where(query_mask, among.max(axis=1), 0.0).sum(axis=2) / query_mask.sum(axis=1)
     if not both:
-        return to_row, to_row
-    best = jnp.where(query_mask[..., None, None], similarity, -jnp.inf).max(axis=1)
-    counted = jnp.ones(best.shape, bool) if mask is None else mask
-    return to_row, jnp.where(counted, best, 0.0).sum(axis=2) / jnp.maximum(counted.sum(axis=-1), 1)
+        return to_row.T, to_row.T
+    best = jnp.where(query_mask, similarity, -jnp.inf).max(axis=3)
+    there = jnp.ones(best.shape[:2], bool) if mask is None else mask
+    to_query = jnp.where(there[..., None], best, 0.0).sum(axis=1) / jnp.maximum(there.sum(axis=1), 1)[:, None]
+    return to_row.T, to_query.T

@@ -4,7 +4,7 @@ A new engine is one file and one line in `ENGINES`. It keeps `Engine`.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -17,6 +17,7 @@ from filip_jax.search.filters import Filter
 from filip_jax.sections import call, choose
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A copy of the rows of features, or a way to them, that finds candidates for a query. Calls come one at a time.
 

@@ -5,6 +5,7 @@ names candidates, and whoever searches scores them by the definition.
 """
 
 import math
+import os
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -35,7 +36,7 @@ class Lance:
     Args:
         uri: folder or bucket of the table, which is made.
         probes: how many of the index's parts a token of the query looks into; 0 chooses by their number.
-        storage: options of the bucket, as LanceDB takes them: endpoint, allow_http, aws_region …
+        storage: options of the bucket, as LanceDB takes them; by default the endpoint of the environment, as elsewhere.
     """
 
     candidates = 1000
@@ -45,18 +46,25 @@ class Lance:
         self.library = extra_module("lancedb", "search", "the engine lance needs")
         self.kinds = extra_module("lancedb.index", "search", "the engine lance needs")
         self.schema = _schema(features)
-        self.database = self._tried(lambda: self.library.connect(uri, storage_options=storage))
-        self.table = self._tried(
-            lambda: self.database.create_table(TABLE, schema=self.schema, exist_ok=True), "open"
-        )
-        if self.table.schema.names != self.schema.names:
+        self.database = self._tried(lambda: self.library.connect(uri, storage_options=storage or _storage(uri)))
+        self.table = self._tried(self._opened)
+        if self.table is not None and self.table.schema.names != self.schema.names:
             raise UserError(f"{uri} holds a table {TABLE} of something else: name another place by uri")
 
+    def _opened(self) -> Any:
+        return self.database.open_table(TABLE) if TABLE in self.database.list_tables().tables else None
+
     def held(self) -> tuple[Int[np.ndarray, " n"], list[str]]:
+        if self.table is None:
+            return np.zeros(0, np.int64), []
         found = self._tried(lambda: self.table.search().select(["row", "part"]).limit(None).to_arrow())
         return found["row"].to_numpy(), found["part"].to_pylist()
 
     def add(self, rows: Int[np.ndarray, " n"]) -> None:
+        if not len(rows):
+            return
+        if self.table is None:
+            self.table = self._tried(lambda: self.database.create_table(TABLE, schema=self.schema))
         reader = pa.RecordBatchReader.from_batches(self.schema, self._batches(rows))
         self._tried(lambda: self.table.add(reader))
 
@@ -67,6 +75,8 @@ class Lance:
 
     def finish(self) -> None:
         """Build the index where tokens are many and there is none; else bring it up to date."""
+        if self.table is None:
+            return
         tokens = self._tokens()
         if self._is_indexed():
             self._tried(lambda: self.table.optimize(cleanup_older_than=KEPT))
@@ -84,7 +94,7 @@ class Lance:
                 query = query.nprobes(self.probes or probes(partitions(self._tokens())))
             return query.to_arrow()
 
-        return self._tried(ask)["row"].to_numpy()
+        return np.zeros(0, np.int64) if self.table is None else self._tried(ask)["row"].to_numpy()
 
     def get(self, rows: Int[np.ndarray, " n"]) -> list[Float[np.ndarray, "_ d"]]:
         some = ", ".join(str(int(row)) for row in rows)
@@ -116,13 +126,13 @@ class Lance:
     def _is_indexed(self) -> bool:
         return bool(self._tried(self.table.list_indices))
 
-    def _tried(self, action, what: str = "use") -> Any:
+    def _tried(self, action) -> Any:
         try:
             return action()
         except UserError:
             raise
         except Exception as error:  # of many types: what its Rust code met, as a text
-            raise UserError(f"lance: cannot {what} the table of {self.uri}: {one_line(str(error))[:500]}") from error
+            raise UserError(f"lance: the table in {self.uri}: {one_line(str(error))[:500]}") from error
 
 
 def open_lance(
@@ -139,6 +149,15 @@ def open_lance(
     """
     place = uri if is_remote(uri) else str(Path(from_user(uri) if uri else features.folder / FOLDER).resolve())
     return Lance(features, place, probes, storage)
+
+
+def _storage(uri: str) -> dict[str, str]:
+    """Return options for where s3fs and TensorStore go, too: AWS, or the endpoint of the environment."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if not uri.startswith("s3://") or not endpoint:
+        return {}
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    return {"endpoint": endpoint, "allow_http": str(endpoint.startswith("http:")).lower(), "aws_region": region}
 
 
 def partitions(tokens: int) -> int:

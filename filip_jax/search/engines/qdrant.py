@@ -43,10 +43,11 @@ class Qdrant:
         self.models = library.models
         where = {"location": MEMORY} if url == MEMORY else {"url": url, "api_key": os.environ.get(KEY), "timeout": TIMEOUT}
         self.client = self._tried(lambda: library.QdrantClient(**where))
-        if not self._tried(lambda: self.client.collection_exists(collection)):
-            self._tried(self._create)
+        self.exists = bool(self._tried(lambda: self.client.collection_exists(collection)))
 
     def held(self) -> tuple[Int[np.ndarray, " n"], list[str]]:
+        if not self.exists:
+            return np.zeros(0, np.int64), []
         rows, found, offset = list[int](), list[str](), None
         while True:
             points, offset = self._tried(
@@ -60,6 +61,8 @@ class Qdrant:
                 return np.array(rows, np.int64), found
 
     def add(self, rows: Int[np.ndarray, " n"]) -> None:
+        if len(rows) and not self.exists:
+            self.exists = bool(self._tried(self._create))
         manifest = self.features.manifest
         size = max(1, min(BATCH, BATCH_BYTES // (4 * manifest.dimension * (manifest.max_tokens + 1))))
         for some, tokens in batches(self.features, rows, size):
@@ -83,6 +86,8 @@ class Qdrant:
         """Do nothing: the server indexes by itself."""
 
     def search(self, tokens: Float[np.ndarray, "t d"], k: int, where: Filter | None) -> Int[np.ndarray, " n"]:
+        if not self.exists:
+            return np.zeros(0, np.int64)
         chosen = None if where is None else self._condition(where)
         chosen = self.models.Filter(must=[chosen]) if chosen is not None else None
         pooled = self.models.Prefetch(
