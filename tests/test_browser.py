@@ -89,7 +89,11 @@ def patch_of(page, n=0):
 def test_a_word_lights_up_its_patches(page):
     search(page, "a blue thing")
     assert rows(page)[:8] == ["blue"] * 8
-    assert page.js("[...document.querySelectorAll('#words button')].map(b => b.textContent)") == ["all words", "blue", "thing"]
+    assert page.js("[...document.querySelectorAll('#words button')].map(b => b.textContent)") == [
+        "all words",
+        "blue",
+        "thing",
+    ]
     page.mouse("#words button:nth-child(2)")
     page.until("document.querySelector('#legend').textContent.includes('“blue”')")
     assert page.js("document.querySelector('#low').textContent") == "0.000"
@@ -126,8 +130,14 @@ def test_a_patch_shows_the_whole_picture_its_words_and_searches_alone(page):
     color = rows(page)[n]
     page.mouse("#wide .view", (patch % 3 + 0.5) / 3, (patch // 3 + 0.5) / 3, click=True)
     page.until("document.querySelector('#of_patch button.bar')")
-    assert page.js("document.querySelector('#which').textContent") == f"Patch in row {patch // 3 + 1}, column {patch % 3 + 1}"
-    view, square = (page.js(f"(b => [b.x, b.width])(document.querySelector('#whole {name}').getBoundingClientRect())") for name in (".view", ".patches"))
+    assert (
+        page.js("document.querySelector('#which').textContent")
+        == f"Patch in row {patch // 3 + 1}, column {patch % 3 + 1}"
+    )
+    view, square = (
+        page.js(f"(b => [b.x, b.width])(document.querySelector('#whole {name}').getBoundingClientRect())")
+        for name in (".view", ".patches")
+    )
     assert square[1] == pytest.approx(view[1] / 3, abs=2) and square[0] - view[0] == pytest.approx(view[1] / 3, abs=2)
     words = page.js("[...document.querySelectorAll('#of_patch button.bar bdi')].map(b => b.textContent)")
     assert words[0] == color
@@ -202,7 +212,16 @@ def test_it_fits_its_window_and_can_be_read(page, width, dark):
         "const two = [light(getComputedStyle(element).color), light(getComputedStyle(behind).backgroundColor)].sort((a, b) => b - a);"
         "return (two[0] + .05) / (two[1] + .05) })"
     )
-    for selector in ("#status", "#legend", ".hit p", ".hit bdi", "#about", "button.primary", "#words button", "#words [aria-pressed=true]"):
+    for selector in (
+        "#status",
+        "#legend",
+        ".hit p",
+        ".hit bdi",
+        "#about",
+        "button.primary",
+        "#words button",
+        "#words [aria-pressed=true]",
+    ):
         assert page.js(f"{contrast}(document.querySelector({selector!r}))") >= 4.5, selector
     small = "[...document.querySelectorAll('header button, #words button')].filter(b => b.offsetWidth && b.getBoundingClientRect().height < 43.5)"
     assert page.js(f"{small}.map(b => b.textContent)") == []
@@ -228,7 +247,8 @@ def test_what_can_be_used_has_a_name(page):
     nameless = [
         node["role"]["value"]
         for node in nodes
-        if node.get("role", {}).get("value") in ("button", "textbox", "searchbox", "link", "application", "image", "dialog")
+        if node.get("role", {}).get("value")
+        in ("button", "textbox", "searchbox", "link", "application", "image", "dialog")
         and not node.get("ignored")
         and not node.get("name", {}).get("value")
     ]
@@ -242,4 +262,3 @@ def test_a_server_that_is_gone_is_said(page):
     page.until("document.querySelector('#error').textContent.includes('does not answer')")
     page.call("Network.emulateNetworkConditions", offline=False, latency=0, downloadThroughput=-1, uploadThroughput=-1)
     page.problems.clear()
-

@@ -22,6 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from filip_jax.cli import main
 from filip_jax.data.preprocess import centre_view
 from filip_jax.data.record import BadRecord
 from filip_jax.errors import UserError
@@ -148,7 +149,9 @@ def test_an_uploaded_picture_is_turned_as_its_camera_says(client):
     picture.save(out, "JPEG", quality=95, exif=exif)
     for patch, color in ((2, "green"), (0, "white")):
         hits = client.post(f"/api/upload?patches=[{patch}]", content=out.getvalue()).json()["hits"]
-        assert {color_of(hit["row"]) for hit in hits if hit["score"] == 1} == ({"green"} if color == "green" else {"red", "green", "blue"})
+        assert {color_of(hit["row"]) for hit in hits if hit["score"] == 1} == (
+            {"green"} if color == "green" else {"red", "green", "blue"}
+        )
 
 
 @examples(40)
@@ -431,3 +434,66 @@ def test_a_query_is_checked_where_it_is_made():
     assert search_request({"row": 3, "patches": [1]}).patches == (1,)
     with pytest.raises(UserError, match="image and text|text and image"):
         search_request({"text": "a"}, b"picture")
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """A function that runs `filip serve` on twelve pictures until it would listen, and gives (exit code, output, error)."""
+    write_site(tmp_path / "twelve")
+    write_site(tmp_path / "none", 0)
+    listening = []
+    monkeypatch.setattr("filip_jax.inference.load_model", lambda workdir, step: ColorModel())
+    monkeypatch.setattr("filip_jax.search.pictures.open_pictures", lambda features: None)
+
+    class Server:
+        def run(self, sockets):
+            listening.append(sockets[0].getsockname())
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("filip_jax.search.page.serve.make_server", lambda app: Server())
+
+    def run(*words, index="twelve"):
+        code = main(["serve", f"--index={tmp_path / index}", "--workdir=none", *words])
+        output, error = capsys.readouterr()
+        return code, output, error, listening
+
+    return run
+
+
+def test_the_command_prints_the_address_and_ends_by_an_interrupt(command):
+    code, output, error, listening = command("--port=0")
+    assert (code, error) == (0, "") and listening[0][0] == "127.0.0.1"
+    assert output.splitlines()[0] == f"http://127.0.0.1:{listening[0][1]}/"
+    assert command("--port=0", index="none")[0] == 0
+
+
+def test_beyond_this_machine_the_command_makes_a_token(command):
+    tokens = {
+        re.search(r"/\?token=([\w-]{43})$", command("--port=0", "--host=0.0.0.0")[1].splitlines()[0])[1]
+        for _ in range(2)
+    }
+    assert len(tokens) == 2
+    assert f"/?token={TOKEN}\n" in command("--port=0", f"--token={TOKEN}")[1]
+
+
+def test_mistakes_of_the_command_are_one_line(command, monkeypatch):
+    with limits.socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for words, index, message in (
+            ([f"--port={port}"], "twelve", f"--host=127.0.0.1 --port={port}: "),
+            (["--host=no.such.host.example", "--port=0"], "twelve", "--host=no.such.host.example"),
+            (["--port=70000"], "twelve", "--port=70000"),
+            (["--token=short"], "twelve", "--token: give 16 to 128"),
+            ([f"--token={TOKEN} {TOKEN}"], "twelve", "--token: give 16 to 128"),
+            (["--engine=exakt"], "twelve", "exact"),
+            ([], "nothing", "is no folder"),
+        ):
+            code, output, error, _ = command(*words, index=index)
+            assert code == 2 and output == "" and error.startswith("filip: error: ") and message in error, error
+            assert error.count("\n") == 1 and TOKEN not in error
+    monkeypatch.setattr(ColorModel, "origin", ColorModel.origin | {"step": 13})
+    code, _, error, _ = command("--port=0")
+    assert code == 2 and "of another model: the model's step 12, not 13" in error

@@ -35,14 +35,15 @@ class Answers:
         index: what is searched.
         model: of which the index is.
         name: of the index, as the page shows it.
+        candidates: rows that are scored instead of all, see `Index.search`.
 
     Raises:
         UserError: the index is of another model.
     """
 
-    def __init__(self, index: Index, model: Embedder, name: str = ""):
+    def __init__(self, index: Index, model: Embedder, name: str = "", candidates: int | None = None):
         index.check_model(model)
-        self.index, self.model, self.name = index, model, name
+        self.index, self.model, self.name, self.candidates = index, model, name, candidates
         self.features, self.manifest = index.features, index.features.manifest
         self.framing = Framing(**self.manifest.framing)
         self.grid = self.manifest.grid or (0, 0)
@@ -86,7 +87,7 @@ class Answers:
         if query is None:
             rows = self._sample(request.top, request.where)
         else:
-            hits = self.index.search_all([query], top=request.top, where=request.where)[0]
+            (hits,) = self.index.search_all([query], request.top, request.where, self.candidates)
             rows = [hit.row for hit in hits]
         if about["kind"] == "text":
             length = self.model.text_length

@@ -136,13 +136,13 @@ class View {
   said(patch) {
     const value = this.values?.[patch];
     const place = `row ${Math.floor(patch / grid[1]) + 1}, column ${(patch % grid[1]) + 1}`;
-    return value == null ? place : `${this.name} ${score(value)} at ${place}`;
+    return value == null ? place : `${this.nameAt(patch)} ${score(value)} at ${place}`;
   }
 
-  // values: of each patch, null of one that is not stored; null of all turns the light off.
-  light(values, low, high, name) {
+  // values: of each patch, null of one that is not stored; null of all turns the light off. nameAt: of a patch, what matches it.
+  light(values, low, high, nameAt) {
     this.values = values && best(values) >= 0 ? values : null;
-    this.name = name;
+    this.nameAt = nameAt;
     this.element.classList.toggle("lit", this.values !== null);
     if (this.values) draw(this.canvas, this.values, low, high);
     this.mark();
@@ -154,7 +154,7 @@ class View {
     this.place(this.best, top);
     this.place(this.at, at);
     const shown = this.cursor >= 0 ? this.cursor : top;
-    this.tag.textContent = this.cursor >= 0 ? this.said(shown) : top >= 0 ? `${this.name} ${score(this.values[top])}` : "";
+    this.tag.textContent = this.cursor >= 0 ? this.said(shown) : top >= 0 ? `${this.nameAt(top)} ${score(this.values[top])}` : "";
   }
 
   place(frame, patch) {
@@ -171,8 +171,9 @@ function mapOf(hit, part) {
   return hit.maps[0].map((_, n) => hit.maps.reduce((most, map) => (map[n] != null && (most == null || map[n] > most) ? map[n] : most), null));
 }
 
-function nameOf(part) {
-  return part === ALL ? "best word" : state.answer.query.parts[part];
+// Names the part of the query that a patch of a hit is compared with.
+function nameAt(hit, part, patch) {
+  return state.answer.query.parts[part === ALL ? best(hit.maps.map((map) => map[patch])) : part];
 }
 
 function shine() {
@@ -181,11 +182,11 @@ function shine() {
   const values = maps.flatMap((map) => map ?? []).filter((value) => value != null);
   const low = values.reduce((a, b) => Math.min(a, b), Infinity), high = values.reduce((a, b) => Math.max(a, b), -Infinity);
   const lit = values.length > 0;
-  for (const { view, hit } of state.views) view.light(lit ? mapOf(hit, part) : null, low, high, lit ? nameOf(part) : "");
+  for (const { view, hit } of state.views) view.light(lit ? mapOf(hit, part) : null, low, high, (patch) => nameAt(hit, part, patch));
   $("scale").classList.toggle("off", !lit);
   $("low").textContent = lit ? score(low) : "0";
   $("high").textContent = lit ? score(high) : "1";
-  const what = lit && (part === ALL ? "each patch with the word it matches best" : `each patch with “${nameOf(part)}”`);
+  const what = lit && (part === ALL ? "each patch with the word it matches best" : `each patch with “${state.answer.query.parts[part]}”`);
   $("legend").textContent = lit ? `similarity of ${what}; one scale for all pictures` : "";
   for (const button of document.querySelectorAll("#words button")) button.setAttribute("aria-pressed", String(Number(button.value) === state.pinned));
 }
@@ -333,7 +334,7 @@ function pictureOf(hit, place) {
 }
 
 function card(hit, n) {
-  const facts = make("div", { className: "hit" }, make("bdi", { textContent: hit.key, title: hit.key }), make("b", { textContent: score(hit.score) }));
+  const facts = make("div", { className: "hit" }, make("bdi", { textContent: hit.key.split("/").pop(), title: hit.key }), make("b", { textContent: score(hit.score) }));
   facts.append(make("p", { textContent: hit.caption, title: hit.caption, dir: "auto" }));
   const item = make("li", {}, facts);
   if (hit.picture) {
@@ -409,8 +410,8 @@ function showWords({ of_query, of_captions, looked_at }) {
 }
 
 function bar({ word, similarity }, searches) {
-  const meter = make("meter", { min: 0, max: 1, value: Math.max(similarity, 0) });
-  meter.setAttribute("aria-hidden", "true");
+  const part = make("i"), meter = make("span", { className: "meter" }, part);
+  part.style.width = `${100 * Math.min(Math.max(similarity, 0), 1)}%`;
   const row = make(searches ? "button" : "div", { className: "bar" }, make("bdi", { textContent: word, title: word }), meter, make("span", { textContent: score(similarity) }));
   if (searches) {
     row.title = `Search for ${word}`;
@@ -453,7 +454,10 @@ function listen() {
     take($("file").files[0]);
     $("file").value = "";
   });
-  $("filter").addEventListener("click", () => showFilters($("filters").hidden));
+  $("filter").addEventListener("click", () => {
+    showFilters($("filters").hidden);
+    if (!$("filters").hidden) $("where").focus();
+  });
   $("more").addEventListener("click", () => {
     const top = Math.min((state.request.top ?? TOP) + STEP, state.info.max_top);
     search({ ...state.request, top }, "");
@@ -488,14 +492,14 @@ function listen() {
 function showFilters(shown) {
   $("filters").hidden = !shown;
   $("filter").setAttribute("aria-expanded", String(shown));
-  if (shown) $("where").focus();
 }
 
 function restore() {
   $("detail").close();
   const request = remembered();
   $("text").value = request.text;
-  if (request.where && $("filters").hidden) showFilters(true);
+  $("where").value = request.where;
+  if (request.where) showFilters(true);
   return search(request, "");
 }
 
@@ -511,7 +515,7 @@ async function start() {
   $("text").maxLength = info.max_text;
   const names = Object.entries(info.columns).map(([name, kind]) => `${name} (${kind})`);
   $("columns").textContent = `Columns: ${names.join(", ")}. For example: width > 640 and caption contains "dog"`;
-  const patches = info.grid ? `${grid[0]} x ${grid[1]} patches of ${info.image_size} pixels a side` : "";
+  const patches = info.grid ? `${grid[0]} x ${grid[1]} patches of a square of ${info.image_size} pixels` : "";
   const about = [info.name, `${count(info.rows)} ${info.side}s`, patches, `step ${info.step}`, info.dtype, ...info.reductions];
   $("about").textContent = about.filter(Boolean).join(" · ");
   listen();
