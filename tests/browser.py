@@ -147,7 +147,10 @@ def browser(folder) -> Iterator[Browser]:
     # The browser reads from its third file and writes to its fourth.
     script = f'exec 3<&{to_read} 4>&{back_write}; exec "$@"'
     process = subprocess.Popen(
-        ["bash", "-c", script, "bash", *words], pass_fds=(to_read, back_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ["bash", "-c", script, "bash", *words],
+        pass_fds=(to_read, back_write),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     os.close(to_read), os.close(back_write)
     try:
