@@ -117,7 +117,7 @@ def compare(source: Source, section: Mapping[str, Any], features: Features, rows
     progress = Progress("comparing with the features", len(source))
     for index in range(len(source)):
         place = place_of(source, section, index)
-        for nth, text in enumerate(_texts(source, index) if side == "text" else [""]):
+        for nth, text in enumerate(texts_of(source, index) if side == "text" else [""]):
             if not known.take(*place, text):
                 records.append(index)
                 captions.append(nth)
@@ -153,7 +153,7 @@ def _digest(*texts: str) -> bytes:
     return hashlib.blake2b(data, digest_size=16).digest()
 
 
-def _texts(source: Source, index: int) -> list[str]:
+def texts_of(source: Source, index: int) -> list[str]:
     """Return the captions that say something; a record that cannot be read has one, so that it is named when it is its turn."""
     try:
         return [caption.text for caption in that_say(source.captions(index))]

@@ -23,7 +23,7 @@ from filip_jax.folders import remove
 from filip_jax.inference import Embedder
 from filip_jax.inference.ahead import in_order
 from filip_jax.progress import Progress
-from filip_jax.search.collection import NOT_FINITE, Comparison, Item, Unit, compare, read
+from filip_jax.search.collection import NOT_FINITE, Comparison, Item, Unit, compare, read, texts_of
 from filip_jax.search.reductions import losses, positions_of, reduced, words_of
 from filip_jax.small_files import is_whole
 
@@ -167,20 +167,22 @@ class Work:
         manifest = self.writer.manifest
         if not manifest.reductions or any(each["losses"] for each in manifest.reductions):
             return
-        pairs = [pair for pair in map(self._pair, spread(self.source, PAIRS)) if pair]
-        if len(pairs) < 2:
-            return self.say("losses of recall are not measured: the source has no pairs of an image and a caption")
-        images = self.model.encode_image([item.content for item, _ in pairs])
-        tokens, mask = self.model.encode_text([text for _, text in pairs])
-        found = losses(images, [text[some] for text, some in zip(tokens, mask)], manifest, self.words)
+        captioned = [index for index in spread(self.source, PAIRS) if texts_of(self.source, index) not in ([], [""])]
+        items = [read(self.source, self.section, self.model, "image", Unit(index, 0)) for index in captioned]
+        items = [item for item in items if item.content is not None]
+        if len(items) < 2:
+            self.say("losses of recall are not measured: the source has no pairs of an image and a caption")
+            found = [{**each, "losses": {"pairs": 0}} for each in manifest.reductions]
+        else:
+            images = self.model.encode_image([item.content for item in items])
+            tokens, mask = self.model.encode_text([item.fields["caption"] for item in items])
+            found = losses(images, [text[some] for text, some in zip(tokens, mask)], manifest, self.words)
+            for each in found:
+                fall = ", ".join(
+                    f"{name} {0 - value:+.4f}" for name, value in each["losses"].items() if name != "pairs"
+                )
+                self.say(f"{each['name']}: of {len(items)} pairs {fall}")
         self.writer.flush(lambda now: replace(now, reductions=tuple(found)))
-        for each in found:
-            fall = ", ".join(f"{name} {0 - value:+.4f}" for name, value in each["losses"].items() if name != "pairs")
-            self.say(f"{each['name']}: of {len(pairs)} pairs {fall}")
-
-    def _pair(self, index: int) -> tuple[Item, str] | None:
-        item = read(self.source, self.section, self.model, "image", Unit(index, 0))
-        return (item, item.fields["caption"]) if item.content is not None and item.fields["caption"] else None
 
     def summary(self) -> Features:
         """Say what the folder holds now, and return it."""
