@@ -16,7 +16,7 @@ from filip_jax import inference
 from filip_jax.cli import main
 from filip_jax.errors import UserError
 from filip_jax.evals import retrieval
-from filip_jax.features import FeatureWriter, open_features
+from filip_jax.features import Features, FeatureWriter, open_features
 from filip_jax.inference.ranking import Ranking
 from filip_jax.losses import token_similarity
 from filip_jax.search import scan
@@ -177,8 +177,11 @@ def test_threads_share_an_index(tmp_path):
     "grid, dimension, dtype", [((7, 7), 256, "float16"), ((64, 64), 1024, "float32"), ((180, 180), 65536, "float32")]
 )
 def test_blocks_stay_small_whatever_a_folder_holds(grid, dimension, dtype):
-    class Many:
+    class Many(Features):
         manifest = manifest_of(grid=grid, dimension=dimension, dtype=dtype)
+
+        def __init__(self):
+            pass
 
         def __len__(self):
             return 10**9
