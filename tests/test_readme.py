@@ -56,6 +56,15 @@ def demo(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def scenes_index(demo, tmp_path_factory):
+    """The index of 40 of the demo's held-out scenes."""
+    index = tmp_path_factory.mktemp("indices") / "scenes.index"
+    source = ["emoji_scenes", "split=val", "seed=1", "scenes=40"]
+    assert main(["embed", f"--workdir={demo}/quick/filip", f"--output={index}", *source, "--dtype=float32"]) == 0
+    return str(index)
+
+
+@pytest.fixture(scope="session")
 def pairs(tmp_path_factory):
     """A folder with one image and its caption."""
     folder = tmp_path_factory.mktemp("pairs")
@@ -213,7 +222,7 @@ def tier(text):
     """Return a command or block, marked as slow if it starts a process or reads the demo's run."""
     return (
         slow(text)
-        if re.search(r"runs/(demo|clip|siglip|dinov2|\*)", text)
+        if re.search(r"runs/(demo|clip|siglip|dinov2|scenes|\*)", text)
         or re.match(r"(\w+=\S+ )*(bash|python|filip plan) ", text)
         else text
     )
@@ -224,6 +233,8 @@ RUN = [command for command in COMMANDS if command not in ELSEWHERE and not comma
 
 @pytest.mark.parametrize("command", [tier(command) for command in RUN], ids=named)
 def test_commands(command, request, imported, pairs, tars, tmp_path, monkeypatch, capsys):
+    if "=runs/scenes.index" in command and not command.startswith("filip embed"):
+        command = command.replace("runs/scenes.index", request.getfixturevalue("scenes_index"))
     if "runs/demo" in command:
         command = command.replace("runs/demo", f"{request.getfixturevalue('demo')}/quick")
     for name in IMPORTS:
@@ -264,6 +275,12 @@ def test_commands(command, request, imported, pairs, tars, tmp_path, monkeypatch
         check_benchmark(words[1:])
     elif words[1] == "inspect":
         assert main(words[1:]) == 0 and "verified: " in capsys.readouterr().out
+    elif words[1] in ("search", "index"):
+        if "--engine=lance" in words:
+            pytest.importorskip("lancedb")
+        assert main(words[1:]) == 0
+        shown = capsys.readouterr().out
+        assert re.search(r"^\| rank |^{\"rank\": 1|the engine holds all 40|recall@10 1.0|as it was written", shown, re.MULTILINE)
     elif words[1] == "import":
         for name, place in WEIGHTS.items():
             words = [re.sub(rf"(^|=){name}$", rf"\g<1>{ROOT}/tests/weights/{place}", word) for word in words]
@@ -299,6 +316,8 @@ def test_commands(command, request, imported, pairs, tars, tmp_path, monkeypatch
 def test_python_blocks(block, request, imported, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     names, page = {}, PYTHON[block]
+    if "runs/scenes.index" in block:
+        block = block.replace("runs/scenes.index", request.getfixturevalue("scenes_index"))
     if "runs/demo" in block:
         block = block.replace("runs/demo", f"{request.getfixturevalue('demo')}/quick")
     if '"runs/clip"' in block:
