@@ -54,7 +54,7 @@ The queries are captions of the index, if it has some and --workdir names its mo
 def add_index_commands(command: Callable[..., Any]) -> None:
     """Add them; `command` makes a parser of a name, what it runs and its help."""
     search = command("search", _search, SEARCH)
-    _add_index(search)
+    add_index_options(search)
     query = search.add_mutually_exclusive_group(required=True)
     query.add_argument("--text", help="what is looked for, in words")
     query.add_argument("--image", help="a picture file that is looked for")
@@ -84,7 +84,8 @@ def add_index_commands(command: Callable[..., Any]) -> None:
             part.add_argument("--queries", type=int, default=100, help="how many (default: 100)")
 
 
-def _add_index(parser) -> None:
+def add_index_options(parser) -> None:
+    """Add the options that name an index and how it is searched."""
     parser.add_argument("--index", required=True, metavar="INDEX", help="the folder that filip embed made")
     _add_engine(parser)
 
@@ -96,7 +97,12 @@ def _add_engine(parser) -> None:
     parser.add_argument("--candidates", type=int, metavar="N", help="rows that are scored instead of all")
 
 
-def _open(arguments, engine: str | None = None):
+def open_index_of(arguments, engine: str | None = None):
+    """Return the index that a command's options name.
+
+    Args:
+        engine: instead of theirs.
+    """
     from filip_jax.search.engines import ENGINES
     from filip_jax.search.index import open_index
 
@@ -113,7 +119,7 @@ def _search(arguments, _) -> None:
     if arguments.sheet and (arguments.text is None or Path(arguments.sheet).suffix.lower() != ".png"):
         raise UserError("--sheet draws the hits of --text, into a file that ends with .png")
     asked = list(_asked(arguments))
-    index = _open(arguments)
+    index = open_index_of(arguments)
     model = load_model(arguments.workdir, step_number(arguments.step))
     queries = [index.query(model, **{kind: value}) for _, kind, value in asked]
     found = index.search_all(queries, top=arguments.top, where=arguments.where, candidates=arguments.candidates)
@@ -196,7 +202,7 @@ def _inspect(arguments, _) -> None:
 
 
 def _build(arguments, _) -> None:
-    index = _open(arguments)
+    index = open_index_of(arguments)
     began = time.perf_counter()
     added, deleted = index.build()
     show(
@@ -207,7 +213,7 @@ def _build(arguments, _) -> None:
 def _check(arguments, _) -> None:
     from filip_jax.search.check import captions, check, sampled
 
-    fast, exact = _open(arguments), _open(arguments, "exact")
+    fast, exact = open_index_of(arguments), _open(arguments, "exact")
     texts = captions(fast, arguments.queries) if arguments.workdir else []
     if texts:
         from filip_jax.inference import load_model

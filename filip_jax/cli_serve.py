@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from filip_jax.choices import step_number
+from filip_jax.cli_search_index import add_index_options, open_index_of
 from filip_jax.console import show
 from filip_jax.errors import UserError
 from filip_jax.extras import extra_module
@@ -28,9 +29,8 @@ DEFAULT_PORT = 8750
 def add_serve_command(command: Callable[..., Any]) -> None:
     """Add the command; `command` makes a parser of a name, what it runs and its help."""
     serve = command("serve", _serve, SERVE)
-    serve.add_argument("--index", required=True, metavar="INDEX", help="a folder that filip embed wrote")
+    add_index_options(serve)
     serve.add_argument("--step", default="latest", help="latest or a number (default: latest)")
-    serve.add_argument("--engine", default="exact", help="what finds candidates, see filip index (default: exact)")
     serve.add_argument("--host", default="127.0.0.1", help="name or address to listen on (default: 127.0.0.1)")
     serve.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"0 takes a free one (default: {DEFAULT_PORT})")
     serve.add_argument(
@@ -42,10 +42,10 @@ def _serve(arguments, _) -> None:
     for module in ("starlette", "uvicorn"):
         extra_module(module, "search", "filip serve needs")
     from filip_jax.inference import load_model
-    from filip_jax.search.index import open_index
     from filip_jax.search.page.answers import Answers
     from filip_jax.search.page.app import make_app
     from filip_jax.search.page.limits import MIN_TOKEN, is_loopback
+    from filip_jax.search.page.requests import SearchRequest
     from filip_jax.search.page.serve import address_of, listen, make_server
     from filip_jax.search.page.thumbnails import Thumbnails
     from filip_jax.search.pictures import open_pictures
@@ -55,11 +55,11 @@ def _serve(arguments, _) -> None:
         raise UserError(f"--token: give {MIN_TOKEN} to 128 letters, digits, - and _")
     if not token and not is_loopback(arguments.host):
         token = secrets.token_urlsafe(32)
-    index = open_index(arguments.index, engine=arguments.engine)
+    index = open_index_of(arguments)
     listener = listen(arguments.host, arguments.port)
     with listener:
         model = load_model(arguments.workdir, step_number(arguments.step))
-        answers = Answers(index, model, Path(arguments.index).resolve().name)
+        answers = Answers(index, model, Path(arguments.index).resolve().name, arguments.candidates)
         if len(index.features):
             answers.search(
                 Query(text="a")

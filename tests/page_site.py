@@ -34,7 +34,9 @@ class ColorModel:
 
     grid, image_size, text_length, framing, pooling, step = GRID, SIDE, 16, CLIP_FRAMING, "tokens", 12
     tokenizer = SimpleNamespace(
-        has_bos=True, spans=lambda text, length: _spans(text)[:length], knows=lambda text: text != "xyzzy"
+        has_bos=True,
+        spans=lambda text, length: [*_spans(text)[:-1][: length - 1], _spans(text)[-1]],
+        knows=lambda text: text != "xyzzy",
     )
     origin = ORIGIN
 

@@ -75,8 +75,9 @@ def rows(page):
 def brightest(page, n=0):
     """Return the patch of a hit that is darkened least."""
     return page.js(
-        f"(() => {{ const c = document.querySelectorAll('#hits canvas')[{n}]; const d = c.getContext('2d').getImageData(0, 0, c.width,"
-        " c.height).data; let best = 0; for (let i = 0; i < d.length / 4; i++) if (d[4*i+3] < d[4*best+3]) best = i; return best })()"
+        f"(() => {{ const c = document.querySelectorAll('#hits canvas')[{n}]; const pen = c.getContext('2d'); let best = 0, least = 256;"
+        "for (let i = 0; i < 9; i++) { const [x, y] = [i % 3 + .5, Math.floor(i / 3) + .5].map(v => Math.floor(v * c.width / 3));"
+        "const alpha = pen.getImageData(x, y, 1, 1).data[3]; if (alpha < least) [least, best] = [alpha, i] } return best })()"
     )
 
 

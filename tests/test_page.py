@@ -22,6 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from filip_jax.cli import main
 from filip_jax.data.preprocess import centre_view
 from filip_jax.data.record import BadRecord
 from filip_jax.errors import UserError
@@ -114,7 +115,7 @@ def test_a_whole_picture_searches_by_its_row_or_uploaded(client):
     ours = client.post("/api/search", json={"row": 6}).json()
     uploaded = client.post("/api/upload?top=24", content=png(Image.new("RGB", (SIDE, SIDE), COLORS["blue"]))).json()
     assert ours["hits"][0]["row"] == 6 and {color_of(hit["row"]) for hit in uploaded["hits"][:3]} == {"blue"}
-    assert uploaded["query"]["kind"] == "picture" and uploaded["query"]["square"] == [0, 0, 1, 1]
+    assert uploaded["query"]["kind"] == "picture" and uploaded["query"]["square"] == pytest.approx([0, 0, 1, 1])
     patch = client.post("/api/upload?patches=[0]&top=2", content=png(Image.new("RGB", (SIDE, SIDE), COLORS["red"])))
     assert [color_of(hit["row"]) for hit in patch.json()["hits"]] == ["red", "red"]
 
@@ -130,11 +131,27 @@ def test_vectors_come_with_their_places(client):
     assert np.array(hit["tokens"]).shape == (9, 4) and hit["positions"] == [*range(9)]
     found = client.post("/api/search", json={"tokens": [[9.0, 0, 0, 0]]}).json()
     assert found["hits"][0]["row"] == hit["row"] and found["hits"][0]["score"] == 1
+    huge = client.post("/api/search", json={"tokens": [[1e300, 0, 0, 0]]}).json()
+    assert huge["hits"] == found["hits"]
 
 
 def test_the_square_is_what_the_model_sees_of_a_picture(client):
     hits = client.post("/api/search", json={}).json()["hits"]
-    assert hits[0]["square"] == [0, 0, 1, 1] and hits[1]["square"] == pytest.approx([0.25, 0, 0.75, 1], abs=1e-3)
+    for hit, square in zip(hits, ([0, 0, 1, 1], [0.25, 0, 0.75, 1])):
+        assert hit["square"] == pytest.approx(square, abs=1e-3)
+
+
+def test_an_uploaded_picture_is_turned_as_its_camera_says(client):
+    picture = Image.new("RGB", (SIDE, SIDE), COLORS["white"])
+    picture.paste(COLORS["green"], (0, 0, 30, 30))
+    out, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # shown turned to the right
+    picture.save(out, "JPEG", quality=95, exif=exif)
+    for patch, color in ((2, "green"), (0, "white")):
+        hits = client.post(f"/api/upload?patches=[{patch}]", content=out.getvalue()).json()["hits"]
+        assert {color_of(hit["row"]) for hit in hits if hit["score"] == 1} == (
+            {"green"} if color == "green" else {"red", "green", "blue"}
+        )
 
 
 @examples(40)
@@ -183,7 +200,7 @@ MISTAKES = {
     '{"top": 0}': "top=0 is not a whole number from 1", '{"top": true}': "top=True", '{"row": 99}': "12 rows, numbered from 0",
     '{"row": -1}': "row=-1 is not", '{"row": 4}': "was removed", '{"row": 1, "patches": [9]}': "a row has 9, numbered",
     '{"patches": [1]}': "give one", '{"text": "a", "row": 1}': "text and row are given", '{"tokens": [[1, 2]]}': "has not 4 numbers",
-    '{"tokens": [[0, 0, 0, 0]]}': "no length", '{"tokens": [[1e300, 0, 0, 0]]}': "no length", '{"tokens": []}': "is not a list of 1",
+    '{"tokens": [[0, 0, 0, 0]]}': "has length 0", '{"tokens": [[1e999, 0, 0, 0]]}': "no JSON that can be read", '{"tokens": []}': "is not a list of 1",
     '{"where": "typo"}': "typo", '{"text": "a", "where": "width >"}': "width", '{"text": "xyzzy"}': "knows no word",
     '{"tokens": [[NaN, 0, 0, 0]]}': "no JSON that can be read", '{"row": 1e9}': "is not the number of a row",
 }  # fmt: skip
@@ -417,3 +434,66 @@ def test_a_query_is_checked_where_it_is_made():
     assert search_request({"row": 3, "patches": [1]}).patches == (1,)
     with pytest.raises(UserError, match="image and text|text and image"):
         search_request({"text": "a"}, b"picture")
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """A function that runs `filip serve` on twelve pictures until it would listen, and gives (exit code, output, error)."""
+    write_site(tmp_path / "twelve")
+    write_site(tmp_path / "none", 0)
+    listening = []
+    monkeypatch.setattr("filip_jax.inference.load_model", lambda workdir, step: ColorModel())
+    monkeypatch.setattr("filip_jax.search.pictures.open_pictures", lambda features: None)
+
+    class Server:
+        def run(self, sockets):
+            listening.append(sockets[0].getsockname())
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("filip_jax.search.page.serve.make_server", lambda app: Server())
+
+    def run(*words, index="twelve"):
+        code = main(["serve", f"--index={tmp_path / index}", "--workdir=none", *words])
+        output, error = capsys.readouterr()
+        return code, output, error, listening
+
+    return run
+
+
+def test_the_command_prints_the_address_and_ends_by_an_interrupt(command):
+    code, output, error, listening = command("--port=0")
+    assert (code, error) == (0, "") and listening[0][0] == "127.0.0.1"
+    assert output.splitlines()[0] == f"http://127.0.0.1:{listening[0][1]}/"
+    assert command("--port=0", index="none")[0] == 0
+
+
+def test_beyond_this_machine_the_command_makes_a_token(command):
+    tokens = {
+        re.search(r"/\?token=([\w-]{43})$", command("--port=0", "--host=0.0.0.0")[1].splitlines()[0])[1]
+        for _ in range(2)
+    }
+    assert len(tokens) == 2
+    assert f"/?token={TOKEN}\n" in command("--port=0", f"--token={TOKEN}")[1]
+
+
+def test_mistakes_of_the_command_are_one_line(command, monkeypatch):
+    with limits.socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for words, index, message in (
+            ([f"--port={port}"], "twelve", f"--host=127.0.0.1 --port={port}: "),
+            (["--host=no.such.host.example", "--port=0"], "twelve", "--host=no.such.host.example"),
+            (["--port=70000"], "twelve", "--port=70000"),
+            (["--token=short"], "twelve", "--token: give 16 to 128"),
+            ([f"--token={TOKEN} {TOKEN}"], "twelve", "--token: give 16 to 128"),
+            (["--engine=exakt"], "twelve", "exact"),
+            ([], "nothing", "is no folder"),
+        ):
+            code, output, error, _ = command(*words, index=index)
+            assert code == 2 and output == "" and error.startswith("filip: error: ") and message in error, error
+            assert error.count("\n") == 1 and TOKEN not in error
+    monkeypatch.setattr(ColorModel, "origin", ColorModel.origin | {"step": 13})
+    code, _, error, _ = command("--port=0")
+    assert code == 2 and "of another model: the model's step 12, not 13" in error

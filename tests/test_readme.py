@@ -56,15 +56,6 @@ def demo(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def scenes_index(demo, tmp_path_factory):
-    """The index of 40 of the demo's held-out scenes."""
-    index = tmp_path_factory.mktemp("indices") / "scenes.index"
-    source = ["emoji_scenes", "split=val", "seed=1", "scenes=40"]
-    assert main(["embed", f"--workdir={demo}/quick/filip", f"--output={index}", *source, "--dtype=float32"]) == 0
-    return str(index)
-
-
-@pytest.fixture(scope="session")
 def pairs(tmp_path_factory):
     """A folder with one image and its caption."""
     folder = tmp_path_factory.mktemp("pairs")
@@ -73,6 +64,16 @@ def pairs(tmp_path_factory):
     Image.new("RGB", (30, 20)).save(folder / "dog.jpg")
     (folder / "dog.txt").write_text("a dog")
     return folder
+
+
+@pytest.fixture(scope="session")
+def scenes(demo, tmp_path_factory):
+    """The index that docs/search.md embeds first."""
+    index = tmp_path_factory.mktemp("scenes") / "scenes.index"
+    command = next(command for command in COMMANDS if re.match(r"filip embed .*--output=runs/scenes.index ", command))
+    words = command.replace("runs/demo", f"{demo}/quick").replace("runs/scenes.index", str(index)).split()
+    assert main(words[1:]) == 0
+    return index
 
 
 WEIGHTS = {  # what stands for public weights
@@ -233,13 +234,13 @@ RUN = [command for command in COMMANDS if command not in ELSEWHERE and not comma
 
 @pytest.mark.parametrize("command", [tier(command) for command in RUN], ids=named)
 def test_commands(command, request, imported, pairs, tars, tmp_path, monkeypatch, capsys):
-    if "=runs/scenes.index" in command and not command.startswith("filip embed"):
-        command = command.replace("runs/scenes.index", request.getfixturevalue("scenes_index"))
     if "runs/demo" in command:
         command = command.replace("runs/demo", f"{request.getfixturevalue('demo')}/quick")
     for name in IMPORTS:
         if re.match(rf"filip (align|eval|export|train) .*runs/{name}\b", command):
             command = command.replace(f"runs/{name}", imported(name))
+    if "runs/scenes.index" in command and not command.startswith("filip embed"):
+        command = command.replace("runs/scenes.index", str(request.getfixturevalue("scenes")))
     if '"runs/*"' in command:
         command = command.replace("runs/*", f"{Path(imported('clip')).parent}/*")
     words = shlex.split(command.replace("PAIRS", str(pairs)).replace("runs/", f"{tmp_path}/"))
@@ -273,6 +274,8 @@ def test_commands(command, request, imported, pairs, tars, tmp_path, monkeypatch
         check_pip([word for word in words[2:] if not word.startswith("-")])
     elif words[0] == "python":
         check_benchmark(words[1:])
+    elif words[1] == "embed":
+        assert main(words[1:]) == 0 and " new rows; " in capsys.readouterr().out
     elif words[1] == "inspect":
         assert main(words[1:]) == 0 and "verified: " in capsys.readouterr().out
     elif words[1] in ("search", "index"):
@@ -280,7 +283,7 @@ def test_commands(command, request, imported, pairs, tars, tmp_path, monkeypatch
             pytest.importorskip("lancedb")
         assert main(words[1:]) == 0
         shown = capsys.readouterr().out
-        assert re.search(r"^\| rank |^{\"rank\": 1|the engine holds all 40|recall@10 1.0|as it was written", shown, re.MULTILINE)
+        assert re.search(r"^\| rank |^{\"rank\": 1|the engine holds all 256|recall@10 1.0|as it was written", shown, re.MULTILINE)
     elif words[1] == "import":
         for name, place in WEIGHTS.items():
             words = [re.sub(rf"(^|=){name}$", rf"\g<1>{ROOT}/tests/weights/{place}", word) for word in words]
@@ -316,10 +319,10 @@ def test_commands(command, request, imported, pairs, tars, tmp_path, monkeypatch
 def test_python_blocks(block, request, imported, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     names, page = {}, PYTHON[block]
-    if "runs/scenes.index" in block:
-        block = block.replace("runs/scenes.index", request.getfixturevalue("scenes_index"))
     if "runs/demo" in block:
         block = block.replace("runs/demo", f"{request.getfixturevalue('demo')}/quick")
+    if '"runs/scenes.index"' in block:
+        block = block.replace("runs/scenes.index", str(request.getfixturevalue("scenes")))
     if '"runs/clip"' in block:
         block = block.replace("runs/clip", imported("clip"))
     exec(compile(block.replace('"runs/', f'"{tmp_path}/'), page, "exec"), names)

@@ -164,7 +164,7 @@ class Work:
         found = losses(images, [text[some] for text, some in zip(tokens, mask)], manifest, self.words)
         self.writer.flush(lambda now: replace(now, reductions=tuple(found)))
         for each in found:
-            fall = ", ".join(f"{name} {-value:+.4f}" for name, value in each["losses"].items() if name != "pairs")
+            fall = ", ".join(f"{name} {0 - value:+.4f}" for name, value in each["losses"].items() if name != "pairs")
             self.say(f"{each['name']}: of {len(pairs)} pairs {fall}")
 
     def _pair(self, index: int) -> tuple[Item, str] | None:

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from filip_jax.data.decode import decode
 from filip_jax.data.preprocess import box_in_centre_view
 from filip_jax.errors import UserError
+from filip_jax.features.writer import unit
 from filip_jax.framing import Framing
 from filip_jax.inference import Embedder
 from filip_jax.search.explain import explain, patch_tokens
@@ -34,14 +35,15 @@ class Answers:
         index: what is searched.
         model: of which the index is.
         name: of the index, as the page shows it.
+        candidates: rows that are scored instead of all, see `Index.search`.
 
     Raises:
         UserError: the index is of another model.
     """
 
-    def __init__(self, index: Index, model: Embedder, name: str = ""):
+    def __init__(self, index: Index, model: Embedder, name: str = "", candidates: int | None = None):
         index.check_model(model)
-        self.index, self.model, self.name = index, model, name
+        self.index, self.model, self.name, self.candidates = index, model, name, candidates
         self.features, self.manifest = index.features, index.features.manifest
         self.framing = Framing(**self.manifest.framing)
         self.grid = self.manifest.grid or (0, 0)
@@ -85,7 +87,7 @@ class Answers:
         if query is None:
             rows = self._sample(request.top, request.where)
         else:
-            hits = self.index.search_all([query], top=request.top, where=request.where)[0]
+            (hits,) = self.index.search_all([query], request.top, request.where, self.candidates)
             rows = [hit.row for hit in hits]
         if about["kind"] == "text":
             length = self.model.text_length
@@ -163,10 +165,10 @@ class Answers:
         if any(len(each) != self.manifest.dimension for each in tokens):
             raise UserError(f"tokens: a vector has not {self.manifest.dimension} numbers, as those of the index have")
         found = np.array(tokens, np.float64)
-        lengths = np.linalg.norm(found, axis=-1, keepdims=True)
-        if not np.isfinite(lengths).all() or not (lengths > 0).all():
-            raise UserError("tokens: a vector has no length that can be made 1")
-        return (found / lengths).astype(np.float32)
+        largest = np.abs(found).max(axis=-1, keepdims=True)
+        if not (largest > 0).all():
+            raise UserError("tokens: a vector has length 0")
+        return unit(found / largest).astype(np.float32)
 
     def _place(self, patch: int) -> tuple[int, int]:
         rows, columns = self.grid

@@ -76,7 +76,8 @@ class Guard:
     """
 
     def __init__(self, app: ASGIApp, host: str, token: str):
-        self.app, self.host, self.token = app, host.lower(), token
+        self.app, self.token, self.is_local = app, token, is_loopback(host)
+        self.names = {"localhost", host.lower(), socket.gethostname().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_with_headers(message: Message) -> None:
@@ -111,12 +112,12 @@ class Guard:
 
     def _is_own(self, name: str) -> bool:
         """A name of a stranger that points to this machine is not; an address cannot be pointed anywhere else."""
-        if is_loopback(self.host):
+        if self.is_local:
             return is_loopback(name)
         address = ip_address(name)
         if address is not None:
             return not address.is_unspecified
-        return name in ("localhost", self.host, socket.gethostname().lower(), socket.getfqdn().lower())
+        return name in self.names
 
     def _without_token(self, scope: Scope) -> Response | None:
         if not self.token:

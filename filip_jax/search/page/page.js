@@ -7,6 +7,8 @@ const ALL = -1; // of the parts of a query: the best one at each patch
 // Colors and opacities of similarities from the lowest to the highest: what matches keeps its own colors, the rest goes dark.
 const RAMP = [[28, 23, 51, 0.8], [93, 42, 120, 0.7], [194, 65, 92, 0.56], [245, 144, 61, 0.44], [255, 226, 122, 0.3]];
 const LACKS = [128, 128, 128, 0.75]; // a patch whose token the index does not hold
+const SHADES = 256;
+const DETAIL = 48; // pixels, about, of a side of a drawn map
 
 const $ = (id) => document.getElementById(id);
 const count = (number) => number.toLocaleString("en");
@@ -18,10 +20,35 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-function color(share) {
-  const place = Math.min(Math.max(share, 0), 1) * (RAMP.length - 1);
+const colors = Array.from({ length: SHADES }, (_, shade) => {
+  const place = (shade / (SHADES - 1)) * (RAMP.length - 1);
   const n = Math.min(Math.floor(place), RAMP.length - 2);
   return RAMP[n].map((value, k) => value + (RAMP[n + 1][k] - value) * (place - n));
+});
+
+// Draws similarities on a canvas: between the centers of patches they are interpolated, then colored.
+function draw(canvas, values, low, high) {
+  const [rows, columns] = grid;
+  const scale = Math.max(Math.ceil(DETAIL / Math.max(rows, columns)), 1);
+  canvas.width = columns * scale;
+  canvas.height = rows * scale;
+  const pen = canvas.getContext("2d");
+  const drawn = pen.createImageData(canvas.width, canvas.height);
+  for (let y = 0; y < canvas.height; y++) {
+    for (let x = 0; x < canvas.width; x++) {
+      const own = values[Math.floor(y / scale) * columns + Math.floor(x / scale)];
+      const down = Math.min(Math.max((y + 0.5) / scale - 0.5, 0), rows - 1), right = Math.min(Math.max((x + 0.5) / scale - 0.5, 0), columns - 1);
+      const top = Math.floor(down), left = Math.floor(right), below = Math.min(top + 1, rows - 1), beside = Math.min(left + 1, columns - 1);
+      const at = (row, column) => values[row * columns + column] ?? own;
+      const above = at(top, left) + (at(top, beside) - at(top, left)) * (right - left);
+      const under = at(below, left) + (at(below, beside) - at(below, left)) * (right - left);
+      const share = (above + (under - above) * (down - top) - low) / (high - low || 1);
+      const shade = Math.round(Math.min(Math.max(share, 0), 1) * (SHADES - 1));
+      const [red, green, blue, alpha] = own == null ? LACKS : colors[shade];
+      drawn.data.set([red, green, blue, 255 * alpha], 4 * (y * canvas.width + x));
+    }
+  }
+  pen.putImageData(drawn, 0, 0);
 }
 
 // Lays an element on a part of what it stands in.
@@ -47,7 +74,7 @@ class View {
     this.values = null;
     this.cursor = this.selected = -1;
     this.image = make("img", { src: picture.source, alt: picture.label, decoding: "async", draggable: false });
-    this.canvas = make("canvas", { width: grid[1], height: grid[0] });
+    this.canvas = make("canvas");
     this.best = make("i", { className: "best" });
     this.at = make("i", { className: "at" });
     this.tag = make("span", { className: "tag" });
@@ -109,23 +136,15 @@ class View {
   said(patch) {
     const value = this.values?.[patch];
     const place = `row ${Math.floor(patch / grid[1]) + 1}, column ${(patch % grid[1]) + 1}`;
-    return value == null ? place : `${this.name} ${score(value)} at ${place}`;
+    return value == null ? place : `${this.nameAt(patch)} ${score(value)} at ${place}`;
   }
 
-  // values: of each patch, null of one that is not stored; null of all turns the light off.
-  light(values, low, high, name) {
+  // values: of each patch, null of one that is not stored; null of all turns the light off. nameAt: of a patch, what matches it.
+  light(values, low, high, nameAt) {
     this.values = values && best(values) >= 0 ? values : null;
-    this.name = name;
+    this.nameAt = nameAt;
     this.element.classList.toggle("lit", this.values !== null);
-    if (this.values) {
-      const pen = this.canvas.getContext("2d");
-      const drawn = pen.createImageData(grid[1], grid[0]);
-      this.values.forEach((value, n) => {
-        const [red, green, blue, alpha] = value == null ? LACKS : color((value - low) / (high - low || 1));
-        drawn.data.set([red, green, blue, 255 * alpha], 4 * n);
-      });
-      pen.putImageData(drawn, 0, 0);
-    }
+    if (this.values) draw(this.canvas, this.values, low, high);
     this.mark();
   }
 
@@ -135,7 +154,7 @@ class View {
     this.place(this.best, top);
     this.place(this.at, at);
     const shown = this.cursor >= 0 ? this.cursor : top;
-    this.tag.textContent = this.cursor >= 0 ? this.said(shown) : top >= 0 ? `${this.name} ${score(this.values[top])}` : "";
+    this.tag.textContent = this.cursor >= 0 ? this.said(shown) : top >= 0 ? `${this.nameAt(top)} ${score(this.values[top])}` : "";
   }
 
   place(frame, patch) {
@@ -152,8 +171,9 @@ function mapOf(hit, part) {
   return hit.maps[0].map((_, n) => hit.maps.reduce((most, map) => (map[n] != null && (most == null || map[n] > most) ? map[n] : most), null));
 }
 
-function nameOf(part) {
-  return part === ALL ? "best word" : state.answer.query.parts[part];
+// Names the part of the query that a patch of a hit is compared with.
+function nameAt(hit, part, patch) {
+  return state.answer.query.parts[part === ALL ? best(hit.maps.map((map) => map[patch])) : part];
 }
 
 function shine() {
@@ -162,13 +182,13 @@ function shine() {
   const values = maps.flatMap((map) => map ?? []).filter((value) => value != null);
   const low = values.reduce((a, b) => Math.min(a, b), Infinity), high = values.reduce((a, b) => Math.max(a, b), -Infinity);
   const lit = values.length > 0;
-  for (const { view, hit } of state.views) view.light(lit ? mapOf(hit, part) : null, low, high, lit ? nameOf(part) : "");
+  for (const { view, hit } of state.views) view.light(lit ? mapOf(hit, part) : null, low, high, (patch) => nameAt(hit, part, patch));
   $("scale").classList.toggle("off", !lit);
   $("low").textContent = lit ? score(low) : "0";
   $("high").textContent = lit ? score(high) : "1";
-  const what = lit && (part === ALL ? "each patch with the word it matches best" : `each patch with “${nameOf(part)}”`);
+  const what = lit && (part === ALL ? "each patch with the word it matches best" : `each patch with “${state.answer.query.parts[part]}”`);
   $("legend").textContent = lit ? `similarity of ${what}; one scale for all pictures` : "";
-  for (const button of $("words").children) button.setAttribute("aria-pressed", String(Number(button.value) === state.pinned));
+  for (const button of document.querySelectorAll("#words button")) button.setAttribute("aria-pressed", String(Number(button.value) === state.pinned));
 }
 
 function peek(part) {
@@ -277,7 +297,7 @@ function show(request, answer, how) {
   const { parts } = answer.query;
   const buttons = parts.map((part, n) => wordButton(n, part, "Show where this matches"));
   if (parts.length > 1) buttons.unshift(wordButton(ALL, "all words", "Show the best word of each patch"));
-  $("words").replaceChildren(...buttons);
+  $("words").replaceChildren(...(buttons.length ? buttons : [make("p", { textContent: hint(answer) })]));
   state.pinned = parts.length > 1 ? ALL : parts.length ? 0 : null;
   state.views = [];
   $("hits").classList.toggle("texts", state.info.side === "text");
@@ -295,8 +315,13 @@ function summary(answer) {
   if (!state.info.rows) return "The index is empty: filip embed adds to it.";
   if (!answer.hits.length) return `None of ${rows} ${things} passes the filter.`;
   if (answer.query.kind !== "sample") return `The best ${count(answer.hits.length)} of ${rows} ${things}, in ${answer.milliseconds.toFixed(0)} ms${note(answer.query)}`;
-  const how = state.info.side === "text" ? "search by words or by a picture" : "type words, or take a patch of a picture to search by it";
-  return `${count(answer.hits.length)} of ${rows} ${things}: ${how}.`;
+  return `${count(answer.hits.length)} of ${rows} ${things}`;
+}
+
+function hint(answer) {
+  if (!state.info.grid) return "";
+  if (answer.query.kind === "sample") return "Type words: the patches that match them light up on every picture. Or take a patch of a picture, and search by it.";
+  return "";
 }
 
 function note(query) {
@@ -309,7 +334,7 @@ function pictureOf(hit, place) {
 }
 
 function card(hit, n) {
-  const facts = make("div", { className: "hit" }, make("bdi", { textContent: hit.key, title: hit.key }), make("b", { textContent: score(hit.score) }));
+  const facts = make("div", { className: "hit" }, make("bdi", { textContent: hit.key.split("/").pop(), title: hit.key }), make("b", { textContent: score(hit.score) }));
   facts.append(make("p", { textContent: hit.caption, title: hit.caption, dir: "auto" }));
   const item = make("li", {}, facts);
   if (hit.picture) {
@@ -385,8 +410,8 @@ function showWords({ of_query, of_captions, looked_at }) {
 }
 
 function bar({ word, similarity }, searches) {
-  const meter = make("meter", { min: 0, max: 1, value: Math.max(similarity, 0) });
-  meter.setAttribute("aria-hidden", "true");
+  const part = make("i"), meter = make("span", { className: "meter" }, part);
+  part.style.width = `${100 * Math.min(Math.max(similarity, 0), 1)}%`;
   const row = make(searches ? "button" : "div", { className: "bar" }, make("bdi", { textContent: word, title: word }), meter, make("span", { textContent: score(similarity) }));
   if (searches) {
     row.title = `Search for ${word}`;
@@ -429,7 +454,10 @@ function listen() {
     take($("file").files[0]);
     $("file").value = "";
   });
-  $("filter").addEventListener("click", () => showFilters($("filters").hidden));
+  $("filter").addEventListener("click", () => {
+    showFilters($("filters").hidden);
+    if (!$("filters").hidden) $("where").focus();
+  });
   $("more").addEventListener("click", () => {
     const top = Math.min((state.request.top ?? TOP) + STEP, state.info.max_top);
     search({ ...state.request, top }, "");
@@ -464,14 +492,14 @@ function listen() {
 function showFilters(shown) {
   $("filters").hidden = !shown;
   $("filter").setAttribute("aria-expanded", String(shown));
-  if (shown) $("where").focus();
 }
 
 function restore() {
   $("detail").close();
   const request = remembered();
   $("text").value = request.text;
-  if (request.where && $("filters").hidden) showFilters(true);
+  $("where").value = request.where;
+  if (request.where) showFilters(true);
   return search(request, "");
 }
 
@@ -487,7 +515,7 @@ async function start() {
   $("text").maxLength = info.max_text;
   const names = Object.entries(info.columns).map(([name, kind]) => `${name} (${kind})`);
   $("columns").textContent = `Columns: ${names.join(", ")}. For example: width > 640 and caption contains "dog"`;
-  const patches = info.grid ? `${grid[0]} x ${grid[1]} patches of ${info.image_size} pixels a side` : "";
+  const patches = info.grid ? `${grid[0]} x ${grid[1]} patches of a square of ${info.image_size} pixels` : "";
   const about = [info.name, `${count(info.rows)} ${info.side}s`, patches, `step ${info.step}`, info.dtype, ...info.reductions];
   $("about").textContent = about.filter(Boolean).join(" · ");
   listen();
