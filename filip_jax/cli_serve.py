@@ -45,7 +45,6 @@ def _serve(arguments, _) -> None:
     from filip_jax.search.page.answers import Answers
     from filip_jax.search.page.app import make_app
     from filip_jax.search.page.limits import MIN_TOKEN, is_loopback
-    from filip_jax.search.page.requests import SearchRequest
     from filip_jax.search.page.serve import address_of, listen, make_server
     from filip_jax.search.page.thumbnails import Thumbnails
     from filip_jax.search.pictures import open_pictures

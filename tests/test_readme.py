@@ -283,7 +283,9 @@ def test_commands(command, request, imported, pairs, tars, tmp_path, monkeypatch
             pytest.importorskip("lancedb")
         assert main(words[1:]) == 0
         shown = capsys.readouterr().out
-        assert re.search(r"^\| rank |^{\"rank\": 1|the engine holds all 256|recall@10 1.0|as it was written", shown, re.MULTILINE)
+        assert re.search(
+            r"^\| rank |^{\"rank\": 1|the engine holds all 256|recall@10 1.0|as it was written", shown, re.MULTILINE
+        )
     elif words[1] == "import":
         for name, place in WEIGHTS.items():
             words = [re.sub(rf"(^|=){name}$", rf"\g<1>{ROOT}/tests/weights/{place}", word) for word in words]

@@ -107,7 +107,7 @@ def test_hits_are_those_of_the_definition(rows, side, dtype, top, like, seed):
 
 
 def test_scores_are_those_of_token_similarity(scenes):
-    model, images, texts = scenes
+    model, images, _ = scenes
     tokens, _ = images.features.tokens(range(10))
     words, mask = model.encode_text(["a cat by the sea"])
     image_to_text, text_to_image = (np.asarray(x)[:, 0] for x in token_similarity(tokens, words, mask))
@@ -135,7 +135,9 @@ def recalls(model, images, texts, source, candidates=None):
     ):
         ranking = Ranking(np.stack([np.arange(len(records))] * 2, axis=1), len(records), len(records), ranks=10)
         for n, hits in enumerate(index.search_all(asked, top=len(records), candidates=candidates)):
-            ranking.add(np.array([n]), np.array([hit.row for hit in hits]), np.array([[hit.score for hit in hits]], np.float32))
+            ranking.add(
+                np.array([n]), np.array([hit.row for hit in hits]), np.array([[hit.score for hit in hits]], np.float32)
+            )
         found |= {f"{way}_R@{k}": ranking.recall(k) for k in retrieval.RANKS}
     return found
 
@@ -147,7 +149,9 @@ def test_two_stages_find_the_best_of_the_nearest_pooled(tmp_path):
     whole = index.search(tokens=query, top=60)
     mean = query.mean(axis=0) / np.linalg.norm(query.mean(axis=0))
     near = set(np.argsort(-(features.pooled(range(60)) @ mean), kind="stable")[:20].tolist())
-    assert [hit.row for hit in index.search(tokens=query, top=5, candidates=20)] == [hit.row for hit in whole if hit.row in near][:5]
+    assert [hit.row for hit in index.search(tokens=query, top=5, candidates=20)] == [
+        hit.row for hit in whole if hit.row in near
+    ][:5]
     assert index.search(tokens=query, top=60, candidates=60) == whole
     with_all = check(index, index, sampled(index, 5), candidates=60)
     assert with_all.recall == {10: 1.0, 100: 1.0} and with_all.queries == 5
@@ -159,7 +163,9 @@ def test_filters_hold_before_the_best_are_taken(scenes):
     whole = images.search(model, text="cat dog")
     some = images.search(model, text="cat dog", top=3, where='width >= 603 and not caption contains "dog"')
     assert some == [hit for hit in whole if hit.width >= 603 and "dog" not in hit.caption][:3]
-    assert some == images.search(model, text="cat dog", top=3, where='width >= 603 and not caption contains "dog"', candidates=10)
+    assert some == images.search(
+        model, text="cat dog", top=3, where='width >= 603 and not caption contains "dog"', candidates=10
+    )
     assert images.search(model, text="cat dog", where="width < 0") == []
 
 
@@ -171,7 +177,9 @@ def test_threads_share_an_index(tmp_path):
         assert list(pool.map(lambda each: index.search(tokens=each, top=7), asked)) == one_by_one
 
 
-@pytest.mark.parametrize("grid, dimension, dtype", [((7, 7), 256, "float16"), ((64, 64), 1024, "float32"), ((180, 180), 65536, "float32")])
+@pytest.mark.parametrize(
+    "grid, dimension, dtype", [((7, 7), 256, "float16"), ((64, 64), 1024, "float32"), ((180, 180), 65536, "float32")]
+)
 def test_blocks_stay_small_whatever_a_folder_holds(grid, dimension, dtype):
     class Many(Features):
         manifest = manifest_of(grid=grid, dimension=dimension, dtype=dtype)
@@ -276,7 +284,10 @@ def test_another_model_is_refused_by_its_hash(tmp_path):
 def test_an_empty_index_is_said(tmp_path):
     with FeatureWriter(tmp_path / "index", manifest_of()):
         pass
-    for index in (open_index(tmp_path / "index"), Index(write_features(tmp_path / "other", 2, removed=[0, 1]), "exact")):
+    for index in (
+        open_index(tmp_path / "index"),
+        Index(write_features(tmp_path / "other", 2, removed=[0, 1]), "exact"),
+    ):
         with pytest.raises(UserError, match="has no rows to search"):
             index.search(tokens=np.ones((1, 8), np.float32))
 

@@ -53,7 +53,9 @@ def explain(model: Embedder, text: str, features: Features, rows: Numbers) -> li
     """
     grid = features.manifest.grid
     if features.manifest.side != "image" or features.manifest.pooling != "tokens" or grid is None:
-        raise UserError(f"{features.folder} is of {features.manifest.pooling} of {features.manifest.side}s: they have no patches")
+        raise UserError(
+            f"{features.folder} is of {features.manifest.pooling} of {features.manifest.side}s: they have no patches"
+        )
     spans, names, pieces = words_with_pieces(model, text)
     encoded = model.encode_text([text], "tokens")[0][0]
     if encoded.shape[1] != features.manifest.dimension:
@@ -67,7 +69,9 @@ def explain(model: Embedder, text: str, features: Features, rows: Numbers) -> li
     ]
 
 
-def _map(similarity: Float[np.ndarray, "p words"], positions, features: Features) -> Float[np.ndarray, "words rows columns"]:
+def _map(
+    similarity: Float[np.ndarray, "p words"], positions, features: Features
+) -> Float[np.ndarray, "words rows columns"]:
     places = token_map(positions, features.manifest)
     return np.where(places >= 0, similarity.T[:, places], np.nan).astype(np.float32)
 

@@ -226,7 +226,9 @@ class Index:
         tokens = np.asarray(tokens, np.float32)
         dimension = self.features.manifest.dimension
         if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] != dimension:
-            raise UserError(f"a query is tokens of dimension {dimension}, [t, {dimension}], but not {list(tokens.shape)}")
+            raise UserError(
+                f"a query is tokens of dimension {dimension}, [t, {dimension}], but not {list(tokens.shape)}"
+            )
         if not np.isfinite(tokens).all():
             raise UserError("the tokens of the query hold numbers that are not finite")
         return tokens
