@@ -205,7 +205,7 @@ def _build(arguments, _) -> None:
 def _check(arguments, _) -> None:
     from filip_jax.search.check import captions, check, sampled
 
-    fast, exact = open_index_of(arguments), _open(arguments, "exact")
+    fast, exact = open_index_of(arguments), open_index_of(arguments, "exact")
     texts = captions(fast, arguments.queries) if arguments.workdir else []
     if texts:
         from filip_jax.inference import load_model
