@@ -66,6 +66,16 @@ def pairs(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def scenes(demo, tmp_path_factory):
+    """The index that docs/search.md embeds first."""
+    index = tmp_path_factory.mktemp("scenes") / "scenes.index"
+    command = next(command for command in COMMANDS if re.match(r"filip embed .*--output=runs/scenes.index ", command))
+    words = command.replace("runs/demo", f"{demo}/quick").replace("runs/scenes.index", str(index)).split()
+    assert main(words[1:]) == 0
+    return index
+
+
 WEIGHTS = {  # what stands for public weights
     "clip-vit-base-patch32": "hf_clip_gelu",
     "epoch_32.pt": "open_clip_epoch/epoch_1.pt",
@@ -229,6 +239,8 @@ def test_commands(command, request, imported, pairs, tars, tmp_path, monkeypatch
     for name in IMPORTS:
         if re.match(rf"filip (align|eval|export|train) .*runs/{name}\b", command):
             command = command.replace(f"runs/{name}", imported(name))
+    if "runs/scenes.index" in command and not command.startswith("filip embed"):
+        command = command.replace("runs/scenes.index", str(request.getfixturevalue("scenes")))
     if '"runs/*"' in command:
         command = command.replace("runs/*", f"{Path(imported('clip')).parent}/*")
     words = shlex.split(command.replace("PAIRS", str(pairs)).replace("runs/", f"{tmp_path}/"))
@@ -262,6 +274,8 @@ def test_commands(command, request, imported, pairs, tars, tmp_path, monkeypatch
         check_pip([word for word in words[2:] if not word.startswith("-")])
     elif words[0] == "python":
         check_benchmark(words[1:])
+    elif words[1] == "embed":
+        assert main(words[1:]) == 0 and " new rows; " in capsys.readouterr().out
     elif words[1] == "inspect":
         assert main(words[1:]) == 0 and "verified: " in capsys.readouterr().out
     elif words[1] == "import":
@@ -301,6 +315,8 @@ def test_python_blocks(block, request, imported, tmp_path, monkeypatch, capsys):
     names, page = {}, PYTHON[block]
     if "runs/demo" in block:
         block = block.replace("runs/demo", f"{request.getfixturevalue('demo')}/quick")
+    if '"runs/scenes.index"' in block:
+        block = block.replace("runs/scenes.index", str(request.getfixturevalue("scenes")))
     if '"runs/clip"' in block:
         block = block.replace("runs/clip", imported("clip"))
     exec(compile(block.replace('"runs/', f'"{tmp_path}/'), page, "exec"), names)

@@ -20,7 +20,7 @@ FILE, PARTS, FORMAT = "manifest.json", "parts", 1
 SIDES, DTYPES = ("image", "text"), ("float32", "float16", "int8")
 SCALARS = ("key", "shard", "index", "width", "height", "orientation", "caption")  # columns that describe a row's record
 MAX_DIMENSION, MAX_TOKENS = 1 << 16, (1 << 15) - 1  # a position has 16 bits
-MAX_PART_ROWS, MAX_PARTS, MAX_BYTES = 1 << 20, 1 << 20, 1 << 44
+MAX_PART_ROWS, MAX_PARTS, MAX_BYTES = 1 << 16, 1 << 20, 1 << 44
 PART = re.compile(r"\d{4}_\d{6}\.arrow")  # the process that wrote it, and its number
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -56,6 +56,7 @@ class Manifest:
         text_length: tokens of the text tower's context.
         dtype: of the stored tokens: "float32", "float16" or "int8".
         reductions: in the order in which they were applied, each {name, options, losses}; `losses` are of R@k, by name.
+        texts: by whose words tokens were chosen, where a reduction chooses by words.
         source: the config's section `source` that the records came from, and its `identity`.
         parts: the files of rows, in order; a row's number counts through all of them and never changes.
         removed: rows whose records the source has no more, as ranges (first, last).
@@ -72,6 +73,7 @@ class Manifest:
     text_length: int = 0
     dtype: str = "float16"
     reductions: tuple[Mapping[str, Any], ...] = ()
+    texts: tuple[str, ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
     removed: tuple[tuple[int, int], ...] = ()
@@ -110,12 +112,14 @@ class Manifest:
         mine, theirs = ([(each["name"], each["options"]) for each in x.reductions] for x in (self, other))
         if mine != theirs:
             return f"the reductions {mine or 'none'}, not {theirs or 'none'}"
+        if self.texts != other.texts:
+            return "tokens that were chosen by the words of other texts"
         return difference_of_models(self.model, other.model)
 
 
 def difference_of_models(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """Return how two models differ by what a manifest notes of them, in words with both values; "" if they do not."""
-    for name in sorted(mine.keys() | theirs.keys()):
+    for name in sorted(mine.keys() | theirs.keys(), key=lambda name: (name != "step", name)):
         if mine.get(name) != theirs.get(name):
             return f"the model's {name} {_short(mine.get(name))}, not {_short(theirs.get(name))}"
     return ""
@@ -167,6 +171,7 @@ def _typed(content: Mapping[str, Any]) -> Manifest:
         "grid": grid is None or (_are_whole(grid, 2, MAX_TOKENS - 1) and math.prod(grid) < MAX_TOKENS),
         "reductions": isinstance(content["reductions"], list) and all(map(_is_reduction, content["reductions"])),
         "model's values": all(is_text(x) or is_whole(x) or isinstance(x, bool) for x in content["model"].values()),
+        "texts": isinstance(content["texts"], list) and all(is_text(x, 1 << 16) for x in content["texts"]),
         "parts": isinstance(content["parts"], list) and len(content["parts"]) <= MAX_PARTS,
     }
     if wrong := [name for name, right in checks.items() if not right] or ["dimension"] * (content["dimension"] < 1):
@@ -178,7 +183,7 @@ def _typed(content: Mapping[str, Any]) -> Manifest:
     known = {name: content[name] for name in names - {"format"}}
     return Manifest(**known | {
         "grid": None if grid is None else tuple(grid), "parts": parts, "removed": removed,
-        "reductions": tuple(content["reductions"]),
+        "reductions": tuple(content["reductions"]), "texts": tuple(content["texts"]),
     })  # fmt: skip
 
 

@@ -11,12 +11,13 @@ import pyarrow as pa
 from jaxtyping import Bool, Float, Int, Int16, Shaped
 
 from filip_jax.errors import UserError
-from filip_jax.features.manifest import SCALARS, Manifest, read_manifest
+from filip_jax.features.manifest import SCALARS, read_manifest
 from filip_jax.features.table import Rows, chunked, open_part, schema_of, verify_part
 from filip_jax.user_paths import from_user
 
 MAX_OPEN = 256  # parts that stay mapped; each takes a file's descriptor
 
+Numbers = Sequence[int] | Int[np.ndarray, " n"]  # of rows
 Block = tuple[
     Int[np.ndarray, " n"], Shaped[np.ndarray, "n p d"], Float[np.ndarray, "n p"] | None, Bool[np.ndarray, "n p"]
 ]
@@ -51,7 +52,7 @@ class Features:
     def __len__(self) -> int:
         return self.manifest.rows
 
-    def tokens(self, rows: Sequence[int]) -> tuple[Float[np.ndarray, "n p d"], Bool[np.ndarray, "n p"]]:
+    def tokens(self, rows: Numbers) -> tuple[Float[np.ndarray, "n p d"], Bool[np.ndarray, "n p"]]:
         """Return the tokens of rows, float32, and the mask of those that are there, padded to the longest of them.
 
         Raises:
@@ -61,7 +62,7 @@ class Features:
         return dequantized(stored, scales), mask
 
     def stored(
-        self, rows: Sequence[int]
+        self, rows: Numbers
     ) -> tuple[Shaped[np.ndarray, "n p d"], Float[np.ndarray, "n p"] | None, Bool[np.ndarray, "n p"]]:
         """Return what `tokens` does in the type that is stored, the tokens' scales where it is int8, and the mask."""
         spans = [(part, int(part.offsets[n]), int(part.offsets[n + 1])) for part, n in self._places(rows)]
@@ -104,18 +105,18 @@ class Features:
         tokens = part.values[span].reshape(len(rows), length, -1)
         return rows, tokens, scales, np.ones((len(rows), length), bool)
 
-    def positions(self, rows: Sequence[int]) -> list[Int16[np.ndarray, " p"]]:
+    def positions(self, rows: Numbers) -> list[Int16[np.ndarray, " p"]]:
         """Return of each token of each row its place in the grid, row by row, or in the text; -1 stands for no place."""
         return [part.positions[part.offsets[n] : part.offsets[n + 1]] for part, n in self._places(rows)]
 
-    def pooled(self, rows: Sequence[int]) -> Float[np.ndarray, "n d"]:
+    def pooled(self, rows: Numbers) -> Float[np.ndarray, "n d"]:
         """Return the pooled vectors of rows, L2-normalized."""
         vectors = np.zeros((len(rows), self.manifest.dimension), np.float32)
         for row, (part, n) in enumerate(self._places(rows)):
             vectors[row] = part.pooled[n]
         return vectors
 
-    def fields(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+    def fields(self, rows: Numbers) -> list[dict[str, Any]]:
         """Return what the rows are of: key, shard, index, width, height, orientation, caption."""
         return [{name: part.columns[name][n].as_py() for name in SCALARS} for part, n in self._places(rows)]
 
@@ -137,7 +138,7 @@ class Features:
             self._part(number)
             verify_part(self.folder, part)
 
-    def _places(self, rows: Sequence[int]) -> Iterator[tuple[Rows, int]]:
+    def _places(self, rows: Numbers) -> Iterator[tuple[Rows, int]]:
         """Yield (the part, the row in it) of each row."""
         numbers = np.asarray(rows, np.int64)
         if len(numbers) and not (0 <= numbers.min() and numbers.max() < len(self)):

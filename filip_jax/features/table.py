@@ -79,7 +79,7 @@ def _checked(table: pa.Table, part: Part, manifest: Manifest) -> Rows:
     if len(batches) != 1 or batches[0].num_rows != part.rows:
         raise ValueError(f"it has {table.num_rows} rows in {len(batches)} batches instead of {part.rows} in one")
     batch = batches[0]
-    check_columns([column for column in batch.columns])
+    check_columns(list(batch.columns))
     flat, pooled = batch["tokens"].flatten(), batch["pooled"]
     values, vectors = flat.flatten(), pooled.flatten()
     if values.null_count or vectors.null_count:
@@ -140,7 +140,9 @@ def verify_part(folder: Path, part: Part) -> None:
     """Raise a UserError if the file of a part has another content than was written."""
     file = folder / PARTS / part.name
     if hash_of(file) != part.sha256:
-        raise UserError(f"{file} is damaged: it has another content than was written (SHA-256); embed the records again")
+        raise UserError(
+            f"{file} is damaged: it has another content than was written (SHA-256); embed the records again"
+        )
 
 
 def chunked(columns: list[pa.Array], kind: pa.DataType) -> pa.ChunkedArray:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int16, Int8
+from jaxtyping import Bool, Float, Int8, Int16
 
 from filip_jax.errors import UserError
-from filip_jax.features.manifest import FILE, PARTS, SCALARS, Manifest, Part, read_manifest, write_manifest
+from filip_jax.features.manifest import FILE, PART, PARTS, SCALARS, Manifest, Part, read_manifest, write_manifest
 from filip_jax.features.table import hash_of, write_part
 from filip_jax.files import LOCK, locked, remove_abandoned, replacing, writing
-from filip_jax.folders import check_unlinked
+from filip_jax.folders import check_unlinked, remove
 from filip_jax.user_paths import from_user, is_remote
 
 DEFAULTS = {"key": "", "shard": "", "index": 0, "width": 0, "height": 0, "orientation": 1, "caption": ""}
@@ -42,7 +42,9 @@ class FeatureWriter:
 
     def __init__(self, folder: str | Path, manifest: Manifest, process: int = 0, processes: int = 1):
         if is_remote(str(folder)):
-            raise UserError(f"{folder}: features are mapped into memory: name a folder on a disk, and copy it from there")
+            raise UserError(
+                f"{folder}: features are mapped into memory: name a folder on a disk, and copy it from there"
+            )
         self.folder, self.process, self.processes = Path(from_user(folder)), process, processes
         self.waiting: list[dict[str, Any]] = []
         with contextlib.ExitStack() as stack:
@@ -151,7 +153,9 @@ class FeatureWriter:
         if not os.path.lexists(self.folder / FILE):
             strange = [name for name in os.listdir(self.folder) if not name.startswith(".") and name != PARTS]
             if strange:
-                raise UserError(f"{self.folder} holds {strange[0]!r:.100} and no features: name an empty or a new folder")
+                raise UserError(
+                    f"{self.folder} holds {strange[0]!r:.100} and no features: name an empty or a new folder"
+                )
             manifest = replace(manifest, parts=(), removed=())
             write_manifest(self.folder, manifest)
             return manifest
@@ -159,7 +163,12 @@ class FeatureWriter:
         if difference := found.difference(manifest):
             raise UserError(f"{self.folder} holds features of {difference}: name another folder")
         if self.processes == 1:
+            named = {part.name for part in found.parts}
+            strays = [name for name in os.listdir(self.folder / PARTS) if PART.fullmatch(name) and name not in named]
+            remove([str(self.folder / PARTS / name) for name in strays], str(self.folder))
             remove_abandoned(self.folder / PARTS, 0.0)
+        else:
+            remove_abandoned(self.folder / PARTS)
         return found
 
 

@@ -145,9 +145,7 @@ def as_stored(tokens: Float[np.ndarray, "n p d"], dtype: str) -> Float[np.ndarra
     return tokens.astype(dtype).astype(np.float32)
 
 
-def recalls(
-    images: Sequence[Float[np.ndarray, "_ d"]], texts: Sequence[Float[np.ndarray, "_ d"]]
-) -> dict[str, float]:
+def recalls(images: Sequence[Float[np.ndarray, "_ d"]], texts: Sequence[Float[np.ndarray, "_ d"]]) -> dict[str, float]:
     """Return R@1, R@5 and R@10 both ways, of image n with text n, each its tokens; ties count against them."""
     starts = np.cumsum([0, *(len(text) for text in texts[:-1])])
     lengths, flat = np.array([len(text) for text in texts]), np.concatenate(texts)
@@ -172,13 +170,14 @@ def losses(
     """Return the reductions of a manifest with what recall falls by after each and all before it, of a sample of pairs."""
     whole, found = recalls(list(images), texts), []
     for n, each in enumerate(manifest.reductions):
-        if manifest.grid is None:  # texts, or a global vector
-            left, mask = images, np.ones(images.shape[:2], bool)
-        else:
+        left, mask, words_left = images, np.ones(images.shape[:2], bool), texts
+        if manifest.grid is not None:
             left, mask, _ = reduced(images, manifest.reductions[: n + 1], manifest.grid, words)
-        if each["name"] == manifest.dtype:
+        if each["name"] == manifest.dtype and manifest.side == "image":
             left = as_stored(left, manifest.dtype)
-        now = recalls([tokens[some] for tokens, some in zip(left, mask)], texts)
+        elif each["name"] == manifest.dtype:
+            words_left = [as_stored(text[None], manifest.dtype)[0] for text in texts]
+        now = recalls([tokens[some] for tokens, some in zip(left, mask)], words_left)
         fall = {name: round(whole[name] - now[name], 6) for name in whole}
         found.append({**each, "losses": fall | {"pairs": len(texts)}})
     return found
