@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from filip_jax.choices import step_number
-from filip_jax.cli_search_index import add_index_options, open_index_of
+from filip_jax.cli_search import add_index_options, open_index_of
 from filip_jax.console import show
 from filip_jax.errors import UserError
 from filip_jax.extras import extra_module

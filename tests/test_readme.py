@@ -223,7 +223,7 @@ def tier(text):
     """Return a command or block, marked as slow if it starts a process or reads the demo's run."""
     return (
         slow(text)
-        if re.search(r"runs/(demo|clip|siglip|dinov2|\*)", text)
+        if re.search(r"runs/(demo|clip|siglip|dinov2|scenes|\*)", text)
         or re.match(r"(\w+=\S+ )*(bash|python|filip plan) ", text)
         else text
     )
@@ -278,6 +278,12 @@ def test_commands(command, request, imported, pairs, tars, tmp_path, monkeypatch
         assert main(words[1:]) == 0 and " new rows; " in capsys.readouterr().out
     elif words[1] == "inspect":
         assert main(words[1:]) == 0 and "verified: " in capsys.readouterr().out
+    elif words[1] in ("search", "index"):
+        if "--engine=lance" in words:
+            pytest.importorskip("lancedb")
+        assert main(words[1:]) == 0
+        shown = capsys.readouterr().out
+        assert re.search(r"^\| rank |^{\"rank\": 1|the engine holds all 256|recall@10 1.0|as it was written", shown, re.MULTILINE)
     elif words[1] == "import":
         for name, place in WEIGHTS.items():
             words = [re.sub(rf"(^|=){name}$", rf"\g<1>{ROOT}/tests/weights/{place}", word) for word in words]

@@ -14,13 +14,17 @@ from test_evals import Oracle, Scenes, Words, word_number
 
 from filip_jax import inference
 from filip_jax.cli import main
+from filip_jax.data.sources import make_source
 from filip_jax.errors import UserError
 from filip_jax.evals import retrieval
-from filip_jax.features import FeatureWriter, open_features
+from filip_jax.evals.results import read_results
+from filip_jax.features import Features, FeatureWriter, open_features
 from filip_jax.inference.ranking import Ranking
 from filip_jax.losses import token_similarity
+from filip_jax.saved_config import read_config
 from filip_jax.search import scan
 from filip_jax.search.check import captions, check, sampled
+from filip_jax.search.embed import embed
 from filip_jax.search.explain import explain, patch_tokens
 from filip_jax.search.index import MAX_CANDIDATES, MAX_TOP, Index, open_index
 from filip_jax.search.sheet import draw_sheet
@@ -169,8 +173,11 @@ def test_threads_share_an_index(tmp_path):
 
 @pytest.mark.parametrize("grid, dimension, dtype", [((7, 7), 256, "float16"), ((64, 64), 1024, "float32"), ((180, 180), 65536, "float32")])
 def test_blocks_stay_small_whatever_a_folder_holds(grid, dimension, dtype):
-    class Many:
+    class Many(Features):
         manifest = manifest_of(grid=grid, dimension=dimension, dtype=dtype)
+
+        def __init__(self):
+            pass
 
         def __len__(self):
             return 10**9
@@ -316,3 +323,17 @@ def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
 def test_captions_are_drawn_from_rows_that_have_one(scenes):
     _, images, _ = scenes
     assert len(set(captions(images, 5))) == 5 and len(captions(images, 50)) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["exact", "lance"])
+def test_searches_of_a_runs_index_give_its_own_recall_to_the_last_digit(finished, tmp_path, engine):
+    pytest.importorskip({"exact": "jax", "lance": "lancedb"}[engine])
+    section = read_config(finished[0])["evals"]["val"]["source"]
+    evaluated = read_results(finished[0])["steps"]["12"]
+    sides = [embed(finished[0], section, tmp_path / side, side=side, dtype="float32") for side in ("image", "text")]
+    indices = [Index(features, engine) for features in sides]
+    for index in indices:
+        index.build()
+    found = recalls(inference.load_model(finished[0]), *indices, make_source(section))
+    assert found == {name: evaluated[f"val/{name}"] for name in found} and len(found) == 6

@@ -1,6 +1,5 @@
 """Why a row was found: which of its patches each word of the text matches, from the stored tokens, without the picture."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +7,7 @@ from jaxtyping import Float
 
 from filip_jax.errors import UserError
 from filip_jax.features import Features
+from filip_jax.features.reader import Numbers
 from filip_jax.inference import Embedder
 from filip_jax.inference.alignment import Span, words_with_pieces
 from filip_jax.search.reductions import token_map
@@ -45,7 +45,7 @@ class Explanation:
         return [(int(n), float(scores[n])) for n in order[:most]]
 
 
-def explain(model: Embedder, text: str, features: Features, rows: Sequence[int]) -> list[Explanation]:
+def explain(model: Embedder, text: str, features: Features, rows: Numbers) -> list[Explanation]:
     """Return for each row, of an image, how it matches the words of a text.
 
     Raises:

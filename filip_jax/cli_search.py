@@ -172,12 +172,20 @@ def _table(hits) -> list[str]:
 
 
 def _draw(arguments, index, model, hits) -> None:
+    from filip_jax.data.record import BadRecord
     from filip_jax.files import write_png
+    from filip_jax.search.pictures import open_pictures
     from filip_jax.search.sheet import draw_sheet
 
-    file = Path(arguments.sheet)
+    picture, file = open_pictures(index.features), Path(arguments.sheet)
+
+    def view_of(row: int):
+        try:
+            return next(model.views([picture(row)]))
+        except (BadRecord, OSError, ValueError):  # it is gone, or none any more
+            return None
+
     file.parent.mkdir(parents=True, exist_ok=True)
-    view_of = partial(view_of_row, index.features, model)
     write_png(draw_sheet(model, arguments.text, index.features, hits, view_of), file)
     show(f"wrote {file}")
 
