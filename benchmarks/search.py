@@ -24,7 +24,7 @@ import numpy as np
 import report
 
 CONCEPTS, SHOWN, WORDS, NOISE = 1000, 8, 12, 0.5  # noise: length of a random vector beside a concept's of length 1
-ROWS = 1024  # that are made and written at once
+ROWS, PART = 1024, 8192  # that are made, and written, at once
 PEERS = ("ours", "numpy", "maxsim_cpu")
 
 
@@ -84,7 +84,8 @@ def write(a, folder, dtype):
                 dict(key=str(n), index=n, width=640 + n % 640, height=480) for n in range(first, first + len(tokens))
             ]
             writer.add(tokens, mask, fields, positions)
-            writer.flush()
+            if writer.rows >= PART:
+                writer.flush()
     return time.perf_counter() - began
 
 
