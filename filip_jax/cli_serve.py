@@ -59,8 +59,7 @@ def _serve(arguments, _) -> None:
     with listener:
         model = load_model(arguments.workdir, step_number(arguments.step))
         answers = Answers(index, model, Path(arguments.index).resolve().name, arguments.candidates)
-        if len(index):  # the first search compiles, and nobody waits for it
-            answers.search(SearchRequest(row=int(index.features.live.argmax())))
+        answers.prepare()
         thumbnails = Thumbnails(open_pictures(index.features))
         address = address_of(listener, arguments.host)
         show(f"{address}?token={token}" if token else address, "Ctrl-C ends the page.")
