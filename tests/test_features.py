@@ -282,7 +282,8 @@ def rewritten(folder, change):
 
 def _lists(columns, offsets):
     kind = columns["positions"].type
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), columns["positions"].flatten(), type=kind)
+    places = pa.py_buffer(np.array(offsets, np.int32))
+    return pa.Array.from_buffers(kind, 4, [None, places], children=[columns["positions"].flatten()])  # unchecked
 
 
 HOSTILE = {

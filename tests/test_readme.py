@@ -154,7 +154,9 @@ def test_the_other_demos_train_what_they_say(tmp_path):
         training, after = commands[: len(variants)], commands[len(variants) :]
         assert [c.split("demo.py:")[1].split()[0] for c in training] == variants
         assert after[0] == f"filip eval --workdir={tmp_path}/demo/* --step=latest"
-        assert after[1:] == [f"filip report --workdir={tmp_path}/demo/{variant}" for variant in variants]
+        assert after[1:-1] == [f"filip report --workdir={tmp_path}/demo/{variant}" for variant in variants]
+        source = "emoji_scenes split=val seed=0 scenes=1000"
+        assert after[-1] == f"filip embed --workdir={tmp_path}/demo/filip --output={tmp_path}/demo.index {source}"
         for command in training:
             built(shlex.split(command)[2:])
     assert scripts("launch/demo.sh", "--nonsense", runs=tmp_path, venv=tmp_path / "venv").returncode == 2

@@ -11,7 +11,7 @@ import jax
 from filip_jax.data.record import BadRecord, that_say
 from filip_jax.data.sources import Source, check_outside, fingerprint, make_source
 from filip_jax.data.text_lists import read_texts
-from filip_jax.errors import UserError
+from filip_jax.errors import UserError, one_line
 from filip_jax.features import Features, FeatureWriter, Manifest, read_manifest
 from filip_jax.features.manifest import FILE, MAX_PART_ROWS, SIDES
 from filip_jax.inference import Embedder, Run
@@ -81,6 +81,7 @@ def embed(
     if old is not None and not moved:
         check_same_collection(old.source.get("section", {}), section, output)
     source = make_source(section)
+    say(one_line(f"{len(source):,} records; the source is {source.seen}"))
     model = _load(workdir, step, average, batch_size)
     manifest = _manifest(model, side, dtype, reductions, texts, old, source)
     manifest = replace(manifest, source={"section": section, "identity": fingerprint(source)})

@@ -1,6 +1,7 @@
 """One process's share of an embedding: what it reads, encodes, writes and cannot use, and how far it is."""
 
 import json
+import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -73,6 +74,8 @@ class Work:
                 bad = self._part(islice(items, end - start), shown)
                 self._name(bad)
                 self.writer.flush(partial(_advance, process=self.writer.process, done=count))
+                if count == done + 1:
+                    self._warn_of_space(end - start, sum(end - start for start, end in ranges[count:]))
         self.writer.flush(
             partial(_finish, process=self.writer.process, of=list(_shares(comparison, part_rows, processes)))
         )
@@ -101,6 +104,14 @@ class Work:
         if found["done"][self.writer.process]:
             self.say("going on with an embedding that did not end")
         return comparison, found
+
+    def _warn_of_space(self, units: int, left: int) -> None:
+        """Warn if the disk is too small for the records that are left, by the size of a first part."""
+        size = self.writer.manifest.parts[-1].bytes if self.writer.manifest.parts else 0
+        needed, free = size * left // units, shutil.disk_usage(self.writer.folder).free
+        if needed > free:
+            text = f"{self.writer.folder}: the rest needs some {needed / 1e9:,.2f} GB, and the disk has {free / 1e9:,.2f} left"
+            warnings.warn(text, stacklevel=2)
 
     def _part(self, items: Iterator[Item], shown: Progress) -> list[Item]:
         """Embed the items of a part; return those that cannot be."""
