@@ -24,7 +24,7 @@ import numpy as np
 import report
 
 CONCEPTS, SHOWN, WORDS, NOISE = 1000, 8, 12, 0.5  # noise: length of a random vector beside a concept's of length 1
-ROWS = 1024  # that are made and written at once
+ROWS, PART = 1024, 8192  # that are made, and written, at once
 PEERS = ("ours", "numpy", "maxsim_cpu")
 
 
@@ -80,9 +80,12 @@ def write(a, folder, dtype):
             mask, positions = np.ones(tokens.shape[:2], bool), positions_of(tokens.shape, known.grid)
             if a.reduce:
                 tokens, mask, positions = reduced(tokens, known.reductions, known.grid, words)
-            fields = [dict(key=str(n), index=n, width=640 + n % 640, height=480) for n in range(first, first + len(tokens))]
+            fields = [
+                dict(key=str(n), index=n, width=640 + n % 640, height=480) for n in range(first, first + len(tokens))
+            ]
             writer.add(tokens, mask, fields, positions)
-            writer.flush()
+            if writer.rows >= PART:
+                writer.flush()
     return time.perf_counter() - began
 
 
@@ -97,7 +100,10 @@ def plan(a, folder):
     scan = a.items * kept * a.dim * 2 * WORDS / 5e9 * (a.queries + 1)
     hours = (1.5 * making + scan + 40 * a.items * kept / 1e6 * ("lance" in a.engines.split(","))) / 3600
     free = shutil.disk_usage(folder).free
-    print(f"needs about {size / 1e9:.1f} GB of the {free / 1e9:.1f} GB that are free in {folder}, and {hours:.2f} hours", flush=True)
+    print(
+        f"needs about {size / 1e9:.1f} GB of the {free / 1e9:.1f} GB that are free in {folder}, and {hours:.2f} hours",
+        flush=True,
+    )
     if size * 1.1 > free:
         sys.exit("--folder: the disk has too little room; name another folder or fewer --items")
 
@@ -121,16 +127,28 @@ def engines(a, folder):
     queries = asked(a)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     print(f"written in {built:.0f} s: {size / 1e9:.2f} GB\n", flush=True)
-    print("| search | candidates | build s | GB | recall@10 | recall@100 | CPU ms | wall ms | peak GiB |\n|" + " --- |" * 9)
+    print(
+        "| search | candidates | build s | GB | recall@10 | recall@100 | CPU ms | wall ms | peak GiB |\n|"
+        + " --- |" * 9
+    )
     right = None
-    for name, candidates in (("exact", None), ("pooled", 1000), ("pooled", 5000), ("lance", 200), ("lance", 1000), ("lance", 5000)):
+    for name, candidates in (
+        ("exact", None),
+        ("pooled", 1000),
+        ("pooled", 5000),
+        ("lance", 200),
+        ("lance", 1000),
+        ("lance", 5000),
+    ):
         if name not in a.engines.split(","):
             continue
         index = open_index(folder, "lance" if name == "lance" else "exact")
         made = index.build() and 0.0 if name != "lance" else spent(index.build)[2]
         wanted = [index.query(tokens=each) for each in queries]
         index.search_all(wanted[:1], top=100, candidates=candidates)
-        hits, cpu, wall = spent(lambda: [index.search_all([each], top=100, candidates=candidates)[0] for each in wanted])
+        hits, cpu, wall = spent(
+            lambda: [index.search_all([each], top=100, candidates=candidates)[0] for each in wanted]
+        )
         rows = [[hit.row for hit in of_query] for of_query in hits]
         right = right or rows
         recalls = [np.mean([len({*x[:k]} & {*y[:k]}) / k for x, y in zip(rows, right)]) for k in (10, 100)]
@@ -149,7 +167,7 @@ def scorer(a, name, dtype):
         allowed = features.live
         return lambda query: best_rows(features, [query], 10, allowed=allowed)[0]
     tokens = np.concatenate([tokens for _, tokens, _, _ in features.blocks(4096)])
-    best = lambda scores: np.argsort(-scores, kind="stable")[:10]  # noqa: E731
+    best = lambda scores: np.argsort(-scores, kind="stable")[:10]
     if name == "numpy":
         flat = tokens.reshape(-1, a.dim)
         return lambda query: best((query @ flat.T).reshape(len(query), len(tokens), -1).max(axis=2).sum(axis=0))
@@ -168,7 +186,13 @@ def child(a):
 
 def peers(a, folder):
     """Rows for the scorers, each in a process of its own, by turns."""
-    forms = [("ours", "float32"), ("numpy", "float32"), ("maxsim_cpu", "float32"), ("ours", "float16"), ("ours", "int8")]
+    forms = [
+        ("ours", "float32"),
+        ("numpy", "float32"),
+        ("maxsim_cpu", "float32"),
+        ("ours", "float16"),
+        ("ours", "int8"),
+    ]
     forms = [form for form in forms if form[0] in a.peers.split(",")]
     for dtype in dict.fromkeys(dtype for _, dtype in forms):
         write(a, folder / dtype, dtype)
@@ -176,7 +200,7 @@ def peers(a, folder):
     for _ in range(a.rounds):
         for form in forms:
             words = [sys.executable, *sys.argv, f"--child={'/'.join(form)}", f"--folder={folder}"]
-            done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            done = subprocess.run(words, capture_output=True, text=True)
             if done.returncode:
                 times[form].append(done.stderr.strip().split("\n")[-1] or f"ended with {done.returncode}")
             else:
@@ -190,7 +214,10 @@ def peers(a, folder):
             continue
         cpu, wall = (", ".join(f"{1e3 * each[key]:.0f}" for each in sound) for key in ("cpu", "wall"))
         alike = np.mean([len({*x} & {*y}) / 10 for x, y in zip(sound[0]["rows"], right or sound[0]["rows"])])
-        print(f"| {name} | {dtype} | {cpu} | {wall} | {max(each['peak'] for each in sound):.2f} | {alike:.3f} |", flush=True)
+        print(
+            f"| {name} | {dtype} | {cpu} | {wall} | {max(each['peak'] for each in sound):.2f} | {alike:.3f} |",
+            flush=True,
+        )
 
 
 def scoring(a):
@@ -206,7 +233,10 @@ def scoring(a):
     blocks = max(1, a.items // rows)
     for dtype in ("float32", "float16", "int8"):
         key, shape = jax.random.key(0), (rows, a.tokens, a.dim)
-        data = [(127 * jax.random.normal(jax.random.fold_in(key, n), shape, jnp.float16) / 4).astype(dtype) for n in range(blocks)]
+        data = [
+            (127 * jax.random.normal(jax.random.fold_in(key, n), shape, jnp.float16) / 4).astype(dtype)
+            for n in range(blocks)
+        ]
         scales = jnp.ones(shape[:2], jnp.float32) if dtype == "int8" else None
         size = sum(each.nbytes for each in data)
         read = jax.jit(lambda x: x.astype(jnp.float32).sum())
@@ -215,7 +245,10 @@ def scoring(a):
             query = jnp.asarray(np.resize(np.stack(asked(a)), (count, 16, a.dim))), jnp.ones((count, 16), bool)
             tile = scan._tile_rows(shape)
             took = timed(lambda: [scan._block(*query, each, scales, None, both=False, tile=tile) for each in data])
-            print(f"| {dtype} | {size / 1e9:.2f} | {count} | {1e3 * took:.2f} | {size / took / 1e9:.1f} | {plain / took:.2f} |", flush=True)
+            print(
+                f"| {dtype} | {size / 1e9:.2f} | {count} | {1e3 * took:.2f} | {size / took / 1e9:.1f} | {plain / took:.2f} |",
+                flush=True,
+            )
 
 
 def timed(action):
@@ -238,7 +271,9 @@ def main():
     parser.add_argument("--queries", type=int, default=20)
     parser.add_argument("--dtype", default="float16", choices=("float32", "float16", "int8"))
     parser.add_argument("--reduce", default="", help="a reduction that is recorded, as select:0.25")
-    parser.add_argument("--engines", default="exact,pooled,lance", help="of these; with the first the others are compared")
+    parser.add_argument(
+        "--engines", default="exact,pooled,lance", help="of these; with the first the others are compared"
+    )
     parser.add_argument("--peers", default=",".join(PEERS), help="scorers that are compared; none is none")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--folder", help="where the features lie meanwhile (default: a temporary folder)")
@@ -248,7 +283,10 @@ def main():
     a = parser.parse_args()
     if a.child:
         return child(a)
-    with report.recorded(a.output, "lancedb", "maxsim-cpu", "pyarrow"), tempfile.TemporaryDirectory(dir=a.folder) as folder:
+    with (
+        report.recorded(a.output, "lancedb", "maxsim-cpu", "pyarrow"),
+        tempfile.TemporaryDirectory(dir=a.folder) as folder,
+    ):
         if a.scoring:
             return scoring(a)
         plan(a, folder)

@@ -12,7 +12,7 @@ from filip_jax.cli_configs import add_configs_command, versions
 from filip_jax.cli_data import add_data_commands
 from filip_jax.cli_embed import add_embed_command
 from filip_jax.cli_plan import add_config, add_plan_commands, apart, chosen
-from filip_jax.cli_search_index import add_index_commands
+from filip_jax.cli_search import add_index_commands
 from filip_jax.cli_serve import add_serve_command
 from filip_jax.cli_weights import add_weights_commands
 from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch, leave

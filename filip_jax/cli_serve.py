@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from filip_jax.choices import step_number
-from filip_jax.cli_search_index import add_index_options, open_index_of
+from filip_jax.cli_search import add_index_options, open_index_of
 from filip_jax.console import show
 from filip_jax.errors import UserError
 from filip_jax.extras import extra_module
@@ -45,7 +45,6 @@ def _serve(arguments, _) -> None:
     from filip_jax.search.page.answers import Answers
     from filip_jax.search.page.app import make_app
     from filip_jax.search.page.limits import MIN_TOKEN, is_loopback
-    from filip_jax.search.page.requests import SearchRequest
     from filip_jax.search.page.serve import address_of, listen, make_server
     from filip_jax.search.page.thumbnails import Thumbnails
     from filip_jax.search.pictures import open_pictures
@@ -60,10 +59,7 @@ def _serve(arguments, _) -> None:
     with listener:
         model = load_model(arguments.workdir, step_number(arguments.step))
         answers = Answers(index, model, Path(arguments.index).resolve().name, arguments.candidates)
-        if len(index.features):
-            answers.search(
-                Query(text="a")
-            )  # what is compiled for the first search, and whether the model is the index's
+        answers.prepare()
         thumbnails = Thumbnails(open_pictures(index.features))
         address = address_of(listener, arguments.host)
         show(f"{address}?token={token}" if token else address, "Ctrl-C ends the page.")

@@ -90,7 +90,7 @@ def test_search_through_an_engine_gives_the_recall_of_the_evaluation(scenes, opt
 @examples(40)
 @given(TREES)
 def test_filters_mean_the_same_in_every_engine(engines, tree):
-    index, others, rows = engines
+    _, others, rows = engines
     right = [n for n, row in enumerate(rows) if holds(tree, row)]
     for engine in others:
         assert sorted(engine.search(ASKED[0], 100, tree).tolist()) == right, type(engine).__name__

@@ -95,8 +95,12 @@ def test_it_holds_for_the_rows_that_python_says(tree, rows):
 
 def test_words_bind_as_they_say():
     one, two, three = (Compare("width", "=", (n,)) for n in (1, 2, 3))
-    assert parse_filter("width=1 or width=2 and not width=3", KINDS) == Join("or", (one, Join("and", (two, Not(three)))))
-    assert parse_filter("NOT width == 1 AND (width=2 Or width=3)", KINDS) == Join("and", (Not(one), Join("or", (two, three))))
+    assert parse_filter("width=1 or width=2 and not width=3", KINDS) == Join(
+        "or", (one, Join("and", (two, Not(three))))
+    )
+    assert parse_filter("NOT width == 1 AND (width=2 Or width=3)", KINDS) == Join(
+        "and", (Not(one), Join("or", (two, three)))
+    )
     assert parse_filter("key not in ('a')", KINDS) == Not(Compare("key", "in", ("a",)))
     assert parse_filter(" ", KINDS) is None
 

@@ -446,7 +446,7 @@ def command(tmp_path, monkeypatch, capsys):
     write_site(tmp_path / "none", 0)
     listening = []
     monkeypatch.setattr("filip_jax.inference.load_model", lambda workdir, step: ColorModel())
-    monkeypatch.setattr("filip_jax.search.pictures.open_pictures", lambda features: None)
+    monkeypatch.setattr("filip_jax.search.pictures.open_pictures", lambda features: len)
 
     class Server:
         def run(self, sockets):

@@ -7,7 +7,9 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
@@ -217,6 +219,28 @@ def check_pip(targets):
         assert extras and set((extras[1] or "demo").split(",")) <= set(EXTRAS), target
 
 
+def check_page(words, capsys):
+    """A page of scenes: it finds some by words, shows one, and ends by an interrupt."""
+    pytest.importorskip("starlette")
+    from starlette.testclient import TestClient
+
+    asked = []
+
+    def run(app, sockets):
+        client = TestClient(app, f"http://127.0.0.1:{sockets[0].getsockname()[1]}")
+        asked.append(client.post("/api/search", json={"text": "a dog"}).json())
+        asked.append(client.get(asked[0]["hits"][0]["picture"]))
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("filip_jax.search.page.serve.make_server", lambda app: SimpleNamespace(run=partial(run, app)))
+        assert main([*words, "--port=0"]) == 0
+    answer, picture = asked
+    assert len(answer["hits"]) == 24 and answer["query"]["parts"] == ["dog"] and len(answer["hits"][0]["maps"][0]) == 36
+    assert picture.status_code == 200 and picture.headers["content-type"] == "image/jpeg"
+    assert "http://127.0.0.1:" in capsys.readouterr().out
+
+
 def named(command):
     return f"{COMMANDS[command]}: {command}"
 
@@ -225,7 +249,7 @@ def tier(text):
     """Return a command or block, marked as slow if it starts a process or reads the demo's run."""
     return (
         slow(text)
-        if re.search(r"runs/(demo|clip|siglip|dinov2|\*)", text)
+        if re.search(r"runs/(demo|clip|siglip|dinov2|scenes|\*)", text)
         or re.match(r"(\w+=\S+ )*(bash|python|filip plan) ", text)
         else text
     )
@@ -280,6 +304,15 @@ def test_commands(command, request, imported, pairs, tars, tmp_path, monkeypatch
         assert main(words[1:]) == 0 and " new rows; " in capsys.readouterr().out
     elif words[1] == "inspect":
         assert main(words[1:]) == 0 and "verified: " in capsys.readouterr().out
+    elif words[1] in ("search", "index"):
+        if "--engine=lance" in words:
+            pytest.importorskip("lancedb")
+        assert main(words[1:]) == 0
+        shown = capsys.readouterr().out
+        found = r"^\| rank |^{\"rank\": 1|the engine holds all 256|recall@10 1.0|as it was written"
+        assert re.search(found, shown, re.MULTILINE)
+    elif words[1] == "serve":
+        check_page(words[1:], capsys)
     elif words[1] == "import":
         for name, place in WEIGHTS.items():
             words = [re.sub(rf"(^|=){name}$", rf"\g<1>{ROOT}/tests/weights/{place}", word) for word in words]

@@ -14,13 +14,17 @@ from test_evals import Oracle, Scenes, Words, word_number
 
 from filip_jax import inference
 from filip_jax.cli import main
+from filip_jax.data.sources import make_source
 from filip_jax.errors import UserError
 from filip_jax.evals import retrieval
-from filip_jax.features import FeatureWriter, open_features
+from filip_jax.evals.results import read_results
+from filip_jax.features import Features, FeatureWriter, open_features
 from filip_jax.inference.ranking import Ranking
 from filip_jax.losses import token_similarity
+from filip_jax.saved_config import read_config
 from filip_jax.search import scan
 from filip_jax.search.check import captions, check, sampled
+from filip_jax.search.embed import embed
 from filip_jax.search.explain import explain, patch_tokens
 from filip_jax.search.index import MAX_CANDIDATES, MAX_TOP, Index, open_index
 from filip_jax.search.sheet import draw_sheet
@@ -103,7 +107,7 @@ def test_hits_are_those_of_the_definition(rows, side, dtype, top, like, seed):
 
 
 def test_scores_are_those_of_token_similarity(scenes):
-    model, images, texts = scenes
+    model, images, _ = scenes
     tokens, _ = images.features.tokens(range(10))
     words, mask = model.encode_text(["a cat by the sea"])
     image_to_text, text_to_image = (np.asarray(x)[:, 0] for x in token_similarity(tokens, words, mask))
@@ -131,7 +135,9 @@ def recalls(model, images, texts, source, candidates=None):
     ):
         ranking = Ranking(np.stack([np.arange(len(records))] * 2, axis=1), len(records), len(records), ranks=10)
         for n, hits in enumerate(index.search_all(asked, top=len(records), candidates=candidates)):
-            ranking.add(np.array([n]), np.array([hit.row for hit in hits]), np.array([[hit.score for hit in hits]], np.float32))
+            ranking.add(
+                np.array([n]), np.array([hit.row for hit in hits]), np.array([[hit.score for hit in hits]], np.float32)
+            )
         found |= {f"{way}_R@{k}": ranking.recall(k) for k in retrieval.RANKS}
     return found
 
@@ -143,7 +149,9 @@ def test_two_stages_find_the_best_of_the_nearest_pooled(tmp_path):
     whole = index.search(tokens=query, top=60)
     mean = query.mean(axis=0) / np.linalg.norm(query.mean(axis=0))
     near = set(np.argsort(-(features.pooled(range(60)) @ mean), kind="stable")[:20].tolist())
-    assert [hit.row for hit in index.search(tokens=query, top=5, candidates=20)] == [hit.row for hit in whole if hit.row in near][:5]
+    assert [hit.row for hit in index.search(tokens=query, top=5, candidates=20)] == [
+        hit.row for hit in whole if hit.row in near
+    ][:5]
     assert index.search(tokens=query, top=60, candidates=60) == whole
     with_all = check(index, index, sampled(index, 5), candidates=60)
     assert with_all.recall == {10: 1.0, 100: 1.0} and with_all.queries == 5
@@ -155,7 +163,9 @@ def test_filters_hold_before_the_best_are_taken(scenes):
     whole = images.search(model, text="cat dog")
     some = images.search(model, text="cat dog", top=3, where='width >= 603 and not caption contains "dog"')
     assert some == [hit for hit in whole if hit.width >= 603 and "dog" not in hit.caption][:3]
-    assert some == images.search(model, text="cat dog", top=3, where='width >= 603 and not caption contains "dog"', candidates=10)
+    assert some == images.search(
+        model, text="cat dog", top=3, where='width >= 603 and not caption contains "dog"', candidates=10
+    )
     assert images.search(model, text="cat dog", where="width < 0") == []
 
 
@@ -167,10 +177,15 @@ def test_threads_share_an_index(tmp_path):
         assert list(pool.map(lambda each: index.search(tokens=each, top=7), asked)) == one_by_one
 
 
-@pytest.mark.parametrize("grid, dimension, dtype", [((7, 7), 256, "float16"), ((64, 64), 1024, "float32"), ((180, 180), 65536, "float32")])
+@pytest.mark.parametrize(
+    "grid, dimension, dtype", [((7, 7), 256, "float16"), ((64, 64), 1024, "float32"), ((180, 180), 65536, "float32")]
+)
 def test_blocks_stay_small_whatever_a_folder_holds(grid, dimension, dtype):
-    class Many:
+    class Many(Features):
         manifest = manifest_of(grid=grid, dimension=dimension, dtype=dtype)
+
+        def __init__(self):
+            pass
 
         def __len__(self):
             return 10**9
@@ -269,7 +284,10 @@ def test_another_model_is_refused_by_its_hash(tmp_path):
 def test_an_empty_index_is_said(tmp_path):
     with FeatureWriter(tmp_path / "index", manifest_of()):
         pass
-    for index in (open_index(tmp_path / "index"), Index(write_features(tmp_path / "other", 2, removed=[0, 1]), "exact")):
+    for index in (
+        open_index(tmp_path / "index"),
+        Index(write_features(tmp_path / "other", 2, removed=[0, 1]), "exact"),
+    ):
         with pytest.raises(UserError, match="has no rows to search"):
             index.search(tokens=np.ones((1, 8), np.float32))
 
@@ -316,3 +334,17 @@ def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
 def test_captions_are_drawn_from_rows_that_have_one(scenes):
     _, images, _ = scenes
     assert len(set(captions(images, 5))) == 5 and len(captions(images, 50)) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["exact", "lance"])
+def test_searches_of_a_runs_index_give_its_own_recall_to_the_last_digit(finished, tmp_path, engine):
+    pytest.importorskip({"exact": "jax", "lance": "lancedb"}[engine])
+    section = read_config(finished[0])["evals"]["val"]["source"]
+    evaluated = read_results(finished[0])["steps"]["12"]
+    sides = [embed(finished[0], section, tmp_path / side, side=side, dtype="float32") for side in ("image", "text")]
+    indices = [Index(features, engine) for features in sides]
+    for index in indices:
+        index.build()
+    found = recalls(inference.load_model(finished[0]), *indices, make_source(section))
+    assert found == {name: evaluated[f"val/{name}"] for name in found} and len(found) == 6

@@ -1,6 +1,5 @@
 """Why a row was found: which of its patches each word of the text matches, from the stored tokens, without the picture."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +7,7 @@ from jaxtyping import Float
 
 from filip_jax.errors import UserError
 from filip_jax.features import Features
+from filip_jax.features.reader import Numbers
 from filip_jax.inference import Embedder
 from filip_jax.inference.alignment import Span, words_with_pieces
 from filip_jax.search.reductions import token_map
@@ -45,7 +45,7 @@ class Explanation:
         return [(int(n), float(scores[n])) for n in order[:most]]
 
 
-def explain(model: Embedder, text: str, features: Features, rows: Sequence[int]) -> list[Explanation]:
+def explain(model: Embedder, text: str, features: Features, rows: Numbers) -> list[Explanation]:
     """Return for each row, of an image, how it matches the words of a text.
 
     Raises:
@@ -53,7 +53,9 @@ def explain(model: Embedder, text: str, features: Features, rows: Sequence[int])
     """
     grid = features.manifest.grid
     if features.manifest.side != "image" or features.manifest.pooling != "tokens" or grid is None:
-        raise UserError(f"{features.folder} is of {features.manifest.pooling} of {features.manifest.side}s: they have no patches")
+        raise UserError(
+            f"{features.folder} is of {features.manifest.pooling} of {features.manifest.side}s: they have no patches"
+        )
     spans, names, pieces = words_with_pieces(model, text)
     encoded = model.encode_text([text], "tokens")[0][0]
     if encoded.shape[1] != features.manifest.dimension:
@@ -67,7 +69,9 @@ def explain(model: Embedder, text: str, features: Features, rows: Sequence[int])
     ]
 
 
-def _map(similarity: Float[np.ndarray, "p words"], positions, features: Features) -> Float[np.ndarray, "words rows columns"]:
+def _map(
+    similarity: Float[np.ndarray, "p words"], positions, features: Features
+) -> Float[np.ndarray, "words rows columns"]:
     places = token_map(positions, features.manifest)
     return np.where(places >= 0, similarity.T[:, places], np.nan).astype(np.float32)
 

@@ -107,13 +107,22 @@ class Index:
             return Query(self._checked(tokens), "text" if self.features.manifest.side == "image" else "image")
         if model is None:
             raise UserError("a text or an image needs the model of which the index is")
+        return (self.text_queries(model, [text]) if text is not None else self.image_queries(model, [image]))[0]
+
+    def text_queries(self, model: Embedder, texts: Sequence[str]) -> list[Query]:
+        """Return several texts as queries; see `query`."""
         self.check_model(model)
-        if text is not None:
+        for text in texts:
             if text.strip() and not model.tokenizer.knows(text):
                 raise UserError(f"the model's vocabulary knows no word of {text!r:.200}: search for other words")
-            encoded, mask = model.encode_text([text], self.features.manifest.pooling)
-            return Query(self._checked(encoded[0][mask[0]]), "text")
-        return Query(self._checked(model.encode_image([image], self.features.manifest.pooling)[0]), "image")
+        tokens, mask = model.encode_text(texts, self.features.manifest.pooling)
+        return [Query(self._checked(of_text[there]), "text") for of_text, there in zip(tokens, mask)]
+
+    def image_queries(self, model: Embedder, images: Sequence[Any]) -> list[Query]:
+        """Return several images as queries; see `query`."""
+        self.check_model(model)
+        tokens = model.encode_image(images, self.features.manifest.pooling)
+        return [Query(self._checked(of_image), "image") for of_image in tokens]
 
     def search(
         self,
@@ -226,7 +235,9 @@ class Index:
         tokens = np.asarray(tokens, np.float32)
         dimension = self.features.manifest.dimension
         if tokens.ndim != 2 or not len(tokens) or tokens.shape[1] != dimension:
-            raise UserError(f"a query is tokens of dimension {dimension}, [t, {dimension}], but not {list(tokens.shape)}")
+            raise UserError(
+                f"a query is tokens of dimension {dimension}, [t, {dimension}], but not {list(tokens.shape)}"
+            )
         if not np.isfinite(tokens).all():
             raise UserError("the tokens of the query hold numbers that are not finite")
         return tokens

@@ -12,7 +12,9 @@ def describe(features: Features) -> list[str]:
     manifest, live = features.manifest, int(features.live.sum())
     removed = f", {len(features) - live:,} of them removed" if live < len(features) else ""
     size = sum(part.bytes for part in manifest.parts)
-    tokens = f"{manifest.grid[0]} x {manifest.grid[1]} places" if manifest.grid else f"up to {manifest.text_length} tokens"
+    tokens = (
+        f"{manifest.grid[0]} x {manifest.grid[1]} places" if manifest.grid else f"up to {manifest.text_length} tokens"
+    )
     lines = [
         f"{features.folder}: {len(features):,} rows of {manifest.side}s{removed}, {size / 1e6:,.1f} MB in {len(manifest.parts):,} parts",
         f"  {manifest.pooling}: {tokens}, dimension {manifest.dimension}, {manifest.dtype}",
@@ -30,4 +32,7 @@ def describe(features: Features) -> list[str]:
 def _pairs(values: Any) -> str:
     if not isinstance(values, Mapping):
         return ""
-    return ", ".join(f"{name} {value[:12] if isinstance(value, str) and len(value) == 64 else value}" for name, value in values.items())
+    return ", ".join(
+        f"{name} {value[:12] if isinstance(value, str) and len(value) == 64 else value}"
+        for name, value in values.items()
+    )

@@ -40,7 +40,7 @@ def best_rows(
     *,
     allowed: Bool[np.ndarray, " rows"],
     like: bool = False,
-) -> list[Int[np.ndarray, " k"]]:
+) -> list[Int[np.ndarray, " _"]]:
     """Return for each query the k rows of the highest score, best first; of equal ones the first.
 
     Args:
@@ -51,7 +51,7 @@ def best_rows(
     Raises:
         UserError: a part of the features is damaged.
     """
-    found: list[Int[np.ndarray, " k"]] = []
+    found: list[Int[np.ndarray, " _"]] = []
     for start in range(0, len(queries), MAX_QUERIES):
         some = queries[start : start + MAX_QUERIES]
         best = np.full((len(some), 0), -np.inf, np.float32)

@@ -35,7 +35,8 @@ class Exact:
         allowed = self.features.live if where is None else self.features.live & matches(where, self.features.column)
         query = unit(tokens.mean(axis=0))
         scores = [
-            chunk.flatten().to_numpy().reshape(-1, len(query)) @ query for chunk in self.features.column("pooled").chunks
+            chunk.flatten().to_numpy().reshape(-1, len(query)) @ query
+            for chunk in self.features.column("pooled").chunks
         ]
         nearness = np.where(allowed, np.concatenate([*scores, np.zeros(0, np.float32)]), -np.inf)
         order = np.argsort(-nearness, kind="stable")[:k]

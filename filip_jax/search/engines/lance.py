@@ -99,7 +99,9 @@ class Lance:
     def get(self, rows: Int[np.ndarray, " n"]) -> list[Float[np.ndarray, "_ d"]]:
         some = ", ".join(str(int(row)) for row in rows)
         query = self.table.search().where(f"`row` IN ({some})").select(["row", "tokens"]).limit(None)
-        found = {row: np.array(each, np.float32) for row, each in zip(*self._tried(query.to_arrow).to_pydict().values())}
+        found = {
+            row: np.array(each, np.float32) for row, each in zip(*self._tried(query.to_arrow).to_pydict().values())
+        }
         return [found[row] for row in rows.tolist()]
 
     def _batches(self, rows) -> Iterator[pa.RecordBatch]:
@@ -135,9 +137,7 @@ class Lance:
             raise UserError(f"lance: the table in {self.uri}: {one_line(str(error))[:500]}") from error
 
 
-def open_lance(
-    features: Features, *, uri: str = "", probes: int = 0, storage: dict[str, str] | None = None
-) -> Lance:
+def open_lance(features: Features, *, uri: str = "", probes: int = 0, storage: dict[str, str] | None = None) -> Lance:
     """Return LanceDB as an engine.
 
     Args:

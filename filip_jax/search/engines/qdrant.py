@@ -41,7 +41,9 @@ class Qdrant:
         self.features, self.url, self.collection = features, url, collection
         library = extra_module("qdrant_client", "qdrant", "the engine qdrant needs")
         self.models = library.models
-        where = {"location": MEMORY} if url == MEMORY else {"url": url, "api_key": os.environ.get(KEY), "timeout": TIMEOUT}
+        where = (
+            {"location": MEMORY} if url == MEMORY else {"url": url, "api_key": os.environ.get(KEY), "timeout": TIMEOUT}
+        )
         self.client = self._tried(lambda: library.QdrantClient(**where))
         self.exists = bool(self._tried(lambda: self.client.collection_exists(collection)))
 

@@ -53,6 +53,12 @@ class Answers:
         identity = [self.manifest.model, *((part.name, part.sha256) for part in self.manifest.parts)]
         self.version = hashlib.sha256(repr(identity).encode()).hexdigest()[:12]
 
+    def prepare(self) -> None:
+        """Compile what the first searches need, so that nobody waits for it."""
+        if len(self.index):
+            self.search(SearchRequest(row=int(self.features.live.argmax())))
+            self.model.encode_text(["a"], self.manifest.pooling)
+
     def info(self) -> dict[str, Any]:
         """Return what the index is of."""
         manifest = self.manifest

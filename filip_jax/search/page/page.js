@@ -248,7 +248,9 @@ async function search(request, how = "push") {
     state.milliseconds = answer.query.kind === "text" ? answer.milliseconds : state.milliseconds;
     show(request, answer, how);
   } catch (error) {
-    if (own === running && error.name !== "AbortError") fail(error.message, request, how);
+    if (own !== running || error.name === "AbortError") return;
+    if (how === "replace") $("status").textContent = error.message; // a word that is not typed to its end
+    else fail(error.message, request, how);
   } finally {
     clearTimeout(waits);
     if (own === running) $("hits").classList.remove("stale");

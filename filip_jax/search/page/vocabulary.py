@@ -2,6 +2,7 @@
 
 import threading
 from collections import Counter
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from filip_jax.inference.alignment import content_words
 from filip_jax.inference.embedder import Embedder
 
 MAX_CAPTIONS = 20_000  # that are read
-MAX_WORDS = 512  # the most frequent ones
+MAX_WORDS = 512  # the most frequent ones that the model knows
+MAX_CHARACTERS = 40  # of a word
 BATCH = 16  # words that the text tower takes at a time, between the searches
 BEST = 8
 
@@ -64,7 +66,8 @@ class Vocabulary:
         for row in rows.tolist():
             text = captions[row].as_py() or ""
             counts.update({text[start:end].lower() for start, end in content_words(text)})
-        return [word for word, _ in counts.most_common(MAX_WORDS)]
+        some = (word for word, _ in counts.most_common() if len(word) <= MAX_CHARACTERS)
+        return list(islice(filter(self.model.tokenizer.knows, some), MAX_WORDS))
 
     def _embedded(self, words: list[str]) -> Float[np.ndarray, "n d"]:
         tokens, _ = self.model.encode_text(words, pooling="tokens")

@@ -13,6 +13,7 @@ from filip_jax.errors import UserError
 
 MAX_BATCH_BYTES = 1 << 26  # of a file of queries
 MAX_QUERIES = 1 << 20  # in it
+AT_ONCE = 256  # queries that are embedded and searched together
 
 SEARCH = """Search an index by a text or an image: the rows whose tokens match the query's best.
 
@@ -121,16 +122,28 @@ def _search(arguments, _) -> None:
     asked = list(_asked(arguments))
     index = open_index_of(arguments)
     model = load_model(arguments.workdir, step_number(arguments.step))
-    queries = [index.query(model, **{kind: value}) for _, kind, value in asked]
-    found = index.search_all(queries, top=arguments.top, where=arguments.where, candidates=arguments.candidates)
-    for (name, _, value), hits in zip(asked, found):
-        if arguments.json:
-            about = {} if name is None else {"query": name}
-            show(*[json.dumps(about | {"rank": n} | asdict(hit)) for n, hit in enumerate(hits, 1)])
-        else:
-            show(*([f"{value}:"] if arguments.batch else []), *_table(hits))
+    for start in range(0, len(asked), AT_ONCE):
+        some = asked[start : start + AT_ONCE]
+        queries: dict[int, Any] = {}
+        for kind, queries_of in (("text", index.text_queries), ("image", index.image_queries)):
+            places = [n for n, (_, other, _) in enumerate(some) if other == kind]
+            if places:
+                queries |= zip(places, queries_of(model, [some[n][2] for n in places]))
+        ordered = [queries[n] for n in range(len(some))]
+        found = index.search_all(ordered, top=arguments.top, where=arguments.where, candidates=arguments.candidates)
+        for (name, _, value), hits in zip(some, found):
+            _show_hits(arguments, name, value, hits)
     if arguments.sheet:
         _draw(arguments, index, model, found[0])
+
+
+def _show_hits(arguments, name, value: str, hits) -> None:
+    if arguments.json:
+        about = {} if name is None else {"query": name}
+        for n, hit in enumerate(hits, 1):
+            show(json.dumps(about | {"rank": n} | asdict(hit)))
+    else:
+        show(*([f"{value}:"] if arguments.batch else []), *_table(hits))
 
 
 def _asked(arguments) -> Iterator[tuple[Any, str, str]]:
@@ -172,12 +185,20 @@ def _table(hits) -> list[str]:
 
 
 def _draw(arguments, index, model, hits) -> None:
+    from filip_jax.data.record import BadRecord
     from filip_jax.files import write_png
+    from filip_jax.search.pictures import open_pictures
     from filip_jax.search.sheet import draw_sheet
 
-    file = Path(arguments.sheet)
+    picture, file = open_pictures(index.features), Path(arguments.sheet)
+
+    def view_of(row: int):
+        try:
+            return next(model.views([picture(row)]))
+        except (BadRecord, OSError, ValueError):  # it is gone, or none any more
+            return None
+
     file.parent.mkdir(parents=True, exist_ok=True)
-    view_of = partial(view_of_row, index.features, model)
     write_png(draw_sheet(model, arguments.text, index.features, hits, view_of), file)
     show(f"wrote {file}")
 
@@ -205,13 +226,13 @@ def _build(arguments, _) -> None:
 def _check(arguments, _) -> None:
     from filip_jax.search.check import captions, check, sampled
 
-    fast, exact = open_index_of(arguments), _open(arguments, "exact")
+    fast, exact = open_index_of(arguments), open_index_of(arguments, "exact")
     texts = captions(fast, arguments.queries) if arguments.workdir else []
     if texts:
         from filip_jax.inference import load_model
 
         model = load_model(arguments.workdir, step_number(arguments.step))
-        queries = [fast.query(model, text=text) for text in texts]
+        queries = fast.text_queries(model, texts)
     else:
         queries = sampled(fast, arguments.queries)
     found = check(exact, fast, queries, arguments.candidates)
