@@ -71,6 +71,6 @@ def _some(rng, tokens, mask) -> Float[np.ndarray, "t d"]:
 def captions(index: Index, count: int, seed: int = 0) -> list[str]:
     """Return captions of rows that have one, drawn at random."""
     column = index.features.column("caption").to_pylist()
-    known = [n for n in np.flatnonzero(index.features.live) if column[n].strip()]
-    rows = np.random.default_rng(seed).choice(known, min(count, len(known)), replace=False) if known else []
+    known, rng = [n for n in np.flatnonzero(index.features.live) if column[n].strip()], np.random.default_rng(seed)
+    rows: list[int] = rng.choice(known, min(count, len(known)), replace=False).tolist() if known else []
     return [column[n] for n in rows]

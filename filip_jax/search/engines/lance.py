@@ -39,7 +39,7 @@ class Lance:
         storage: options of the bucket, as LanceDB takes them; by default the endpoint of the environment, as elsewhere.
     """
 
-    candidates = 1000
+    candidates: int | None = 1000
 
     def __init__(self, features: Features, uri: str, probes: int, storage: dict[str, str] | None):
         self.features, self.uri, self.probes = features, uri, probes

@@ -36,7 +36,7 @@ class Qdrant:
         collection: its name.
     """
 
-    candidates = 1000
+    candidates: int | None = 1000
 
     def __init__(self, features: Features, url: str, collection: str):
         self.features, self.url, self.collection = features, url, collection
