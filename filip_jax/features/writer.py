@@ -96,7 +96,7 @@ class FeatureWriter:
             positions = np.broadcast_to(np.arange(mask.shape[1], dtype=np.int16), mask.shape)
         kept = np.asarray(tokens, np.float32)[mask]
         stored, scales = quantized(kept) if self.manifest.dtype == "int8" else (kept.astype(self.manifest.dtype), None)
-        batch = {name: [each.get(name, DEFAULTS[name]) for each in fields] for name in SCALARS}
+        batch: dict[str, Any] = {name: [each.get(name, DEFAULTS[name]) for each in fields] for name in SCALARS}
         batch |= {"tokens": stored, "scales": scales, "positions": np.asarray(positions, np.int16)[mask]}
         self.waiting.append(batch | {"pooled": np.asarray(pooled, np.float32), "lengths": mask.sum(axis=1)})
 
@@ -130,7 +130,7 @@ class FeatureWriter:
         names = [part.name for part in self.manifest.parts if part.name.startswith(f"{self.process:04d}_")]
         number = max((int(name[5:11]) for name in names), default=-1) + 1
         file = self.folder / PARTS / f"{self.process:04d}_{number:06d}.arrow"
-        columns = {name: [x for each in self.waiting for x in each[name]] for name in SCALARS}
+        columns: dict[str, Any] = {name: [x for each in self.waiting for x in each[name]] for name in SCALARS}
         arrays = ("tokens", "positions", "pooled", "lengths", *(["scales"] if self.manifest.dtype == "int8" else []))
         columns |= {name: np.concatenate([each[name] for each in self.waiting]) for name in arrays}
         with replacing(file) as beside:

@@ -219,8 +219,8 @@ def _shares(comparison: Comparison, part_rows: int, processes: int) -> Iterator[
 def _progress_of(manifest: Manifest, identity: str, processes: int) -> Mapping[str, Any]:
     """Return the progress of an embedding of the same data by as many processes; nothing if there is none."""
     found = manifest.progress
-    numbers = [found.get(name) for name in ("rows", "part_rows", "units")]
-    done = found.get("done")
+    numbers: list[Any] = [found.get(name) for name in ("rows", "part_rows", "units")]
+    done: Any = found.get("done")
     is_same = found.get("identity") == identity and found.get("processes") == processes
     is_sound = all(map(is_whole, numbers)) and isinstance(done, list) and len(done) == processes
     is_sound = is_sound and all(map(is_whole, done)) and numbers[0] <= manifest.rows and numbers[1] > 0
