@@ -18,6 +18,7 @@ from filip_jax.files import LOCK, locked, remove_abandoned, replacing, writing
 from filip_jax.folders import check_unlinked, remove
 from filip_jax.user_paths import from_user, is_remote
 
+MAX_PROCESSES = 10_000  # whose numbers have four digits in the names of parts
 DEFAULTS = {"key": "", "shard": "", "index": 0, "width": 0, "height": 0, "orientation": 1, "caption": ""}
 WRITER = re.compile(r"\.writer_(\d+)_of_(\d+)\.lock")  # held by each process that writes
 
@@ -45,6 +46,8 @@ class FeatureWriter:
             raise UserError(
                 f"{folder}: features are mapped into memory: name a folder on a disk, and copy it from there"
             )
+        if not 0 <= process < processes <= MAX_PROCESSES:
+            raise UserError(f"process {process} of {processes}: there may be up to {MAX_PROCESSES}, the first is 0")
         self.folder, self.process, self.processes = Path(from_user(folder)), process, processes
         self.waiting: list[dict[str, Any]] = []
         with contextlib.ExitStack() as stack:
