@@ -29,7 +29,7 @@ from filip_jax.small_files import is_whole
 
 QUARANTINE = "quarantine"  # of each process a file that names the records that could not be used
 MAX_NAMED = 100_000  # records in a file of the quarantine
-PAIRS = 500  # of a sample, by which losses are measured
+MAX_PAIRS = 500  # of a sample, by which losses are measured
 
 
 def spread(source: Source, count: int) -> list[int]:
@@ -167,7 +167,7 @@ class Work:
         manifest = self.writer.manifest
         if not manifest.reductions or any(each["losses"] for each in manifest.reductions):
             return
-        captioned = [index for index in spread(self.source, PAIRS) if texts_of(self.source, index) not in ([], [""])]
+        captioned = [index for index in spread(self.source, MAX_PAIRS) if texts_of(self.source, index) not in ([], [""])]
         items = [read(self.source, self.section, self.model, "image", Unit(index, 0)) for index in captioned]
         items = [item for item in items if item.content is not None]
         if len(items) < 2:
