@@ -167,7 +167,9 @@ class Work:
         manifest = self.writer.manifest
         if not manifest.reductions or any(each["losses"] for each in manifest.reductions):
             return
-        captioned = [index for index in spread(self.source, MAX_PAIRS) if texts_of(self.source, index) not in ([], [""])]
+        captioned = [
+            index for index in spread(self.source, MAX_PAIRS) if texts_of(self.source, index) not in ([], [""])
+        ]
         items = [read(self.source, self.section, self.model, "image", Unit(index, 0)) for index in captioned]
         items = [item for item in items if item.content is not None]
         if len(items) < 2:
