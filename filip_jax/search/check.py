@@ -60,7 +60,7 @@ def sampled(index: Index, count: int, seed: int = 0) -> list[Query]:
     """Return queries made of the rows themselves: each some tokens of one row, as of the other side."""
     rng, live = np.random.default_rng(seed), np.flatnonzero(index.features.live)
     rows = rng.choice(live, min(count, len(live)), replace=False) if len(live) else live
-    return [index.query(tokens=_some(rng, *index.features.tokens([row]))) for row in rows]
+    return [index.query(tokens=_some(rng, *index.features.tokens([row]))) for row in rows.tolist()]
 
 
 def _some(rng, tokens, mask) -> Float[np.ndarray, "t d"]:
