@@ -40,7 +40,7 @@ class Rows:
     """
 
     columns: pa.RecordBatch
-    offsets: Int[np.ndarray, " n+1"]
+    offsets: Int[np.ndarray, " ends"]
     values: Shaped[np.ndarray, "tokens d"]
     scales: Float[np.ndarray, " tokens"] | None
     positions: Int16[np.ndarray, " tokens"]
