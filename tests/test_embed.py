@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import runs
-from conftest import unit
+from conftest import slow, unit
 from feature_files import DIGESTS, manifest_of, tokens_of
 from pairs import tar
 from PIL import Image
@@ -128,7 +128,7 @@ class Stop(BaseException):
     """Stands for a kill."""
 
 
-@pytest.mark.parametrize("side", ["image", "text"])
+@pytest.mark.parametrize("side", ["image", slow("text")])
 def test_a_stopped_embedding_goes_on_to_the_same_table(side, workdir, tmp_path, monkeypatch):
     whole = embed(workdir, SCENES, tmp_path / "whole", side=side, dtype="int8", **QUICK)
     assert len(whole) == 24 and len(whole.manifest.parts) == 5
@@ -198,6 +198,7 @@ def test_what_is_new_is_added_and_what_is_gone_is_marked(workdir, tmp_path, monk
     assert open_pictures(again)(5).size == (20, 30)  # whose number has changed
 
 
+@pytest.mark.slow
 def test_doubled_keys_are_rows_of_their_own_and_stay_so(workdir, tmp_path):
     (tmp_path / "tars").mkdir()
     for name in ("a", "b"):
@@ -219,6 +220,7 @@ def test_doubled_keys_are_rows_of_their_own_and_stay_so(workdir, tmp_path):
     assert len(features) == 3 and features.live.sum() == 2
 
 
+@pytest.mark.slow
 def test_processes_share_the_records(workdir, tmp_path):
     alone = embed(workdir, SCENES, tmp_path / "alone", **QUICK)
     for process in (1, 2, 0):
@@ -230,6 +232,7 @@ def test_processes_share_the_records(workdir, tmp_path):
     assert len(embed(workdir, SCENES | {"scenes": 30}, tmp_path / "shared", **QUICK)) == 30
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_a_folder_is_one_line(workdir, tmp_path):
     section = photos(tmp_path / "photos")
     embed(workdir, section, tmp_path / "index", **QUICK)
@@ -283,6 +286,7 @@ def test_mistakes_on_the_command_line_are_one_line(words, said, tmp_path, capsys
     assert said in errors and errors.count("\n") == 1 and not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_source_in_a_bucket(workdir, gs, tmp_path):
     import fsspec
 
@@ -337,6 +341,7 @@ def test_a_map_shows_which_token_stands_for_a_place():
     assert token_map(np.array([5], np.int16), manifest_of()).tolist() == [[-1] * 4, [-1, 0, -1, -1], [-1] * 4]
 
 
+@pytest.mark.slow
 def test_losses_are_those_of_retrieval(workdir, model, tmp_path):
     source = make_source(SCENES)
     images = model.encode_image([source[n].image for n in range(24)])
@@ -380,6 +385,7 @@ def test_tokens_that_are_no_numbers_are_left_out(workdir, tmp_path, monkeypatch)
     assert "not finite" in (tmp_path / "index/quarantine/process_0.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_progress_of_a_stranger_is_none(workdir, tmp_path):
     embed(workdir, SCENES, tmp_path / "index", **QUICK)
     file = tmp_path / "index" / FILE

@@ -282,14 +282,12 @@ def rewritten(folder, change):
 
 def _lists(columns, offsets):
     kind = columns["positions"].type
-    places = pa.py_buffer(np.array(offsets, np.int32))
-    return pa.Array.from_buffers(kind, 4, [None, places], children=[columns["positions"].flatten()])  # unchecked
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), columns["positions"].flatten(), type=kind)
 
 
 HOSTILE = {
     "fewer positions": lambda columns: {"positions": _lists(columns, [0, 12, 24, 36, 40])},
     "offsets that fall": lambda columns: {"positions": _lists(columns, [0, 30, 24, 36, 48])},
-    "offsets beyond the end": lambda columns: {"positions": _lists(columns, [0, 12, 24, 36, 1 << 30])},
     "a gap": lambda columns: {"key": pa.array(["a", None, "b", "c"])},
     "no UTF-8": lambda columns: {"key": pa.array([b"a", b"\xff", b"b", b"c"]).view(pa.string())},
     "numbers missing": lambda columns: {
@@ -304,6 +302,27 @@ def test_a_part_of_a_stranger_is_one_line(kind, tmp_path):
     rewritten(tmp_path / "index", lambda columns: {})
     read_all(tmp_path / "index")
     rewritten(tmp_path / "index", HOSTILE[kind])
+    with pytest.raises(UserError, match="is damaged") as error:
+        read_all(tmp_path / "index")
+    assert "\n" not in str(error.value)
+
+
+def test_a_compressed_part_is_one_line(tmp_path):
+    """It could unpack to far more than memory holds."""
+    write_features(tmp_path / "index", rows=4)
+    rewritten(tmp_path / "index", lambda columns: {"options": pa.ipc.IpcWriteOptions(compression="zstd")})
+    with pytest.raises(UserError, match="bytes unpacked; at most 0 are read"):
+        read_all(tmp_path / "index")
+
+
+@pytest.mark.parametrize("last", [49, 1 << 30, -(1 << 31)])
+def test_lists_that_end_beyond_the_file_are_one_line(last, tmp_path):
+    write_features(tmp_path / "index", rows=4)
+    (file,) = (tmp_path / "index" / PARTS).iterdir()
+    offsets, spoilt = (np.array([0, 12, 24, 36, end], "<i4").tobytes() for end in (48, last))
+    data = file.read_bytes()
+    assert data.count(offsets) == 2
+    file.write_bytes(data.replace(offsets, spoilt))
     with pytest.raises(UserError, match="is damaged") as error:
         read_all(tmp_path / "index")
     assert "\n" not in str(error.value)

@@ -130,13 +130,15 @@ class _Known:
 
     def __init__(self, features: Features, rows: int, side: str):
         names = ("shard", "key", "caption") if side == "text" else ("shard", "key")
-        columns = [features.column(name).slice(0, rows).to_pylist() for name in names] if rows else []
+        parts = list(zip(*(features.column(name).slice(0, rows).chunks for name in names)))
         self.taken: Bool[np.ndarray, " rows"] = np.zeros(rows, bool)
         self.after, self.first = np.full(rows, -1), dict[bytes, int]()
-        for row in reversed(range(rows)):
-            name = _digest(*(column[row] for column in columns))
-            self.after[row] = self.first.get(name, -1)
-            self.first[name] = row
+        row = rows
+        for columns in reversed(parts):  # one part's texts are in memory at a time
+            for texts in reversed(list(zip(*(column.to_pylist() for column in columns)))):
+                row, name = row - 1, _digest(*texts)
+                self.after[row] = self.first.get(name, -1)
+                self.first[name] = row
 
     def take(self, shard: str, key: str, text: str) -> bool:
         """Return whether there is one more row of this record, which then counts as found."""
