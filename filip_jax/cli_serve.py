@@ -10,7 +10,6 @@ from filip_jax.choices import step_number
 from filip_jax.cli_search import add_index_options, open_index_of
 from filip_jax.console import show
 from filip_jax.errors import UserError
-from filip_jax.extras import extra_module
 
 SERVE = """Open a page that searches an index of pictures or texts and shows what matches where.
 
@@ -39,6 +38,8 @@ def add_serve_command(command: Callable[..., Any]) -> None:
 
 
 def _serve(arguments, _) -> None:
+    from filip_jax.extras import extra_module
+
     for module in ("starlette", "uvicorn"):
         extra_module(module, "search", "filip serve needs")
     from filip_jax.inference import load_model

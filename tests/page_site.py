@@ -83,7 +83,7 @@ def write_site(folder, rows: int = 12, removed=(), wide: int = 0):
             tokens = ColorModel().encode_image(drawn)
             fields = [
                 dict(
-                    key=f"<b>{n}</b> ü.png", shard="/pictures", index=n, width=picture.width, height=picture.height,
+                    key=f"<b>{n}<i> ü.png", shard="/pictures", index=n, width=picture.width, height=picture.height,
                     caption=f"one {color_of(n)} patch <script>alert({n})</script>",
                 )
                 for n, picture in enumerate(drawn)

@@ -92,7 +92,6 @@ def test_a_patch_searches_alone_and_has_words(client):
     words = client.post("/api/patch", json={"row": row, "patches": [7], "text": "green or blue"}).json()
     assert [(each["word"], each["similarity"]) for each in words["of_query"]] == [
         ("green", 0),
-        ("or", 0.5),
         ("blue", 1),
     ]
     assert words["of_captions"] == [] and words["looked_at"] == 0

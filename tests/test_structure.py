@@ -56,7 +56,8 @@ ROOMS = [
     {"config"},
     {"tools"},
     {"plan"},
-    {"cli_align", "cli_configs", "cli_data", "cli_embed", "cli_plan", "cli_search", "cli_serve", "cli_weights"},
+    {"cli_align", "cli_configs", "cli_data", "cli_embed", "cli_plan", "cli_search", "cli_weights"},
+    {"cli_serve"},
     {"cli"},
 ]  # fmt: skip
 STRANGERS = [

@@ -9,6 +9,7 @@ from filip_jax.errors import UserError
 from filip_jax.search.page.limits import ip_address
 
 MAX_CONNECTIONS = 128
+MAX_PORT = (1 << 16) - 1
 MAX_HEADER_BYTES = 1 << 14  # of a request's first line and headers
 GRACE = 5  # seconds for requests that are being answered when it ends
 
@@ -19,11 +20,13 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         UserError: the host is none of this machine, or the port is taken.
     """
+    if not 0 <= port <= MAX_PORT:
+        raise UserError(f"--port={port} must be from 0, which takes a free port, to {MAX_PORT}")
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
         return socket.create_server(address[:2], family=family)
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise UserError(f"--host={host} --port={port}: {error}; --port=0 takes a free port") from error
 
 
