@@ -176,7 +176,7 @@ def _table(hits) -> list[str]:
 
     if not hits:
         return ["no row was found"]
-    rows = [("rank", "score", "image_to_text", "text_to_image", "pooled", "key", "in", "size", "caption")]
+    rows: list[tuple[str, ...]] = [("rank", "score", "image_to_text", "text_to_image", "pooled", "key", "in", "size", "caption")]
     for n, hit in enumerate(hits, 1):
         numbers = (f"{x:.4f}" for x in (hit.score, hit.image_to_text, hit.text_to_image, hit.pooled))
         place, size = f"{hit.shard}:{hit.index}", f"{hit.width}x{hit.height}"

@@ -117,7 +117,7 @@ def engines(tmp_path_factory):
 
 def test_sql_quotes_what_a_filter_holds():
     tree = Join("and", (Compare("key", "=", ("it's",)), Not(Compare("width", "in", (1, 2.5)))))
-    assert lance.to_sql(tree) == "((`key` = 'it''s') AND (NOT (`width` IN (1, 2.5))))"
+    assert lance.to_sql(tree) == "((`key` = 'it''s') AND (NOT (CAST(`width` AS DOUBLE) IN (1.0, 2.5))))"
 
 
 def test_an_index_of_many_tokens_names_good_candidates(tmp_path, monkeypatch):

@@ -60,7 +60,7 @@ def sampled(index: Index, count: int, seed: int = 0) -> list[Query]:
     """Return queries made of the rows themselves: each some tokens of one row, as of the other side."""
     rng, live = np.random.default_rng(seed), np.flatnonzero(index.features.live)
     rows = rng.choice(live, min(count, len(live)), replace=False) if len(live) else live
-    return [index.query(tokens=_some(rng, *index.features.tokens([row]))) for row in rows]
+    return [index.query(tokens=_some(rng, *index.features.tokens([row]))) for row in rows.tolist()]
 
 
 def _some(rng, tokens, mask) -> Float[np.ndarray, "t d"]:
@@ -71,6 +71,6 @@ def _some(rng, tokens, mask) -> Float[np.ndarray, "t d"]:
 def captions(index: Index, count: int, seed: int = 0) -> list[str]:
     """Return captions of rows that have one, drawn at random."""
     column = index.features.column("caption").to_pylist()
-    known = [n for n in np.flatnonzero(index.features.live) if column[n].strip()]
-    rows = np.random.default_rng(seed).choice(known, min(count, len(known)), replace=False) if known else []
+    known, rng = [n for n in np.flatnonzero(index.features.live) if column[n].strip()], np.random.default_rng(seed)
+    rows: list[int] = rng.choice(known, min(count, len(known)), replace=False).tolist() if known else []
     return [column[n] for n in rows]

@@ -246,7 +246,7 @@ class Index:
         """Return rows as hits, ordered by the scores of the definition; one whose tokens hold no numbers is none."""
         to_row, to_query = (scores[0] for scores in scores_of(self.features, query.tokens, rows))
         scores = (to_row + to_query) / 2 if like else to_row
-        pooled = self.features.pooled(rows) @ unit(query.tokens.mean(axis=0))
+        pooled = (self.features.pooled(rows) * unit(query.tokens.mean(axis=0))).sum(axis=1)
         images, texts = (to_query, to_row) if self.features.manifest.side == "image" else (to_row, to_query)
         order = [n for n in np.lexsort((rows, -scores)) if not np.isnan(scores[n])]
         fields = self.features.fields(rows[order])

@@ -12,7 +12,7 @@ from filip_jax.search.filters import Filter, matches
 class Exact:
     """See `Engine`; it holds what the features hold, and takes nothing."""
 
-    candidates = None
+    candidates: int | None = None
 
     def __init__(self, features: Features):
         self.features = features

@@ -39,7 +39,7 @@ class Lance:
         storage: options of the bucket, as LanceDB takes them; by default the endpoint of the environment, as elsewhere.
     """
 
-    candidates = 1000
+    candidates: int | None = 1000
 
     def __init__(self, features: Features, uri: str, probes: int, storage: dict[str, str] | None):
         self.features, self.uri, self.probes = features, uri, probes
@@ -178,6 +178,8 @@ def to_sql(tree: Filter) -> str:
         case Join(word, parts):
             return f"({f' {word.upper()} '.join(map(to_sql, parts))})"
     column, values = f"`{tree.column}`", [_literal(value) for value in tree.values]
+    if not isinstance(tree.values[0], str):
+        column = f"CAST({column} AS DOUBLE)"  # of other types a literal may be none
     match tree.operator:
         case "contains":
             return f"(strpos({column}, {values[0]}) > 0)"
@@ -187,9 +189,7 @@ def to_sql(tree: Filter) -> str:
 
 
 def _literal(value: str | float) -> str:
-    if isinstance(value, str):
-        return "'" + value.replace("'", "''") + "'"
-    return f"{value!r}"
+    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else repr(float(value))
 
 
 def _schema(features: Features) -> pa.Schema:

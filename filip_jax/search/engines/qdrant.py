@@ -16,7 +16,7 @@ from filip_jax.extras import extra_module
 from filip_jax.features import Features
 from filip_jax.features.writer import unit
 from filip_jax.search.engines.parts import batches, marks
-from filip_jax.search.filters import Filter, Join, Not
+from filip_jax.search.filters import Filter, Join, Not, matches
 
 KEY = "QDRANT_API_KEY"  # of the environment
 MEMORY = ":memory:"
@@ -24,6 +24,7 @@ BATCH_BYTES = 1 << 23  # of vectors in a request; a server takes 32 MB, and JSON
 BATCH = 512  # points in a request
 PAGE = 10_000  # points whose marks are read at once
 TIMEOUT = 120  # seconds
+MAX_NAMED = 100_000  # rows that a filter names one by one
 AHEAD = 5  # times as many rows by pooled vectors as are ordered by their tokens
 
 
@@ -35,14 +36,16 @@ class Qdrant:
         collection: its name.
     """
 
-    candidates = 1000
+    candidates: int | None = 1000
 
     def __init__(self, features: Features, url: str, collection: str):
         self.features, self.url, self.collection = features, url, collection
         library = extra_module("qdrant_client", "qdrant", "the engine qdrant needs")
         self.models = library.models
         where = (
-            {"location": MEMORY} if url == MEMORY else {"url": url, "api_key": os.environ.get(KEY), "timeout": TIMEOUT}
+            {"location": MEMORY}
+            if url == MEMORY
+            else {"url": url, "api_key": os.environ.get(KEY), "timeout": TIMEOUT, "check_compatibility": False}
         )
         self.client = self._tried(lambda: library.QdrantClient(**where))
         self.exists = bool(self._tried(lambda: self.client.collection_exists(collection)))
@@ -90,8 +93,7 @@ class Qdrant:
     def search(self, tokens: Float[np.ndarray, "t d"], k: int, where: Filter | None) -> Int[np.ndarray, " n"]:
         if not self.exists:
             return np.zeros(0, np.int64)
-        chosen = None if where is None else self._condition(where)
-        chosen = self.models.Filter(must=[chosen]) if chosen is not None else None
+        chosen = None if where is None else self._chosen(where)
         pooled = self.models.Prefetch(
             query=unit(tokens.mean(axis=0)).tolist(), using="pooled", limit=AHEAD * k, filter=chosen
         )
@@ -121,6 +123,15 @@ class Qdrant:
         pooled = models.VectorParams(size=size, distance=models.Distance.COSINE)
         return self.client.create_collection(self.collection, vectors_config={"tokens": tokens, "pooled": pooled})
 
+    def _chosen(self, where: Filter) -> Any:
+        """Return a filter that lets through what `where` holds for; it has no word for a part of a text, so rows are named."""
+        if not has_contains(where):
+            return self.models.Filter(must=[self._condition(where)])
+        rows = np.flatnonzero(self.features.live & matches(where, self.features.column))
+        if len(rows) > MAX_NAMED:
+            return None  # whoever searches leaves out the others
+        return self.models.Filter(must=[self.models.HasIdCondition(has_id=rows.tolist())])
+
     def _condition(self, tree: Filter) -> Any:
         models = self.models
         match tree:
@@ -135,8 +146,6 @@ class Qdrant:
             return models.FieldCondition(key=column, **how)
 
         match tree.operator:
-            case "contains":
-                return field(match=models.MatchText(text=first))
             case "in" if is_text:
                 return field(match=models.MatchAny(any=list(tree.values)))
             case "in":
@@ -153,6 +162,16 @@ class Qdrant:
             return action()
         except Exception as error:  # of many types: of the network, the server and the client
             raise UserError(f"qdrant at {self.url}: {one_line(str(error))[:500]}") from error
+
+
+def has_contains(tree: Filter) -> bool:
+    """Return whether a filter looks for a part of a text."""
+    match tree:
+        case Not(part):
+            return has_contains(part)
+        case Join(_, parts):
+            return any(map(has_contains, parts))
+    return tree.operator == "contains"
 
 
 RANGES = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
