@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import runs
 from conftest import slow, unit
-from feature_files import DIGESTS, manifest_of, tokens_of
+from feature_files import DIGESTS, manifest_of, tokens_of, write_features
 from pairs import tar
 from PIL import Image
 
 from filip_jax.cli import main
+from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import make_source
 from filip_jax.errors import UserError
 from filip_jax.evals import retrieval
@@ -296,6 +297,19 @@ def test_a_source_in_a_bucket(workdir, gs, tmp_path):
     section = {"name": "webdataset", "path": f"{gs}/collection", "index": str(tmp_path / "tars")}
     features = embed(workdir, section, tmp_path / "index", **QUICK)
     assert keys_of(features) == ["0", "1"] and open_pictures(features)(1).size == (30, 20) and not data.tell()
+
+
+def test_features_of_a_stranger_write_nothing_where_they_say(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "tars").mkdir()
+    (tmp_path / "mine").mkdir()
+    tar(tmp_path / "tars/a.tar", [("0.png", picture(0)), ("0.txt", b"x")])
+    section = {"name": "webdataset", "path": str(tmp_path / "tars"), "index": str(tmp_path / "mine")}
+    source = {"section": section, "identity": "x"}
+    features = write_features(tmp_path / "index", rows=2, part=2, source=source)
+    with pytest.raises(BadRecord, match="no record 'picture 1.jpg' any more"):
+        open_pictures(features)(1)
+    assert not os.listdir(tmp_path / "mine") and os.listdir(tmp_path / "tars") == ["a.tar"]
 
 
 WORDS = tokens_of(manifest_of(), 6, seed=5)[0].reshape(-1, 8)

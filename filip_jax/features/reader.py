@@ -65,16 +65,19 @@ class Features:
         self, rows: Numbers
     ) -> tuple[Shaped[np.ndarray, "n p d"], Float[np.ndarray, "n p"] | None, Bool[np.ndarray, "n p"]]:
         """Return what `tokens` does in the type that is stored, the tokens' scales where it is int8, and the mask."""
-        spans = [(part, int(part.offsets[n]), int(part.offsets[n + 1])) for part, n in self._places(rows)]
-        longest = max((end - start for _, start, end in spans), default=1)
-        shape = len(spans), longest
-        tokens = np.zeros((*shape, self.manifest.dimension), self.manifest.dtype)
-        scales = np.zeros(shape, np.float32) if self.manifest.dtype == "int8" else None
-        mask = np.zeros(shape, bool)
-        for n, (part, start, end) in enumerate(spans):
-            tokens[n, : end - start], mask[n, : end - start] = part.values[start:end], True
+        parts = list(self._of_parts(rows))
+        lengths = np.zeros(len(rows), int)
+        for part, places, n in parts:
+            lengths[places] = part.offsets[n + 1] - part.offsets[n]
+        mask = np.arange(lengths.max(initial=1)) < lengths[:, None]
+        tokens = np.zeros((*mask.shape, self.manifest.dimension), self.manifest.dtype)
+        scales = np.zeros(mask.shape, np.float32) if self.manifest.dtype == "int8" else None
+        for part, places, n in parts:
+            row, place = np.nonzero(mask[places])
+            token = part.offsets[n][row] + place
+            tokens[places[row], place] = part.values[token]
             if scales is not None and part.scales is not None:
-                scales[n, : end - start] = part.scales[start:end]
+                scales[places[row], place] = part.scales[token]
         return tokens, scales, mask
 
     def blocks(self, size: int) -> Iterator[Block]:
@@ -112,8 +115,8 @@ class Features:
     def pooled(self, rows: Numbers) -> Float[np.ndarray, "n d"]:
         """Return the pooled vectors of rows, L2-normalized."""
         vectors = np.zeros((len(rows), self.manifest.dimension), np.float32)
-        for row, (part, n) in enumerate(self._places(rows)):
-            vectors[row] = part.pooled[n]
+        for part, places, n in self._of_parts(rows):
+            vectors[places] = part.pooled[n]
         return vectors
 
     def fields(self, rows: Numbers) -> list[dict[str, Any]]:
@@ -138,13 +141,22 @@ class Features:
             self._part(number)
             verify_part(self.folder, part)
 
-    def _places(self, rows: Numbers) -> Iterator[tuple[Rows, int]]:
-        """Yield (the part, the row in it) of each row."""
+    def _of_parts(self, rows: Numbers) -> Iterator[tuple[Rows, Int[np.ndarray, " m"], Int[np.ndarray, " m"]]]:
+        """Yield of each part that has some of the rows: (the part, which of `rows` these are, their rows in the part)."""
         numbers = np.asarray(rows, np.int64)
         if len(numbers) and not (0 <= numbers.min() and numbers.max() < len(self)):
             raise UserError(f"there are {len(self)} rows; {numbers.min()} to {numbers.max()} are asked for")
-        for row, number in zip(numbers, np.searchsorted(self.ends, numbers, side="right")):
-            yield self._part(int(number)), int(row - self._start(int(number)))
+        found = np.searchsorted(self.ends, numbers, side="right")
+        for number in np.unique(found).tolist():
+            places = np.flatnonzero(found == number)
+            yield self._part(number), places, numbers[places] - self._start(number)
+
+    def _places(self, rows: Numbers) -> list[tuple[Rows, int]]:
+        """Return (the part, the row in it) of each row."""
+        found: dict[int, tuple[Rows, int]] = {}
+        for part, places, n in self._of_parts(rows):
+            found |= {place: (part, row) for place, row in zip(places.tolist(), n.tolist())}
+        return [found[place] for place in range(len(rows))]
 
     def _start(self, number: int) -> int:
         return int(self.ends[number - 1]) if number else 0

@@ -18,6 +18,7 @@ from filip_jax.files import LOCK, locked, remove_abandoned, replacing, writing
 from filip_jax.folders import check_unlinked, remove
 from filip_jax.user_paths import from_user, is_remote
 
+MAX_PROCESSES = 10_000  # whose numbers have four digits in the names of parts
 DEFAULTS = {"key": "", "shard": "", "index": 0, "width": 0, "height": 0, "orientation": 1, "caption": ""}
 WRITER = re.compile(r"\.writer_(\d+)_of_(\d+)\.lock")  # held by each process that writes
 
@@ -45,6 +46,8 @@ class FeatureWriter:
             raise UserError(
                 f"{folder}: features are mapped into memory: name a folder on a disk, and copy it from there"
             )
+        if not 0 <= process < processes <= MAX_PROCESSES:
+            raise UserError(f"process {process} of {processes}: there may be up to {MAX_PROCESSES}, the first is 0")
         self.folder, self.process, self.processes = Path(from_user(folder)), process, processes
         self.waiting: list[dict[str, Any]] = []
         with contextlib.ExitStack() as stack:
@@ -96,7 +99,7 @@ class FeatureWriter:
             positions = np.broadcast_to(np.arange(mask.shape[1], dtype=np.int16), mask.shape)
         kept = np.asarray(tokens, np.float32)[mask]
         stored, scales = quantized(kept) if self.manifest.dtype == "int8" else (kept.astype(self.manifest.dtype), None)
-        batch = {name: [each.get(name, DEFAULTS[name]) for each in fields] for name in SCALARS}
+        batch: dict[str, Any] = {name: [each.get(name, DEFAULTS[name]) for each in fields] for name in SCALARS}
         batch |= {"tokens": stored, "scales": scales, "positions": np.asarray(positions, np.int16)[mask]}
         self.waiting.append(batch | {"pooled": np.asarray(pooled, np.float32), "lengths": mask.sum(axis=1)})
 
@@ -130,7 +133,7 @@ class FeatureWriter:
         names = [part.name for part in self.manifest.parts if part.name.startswith(f"{self.process:04d}_")]
         number = max((int(name[5:11]) for name in names), default=-1) + 1
         file = self.folder / PARTS / f"{self.process:04d}_{number:06d}.arrow"
-        columns = {name: [x for each in self.waiting for x in each[name]] for name in SCALARS}
+        columns: dict[str, Any] = {name: [x for each in self.waiting for x in each[name]] for name in SCALARS}
         arrays = ("tokens", "positions", "pooled", "lengths", *(["scales"] if self.manifest.dtype == "int8" else []))
         columns |= {name: np.concatenate([each[name] for each in self.waiting]) for name in arrays}
         with replacing(file) as beside:

@@ -21,8 +21,8 @@ from filip_jax.search.reductions import BY_WORDS, check_order
 from filip_jax.search.work import Work, spread
 from filip_jax.sections import at_least, one_of
 
-PART_ROWS = 1024  # of a part, which a kill may cost
-TEXTS = 1000  # of a sample, by whose words tokens are chosen
+DEFAULT_PART_ROWS = 1024  # of a part, which a kill may cost
+MAX_TEXTS = 1000  # of a sample, by whose words tokens are chosen
 
 
 def embed(
@@ -37,7 +37,7 @@ def embed(
     reductions: Sequence[Mapping[str, Any]] | None = None,
     texts: str = "",
     batch_size: int = 64,
-    part_rows: int = PART_ROWS,
+    part_rows: int = DEFAULT_PART_ROWS,
     process: int = 0,
     processes: int = 1,
     moved: bool = False,
@@ -116,7 +116,7 @@ def _manifest(model, side, dtype, reductions, texts, old, source) -> Manifest:
         raise UserError(f"--texts={texts}: no reduction chooses by words; add --reduce={BY_WORDS[0]}")
     sample: tuple[str, ...] = ()
     if by_words:
-        sample = tuple(read_texts(texts, "--texts")[:TEXTS]) if texts else old.texts if old else _captions(source)
+        sample = tuple(read_texts(texts, "--texts")[:MAX_TEXTS]) if texts else old.texts if old else _captions(source)
     if dtype != "float32":
         kept.append({"name": dtype, "options": {}, "losses": {}})
     return Manifest(
@@ -133,7 +133,7 @@ def _dimension(model: Embedder) -> int:
 
 def _captions(source: Source) -> tuple[str, ...]:
     found = []
-    for index in spread(source, TEXTS):
+    for index in spread(source, MAX_TEXTS):
         try:
             found += [caption.text for caption in that_say(source.captions(index))[:1]]
         except BadRecord:

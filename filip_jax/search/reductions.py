@@ -4,7 +4,7 @@ Of an image with fewer tokens the similarities are the definition's over those t
 the features; all rows of a folder went through the same ones.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -117,7 +117,7 @@ def unchosen(tokens, mask, positions, *, grid, words) -> Tokens:
     return tokens, mask & chosen, positions
 
 
-REDUCTIONS = {NEIGHBORS: neighbors, SELECT: select, UNCHOSEN: unchosen}
+REDUCTIONS: dict[str, Callable[..., Tokens]] = {NEIGHBORS: neighbors, SELECT: select, UNCHOSEN: unchosen}
 
 
 def token_map(positions: Int16[np.ndarray, " p"], manifest: Manifest) -> Int[np.ndarray, "rows columns"]:
@@ -154,7 +154,7 @@ def recalls(images: Sequence[Float[np.ndarray, "_ d"]], texts: Sequence[Float[np
         similarity = image @ flat.T
         text_to_image[n] = np.add.reduceat(similarity.max(axis=0), starts) / lengths
         image_to_text[n] = np.maximum.reduceat(similarity, starts, axis=1).mean(axis=0)
-    found = {}
+    found: dict[str, float] = {}
     for way, scores in (("image_to_text", image_to_text), ("text_to_image", text_to_image.T)):
         ranks = (scores >= np.diag(scores)[:, None] - TIE).sum(axis=1)
         found |= {f"{way}_R@{k}": float((ranks <= k).mean()) for k in RANKS}

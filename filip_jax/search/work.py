@@ -29,7 +29,7 @@ from filip_jax.small_files import is_whole
 
 QUARANTINE = "quarantine"  # of each process a file that names the records that could not be used
 MAX_NAMED = 100_000  # records in a file of the quarantine
-PAIRS = 500  # of a sample, by which losses are measured
+MAX_PAIRS = 500  # of a sample, by which losses are measured
 
 
 def spread(source: Source, count: int) -> list[int]:
@@ -167,7 +167,9 @@ class Work:
         manifest = self.writer.manifest
         if not manifest.reductions or any(each["losses"] for each in manifest.reductions):
             return
-        captioned = [index for index in spread(self.source, PAIRS) if texts_of(self.source, index) not in ([], [""])]
+        captioned = [
+            index for index in spread(self.source, MAX_PAIRS) if texts_of(self.source, index) not in ([], [""])
+        ]
         items = [read(self.source, self.section, self.model, "image", Unit(index, 0)) for index in captioned]
         items = [item for item in items if item.content is not None]
         if len(items) < 2:
@@ -219,8 +221,8 @@ def _shares(comparison: Comparison, part_rows: int, processes: int) -> Iterator[
 def _progress_of(manifest: Manifest, identity: str, processes: int) -> Mapping[str, Any]:
     """Return the progress of an embedding of the same data by as many processes; nothing if there is none."""
     found = manifest.progress
-    numbers = [found.get(name) for name in ("rows", "part_rows", "units")]
-    done = found.get("done")
+    numbers: list[Any] = [found.get(name) for name in ("rows", "part_rows", "units")]
+    done: Any = found.get("done")
     is_same = found.get("identity") == identity and found.get("processes") == processes
     is_sound = all(map(is_whole, numbers)) and isinstance(done, list) and len(done) == processes
     is_sound = is_sound and all(map(is_whole, done)) and numbers[0] <= manifest.rows and numbers[1] > 0
