@@ -295,6 +295,7 @@ function show(request, answer, how) {
   state.pinned = parts.length > 1 ? ALL : parts.length ? 0 : null;
   state.views = [];
   $("hits").classList.toggle("texts", state.info.side === "text");
+  $("hits").classList.toggle("wordless", !answer.hits.some((hit) => hit.caption));
   $("hits").replaceChildren(...answer.hits.map(card));
   showAsked(request, answer.query);
   const top = request.top ?? TOP;
@@ -399,7 +400,7 @@ function showWords({ of_query, of_captions, looked_at }) {
   if (of_captions.length) {
     parts.push(make("h4", { textContent: `Best of ${count(looked_at)} words of the captions` }), ...of_captions.map((each) => bar(each, true)));
   }
-  if (!parts.length) parts.push(make("p", { textContent: "No words are known: the captions hold none, or are still being read." }));
+  if (!parts.length) parts.push(make("p", { textContent: "No words to compare: search by some. The captions hold none, or are still being read." }));
   $("of_patch").replaceChildren(...parts);
 }
 
