@@ -96,7 +96,7 @@ def test_a_word_lights_up_its_patches(page):
     ]
     page.mouse("#words button:nth-child(2)")
     page.until("document.querySelector('#legend').textContent.includes('“blue”')")
-    assert page.js("document.querySelector('#low').textContent") == "0.000"
+    assert page.js("document.querySelector('#low').textContent") == "≤ 0.000"
     assert page.js("document.querySelector('#high').textContent") == "1.000"
     for n in range(8):
         assert brightest(page, n) == patch_of(page, n)

@@ -235,7 +235,7 @@ def seen(width: int, height: int, framing: Framing) -> Square:
     size = 1 << 12  # of a view so large that rounding to its pixels does not show
     left, top, right, bottom = box_in_centre_view((0, 0, width, height), (width, height), size, framing)
     x, y = right - left, bottom - top
-    return -left / x, -top / y, (size - left) / x, (size - top) / y
+    return (0 - left) / x, (0 - top) / y, (size - left) / x, (size - top) / y
 
 
 def _number(value: float) -> float | None:

@@ -4,10 +4,9 @@ const TOP = 24, STEP = 48; // hits at first, and more of them
 const QUICK = 400; // milliseconds: so fast an index is searched while its user types
 const PAUSE = 220; // milliseconds without a key before that
 const ALL = -1; // of the parts of a query: the best one at each patch
-// Colors and opacities of similarities from the lowest to the highest: what matches keeps its own colors, the rest goes dark.
-const RAMP = [[28, 23, 51, 0.8], [93, 42, 120, 0.7], [194, 65, 92, 0.56], [245, 144, 61, 0.44], [255, 226, 122, 0.3]];
-const LACKS = [128, 128, 128, 0.75]; // a patch whose token the index does not hold
-const SHADES = 256;
+// A fog lies on every picture, and lifts where it matches: the picture keeps its own colors there, dark or bright.
+const FOG = [47, 40, 74], DENSEST = 0.84;
+const LACKS = [128, 128, 128, 0.9]; // a patch whose token the index does not hold
 const DETAIL = 48; // pixels, about, of a side of a drawn map
 
 const $ = (id) => document.getElementById(id);
@@ -20,13 +19,7 @@ function make(tag, properties = {}, ...children) {
   return element;
 }
 
-const colors = Array.from({ length: SHADES }, (_, shade) => {
-  const place = (shade / (SHADES - 1)) * (RAMP.length - 1);
-  const n = Math.min(Math.floor(place), RAMP.length - 2);
-  return RAMP[n].map((value, k) => value + (RAMP[n + 1][k] - value) * (place - n));
-});
-
-// Draws similarities on a canvas: between the centers of patches they are interpolated, then colored.
+// Draws similarities on a canvas as fog; between the centers of patches they are interpolated.
 function draw(canvas, values, low, high) {
   const [rows, columns] = grid;
   const scale = Math.max(Math.ceil(DETAIL / Math.max(rows, columns)), 1);
@@ -43,8 +36,7 @@ function draw(canvas, values, low, high) {
       const above = at(top, left) + (at(top, beside) - at(top, left)) * (right - left);
       const under = at(below, left) + (at(below, beside) - at(below, left)) * (right - left);
       const share = (above + (under - above) * (down - top) - low) / (high - low || 1);
-      const shade = Math.round(Math.min(Math.max(share, 0), 1) * (SHADES - 1));
-      const [red, green, blue, alpha] = own == null ? LACKS : colors[shade];
+      const [red, green, blue, alpha] = own == null ? LACKS : [...FOG, DENSEST * (1 - Math.min(Math.max(share, 0), 1))];
       drawn.data.set([red, green, blue, 255 * alpha], 4 * (y * canvas.width + x));
     }
   }
@@ -180,14 +172,14 @@ function shine() {
   const part = state.peek ?? state.pinned;
   const maps = part === null || !state.answer ? [] : state.answer.hits.map((hit) => mapOf(hit, part));
   const values = maps.flatMap((map) => map ?? []).filter((value) => value != null);
-  const low = values.reduce((a, b) => Math.min(a, b), Infinity), high = values.reduce((a, b) => Math.max(a, b), -Infinity);
-  const lit = values.length > 0;
+  values.sort((a, b) => a - b);
+  const lit = values.length > 0, low = values[Math.floor(values.length / 2)], high = values.at(-1);
   for (const { view, hit } of state.views) view.light(lit ? mapOf(hit, part) : null, low, high, (patch) => nameAt(hit, part, patch));
   $("scale").classList.toggle("off", !lit);
-  $("low").textContent = lit ? score(low) : "0";
+  $("low").textContent = lit ? `≤ ${score(low)}` : "0"; // the median: half of all patches lie in the densest fog
   $("high").textContent = lit ? score(high) : "1";
   const what = lit && (part === ALL ? "each patch with the word it matches best" : `each patch with “${state.answer.query.parts[part]}”`);
-  $("legend").textContent = lit ? `similarity of ${what}; one scale for all pictures` : "";
+  $("legend").textContent = lit ? `similarity of ${what}, on one scale for all pictures: the fog lifts where it matches` : "";
   for (const button of document.querySelectorAll("#words button")) button.setAttribute("aria-pressed", String(Number(button.value) === state.pinned));
 }
 
@@ -303,6 +295,7 @@ function show(request, answer, how) {
   state.pinned = parts.length > 1 ? ALL : parts.length ? 0 : null;
   state.views = [];
   $("hits").classList.toggle("texts", state.info.side === "text");
+  $("hits").classList.toggle("wordless", !answer.hits.some((hit) => hit.caption));
   $("hits").replaceChildren(...answer.hits.map(card));
   showAsked(request, answer.query);
   const top = request.top ?? TOP;
@@ -322,7 +315,7 @@ function summary(answer) {
 
 function hint(answer) {
   if (!state.info.grid) return "";
-  if (answer.query.kind === "sample") return "Type words: the patches that match them light up on every picture. Or take a patch of a picture, and search by it.";
+  if (answer.query.kind === "sample") return "Type words: the patches that match them light up on every picture, the rest lies in fog. Or take a patch of a picture, and search by it.";
   return "";
 }
 
@@ -407,7 +400,7 @@ function showWords({ of_query, of_captions, looked_at }) {
   if (of_captions.length) {
     parts.push(make("h4", { textContent: `Best of ${count(looked_at)} words of the captions` }), ...of_captions.map((each) => bar(each, true)));
   }
-  if (!parts.length) parts.push(make("p", { textContent: "No words are known: the captions hold none, or are still being read." }));
+  if (!parts.length) parts.push(make("p", { textContent: "No words to compare: search by some. The captions hold none, or are still being read." }));
   $("of_patch").replaceChildren(...parts);
 }
 
@@ -518,7 +511,7 @@ async function start() {
   const names = Object.entries(info.columns).map(([name, kind]) => `${name} (${kind})`);
   $("columns").textContent = `Columns: ${names.join(", ")}. For example: width > 640 and caption contains "dog"`;
   const patches = info.grid ? `${grid[0]} x ${grid[1]} patches of a square of ${info.image_size} pixels` : "";
-  const about = [info.name, `${count(info.rows)} ${info.side}s`, patches, `step ${info.step}`, info.dtype, ...info.reductions];
+  const about = [info.name, `${count(info.rows)} ${info.side}s`, patches, `step ${info.step}`, ...new Set([info.dtype, ...info.reductions])];
   $("about").textContent = about.filter(Boolean).join(" · ");
   listen();
   await restore();
