@@ -141,7 +141,8 @@ class Work:
                 warnings.simplefilter("ignore", UserWarning)  # of texts that are cut, which are counted here
                 tokens, mask = self.model.encode_text(contents)
             places = np.arange(mask.shape[1]) if self.model.pooling == "tokens" else np.full(mask.shape[1], -1)
-            return tokens, mask, np.broadcast_to(places, mask.shape), unit((tokens * mask[..., None]).sum(axis=1))
+            positions = np.broadcast_to(places.astype(np.int16), mask.shape)
+            return tokens, mask, positions, unit((tokens * mask[..., None]).sum(axis=1))
         whole = self.model.encode_image(contents)
         pooled = unit(whole.sum(axis=1))
         if manifest.grid is None:
