@@ -120,7 +120,7 @@ def _score(queries, padded, both: bool, block: Block) -> tuple[Int[np.ndarray, "
     return rows, (to_row, to_query)
 
 
-def _padded(queries: Sequence[Float[np.ndarray, "_ d"]]) -> tuple[jax.Array, jax.Array]:
+def _padded(queries: Sequence[Float[np.ndarray, "_ d"]]) -> tuple[Float[np.ndarray, "q t d"], Bool[np.ndarray, "q t"]]:
     """Return (tokens [q, t, d], mask [q, t]) of queries, in few distinct shapes."""
     long = -(-max(map(len, queries)) // EIGHT) * EIGHT
     count = 1 if len(queries) == 1 else MAX_QUERIES
@@ -128,7 +128,7 @@ def _padded(queries: Sequence[Float[np.ndarray, "_ d"]]) -> tuple[jax.Array, jax
     mask = np.zeros((count, long), bool)
     for n, query in enumerate(queries):
         tokens[n, : len(query)], mask[n, : len(query)] = query, True
-    return jnp.asarray(tokens), jnp.asarray(mask)
+    return tokens, mask
 
 
 def _by_numpy(queries, tokens: Float[np.ndarray, "n p d"], mask: Bool[np.ndarray, "n p"], both: bool) -> Scores:
