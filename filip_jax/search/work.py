@@ -140,8 +140,8 @@ class Work:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of texts that are cut, which are counted here
                 tokens, mask = self.model.encode_text(contents)
-            places = np.arange(mask.shape[1]) if self.model.pooling == "tokens" else np.full(mask.shape[1], -1)
-            return tokens, mask, np.broadcast_to(places, mask.shape), unit((tokens * mask[..., None]).sum(axis=1))
+            line = (1, mask.shape[1]) if self.model.pooling == "tokens" else None
+            return tokens, mask, positions_of(mask.shape, line), unit((tokens * mask[..., None]).sum(axis=1))
         whole = self.model.encode_image(contents)
         pooled = unit(whole.sum(axis=1))
         if manifest.grid is None:
