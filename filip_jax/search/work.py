@@ -34,29 +34,21 @@ MAX_PAIRS = 500  # of a sample, by which losses are measured
 
 def spread(source: Source, count: int) -> list[int]:
     """Return at most `count` numbers of records, evenly spread."""
-    return (
-        np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).astype(int)).tolist() if len(source) else []
-    )
+    places = np.linspace(0, max(len(source) - 1, 0), min(count, len(source)))
+    return np.unique(places.astype(int)).tolist()
 
 
 class Work:
     """One process's share of an embedding."""
 
     def __init__(self, model: Embedder, source: Source, section, writer: FeatureWriter, side: str, say):
-        self.model, self.source, self.section, self.writer, self.side, self.say = (
-            model,
-            source,
-            section,
-            writer,
-            side,
-            say,
-        )
+        self.model, self.source, self.section = model, source, section
+        self.writer, self.side, self.say = writer, side, say
         self.bad, self.new, self.cut = Counter[str](), 0, 0
         self.file = writer.folder / QUARANTINE / f"process_{writer.process}.jsonl"
-        texts = list(writer.manifest.texts)
-        self.words = (
-            words_of(*model.encode_text(texts)) if texts else np.zeros((0, writer.manifest.dimension), np.float32)
-        )
+        self.words = np.zeros((0, writer.manifest.dimension), np.float32)
+        if texts := list(writer.manifest.texts):
+            self.words = words_of(*model.encode_text(texts))
 
     def run(self, part_rows: int) -> None:
         """Embed what this process's share of the records lacks, part by part."""
@@ -76,9 +68,7 @@ class Work:
                 self.writer.flush(partial(_advance, process=self.writer.process, done=count))
                 if count == done + 1:
                     self._warn_of_space(end - start, sum(end - start for start, end in ranges[count:]))
-        self.writer.flush(
-            partial(_finish, process=self.writer.process, of=list(_shares(comparison, part_rows, processes)))
-        )
+        self.writer.flush(partial(_finish, shares=list(_shares(comparison, part_rows, processes))))
 
     def _begin(self, part_rows: int) -> tuple[Comparison, Mapping[str, Any]]:
         """Return what is to be embedded, and how far the same embedding was when it was killed."""
@@ -140,9 +130,8 @@ class Work:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of texts that are cut, which are counted here
                 tokens, mask = self.model.encode_text(contents)
-            places = np.arange(mask.shape[1]) if self.model.pooling == "tokens" else np.full(mask.shape[1], -1)
-            positions = np.broadcast_to(places.astype(np.int16), mask.shape)
-            return tokens, mask, positions, unit((tokens * mask[..., None]).sum(axis=1))
+            line = (1, mask.shape[1]) if self.model.pooling == "tokens" else None
+            return tokens, mask, positions_of(mask.shape, line), unit((tokens * mask[..., None]).sum(axis=1))
         whole = self.model.encode_image(contents)
         pooled = unit(whole.sum(axis=1))
         if manifest.grid is None:
@@ -236,7 +225,7 @@ def _advance(now: Manifest, process: int, done: int) -> Manifest:
     return replace(now, progress={**now.progress, "done": counts})
 
 
-def _finish(now: Manifest, process: int, of: Sequence[int]) -> Manifest:
+def _finish(now: Manifest, shares: Sequence[int]) -> Manifest:
     """Return the manifest without progress, if every process has done its share."""
-    is_done = list(now.progress.get("done", of)) == list(of)
+    is_done = list(now.progress.get("done", shares)) == list(shares)
     return replace(now, progress={}) if is_done else now
