@@ -1,4 +1,4 @@
-"""The command `filip`: train, eval, inspect; see also cli_align.py, cli_configs.py, cli_data.py, cli_plan.py and cli_weights.py."""
+"""The command `filip`: train, eval, inspect; see also the files cli_*.py beside this one."""
 
 import argparse
 import os
@@ -10,7 +10,10 @@ from filip_jax.choices import step_number
 from filip_jax.cli_align import add_align_command
 from filip_jax.cli_configs import add_configs_command, versions
 from filip_jax.cli_data import add_data_commands
+from filip_jax.cli_embed import add_embed_command
 from filip_jax.cli_plan import add_config, add_plan_commands, apart, chosen
+from filip_jax.cli_search import add_index_commands
+from filip_jax.cli_serve import add_serve_command
 from filip_jax.cli_weights import add_weights_commands
 from filip_jax.cluster.watch import HUNG, PREEMPTED, Watch, leave
 from filip_jax.console import outlive_readers, say_in_any_encoding, show, show_error
@@ -18,7 +21,17 @@ from filip_jax.errors import Preempted, ProcessLost, UserError, one_line
 from filip_jax.files import named
 from filip_jax.user_paths import from_user
 
-PATHS = ("workdir", "config", "output", "image", "checkpoint", "sensitive_words")  # options in which ~ is the home
+PATHS = (
+    "workdir",
+    "config",
+    "output",
+    "image",
+    "checkpoint",
+    "sensitive_words",
+    "index",
+    "batch",
+    "sheet",
+)  # options in which ~ is the home
 DESCRIPTION = "FILIP: fine-grained contrastive language-image pre-training in JAX."
 EPILOG = """examples:
   filip train --config=demo --workdir=runs/demo
@@ -90,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = _parser().parse_known_args([word for word in words if word not in overrides])
     rest += overrides
     try:
-        if arguments.command == "data":  # options of the source may stand behind others
+        if hasattr(arguments, "source"):  # options of the source may stand behind others
             arguments.source += [word for word in rest if "=" in word and not word.startswith("-")]
             rest = [word for word in rest if word not in arguments.source]
         if rest and (arguments.command not in ("train", "plan", "sweep", "eval", "data") or arguments.config is None):
@@ -125,6 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return HUNG
     except KeyboardInterrupt:
         on = "; the same command goes on from the newest checkpoint" if arguments.command == "train" else ""
+        on = "; the same command goes on" if arguments.command == "embed" else on
         show(f"filip: interrupted{on}", file=sys.stderr)
         return 130
 
@@ -203,6 +217,9 @@ def _parser() -> argparse.ArgumentParser:
     add_data_commands(commands)
 
     add_align_command(command)
+    add_embed_command(command)
+    add_index_commands(command)
+    add_serve_command(command)
     add_weights_commands(command)
     add_configs_command(command)
     return parser

@@ -6,7 +6,7 @@
 #   bash launch/demo.sh --quick    about a minute: shows that everything works, learns next to nothing
 #
 # Interrupted and started again, it resumes. Runs land in $RUNS/demo and $RUNS/quick; RUNS is runs/ of this
-# repository if not set.
+# repository if not set. At the end 1,000 held-out scenes are embedded, for filip serve.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 
@@ -28,7 +28,9 @@ done
 for variant in $variants; do
     "$filip" report --workdir="$runs/${variant/quick/filip}"
 done
+"$filip" embed --workdir="$runs/filip" --output="$runs.index" emoji_scenes split=val seed=0 scenes=1000
 echo
 echo "pages      $runs/*/report.html: open one in a browser"
 echo "numbers    $runs/*/evals.json, evals.md, metrics.jsonl, tensorboard/"
 echo "pictures   $runs/*/pictures/alignment/*.png"
+echo "search     $filip serve --workdir=$runs/filip --index=$runs.index    (needs: pip install 'filip_jax[search]')"

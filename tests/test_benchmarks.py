@@ -118,6 +118,23 @@ def test_what_the_trainer_adds_to_its_program():
 
 
 @pytest.mark.slow
+def test_search_beside_its_peers():
+    small = ("--items=1100", "--tokens=9", "--dim=16", "--queries=2", "--rounds=1", "--engines=exact,pooled")
+    output = benchmark(*small, script="search.py")
+    assert re.search(r"^needs about [\d.]+ GB .* and [\d.]+ hours$", output, re.MULTILINE)
+    rows = re.findall(
+        r"^\| (exact|pooled) \| (\w+) \| .* \| ([\d.]+) \| ([\d.]+) \| [\d.]+ \| [\d.]+ \| [\d.]+ \|$",
+        output,
+        re.MULTILINE,
+    )
+    assert rows[0] == ("exact", "all", "1.000", "1.000") and len(rows) == 3
+    assert re.search(r"^\| ours \| float32 \| \d+ \| \d+ \| [\d.]+ \| 1.000 \|$", output, re.MULTILINE)
+    assert re.search(r"^\| numpy \| float32 \| \d+ \| \d+ \| [\d.]+ \| 1.000 \|$", output, re.MULTILINE)
+    output = benchmark(*small, "--scoring", "--items=4096", script="search.py")
+    assert len(re.findall(r"^\| (?:float32|float16|int8) \| [\d.]+ \| \d+ \| .* \|$", output, re.MULTILINE)) == 6
+
+
+@pytest.mark.slow
 def test_a_table_of_plans():
     pytest.importorskip("libtpu")
     output = benchmark("loss", "--pairs=8", "--shapes=2x2", script="plans.py")

@@ -7,7 +7,9 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
@@ -64,6 +66,16 @@ def pairs(tmp_path_factory):
     Image.new("RGB", (30, 20)).save(folder / "dog.jpg")
     (folder / "dog.txt").write_text("a dog")
     return folder
+
+
+@pytest.fixture(scope="session")
+def scenes(demo, tmp_path_factory):
+    """The index that docs/search.md embeds first."""
+    index = tmp_path_factory.mktemp("scenes") / "scenes.index"
+    command = next(command for command in COMMANDS if re.match(r"filip embed .*--output=runs/scenes.index ", command))
+    words = command.replace("runs/demo", f"{demo}/quick").replace("runs/scenes.index", str(index)).split()
+    assert main(words[1:]) == 0
+    return index
 
 
 WEIGHTS = {  # what stands for public weights
@@ -143,7 +155,9 @@ def test_the_other_demos_train_what_they_say(tmp_path):
         training, after = commands[: len(variants)], commands[len(variants) :]
         assert [c.split("demo.py:")[1].split()[0] for c in training] == variants
         assert after[0] == f"filip eval --workdir={tmp_path}/demo/* --step=latest"
-        assert after[1:] == [f"filip report --workdir={tmp_path}/demo/{variant}" for variant in variants]
+        assert after[1:-1] == [f"filip report --workdir={tmp_path}/demo/{variant}" for variant in variants]
+        source = "emoji_scenes split=val seed=0 scenes=1000"
+        assert after[-1] == f"filip embed --workdir={tmp_path}/demo/filip --output={tmp_path}/demo.index {source}"
         for command in training:
             built(shlex.split(command)[2:])
     assert scripts("launch/demo.sh", "--nonsense", runs=tmp_path, venv=tmp_path / "venv").returncode == 2
@@ -206,6 +220,28 @@ def check_pip(targets):
         assert extras and set((extras[1] or "demo").split(",")) <= set(EXTRAS), target
 
 
+def check_page(words, capsys):
+    """A page of scenes: it finds some by words, shows one, and ends by an interrupt."""
+    pytest.importorskip("starlette")
+    from starlette.testclient import TestClient
+
+    asked = []
+
+    def run(app, sockets):
+        client = TestClient(app, f"http://127.0.0.1:{sockets[0].getsockname()[1]}")
+        asked.append(client.post("/api/search", json={"text": "a dog"}).json())
+        asked.append(client.get(asked[0]["hits"][0]["picture"]))
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("filip_jax.search.page.serve.make_server", lambda app: SimpleNamespace(run=partial(run, app)))
+        assert main([*words, "--port=0"]) == 0
+    answer, picture = asked
+    assert len(answer["hits"]) == 24 and answer["query"]["parts"] == ["dog"] and len(answer["hits"][0]["maps"][0]) == 36
+    assert picture.status_code == 200 and picture.headers["content-type"] == "image/jpeg"
+    assert "http://127.0.0.1:" in capsys.readouterr().out
+
+
 def named(command):
     return f"{COMMANDS[command]}: {command}"
 
@@ -214,7 +250,7 @@ def tier(text):
     """Return a command or block, marked as slow if it starts a process or reads the demo's run."""
     return (
         slow(text)
-        if re.search(r"runs/(demo|clip|siglip|dinov2|\*)", text)
+        if re.search(r"runs/(demo|clip|siglip|dinov2|scenes|\*)", text)
         or re.match(r"(\w+=\S+ )*(bash|python|filip plan) ", text)
         else text
     )
@@ -230,6 +266,8 @@ def test_commands(command, request, imported, pairs, tars, tmp_path, monkeypatch
     for name in IMPORTS:
         if re.match(rf"filip (align|eval|export|train) .*runs/{name}\b", command):
             command = command.replace(f"runs/{name}", imported(name))
+    if "runs/scenes.index" in command and not command.startswith("filip embed"):
+        command = command.replace("runs/scenes.index", str(request.getfixturevalue("scenes")))
     if '"runs/*"' in command:
         command = command.replace("runs/*", f"{Path(imported('clip')).parent}/*")
     words = shlex.split(command.replace("PAIRS", str(pairs)).replace("runs/", f"{tmp_path}/"))
@@ -263,8 +301,19 @@ def test_commands(command, request, imported, pairs, tars, tmp_path, monkeypatch
         check_pip([word for word in words[2:] if not word.startswith("-")])
     elif words[0] == "python":
         check_benchmark(words[1:])
+    elif words[1] == "embed":
+        assert main(words[1:]) == 0 and " new rows; " in capsys.readouterr().out
     elif words[1] == "inspect":
         assert main(words[1:]) == 0 and "verified: " in capsys.readouterr().out
+    elif words[1] in ("search", "index"):
+        if "--engine=lance" in words:
+            pytest.importorskip("lancedb")
+        assert main(words[1:]) == 0
+        shown = capsys.readouterr().out
+        found = r"^\| rank |^{\"rank\": 1|the engine holds all 256|recall@10 1.0|as it was written"
+        assert re.search(found, shown, re.MULTILINE)
+    elif words[1] == "serve":
+        check_page(words[1:], capsys)
     elif words[1] == "import":
         for name, place in WEIGHTS.items():
             words = [re.sub(rf"(^|=){name}$", rf"\g<1>{ROOT}/tests/weights/{place}", word) for word in words]
@@ -302,6 +351,8 @@ def test_python_blocks(block, request, imported, tmp_path, monkeypatch, capsys):
     names, page = {}, PYTHON[block]
     if "runs/demo" in block:
         block = block.replace("runs/demo", f"{request.getfixturevalue('demo')}/quick")
+    if '"runs/scenes.index"' in block:
+        block = block.replace("runs/scenes.index", str(request.getfixturevalue("scenes")))
     if '"runs/clip"' in block:
         block = block.replace("runs/clip", imported("clip"))
     exec(compile(block.replace('"runs/', f'"{tmp_path}/'), page, "exec"), names)

@@ -23,6 +23,7 @@ from filip_jax.evals.run import KINDS
 from filip_jax.models.towers import TOWERS
 from filip_jax.models.transformer import ATTENTIONS
 from filip_jax.objectives import OBJECTIVES
+from filip_jax.search.engines import ENGINES
 from filip_jax.train.optimizer import OPTIMIZERS
 from filip_jax.weights.families import FAMILIES
 from filip_jax.weights.formats import FORMATS
@@ -42,18 +43,21 @@ ROOMS = [
     {"buckets", "cluster", "folders", "mesh", "saved_config"},
     {"workdir"},
     {"losses"}, {"models"}, {"objectives"}, {"data"},
+    {"features"},
     {"cleaning"},
     {"checkpoint"},
     {"inference"},
     {"weights"},
     {"evals"},
+    {"search"},
     {"train"},
     {"choices"},
     {"config_files"},
     {"config"},
     {"tools"},
     {"plan"},
-    {"cli_align", "cli_configs", "cli_data", "cli_plan", "cli_weights"},
+    {"cli_align", "cli_configs", "cli_data", "cli_embed", "cli_plan", "cli_search", "cli_weights"},
+    {"cli_serve"},
     {"cli"},
 ]  # fmt: skip
 STRANGERS = [
@@ -72,9 +76,11 @@ DOORS = {  # files, and folders, which end with a slash
     "grain": {"data/pipeline.py"},
     "ml_collections": {"config.py", "config_files.py"},
     "optax": {"evals/logistic.py", "train/optimizer.py", "train/step.py"},
-    "pyarrow": {"cleaning/filter.py", "cleaning/pieces.py", "data/annotations.py", "data/arrow.py", "data/arrow_messages.py", "data/column_types.py", "data/columnar.py", "data/kept.py", "data/mapped.py", "data/parquet.py", "data/row_groups.py", "data/scalars.py", "data/side_captions.py", "data/table.py"},
+    "pyarrow": {"cleaning/filter.py", "cleaning/pieces.py", "data/annotations.py", "data/arrow.py", "data/arrow_messages.py", "data/column_types.py", "data/columnar.py", "data/kept.py", "data/mapped.py", "data/parquet.py", "data/row_groups.py", "data/scalars.py", "data/side_captions.py", "data/table.py", "features/reader.py", "features/table.py", "search/engines/lance.py", "search/filters.py"},
     "orbax": {"buckets.py", "checkpoint/reader.py", "checkpoint/store.py", "checkpoint/writer.py"},
     "safetensors": {"weights/tensors.py"},
+    "starlette": {"search/page/"},
+    "uvicorn": {"search/page/serve.py"},
     "simplejpeg": {"data/decode.py"},
     "sentencepiece": {"data/sentence_pieces.py"},
     "etils": {"checkpoint/store.py"},
@@ -107,6 +113,7 @@ TABLES = {
     "models/transformer.py": ATTENTIONS,
     "train/optimizer.py": OPTIMIZERS,
     "objectives/__init__.py": OBJECTIVES,
+    "search/engines/__init__.py": ENGINES,
     "weights/families/__init__.py": FAMILIES,
     "weights/formats/__init__.py": FORMATS,
 }

@@ -19,12 +19,13 @@ FOOTER_DICTIONARIES, FOOTER_BATCHES = 2, 3
 TAIL = struct.Struct("<i6s")  # of a file: its footer's length, and the magic
 
 
-def check_unpacked(path: str, file: pa.MemoryMappedFile, is_file: bool) -> None:
-    """Raise a UserError if a batch of a file, with its dictionaries, unpacks to more than MAX_COLUMN_BYTES.
+def check_unpacked(path: str, file: pa.MemoryMappedFile, is_file: bool, most: int = MAX_COLUMN_BYTES) -> None:
+    """Raise a UserError if a batch of a file, with its dictionaries, unpacks to more than `most` bytes.
 
     Args:
         file: that pyarrow has opened, or could open, as Arrow.
         is_file: whether it has a footer; else it is a stream.
+        most: 0 takes no compressed file.
 
     Raises:
         pa.ArrowInvalid: a message is not where the footer says, or not as the format has it.
@@ -33,8 +34,8 @@ def check_unpacked(path: str, file: pa.MemoryMappedFile, is_file: bool) -> None:
         size = _largest(_of_file(file) if is_file else pa.ipc.MessageReader.open_stream(file))
     except (EOFError, IndexError, struct.error) as error:
         raise pa.ArrowInvalid(f"a damaged message: {error}") from error
-    if size > MAX_COLUMN_BYTES:
-        what = f"a batch of {size} bytes unpacked; at most {MAX_COLUMN_BYTES} are read: write smaller batches"
+    if size > most:
+        what = f"a batch of {size} bytes unpacked; at most {most} are read: write smaller batches"
         raise UserError(f"{path} has {what}")
 
 

@@ -55,6 +55,16 @@ def image_format(image: bytes) -> str:
     return _guarded(lambda: _open(image).format)
 
 
+def orientation(image: bytes) -> int:
+    """Return the EXIF orientation of a file, 1 to 8, which `decode` undoes; 1 if it says none.
+
+    Raises:
+        ValueError: no picture.
+    """
+    found = _guarded(lambda: _orientation(_open(image)))
+    return found if found in TURNS else 1
+
+
 def decode(image: bytes | np.ndarray | Image.Image) -> Image.Image:
     """Return the RGB picture of encoded bytes, of an array of pixels or of a PIL image, a lazy one included.
 

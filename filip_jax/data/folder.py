@@ -31,6 +31,7 @@ class Folder:
     Args:
         path: the folder; its sub-folders are read too, also behind links. walk.py says what never counts there.
         caption_keys: endings of the text files, "txt" for dog.txt, "de.txt" for dog.de.txt; their case does not matter.
+        every_image: True takes images without a caption, too, to be embedded; training cannot use them.
 
     Attributes:
         left_out: {reason: files and folders that do not count}.
@@ -41,7 +42,7 @@ class Folder:
 
     reads = ENDINGS
 
-    def __init__(self, *, path: str, caption_keys: Sequence[str] = ("txt",)):
+    def __init__(self, *, path: str, caption_keys: Sequence[str] = ("txt",), every_image: bool = False):
         if not path or not Path(path).is_dir():
             raise UserError(f"folder: path={path!r} is not a folder")
         if json := [key for key in caption_keys if "json" in key.lower().split(".")]:
@@ -50,12 +51,14 @@ class Folder:
                 "tars (webdataset) and lists (jsonl)"
             )
         self.root, self.caption_keys, self.left_out = path, tuple(caption_keys), Counter[str]()
+        self.every_image = every_image or not self.caption_keys
         files = walk(path, (*ENDINGS, *(f".{key.lower()}" for key in self.caption_keys)), self.left_out)
         images = {file.name: file.size for file in files if file.name.lower().endswith(ENDINGS)}
         names = [file.name for file in files if file.name not in images]
         texts = self._texts(names)
-        self.images = [name for name in images if _stem(name) in texts or not self.caption_keys]
-        self.texts = [texts[_stem(name)] for name in self.images if self.caption_keys]
+        bare = ("",) * len(self.caption_keys)
+        self.images = [name for name in images if self.every_image or _stem(name) in texts]
+        self.texts = [texts.get(_stem(name), bare) for name in self.images if self.caption_keys]
         self._check(len(images))
         read = {_stem(name) + ending for name, own in zip(self.images, self.texts) for ending in own if ending}
         self.left_out += Counter({NO_CAPTION: len(images) - len(self.images)})  # += keeps what is above nothing
@@ -69,7 +72,7 @@ class Folder:
             captions=self._digest(),
             caption_keys=self.caption_keys,
         )
-        what = f"images with {self._endings()}" if self.caption_keys else "images"
+        what = "images" if self.every_image else f"images with {self._endings()}"
         self.seen = what + say_left_out(self.left_out)
 
     def _texts(self, names: Sequence[str]) -> dict[str, str | tuple[str, ...]]:
@@ -105,7 +108,7 @@ class Folder:
                 f"{say_left_out(self.left_out)}{say_other_sources(self.left_out)}"
             )
         for column, key in enumerate(self.caption_keys):
-            if not any(own[column] for own in self.texts):
+            if not self.every_image and not any(own[column] for own in self.texts):
                 raise UserError(
                     f"folder: no image under {self.root!r} has a .{key} beside it: caption_keys={self.caption_keys}"
                 )

@@ -45,6 +45,7 @@ class SentencePieces:
             raise UserError(f"the tokenizer is no sentencepiece model: {error}") from error
         p = self.processor
         self.content, self.canonicalize = content, options["canonicalize"]
+        self.unknown = p.unk_id()
         self.bos = p.bos_id() if options["bos"] else None
         self.eos, self.pad = p.eos_id(), p.eos_id() if options["eos_as_pad"] else p.pad_id()
         if -1 in (self.bos, self.eos, self.pad):

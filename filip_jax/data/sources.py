@@ -86,7 +86,8 @@ def make_source(section: Mapping[str, Any], key: str = "source") -> Source:
 
     Options of every source:
         caption_keys: where texts come from, names or pairs (name, weight): fields of the source, or
-            origins of the side file. One is drawn per visit, by weight.
+            origins of the side file. One is drawn per visit, by weight. None are looked for if it is empty, as for images
+            that are only embedded.
         side_captions: a file of more captions, see side_captions.py.
         keep: a folder that `filip data filter` wrote.
         each_caption: True makes each caption of an image a sample of its own, so that an epoch visits all of them
@@ -141,7 +142,7 @@ def open_kind(
     """
     if label:
         own["caption_keys"] = (*(k for k in own.get("caption_keys", ()) if k != label), label)
-    weights = _weights(own["caption_keys"]) if "caption_keys" in own else None
+    weights = _weights(own["caption_keys"]) if own.get("caption_keys") not in (None, (), []) else None
     if each_caption and len(set((weights or {}).values())) > 1:
         raise UserError("each_caption=True takes each caption once an epoch: give caption_keys without weights")
     side = SideCaptions(side_captions, own.get("index", "")) if side_captions else None

@@ -66,6 +66,12 @@ class Tokenizer:
             ids[row, : len(pieces)] = pieces
         return ids, truncated
 
+    def knows(self, text: str) -> bool:
+        """Return whether a piece of the text is one of the vocabulary, and not the one that stands for what it lacks."""
+        ids, unknown = self.pieces.ids(text[:CAPTION_BYTES]), self.pieces.unknown
+        spans = self.pieces.offsets(text[:CAPTION_BYTES])
+        return any(n != unknown and text[start:end].strip() for n, (start, end) in zip(ids, spans))
+
     def public_files(self, length: int) -> Files | None:
         """Return by name the files by which the library transformers cuts texts of `length` tokens; None if it cannot."""
         return self.pieces.public_files(length)

@@ -100,7 +100,8 @@ class TokenizerJson:
         self.size = max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         added = {n for n, token in self.tokenizer.get_added_tokens_decoder().items() if token.special}
         # Any other piece may be the pad, as CLIP's "!": pads count behind a text's end alone, where its EOS stands.
-        self.special = (added - {_unknown(spec["model"], self.tokenizer)}) | {self.bos, self.eos}
+        self.unknown = _unknown(spec["model"], self.tokenizer)
+        self.special = (added - {self.unknown}) | {self.bos, self.eos}
 
     def __reduce__(self):
         return TokenizerJson, (self.model,)

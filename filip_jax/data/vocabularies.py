@@ -79,7 +79,7 @@ class Vocabulary:
         except Exception as error:  # the package raises nothing narrower
             raise UserError(f"the tokenizer's JSON is not one of the package tokenizers: {error}") from error
         self.clean = form.cleaner()
-        self.size = self.tokenizer.get_vocab_size()
+        self.size, self.unknown = self.tokenizer.get_vocab_size(), self.tokenizer.token_to_id("[UNK]")
         self.form, self.model = form, model
 
     def public_files(self, length: int) -> Files:

@@ -125,10 +125,10 @@ def _names(alignment: Alignment, letters: Letters) -> list[str]:
     """What stands for the words where room is scarce: a long one loses its end, many are their positions."""
     if len(alignment.words) > 24:
         return [str(pieces[0]) if len(pieces) == 1 else f"{pieces[0]}-{pieces[-1]}" for pieces in alignment.pieces]
-    return [_cut(name, PANEL / 3, letters(16)) for name in alignment.names]
+    return [cut(name, PANEL / 3, letters(16)) for name in alignment.names]
 
 
-def _cut(text: str, width: float, font) -> str:
+def cut(text: str, width: float, font) -> str:
     """The text, or what fits of it."""
     if font.getlength(text) <= width:
         return text
@@ -142,7 +142,7 @@ def _heat_map(alignment: Alignment, word: int, side: int, colour: Colour, letter
     scores = alignment.similarity[word]
     drawn = Image.new("RGB", (side, side + 58), PAPER)
     pen = ImageDraw.Draw(drawn)
-    pen.text((0, 11), _cut(alignment.names[word], side, letters(18)), colour, letters(18), anchor="lm")
+    pen.text((0, 11), cut(alignment.names[word], side, letters(18)), colour, letters(18), anchor="lm")
     drawn.paste(heat_panel(alignment.view, scores, side), (0, 24))
     low, high = f"{scores.min():.2f}", f"{scores.max():.2f}"
     pen.text((0, side + 41), low, GREY, letters(13), anchor="lm")

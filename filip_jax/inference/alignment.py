@@ -59,7 +59,7 @@ class Alignment:
     @property
     def names(self) -> list[str]:
         """What the model reads of each word, with "…" behind one that its context cuts."""
-        return [self.text[start : min(end, self.read)] + "…" * (end > self.read) for start, end in self.words]
+        return _names(self.text, self.words, self.read)
 
 
 def align(
@@ -107,9 +107,29 @@ def _spans(model: Embedder, text: str) -> tuple[list[Span], int]:
     return spans, min(after, max((end for _, end in spans[:-1]), default=0))
 
 
+def words_with_pieces(model: Embedder, text: str) -> tuple[list[Span], list[str], list[list[int]]]:
+    """Return the words of a text to look at, as (start, end), what the model reads of each, and the indices of its tokens.
+
+    Words are those of `align`; those beyond the context are missing.
+    """
+    spans, read = _spans(model, text)
+    words = _whole_words(text, spans)
+    both = [(word, of_word) for word, of_word in zip(words, _pieces(spans, words, model.tokenizer.has_bos)) if of_word]
+    words = [word for word, _ in both]
+    return words, _names(text, words, read), [of_word for _, of_word in both]
+
+
+def _pieces(spans: list[Span], words: Sequence[Span], has_bos: bool) -> list[list[int]]:
+    return [[k for k in range(has_bos, len(spans) - 1) if _is_part(spans[k], word)] for word in words]
+
+
+def _names(text: str, words: Sequence[Span], read: int) -> list[str]:
+    return [text[start : min(end, read)] + "…" * (end > read) for start, end in words]
+
+
 def _align(view, text, read, spans, words, scores, mask, has_bos) -> Alignment:
     """`scores`: of each patch with each token, [rows, columns, tokens]; `mask`: which tokens take part."""
-    pieces = [[k for k in range(has_bos, len(spans) - 1) if _is_part(spans[k], word)] for word in words]
+    pieces = _pieces(spans, words, has_bos)
     kept = [n for n, of_word in enumerate(pieces) if of_word]
     by_word = np.array([scores[..., pieces[n]].mean(axis=-1) for n in kept]).reshape(-1, *scores.shape[:2])
     word_of = np.full(len(mask), -1)

@@ -40,6 +40,7 @@ class Embedder:
         text_length: tokens of the text tower's context.
         mesh: devices to split batches over; None is this process's first device.
         batch_size: most images or texts that go through a tower at once.
+        origin: what identifies the model, see `Run.origin`; empty if nobody says.
 
     Attributes:
         pooling: "tokens" or "global".
@@ -59,7 +60,9 @@ class Embedder:
         text_length: int,
         mesh: Mesh | None = None,
         batch_size: int = 64,
+        origin: Mapping[str, Any] | None = None,
     ):
+        self.origin = dict(origin or {})
         self.objectives, self.tokenizer, self.parameters, self.step = objectives, tokenizer, parameters, step
         self.image_size, self.text_length, self.framing = image_size, text_length, model.image.framing
         self.pooling, self.grid, self.mesh = model.pooling, model.image.grid, mesh or one_device()

@@ -1,5 +1,7 @@
 """Runs of `filip train`, opened for reading: their config, tokenizer and models."""
 
+import hashlib
+import json
 import os
 from collections.abc import Callable
 from functools import partial
@@ -85,7 +87,19 @@ class Run:
         if average and not has_average:
             raise UserError(f"the checkpoint of step {step} holds no average of the parameters (ema_decay was 0)")
         part = "ema" if has_average and average is not False else "params"
-        return self.embedder(self.checkpoints.restore(step, {part: target})[part], step)
+        origin = self.origin(step, part == "ema")
+        return self.embedder(self.checkpoints.restore(step, {part: target})[part], step, origin=origin)
+
+    def origin(self, step: int, average: bool) -> dict[str, Any]:
+        """Return what identifies a model of this run: SHA-256 of its config, checkpoint and tokenizer, and `step` and `average`."""
+        config = [self.config["model"], *(self.config["data"][name] for name in ("image_size", "text_length"))]
+        return {
+            "config": hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest(),
+            "checkpoint": self.checkpoints.sha256(step),
+            "tokenizer": self.tokenizer.sha256,
+            "step": step,
+            "average": average,
+        }
 
 
 def load_model(workdir: str | Path, step: int | None = None) -> Embedder:

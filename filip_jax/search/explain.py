@@ -1,0 +1,92 @@
+"""Why a row was found: which of its patches each word of the text matches, from the stored tokens, without the picture."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from filip_jax.errors import UserError
+from filip_jax.features import Features
+from filip_jax.features.reader import Numbers
+from filip_jax.inference import Embedder
+from filip_jax.inference.alignment import Span, words_with_pieces
+from filip_jax.search.reductions import token_map
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """How the words of a text and the patches of one image match.
+
+    Attributes:
+        row: the image's.
+        spans: of each word the characters text[start:end].
+        words: what the model reads of each.
+        similarity: of each word with each patch, the mean over the word's tokens; NaN where no token of the image is stored.
+            A mean of neighbors counts for each of them.
+    """
+
+    row: int
+    spans: list[Span]
+    words: list[str]
+    similarity: Float[np.ndarray, "words rows columns"]
+
+    def best_patch(self, word: int) -> tuple[int, int] | None:
+        """Return (row, column) of the patch that a word matches best, None where the image has none."""
+        scores = self.similarity[word]
+        if np.isnan(scores).all():
+            return None
+        row, column = divmod(int(np.nanargmax(scores)), scores.shape[1])
+        return row, column
+
+    def best_words(self, row: int, column: int, most: int = 5) -> list[tuple[int, float]]:
+        """Return (number of the word, similarity) of the words that a patch matches best, best first."""
+        scores = self.similarity[:, row, column]
+        order = [n for n in np.argsort(-scores, kind="stable") if not np.isnan(scores[n])]
+        return [(int(n), float(scores[n])) for n in order[:most]]
+
+
+def explain(model: Embedder, text: str, features: Features, rows: Numbers) -> list[Explanation]:
+    """Return for each row, of an image, how it matches the words of a text.
+
+    Raises:
+        UserError: rows of texts or of global vectors, which have no patches; another dimension.
+    """
+    grid = features.manifest.grid
+    if features.manifest.side != "image" or features.manifest.pooling != "tokens" or grid is None:
+        raise UserError(
+            f"{features.folder} is of {features.manifest.pooling} of {features.manifest.side}s: they have no patches"
+        )
+    spans, names, pieces = words_with_pieces(model, text)
+    encoded = model.encode_text([text], "tokens")[0][0]
+    if encoded.shape[1] != features.manifest.dimension:
+        raise UserError(f"the index is of dimension {features.manifest.dimension}, the model of {encoded.shape[1]}")
+    # The mean of a word's similarities is that with the mean of its tokens.
+    words = np.array([encoded[of_word].mean(axis=0) for of_word in pieces], np.float32).reshape(-1, encoded.shape[1])
+    tokens, _ = features.tokens(rows)
+    return [
+        Explanation(int(row), spans, names, _map(of_row @ words.T, positions, features))
+        for row, of_row, positions in zip(rows, tokens, features.positions(rows))
+    ]
+
+
+def _map(
+    similarity: Float[np.ndarray, "p words"], positions, features: Features
+) -> Float[np.ndarray, "words rows columns"]:
+    places = token_map(positions, features.manifest)
+    return np.where(places >= 0, similarity.T[:, places], np.nan).astype(np.float32)
+
+
+def patch_tokens(features: Features, row: int, place: tuple[int, int]) -> Float[np.ndarray, "1 d"]:
+    """Return the token that stands for a patch of an image, as a query: its place is (row, column) in the grid.
+
+    Raises:
+        UserError: there is no such patch, or no token is stored for it.
+    """
+    manifest = features.manifest
+    if manifest.grid is None or not all(0 <= x < side for x, side in zip(place, manifest.grid)):
+        raise UserError(f"{features.folder} has no patch {place[0]},{place[1]}; its grid is {manifest.grid}")
+    (positions,), (tokens, _) = features.positions([row]), features.tokens([row])
+    number = token_map(positions, manifest)[place]
+    if number < 0:
+        raise UserError(f"row {row} has no token for the patch {place[0]},{place[1]}: a reduction dropped it")
+    return tokens[0, number][None]

@@ -1,0 +1,1 @@
+"""The page of `filip serve`: hits, and the patches that make them hits."""

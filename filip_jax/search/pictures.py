@@ -1,0 +1,43 @@
+"""The pictures that rows of stored features are of, read where their source has them."""
+
+from collections.abc import Callable
+from functools import cache
+
+from PIL import Image
+
+from filip_jax.data.decode import decode
+from filip_jax.data.index_folder import sources_of_others
+from filip_jax.data.record import BadRecord
+from filip_jax.data.sources import make_source
+from filip_jax.features import Features
+from filip_jax.search.collection import place_of
+
+
+def open_pictures(features: Features) -> Callable[[int], Image.Image]:
+    """Return a function of a row that gives its picture, upright, in RGB.
+
+    It raises BadRecord if the source has the row's record no more, ValueError for one that is no picture, OSError if the
+    disk or the bucket fails.
+
+    Raises:
+        UserError: the source that the features are of cannot be opened.
+    """
+    section = features.manifest.source.get("section", {})
+    with sources_of_others():  # the folder may have come from a stranger
+        source = make_source(section, "source")
+
+    @cache
+    def records() -> dict[tuple[str, str], int]:
+        """Return the number of each record; asked for only if the source has changed."""
+        return {place_of(source, section, index): index for index in reversed(range(len(source)))}
+
+    def picture(row: int) -> Image.Image:
+        (known,) = features.fields([row])
+        place, index = (known["shard"], known["key"]), known["index"]
+        if index >= len(source) or place_of(source, section, index) != place:
+            index = records().get(place, -1)
+        if index < 0:
+            raise BadRecord(f"the source has no record {known['key']!r} any more")
+        return decode(source[index].image)
+
+    return picture

@@ -1,0 +1,200 @@
+"""Exact scores of queries with stored features: the definition's similarities, block by block, in bounded memory, on any device.
+
+Letters of shapes: q queries of t tokens, n rows of p tokens, d embedding dimension. Of a query and a row,
+
+    to_row    is the mean over the query's tokens of their best match among the row's,
+    to_query  is the mean over the row's tokens of their best match among the query's.
+
+With a text as the query and images as rows these are text_to_image and image_to_text of `token_similarity`.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
+
+from filip_jax.features import Features
+from filip_jax.features.reader import Block
+from filip_jax.inference.ahead import in_order
+
+BLOCK_BYTES = 1 << 24  # of the stored tokens of a block
+AHEAD = min(os.cpu_count() or 1, 8)  # blocks that threads compare at once
+MIN_ROWS, MAX_ROWS = 8, 4096  # of a block: powers of two, so that few programs are compiled
+TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 27, "tpu": 1 << 26}  # of tokens in float32 at once: what stays near the cores
+FEW = 64  # rows that NumPy compares at once, for the same reason
+EIGHT = 8  # tokens of a query, and of rows that differ in length, are filled up to a multiple of it
+MAX_QUERIES = 16  # that are compared with a block at once
+
+Scores = tuple[Float[np.ndarray, "q n"], Float[np.ndarray, "q n"]]
+
+
+def best_rows(
+    features: Features,
+    queries: Sequence[Float[np.ndarray, "_ d"]],
+    k: int,
+    *,
+    allowed: Bool[np.ndarray, " rows"],
+    like: bool = False,
+) -> list[Int[np.ndarray, " _"]]:
+    """Return for each query the k rows of the highest score, best first; of equal ones the first.
+
+    Args:
+        queries: the tokens of each.
+        allowed: which rows may be found; removed ones never are.
+        like: the score is the mean of both similarities instead of `to_row`.
+
+    Raises:
+        UserError: a part of the features is damaged.
+    """
+    found: list[Int[np.ndarray, " _"]] = []
+    for start in range(0, len(queries), MAX_QUERIES):
+        some = queries[start : start + MAX_QUERIES]
+        best = np.full((len(some), 0), -np.inf, np.float32)
+        indices = np.zeros((len(some), 0), np.int64)
+        for rows, (to_row, to_query) in _scores(some, _blocks(features, allowed), both=like):
+            scores = np.where(allowed[rows], (to_row + to_query) / 2 if like else to_row, -np.inf)
+            best = np.concatenate([best, np.where(np.isnan(scores), -np.inf, scores)], axis=1)
+            indices = np.concatenate([indices, np.broadcast_to(rows, scores.shape)], axis=1)
+            order = np.lexsort((indices, -best))[:, :k]
+            best, indices = (np.take_along_axis(x, order, axis=1) for x in (best, indices))
+        found += [row[score > -np.inf] for row, score in zip(indices, best)]
+    return found
+
+
+def scores_of(features: Features, query: Float[np.ndarray, "t d"], rows: Int[np.ndarray, " n"]) -> Scores:
+    """Return (to_row, to_query) of one query with some rows, each [1, n]."""
+    whole = np.zeros((1, len(rows)), np.float32), np.zeros((1, len(rows)), np.float32)
+    places = np.arange(len(rows))
+    for some, both in _scores([query], _chosen(features, rows, places), both=True):
+        for all_of, part in zip(whole, both):
+            all_of[:, some] = part
+    return whole
+
+
+def block_rows(features: Features) -> int:
+    """Return the rows of a block: few distinct sizes, and at most BLOCK_BYTES of them."""
+    manifest, size = features.manifest, MIN_ROWS
+    bytes_of_one = manifest.max_tokens * manifest.dimension * np.dtype(manifest.dtype).itemsize
+    while size < min(len(features), MAX_ROWS) and 2 * size * bytes_of_one <= BLOCK_BYTES:
+        size *= 2
+    return size
+
+
+def _blocks(features: Features, allowed: Bool[np.ndarray, " rows"]) -> Iterable[Block]:
+    """Return blocks of all allowed rows: views of the files where most are allowed."""
+    wanted = allowed & features.live
+    if 2 * wanted.sum() > features.live.sum():
+        return features.blocks(block_rows(features))
+    rows = np.flatnonzero(wanted)
+    return _chosen(features, rows, rows)
+
+
+def _chosen(features: Features, rows: Int[np.ndarray, " n"], names: Int[np.ndarray, " n"]) -> Iterator[Block]:
+    """Yield blocks of some rows; `names` stand in them for the rows."""
+    size = block_rows(features)
+    for start in range(0, len(rows), size):
+        yield names[start : start + size], *features.stored(rows[start : start + size])
+
+
+def _scores(
+    queries: Sequence[Float[np.ndarray, "_ d"]], blocks: Iterable[Block], both: bool
+) -> Iterator[tuple[Int[np.ndarray, " n"], Scores]]:
+    """Yield (rows, their scores) of each block, in order. Without `both`, to_query is to_row."""
+    score = partial(_score, queries, _padded(queries), both)
+    with closing(in_order(score, blocks, AHEAD)) as found:
+        yield from found
+
+
+def _score(queries, padded, both: bool, block: Block) -> tuple[Int[np.ndarray, " n"], Scores]:
+    rows, tokens, scales, mask = block
+    if tokens.dtype == np.float32 and jax.default_backend() == "cpu":  # XLA would copy them first, which takes as long
+        return rows, _by_numpy(queries, tokens, mask, both)
+    filled = _filled(tokens, scales, mask)
+    found = _block(*padded, *filled, both=both, tile=_tile_rows(filled[0].shape))
+    to_row, to_query = (np.asarray(x)[: len(queries), : len(rows)] for x in found)
+    return rows, (to_row, to_query)
+
+
+def _padded(queries: Sequence[Float[np.ndarray, "_ d"]]) -> tuple[Float[np.ndarray, "q t d"], Bool[np.ndarray, "q t"]]:
+    """Return (tokens [q, t, d], mask [q, t]) of queries, in few distinct shapes."""
+    long = -(-max(map(len, queries)) // EIGHT) * EIGHT
+    count = 1 if len(queries) == 1 else MAX_QUERIES
+    tokens = np.zeros((count, long, queries[0].shape[1]), np.float32)
+    mask = np.zeros((count, long), bool)
+    for n, query in enumerate(queries):
+        tokens[n, : len(query)], mask[n, : len(query)] = query, True
+    return tokens, mask
+
+
+def _by_numpy(queries, tokens: Float[np.ndarray, "n p d"], mask: Bool[np.ndarray, "n p"], both: bool) -> Scores:
+    """Return the scores of a block in float32. Small products need neither another order of the tokens nor several threads."""
+    lengths = np.array([len(query) for query in queries])
+    words, starts = np.ascontiguousarray(np.concatenate(queries).T), np.cumsum(lengths) - lengths
+    to_row, to_query = (np.empty((len(queries), len(tokens)), np.float32) for _ in range(2))
+    for start in range(0, len(tokens), FEW):
+        some = slice(start, start + FEW)
+        similarity, there = tokens[some] @ words, mask[some]
+        if not there.all():
+            similarity[~there] = -np.inf
+        to_row[:, some] = (np.add.reduceat(similarity.max(axis=1), starts, axis=1) / lengths).T
+        if both:
+            best = np.where(there[..., None], np.maximum.reduceat(similarity, starts, axis=2), 0)
+            to_query[:, some] = (best.sum(axis=1) / np.maximum(there.sum(axis=1), 1)[:, None]).T
+    return to_row, to_query if both else to_row
+
+
+def _filled(
+    tokens: Shaped[np.ndarray, "n p d"], scales: Float[np.ndarray, "n p"] | None, mask: Bool[np.ndarray, "n p"]
+) -> tuple[Shaped[np.ndarray, "m r d"], Float[np.ndarray, "m r"] | None, Bool[np.ndarray, "m r"] | None]:
+    """Return a block whose rows are a power of two and, if they differ in length, whose tokens are a multiple of eight.
+
+    The mask is None where all tokens of a whole block are there.
+    """
+    n, p = mask.shape
+    more = max(MIN_ROWS, 1 << (n - 1).bit_length()) - n
+    whole = bool(mask.all())
+    long = 0 if whole else -p % EIGHT
+    if not more and not long:
+        return tokens, scales, None if whole else mask
+    wide = ((0, more), (0, long))
+    return np.pad(tokens, (*wide, (0, 0))), None if scales is None else np.pad(scales, wide), np.pad(mask, wide)
+
+
+def _tile_rows(shape: tuple[int, ...]) -> int:
+    """Return how many rows of a block are compared at once."""
+    n, p, d = shape
+    tile = MIN_ROWS
+    while tile < n and 2 * tile * p * d * 4 <= TILE_BYTES.get(jax.default_backend(), 1 << 26):
+        tile *= 2
+    return tile
+
+
+@partial(jax.jit, static_argnames=("both", "tile"))
+def _block(queries, query_mask, tokens, scales, mask, *, both: bool, tile: int):
+    """The scores [q, n] of a block, tile by tile: only a tile of the tokens is ever there in float32."""
+    n = len(tokens)
+    tiles = jax.tree.map(lambda x: x.reshape(n // tile, tile, *x.shape[1:]), (tokens, scales, mask))
+    found = jax.lax.map(partial(_tile, queries, query_mask, both), tiles)
+    return tuple(jnp.moveaxis(x, 0, 1).reshape(len(queries), n) for x in found)
+
+
+def _tile(queries, query_mask, both, tile):
+    """The scores [q, n] of a tile. Of all orders of the axes XLA multiplies this one fastest on CPUs, by far."""
+    tokens, scales, mask = tile
+    with jax.default_matmul_precision("highest"):
+        similarity = jnp.einsum("npd,qtd->npqt", tokens.astype(jnp.float32), queries)
+    if scales is not None:
+        similarity *= scales[..., None, None]
+    among = similarity if mask is None else jnp.where(mask[..., None, None], similarity, -jnp.inf)
+    to_row = jnp.where(query_mask, among.max(axis=1), 0.0).sum(axis=2) / query_mask.sum(axis=1)
+    if not both:
+        return to_row.T, to_row.T
+    best = jnp.where(query_mask, similarity, -jnp.inf).max(axis=3)
+    there = jnp.ones(best.shape[:2], bool) if mask is None else mask
+    to_query = jnp.where(there[..., None], best, 0.0).sum(axis=1) / jnp.maximum(there.sum(axis=1), 1)[:, None]
+    return to_row.T, to_query.T

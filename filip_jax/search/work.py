@@ -1,0 +1,231 @@
+"""One process's share of an embedding: what it reads, encodes, writes and cannot use, and how far it is."""
+
+import json
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from filip_jax.data.record import kind_of
+from filip_jax.data.sources import Source, fingerprint
+from filip_jax.errors import UserError
+from filip_jax.features import Features, FeatureWriter, Manifest, open_features
+from filip_jax.features.writer import unit
+from filip_jax.files import open_to_append, writing
+from filip_jax.folders import remove
+from filip_jax.inference import Embedder
+from filip_jax.inference.ahead import in_order
+from filip_jax.progress import Progress
+from filip_jax.search.collection import NOT_FINITE, Comparison, Item, Unit, compare, read, texts_of
+from filip_jax.search.reductions import losses, positions_of, reduced, words_of
+from filip_jax.small_files import is_whole
+
+QUARANTINE = "quarantine"  # of each process a file that names the records that could not be used
+MAX_NAMED = 100_000  # records in a file of the quarantine
+MAX_PAIRS = 500  # of a sample, by which losses are measured
+
+
+def spread(source: Source, count: int) -> list[int]:
+    """Return at most `count` numbers of records, evenly spread."""
+    places = np.linspace(0, max(len(source) - 1, 0), min(count, len(source)))
+    return np.unique(places.astype(int)).tolist()
+
+
+class Work:
+    """One process's share of an embedding."""
+
+    def __init__(self, model: Embedder, source: Source, section, writer: FeatureWriter, side: str, say):
+        self.model, self.source, self.section = model, source, section
+        self.writer, self.side, self.say = writer, side, say
+        self.bad, self.new, self.cut = Counter[str](), 0, 0
+        self.file = writer.folder / QUARANTINE / f"process_{writer.process}.jsonl"
+        self.words = np.zeros((0, writer.manifest.dimension), np.float32)
+        if texts := list(writer.manifest.texts):
+            self.words = words_of(*model.encode_text(texts))
+
+    def run(self, part_rows: int) -> None:
+        """Embed what this process's share of the records lacks, part by part."""
+        comparison, progress = self._begin(part_rows)
+        part_rows, processes = progress["part_rows"], self.writer.processes
+        chunks = list(range(self.writer.process, -(-len(comparison) // part_rows), processes))
+        done = progress["done"][self.writer.process]
+        ranges = [(chunk * part_rows, min((chunk + 1) * part_rows, len(comparison))) for chunk in chunks]
+        total, before = (sum(end - start for start, end in some) for some in (ranges, ranges[:done]))
+        units = (unit for start, end in ranges[done:] for unit in comparison.units(start, end))
+        shown = Progress(f"embedding {self.side}s", total, before)
+        make = partial(read, self.source, self.section, self.model, self.side)
+        with closing(in_order(make, units, 2 * self.model.batch_size)) as items:
+            for count, (start, end) in enumerate(ranges[done:], done + 1):
+                bad = self._part(islice(items, end - start), shown)
+                self._name(bad)
+                self.writer.flush(partial(_advance, process=self.writer.process, done=count))
+                if count == done + 1:
+                    self._warn_of_space(end - start, sum(end - start for start, end in ranges[count:]))
+        self.writer.flush(partial(_finish, shares=list(_shares(comparison, part_rows, processes))))
+
+    def _begin(self, part_rows: int) -> tuple[Comparison, Mapping[str, Any]]:
+        """Return what is to be embedded, and how far the same embedding was when it was killed."""
+        features, identity = open_features(self.writer.folder), fingerprint(self.source)
+        progress = _progress_of(features.manifest, identity, self.writer.processes)
+        rows = progress["rows"] if progress else len(features)
+        comparison = compare(self.source, self.section, features, rows, self.side)
+        fresh = {"identity": identity, "rows": rows, "part_rows": part_rows, "units": len(comparison)}
+        fresh |= {"processes": self.writer.processes, "done": [0] * self.writer.processes}
+
+        def begin(now: Manifest) -> Manifest:
+            if _progress_of(now, identity, self.writer.processes):
+                return now
+            source = {"section": self.section, "identity": identity}
+            return replace(now.with_removed(comparison.removed), progress=fresh, source=source)
+
+        self.writer.flush(begin)
+        if not progress and self.file.exists():
+            remove([str(self.file)], str(self.writer.folder))
+        found = self.writer.manifest.progress
+        if found["rows"] != rows or found["units"] != len(comparison):
+            raise UserError(f"{self.writer.folder}: the records changed while processes began: start them all again")
+        if found["done"][self.writer.process]:
+            self.say("going on with an embedding that did not end")
+        return comparison, found
+
+    def _warn_of_space(self, units: int, left: int) -> None:
+        """Warn if the disk is too small for the records that are left, by the size of a first part."""
+        size = self.writer.manifest.parts[-1].bytes if self.writer.manifest.parts else 0
+        needed, free = size * left // units, shutil.disk_usage(self.writer.folder).free
+        if needed > free:
+            text = f"{self.writer.folder}: the rest needs some {needed / 1e9:,.2f} GB, and the disk has {free / 1e9:,.2f} left"
+            warnings.warn(text, stacklevel=2)
+
+    def _part(self, items: Iterator[Item], shown: Progress) -> list[Item]:
+        """Embed the items of a part; return those that cannot be."""
+        bad: list[Item] = []
+        good: list[Item] = []
+        for item in items:
+            shown.advance()
+            (bad if item.content is None else good).append(item)
+            if len(good) == self.model.batch_size:
+                bad += self._add(good)
+                good = []
+        return bad + (self._add(good) if good else [])
+
+    def _add(self, items: Sequence[Item]) -> list[Item]:
+        """Give the rows of a batch to the writer; return the items whose tokens are not finite."""
+        tokens, mask, positions, pooled = self._encode([item.content for item in items])
+        finite = np.isfinite(tokens).all(axis=(1, 2)) & np.isfinite(pooled).all(axis=1)
+        fields = [item.fields for item, fine in zip(items, finite) if fine]
+        self.writer.add(tokens[finite], mask[finite], fields, positions[finite], pooled[finite])
+        self.new, self.cut = self.new + len(fields), self.cut + sum(item.truncated for item in items)
+        return [replace(item, reason=NOT_FINITE) for item, fine in zip(items, finite) if not fine]
+
+    def _encode(self, contents: Sequence[Any]):
+        manifest = self.writer.manifest
+        if self.side == "text":
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of texts that are cut, which are counted here
+                tokens, mask = self.model.encode_text(contents)
+            line = (1, mask.shape[1]) if self.model.pooling == "tokens" else None
+            return tokens, mask, positions_of(mask.shape, line), unit((tokens * mask[..., None]).sum(axis=1))
+        whole = self.model.encode_image(contents)
+        pooled = unit(whole.sum(axis=1))
+        if manifest.grid is None:
+            return whole, np.ones(whole.shape[:2], bool), positions_of(whole.shape, None), pooled
+        return *reduced(whole, manifest.reductions, manifest.grid, self.words), pooled
+
+    def _name(self, bad: Sequence[Item]) -> None:
+        """Name the records of a part that cannot be used, each once, in the quarantine."""
+        if not bad:
+            return
+        self.bad.update(kind_of(item.reason) for item in bad)
+        self.file.parent.mkdir(exist_ok=True)
+        with writing(self.file), open_to_append(self.file) as stream:
+            stream.seek(0)
+            lines = stream.read().splitlines(keepends=True)
+            named = set(lines)
+            torn = b"\n" if lines and not lines[-1].endswith(b"\n") else b""
+            new = [json.dumps({**_named(item), "reason": item.reason}).encode() + b"\n" for item in bad]
+            stream.write(torn + b"".join(line for line in new[: MAX_NAMED - len(named)] if line not in named))
+
+    def measure(self) -> None:
+        """Measure, once, what recall falls by with each reduction, on a sample of the source's own pairs."""
+        manifest = self.writer.manifest
+        if not manifest.reductions or any(each["losses"] for each in manifest.reductions):
+            return
+        captioned = [
+            index for index in spread(self.source, MAX_PAIRS) if texts_of(self.source, index) not in ([], [""])
+        ]
+        items = [read(self.source, self.section, self.model, "image", Unit(index, 0)) for index in captioned]
+        items = [item for item in items if item.content is not None]
+        if len(items) < 2:
+            self.say("losses of recall are not measured: the source has no pairs of an image and a caption")
+            found = [{**each, "losses": {"pairs": 0}} for each in manifest.reductions]
+        else:
+            images = self.model.encode_image([item.content for item in items])
+            tokens, mask = self.model.encode_text([item.fields["caption"] for item in items])
+            found = losses(images, [text[some] for text, some in zip(tokens, mask)], manifest, self.words)
+            for each in found:
+                fall = ", ".join(
+                    f"{name} {0 - value:+.4f}" for name, value in each["losses"].items() if name != "pairs"
+                )
+                self.say(f"{each['name']}: of {len(items)} pairs {fall}")
+        self.writer.flush(lambda now: replace(now, reductions=tuple(found)))
+
+    def summary(self) -> Features:
+        """Say what the folder holds now, and return it."""
+        features = open_features(self.writer.folder)
+        removed = len(features) - int(features.live.sum())
+        size = sum(part.bytes for part in features.manifest.parts)
+        self.say(f"{self.new:,} new rows; {self.writer.folder} has {len(features) - removed:,}, {size / 1e9:,.2f} GB")
+        if removed:
+            self.say(f"{removed:,} rows of records that the source has no more are marked as removed")
+        if self.cut:
+            self.say(
+                f"{self.cut:,} texts are longer than the model's {self.model.text_length} tokens and lose their end"
+            )
+        if self.bad:
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.bad.most_common(5))
+            self.say(f"{self.bad.total():,} records cannot be used: {reasons}; {self.file} names them")
+        if not len(features):
+            raise UserError(
+                f"embed: none of the source's {len(self.source)} records can be used. It is {self.source.seen}"
+            )
+        return features
+
+
+def _named(item: Item) -> dict[str, Any]:
+    return {name: item.fields[name] for name in ("shard", "key")}
+
+
+def _shares(comparison: Comparison, part_rows: int, processes: int) -> Iterator[int]:
+    """Yield how many parts each process has."""
+    parts = -(-len(comparison) // part_rows)
+    return (len(range(process, parts, processes)) for process in range(processes))
+
+
+def _progress_of(manifest: Manifest, identity: str, processes: int) -> Mapping[str, Any]:
+    """Return the progress of an embedding of the same data by as many processes; nothing if there is none."""
+    found = manifest.progress
+    numbers: list[Any] = [found.get(name) for name in ("rows", "part_rows", "units")]
+    done: Any = found.get("done")
+    is_same = found.get("identity") == identity and found.get("processes") == processes
+    is_sound = all(map(is_whole, numbers)) and isinstance(done, list) and len(done) == processes
+    is_sound = is_sound and all(map(is_whole, done)) and numbers[0] <= manifest.rows and numbers[1] > 0
+    return found if is_same and is_sound else {}
+
+
+def _advance(now: Manifest, process: int, done: int) -> Manifest:
+    counts = list(now.progress["done"])
+    counts[process] = done
+    return replace(now, progress={**now.progress, "done": counts})
+
+
+def _finish(now: Manifest, shares: Sequence[int]) -> Manifest:
+    """Return the manifest without progress, if every process has done its share."""
+    is_done = list(now.progress.get("done", shares)) == list(shares)
+    return replace(now, progress={}) if is_done else now

@@ -1,0 +1,177 @@
+"""Engines past memory: LanceDB in a folder and an emulated bucket, Qdrant in memory; they name what the exact search finds."""
+
+import numpy as np
+import pytest
+from conftest import examples
+from feature_files import fields_of, manifest_of, tokens_of, write_features
+from hypothesis import given
+from hypothesis import strategies as st
+from test_filters import TREES, holds
+from test_search import Scenes, queries, recalls, scenes
+
+from filip_jax.errors import UserError
+from filip_jax.evals import retrieval
+from filip_jax.features import FeatureWriter, open_features
+from filip_jax.search.engines import ENGINES, lance
+from filip_jax.search.filters import Compare, Join, Not
+from filip_jax.search.index import Index, open_index
+
+__all__ = ["scenes"]
+ASKED = queries(np.random.default_rng(3), 4)
+
+
+@pytest.fixture(params=["lance", "qdrant"])
+def options(request, tmp_path):
+    pytest.importorskip({"lance": "lancedb", "qdrant": "qdrant_client"}[request.param])
+    return {"lance": dict(engine="lance"), "qdrant": dict(engine="qdrant", url=":memory:")}[request.param]
+
+
+def grown(folder, rows, first, **options):
+    """Add rows to features, as a later embedding does."""
+    manifest = manifest_of(**options)
+    tokens, mask = tokens_of(manifest, rows, seed=9)
+    with FeatureWriter(folder, manifest) as writer:
+        writer.add(tokens, mask, fields_of(rows, first))
+    return open_features(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_all_candidates_give_the_exact_hits(tmp_path, options, dtype):
+    features = write_features(tmp_path / "index", 30, removed=[3, 4, 17], dtype=dtype)
+    index, exact = Index(features, **options), Index(features, "exact")
+    assert index.build() == (27, 0) and index.build() == (0, 0) and not len(index.missing())
+    for query in ASKED:
+        assert index.search(tokens=query, top=30) == exact.search(tokens=query, top=30)
+        where = 'width > 645 and (key contains "2" or shard in ("00001.tar")) and not orientation = 3'
+        assert index.search(tokens=query, where=where) == exact.search(tokens=query, where=where)
+    rows = np.array([20, 1])
+    for stored, held in zip(exact.engine.get(rows), index.engine.get(rows)):
+        np.testing.assert_allclose(stored, held, atol=1e-3)
+
+
+def test_rows_that_an_engine_lacks_are_found_all_the_same_and_built_later(tmp_path, options):
+    index = Index(write_features(tmp_path / "index", 20), **options)
+    index.build()
+    later = Index.__new__(Index)
+    later.__dict__.update(index.__dict__)
+    later.features = grown(tmp_path / "index", 10, 20)
+    later.engine.features, later._missing = later.features, None
+    exact = open_index(tmp_path / "index")
+    with pytest.warns(UserWarning, match="10 of 30 rows are not in the engine yet"):
+        assert later.search(tokens=ASKED[0], top=30) == exact.search(tokens=ASKED[0], top=30)
+    with FeatureWriter(tmp_path / "index", manifest_of()) as writer:
+        writer.flush(lambda now: now.with_removed(np.array([0, 25])))
+    later.features = later.engine.features = open_features(tmp_path / "index")
+    later._missing = None
+    assert later.build() == (9, 1) and sorted(later.engine.held()[0].tolist()) == [*range(1, 25), *range(26, 30)]
+    assert later.search(tokens=ASKED[1], top=30) == open_index(tmp_path / "index").search(tokens=ASKED[1], top=30)
+
+
+def test_an_engine_of_other_features_is_refused(tmp_path, options):
+    index = Index(write_features(tmp_path / "one", 10), **options)
+    index.build()
+    index.features = index.engine.features = write_features(tmp_path / "two", 10, seed=1)
+    index._missing = None
+    for action in (index.build, lambda: index.search(tokens=ASKED[0])):
+        with pytest.raises(UserError, match="holds rows of other features than"):
+            action()
+
+
+def test_search_through_an_engine_gives_the_recall_of_the_evaluation(scenes, options, tmp_path):
+    model, images, texts = scenes
+    expected = retrieval.evaluate(model, Scenes(), tmp_path, examples=10)
+    through = [Index(each.features, **options) for each in (images, texts)]
+    for index in through:
+        index.build()
+    found = recalls(model, *through, Scenes())
+    assert found == {name: expected[name] for name in found} and len(found) == 6
+
+
+@examples(40)
+@given(TREES)
+def test_filters_mean_the_same_in_every_engine(engines, tree):
+    _, others, rows = engines
+    right = [n for n, row in enumerate(rows) if holds(tree, row)]
+    for engine in others:
+        assert sorted(engine.search(ASKED[0], 100, tree).tolist()) == right, type(engine).__name__
+
+
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory):
+    """(an index, its other engines, its rows) with captions and keys that need quotation marks."""
+    pytest.importorskip("lancedb"), pytest.importorskip("qdrant_client")
+    folder, rng = tmp_path_factory.mktemp("filters"), np.random.default_rng(0)
+    manifest = manifest_of()
+    tokens, mask = tokens_of(manifest, 40)
+    texts = ["".join(rng.choice([*"abü中'\"\\%_ \n()"], rng.integers(0, 4))) for _ in range(80)]
+    rows = [dict(key=texts[n], caption=texts[40 + n], width=int(rng.integers(-50, 50)), index=int(rng.integers(-50, 50)))
+            for n in range(40)]  # fmt: skip
+    with FeatureWriter(folder / "index", manifest) as writer:
+        writer.add(tokens, mask, rows)
+    index = open_index(folder / "index")
+    others = [ENGINES["lance"](index.features), ENGINES["qdrant"](index.features, url=":memory:")]
+    for engine in others:
+        engine.add(np.arange(40))
+    return index, others, rows
+
+
+def test_sql_quotes_what_a_filter_holds():
+    tree = Join("and", (Compare("key", "=", ("it's",)), Not(Compare("width", "in", (1, 2.5)))))
+    assert lance.to_sql(tree) == "((`key` = 'it''s') AND (NOT (CAST(`width` AS DOUBLE) IN (1.0, 2.5))))"
+
+
+def test_an_index_of_many_tokens_names_good_candidates(tmp_path, monkeypatch):
+    """Its own distances guess: the exact scores come from the features."""
+    pytest.importorskip("lancedb")
+    monkeypatch.setattr(lance, "MIN_INDEXED", 1)
+    features = write_features(tmp_path / "index", 400, part=200)
+    index, exact = Index(features, "lance"), Index(features, "exact")
+    index.build()
+    assert index.engine.table.list_indices()
+    for query in ASKED:
+        hits, right = (each.search(tokens=query, top=10, candidates=n) for each, n in ((index, 200), (exact, None)))
+        assert hits[0] == right[0] and len({*hits} & {*right}) >= 5
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+def test_what_a_killed_build_left_is_completed(tmp_path, options):
+    features = write_features(tmp_path / "index", 20)
+    index = Index(features, **options)
+    index.engine.add(np.arange(7))
+    assert index.build() == (13, 0)
+    assert index.search(tokens=ASKED[0], top=20) == Index(features, "exact").search(tokens=ASKED[0], top=20)
+
+
+def test_a_place_of_something_else_is_refused(tmp_path):
+    lancedb = pytest.importorskip("lancedb")
+    lancedb.connect(str(tmp_path / "table")).create_table(lance.TABLE, data=[{"a": 1}])
+    features = write_features(tmp_path / "index", 3)
+    with pytest.raises(UserError, match="holds a table rows of something else"):
+        Index(features, "lance", uri=str(tmp_path / "table"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="lance: the table in"):
+        Index(features, "lance", uri=str(tmp_path / "file"))
+    with pytest.raises(UserError, match="needs url="):
+        Index(features, "qdrant")
+    pytest.importorskip("qdrant_client")
+    with pytest.raises(UserError, match="qdrant at http://127.0.0.1:9"):
+        Index(features, "qdrant", url="http://127.0.0.1:9")
+
+
+@given(st.integers(0, 10**9))
+def test_an_index_has_some_parts_and_looks_into_some(tokens):
+    parts = lance.partitions(tokens)
+    assert parts & (parts - 1) == 0 and 1 <= lance.probes(parts) <= parts
+    assert tokens < 64 or 0.5 <= parts / (tokens**0.5 / 4) <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bucket", ["s3"], indirect=True)
+def test_a_table_in_a_bucket_is_found_by_another_reader(tmp_path, bucket):
+    pytest.importorskip("lancedb")
+    features = write_features(tmp_path / "index", 20)
+    where = dict(engine="lance", uri=f"{bucket}/table")
+    assert Index(features, **where).build() == (20, 0)
+    reader = open_index(tmp_path / "index", **where)
+    assert not len(reader.missing())
+    assert reader.search(tokens=ASKED[0], top=20) == Index(features, "exact").search(tokens=ASKED[0], top=20)

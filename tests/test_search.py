@@ -1,0 +1,350 @@
+"""Searching features: the definition's scores in blocks of any size, R@k of `filip eval`, two stages, threads, and every mistake in one line."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from conftest import examples
+from feature_files import manifest_of, write_features
+from hypothesis import given
+from hypothesis import strategies as st
+from test_evals import Oracle, Scenes, Words, word_number
+
+from filip_jax import inference
+from filip_jax.cli import main
+from filip_jax.data.sources import make_source
+from filip_jax.errors import UserError
+from filip_jax.evals import retrieval
+from filip_jax.evals.results import read_results
+from filip_jax.features import Features, FeatureWriter, open_features
+from filip_jax.inference.ranking import Ranking
+from filip_jax.losses import token_similarity
+from filip_jax.saved_config import read_config
+from filip_jax.search import scan
+from filip_jax.search.check import captions, check, sampled
+from filip_jax.search.embed import embed
+from filip_jax.search.explain import explain, patch_tokens
+from filip_jax.search.index import MAX_CANDIDATES, MAX_TOP, Index, open_index
+from filip_jax.search.sheet import draw_sheet
+
+TOLERANCE = {"float32": 1e-6, "float16": 1e-6, "int8": 1e-6}  # beside the stored numbers, as they are read back
+
+
+class Knowing(Words):
+    def knows(self, text):
+        return text != "xyzzy"
+
+
+class Model(Oracle):
+    tokenizer, origin = Knowing(), {}
+
+
+def definition(tokens, mask, query):
+    """(to_row, to_query) of one query with all rows, in float64, pair by pair."""
+    query = query.astype(np.float64)
+    found = []
+    for of_row, there in zip(tokens.astype(np.float64), mask):
+        similarity = query @ of_row[there].T
+        found.append((similarity.max(axis=1).mean(), similarity.max(axis=0).mean()))
+    return np.array(found).T
+
+
+def queries(rng, count, dimension=8, most=16):
+    lengths = rng.integers(1, most + 1, count)
+    tokens = [rng.normal(size=(length, dimension)) for length in lengths]
+    return [(x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for x in tokens]
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """(a model, the index of its images, that of its texts) of `Scenes`."""
+    model, source = Model(), Scenes()
+    records = [source[n] for n in range(len(source))]
+    tokens = model.encode_image([record.image for record in records])
+    words, mask = model.encode_text([record.captions[0].text for record in records])
+    fields = [dict(key=record.key, index=n, width=600 + n, height=12, caption=record.captions[0].text)
+              for n, record in enumerate(records)]  # fmt: skip
+    sides = {"image": (tokens, np.ones(tokens.shape[:2], bool)), "text": (words, mask)}
+    for side, (of_side, there) in sides.items():
+        manifest = manifest_of(side=side, grid=(3, 3), dimension=16, model={}, text_length=8)
+        with FeatureWriter(tmp_path / side, manifest) as writer:
+            writer.add(of_side, there, fields)
+    return model, open_index(tmp_path / "image"), open_index(tmp_path / "text")
+
+
+@examples(60)
+@given(
+    st.sampled_from([1, 5, 30]), st.sampled_from(["image", "text"]), st.sampled_from(["float32", "float16", "int8"]),
+    st.sampled_from([1, 5, 100]), st.booleans(), st.integers(0, 2**16),
+)  # fmt: skip
+def test_hits_are_those_of_the_definition(rows, side, dtype, top, like, seed):
+    rng = np.random.default_rng(seed)
+    removed = np.flatnonzero(rng.random(rows) < 0.2)[: rows - 1]
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
+        patch.setattr(scan, "BLOCK_BYTES", int(rng.choice([1, 1 << 24])))
+        patch.setattr(scan, "TILE_BYTES", {"cpu": 1})
+        patch.setattr(scan, "FEW", 3)
+        patch.setattr(scan, "MAX_QUERIES", 2)
+        features = write_features(folder, rows, part=7, removed=removed, seed=seed, side=side, dtype=dtype)
+        index = Index(features, "exact")
+        asked = [index.query(tokens=each) for each in queries(rng, 3, most=8)]
+        asked = [type(each)(each.tokens, side if like else each.side) for each in asked]
+        found = index.search_all(asked, top=top)
+        live = features.live.nonzero()[0]
+        tokens, mask = features.tokens(live)
+        for query, hits in zip(asked, found):
+            to_row, to_query = definition(tokens, mask, query.tokens)
+            right = (to_row + to_query) / 2 if like else to_row
+            assert len(hits) == min(top, len(live)) and {hit.row for hit in hits} <= set(live.tolist())
+            places = np.searchsorted(live, [hit.row for hit in hits])
+            np.testing.assert_allclose([hit.score for hit in hits], right[places], atol=TOLERANCE[dtype])
+            np.testing.assert_allclose([hit.score for hit in hits], np.sort(right)[::-1][:top], atol=TOLERANCE[dtype])
+            images, texts = (to_query, to_row) if side == "image" else (to_row, to_query)
+            np.testing.assert_allclose([hit.image_to_text for hit in hits], images[places], atol=TOLERANCE[dtype])
+            np.testing.assert_allclose([hit.text_to_image for hit in hits], texts[places], atol=TOLERANCE[dtype])
+
+
+def test_scores_are_those_of_token_similarity(scenes):
+    model, images, _ = scenes
+    tokens, _ = images.features.tokens(range(10))
+    words, mask = model.encode_text(["a cat by the sea"])
+    image_to_text, text_to_image = (np.asarray(x)[:, 0] for x in token_similarity(tokens, words, mask))
+    hits = sorted(images.search(model, text="a cat by the sea"), key=lambda hit: hit.row)
+    np.testing.assert_allclose([hit.image_to_text for hit in hits], image_to_text, atol=1e-6)
+    np.testing.assert_allclose([hit.text_to_image for hit in hits], text_to_image, atol=1e-6)
+    np.testing.assert_allclose([hit.score for hit in hits], text_to_image, atol=1e-6)
+
+
+@pytest.mark.parametrize("candidates", [None, 10])
+def test_search_gives_the_recall_of_the_evaluation(scenes, tmp_path, candidates):
+    model, images, texts = scenes
+    expected = retrieval.evaluate(model, Scenes(), tmp_path, examples=10)
+    names = [f"{way}_R@{k}" for way in ("image_to_text", "text_to_image") for k in retrieval.RANKS]
+    assert recalls(model, images, texts, Scenes(), candidates) == {name: expected[name] for name in names}
+
+
+def recalls(model, images, texts, source, candidates=None):
+    """R@k both ways by searches for each text among the images, and each image among the texts."""
+    records = [source[n] for n in range(len(source))]
+    found = {}
+    for way, index, asked in (
+        ("image_to_text", texts, [texts.query(model, image=record.image) for record in records]),
+        ("text_to_image", images, [images.query(model, text=record.captions[0].text) for record in records]),
+    ):
+        ranking = Ranking(np.stack([np.arange(len(records))] * 2, axis=1), len(records), len(records), ranks=10)
+        for n, hits in enumerate(index.search_all(asked, top=len(records), candidates=candidates)):
+            ranking.add(
+                np.array([n]), np.array([hit.row for hit in hits]), np.array([[hit.score for hit in hits]], np.float32)
+            )
+        found |= {f"{way}_R@{k}": ranking.recall(k) for k in retrieval.RANKS}
+    return found
+
+
+def test_two_stages_find_the_best_of_the_nearest_pooled(tmp_path):
+    features = write_features(tmp_path / "index", 60)
+    index = Index(features, "exact")
+    (query,) = queries(np.random.default_rng(0), 1)
+    whole = index.search(tokens=query, top=60)
+    mean = query.mean(axis=0) / np.linalg.norm(query.mean(axis=0))
+    near = set(np.argsort(-(features.pooled(range(60)) @ mean), kind="stable")[:20].tolist())
+    assert [hit.row for hit in index.search(tokens=query, top=5, candidates=20)] == [
+        hit.row for hit in whole if hit.row in near
+    ][:5]
+    assert index.search(tokens=query, top=60, candidates=60) == whole
+    with_all = check(index, index, sampled(index, 5), candidates=60)
+    assert with_all.recall == {10: 1.0, 100: 1.0} and with_all.queries == 5
+    assert check(index, index, sampled(index, 5), candidates=1).recall[10] == pytest.approx(0.1)
+
+
+def test_filters_hold_before_the_best_are_taken(scenes):
+    model, images, _ = scenes
+    whole = images.search(model, text="cat dog")
+    some = images.search(model, text="cat dog", top=3, where='width >= 603 and not caption contains "dog"')
+    assert some == [hit for hit in whole if hit.width >= 603 and "dog" not in hit.caption][:3]
+    assert some == images.search(
+        model, text="cat dog", top=3, where='width >= 603 and not caption contains "dog"', candidates=10
+    )
+    assert images.search(model, text="cat dog", where="width < 0") == []
+
+
+def test_threads_share_an_index(tmp_path):
+    index = Index(write_features(tmp_path / "index", 50), "exact")
+    asked = queries(np.random.default_rng(1), 24)
+    one_by_one = [index.search(tokens=each, top=7) for each in asked]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda each: index.search(tokens=each, top=7), asked)) == one_by_one
+
+
+@pytest.mark.parametrize(
+    "grid, dimension, dtype", [((7, 7), 256, "float16"), ((64, 64), 1024, "float32"), ((180, 180), 65536, "float32")]
+)
+def test_blocks_stay_small_whatever_a_folder_holds(grid, dimension, dtype):
+    class Many(Features):
+        manifest = manifest_of(grid=grid, dimension=dimension, dtype=dtype)
+
+        def __init__(self):
+            pass
+
+        def __len__(self):
+            return 10**9
+
+    size, one = scan.block_rows(Many()), Many.manifest.max_tokens * dimension * np.dtype(dtype).itemsize
+    assert size == scan.MIN_ROWS or size * one <= scan.BLOCK_BYTES
+    assert size == scan.MAX_ROWS or 2 * size * one > scan.BLOCK_BYTES
+
+
+def test_a_row_whose_tokens_hold_no_numbers_is_never_found(tmp_path):
+    features = write_features(tmp_path / "index", 9)
+    value = features.tokens([4])[0][0, 3, :2].tobytes()
+    part = tmp_path / "index/parts" / features.manifest.parts[1].name
+    data = part.read_bytes()
+    assert data.count(value) == 1
+    part.write_bytes(data.replace(value, np.full(2, np.nan, np.float32).tobytes()))
+    index = open_index(tmp_path / "index")
+    (query,) = queries(np.random.default_rng(0), 1)
+    assert {hit.row for hit in index.search(tokens=query, top=9)} == set(range(9)) - {4}
+    assert {hit.row for hit in index.search(tokens=query, top=9, candidates=9)} == set(range(9)) - {4}
+
+
+def test_patches_that_a_word_matches(scenes):
+    model, images, _ = scenes
+    source = Scenes()
+    found = explain(model, "cat dog", images.features, [0, 5])
+    assert found[0].words == ["cat", "dog"] and found[0].spans == [(0, 3), (4, 7)]
+    grid = source[0].image[::4, ::4, 0]
+    for number, word in enumerate(["cat", "dog"]):
+        row, column = found[0].best_patch(number)
+        assert grid[row, column] == word_number(word)
+        assert found[0].best_words(row, column)[0] == (number, pytest.approx(1, abs=1e-6))
+        # A search by that patch alone finds the pictures that have it.
+        hits = images.search(tokens=patch_tokens(images.features, 0, (row, column)), top=10)
+        shown = [n for n in range(10) if word in source[n].captions[0].text]
+        assert {hit.row for hit in hits[: len(shown)]} == set(shown)
+    with pytest.raises(UserError, match="has no patch 3,0; its grid is"):
+        patch_tokens(images.features, 0, (3, 0))
+
+
+def test_patches_that_a_reduction_dropped_are_no_number(tmp_path):
+    manifest = manifest_of(grid=(2, 2), dimension=16, model={})
+    model = Model()
+    words = model.encode_text(["cat"])[0][0]
+    with FeatureWriter(tmp_path / "index", manifest) as writer:
+        writer.add(words[None, 1:3], np.ones((1, 2), bool), [{"key": "a"}], positions=np.array([[3, 1]], np.int16))
+    (found,) = explain(model, "cat", open_features(tmp_path / "index"), [0])
+    assert np.isnan(found.similarity[0]).tolist() == [[True, False], [True, False]] and found.best_patch(0) == (1, 1)
+    assert found.best_words(0, 0) == []
+    with pytest.raises(UserError, match="has no token for the patch 0,0"):
+        patch_tokens(open_features(tmp_path / "index"), 0, (0, 0))
+
+
+def test_a_sheet_shows_each_hit_and_each_word(scenes):
+    model, images, _ = scenes
+    hits = images.search(model, text="cat dog", top=3)
+    source = Scenes()
+    views = {hit.row: source[hit.row].image for hit in hits[:2]}
+    page = draw_sheet(model, "cat dog", images.features, hits, views.get)
+    taller = draw_sheet(model, "cat dog", images.features, hits[:2], views.get)
+    assert page.width == taller.width and page.height > taller.height
+    assert draw_sheet(model, "cat dog", images.features, [], views.get).height < taller.height
+
+
+@pytest.mark.parametrize(
+    "asked, said",
+    [
+        (dict(), "search for one thing"),
+        (dict(text="cat", image="a.png"), "search for one thing"),
+        (dict(text="xyzzy"), "the model's vocabulary knows no word of 'xyzzy'"),
+        (dict(text="cat", top=0), "top=0 must be from 1 to"),
+        (dict(text="cat", top=MAX_TOP + 1), "must be from 1 to"),
+        (dict(text="cat", candidates=MAX_CANDIDATES + 1), "must be from 1 to"),
+        (dict(text="cat", where="widht > 3"), "did you mean width"),
+        (dict(tokens=np.ones((2, 3), np.float32)), r"\[t, 16\], but not \[2, 3\]"),
+        (dict(tokens=np.full((2, 16), np.nan)), "not finite"),
+        (dict(tokens=np.ones((0, 16))), "but not"),
+    ],
+)
+def test_a_search_that_cannot_be_is_one_line(scenes, asked, said):
+    model, images, _ = scenes
+    with pytest.raises(UserError, match=said):
+        images.search(model, **asked)
+
+
+def test_another_model_is_refused_by_its_hash(tmp_path):
+    model = Model()
+    index = Index(write_features(tmp_path / "index", 3, dimension=16), "exact")
+    model.origin = {**index.features.manifest.model, "checkpoint": 64 * "e"}
+    with pytest.raises(UserError, match="is of another model: the model's checkpoint bbbbbbbbbbbb…, not eeeeeeeeeeee…"):
+        index.search(model, text="cat")
+    model.origin = dict(index.features.manifest.model)
+    assert len(index.search(model, text="cat")) == 3
+
+
+def test_an_empty_index_is_said(tmp_path):
+    with FeatureWriter(tmp_path / "index", manifest_of()):
+        pass
+    for index in (
+        open_index(tmp_path / "index"),
+        Index(write_features(tmp_path / "other", 2, removed=[0, 1]), "exact"),
+    ):
+        with pytest.raises(UserError, match="has no rows to search"):
+            index.search(tokens=np.ones((1, 8), np.float32))
+
+
+def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
+    model, images, _ = scenes
+    folder = str(images.features.folder)
+    monkeypatch.setattr(inference, "load_model", lambda workdir, step=None: model)
+    common = ["search", "--workdir=runs/x", f"--index={folder}"]
+    assert main([*common, "--text=cat dog", "--top=2", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    hits = images.search(model, text="cat dog", top=2)
+    assert [line["row"] for line in lines] == [hit.row for hit in hits] and [line["rank"] for line in lines] == [1, 2]
+    assert lines[0].keys() >= {"key", "shard", "index", "image_to_text", "text_to_image", "pooled"}
+    assert main([*common, "--text=cat dog", "--top=2"]) == 0
+    assert "| rank | " in (out := capsys.readouterr().out) and hits[0].key in out
+    batch = tmp_path / "queries.jsonl"
+    batch.write_text('{"text": "cat dog", "id": "a"}\n\n{"text": "sun"}\n')
+    assert main([*common, f"--batch={batch}", "--top=1", "--json"]) == 0
+    assert [json.loads(line)["query"] for line in capsys.readouterr().out.splitlines()] == ["a", 2]
+    assert main(["index", "inspect", f"--index={folder}", "--verify"]) == 0
+    assert "10 rows of images" in (out := capsys.readouterr().out) and "as it was written" in out
+    assert main(["index", "check", f"--index={folder}", "--candidates=10", "--queries=4", "--workdir=x"]) == 0
+    assert "4 queries (captions)" in (out := capsys.readouterr().out) and "recall@10 1.0000" in out
+    assert main(["index", "check", f"--index={folder}", "--candidates=10", "--queries=4"]) == 0
+    assert "some tokens of a row each" in capsys.readouterr().out
+    assert main(["index", "build", f"--index={folder}"]) == 0
+    assert "0 rows added, 0 deleted" in capsys.readouterr().out
+    for words, said in (
+        (["--text=cat", "--engine=exakt"], "did you mean exact"),
+        (["--text=cat", "--engine=exact uri=3"], "unexpected keyword argument 'uri'"),
+        (["--text=cat", "--engine= "], "--engine names an engine"),
+        (["--image=cat.png", "--sheet=a.png"], "--sheet draws the hits of --text"),
+        (["--text=cat", "--sheet=a.jpg"], "--sheet draws the hits of --text"),
+    ):
+        assert main([*common, *words]) == 2
+        assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
+    for content, said in (("{", "line 1 is no JSON"), ('{"words": 1}', "line 1 is neither"), ("", "has 0 queries")):
+        batch.write_text(content)
+        assert main([*common, f"--batch={batch}"]) == 2
+        assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+def test_captions_are_drawn_from_rows_that_have_one(scenes):
+    _, images, _ = scenes
+    assert len(set(captions(images, 5))) == 5 and len(captions(images, 50)) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["exact", "lance"])
+def test_searches_of_a_runs_index_give_its_own_recall_to_the_last_digit(finished, tmp_path, engine):
+    pytest.importorskip({"exact": "jax", "lance": "lancedb"}[engine])
+    section = read_config(finished[0])["evals"]["val"]["source"]
+    evaluated = read_results(finished[0])["steps"]["12"]
+    sides = [embed(finished[0], section, tmp_path / side, side=side, dtype="float32") for side in ("image", "text")]
+    indices = [Index(features, engine) for features in sides]
+    for index in indices:
+        index.build()
+    found = recalls(inference.load_model(finished[0]), *indices, make_source(section))
+    assert found == {name: evaluated[f"val/{name}"] for name in found} and len(found) == 6
