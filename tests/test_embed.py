@@ -118,7 +118,8 @@ def test_texts_are_rows_of_their_own(workdir, model, tmp_path):
     assert [(each["key"], each["index"], each["shard"]) for each in features.fields(range(3))] == [
         ("0", 0, "a.tar"), ("0", 0, "a.tar"), ("1", 1, "a.tar"),
     ]  # fmt: skip
-    tokens, mask = model.encode_text(captions)
+    with pytest.warns(UserWarning, match="1 of 3 texts are longer"):
+        tokens, mask = model.encode_text(captions)
     found, found_mask = features.tokens(range(3))
     np.testing.assert_array_equal(found_mask, mask[:, : found_mask.shape[1]])
     np.testing.assert_allclose(found[found_mask], tokens[mask], atol=1e-5)

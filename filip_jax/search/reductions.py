@@ -22,7 +22,7 @@ NEIGHBORS, SELECT, UNCHOSEN = "neighbors", "select", "unchosen"
 NUMBERS = {NEIGHBORS: ("size", 2, 2, 16), SELECT: ("keep", 0.25, 0.01, 1.0)}  # of each its option, default and bounds
 BY_WORDS = (SELECT, UNCHOSEN)
 
-Tokens = tuple[Float[np.ndarray, "n p d"], Bool[np.ndarray, "n p"], Int16[np.ndarray, "n p"]]
+Tokens = tuple[Float[np.ndarray, "n q d"], Bool[np.ndarray, "n q"], Int16[np.ndarray, "n q"]]
 
 
 def parse(text: str) -> dict[str, Any]:
