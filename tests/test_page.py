@@ -26,6 +26,7 @@ from filip_jax.cli import main
 from filip_jax.data.preprocess import centre_view
 from filip_jax.data.record import BadRecord
 from filip_jax.errors import UserError
+from filip_jax.features import FeatureWriter, Manifest, open_features
 from filip_jax.framing import Framing
 from filip_jax.search.index import Index
 from filip_jax.search.page import app as app_module
@@ -190,6 +191,41 @@ def test_thumbnails_are_kept_within_bounds(monkeypatch):
     for row in (1, 2, 0, 3, 0, 1):
         kept.of(row)
     assert asked == [0, 1, 2, 3, 1]
+
+
+def test_an_empty_index_is_shown_as_one(tmp_path):
+    features, _ = write_site(tmp_path / "none", 0)
+    answers = Answers(Index(features, "exact"), ColorModel())
+    answers.vocabulary.fill()
+    client = client_of((answers, Thumbnails(len)))
+    assert client.post("/api/search", json={}).json()["hits"] == [] and client.get("/api/info").json()["rows"] == 0
+    answer = client.post("/api/search", json={"text": "red"})
+    assert answer.status_code == 400 and "has no rows to search" in answer.json()["error"]
+    assert client.get("/api/picture/0").status_code == 404
+
+
+@pytest.mark.parametrize("side, pooling", [("text", "tokens"), ("text", "global"), ("image", "global")])
+def test_what_has_no_patches_is_searched_all_the_same(tmp_path, side, pooling):
+    """Texts by a picture and by words; pooled vectors of pictures by both."""
+    model, names = ColorModel(), ["red", "blue", "green"]
+    grid = model.grid if side == "image" else None
+    manifest = Manifest(
+        side, 4, pooling=pooling, grid=grid, image_size=SIDE, text_length=16, dtype="float32", model=model.origin
+    )
+    with FeatureWriter(tmp_path / "index", manifest) as writer:
+        tokens = np.eye(4, dtype=np.float32)[[0, 2, 1]][:, None]
+        place = np.full((3, 1), -1, np.int16)
+        writer.add(tokens, np.ones((3, 1), bool), [dict(key=name, caption=f"a {name} one") for name in names], place)
+    client = client_of((Answers(Index(open_features(tmp_path / "index"), "exact"), model), Thumbnails(len)))
+    assert client.get("/api/info").json()["grid"] is None
+    blue = png(Image.new("RGB", (SIDE, SIDE), COLORS["blue"]))
+    for answer in (client.post("/api/upload", content=blue), client.post("/api/search", json={"text": "blue"})):
+        hits = answer.json()["hits"]
+        assert [hits[0][name] for name in ("key", "caption", "maps")] == ["blue", "a blue one", []]
+        assert ("picture" in hits[0]) == (side == "image")
+    for path, request in (("search", {"row": 0, "patches": [0]}), ("patch", {"row": 0, "patches": [0]})):
+        answer = client.post(f"/api/{path}", json=request)
+        assert answer.status_code == 400 and "patch" in answer.json()["error"]
 
 
 # ---------------------------------------------------------------- what it refuses
