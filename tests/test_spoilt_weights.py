@@ -188,6 +188,15 @@ def test_the_ends_of_a_text_are_found_however_they_are_stated(processor, folder)
     assert (section["bos"], section["eos"], section["pad"]) == (BOS, EOS, "!")
 
 
+def test_a_number_of_many_digits_is_read_as_a_float(folder):
+    """Transformers writes int(1e30) as model_max_length of a tokenizer that has none."""
+    change_json("tokenizer_config.json", model_max_length=int(1e30))(folder)
+    assert load._configs(folder)["tokenizer_config.json"]["model_max_length"] == 1e30
+    change_json("tokenizer_config.json", model_max_length=10**400)(folder)
+    with pytest.raises(UserError, match="tokenizer_config.json is damaged: Infinity is not a number"):
+        load._configs(folder)
+
+
 @pytest.mark.slow
 def test_a_family_against_the_config_is_said(folder):
     change_json("config.json", model_type="chinese_clip")(folder)
