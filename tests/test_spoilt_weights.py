@@ -188,6 +188,14 @@ def test_the_ends_of_a_text_are_found_however_they_are_stated(processor, folder)
     assert (section["bos"], section["eos"], section["pad"]) == (BOS, EOS, "!")
 
 
+def test_a_clip_without_a_tokenizer_is_told_the_option_of_its_command(folder, monkeypatch):
+    monkeypatch.setattr("filip_jax.weights.words.in_packages", lambda form: None)
+    for name in ("tokenizer.json", "merges.txt"):
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"without a tokenizer: give CLIP's bpe_simple_vocab.* with --tokenizer=FILE$"):
+        of_clip(ModelSource(folder, folder, {}, {}), 49_408)
+
+
 def test_a_number_of_many_digits_is_read_as_a_float(folder):
     """Transformers writes int(1e30) as model_max_length of a tokenizer that has none."""
     change_json("tokenizer_config.json", model_max_length=int(1e30))(folder)

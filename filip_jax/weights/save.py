@@ -58,7 +58,9 @@ def export_weights(
         )
     target = make.make(run)
     if head and target.is_whole:
-        raise UserError(f"--head={head} chooses one projection: --format={format} keeps all projections: leave out --head")
+        raise UserError(
+            f"--head={head} chooses one projection: --format={format} keeps all projections: leave out --head"
+        )
     left, options = target_extra(run, target)
     lines = [*_head_lines(run, target), *(f"differs: {line}" for line in target.differs)]
     lines += [f"extra: {one_line(line)} ({EXTRA})" for line in [*left.values(), *options]]

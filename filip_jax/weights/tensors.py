@@ -205,7 +205,7 @@ def _strip(weights: Weights) -> None:
     """Take away the names of wrappers, and then the prefixes that all names have."""
     wrappers = sorted({each for name in weights.tensors for each in WRAPPERS.findall(name)})
     if wrappers:
-        weights.notes.append(f"{', '.join(wrappers)} in names are taken away")
+        weights.notes.append(f"removed from names: {', '.join(wrappers)}")
         weights.beside |= {name: "a count of averaged steps" for name in weights.tensors if name in COUNTERS}
         kept = {name: stored for name, stored in weights.tensors.items() if name not in COUNTERS}
         weights.tensors = {WRAPPERS.sub("", name): stored for name, stored in kept.items()}
@@ -220,7 +220,7 @@ def _strip(weights: Weights) -> None:
         prefix = next((each for each in PREFIXES if names and all(name.startswith(each) for name in names)), None)
         if prefix is None:
             return
-        weights.notes.append(f"the prefix {prefix!r} of all names is taken away")
+        weights.notes.append(f"removed from all names: the prefix {prefix!r}")
         weights.tensors = {name.removeprefix(prefix): stored for name, stored in weights.tensors.items()}
 
 
