@@ -210,7 +210,7 @@ def _strip(weights: Weights) -> None:
     """Take away the names of wrappers, and then those of modules around the model, with which all names begin."""
     wrappers = sorted({each for name in weights.tensors for each in WRAPPERS.findall(name)})
     if wrappers:
-        weights.notes.append(f"{', '.join(wrappers)} in names are taken away")
+        weights.notes.append(f"removed from names: {', '.join(wrappers)}")
         weights.beside |= {name: "a count of averaged steps" for name in weights.tensors if name in COUNTERS}
         kept = {name: stored for name, stored in weights.tensors.items() if name not in COUNTERS}
         weights.tensors = {WRAPPERS.sub("", name): stored for name, stored in kept.items()}
@@ -225,7 +225,7 @@ def _strip(weights: Weights) -> None:
         prefix = next(iter(heads), "")
         if len(heads) != 1 or not prefix.endswith("."):
             return
-        weights.notes.append(f"the prefix {prefix!r} of all names is taken away")
+        weights.notes.append(f"removed from all names: the prefix {prefix!r}")
         weights.tensors = {name.removeprefix(prefix): stored for name, stored in weights.tensors.items()}
 
 

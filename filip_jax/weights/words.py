@@ -6,6 +6,7 @@ from typing import Any
 
 from filip_jax.data.merges import MERGES, VOCABULARY
 from filip_jax.data.public_files import ANY
+from filip_jax.data.vocabularies import CLIP, in_packages
 from filip_jax.errors import UserError
 from filip_jax.plain import one_line
 from filip_jax.small_files import read_json
@@ -30,13 +31,17 @@ def of_clip(source: ModelSource, ids: int, given: str = "", *, sees_pads: bool =
         sees_pads: whether a tokenizer of transformers fills the texts, and attention sees what it fills them with.
 
     Raises:
-        UserError: the ids are not CLIP's, and there is neither tokenizer.json nor merges.txt; or texts are filled with
-            another piece than CLIP's.
+        UserError: there is neither tokenizer.json nor merges.txt, and the ids are not CLIP's or no package has its pieces; or
+            texts are filled with another piece than CLIP's.
     """
     file = _file(source, given, (JSON, MERGES))
     if sees_pads:
         _check_pad(source, FIRST if ids == CLIP_IDS or file is None else _first_piece(file))
     if ids == CLIP_IDS:
+        if not (file or in_packages(CLIP)):
+            raise UserError(
+                f"{source.place} comes without a tokenizer: give CLIP's {CLIP.file}, its {MERGES} or {JSON}, with --tokenizer=FILE"
+            )
         origin = f"{ids} ids, CLIP's; pieces of " + (f"{file}" if file else "an installed package")
         return dict(name="clip", path=str(file or "")), [Evidence("tokenizer", "clip", origin)]
     if file is None or (file.suffix != ".json" and file.name != MERGES):
