@@ -22,7 +22,7 @@ MAX_JSON_BYTES = 1 << 26  # of one JSON file, or of a line of a file of them
 MAX_LINES_BYTES = 1 << 28  # of a file of lines that is held whole
 MAX_VALUES = 1 << 22  # in a JSON text: each takes some hundred bytes; a tokenizer of 256,000 pieces has half of it
 MAX_DEPTH = 32  # of objects and lists in each other
-MAX_DIGITS = 20  # of a whole number
+MAX_DIGITS = 20  # of a whole number; one with more is read as a float, as transformers' model_max_length of 31 digits
 MAX_TEXT = MAX_MESSAGE  # of a text among numbers: what an evaluation failed with
 MAX_NUMBER = 1e50  # beyond any loss of float32
 CONSTANTS = {"NaN": "nan", "Infinity": "inf", "-Infinity": "-inf"}  # as metrics.jsonl writes them
@@ -89,8 +89,8 @@ def parse(data: bytes, notes: Notes | None = None, most: int = MAX_VALUES) -> An
             raise ValueError(f"{text[:MAX_DIGITS]} is not a number that it may hold")
         return CONSTANTS.get(text, text[:MAX_DIGITS])
 
-    def whole(text: str) -> int | str:
-        return int(text) if len(text) <= MAX_DIGITS else odd(text)
+    def whole(text: str) -> float | str:
+        return int(text) if len(text) <= MAX_DIGITS else broken(text)
 
     def broken(text: str) -> float | str:
         number = float(text)

@@ -64,8 +64,8 @@ def pieces():
     return train_sentence_pieces(CAPTIONS, 300)
 
 
-def make_run(folder, pieces, objectives, *, ema=False, image=None, text=None):
-    """A run that has trained nothing, with these options of its towers."""
+def make_run(folder, pieces, objectives, *, ema=False, image=None, text=None, scale_steps=0.0):
+    """A run that has trained nothing, with these options of its towers; scales of objectives are so many apart."""
     words = Tokenizer(pieces)
     sizes = dict(kind="transformer", vocab_size=words.vocab_size, length=12, **TOWER)
     similarity = dict(cls_in_similarity=False, bos_in_similarity=True, eos_in_similarity=True)
@@ -76,6 +76,8 @@ def make_run(folder, pieces, objectives, *, ema=False, image=None, text=None):
     parts = make_objectives(objectives)
     network = make_model(parts.needs, **model)
     parameters = jax.jit(lambda key: init_parameters(network, parts, key))(jax.random.key(3))
+    for number, part in enumerate(parameters["objectives"].values()):
+        part["logit_scale"] += scale_steps * number
     folder.mkdir(parents=True)
     (folder / "tokenizer.model").write_bytes(pieces)
     save_config(folder, config)
@@ -169,6 +171,20 @@ def test_what_a_format_lacks_lies_beside_it(pieces, tmp_path, capsys):
     np.testing.assert_array_equal(left["image_pooled_projection/kernel"], own["image_pooled_projection/kernel"])
 
 
+@pytest.mark.parametrize(
+    "objectives", [dict(late=FILIP, whole=CLIP), slow(dict(late=FILIP)), slow(dict(one=CLIP, two=CLIP))], ids="-".join
+)
+def test_a_safetensors_folder_holds_every_parameter_and_nothing_beside(objectives, pieces, tmp_path, capsys):
+    """Scales of several objectives, or both projections, are not exchanged: each keeps its own value under its own path."""
+    own = make_run(tmp_path / "run", pieces, objectives, scale_steps=0.25)
+    export_weights(str(tmp_path / "run"), str(tmp_path / "out"), "safetensors")
+    found = tensors_of(tmp_path / "out", "own")
+    assert found.keys() == own.keys()
+    for path, value in own.items():
+        assert found[path].tobytes() == value.tobytes(), path
+    assert not list((tmp_path / "out").glob(f"{EXTRA}*")) and "extra: " not in capsys.readouterr().out
+
+
 def exported_run_of(pieces, **towers):
     words = Tokenizer(pieces)
     text = dict(kind="transformer", vocab_size=words.vocab_size, length=12, **TOWER) | towers.get("text", {})
@@ -231,6 +247,7 @@ def test_a_refusal_names_formats_that_fit_and_leaves_nothing(pieces, tmp_path):
         (["--format=hf_clip", "--average"], "holds no average"),
         slow(["--format=hf_clip", "--head=tokens"], "--head=tokens: the run has no such head, only pooled"),
         slow(["--format=hf_clip", "--head=x"], "--head='x' is not one of pooled, tokens"),
+        (["--format=safetensors", "--head=pooled"], "--format=safetensors keeps all projections: leave out --head"),
         (["--format=hf_clip", "--output={there}"], "is there already"),
     ],
 )

@@ -1,5 +1,6 @@
 """Whole imports of spoilt folders and of mistaken commands: one line that says what to do, and nothing is left."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -55,6 +56,13 @@ def link_out(folder):
     (folder / "model.safetensors").symlink_to("../elsewhere.safetensors")
 
 
+def hub_cache(folder):
+    """What is copied with cp -rL is one, too, of plain files."""
+    (folder / "snapshots/abc").mkdir(parents=True)
+    for file in filter(os.path.isfile, list(folder.iterdir())):
+        os.rename(file, folder / "snapshots/abc" / file.name)
+
+
 def index(weight_map):
     def spoil(folder):
         shutil.move(folder / "model.safetensors", folder / "model-1.safetensors")
@@ -101,7 +109,12 @@ SPOILT = {
     "quantized": (change_json("config.json", quantization_config={"quant_method": "bitsandbytes"}), "quantized: dequantize the model"),
     "code of its own": (change_json("config.json", auto_map={"AutoModel": "modeling.Mine"}), "code of its own"),
     "an adapter": (lambda folder: (folder / "adapter_config.json").write_text("{}"), r"merge_and_unload\(\)"),
-    "a cache of the Hub": (lambda folder: (folder / "snapshots").mkdir(), "run cp -rL .* copy"),
+    "a cache of the Hub": (hub_cache, "name the folder of a snapshot in .*snapshots"),
+    "a processor that pads": (change_json("processor_config.json", image_processor__do_pad=True), "do_pad=True asks for what"),
+    "names of LoRA": (
+        change_tensors(lambda x: x.update({LAYER.replace("fc1", "fc1.base_layer"): x.pop(LAYER)})),
+        r"names of LoRA.*merge_and_unload\(\)",
+    ),
     "a pointer of git-lfs": (lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com"), "run git lfs pull"),
     "another interpolation": (change_json("processor_config.json", image_processor__resample=1), "resample=1 is neither"),
     "fewer embeddings than ids": (change_tensors(lambda x: x.update({n: x[n][:90] for n in x if "token_embedding" in n})), "vocab_size=100, but the weights have 90"),
@@ -170,6 +183,34 @@ def test_a_siglip_that_is_none_is_refused(name, file, key, value, what, tmp_path
         read_weights(str(folder), lambda *lines: None)
 
 
+def test_a_snapshot_of_links_is_copied_first(folder):
+    """One of plain files is a folder like any other, as is a folder of this name."""
+    snapshot = folder.parent / "snapshots/abc"
+    snapshot.mkdir(parents=True)
+    for file in folder.iterdir():
+        (snapshot / file.name).symlink_to(file)
+    with pytest.raises(UserError, match="run cp -rL .* and import copy"):
+        load._place(str(snapshot))
+    plain = shutil.copytree(snapshot, folder.parent / "other/snapshots/abc")
+    (plain / "snapshots").mkdir()
+    assert load._place(str(plain)) == plain
+
+
+@pytest.mark.parametrize(
+    "causal, pad, name", [(True, EOS, "."), (False, "!", "."), (False, EOS, ""), (False, EOS, ".")]
+)
+def test_texts_that_see_their_pads_are_filled_as_there(causal, pad, name, tmp_path):
+    """open_clip fills texts with 0, but where a tokenizer of transformers cuts them with the pad of that."""
+    folder = shutil.copytree(FOLDERS / "open_clip_gelu", tmp_path / "clip")
+    change_json("tokenizer_config.json", pad_token=pad)(folder)
+    content = json.loads((folder / "open_clip_config.json").read_text())
+    content["model_cfg"]["text_cfg"] |= dict(no_causal_mask=not causal, hf_tokenizer_name=name)
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    is_other = not causal and pad == EOS and name
+    with pytest.raises(UserError, match="sees? what fills them") if is_other else contextlib.nullcontext():
+        read_weights(str(folder), lambda *lines: None)
+
+
 TEMPLATE = {
     "type": "TemplateProcessing",
     "single": [{"SpecialToken": {"id": BOS}}, {"Sequence": {"id": "A"}}, {"SpecialToken": {"id": EOS}}],
@@ -186,6 +227,20 @@ def test_the_ends_of_a_text_are_found_however_they_are_stated(processor, folder)
     source = ModelSource(folder, folder, {"tokenizer_config.json": {"add_bos_token": True, "add_eos_token": True}}, {})
     section, _ = of_clip(source, 100)
     assert (section["bos"], section["eos"], section["pad"]) == (BOS, EOS, "!")
+
+
+def test_a_clip_without_a_tokenizer_is_told_the_option_of_its_command(tmp_path, monkeypatch):
+    monkeypatch.setattr("filip_jax.weights.words.in_packages", lambda form: None)
+    with pytest.raises(UserError, match=r"without a tokenizer: give CLIP's bpe_simple_vocab.* with --tokenizer=FILE$"):
+        of_clip(ModelSource(tmp_path, tmp_path, {}, {}), 49_408)
+
+
+def test_a_number_of_many_digits_is_read_as_a_float(folder):
+    change_json("tokenizer_config.json", model_max_length=int(1e30))(folder)  # as transformers writes for none
+    assert load._configs(folder)["tokenizer_config.json"]["model_max_length"] == 1e30
+    change_json("tokenizer_config.json", model_max_length=10**400)(folder)
+    with pytest.raises(UserError, match="tokenizer_config.json is damaged: Infinity is not a number"):
+        load._configs(folder)
 
 
 @pytest.mark.slow
@@ -206,6 +261,7 @@ def test_a_family_against_the_config_is_said(folder):
     (["FOLDER/model.safetensors", "--family=open_clip"], "holds names of hf_clip, such as .* leave out --family=open_clip"),
     (["FOLDER/model.safetensors"], "comes without config.json"),
     (["OPENAI", "--model=ViT-B-32"], "patch_size=32, but the weights have 7"),
+    (["OPENCLIP", "--model=ViT-B-32"], "has its own open_clip_config.json: leave it out"),
     (["OPENAI", "--model=RN50"], "is none of the ViTs that are known by name"),
     (["OPENAI"], "does not tell its activation"),
     (["OPENAI", "--model=ViT-B-7-quickgelu"], "not CLIP's 49408: give its tokenizer.json"),
@@ -220,6 +276,7 @@ def test_mistakes_of_the_command_are_one_line(words, what, folder, tmp_path, cap
     places = {
         "FOLDER": str(folder),
         "OPENAI": str(FOLDERS / "open_clip_openai_wide"),
+        "OPENCLIP": str(FOLDERS / "open_clip_quickgelu"),
         "VIT": str(FOLDERS / "hf_vit_small"),
     }
     for name, place in places.items():

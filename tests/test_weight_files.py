@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from torch_writer import saved, text, torch_file
 
 from filip_jax.errors import UserError
-from filip_jax.models.tower import HALF
+from filip_jax.models.tower import CLIP_MEAN, HALF
 from filip_jax.weights.plan import ModelSource
 from filip_jax.weights.preprocessing import of_transformers
 from filip_jax.weights.tensors import MAX_NAMES, open_weights, weights_file
@@ -61,6 +61,7 @@ def test_names_that_a_wrapper_alone_tells_apart_are_refused(tmp_path):
 
 @pytest.mark.parametrize("prefixes, beside", [
     (["net."], []),
+    (["clip_model.backbone."], []),
     (["model.net."], []),
     (["ema_model."], ["initted", "step", "online_model.a.weight"]),
     (["module.ema_model.model."], ["module.step", "module.online_model.model.a.weight"]),
@@ -82,6 +83,37 @@ def test_tensors_beside_a_state_dict_are_not_taken_for_it(beside, tmp_path):
     name = "model" if "model" in beside else "net"
     with open_weights(saved(tmp_path / "a.pt", beside | {name: WEIGHTS})) as weights:
         assert weights.tensors.keys() == WEIGHTS.keys() and name in weights.notes[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["ema", "model_ema", "state_dict_ema", "ema_model", "params_ema", "net_ema", "ema_net"]
+)
+def test_an_average_comes_before_the_model(name, tmp_path):
+    spoilt = {key: 2 * array for key, array in WEIGHTS.items()}
+    content = {"model": spoilt, "params": spoilt, "state_dict": spoilt, "schema": spoilt}
+    with open_weights(saved(tmp_path / "a.pt", content | {name: WEIGHTS})) as weights:
+        assert (weights.tensors["a.weight"].read() == WEIGHTS["a.weight"]).all()
+    with pytest.raises(UserError, match="holds the averages .*: save one"):
+        with open_weights(saved(tmp_path / "a.pt", content | {name: WEIGHTS, "other_ema": spoilt})):
+            pass
+
+
+def test_variants_of_a_model_are_found(tmp_path):
+    """As `save_pretrained(variant="fp16")` of transformers names them; what training leaves beside them is another matter."""
+    names = ["model.safetensors"]
+    for part, (name, array) in enumerate(WEIGHTS.items(), 1):
+        save_file({name: array}, tmp_path / f"model.fp16-0000{part}-of-00002.safetensors")
+    index = tmp_path / "model.safetensors.index.fp16.json"
+    files = {name: f"model.fp16-0000{part}-of-00002.safetensors" for part, name in enumerate(WEIGHTS, 1)}
+    index.write_text(json.dumps({"weight_map": files}))
+    assert weights_file(tmp_path, names) == index
+    with open_weights(index) as weights:
+        assert weights.tensors.keys() == WEIGHTS.keys()
+    save_file(WEIGHTS, tmp_path / "model.bf16.safetensors")
+    with pytest.raises(UserError, match="import a copy of the folder with one of them alone"):
+        weights_file(tmp_path, names)
+    with pytest.raises(UserError, match="name one of them instead"):
+        weights_file(tmp_path, ())
 
 
 def test_dicts_of_which_none_is_known_are_named(tmp_path):
@@ -110,12 +142,46 @@ def test_a_number_of_a_hundred_axes_is_refused(tmp_path):
         pass
 
 
-def test_a_number_for_both_sides_squashes_as_the_family_does():
-    """size=224 of a ViTImageProcessor is both sides, of a CLIPImageProcessor the shorter one (transformers 5.24)."""
-    for rule in ("squash", "shortest"):
-        source = ModelSource(ROOT, None, {"preprocessor_config.json": {"size": 40}}, {})
-        options, _, _ = of_transformers(source, dict(mean=HALF, std=HALF, resize=rule, interpolation="bilinear"))
-        assert options["resize"] == rule
+SQUARE, SHORTER = {"height": 48, "width": 48}, {"shortest_edge": 256}
+
+
+@pytest.mark.parametrize("kind, options, expected", [
+    ("ViT", dict(size=48, crop_size=42), ("squash", 1.0, 48)),
+    ("ViT", dict(size=SHORTER, crop_size=42), ("shortest", 1.0, 256)),
+    ("ViT", dict(size=48, crop_size=42, do_center_crop=True), "crop_size=42 of a squashed picture"),
+    ("Siglip", dict(size=48), ("squash", 1.0, 48)),
+    ("CLIP", dict(size=48, crop_size=42), ("shortest", 0.875, 42)),
+    ("CLIP", dict(size=48, crop_size=42, do_center_crop=False), ("shortest", 1.0, 48)),
+    ("CLIP", dict(size=SHORTER), ("shortest", 0.875, 224)),
+    ("CLIP", dict(size=SQUARE, crop_size=42), "crop_size=42 of a squashed picture"),
+    ("Bit", dict(size=SHORTER), ("shortest", 0.875, 224)),
+    ("DeiT", dict(size=48), "lacks image_mean, and what a 'DeiTImageProcessor' takes then is unknown"),
+])  # fmt: skip
+@pytest.mark.parametrize("rule", ["squash", "shortest"])
+def test_where_a_file_is_silent_its_class_decides(rule, kind, options, expected):
+    """The family, whose rule is another one, decides where no class is named. As transformers 5.24 does."""
+    family = dict(mean=(0.25,) * 3, std=HALF, resize=rule, interpolation="nearest")
+
+    def chosen(**more):
+        source = ModelSource(ROOT, None, {"preprocessor_config.json": options | more}, {})
+        return of_transformers(source, family)
+
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            chosen(image_processor_type=f"{kind}ImageProcessor")
+        return
+    for more in (
+        dict(image_processor_type=f"{kind}ImageProcessorFast"),
+        dict(feature_extractor_type=f"{kind}FeatureExtractor"),
+    ):
+        section, _, view = chosen(**more)
+        assert (section["resize"], section["crop"], view[0]) == expected
+        assert section["interpolation"] == ("bilinear" if kind == "ViT" else "bicubic")
+        assert section["mean"] == list(CLIP_MEAN if kind in ("CLIP", "Bit") else HALF)
+    if expected[2] == 48 and "crop_size" not in options and rule == "squash":
+        assert chosen()[0] | dict(crop_start="floor") == family | dict(
+            crop=1.0, crop_start="floor", mean=[0.25] * 3, std=list(HALF)
+        )
 
 
 def test_safetensors_types_and_io(tmp_path):

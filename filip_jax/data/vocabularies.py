@@ -116,9 +116,11 @@ def read_vocabulary(form: Form, source: Any, path: str) -> bytes:
         UserError: no such file, another file, or the extra `tokenizers` is not installed.
     """
     library = _library(form)
-    file = Path(path) if path else _in_packages(form)
+    file = Path(path) if path else in_packages(form)
     if file is None:
-        raise UserError(f"tokenizer.name={form.name!r} needs its file: set tokenizer.path to {form.file}")
+        raise UserError(
+            f"tokenizer.name={form.name!r} needs its file: set tokenizer.path to {form.file}, or --tokenizer {form.name} path=FILE"
+        )
     lines = _text(file).split("\n")
     try:
         vocabulary, merges, bos, eos = form.read(lines)
@@ -133,7 +135,7 @@ def _library(form: Form):
     return extra_module("tokenizers", EXTRA, f"tokenizer.name={form.name!r} needs")
 
 
-def _in_packages(form: Form) -> Path | None:
+def in_packages(form: Form) -> Path | None:
     """Return the file in the first package that holds it; the package itself is not imported."""
     for package, file in form.packages:
         spec = importlib.util.find_spec(package)

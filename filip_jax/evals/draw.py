@@ -97,7 +97,7 @@ def draw_alignment(alignment: Alignment, boxes: Sequence[Box] = (), label: int |
 def _titles(of_patches: np.ndarray, boxes: bool, label: int | None) -> list[tuple[str, str]]:
     """And what is said below them, of the three panels."""
     numbers = "numbers: positions" if has_numbers(of_patches.shape, PANEL) else "too many for numbers"
-    words = "colours: words; pale: another token wins"
+    words = "colors: words; pale: another token wins"
     if label is not None:
         words = f"{(of_patches == label).sum()} of {of_patches.size} choose the class name"
     return [
@@ -105,7 +105,7 @@ def _titles(of_patches: np.ndarray, boxes: bool, label: int | None) -> list[tupl
         ("each patch: the token it matches best", f"{numbers}; {words}"),
         (
             "each word: the patch it matches best",
-            "framed" + ("; grey: no patch chooses the word" if label is None else ""),
+            "framed" + ("; gray: no patch chooses the word" if label is None else ""),
         ),
     ]
 

@@ -67,22 +67,24 @@ class ExportedRun:
         """Return whether that objective has a bias."""
         return f"objectives/{self.objective}/bias" in self.parameters
 
-    def public(self, rules: Sequence[Rule]) -> dict[str, np.ndarray]:
+    def public(self, target: "Target") -> dict[str, np.ndarray]:
         """Return the parameters of a table of names; a scale or bias that no objective has is the one that changes nothing."""
-        values = {rule.path: self.parameters.get(self.own(rule.path)) for rule in rules}
+        values = {rule.path: self.parameters.get(self.own(rule.path, target)) for rule in target.rules}
         return {path: np.float32(PLAIN) if value is None else value for path, value in values.items()}  # type: ignore[misc]
 
-    def own(self, path: str) -> str:
-        """Return what a parameter of a public model is called in this run."""
+    def own(self, path: str, target: "Target") -> str:
+        """Return what a parameter of an exported model is called in this run: where all of the run is held, the same."""
+        if target.is_whole:
+            return path
         first, _, rest = path.partition("/")
         side, _, part = first.partition("_")
         if part == HEADS["pooled"]:
             return f"{side}_{HEADS[self.head]}/{rest}"
         return f"objectives/{self.objective}/{path.rpartition('/')[2]}" if first == "objectives" else path
 
-    def left(self, rules: Sequence[Rule]) -> list[str]:
+    def left(self, target: "Target") -> list[str]:
         """Return the parameters that a table of names has no place for."""
-        return sorted(self.parameters.keys() - {self.own(rule.path) for rule in rules})
+        return sorted(self.parameters.keys() - {self.own(rule.path, target) for rule in target.rules})
 
 
 @dataclass(frozen=True)

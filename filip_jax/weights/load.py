@@ -29,8 +29,10 @@ from filip_jax.weights.positions import at_size
 from filip_jax.weights.tensors import Weights, open_weights, weights_file
 
 HUB = "https://huggingface.co/"
+SNAPSHOTS = "snapshots"  # the folder of the Hub's cache with a model's versions
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-ADAPTER = "adapter_config.json"  # of LoRA and the like, by which transformers changes the weights beside it
+# Of LoRA and the like: the file by which transformers changes the weights beside it, and parts of names.
+ADAPTER, ADAPTED = "adapter_config.json", re.compile(r"\.(lora_\w+|base_layer|modules_to_save)\.")
 # What stands beside an image tower that came alone: `init_from` takes the tower, and a run has its own text tower.
 TEXT = dict(kind="transformer", vocab_size=300, length=32, width=64, depth=1, heads=1, activation="gelu")
 EMBED_DIM = 64
@@ -86,6 +88,8 @@ def read_weights(
     name, origin = _by_config(where, configs, family)
     file = weights_file(where, FAMILIES[name].files if name else ()) if folder else where
     with open_weights(file) as weights:
+        if any(map(ADAPTED.search, weights.tensors)):
+            raise _adapter(file, "names of LoRA")
         if family or not name:
             name, origin = _by_names(where, weights, family), origin or "the names of its tensors"
         source = ModelSource(where, folder, configs, weights.tensors, from_user(model))
@@ -111,12 +115,13 @@ def read_weights(
 def _place(source: str) -> Path:
     place = Path(from_user(source))
     if place.is_dir():
-        if place.resolve().parent.name == "snapshots" or (place / "snapshots").is_dir():
+        if place.resolve().parent.name == SNAPSHOTS and any(entry.is_symlink() for entry in place.iterdir()):
             copy = command(["cp", "-rL", str(place), "copy"])
             raise UserError(
-                f"{place} is of the Hub's cache, whose files are links to elsewhere: run {copy} and import copy, or its "
-                "folder of the snapshot"
+                f"{place} is of the Hub's cache, whose files are links to elsewhere: run {copy} and import copy"
             )
+        if (place / SNAPSHOTS).is_dir() and not any((place / name).is_file() for name in CONFIGS):
+            raise UserError(f"{place} is of the Hub's cache: name the folder of a snapshot in {place / SNAPSHOTS}")
         return place
     if place.exists():
         return place.resolve()
@@ -130,11 +135,15 @@ def _place(source: str) -> Path:
 
 def _configs(folder: Path) -> dict[str, dict[str, Any]]:
     if (folder / ADAPTER).is_file():
-        raise UserError(
-            f"{folder} holds {ADAPTER}: a PEFT adapter is no part of what is imported. Merge it into the model with PEFT's "
-            "merge_and_unload(), save that with save_pretrained, and import it"
-        )
+        raise _adapter(folder, ADAPTER)
     return {name: read_json(folder / name, most=MAX_CONFIG_BYTES) for name in CONFIGS if (folder / name).is_file()}
+
+
+def _adapter(place: Path, what: str) -> UserError:
+    return UserError(
+        f"{place} holds {what}: a PEFT adapter is no part of what is imported. Merge it into the model with PEFT's "
+        "merge_and_unload(), save that with save_pretrained, and import it"
+    )
 
 
 def _by_config(place: Path, configs: Mapping[str, Any], given: str) -> tuple[str, str]:

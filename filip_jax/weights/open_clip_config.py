@@ -52,12 +52,18 @@ TEXT_POOLINGS = {"argmax": "eos", "eos": "eos", "last": "last", "first": "first"
 
 
 class Architecture(NamedTuple):
-    """The options of both towers that no shape tells, the evidence for them, and `eos_id` of `Plan`."""
+    """The options of both towers that no shape tells, and the evidence for them.
+
+    Attributes:
+        eos_id: of `Plan`.
+        tokenizer: whether a tokenizer of transformers cuts and fills the texts.
+    """
 
     image: dict[str, Any]
     text: dict[str, Any]
     evidence: list[Evidence]
     eos_id: int | None = None
+    tokenizer: bool = False
 
 
 def of_name(name: str, origin: str, image: Mapping[str, Any], text: Mapping[str, Any]) -> Architecture:
@@ -106,7 +112,8 @@ def of_config(place: str, content: Any, image: Mapping[str, Any], text: Mapping[
     (vision, image_origins), (words, text_origins) = _vision(top, image), _text(top, text)
     text_options = _section(top, "text_cfg", TEXT)
     eos_id = text_options.value("eos_id", int) if text_options.value("pool_type", str) == "eos" else None
-    return Architecture(vision, words, _evidence(vision, words, image_origins, text_origins), eos_id)
+    evidence = _evidence(vision, words, image_origins, text_origins)
+    return Architecture(vision, words, evidence, eos_id, bool(text_options.content.get("hf_tokenizer_name")))
 
 
 def _vision(top: Options, sizes: Mapping[str, Any]) -> Described:

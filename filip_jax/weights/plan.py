@@ -44,7 +44,8 @@ class ModelSource:
             UserError: it is missing or has another number of dimensions.
         """
         if name not in self.tensors:
-            raise UserError(f"{self.place} has no {name!r}: its weights are of another family, or not whole")
+            other = f" but names such as {next(iter(self.tensors))!r:.100}" if self.tensors else ""
+            raise UserError(f"{self.place} has no {name!r}{other}: its weights are of another family, or not whole")
         shape = self.tensors[name].shape
         if len(shape) != dimensions or 0 in shape:
             raise UserError(f"{self.place}: {name!r} of shape {list(shape)} should have {dimensions} dimensions")

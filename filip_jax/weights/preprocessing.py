@@ -1,11 +1,12 @@
 """From a picture to a tower's pixels, as the files of others state it: channels, resize rule, interpolation."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from filip_jax.errors import UserError
 from filip_jax.framing import RESIZES
-from filip_jax.models.tower import CLIP_MEAN, CLIP_STD
+from filip_jax.models.tower import CLIP_MEAN, CLIP_STD, HALF
 from filip_jax.weights.options import Options
 from filip_jax.weights.plan import Evidence, ModelSource
 
@@ -13,6 +14,17 @@ TRANSFORMERS, OPEN_CLIP = "preprocessor_config.json", "open_clip_config.json"
 WHOLE = "processor_config.json"  # holds it in a section, as newer versions of transformers write it
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 SCALE = 1 / 255
+SIDE = 224  # pixels of the picture and of its crop that transformers takes where a file is silent
+CLIPS = dict(mean=CLIP_MEAN, std=CLIP_STD, resize="shortest", interpolation="bicubic")
+# What transformers takes where a file is silent, by the class that the file names. Those of the shorter side crop.
+PROCESSORS: dict[str, dict[str, Any]] = {
+    "CLIP": CLIPS,
+    "Bit": CLIPS,
+    "ViT": dict(mean=HALF, std=HALF, resize="squash", interpolation="bilinear"),
+    "Siglip": dict(mean=HALF, std=HALF, resize="squash", interpolation="bicubic"),
+}
+STATED = ("image_mean", "image_std", "size", "resample", "do_center_crop")  # keys that files of other classes must have
+PROCESSOR = re.compile(r"(\w+?)(ImageProcessor|FeatureExtractor)(Fast|Pil)?")
 MAX_SIDE = 1 << 16  # pixels
 
 # The options mean, std, resize … of a tower; the evidence for them; the size of the views and its key, if one is stated.
@@ -23,7 +35,7 @@ def of_transformers(source: ModelSource, default: Mapping[str, Any]) -> Preproce
     """Return what preprocessor_config.json says.
 
     Args:
-        default: the family's options, where there is no such file.
+        default: the family's options, where there is no such file, or it names no class of `PROCESSORS`.
 
     Raises:
         UserError: it asks for what is not done here.
@@ -35,12 +47,14 @@ def of_transformers(source: ModelSource, default: Mapping[str, Any]) -> Preproce
         origin = f"the family's own, since there is neither {TRANSFORMERS} nor {WHOLE}"
         return dict(default, crop_start="floor"), _evidence(default, [origin] * 3), None
     options = Options(place, content, {}, "transformers")
+    default = _of_class(options, default)
     scale, resample = options.content.get("rescale_factor"), options.content.get("resample")
     if scale is not None and not (isinstance(scale, float) and abs(scale - SCALE) < 1e-6):
         raise UserError(f"{place}: rescale_factor={scale!r:.100} is not 1/255")
     if resample is not None and (type(resample) is not int or resample not in INTERPOLATIONS):
         raise UserError(f"{place}: resample={resample!r:.100} is neither 2 (bilinear) nor 3 (bicubic)")
-    options.only(do_normalize=(True, None), do_resize=(True, None), do_rescale=(True, None))
+    done, never = (True, None), (False, None)
+    options.only(do_normalize=done, do_resize=done, do_rescale=done, do_pad=never, do_thumbnail=never, crop_pct=(None,))
     resize, crop, view = _resize(options, default["resize"])
     chosen = dict(
         mean=_channels(options, "image_mean", default["mean"]),
@@ -53,6 +67,23 @@ def of_transformers(source: ModelSource, default: Mapping[str, Any]) -> Preproce
     origins = [options.origin(key) for key in ("image_mean", "size", "resample")]
     origins[1] += " and crop_size" if view and view[1] == "crop_size" else ""
     return chosen, _evidence(chosen, origins), view and (view[0], options.origin(view[1]))
+
+
+def _of_class(options: Options, default: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what transformers takes where the file is silent: the family's, unless the file names a class.
+
+    Raises:
+        UserError: the class is unknown, and the file is silent.
+    """
+    kind = options.content.get("image_processor_type") or options.content.get("feature_extractor_type")
+    match = PROCESSOR.fullmatch(kind) if isinstance(kind, str) else None
+    known = PROCESSORS.get(match[1]) if match else None
+    silent = next((key for key in STATED if options.content.get(key) is None), "")
+    if kind and known is None and silent:
+        raise UserError(
+            f"{options.place} lacks {silent}, and what a {kind!r:.60} takes then is unknown here: state it there"
+        )
+    return known or default
 
 
 def of_open_clip(source: ModelSource) -> Preprocessing:
@@ -97,24 +128,19 @@ def _resize(options: Options, default: str) -> tuple[str, float, tuple[int, str]
 
     transformers scales both sides, or the shorter one, of which the center may be cut out.
     """
-    size, crop = options.content.get("size"), options.content.get("crop_size")
-    if size is None:
+    size, crop, cropped = (options.content.get(key) for key in ("size", "crop_size", "do_center_crop"))
+    cropped = default == "shortest" if cropped is None else cropped
+    if size is None and not (cropped and crop):
         return default, 1.0, None
-    cropped = crop is not None and options.content.get("do_center_crop") is not False
-    if isinstance(size, dict) and {"height", "width"} <= size.keys():
+    size, crop = SIDE if size is None else size, SIDE if crop is None else crop
+    if {"height", "width"} <= size.keys() if isinstance(size, dict) else default == "squash":
         scaled = _side(options, "size", size)
-        if (
-            cropped
-            and _side(options, "crop_size", crop) != scaled
-            and options.content.get("do_center_crop") is not None
-        ):
+        if cropped and _side(options, "crop_size", crop) != scaled:
             raise UserError(f"{options.place}: crop_size={crop!r:.100} of a squashed picture is not done here")
         return "squash", 1.0, (scaled, "size")
     if isinstance(size, dict) and {key for key, side in size.items() if side is not None} != {"shortest_edge"}:
         raise UserError(f"{options.place}: size={size!r:.100} is neither height and width nor shortest_edge")
     shorter = _side(options, "size", size)
-    if type(size) is int and default == "squash":  # of processors that take a number for both sides
-        return "squash", 1.0, (shorter, "size")
     if not cropped:
         return "shortest", 1.0, (shorter, "size")
     view = _side(options, "crop_size", crop)

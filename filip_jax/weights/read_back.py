@@ -18,6 +18,7 @@ from filip_jax.weights.report import some
 
 MAX_DIFFERENCE = 1e-5  # of a feature of length 1
 IMAGES = 2
+POOLING = {"pooled": "global", "tokens": "tokens"}  # of a head
 TEXTS = (
     "a photo of a dog", "Two  CATS,\tand a dog!", "it's 12:30", "caf\u00e9 na\u00efve stra\u00dfe", "\u732b\u3068\u72ac",
     "\U0001f436 on grass", "tom &amp; jerry", "\u201ccurly\u201d \u2019quotes\u2019", "<|endoftext|> </s> <eos>", "word " * 100,
@@ -33,7 +34,7 @@ def check_folder(folder: Path, run: ExportedRun, target: Target) -> list[str]:
     """
     pieces = None if target.reads_texts else run.tokenizer
     imported = read_weights(str(folder), _nothing, family=target.family, pieces=pieces)
-    given = run.public(target.rules)
+    given = run.public(target)
     others = [path for path, value in given.items() if not _same(value, imported.parameters[path])]
     if others:
         raise UserError(
@@ -42,8 +43,9 @@ def check_folder(folder: Path, run: ExportedRun, target: Target) -> list[str]:
     tensors = sum(len(names) for rule in target.rules for names in rule.names_of(given[rule.path].shape))
     lines = [f"{tensors} tensors are the same bit by bit"]
     ids = run.tokenizer.encode(TEXTS, run.towers["text"]["length"])[0]
-    ours = _features(_section(run), given, ids)
-    theirs = _features(imported.config["model"], imported.parameters, ids)
+    head = run.head if target.is_whole else "pooled"
+    ours = _features(_section(run), given, ids, head)
+    theirs = _features(imported.config["model"], imported.parameters, ids, head)
     for side, (first, second) in {"image": (ours[0], theirs[0]), "text": (ours[1], theirs[1])}.items():
         difference = float(np.abs(first - second).max())
         lines.append(f"{side} features of seeded inputs differ by at most {difference:.1e}")
@@ -80,13 +82,15 @@ def _section(run: ExportedRun) -> dict[str, Any]:
     return model
 
 
-def _features(section: Mapping[str, Any], parameters: Mapping[str, np.ndarray], ids: np.ndarray) -> tuple[Any, Any]:
-    """Return the pooled features of random images and of these texts, float32."""
-    network = make_model({"pooled"}, **portable({**section, "dtype": "float32", "remat": False}))
+def _features(
+    section: Mapping[str, Any], parameters: Mapping[str, np.ndarray], ids: np.ndarray, head: str
+) -> tuple[Any, Any]:
+    """Return the features of random images and of these texts, pooled or tokens, float32."""
+    network = make_model({head}, **portable({**section, "dtype": "float32", "remat": False}))
     own = unflatten({path: parameters[path] for path in network.metadata})
     side = network.image.size
     images = np.random.default_rng(0).integers(0, 256, (IMAGES, side, side, 3), dtype=np.uint8)
     with jax.default_matmul_precision("highest"):
-        image = jax.jit(partial(network.encode_image, pooling="global"))(own, images)
-        text, _ = jax.jit(partial(network.encode_text, pooling="global"))(own, ids)
+        image = jax.jit(partial(network.encode_image, pooling=POOLING[head]))(own, images)
+        text, _ = jax.jit(partial(network.encode_text, pooling=POOLING[head]))(own, ids)
     return np.asarray(image), np.asarray(text)

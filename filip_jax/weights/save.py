@@ -57,12 +57,16 @@ def export_weights(
             f"--format={format} computes something else: {'; '.join(unfit)}: take --format={' or '.join(fitting)}"
         )
     target = make.make(run)
+    if head and target.is_whole:
+        raise UserError(
+            f"--head={head} chooses one projection: --format={format} keeps all projections: leave out --head"
+        )
     left, options = target_extra(run, target)
     lines = [*_head_lines(run, target), *(f"differs: {line}" for line in target.differs)]
     lines += [f"extra: {one_line(line)} ({EXTRA})" for line in [*left.values(), *options]]
     show(*(f"{key}: {run.notes[key]}" for key in ("step", "parameters")), *lines)
     with beside(place) as folder:
-        public = run.public(target.rules)
+        public = run.public(target)
         tensors: dict[str, np.ndarray] = {}
         for rule in target.rules:
             tensors |= give(rule, public[rule.path])
@@ -108,7 +112,7 @@ def _exported_run(workdir: str, step: int | None, average: bool | None, head: st
 
 def target_extra(run: ExportedRun, target: Target) -> tuple[dict[str, str], list[str]]:
     """Return what the format has no place for: lines by parameter, and lines of options and of the tokenizer."""
-    left = {path: f"{path} {list(run.parameters[path].shape)}" for path in run.left(target.rules)}
+    left = {path: f"{path} {list(run.parameters[path].shape)}" for path in run.left(target)}
     if any(path.partition("/")[0] in run.config["model"] for path in left):
         raise AssertionError(f"a format leaves out part of a tower: {left}")
     if target.is_whole:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,18 @@ MAX_HEADER_BYTES = 1 << 24  # of a safetensors file; that of a model of a billio
 MAX_INDEX_BYTES, MAX_SHARDS = 1 << 23, 1024
 MAX_NAMES = 1 << 16  # in a file; a model of a billion parameters has a thousand tensors
 MAX_PREFIXES = 8
-INDEX = (".safetensors.index.json", ".bin.index.json")
+# Of several files, also with the name of a variant: model.safetensors.index.fp16.json.
+INDEX = re.compile(r".+\.(safetensors|bin)\.index(\.\w{1,32})?\.json")
+PART = re.compile(r"-\d{5}-of-\d{5}\.")  # in the name of one of them
 SHARD = re.compile(r"\w[\w.-]*\.(safetensors|bin)")  # a plain name: nothing that leads anywhere
 ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
     "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
-# Where training scripts put the state dict, an average of the parameters first, as filip_jax evaluates it, too.
-HOLDERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model", "module")
-PREFIXES = ("model.", "clip.", "net.", "ema_model.")  # of modules around the model
+# Where training scripts put the state dict; an average of the parameters comes first, as filip_jax evaluates it, too.
+HOLDERS = ("state_dict", "model", "module")
+AVERAGED = re.compile(r"(^|_)ema(_|$)")  # in the names of averages: ema, state_dict_ema, ema_model, params_ema …
 AVERAGE = "ema_model."  # of ema_pytorch: the average's, beside the model itself and counts
 # Of data parallelism, torch.compile, FSDP and checkpointed activations, around the model or around parts of it.
 WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -67,7 +69,7 @@ def open_weights(file: Path) -> Iterator[Weights]:
     """
     with contextlib.ExitStack() as stack:
         weights = Weights()
-        if file.name.endswith(INDEX):
+        if INDEX.fullmatch(file.name):
             weights.files = _shards(file)
             for shard in weights.files:
                 opened = _opened(shard, stack)
@@ -169,7 +171,10 @@ def _choose(file: Path, content: Any, weights: Weights) -> None:
     dicts = {id(value): value for value in content.values() if isinstance(value, dict)}  # one may stand there often
     tensors = {key: _tensors_of(value) for key, value in dicts.items()}
     holders = {name: held for name, value in content.items() if (held := tensors.get(id(value)))}
-    own, name = _tensors_of(content), next((name for name in HOLDERS if name in holders), None)
+    averages = [name for name in holders if isinstance(name, str) and AVERAGED.search(name)]
+    if len(averages) > 1:
+        raise UserError(f"{file} holds the averages {_some(averages)}: save one state dict alone")
+    own, name = _tensors_of(content), next((name for name in (*averages, *HOLDERS) if name in holders), None)
     if name is None and len(holders) == 1 and len(own) < max(map(len, holders.values())):
         name = next(iter(holders))
     if name is not None:
@@ -189,7 +194,7 @@ def _tensors_of(content: Mapping[Any, Any]) -> dict[str, Stored]:
     return {name: value for name, value in content.items() if isinstance(value, Stored) and isinstance(name, str)}
 
 
-def _some(names: Mapping[Any, Any], most: int = 8) -> str:
+def _some(names: Collection[Any], most: int = 8) -> str:
     return ", ".join(map(repr, list(names)[:most])) + (" …" if len(names) > most else "")
 
 
@@ -202,10 +207,10 @@ def _description(value: Any) -> str:
 
 
 def _strip(weights: Weights) -> None:
-    """Take away the names of wrappers, and then the prefixes that all names have."""
+    """Take away the names of wrappers, and then those of modules around the model, with which all names begin."""
     wrappers = sorted({each for name in weights.tensors for each in WRAPPERS.findall(name)})
     if wrappers:
-        weights.notes.append(f"{', '.join(wrappers)} in names are taken away")
+        weights.notes.append(f"removed from names: {', '.join(wrappers)}")
         weights.beside |= {name: "a count of averaged steps" for name in weights.tensors if name in COUNTERS}
         kept = {name: stored for name, stored in weights.tensors.items() if name not in COUNTERS}
         weights.tensors = {WRAPPERS.sub("", name): stored for name, stored in kept.items()}
@@ -216,11 +221,11 @@ def _strip(weights: Weights) -> None:
         weights.beside |= dict.fromkeys(weights.tensors.keys() - averaged.keys(), f"not averaged, beside {AVERAGE}")
         weights.tensors = averaged
     for _ in range(MAX_PREFIXES):
-        names = weights.tensors.keys()
-        prefix = next((each for each in PREFIXES if names and all(name.startswith(each) for name in names)), None)
-        if prefix is None:
+        heads = {"".join(name.partition(".")[:2]) for name in weights.tensors}
+        prefix = next(iter(heads), "")
+        if len(heads) != 1 or not prefix.endswith("."):
             return
-        weights.notes.append(f"the prefix {prefix!r} of all names is taken away")
+        weights.notes.append(f"removed from all names: the prefix {prefix!r}")
         weights.tensors = {name.removeprefix(prefix): stored for name, stored in weights.tensors.items()}
 
 
@@ -235,13 +240,19 @@ def weights_file(folder: Path, names: Sequence[str]) -> Path:
         for file in (name, f"{name}.index.json") if name.endswith((".safetensors", ".bin")) else (name,):
             if (folder / file).is_file():
                 return folder / file
-    files = sorted(entry.name for entry in os.scandir(folder) if entry.name.endswith(ENDINGS) and entry.is_file())
+    files = sorted(entry.name for entry in os.scandir(folder) if _may_hold_weights(entry.name) and entry.is_file())
     if len(files) == 1:
         return folder / files[0]
     if not files:
         known = ", ".join([*names, f"a file that ends in {', '.join(ENDINGS)}"])
         raise UserError(f"{folder} holds no weights: none of {known}; download them whole")
-    raise UserError(f"{folder} holds several files of weights ({', '.join(files[:8])}): name one of them instead")
+    advice = "import a copy of the folder with one of them alone" if names else "name one of them instead"
+    raise UserError(f"{folder} holds several files of weights ({', '.join(files[:8])}): {advice}")
+
+
+def _may_hold_weights(name: str) -> bool:
+    """Return whether a file of this name may hold all weights of a model, or is their index."""
+    return INDEX.fullmatch(name) is not None or (name.endswith(ENDINGS) and not PART.search(name))
 
 
 def write_safetensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:

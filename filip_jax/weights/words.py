@@ -6,6 +6,7 @@ from typing import Any
 
 from filip_jax.data.merges import MERGES, VOCABULARY
 from filip_jax.data.public_files import ANY
+from filip_jax.data.vocabularies import CLIP, in_packages
 from filip_jax.errors import UserError
 from filip_jax.plain import one_line
 from filip_jax.small_files import read_json
@@ -14,24 +15,33 @@ from filip_jax.weights.plan import Evidence, ModelSource
 JSON, MODELS = "tokenizer.json", ("spiece.model", "tokenizer.model")
 CONFIG = "tokenizer_config.json"
 CLIP_IDS = 49_408
+FIRST = "!"  # the piece with the number 0
 SPECIALS = {"bos": "<|startoftext|>", "eos": "<|endoftext|>"}  # of CLIP
 GEMMA = {"eos": "<eos>", "pad": "<pad>"}  # of SigLIP 2
 
 Words = tuple[dict[str, Any], list[Evidence]]
 
 
-def of_clip(source: ModelSource, ids: int, given: str = "") -> Words:
+def of_clip(source: ModelSource, ids: int, given: str = "", *, sees_pads: bool = False) -> Words:
     """Return the section of a model with CLIP's tokenizer, or with another of so many ids.
 
     Args:
         ids: rows of the token embeddings.
         given: the file that the option --tokenizer names.
+        sees_pads: whether a tokenizer of transformers fills the texts, and attention sees what it fills them with.
 
     Raises:
-        UserError: the ids are not CLIP's, and there is neither tokenizer.json nor merges.txt.
+        UserError: there is neither tokenizer.json nor merges.txt, and the ids are not CLIP's or no package has its pieces; or
+            texts are filled with another piece than CLIP's.
     """
     file = _file(source, given, (JSON, MERGES))
+    if sees_pads:
+        _check_pad(source, FIRST if ids == CLIP_IDS or file is None else _first_piece(file))
     if ids == CLIP_IDS:
+        if not (file or in_packages(CLIP)):
+            raise UserError(
+                f"{source.place} comes without a tokenizer: give CLIP's {CLIP.file}, its {MERGES} or {JSON}, with --tokenizer=FILE"
+            )
         origin = f"{ids} ids, CLIP's; pieces of " + (f"{file}" if file else "an installed package")
         return dict(name="clip", path=str(file or "")), [Evidence("tokenizer", "clip", origin)]
     if file is None or (file.suffix != ".json" and file.name != MERGES):
@@ -102,6 +112,15 @@ def _check_config(source: ModelSource, bos: str, eos: str) -> None:
                 f"{source.place}: {CONFIG} says that {name} is {value!r:.60}, the tokenizer's own file {is_put}: make it {is_put} "
                 "if the model was trained so"
             )
+
+
+def _check_pad(source: ModelSource, pad: str) -> None:
+    stated = source.configs.get(CONFIG, {}).get("pad_token")
+    if (stated.get("content") if isinstance(stated, dict) else stated) != pad:
+        raise UserError(
+            f"{source.place}: its texts see what fills them, {stated!r:.60} as {CONFIG} states, but filip_jax fills those of "
+            f"open_clip with {pad!r:.60}"
+        )
 
 
 def _check_lower_case(source: ModelSource) -> None:

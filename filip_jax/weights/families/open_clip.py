@@ -1,6 +1,7 @@
 """OpenAI's CLIP and open_clip: one set of names, by which MetaCLIP, DFN, LAION, DataComp and runs of open_clip are kept, too."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def plan(source: ModelSource) -> Plan:
         objectives=objectives,
         rules=rules(image, texts, text, scalars),
         evidence=[*architecture.evidence, OF_SHAPES, *evidence, *shown],
-        words=of_clip,
+        words=partial(of_clip, sees_pads=architecture.tokenizer and not texts["causal"]),
         eos_id=architecture.eos_id,
         ignored=IGNORED,
         antialias=True,
@@ -133,6 +134,10 @@ def plan(source: ModelSource) -> Plan:
 
 def _architecture(source: ModelSource, image: Mapping[str, Any], text: Mapping[str, Any]) -> Architecture:
     """Return what no shape tells: of open_clip_config.json, of the file or name that --model gives, or of OpenAI's marks."""
+    if source.model and CONFIG in source.configs:
+        raise UserError(
+            f"--model={source.model}: {source.place} has its own {CONFIG}: leave it out, or name the file of weights"
+        )
     if source.model.endswith(".json"):
         content = read_json(Path(source.model))
         return of_config(source.model, content.get("model_cfg", content), image, text)
