@@ -235,7 +235,9 @@ def test_processes_share_the_records(workdir, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:folder. 8 of 9 images under:UserWarning")  # a folder's captions, of which one is there
+@pytest.mark.filterwarnings(
+    "ignore:folder. 8 of 9 images under:UserWarning"
+)  # a folder's captions, of which one is there
 def test_what_does_not_fit_a_folder_is_one_line(workdir, tmp_path):
     section = photos(tmp_path / "photos")
     embed(workdir, section, tmp_path / "index", **QUICK)
