@@ -225,6 +225,13 @@ def test_what_a_format_would_compute_otherwise_is_refused(format, image, text, s
     assert not FORMATS["safetensors"].misfits(run)
 
 
+@pytest.mark.parametrize("format, start", [("open_clip", "floor"), ("hf_clip", "round")])
+def test_a_crop_that_begins_elsewhere_is_said(format, start, pieces):
+    for each in ("floor", "round"):
+        differs = FORMATS[format].make(exported_run_of(pieces, image=dict(crop_start=each))).differs
+        assert any(f"model.image.crop_start={start!r}" in line for line in differs) == (each == start)
+
+
 def test_an_eos_that_is_the_pad_is_refused_by_formats_that_pool_there(pieces):
     """Here the last token that is no pad is pooled, which is then the one before EOS."""
     run = exported_run_of(with_options(pieces, canonicalize=False, bos=True, eos_as_pad=True))

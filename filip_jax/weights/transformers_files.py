@@ -103,12 +103,15 @@ def preprocessor(image: Mapping[str, Any]) -> tuple[bytes, list[str]]:
     }
     if not squash:
         content |= {"do_center_crop": True, "crop_size": {"height": size, "width": size}}
-    return as_json(content), resize_differences(image, may_crop=not squash)
+    return as_json(content), resize_differences(image, may_crop=not squash, crop_start="floor")
 
 
-def resize_differences(image: Mapping[str, Any], may_crop: bool) -> list[str]:
+def resize_differences(image: Mapping[str, Any], may_crop: bool, crop_start: str) -> list[str]:
     """Return what the preprocessing of others does otherwise: pixels between those of the picture, and the view's margin."""
     lines = [] if image["antialias"] else ["pictures are scaled with antialias, here without (model.image.antialias)"]
     if image["crop"] != 1 and not may_crop:
         lines.append(f"the view is the whole picture, here the center {image['crop']:.4g} of it (model.image.crop)")
+    if image["resize"] == "shortest" and image["crop_start"] != crop_start:
+        start = f"model.image.crop_start={image['crop_start']!r}, there {crop_start!r}"
+        lines.append(f"the view of a picture that is 3, 7, 11 ... pixels too long begins a pixel beside ours ({start})")
     return lines

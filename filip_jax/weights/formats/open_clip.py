@@ -68,7 +68,10 @@ def make(run: ExportedRun) -> Target:
         files={CONFIG: as_json(content)} | (texts or {}),
         library="open_clip_torch",
         usage=USAGE,
-        differs=[*resize_differences(image, may_crop=False), *([REPAIRED] if texts and not is_clip else [])],
+        differs=[
+            *resize_differences(image, may_crop=False, crop_start="round"),
+            *([REPAIRED] if texts and not is_clip else []),
+        ],
         reads_texts=texts is not None,
     )
 
