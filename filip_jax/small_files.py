@@ -5,6 +5,7 @@ write it is left out, and one warning names the file and the first of it.
 """
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -12,8 +13,9 @@ import stat
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, TypeGuard
+from typing import Any, TypeGuard
 
 from filip_jax.errors import UserError, one_line
 from filip_jax.plain import MAX_MESSAGE
@@ -45,7 +47,7 @@ def open_regular(file: str | Path) -> int:
     return descriptor
 
 
-def open_own(file: Path) -> IO[bytes]:
+def open_own(file: Path) -> BufferedReader:
     """Return a file of a run's folder, opened for reading.
 
     Raises:
@@ -70,6 +72,16 @@ def read_own(file: Path, most: int = MAX_JSON_BYTES) -> bytes:
     if max(size, len(data)) > most:
         raise UserError(f"{file} is damaged: it has {size} bytes; at most {most} are read")
     return data
+
+
+def sha256_of(file: Path) -> str:
+    """Return the SHA-256 of the content of a file of a run's folder, of any size.
+
+    Raises:
+        UserError, OSError: as `open_own`.
+    """
+    with open_own(file) as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def parse(data: bytes, notes: Notes | None = None, most: int = MAX_VALUES) -> Any:

@@ -129,7 +129,7 @@ with FeatureWriter({folder!r}, manifest) as writer:
 """
 
 
-@pytest.mark.parametrize("place", ["hash_of", "write_manifest"])
+@pytest.mark.parametrize("place", ["sha256_of", "write_manifest"])
 def test_what_a_killed_writer_leaves_does_not_count(place, tmp_path):
     script = KILLED.format(tests=str(ROOT / "tests"), folder=str(tmp_path / "index"), place=place)
     assert subprocess.run([sys.executable, "-c", script]).returncode == -signal.SIGKILL

@@ -43,7 +43,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What stored features are of, and where they lie.
+    """The description of stored features: their model, their source and their files.
 
     Attributes:
         side: "image" or "text".
@@ -91,7 +91,7 @@ class Manifest:
 
     @property
     def live(self) -> Bool[np.ndarray, " rows"]:
-        """Which rows the source still has."""
+        """A mask of the rows whose records the source still has."""
         live = np.ones(self.rows, bool)
         for first, last in self.removed:
             live[first : last + 1] = False

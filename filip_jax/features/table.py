@@ -1,6 +1,5 @@
 """The table of stored features: its columns as Arrow has them, and files of it, which are checked before they are used."""
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +13,9 @@ from filip_jax.data.arrow_messages import check_unpacked
 from filip_jax.data.mapped import check_columns, map_table
 from filip_jax.errors import UserError
 from filip_jax.features.manifest import PARTS, SCALARS, Manifest, Part
-from filip_jax.small_files import open_own
+from filip_jax.small_files import open_own, sha256_of
 
 NUMBERS = {"index": pa.int64(), "width": pa.int32(), "height": pa.int32(), "orientation": pa.int8()}
-PIECE = 1 << 24  # bytes that are hashed at once
 
 
 def schema_of(manifest: Manifest) -> pa.Schema:
@@ -127,19 +125,10 @@ def _array(values, kind: pa.DataType) -> pa.Array:
     return pa.array(values, kind)
 
 
-def hash_of(file: Path) -> str:
-    """Return the SHA-256 of a file's content."""
-    found = hashlib.sha256()
-    with open_own(file) as handle:
-        while piece := handle.read(PIECE):
-            found.update(piece)
-    return found.hexdigest()
-
-
 def verify_part(folder: Path, part: Part) -> None:
     """Raise a UserError if the file of a part has another content than was written."""
     file = folder / PARTS / part.name
-    if hash_of(file) != part.sha256:
+    if sha256_of(file) != part.sha256:
         raise UserError(
             f"{file} is damaged: it has another content than was written (SHA-256); embed the records again"
         )

@@ -13,9 +13,10 @@ from jaxtyping import Bool, Float, Int8, Int16
 
 from filip_jax.errors import UserError
 from filip_jax.features.manifest import FILE, PART, PARTS, SCALARS, Manifest, Part, read_manifest, write_manifest
-from filip_jax.features.table import hash_of, write_part
+from filip_jax.features.table import write_part
 from filip_jax.files import LOCK, locked, remove_abandoned, replacing, writing
 from filip_jax.folders import check_unlinked, remove
+from filip_jax.small_files import sha256_of
 from filip_jax.user_paths import from_user, is_remote
 
 MAX_PROCESSES = 10_000  # whose numbers have four digits in the names of parts
@@ -138,7 +139,7 @@ class FeatureWriter:
         columns |= {name: np.concatenate([each[name] for each in self.waiting]) for name in arrays}
         with replacing(file) as beside:
             write_part(beside, columns, columns["lengths"], self.manifest)
-            part = Part(file.name, self.rows, os.path.getsize(beside), hash_of(beside))
+            part = Part(file.name, self.rows, os.path.getsize(beside), sha256_of(beside))
         return part
 
     def _hold(self, stack: contextlib.ExitStack) -> None:

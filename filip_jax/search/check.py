@@ -1,4 +1,4 @@
-"""What a fast search loses: its recall beside the exact one, on sampled queries."""
+"""Recall of a fast search against the exact one, on sampled queries."""
 
 import time
 from collections.abc import Sequence

@@ -25,7 +25,7 @@ NOT_FINITE, NO_UNICODE = "its tokens are not finite numbers", "its name is not v
 
 
 class Unit(NamedTuple):
-    """What becomes one row: a record, and for texts which of its captions."""
+    """The source of one row: a record, or one of its captions."""
 
     record: int
     caption: int
@@ -33,7 +33,7 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True)
 class Item:
-    """What is read of a unit: a view or a text, and its fields; or why it cannot be used.
+    """The content of a unit, a view or a text, with its fields; or the reason why it cannot be used.
 
     Attributes:
         truncated: whether the model's context cuts the text.
@@ -47,7 +47,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a source holds that the rows do not, and the other way round.
+    """The difference between a source and the rows: records to add, and rows whose records are gone.
 
     Attributes:
         records, captions: of the units that have no row, in the source's order.

@@ -15,7 +15,7 @@ from filip_jax.search.reductions import token_map
 
 @dataclass(frozen=True)
 class Explanation:
-    """How the words of a text and the patches of one image match.
+    """The similarities of the words of a text with the patches of one image.
 
     Attributes:
         row: the image's.

@@ -27,7 +27,7 @@ MAX_CANDIDATES = 1 << 20  # rows that are scored for a query instead of all
 
 @dataclass(frozen=True)
 class Query:
-    """What is searched for.
+    """The tokens of a search, and the side they stand for.
 
     Attributes:
         tokens: those that take part.

@@ -16,13 +16,12 @@ import numpy as np
 
 from filip_jax import storage
 from filip_jax.checkpoint import CheckpointWriter
-from filip_jax.checkpoint.manifest import PIECE
 from filip_jax.errors import UserError
 from filip_jax.files import write_atomically
 from filip_jax.inference.run import TOKENIZER
 from filip_jax.paths import Metadata, saved_metadata, unflatten
 from filip_jax.saved_config import save_config
-from filip_jax.small_files import open_own, read_own
+from filip_jax.small_files import read_own, sha256_of
 from filip_jax.user_paths import from_user
 
 ORIGIN, SOURCE = "origin.json", "source"  # a file, and a folder with the small files of the source
@@ -83,7 +82,7 @@ def write_workdir(place: Path, imported: Imported) -> None:
     with beside(place) as folder:
         copied = _copy(imported.folder, folder / SOURCE) if imported.folder else {}
         origin = {
-            "files": {file.name: _sha256(file) for file in imported.files},
+            "files": {file.name: sha256_of(file) for file in imported.files},
             "license": _license(copied),
             **imported.notes,
         }
@@ -133,11 +132,3 @@ def _license(copied: Mapping[str, bytes]) -> dict[str, str]:
     stated = {key: value.strip() for key, value in LICENSE.findall(head)}
     files = [name for name in copied if name.startswith(("LICENSE", "NOTICE"))]
     return stated | ({"files": ", ".join(files)} if files else {})
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open_own(file) as handle:
-        while piece := handle.read(PIECE):
-            digest.update(piece)
-    return digest.hexdigest()

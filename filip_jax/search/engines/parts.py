@@ -1,4 +1,4 @@
-"""What engines know of the features that they hold a copy of."""
+"""The marks by which an engine tells of which features its rows are copies."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What the page and its JSON API answer, from an index and its model: hits, where they match, and the words of a patch."""
+"""Answers of the page and its JSON API: hits, the patches that match each word, and the words of a patch."""
 
 import hashlib
 import math
