@@ -33,4 +33,4 @@ echo
 echo "pages      $runs/*/report.html: open one in a browser"
 echo "numbers    $runs/*/evals.json, evals.md, metrics.jsonl, tensorboard/"
 echo "pictures   $runs/*/pictures/alignment/*.png"
-echo "search     $filip serve --workdir=$runs/filip --index=$runs.index    (needs: pip install 'filip_jax[search]')"
+echo "search     $filip serve --workdir=$runs/filip --index=$runs.index    (without the extra search it says what to install)"
