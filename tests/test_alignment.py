@@ -333,7 +333,7 @@ def test_a_page_says_that_its_text_was_cut_and_only_then(monkeypatch):
         titles.clear()
     (found,) = align(reader(6), [picture(*range(9))], ["a big doghouse"], [[(6, 14)]])
     names = []
-    monkeypatch.setattr(draw, "_cut", lambda text, width, font: names.append(text) or text)
+    monkeypatch.setattr(draw, "cut", lambda text, width, font: names.append(text) or text)
     draw_alignment(found, label=0)
     assert names == ["dogh…", "dogh…"], "on the patches and above the heat map"
 

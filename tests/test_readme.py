@@ -377,6 +377,10 @@ def test_python_blocks(block, request, imported, tmp_path, monkeypatch, capsys):
         encoded = Encoded(image_pooled=jnp.eye(2), text_pooled=jnp.eye(2)[:, None], real=jnp.array([True, False]))
         loss, state, metrics = names["close"](margin=1.5).local({}, {}, encoded, {})
         assert (loss, state, metrics["similarity"]) == (0.5, {}, 1.0)
+    elif "features" in names:
+        assert len(names["features"].manifest.reductions) == 1 and capsys.readouterr().out
+    elif "why" in names:
+        assert len(names["hits"]) == 5 and [*names["why"].words] == ["a", "red", "car"]
     elif "make_objectives" not in names:  # whose block looks at its own result
         assert names["sharded"].shape == () and len(names["gradient"].shape) == 3
 

@@ -8,7 +8,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from pairs import picture
 
-from filip_jax.data import array_record, arrow_messages, columnar, parquet, riegeli, row_groups, scalars
+from filip_jax.data import array_record, arrow, columnar, parquet, riegeli, row_groups, scalars
 from filip_jax.data.record import METADATA_BYTES, BadRecord
 from filip_jax.data.row_groups import read_batches
 from filip_jax.data.sources import make_source
@@ -69,7 +69,7 @@ REPEATED = pa.record_batch(
 ], ids=["too large", "large", "lz4", "not packed"])  # fmt: skip
 def test_a_batch_of_arrow_is_not_unpacked_beyond_the_limit(tmp_path, monkeypatch, kind, batch, options, most, is_read):
     """Each is known by what it says before it is unpacked; many that are small enough are read."""
-    monkeypatch.setattr(arrow_messages, "MAX_COLUMN_BYTES", most)
+    monkeypatch.setattr(arrow, "MAX_COLUMN_BYTES", most)
     section = write_arrow(tmp_path / "a.arrow", [batch] * 9, kind, options)
     before = pa.total_allocated_bytes()
     if is_read:

@@ -17,6 +17,7 @@ from filip_jax import storage
 from filip_jax.data.arrow_messages import check_unpacked
 from filip_jax.data.column_types import inner_type, is_list, is_text
 from filip_jax.data.columnar import KEPT, MAX_PATH_BYTES, Columnar, Footer, column_of, damage
+from filip_jax.data.row_groups import MAX_COLUMN_BYTES
 from filip_jax.errors import UserError
 
 SUFFIXES = (".arrow", ".feather", ".ipc")
@@ -55,7 +56,7 @@ class Arrow(Columnar):
 
     def _footer(self, path: str) -> Footer:
         schema = _opened(path).schema
-        check_unpacked(path, *_mapped(path))
+        check_unpacked(path, *_mapped(path), MAX_COLUMN_BYTES)
         captions = dict.fromkeys(tuple(column_of(name, schema)) for name in self.caption_keys)
         first = next((name for name, *_ in captions if name in schema.names), "")  # of which no batch is large
         batches = _batches(path, schema.names.index(first) if first else 0) if schema.names else ()

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
-from filip_jax.data.row_groups import MAX_COLUMN_BYTES
 from filip_jax.errors import UserError
 
 OLD_COMPRESSION = b"ARROW:experimental_compression"  # of a message's metadata, before the format had a field for it
@@ -19,7 +18,7 @@ FOOTER_DICTIONARIES, FOOTER_BATCHES = 2, 3
 TAIL = struct.Struct("<i6s")  # of a file: its footer's length, and the magic
 
 
-def check_unpacked(path: str, file: pa.MemoryMappedFile, is_file: bool, most: int = MAX_COLUMN_BYTES) -> None:
+def check_unpacked(path: str, file: pa.MemoryMappedFile, is_file: bool, most: int) -> None:
     """Raise a UserError if a batch of a file, with its dictionaries, unpacks to more than `most` bytes.
 
     Args:
