@@ -25,7 +25,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import report
@@ -266,11 +266,18 @@ STOPS = {  # phase: (phase to stretch, options)
 }
 
 
-def stops(folder: Path, whole: Path, count: int, random_: random.Random, options: tuple = ()) -> dict[str, object]:
+def stops(
+    folder: Path,
+    whole: Path,
+    count: int,
+    random_: random.Random,
+    options: tuple = (),
+    phases: Iterable[str] = tuple(STOPS),
+) -> dict[str, object]:
     """SIGTERM or SIGUSR1 to all processes or one of them, in each phase in turn; the run goes on from one to the next."""
     workdir, done, slowest = folder / "stopped", Counter(), Counter()
     for number in range(count):
-        for phase in STOPS:
+        for phase in phases:
             while not (seconds := stopped(workdir, phase, number, random_, options)):  # it came to its end before
                 same(workdir, whole)
                 shutil.rmtree(workdir)
@@ -279,7 +286,7 @@ def stops(folder: Path, whole: Path, count: int, random_: random.Random, options
     finish(workdir, options=options)
     same(workdir, whole)
     return {
-        phase: f"{done[phase]} of {count} saved, exit {PREEMPTED}, slowest {slowest[phase]:.1f} s" for phase in STOPS
+        phase: f"{done[phase]} of {count} saved, exit {PREEMPTED}, slowest {slowest[phase]:.1f} s" for phase in phases
     }
 
 

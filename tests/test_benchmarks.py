@@ -75,6 +75,7 @@ def test_the_kernels_compile_for_gpus():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_step_beside_clips():
     small = [
         f"--config.model.{tower}.{key}" for tower in ("image", "text") for key in ("width=32", "depth=1", "heads=2")

@@ -39,14 +39,16 @@ def whole(tmp_path_factory):
     return chaos.uninterrupted(tmp_path_factory.mktemp("chaos") / "whole", options=PATIENT)
 
 
+@pytest.mark.long  # of two processes; launch/local.sh's, below, is killed, too
 def test_a_kill_and_the_run_comes_to_the_same(whole, tmp_path):
     outcome = chaos.kills(tmp_path, whole, 1, random.Random(1), OPTIONS)
     kinds = ("at a random moment", "during a save", "finished before the kill")
     assert sum(count for said, count in outcome.items() if said.startswith(kinds)) == 1
 
 
-def test_a_stop_in_each_phase_is_saved_and_the_run_comes_to_the_same(whole, tmp_path):
-    outcome = chaos.stops(tmp_path, whole, 1, random.Random(0), PATIENT)
+def test_a_stop_in_a_phase_is_saved_and_the_run_comes_to_the_same(whole, tmp_path):
+    """In three of the five; in the others the same loop of the trainer looks for a stop."""
+    outcome = chaos.stops(tmp_path, whole, 1, random.Random(0), PATIENT, ("compile", "evaluation", "save"))
     assert all(said.startswith("1 of 1 saved, exit 42") for said in outcome.values()), outcome
 
 

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 import pytest
 from conftest import make_devices_mesh, slow, small
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from filip_jax import __version__, paths
-from filip_jax.checkpoint import Checkpoints, CheckpointWriter, abstract
+from filip_jax.checkpoint import Checkpoints, CheckpointWriter, abstract, writer
 from filip_jax.errors import UserError
 from filip_jax.models import make_model
 from filip_jax.objectives.total import make_objectives
@@ -83,6 +83,21 @@ def test_the_newest_stay_with_their_meta_and_parts(saved):
     assert checkpoints.steps() == [2, 3]
     assert checkpoints.meta(3) == BY | {"samples_seen": 48}
     assert checkpoints.has(3, "ema") and not checkpoints.has(3, "teacher")
+
+
+@pytest.mark.parametrize("most, sliced", [(writer.MIN_SLICED_BYTES, 0), (0, 8)], ids=["small", "large"])
+def test_replicas_share_the_writing_of_large_arrays_only(tmp_path, monkeypatch, most, sliced):
+    """A slice is compiled for each shape and device: a run's first save would wait for dozens of programs."""
+    slices, cut = [], jax.lax.slice_in_dim
+    monkeypatch.setattr(jax.lax, "slice_in_dim", lambda *a, **options: slices.append(a) or cut(*a, **options))
+    monkeypatch.setattr(writer, "MIN_SLICED_BYTES", most)
+    everywhere = NamedSharding(make_devices_mesh(1, 8), PartitionSpec())
+    state = {"params": {"x": jax.device_put(np.arange(80.0, dtype=np.float32).reshape(16, 5), everywhere)}}
+    checkpoints = make_writer(tmp_path)
+    checkpoints.save(1, state, {}, {})
+    checkpoints.wait()
+    assert len(slices) == sliced
+    np.testing.assert_array_equal(Checkpoints(tmp_path).read(1, state)["params"]["x"], state["params"]["x"])
 
 
 def test_parameters_alone(saved):

@@ -76,7 +76,7 @@ def cases(content):
     """(number, way, text) of some odd contents: steps that do not divide the number of values meet each value and, in the
     whole tier, each place.
     """
-    step = 5 if whole_tier() else 23
+    step = 7 if whole_tier() else 23
     assert math.gcd(len(ODD), step) == 1
     found = [(way, odd) for way in places(content) for odd in ODD][::step]
     return [(n, way, spoilt(content, way, odd)) for n, (way, odd) in enumerate(found)]

@@ -104,7 +104,7 @@ def test_killed_again_and_again_the_run_ends_as_if_nothing_had_happened(finished
     def steps(number):
         return lambda: len(logged(workdir)) >= number
 
-    moments = [(workdir / "config.json").exists, steps(1), saving, steps(SAVE_EVERY + 1), steps(2 * SAVE_EVERY)]
+    moments = [(workdir / "config.json").exists, saving, steps(SAVE_EVERY + 1)]
     killed = []  # a test that does not get its turn may come after the end
     for moment in moments:
         process = subprocess.Popen(
@@ -160,6 +160,7 @@ def assert_same_losses(a, b):
 
 
 @pytest.mark.slow
+@pytest.mark.long  # test_elastic.py and test_objective_runs.py have two processes, too
 def test_two_processes_train_what_one_does(finished, config, tmp_path):
     workdir = tmp_path / "run"
     cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}
@@ -278,6 +279,7 @@ def test_evaluations_use_the_average_where_the_run_has_one(finished, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_paper_config_trains_on_a_folder(demo_config, tmp_path, capsys):
     """configs/filip.py and clip.py with small towers: LAMB, bfloat16, scan, remat, crops and flips."""
     from filip_jax.data.decode import decode

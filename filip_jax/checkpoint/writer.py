@@ -26,6 +26,9 @@ from filip_jax.sections import at_least
 from filip_jax.small_files import parse
 
 OS_ERROR = re.compile(r"\[os_error_code='(\d+)'")  # as TensorStore writes it, behind the files that it was about
+# Replicas share the writing of arrays that are larger, in slices. A slice is a program of its own for each shape and device,
+# which costs the first save more than the disk does.
+MIN_SLICED_BYTES = 2**26
 CLAIM = "saving.json"  # names what a save under way writes, so that its remains are known as ours
 
 
@@ -56,7 +59,7 @@ class CheckpointWriter(Checkpoints):
         self.root = storage.folder_of(self.directory)
         self.every_minutes = every_minutes
         self.keep_last, self.keep_every_steps = keep_last, keep_every_steps
-        self.orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), **buckets.prepare(self.directory))
+        self.orbax = ocp.AsyncCheckpointer(_handler(), **buckets.prepare(self.directory))
         self.before_manifest: Callable[[], None] = lambda: None
         self.thread: threading.Thread | None = None
         self.error: Exception | None = None
@@ -233,6 +236,13 @@ class CheckpointWriter(Checkpoints):
         said = " ".join(str(error).split())
         said = said if len(said) < 400 else f"{said[:200]} … {said[-200:]}"
         return UserError(f"{self.folder(step)} could not be saved: {type(error).__name__}: {said}; {have}")
+
+
+def _handler() -> ocp.PyTreeCheckpointHandler:
+    """Return what writes a state, whose leaves are all JAX's arrays."""
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_SLICED_BYTES)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
 def hide_repeated_errors() -> None:
