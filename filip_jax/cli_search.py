@@ -115,12 +115,14 @@ def open_index_of(arguments, engine: str | None = None):
 
 
 def _search(arguments, _) -> None:
+    from filip_jax.compiled import keep_programs_of_user
     from filip_jax.inference import load_model
 
     if arguments.sheet and (arguments.text is None or Path(arguments.sheet).suffix.lower() != ".png"):
         raise UserError("--sheet draws the hits of --text, into a file that ends with .png")
     asked = list(_asked(arguments))
     index = open_index_of(arguments)
+    keep_programs_of_user()
     model = load_model(arguments.workdir, step_number(arguments.step))
     for start in range(0, len(asked), AT_ONCE):
         some = asked[start : start + AT_ONCE]
@@ -229,6 +231,8 @@ def _check(arguments, _) -> None:
     from filip_jax.search.check import captions, check, sampled
 
     fast, exact = open_index_of(arguments), open_index_of(arguments, "exact")
+    if fast.engine.candidates is None and arguments.candidates is None:
+        raise UserError("the exact search is what others are compared with: name a fast one by --candidates or --engine")
     texts = captions(fast, arguments.queries) if arguments.workdir else []
     if texts:
         from filip_jax.inference import load_model

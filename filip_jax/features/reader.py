@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int, Int16, Shaped
 
 from filip_jax.errors import UserError
 from filip_jax.features.manifest import SCALARS, read_manifest
-from filip_jax.features.table import Rows, chunked, open_part, schema_of, verify_part
+from filip_jax.features.table import Rows, open_part, schema_of, verify_part
 from filip_jax.user_paths import from_user
 
 MAX_OPEN = 4096  # parts that stay mapped, without a file descriptor; a process may have 65,530 mappings
@@ -139,7 +139,7 @@ class Features:
         if name not in schema.names:
             raise UserError(f"there is no column {name!r:.100}; the columns are {', '.join(schema.names)}")
         columns = [self._part(number).columns[name] for number in range(len(self.ends))]
-        return chunked(columns, schema.field(name).type)
+        return pa.chunked_array(columns, schema.field(name).type)
 
     def verify(self) -> None:
         """Read all parts, and raise a UserError for one that is not as it was written."""

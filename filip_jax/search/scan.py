@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import cycle
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,9 @@ from filip_jax.inference.ahead import in_order
 BLOCK_BYTES = 1 << 24  # of the stored tokens of a block
 AHEAD = min(os.cpu_count() or 1, 8)  # blocks that threads compare at once
 MIN_ROWS, MAX_ROWS = 8, 4096  # of a block: powers of two, so that few programs are compiled
-TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 27, "tpu": 1 << 26}  # of tokens in float32 at once: what stays near the cores
+TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 27, "tpu": 1 << 26}  # of tokens, and of similarities, in float32 at once: what stays near the cores
 FEW = 64  # rows that NumPy compares at once, for the same reason
+MAX_SIMILARITY_BYTES = 1 << 24  # of a thread's similarities of tokens, where rows and queries have many
 EIGHT = 8  # tokens of a query, and of rows that differ in length, are filled up to a multiple of it
 MAX_QUERIES = 16  # that are compared with a block at once
 
@@ -104,18 +106,27 @@ def _chosen(features: Features, rows: Int[np.ndarray, " n"], names: Int[np.ndarr
 def _scores(
     queries: Sequence[Float[np.ndarray, "_ d"]], blocks: Iterable[Block], both: bool
 ) -> Iterator[tuple[Int[np.ndarray, " n"], Scores]]:
-    """Yield (rows, their scores) of each block, in order. Without `both`, to_query is to_row."""
-    score = partial(_score, queries, _padded(queries), both)
-    with closing(in_order(score, blocks, AHEAD)) as found:
+    """Yield (rows, their scores) of each block, in order. Without `both`, to_query is to_row. Devices take turns."""
+    score, devices = partial(_score, queries, _padded(queries), both), devices_of_blocks()
+    with closing(in_order(score, zip(blocks, cycle(devices)), max(AHEAD, 2 * len(devices)))) as found:
         yield from found
 
 
-def _score(queries, padded, both: bool, block: Block) -> tuple[Int[np.ndarray, " n"], Scores]:
-    rows, tokens, scales, mask = block
+def devices_of_blocks() -> list[jax.Device]:
+    """Return the devices that compare blocks: all of this process; of CPUs one, which has all cores."""
+    return jax.local_devices()[: 1 if jax.default_backend() == "cpu" else None]
+
+
+def _score(
+    queries, padded, both: bool, block_on: tuple[Block, jax.Device]
+) -> tuple[Int[np.ndarray, " n"], Scores]:
+    (rows, tokens, scales, mask), device = block_on
     if tokens.dtype == np.float32 and jax.default_backend() == "cpu":  # XLA would copy them first, which takes as long
         return rows, _by_numpy(queries, tokens, mask, both)
     filled = _filled(tokens, scales, mask)
-    found = _block(*padded, *filled, both=both, tile=_tile_rows(filled[0].shape))
+    tile = tile_rows(filled[0].shape, padded[1].size)
+    with jax.default_device(device):
+        found = _block(*padded, *filled, both=both, tile=tile)
     to_row, to_query = (np.asarray(x)[: len(queries), : len(rows)] for x in found)
     return rows, (to_row, to_query)
 
@@ -136,8 +147,9 @@ def _by_numpy(queries, tokens: Float[np.ndarray, "n p d"], mask: Bool[np.ndarray
     lengths = np.array([len(query) for query in queries])
     words, starts = np.ascontiguousarray(np.concatenate(queries).T), np.cumsum(lengths) - lengths
     to_row, to_query = (np.empty((len(queries), len(tokens)), np.float32) for _ in range(2))
-    for start in range(0, len(tokens), FEW):
-        some = slice(start, start + FEW)
+    few = max(1, min(FEW, MAX_SIMILARITY_BYTES // (4 * tokens.shape[1] * words.shape[1])))
+    for start in range(0, len(tokens), few):
+        some = slice(start, start + few)
         similarity, there = tokens[some] @ words, mask[some]
         if not there.all():
             similarity[~there] = -np.inf
@@ -165,11 +177,11 @@ def _filled(
     return np.pad(tokens, (*wide, (0, 0))), None if scales is None else np.pad(scales, wide), np.pad(mask, wide)
 
 
-def _tile_rows(shape: tuple[int, ...]) -> int:
-    """Return how many rows of a block are compared at once."""
+def tile_rows(shape: tuple[int, ...], words: int) -> int:
+    """Return how many rows of a block [n, p, d] are compared at once with so many tokens of queries."""
     n, p, d = shape
     tile = MIN_ROWS
-    while tile < n and 2 * tile * p * d * 4 <= TILE_BYTES.get(jax.default_backend(), 1 << 26):
+    while tile < n and 2 * tile * p * max(d, words) * 4 <= TILE_BYTES.get(jax.default_backend(), 1 << 26):
         tile *= 2
     return tile
 

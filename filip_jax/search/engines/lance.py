@@ -26,7 +26,8 @@ from filip_jax.user_paths import from_user, is_remote
 
 TABLE, FOLDER = "rows", "lance"
 MIN_INDEXED = 1 << 17  # tokens from which on a table has an index: fewer are compared one by one
-BATCH = 512  # rows that are added at once
+BATCH = 512  # rows that are read at once
+COMMIT = 1 << 16  # rows after which a build that is killed keeps what it has added
 KEPT = timedelta(hours=1)  # of old versions of the table: somebody may read them
 
 
@@ -46,13 +47,17 @@ class Lance:
         self.library = extra_module("lancedb", "search", "the engine lance needs")
         self.kinds = extra_module("lancedb.index", "search", "the engine lance needs")
         self.schema = _schema(features)
-        self.database = self._tried(lambda: self.library.connect(uri, storage_options=storage or _storage(uri)))
-        self.table = self._tried(self._opened)
+        self.storage = storage or _storage(uri)
+        exists = is_remote(uri) or os.path.lexists(uri)  # a mere search makes no folder
+        self.table = self._tried(self._opened) if exists else None
         if self.table is not None and self.table.schema.names != self.schema.names:
             raise UserError(f"{uri} holds a table {TABLE} of something else: name another place by uri")
 
-    def _opened(self) -> Any:
-        return self.database.open_table(TABLE) if TABLE in self.database.list_tables().tables else None
+    def _opened(self, create: bool = False) -> Any:
+        database = self.library.connect(self.uri, storage_options=self.storage)
+        if TABLE in database.list_tables().tables:
+            return database.open_table(TABLE)
+        return database.create_table(TABLE, schema=self.schema) if create else None
 
     def held(self) -> tuple[Int[np.ndarray, " n"], list[str]]:
         if self.table is None:
@@ -64,9 +69,10 @@ class Lance:
         if not len(rows):
             return
         if self.table is None:
-            self.table = self._tried(lambda: self.database.create_table(TABLE, schema=self.schema))
-        reader = pa.RecordBatchReader.from_batches(self.schema, self._batches(rows))
-        self._tried(lambda: self.table.add(reader))
+            self.table = self._tried(lambda: self._opened(create=True))
+        for start in range(0, len(rows), COMMIT):
+            reader = pa.RecordBatchReader.from_batches(self.schema, self._batches(rows[start : start + COMMIT]))
+            self._tried(lambda reader=reader: self.table.add(reader))
 
     def delete(self, rows: Int[np.ndarray, " n"]) -> None:
         for start in range(0, len(rows), BATCH):
