@@ -152,17 +152,17 @@ class Features:
         numbers = np.asarray(rows, np.int64)
         if len(numbers) and not (0 <= numbers.min() and numbers.max() < len(self)):
             raise UserError(f"there are {len(self)} rows; {numbers.min()} to {numbers.max()} are asked for")
-        found = np.searchsorted(self.ends, numbers, side="right")
-        for number in np.unique(found).tolist():
-            places = np.flatnonzero(found == number)
+        owners = np.searchsorted(self.ends, numbers, side="right")
+        for number in np.unique(owners).tolist():
+            places = np.flatnonzero(owners == number)
             yield self._part(number), places, numbers[places] - self._start(number)
 
     def _places(self, rows: Numbers) -> list[tuple[Rows, int]]:
         """Return (the part, the row in it) of each row."""
-        found: dict[int, tuple[Rows, int]] = {}
+        rows_at: dict[int, tuple[Rows, int]] = {}
         for part, places, n in self._of_parts(rows):
-            found |= {place: (part, row) for place, row in zip(places.tolist(), n.tolist())}
-        return [found[place] for place in range(len(rows))]
+            rows_at |= {place: (part, row) for place, row in zip(places.tolist(), n.tolist())}
+        return [rows_at[place] for place in range(len(rows))]
 
     def _start(self, number: int) -> int:
         return int(self.ends[number - 1]) if number else 0

@@ -166,17 +166,17 @@ class FeatureWriter:
             manifest = replace(manifest, parts=(), removed=())
             write_manifest(self.folder, manifest)
             return manifest
-        found = read_manifest(self.folder)
-        if difference := found.difference(manifest):
+        existing = read_manifest(self.folder)
+        if difference := existing.difference(manifest):
             raise UserError(f"{self.folder} holds features of {difference}: name another folder")
         if self.processes == 1:
-            named = {part.name for part in found.parts}
+            named = {part.name for part in existing.parts}
             strays = [name for name in os.listdir(self.folder / PARTS) if PART.fullmatch(name) and name not in named]
             remove([str(self.folder / PARTS / name) for name in strays], str(self.folder))
             remove_abandoned(self.folder / PARTS, 0.0)
         else:
             remove_abandoned(self.folder / PARTS)
-        return found
+        return existing
 
 
 def unit(x: Float[np.ndarray, "*n d"]) -> Float[np.ndarray, "*n d"]:

@@ -116,7 +116,7 @@ class Index:
             if text.strip() and not model.tokenizer.knows(text):
                 raise UserError(f"the model's vocabulary knows no word of {text!r:.200}: search for other words")
         tokens, mask = model.encode_text(texts, self.features.manifest.pooling)
-        return [Query(self._checked(of_text[there]), "text") for of_text, there in zip(tokens, mask)]
+        return [Query(self._checked(of_text[text_mask]), "text") for of_text, text_mask in zip(tokens, mask)]
 
     def image_queries(self, model: Embedder, images: Sequence[Any]) -> list[Query]:
         """Return several images as queries; see `query`."""
@@ -161,18 +161,18 @@ class Index:
         allowed = self.features.live if tree is None else self.features.live & matches(tree, self.features.column)
         if candidates is None and self.engine.candidates is not None:
             candidates = max(self.engine.candidates, top)
-        found: list[list[Hit]] = [[] for _ in queries]
+        hits: list[list[Hit]] = [[] for _ in queries]
         for like in (False, True):
-            some = [n for n, query in enumerate(queries) if (query.side == self.features.manifest.side) == like]
-            if candidates is None and some:
-                tokens = [queries[n].tokens for n in some]
+            numbers = [n for n, query in enumerate(queries) if (query.side == self.features.manifest.side) == like]
+            if candidates is None and numbers:
+                tokens = [queries[n].tokens for n in numbers]
                 rows = best_rows(self.features, tokens, top, allowed=allowed, like=like)
-                named = zip(some, rows)
+                rows_of_queries = zip(numbers, rows)
             else:
-                named = ((n, self._candidates(queries[n], candidates or top, tree, allowed)) for n in some)
-            for n, rows_of in named:
-                found[n] = self._hits(queries[n], rows_of, like, top)
-        return found
+                rows_of_queries = ((n, self._candidates(queries[n], candidates or top, tree, allowed)) for n in numbers)
+            for n, of_query in rows_of_queries:
+                hits[n] = self._hits(queries[n], of_query, like, top)
+        return hits
 
     def _candidates(
         self, query: Query, count: int, tree: Filter | None, allowed: Bool[np.ndarray, " rows"]
@@ -185,17 +185,17 @@ class Index:
                 stacklevel=3,
             )
         with self._lock:
-            named = np.asarray(self.engine.search(query.tokens, count, tree), np.int64)
-        named = named[(named >= 0) & (named < len(self.features))]
+            rows = np.asarray(self.engine.search(query.tokens, count, tree), np.int64)
+        rows = rows[(rows >= 0) & (rows < len(self.features))]
         if len(missing):
-            some = np.zeros(len(self.features), bool)
-            some[missing] = True
+            unheld = np.zeros(len(self.features), bool)
+            unheld[missing] = True
             like = query.side == self.features.manifest.side
-            named = np.concatenate(
-                [named, *best_rows(self.features, [query.tokens], count, allowed=allowed & some, like=like)]
+            rows = np.concatenate(
+                [rows, *best_rows(self.features, [query.tokens], count, allowed=allowed & unheld, like=like)]
             )
-        named = np.unique(named)
-        return named[allowed[named]]
+        rows = np.unique(rows)
+        return rows[allowed[rows]]
 
     def missing(self) -> Int[np.ndarray, " n"]:
         """Return the rows that the engine does not hold.

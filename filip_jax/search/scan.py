@@ -53,29 +53,27 @@ def best_rows(
     Raises:
         UserError: a part of the features is damaged.
     """
-    found: list[Int[np.ndarray, " _"]] = []
+    rows_of_queries: list[Int[np.ndarray, " _"]] = []
     for start in range(0, len(queries), MAX_QUERIES):
-        some = queries[start : start + MAX_QUERIES]
-        best = np.full((len(some), 0), -np.inf, np.float32)
-        indices = np.zeros((len(some), 0), np.int64)
-        for rows, (to_row, to_query) in _scores(some, _blocks(features, allowed), both=like):
+        batch = queries[start : start + MAX_QUERIES]
+        best = np.full((len(batch), 0), -np.inf, np.float32)
+        indices = np.zeros((len(batch), 0), np.int64)
+        for rows, (to_row, to_query) in _scores(batch, _blocks(features, allowed), both=like):
             scores = np.where(allowed[rows], (to_row + to_query) / 2 if like else to_row, -np.inf)
             best = np.concatenate([best, np.where(np.isnan(scores), -np.inf, scores)], axis=1)
             indices = np.concatenate([indices, np.broadcast_to(rows, scores.shape)], axis=1)
             order = np.lexsort((indices, -best))[:, :k]
             best, indices = (np.take_along_axis(x, order, axis=1) for x in (best, indices))
-        found += [row[score > -np.inf] for row, score in zip(indices, best)]
-    return found
+        rows_of_queries += [row[score > -np.inf] for row, score in zip(indices, best)]
+    return rows_of_queries
 
 
 def scores_of(features: Features, query: Float[np.ndarray, "t d"], rows: Int[np.ndarray, " n"]) -> Scores:
     """Return (to_row, to_query) of one query with some rows, each [1, n]."""
-    whole = np.zeros((1, len(rows)), np.float32), np.zeros((1, len(rows)), np.float32)
-    places = np.arange(len(rows))
-    for some, both in _scores([query], _chosen(features, rows, places), both=True):
-        for all_of, part in zip(whole, both):
-            all_of[:, some] = part
-    return whole
+    to_row, to_query = (np.zeros((1, len(rows)), np.float32) for _ in range(2))
+    for places, scores in _scores([query], _chosen(features, rows, np.arange(len(rows))), both=True):
+        to_row[:, places], to_query[:, places] = scores
+    return to_row, to_query
 
 
 def block_rows(features: Features) -> int:
@@ -108,8 +106,8 @@ def _scores(
 ) -> Iterator[tuple[Int[np.ndarray, " n"], Scores]]:
     """Yield (rows, their scores) of each block, in order. Without `both`, to_query is to_row. Devices take turns."""
     score, devices = partial(_score, queries, _padded(queries), both), devices_of_blocks()
-    with closing(in_order(score, zip(blocks, cycle(devices)), max(AHEAD, 2 * len(devices)))) as found:
-        yield from found
+    with closing(in_order(score, zip(blocks, cycle(devices)), max(AHEAD, 2 * len(devices)))) as scored:
+        yield from scored
 
 
 def devices_of_blocks() -> list[jax.Device]:
@@ -126,8 +124,8 @@ def _score(
     filled = _filled(tokens, scales, mask)
     tile = tile_rows(filled[0].shape, padded[1].size)
     with jax.default_device(device):
-        found = _block(*padded, *filled, both=both, tile=tile)
-    to_row, to_query = (np.asarray(x)[: len(queries), : len(rows)] for x in found)
+        scores = _block(*padded, *filled, both=both, tile=tile)
+    to_row, to_query = (np.asarray(x)[: len(queries), : len(rows)] for x in scores)
     return rows, (to_row, to_query)
 
 
@@ -147,16 +145,16 @@ def _by_numpy(queries, tokens: Float[np.ndarray, "n p d"], mask: Bool[np.ndarray
     lengths = np.array([len(query) for query in queries])
     words, starts = np.ascontiguousarray(np.concatenate(queries).T), np.cumsum(lengths) - lengths
     to_row, to_query = (np.empty((len(queries), len(tokens)), np.float32) for _ in range(2))
-    few = max(1, min(FEW, MAX_SIMILARITY_BYTES // (4 * tokens.shape[1] * words.shape[1])))
-    for start in range(0, len(tokens), few):
-        some = slice(start, start + few)
-        similarity, there = tokens[some] @ words, mask[some]
-        if not there.all():
-            similarity[~there] = -np.inf
-        to_row[:, some] = (np.add.reduceat(similarity.max(axis=1), starts, axis=1) / lengths).T
+    step = max(1, min(FEW, MAX_SIMILARITY_BYTES // (4 * tokens.shape[1] * words.shape[1])))
+    for start in range(0, len(tokens), step):
+        span = slice(start, start + step)
+        similarity, present = tokens[span] @ words, mask[span]
+        if not present.all():
+            similarity[~present] = -np.inf
+        to_row[:, span] = (np.add.reduceat(similarity.max(axis=1), starts, axis=1) / lengths).T
         if both:
-            best = np.where(there[..., None], np.maximum.reduceat(similarity, starts, axis=2), 0)
-            to_query[:, some] = (best.sum(axis=1) / np.maximum(there.sum(axis=1), 1)[:, None]).T
+            best = np.where(present[..., None], np.maximum.reduceat(similarity, starts, axis=2), 0)
+            to_query[:, span] = (best.sum(axis=1) / np.maximum(present.sum(axis=1), 1)[:, None]).T
     return to_row, to_query if both else to_row
 
 
@@ -191,8 +189,8 @@ def _block(queries, query_mask, tokens, scales, mask, *, both: bool, tile: int):
     """The scores [q, n] of a block, tile by tile: only a tile of the tokens is ever there in float32."""
     n = len(tokens)
     tiles = jax.tree.map(lambda x: x.reshape(n // tile, tile, *x.shape[1:]), (tokens, scales, mask))
-    found = jax.lax.map(partial(_tile, queries, query_mask, both), tiles)
-    return tuple(jnp.moveaxis(x, 0, 1).reshape(len(queries), n) for x in found)
+    scores = jax.lax.map(partial(_tile, queries, query_mask, both), tiles)
+    return tuple(jnp.moveaxis(x, 0, 1).reshape(len(queries), n) for x in scores)
 
 
 def _tile(queries, query_mask, both, tile):
@@ -202,11 +200,11 @@ def _tile(queries, query_mask, both, tile):
         similarity = jnp.einsum("npd,qtd->npqt", tokens.astype(jnp.float32), queries)
     if scales is not None:
         similarity *= scales[..., None, None]
-    among = similarity if mask is None else jnp.where(mask[..., None, None], similarity, -jnp.inf)
-    to_row = jnp.where(query_mask, among.max(axis=1), 0.0).sum(axis=2) / query_mask.sum(axis=1)
+    present = similarity if mask is None else jnp.where(mask[..., None, None], similarity, -jnp.inf)
+    to_row = jnp.where(query_mask, present.max(axis=1), 0.0).sum(axis=2) / query_mask.sum(axis=1)
     if not both:
         return to_row.T, to_row.T
     best = jnp.where(query_mask, similarity, -jnp.inf).max(axis=3)
-    there = jnp.ones(best.shape[:2], bool) if mask is None else mask
-    to_query = jnp.where(there[..., None], best, 0.0).sum(axis=1) / jnp.maximum(there.sum(axis=1), 1)[:, None]
+    row_mask = jnp.ones(best.shape[:2], bool) if mask is None else mask
+    to_query = jnp.where(row_mask[..., None], best, 0.0).sum(axis=1) / jnp.maximum(row_mask.sum(axis=1), 1)[:, None]
     return to_row.T, to_query.T

@@ -62,8 +62,8 @@ class Lance:
     def held(self) -> tuple[Int[np.ndarray, " n"], list[str]]:
         if self.table is None:
             return np.zeros(0, np.int64), []
-        found = self._tried(lambda: self.table.search().select(["row", "part"]).limit(None).to_arrow())
-        return found["row"].to_numpy(), found["part"].to_pylist()
+        table = self._tried(lambda: self.table.search().select(["row", "part"]).limit(None).to_arrow())
+        return table["row"].to_numpy(), table["part"].to_pylist()
 
     def add(self, rows: Int[np.ndarray, " n"]) -> None:
         if not len(rows):
@@ -76,8 +76,8 @@ class Lance:
 
     def delete(self, rows: Int[np.ndarray, " n"]) -> None:
         for start in range(0, len(rows), BATCH):
-            some = ", ".join(str(int(row)) for row in rows[start : start + BATCH])
-            self._tried(lambda some=some: self.table.delete(f"`row` IN ({some})"))
+            numbers = ", ".join(str(int(row)) for row in rows[start : start + BATCH])
+            self._tried(lambda numbers=numbers: self.table.delete(f"`row` IN ({numbers})"))
 
     def finish(self) -> None:
         """Build the index where tokens are many and there is none; else bring it up to date."""
@@ -103,23 +103,23 @@ class Lance:
         return np.zeros(0, np.int64) if self.table is None else self._tried(ask)["row"].to_numpy()
 
     def get(self, rows: Int[np.ndarray, " n"]) -> list[Float[np.ndarray, "_ d"]]:
-        some = ", ".join(str(int(row)) for row in rows)
-        query = self.table.search().where(f"`row` IN ({some})").select(["row", "tokens"]).limit(None)
-        found = {
+        numbers = ", ".join(str(int(row)) for row in rows)
+        query = self.table.search().where(f"`row` IN ({numbers})").select(["row", "tokens"]).limit(None)
+        tokens = {
             row: np.array(each, np.float32) for row, each in zip(*self._tried(query.to_arrow).to_pydict().values())
         }
-        return [found[row] for row in rows.tolist()]
+        return [tokens[row] for row in rows.tolist()]
 
     def _batches(self, rows) -> Iterator[pa.RecordBatch]:
-        for some, tokens in batches(self.features, rows, BATCH):
-            fields = self.features.fields(some)
+        for batch, tokens in batches(self.features, rows, BATCH):
+            fields = self.features.fields(batch)
             offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int32)
             vectors = pa.FixedSizeListArray.from_arrays(
                 pa.array(np.concatenate(tokens).astype(np.float16).reshape(-1)), self.features.manifest.dimension
             )
             columns = {
-                "row": some,
-                "part": marks(self.features, some),
+                "row": batch,
+                "part": marks(self.features, batch),
                 **{name: [each[name] for each in fields] for name in SCALARS},
                 "tokens": pa.ListArray.from_arrays(offsets, vectors),
             }

@@ -57,8 +57,8 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= MAX_PORT:
         raise UserError(f"--port={port} must be from 0, which takes a free port, to {MAX_PORT}")
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, address = found[0]
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = addresses[0]
         return socket.create_server(address[:2], family=family)
     except (OSError, UnicodeError) as error:
         raise UserError(f"--host={host} --port={port}: {error}; --port=0 takes a free port") from error
