@@ -132,7 +132,9 @@ def _search(arguments, _) -> None:
             if places:
                 queries |= zip(places, queries_of(model, [batch[n][2] for n in places]))
         ordered = [queries[n] for n in range(len(batch))]
-        hits_of_queries = index.search_all(ordered, top=arguments.top, where=arguments.where, candidates=arguments.candidates)
+        hits_of_queries = index.search_all(
+            ordered, top=arguments.top, where=arguments.where, candidates=arguments.candidates
+        )
         for (name, _, value), hits in zip(batch, hits_of_queries):
             _show_hits(arguments, name, value, hits)
     if arguments.sheet:
@@ -232,7 +234,9 @@ def _check(arguments, _) -> None:
 
     fast, exact = open_index_of(arguments), open_index_of(arguments, "exact")
     if fast.engine.candidates is None and arguments.candidates is None:
-        raise UserError("the exact search is what others are compared with: name a fast one by --candidates or --engine")
+        raise UserError(
+            "the exact search is what others are compared with: name a fast one by --candidates or --engine"
+        )
     texts = captions(fast, arguments.queries) if arguments.workdir else []
     if texts:
         from filip_jax.inference import load_model

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from conftest import examples
-from feature_files import manifest_of, write_features
+from feature_files import fields_of, manifest_of, write_features
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.experimental.compilation_cache import compilation_cache
@@ -107,6 +107,19 @@ def test_hits_are_those_of_the_definition(rows, side, dtype, top, like, seed):
             images, texts = (to_query, to_row) if side == "image" else (to_row, to_query)
             np.testing.assert_allclose([hit.image_to_text for hit in hits], images[places], atol=TOLERANCE[dtype])
             np.testing.assert_allclose([hit.text_to_image for hit in hits], texts[places], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_of_equal_rows_the_first_are_taken(tmp_path, dtype):
+    manifest = manifest_of(dtype=dtype)
+    tokens = np.broadcast_to(np.eye(8, dtype=np.float32)[:2], (20, 2, 8))
+    with FeatureWriter(tmp_path, manifest) as writer:
+        for first in range(0, 20, 5):
+            writer.add(tokens[:5], np.ones((5, 2), bool), fields_of(5, first))
+            writer.flush()
+        writer.flush(lambda now: now.with_removed(np.array([1])))
+    hits = open_index(tmp_path).search(tokens=np.eye(8)[:3], top=7)
+    assert [hit.row for hit in hits] == [0, 2, 3, 4, 5, 6, 7]
 
 
 def test_scores_are_those_of_token_similarity(scenes):

@@ -12,7 +12,17 @@ import numpy as np
 from jaxtyping import Bool, Float, Int8, Int16
 
 from filip_jax.errors import UserError
-from filip_jax.features.manifest import FILE, MAX_PART_ROWS, PART, PARTS, SCALARS, Manifest, Part, read_manifest, write_manifest
+from filip_jax.features.manifest import (
+    FILE,
+    MAX_PART_ROWS,
+    PART,
+    PARTS,
+    SCALARS,
+    Manifest,
+    Part,
+    read_manifest,
+    write_manifest,
+)
 from filip_jax.features.table import write_part
 from filip_jax.files import LOCK, locked, remove_abandoned, replacing, writing
 from filip_jax.folders import check_unlinked, remove

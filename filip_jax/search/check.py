@@ -50,7 +50,9 @@ def check(exact: Index, fast: Index, queries: Sequence[Query], candidates: int |
         times.append(1000 * (time.perf_counter() - began) / len(queries))
         rows.append([[hit.row for hit in of_query] for of_query in hits])
     recall = {
-        k: float(np.mean([len({*right[:k]} & {*fast_rows[:k]}) / max(len(right[:k]), 1) for right, fast_rows in zip(*rows)]))
+        k: float(
+            np.mean([len({*right[:k]} & {*fast_rows[:k]}) / max(len(right[:k]), 1) for right, fast_rows in zip(*rows)])
+        )
         for k in RANKS
     }
     return Check(len(queries), recall, *times)

@@ -268,14 +268,15 @@ RECORD = ("key", "shard", "index", "caption", "width", "height")
 
 
 def held_rows(features: Features, engine: Engine) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Return the rows that an engine holds, in order, and how often it holds each.
+    """Return the rows of features that an engine holds, in order, and how often it holds each.
 
     Raises:
-        UserError: one of them is not of these features.
+        UserError: one of them is not of these features. Rows beyond them were added after the features were opened.
     """
     rows, parts = engine.held()
-    known = (rows >= 0) & (rows < len(features))
-    if not known.all() or marks(features, rows) != parts:
+    known = rows < len(features)
+    rows, parts = rows[known], [part for part, is_known in zip(parts, known) if is_known]
+    if (rows < 0).any() or marks(features, rows) != parts:
         raise UserError(
             f"the engine holds rows of other features than {features.folder}: name another place for it, or remove what lies "
             "there and run filip index build"

@@ -26,7 +26,11 @@ from filip_jax.inference.ahead import in_order
 BLOCK_BYTES = 1 << 24  # of the stored tokens of a block
 AHEAD = min(os.cpu_count() or 1, 8)  # blocks that threads compare at once
 MIN_ROWS, MAX_ROWS = 8, 4096  # of a block: powers of two, so that few programs are compiled
-TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 27, "tpu": 1 << 26}  # of tokens, and of similarities, in float32 at once: what stays near the cores
+TILE_BYTES = {
+    "cpu": 1 << 20,
+    "gpu": 1 << 27,
+    "tpu": 1 << 26,
+}  # of tokens, and of similarities, in float32 at once: what stays near the cores
 FEW = 64  # rows that NumPy compares at once, for the same reason
 MAX_SIMILARITY_BYTES = 1 << 24  # of a thread's similarities of tokens, where rows and queries have many
 EIGHT = 8  # tokens of a query, and of rows that differ in length, are filled up to a multiple of it
@@ -115,9 +119,7 @@ def devices_of_blocks() -> list[jax.Device]:
     return jax.local_devices()[: 1 if jax.default_backend() == "cpu" else None]
 
 
-def _score(
-    queries, padded, both: bool, block_on: tuple[Block, jax.Device]
-) -> tuple[Int[np.ndarray, " n"], Scores]:
+def _score(queries, padded, both: bool, block_on: tuple[Block, jax.Device]) -> tuple[Int[np.ndarray, " n"], Scores]:
     (rows, tokens, scales, mask), device = block_on
     if tokens.dtype == np.float32 and jax.default_backend() == "cpu":  # XLA would copy them first, which takes as long
         return rows, _by_numpy(queries, tokens, mask, both)

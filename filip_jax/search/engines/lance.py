@@ -49,7 +49,7 @@ class Lance:
         self.schema = _schema(features)
         self.storage = storage or _storage(uri)
         exists = is_remote(uri) or os.path.lexists(uri)  # a mere search makes no folder
-        self.table = self._tried(self._opened) if exists else None
+        self.table: Any = self._tried(self._opened) if exists else None
         if self.table is not None and self.table.schema.names != self.schema.names:
             raise UserError(f"{uri} holds a table {TABLE} of something else: name another place by uri")
 
@@ -62,7 +62,7 @@ class Lance:
     def held(self) -> tuple[Int[np.ndarray, " n"], list[str]]:
         if self.table is None:
             return np.zeros(0, np.int64), []
-        table = self._tried(lambda: self.table.search().select(["row", "part"]).limit(None).to_arrow())
+        table = self._read(lambda: self.table.search().select(["row", "part"]).limit(None).to_arrow())
         return table["row"].to_numpy(), table["part"].to_pylist()
 
     def add(self, rows: Int[np.ndarray, " n"]) -> None:
@@ -100,7 +100,7 @@ class Lance:
                 query = query.nprobes(self.probes or probes(partitions(self._tokens())))
             return query.to_arrow()
 
-        return np.zeros(0, np.int64) if self.table is None else self._tried(ask)["row"].to_numpy()
+        return np.zeros(0, np.int64) if self.table is None else self._read(ask)["row"].to_numpy()
 
     def get(self, rows: Int[np.ndarray, " n"]) -> list[Float[np.ndarray, "_ d"]]:
         numbers = ", ".join(str(int(row)) for row in rows)
@@ -133,6 +133,14 @@ class Lance:
 
     def _is_indexed(self) -> bool:
         return bool(self._tried(self.table.list_indices))
+
+    def _read(self, action) -> Any:
+        """Return what a reader gives; of the newest version, if another build has removed the one that was opened."""
+        try:
+            return action()
+        except Exception:  # of many types, as below
+            self._tried(self.table.checkout_latest)
+            return self._tried(action)
 
     def _tried(self, action) -> Any:
         try:

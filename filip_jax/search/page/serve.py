@@ -3,7 +3,6 @@
 import asyncio
 import socket
 
-import h11
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -18,8 +17,8 @@ HEADER_SECONDS = 10.0  # until the first line and headers of a request have come
 GRACE = 5  # seconds for requests that are being answered when it ends
 
 
-class PatientProtocol(H11Protocol):
-    """uvicorn's protocol, which of itself waits without end for a request's headers: this one for HEADER_SECONDS."""
+class DeadlineProtocol(H11Protocol):
+    """HTTP of uvicorn, which waits for the headers of a request without end, with a deadline of HEADER_SECONDS."""
 
     deadline: asyncio.TimerHandle | None = None
 
@@ -37,7 +36,7 @@ class PatientProtocol(H11Protocol):
 
     def _watch(self) -> None:
         """Set the deadline where the headers of a request are awaited, and end it where they have come."""
-        if self.conn.their_state is not h11.IDLE:
+        if self.cycle is not None and not self.cycle.response_complete:
             self._end()
         elif self.deadline is None:
             self.deadline = self.loop.call_later(HEADER_SECONDS, self.transport.close)
@@ -77,7 +76,7 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
     Nothing is logged but what fails: addresses may hold a token.
     """
     config = uvicorn.Config(
-        app, loop="asyncio", http=PatientProtocol, ws="none", lifespan="on", log_level="warning", access_log=False,
+        app, loop="asyncio", http=DeadlineProtocol, ws="none", lifespan="on", log_level="warning", access_log=False,
         server_header=False, proxy_headers=False, limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=GRACE,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )  # fmt: skip
