@@ -230,9 +230,8 @@ def scoring(a):
 
     kind = jax.devices()[0].device_kind
     rate = next((chip.memory_rate for name, chip in CHIPS.items() if name in kind.lower().replace(" lite", "e")), None)
-    print(
-        f"{kind}, {a.tokens} x {a.dim}; its memory gives {f'{rate / 1e9:,.0f} GB/s' if rate else 'what its maker knows'}\n"
-    )
+    memory = f"; its memory gives {rate / 1e9:,.0f} GB/s" if rate else ""
+    print(f"{kind}, {a.tokens} x {a.dim}{memory}\n")
     print("| tokens | GB | queries | ms | GB/s | share of the memory's | share of a plain read |\n|" + " --- |" * 7)
     rows = 4096
     blocks = max(1, a.items // rows)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from filip_jax.cluster.watch import Watch
-from filip_jax.compiled import keep_programs
+from filip_jax.compiled import FOLDER, keep_programs
 from filip_jax.plain import markdown
 from filip_jax.small_files import is_number
 
@@ -65,7 +65,7 @@ def _seconds(value: object) -> float:
 
 
 class CompileCache:
-    """Compiled programs that the next start finds again, see `keep_programs`.
+    """Compiled programs that the next start finds again, in a folder in `parent`; see `keep_programs`.
 
     Attributes:
         spared: seconds of compilation that it has spared this process.
@@ -74,10 +74,10 @@ class CompileCache:
         UserError: others may write to the folder, and so make this run execute what they like.
     """
 
-    def __init__(self, folder: Path, wanted: bool):
+    def __init__(self, parent: Path, wanted: bool):
         self.spared = 0.0
         if wanted or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-            keep_programs(folder)
+            keep_programs(parent / FOLDER)
         jax.monitoring.register_event_duration_secs_listener(self._hear)
 
     def _hear(self, event: str, duration_secs: float, **_: object) -> None:

@@ -20,7 +20,6 @@ from filip_jax.cluster import service
 from filip_jax.cluster.pulse import Pulse
 from filip_jax.cluster.roll_call import Decision, roll_call
 from filip_jax.cluster.watch import Watch
-from filip_jax.compiled import FOLDER
 from filip_jax.data.pipeline import batches, parts_of
 from filip_jax.data.sources import Source, check_same_data
 from filip_jax.data.tokenizer import Tokenizer
@@ -109,8 +108,7 @@ class Trainer:
     def _begin(self, source: Source) -> None:
         setup, config, watch, metadata = self.setup, self.config_given, self.watch, self.setup.optimizer.metadata
         self.workdir = workdir = self.place.folder
-        parent = cache_folder() if self.place.is_remote else workdir
-        self.cache = CompileCache(parent / FOLDER, setup.compile_cache)
+        self.cache = CompileCache(cache_folder() if self.place.is_remote else workdir, setup.compile_cache)
         self.checkpoints = call(CheckpointWriter, setup.checkpoint, "checkpoint", workdir=self.place.name)
         with watch.phase("restore"):
             newest = start.newest_sound(self.checkpoints, workdir, config)
