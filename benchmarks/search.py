@@ -221,14 +221,18 @@ def peers(a, folder):
 
 
 def scoring(a):
-    """The scorer on this device over tokens that lie in its memory, beside a sum that only reads them."""
+    """The scorer on this device over tokens that lie in its memory: the share of its bandwidth, and of what a sum reaches."""
     import jax
     import jax.numpy as jnp
 
+    from filip_jax.plan.chips import CHIPS
     from filip_jax.search import scan
 
-    print(f"{jax.devices()[0].device_kind}, {a.tokens} x {a.dim}\n")
-    print("| tokens | GB | queries | ms | GB/s | share of a plain read |\n|" + " --- |" * 6)
+    kind = jax.devices()[0].device_kind
+    rate = next((chip.memory_rate for name, chip in CHIPS.items() if name in kind.lower().replace(" lite", "e")), None)
+    memory = f"; its memory gives {rate / 1e9:,.0f} GB/s" if rate else ""
+    print(f"{kind}, {a.tokens} x {a.dim}{memory}\n")
+    print("| tokens | GB | queries | ms | GB/s | share of the memory's | share of a plain read |\n|" + " --- |" * 7)
     rows = 4096
     blocks = max(1, a.items // rows)
     for dtype in ("float32", "float16", "int8"):
@@ -243,10 +247,12 @@ def scoring(a):
         plain = timed(lambda: [read(each) for each in data])
         for count in (1, scan.MAX_QUERIES):
             query = jnp.asarray(np.resize(np.stack(asked(a)), (count, 16, a.dim))), jnp.ones((count, 16), bool)
-            tile = scan._tile_rows(shape)
+            tile = scan.tile_rows(shape, query[1].size)
             took = timed(lambda: [scan._block(*query, each, scales, None, both=False, tile=tile) for each in data])
+            share = f"{size / took / rate:.2f}" if rate else "not known"
             print(
-                f"| {dtype} | {size / 1e9:.2f} | {count} | {1e3 * took:.2f} | {size / took / 1e9:.1f} | {plain / took:.2f} |",
+                f"| {dtype} | {size / 1e9:.2f} | {count} | {1e3 * took:.2f} | {size / took / 1e9:.1f} | {share} | "
+                f"{plain / took:.2f} |",
                 flush=True,
             )
 

@@ -115,26 +115,30 @@ def open_index_of(arguments, engine: str | None = None):
 
 
 def _search(arguments, _) -> None:
+    from filip_jax.compiled import keep_programs_of_user
     from filip_jax.inference import load_model
 
     if arguments.sheet and (arguments.text is None or Path(arguments.sheet).suffix.lower() != ".png"):
         raise UserError("--sheet draws the hits of --text, into a file that ends with .png")
-    asked = list(_asked(arguments))
+    requests = list(_asked(arguments))
     index = open_index_of(arguments)
+    keep_programs_of_user()
     model = load_model(arguments.workdir, step_number(arguments.step))
-    for start in range(0, len(asked), AT_ONCE):
-        some = asked[start : start + AT_ONCE]
+    for start in range(0, len(requests), AT_ONCE):
+        batch = requests[start : start + AT_ONCE]
         queries: dict[int, Any] = {}
         for kind, queries_of in (("text", index.text_queries), ("image", index.image_queries)):
-            places = [n for n, (_, other, _) in enumerate(some) if other == kind]
+            places = [n for n, (_, other, _) in enumerate(batch) if other == kind]
             if places:
-                queries |= zip(places, queries_of(model, [some[n][2] for n in places]))
-        ordered = [queries[n] for n in range(len(some))]
-        found = index.search_all(ordered, top=arguments.top, where=arguments.where, candidates=arguments.candidates)
-        for (name, _, value), hits in zip(some, found):
+                queries |= zip(places, queries_of(model, [batch[n][2] for n in places]))
+        ordered = [queries[n] for n in range(len(batch))]
+        hits_of_queries = index.search_all(
+            ordered, top=arguments.top, where=arguments.where, candidates=arguments.candidates
+        )
+        for (name, _, value), hits in zip(batch, hits_of_queries):
             _show_hits(arguments, name, value, hits)
     if arguments.sheet:
-        _draw(arguments, index, model, found[0])
+        _draw(arguments, index, model, hits_of_queries[0])
 
 
 def _show_hits(arguments, name, value: str, hits) -> None:
@@ -229,6 +233,10 @@ def _check(arguments, _) -> None:
     from filip_jax.search.check import captions, check, sampled
 
     fast, exact = open_index_of(arguments), open_index_of(arguments, "exact")
+    if fast.engine.candidates is None and arguments.candidates is None:
+        raise UserError(
+            "the exact search is what others are compared with: name a fast one by --candidates or --engine"
+        )
     texts = captions(fast, arguments.queries) if arguments.workdir else []
     if texts:
         from filip_jax.inference import load_model
@@ -237,8 +245,8 @@ def _check(arguments, _) -> None:
         queries = fast.text_queries(model, texts)
     else:
         queries = sampled(fast, arguments.queries)
-    found = check(exact, fast, queries, arguments.candidates)
+    result = check(exact, fast, queries, arguments.candidates)
     kind = "captions" if texts else "some tokens of a row each"
-    show(f"{found.queries} queries ({kind}) among {len(fast)} rows:")
-    show(*(f"  recall@{k} {share:.4f}" for k, share in found.recall.items()))
-    show(f"  {found.fast_ms:.1f} ms a query; exact: {found.exact_ms:.1f} ms")
+    show(f"{result.queries} queries ({kind}) among {len(fast)} rows:")
+    show(*(f"  recall@{k} {share:.4f}" for k, share in result.recall.items()))
+    show(f"  {result.fast_ms:.1f} ms a query; exact: {result.exact_ms:.1f} ms")

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -404,6 +405,17 @@ def test_tokens_that_are_no_numbers_are_left_out(workdir, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
+def test_a_record_is_named_once(tmp_path, monkeypatch):
+    work = module.Work.__new__(module.Work)
+    work.bad, work.file = Counter(), tmp_path / "quarantine" / "process_0.jsonl"
+    items = [module.Item(None, {"shard": "a.tar", "key": key}, "torn") for key in "0012"]
+    work._name(items[:2])
+    monkeypatch.setattr(module, "MAX_NAMED", 2)
+    work._name(items)
+    keys = [json.loads(line)["key"] for line in work.file.read_text().splitlines()]
+    assert keys == ["0", "1"] and work.bad.total() == 6
+
+
 def test_progress_of_a_stranger_is_none(workdir, tmp_path):
     embed(workdir, SCENES, tmp_path / "index", **QUICK)
     file = tmp_path / "index" / FILE

@@ -1,5 +1,7 @@
 """Engines past memory: LanceDB in a folder and an emulated bucket, Qdrant in memory; they name what the exact search finds."""
 
+from datetime import timedelta
+
 import numpy as np
 import pytest
 from conftest import examples
@@ -140,6 +142,75 @@ def test_what_a_killed_build_left_is_completed(tmp_path, options):
     index.engine.add(np.arange(7))
     assert index.build() == (13, 0)
     assert index.search(tokens=ASKED[0], top=20) == Index(features, "exact").search(tokens=ASKED[0], top=20)
+
+
+def test_a_search_makes_nothing(tmp_path):
+    pytest.importorskip("lancedb")
+    features = write_features(tmp_path / "index", 5)
+    before = sorted((tmp_path / "index").rglob("*"))
+    with pytest.warns(UserWarning, match="5 of 5 rows are not in the engine yet"):
+        hits = Index(features, "lance").search(tokens=ASKED[0])
+    assert hits == Index(features, "exact").search(tokens=ASKED[0])
+    assert sorted((tmp_path / "index").rglob("*")) == before
+
+
+def test_what_was_added_before_a_kill_stays(tmp_path, monkeypatch):
+    pytest.importorskip("lancedb")
+    monkeypatch.setattr(lance, "COMMIT", 8)
+    features = write_features(tmp_path / "index", 20, part=20)
+    index, batches = Index(features, "lance"), lance.batches
+    monkeypatch.setattr(
+        lance, "batches", lambda _, rows, size: batches(features, rows, size) if rows[0] < 16 else 1 / 0
+    )
+    with pytest.raises(UserError, match="division by zero"):
+        index.build()
+    assert sorted(Index(features, "lance").engine.held()[0].tolist()) == list(range(16))
+
+
+def test_rows_of_two_builds_at_a_time_are_held_once_by_the_next(tmp_path):
+    pytest.importorskip("lancedb")
+    features = write_features(tmp_path / "index", 10)
+    first, second = (Index(features, "lance") for _ in range(2))
+    first.build()
+    second.engine.table = first.engine.table
+    second.engine.add(np.arange(4))
+    assert len(first.engine.held()[0]) == 14 and first.build() == (0, 0)
+    assert sorted(first.engine.held()[0].tolist()) == list(range(10))
+
+
+@pytest.mark.slow
+def test_a_reader_goes_on_when_builds_have_removed_its_version(tmp_path, monkeypatch):
+    pytest.importorskip("lancedb")
+    monkeypatch.setattr(lance, "MIN_INDEXED", 1)
+    monkeypatch.setattr(lance, "KEPT", timedelta(0))
+    Index(features := write_features(tmp_path / "index", 300, part=300), "lance").build()
+    readers = [Index(features, "lance") for _ in range(2)]
+    readers[0].search(tokens=ASKED[0])
+    for first in (300, 400, 500):
+        with pytest.warns(UserWarning, match="cleanup_older_than"):
+            Index(grown(tmp_path / "index", 100, first), "lance").build()
+    for reader in readers:
+        rows = [hit.row for hit in reader.search(tokens=ASKED[0], top=300)]
+        assert len(rows) > 100 and max(rows) < 300
+
+
+def test_rows_that_were_added_later_are_left_to_those_who_see_them(tmp_path, options):
+    features = write_features(tmp_path / "index", 10)
+    index = Index(features, **options)
+    index.engine.features = grown(tmp_path / "index", 5, 10)
+    index.engine.add(np.arange(15))
+    assert index.search(tokens=ASKED[0], top=20) == Index(features, "exact").search(tokens=ASKED[0], top=20)
+    assert index.build() == (0, 0) and len(index.engine.held()[0]) == 15
+
+
+def test_more_hits_than_an_engine_names_by_itself(tmp_path, monkeypatch):
+    pytest.importorskip("lancedb")
+    monkeypatch.setattr(lance.Lance, "candidates", 3)
+    features = write_features(tmp_path / "index", 12)
+    index = Index(features, "lance")
+    index.build()
+    assert index.search(tokens=ASKED[0], top=9) == Index(features, "exact").search(tokens=ASKED[0], top=9)
+    assert len(index.search(tokens=ASKED[0], top=9, candidates=4)) == 4
 
 
 def test_a_place_of_something_else_is_refused(tmp_path):

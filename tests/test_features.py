@@ -68,6 +68,38 @@ def test_blocks_of_equal_rows_are_views_of_the_file(tmp_path):
     assert not tokens.flags.owndata and not tokens.flags.writeable
 
 
+def test_blocks_end_with_their_parts_so_that_they_are_views(tmp_path):
+    features = write_features(tmp_path / "index", rows=41, part=8, removed=[1])
+    blocks = list(features.blocks(16))
+    assert [tokens.shape[0] for _, tokens, *_ in blocks] == [7, 8, 8, 8, 8, 1]
+    assert [tokens.flags.owndata for _, tokens, *_ in blocks] == [True, *[False] * 5]
+    assert np.concatenate([rows for rows, *_ in blocks]).tolist() == np.flatnonzero(features.live).tolist()
+    short = write_features(tmp_path / "short", rows=10, part=1)
+    assert [len(rows) for rows, *_ in short.blocks(9)] == [9, 1]
+
+
+def test_open_parts_hold_no_descriptor(tmp_path):
+    features = write_features(tmp_path / "index", rows=6, part=1)
+    before = len(os.listdir("/dev/fd"))
+    features.tokens(range(6))
+    assert len(os.listdir("/dev/fd")) == before
+
+
+def test_a_part_has_no_more_rows_than_a_reader_takes(tmp_path, monkeypatch):
+    monkeypatch.setattr("filip_jax.features.writer.MAX_PART_ROWS", 5)
+    manifest = manifest_of()
+    with FeatureWriter(tmp_path / "index", manifest) as writer:
+        writer.add(*tokens_of(manifest, 5), fields_of(5))
+        with pytest.raises(UserError, match="6 rows would wait, and a part has at most 5"):
+            writer.add(*tokens_of(manifest, 1), fields_of(1, 5))
+    assert len(open_features(tmp_path / "index")) == 5
+
+
+@pytest.mark.parametrize("changes, most", [(dict(), 13), (dict(grid=None), 1), (dict(side="text"), 16)])
+def test_the_most_tokens_are_those_of_the_side(changes, most):
+    assert manifest_of(**changes).max_tokens == most
+
+
 def test_a_reader_keeps_its_snapshot_while_others_add(tmp_path):
     before = write_features(tmp_path / "index", rows=6)
     tokens, mask = tokens_of(before.manifest, 3, seed=1)

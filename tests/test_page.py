@@ -30,7 +30,7 @@ from filip_jax.features import FeatureWriter, Manifest, open_features
 from filip_jax.framing import Framing
 from filip_jax.search.index import Index
 from filip_jax.search.page import app as app_module
-from filip_jax.search.page import limits
+from filip_jax.search.page import limits, serve
 from filip_jax.search.page.answers import Answers, seen
 from filip_jax.search.page.app import make_app
 from filip_jax.search.page.requests import search_request
@@ -280,6 +280,42 @@ def test_a_body_that_never_comes_is_not_waited_for(monkeypatch):
     request = Request({"type": "http", "method": "POST", "path": "/", "headers": []}, receive)
     with pytest.raises(limits.Refused, match="not complete"):
         asyncio.run(limits.read_body(request, 10))
+
+
+def test_headers_that_never_end_are_not_waited_for(monkeypatch):
+    """At first, and after a request that was answered; what is slow to answer is waited for."""
+    monkeypatch.setattr(serve, "HEADER_SECONDS", 0.2)
+
+    async def app(scope, receive, send):
+        if scope["type"] == "http":
+            await asyncio.sleep(0.5)
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+    async def all_of_them(server, port):
+        while not server.started:
+            await asyncio.sleep(0.01)
+        request, answers = b"GET / HTTP/1.1\r\nHost: a\r\n", []
+        for sent, more in ((b"", b""), (request, b""), (request + b"\r\n", request)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(sent)
+            answers.append(await reader.readuntil(b"\r\n\r\n") if more else b"")
+            writer.write(more)
+            assert await asyncio.wait_for(reader.read(), 60) == b""  # closed
+            writer.close()
+        server.should_exit = True
+        return answers
+
+    async def served():
+        with limits.socket.create_server(("127.0.0.1", 0)) as listener:
+            server = serve.make_server(app)
+            server.config.lifespan = "off"
+            server.install_signal_handlers = lambda: None
+            client = asyncio.create_task(all_of_them(server, listener.getsockname()[1]))
+            await server.serve(sockets=[listener])
+            return await client
+
+    assert [answer[:12] for answer in asyncio.run(served())] == [b"", b"", b"HTTP/1.1 204"]
 
 
 @pytest.mark.parametrize("path", [

@@ -4,15 +4,17 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from tempfile import TemporaryDirectory
 
+import jax
 import numpy as np
 import pytest
 from conftest import examples
-from feature_files import manifest_of, write_features
+from feature_files import fields_of, manifest_of, write_features
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.experimental.compilation_cache import compilation_cache
 from test_evals import Oracle, Scenes, Words, word_number
 
-from filip_jax import inference
+from filip_jax import compiled, inference
 from filip_jax.cli import main
 from filip_jax.data.sources import make_source
 from filip_jax.errors import UserError
@@ -86,6 +88,7 @@ def test_hits_are_those_of_the_definition(rows, side, dtype, top, like, seed):
         patch.setattr(scan, "BLOCK_BYTES", int(rng.choice([1, 1 << 24])))
         patch.setattr(scan, "TILE_BYTES", {"cpu": 1})
         patch.setattr(scan, "FEW", 3)
+        patch.setattr(scan, "MAX_SIMILARITY_BYTES", int(rng.choice([1, 1 << 24])))
         patch.setattr(scan, "MAX_QUERIES", 2)
         features = write_features(folder, rows, part=7, removed=removed, seed=seed, side=side, dtype=dtype)
         index = Index(features, "exact")
@@ -104,6 +107,19 @@ def test_hits_are_those_of_the_definition(rows, side, dtype, top, like, seed):
             images, texts = (to_query, to_row) if side == "image" else (to_row, to_query)
             np.testing.assert_allclose([hit.image_to_text for hit in hits], images[places], atol=TOLERANCE[dtype])
             np.testing.assert_allclose([hit.text_to_image for hit in hits], texts[places], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_of_equal_rows_the_first_are_taken(tmp_path, dtype):
+    manifest = manifest_of(dtype=dtype)
+    tokens = np.broadcast_to(np.eye(8, dtype=np.float32)[:2], (20, 2, 8))
+    with FeatureWriter(tmp_path, manifest) as writer:
+        for first in range(0, 20, 5):
+            writer.add(tokens[:5], np.ones((5, 2), bool), fields_of(5, first))
+            writer.flush()
+        writer.flush(lambda now: now.with_removed(np.array([1])))
+    hits = open_index(tmp_path).search(tokens=np.eye(8)[:3], top=7)
+    assert [hit.row for hit in hits] == [0, 2, 3, 4, 5, 6, 7]
 
 
 def test_scores_are_those_of_token_similarity(scenes):
@@ -193,6 +209,33 @@ def test_blocks_stay_small_whatever_a_folder_holds(grid, dimension, dtype):
     size, one = scan.block_rows(Many()), Many.manifest.max_tokens * dimension * np.dtype(dtype).itemsize
     assert size == scan.MIN_ROWS or size * one <= scan.BLOCK_BYTES
     assert size == scan.MAX_ROWS or 2 * size * one > scan.BLOCK_BYTES
+
+
+def test_tiles_stay_small_however_many_tokens_a_query_has():
+    for shape, words in (((4096, 50, 256), 16), ((4096, 577, 64), 16 * 584), ((512, 577, 768), 16 * 584)):
+        rows, tokens, dimension = shape
+        tile = scan.tile_rows(shape, words)
+        assert rows % tile == 0
+        assert tile == scan.MIN_ROWS or tile * tokens * max(dimension, words) * 4 <= scan.TILE_BYTES["cpu"]
+
+
+def test_all_devices_take_turns(tmp_path, monkeypatch):
+    features = write_features(tmp_path / "index", 50, part=10, dtype="float16")
+    asked = queries(np.random.default_rng(1), 2)
+    expected = scan.best_rows(features, asked, 7, allowed=features.live)
+    monkeypatch.setattr(scan, "block_rows", lambda _: 8)
+    devices, block, used = jax.local_devices()[:2], scan._block, []
+
+    def watched(*arguments, **options):
+        scores = block(*arguments, **options)
+        used.append(*scores[0].devices())
+        return scores
+
+    monkeypatch.setattr(scan, "_block", watched)
+    monkeypatch.setattr(scan, "devices_of_blocks", lambda: devices)
+    for rows, right in zip(scan.best_rows(features, asked, 7, allowed=features.live), expected):
+        np.testing.assert_array_equal(rows, right)
+    assert {*used} == {*devices} and len(devices) == 2
 
 
 def test_a_row_whose_tokens_hold_no_numbers_is_never_found(tmp_path):
@@ -295,9 +338,12 @@ def test_an_empty_index_is_said(tmp_path):
 def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
     model, images, _ = scenes
     folder = str(images.features.folder)
-    monkeypatch.setattr(inference, "load_model", lambda workdir, step=None: model)
+    kept = []
+    monkeypatch.setattr(inference, "load_model", lambda workdir, step=None: kept.append("loads") or model)
+    monkeypatch.setattr(compiled, "keep_programs_of_user", lambda: kept.append("keeps"))
     common = ["search", "--workdir=runs/x", f"--index={folder}"]
     assert main([*common, "--text=cat dog", "--top=2", "--json"]) == 0
+    assert kept == ["keeps", "loads"]
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     hits = images.search(model, text="cat dog", top=2)
     assert [line["row"] for line in lines] == [hit.row for hit in hits] and [line["rank"] for line in lines] == [1, 2]
@@ -314,6 +360,8 @@ def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
     assert "4 queries (captions)" in (out := capsys.readouterr().out) and "recall@10 1.0000" in out
     assert main(["index", "check", f"--index={folder}", "--candidates=10", "--queries=4"]) == 0
     assert "some tokens of a row each" in capsys.readouterr().out
+    assert main(["index", "check", f"--index={folder}"]) == 2
+    assert "name a fast one by --candidates or --engine" in capsys.readouterr().err
     assert main(["index", "build", f"--index={folder}"]) == 0
     assert "0 rows added, 0 deleted" in capsys.readouterr().out
     for words, said in (
@@ -329,6 +377,26 @@ def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
         batch.write_text(content)
         assert main([*common, f"--batch={batch}"]) == 2
         assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+def test_programs_are_kept_for_the_next_process(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before, folder = {name: getattr(jax.config, name) for name in names}, tmp_path / "filip_jax/compiled"
+    try:
+        compiled.keep_programs_of_user()
+        assert jax.config.jax_compilation_cache_dir == str(folder) and folder.stat().st_mode & 0o077 == 0
+        jax.config.update("jax_compilation_cache_dir", before["jax_compilation_cache_dir"])
+        folder.chmod(0o777)
+        with pytest.raises(UserError, match="others may write to"):
+            compiled.keep_programs(folder)
+        compiled.keep_programs_of_user()
+        assert jax.config.jax_compilation_cache_dir == before["jax_compilation_cache_dir"]
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def test_captions_are_drawn_from_rows_that_have_one(scenes):

@@ -328,7 +328,7 @@ def test_an_index_whose_rows_lead_nowhere_spoils_records_only(tmp_path):
 
 
 def test_what_is_said_of_the_compile_cache_and_of_reporting():
-    code = (PACKAGE / "train/loop.py").read_text() + (PACKAGE / "train/goodput.py").read_text()
+    code = (PACKAGE / "compiled.py").read_text()
     assert '"compiled"' in code and "JAX_COMPILATION_CACHE_DIR" in code
     for word in (
         "JAX_COMPILATION_CACHE_DIR",

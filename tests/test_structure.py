@@ -42,6 +42,7 @@ ROOMS = [
     {"framing", "logged", "shipped", "storage"},
     {"buckets", "cluster", "folders", "mesh", "saved_config"},
     {"workdir"},
+    {"compiled"},
     {"losses"}, {"models"}, {"objectives"}, {"data"},
     {"features"},
     {"cleaning"},

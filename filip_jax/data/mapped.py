@@ -54,7 +54,8 @@ def map_table(file: str | Path, schema: pa.Schema) -> pa.Table:
     """
     check_regular(file)
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+        with pa.memory_map(str(file)) as mapped:  # what is read stays mapped, without the descriptor
+            table = pa.ipc.open_file(mapped).read_all()
     except pa.ArrowException as error:
         raise ValueError(str(error)) from error
     if table.schema != schema:

@@ -86,8 +86,10 @@ class Manifest:
 
     @property
     def max_tokens(self) -> int:
-        """The most tokens that a row can have: every place of the grid and a pooled token, or the text's context."""
-        return max(self.text_length, math.prod(self.grid) + 1 if self.grid else 1)
+        """The most tokens that a row can have: every place of the grid and a pooled token; of a text, its context."""
+        if self.side == "text":
+            return max(self.text_length, 1)
+        return math.prod(self.grid) + 1 if self.grid else 1
 
     @property
     def live(self) -> Bool[np.ndarray, " rows"]:

@@ -12,10 +12,11 @@ from jaxtyping import Bool, Float, Int, Int16, Shaped
 
 from filip_jax.errors import UserError
 from filip_jax.features.manifest import SCALARS, read_manifest
-from filip_jax.features.table import Rows, chunked, open_part, schema_of, verify_part
+from filip_jax.features.table import Rows, open_part, schema_of, verify_part
 from filip_jax.user_paths import from_user
 
-MAX_OPEN = 256  # parts that stay mapped; each takes a file's descriptor
+MAX_OPEN = 4096  # parts that stay mapped, without a file descriptor; a process may have 65,530 mappings
+SHORTEST = 8  # share of a block, 1 / SHORTEST, that rows to the end of a part must be to be a block of their own
 
 Numbers = Sequence[int] | Int[np.ndarray, " n"]  # of rows
 Block = tuple[
@@ -81,17 +82,22 @@ class Features:
         return tokens, scales, mask
 
     def blocks(self, size: int) -> Iterator[Block]:
-        """Yield (rows, tokens in the stored type, their scales if that is int8, mask) of all live rows, so many at a time.
+        """Yield (rows, tokens in the stored type, their scales if that is int8, mask) of all live rows, at most so many at a time.
 
-        Where rows are equally long and lie together, the tokens are a view of the file; they are not to be written to.
+        Where rows are equally long and lie together, the tokens are a view of the file; they are not to be written to. So
+        a block ends with its part, unless it would be very short.
 
         Raises:
             UserError: a part is damaged.
         """
         live = np.flatnonzero(self.live)
-        for start in range(0, len(live), size):
-            rows = live[start : start + size]
+        ends = np.searchsorted(live, self.ends)  # of the parts, in `live`
+        start = 0
+        while start < len(live):
+            of_part = ends[np.searchsorted(ends, start, side="right")] - start
+            rows = live[start : start + (min(size, of_part) if SHORTEST * of_part >= size else size)]
             yield self._view(rows) or (rows, *self.stored(rows))
+            start += len(rows)
 
     def _view(self, rows: Int[np.ndarray, " n"]) -> Block | None:
         """Return the block of rows without a copy, if they lie in a row in one part and are equally long."""
@@ -133,7 +139,7 @@ class Features:
         if name not in schema.names:
             raise UserError(f"there is no column {name!r:.100}; the columns are {', '.join(schema.names)}")
         columns = [self._part(number).columns[name] for number in range(len(self.ends))]
-        return chunked(columns, schema.field(name).type)
+        return pa.chunked_array(columns, schema.field(name).type)
 
     def verify(self) -> None:
         """Read all parts, and raise a UserError for one that is not as it was written."""
@@ -146,17 +152,17 @@ class Features:
         numbers = np.asarray(rows, np.int64)
         if len(numbers) and not (0 <= numbers.min() and numbers.max() < len(self)):
             raise UserError(f"there are {len(self)} rows; {numbers.min()} to {numbers.max()} are asked for")
-        found = np.searchsorted(self.ends, numbers, side="right")
-        for number in np.unique(found).tolist():
-            places = np.flatnonzero(found == number)
+        owners = np.searchsorted(self.ends, numbers, side="right")
+        for number in np.unique(owners).tolist():
+            places = np.flatnonzero(owners == number)
             yield self._part(number), places, numbers[places] - self._start(number)
 
     def _places(self, rows: Numbers) -> list[tuple[Rows, int]]:
         """Return (the part, the row in it) of each row."""
-        found: dict[int, tuple[Rows, int]] = {}
+        rows_at: dict[int, tuple[Rows, int]] = {}
         for part, places, n in self._of_parts(rows):
-            found |= {place: (part, row) for place, row in zip(places.tolist(), n.tolist())}
-        return [found[place] for place in range(len(rows))]
+            rows_at |= {place: (part, row) for place, row in zip(places.tolist(), n.tolist())}
+        return [rows_at[place] for place in range(len(rows))]
 
     def _start(self, number: int) -> int:
         return int(self.ends[number - 1]) if number else 0

@@ -132,8 +132,3 @@ def verify_part(folder: Path, part: Part) -> None:
         raise UserError(
             f"{file} is damaged: it has another content than was written (SHA-256); embed the records again"
         )
-
-
-def chunked(columns: list[pa.Array], kind: pa.DataType) -> pa.ChunkedArray:
-    """Return the columns of several parts as one."""
-    return pa.chunked_array(columns, kind)

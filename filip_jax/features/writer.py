@@ -12,7 +12,17 @@ import numpy as np
 from jaxtyping import Bool, Float, Int8, Int16
 
 from filip_jax.errors import UserError
-from filip_jax.features.manifest import FILE, PART, PARTS, SCALARS, Manifest, Part, read_manifest, write_manifest
+from filip_jax.features.manifest import (
+    FILE,
+    MAX_PART_ROWS,
+    PART,
+    PARTS,
+    SCALARS,
+    Manifest,
+    Part,
+    read_manifest,
+    write_manifest,
+)
 from filip_jax.features.table import write_part
 from filip_jax.files import LOCK, locked, remove_abandoned, replacing, writing
 from filip_jax.folders import check_unlinked, remove
@@ -91,7 +101,8 @@ class FeatureWriter:
             pooled: by default the mean of a row's tokens, L2-normalized.
 
         Raises:
-            UserError: a row without token, numbers that are not finite, or shapes that do not go together.
+            UserError: a row without token, numbers that are not finite, shapes that do not go together, or more rows than a
+                part has.
         """
         self._check(tokens, mask, fields)
         if pooled is None:
@@ -113,6 +124,8 @@ class FeatureWriter:
             raise UserError(f"a row has no token, or more than {self.manifest.max_tokens}")
         if not np.isfinite(tokens[mask]).all():
             raise UserError("tokens hold numbers that are not finite")
+        if self.rows + n > MAX_PART_ROWS:
+            raise UserError(f"{self.rows + n} rows would wait, and a part has at most {MAX_PART_ROWS}: flush before")
 
     def flush(self, change: Callable[[Manifest], Manifest] = lambda manifest: manifest) -> None:
         """Write the rows that wait as a part, if there are any, and the manifest that names it.
@@ -163,17 +176,17 @@ class FeatureWriter:
             manifest = replace(manifest, parts=(), removed=())
             write_manifest(self.folder, manifest)
             return manifest
-        found = read_manifest(self.folder)
-        if difference := found.difference(manifest):
+        existing = read_manifest(self.folder)
+        if difference := existing.difference(manifest):
             raise UserError(f"{self.folder} holds features of {difference}: name another folder")
         if self.processes == 1:
-            named = {part.name for part in found.parts}
+            named = {part.name for part in existing.parts}
             strays = [name for name in os.listdir(self.folder / PARTS) if PART.fullmatch(name) and name not in named]
             remove([str(self.folder / PARTS / name) for name in strays], str(self.folder))
             remove_abandoned(self.folder / PARTS, 0.0)
         else:
             remove_abandoned(self.folder / PARTS)
-        return found
+        return existing
 
 
 def unit(x: Float[np.ndarray, "*n d"]) -> Float[np.ndarray, "*n d"]:

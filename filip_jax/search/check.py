@@ -42,15 +42,17 @@ def check(exact: Index, fast: Index, queries: Sequence[Query], candidates: int |
     """
     if not queries:
         raise UserError("there is no query to check with")
-    found, times = [], []
-    for index, some in ((exact, None), (fast, candidates)):
-        index.search_all(queries[:1], top=RANKS[-1], candidates=some)  # compiles and reads
+    rows, times = [], []
+    for index, limit in ((exact, None), (fast, candidates)):
+        index.search_all(queries[:1], top=RANKS[-1], candidates=limit)  # compiles and reads
         began = time.perf_counter()
-        hits = [index.search_all([query], top=RANKS[-1], candidates=some)[0] for query in queries]
+        hits = [index.search_all([query], top=RANKS[-1], candidates=limit)[0] for query in queries]
         times.append(1000 * (time.perf_counter() - began) / len(queries))
-        found.append([[hit.row for hit in of_query] for of_query in hits])
+        rows.append([[hit.row for hit in of_query] for of_query in hits])
     recall = {
-        k: float(np.mean([len({*right[:k]} & {*got[:k]}) / max(len(right[:k]), 1) for right, got in zip(*found)]))
+        k: float(
+            np.mean([len({*right[:k]} & {*fast_rows[:k]}) / max(len(right[:k]), 1) for right, fast_rows in zip(*rows)])
+        )
         for k in RANKS
     }
     return Check(len(queries), recall, *times)
@@ -60,10 +62,10 @@ def sampled(index: Index, count: int, seed: int = 0) -> list[Query]:
     """Return queries made of the rows themselves: each some tokens of one row, as of the other side."""
     rng, live = np.random.default_rng(seed), np.flatnonzero(index.features.live)
     rows = rng.choice(live, min(count, len(live)), replace=False) if len(live) else live
-    return [index.query(tokens=_some(rng, *index.features.tokens([row]))) for row in rows.tolist()]
+    return [index.query(tokens=_sample_of(rng, *index.features.tokens([row]))) for row in rows.tolist()]
 
 
-def _some(rng, tokens, mask) -> Float[np.ndarray, "t d"]:
+def _sample_of(rng, tokens, mask) -> Float[np.ndarray, "t d"]:
     of_row = tokens[0][mask[0]]
     return of_row[rng.choice(len(of_row), min(WORDS, len(of_row)), replace=False)]
 
@@ -71,6 +73,6 @@ def _some(rng, tokens, mask) -> Float[np.ndarray, "t d"]:
 def captions(index: Index, count: int, seed: int = 0) -> list[str]:
     """Return captions of rows that have one, drawn at random."""
     column = index.features.column("caption").to_pylist()
-    known, rng = [n for n in np.flatnonzero(index.features.live) if column[n].strip()], np.random.default_rng(seed)
-    rows: list[int] = rng.choice(known, min(count, len(known)), replace=False).tolist() if known else []
+    captioned, rng = [n for n in np.flatnonzero(index.features.live) if column[n].strip()], np.random.default_rng(seed)
+    rows: list[int] = rng.choice(captioned, min(count, len(captioned)), replace=False).tolist() if captioned else []
     return [column[n] for n in rows]

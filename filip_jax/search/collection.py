@@ -68,18 +68,18 @@ class Comparison:
 
 def section_of(section: Mapping[str, Any], side: str) -> dict[str, Any]:
     """Return the section with its paths from the root on, so that it means the same from every folder; and with all images, where a kind of source leaves some out by default."""
-    found: dict[str, Any] = {}
+    content: dict[str, Any] = {}
     for name, value in section.items():
         if isinstance(value, Mapping):
-            found[name] = section_of(value, side)
+            content[name] = section_of(value, side)
         elif isinstance(value, str) and value and name in PATHS:
-            found[name] = absolute(from_user(value))
+            content[name] = absolute(from_user(value))
         else:
-            found[name] = list(value) if isinstance(value, tuple) else value
+            content[name] = list(value) if isinstance(value, tuple) else value
     kind = SOURCES.get(str(section.get("name")))
     if side == "image" and kind is not None and "every_image" in options_of(kind):
-        found.setdefault("every_image", True)
-    return found
+        content.setdefault("every_image", True)
+    return content
 
 
 def check_same_collection(was: Mapping[str, Any], now: Mapping[str, Any], folder: Any) -> None:

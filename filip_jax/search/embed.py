@@ -132,14 +132,14 @@ def _dimension(model: Embedder) -> int:
 
 
 def _captions(source: Source) -> tuple[str, ...]:
-    found = []
+    captions = []
     for index in spread(source, MAX_TEXTS):
         try:
-            found += [caption.text for caption in that_say(source.captions(index))[:1]]
+            captions += [caption.text for caption in that_say(source.captions(index))[:1]]
         except BadRecord:
             continue
-    if not found:
+    if not captions:
         raise UserError(
             "--reduce: the source has no captions by whose words tokens could be chosen: name some by --texts"
         )
-    return tuple(found)
+    return tuple(captions)

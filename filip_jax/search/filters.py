@@ -64,13 +64,13 @@ Filter = Compare | Join | Not
 
 def kinds_of(schema: pa.Schema) -> dict[str, type]:
     """Return the columns of a schema that a filter may name, and whether each holds texts (str) or numbers (float)."""
-    found = dict[str, type]()
+    kinds = dict[str, type]()
     for field in schema:
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
-            found[field.name] = str
+            kinds[field.name] = str
         elif pa.types.is_integer(field.type) or pa.types.is_floating(field.type):
-            found[field.name] = float
-    return found
+            kinds[field.name] = float
+    return kinds
 
 
 def parse_filter(text: str, kinds: Kinds) -> Filter | None:
@@ -100,12 +100,12 @@ def matches(tree: Filter, column: Callable[[str], Any]) -> Bool[np.ndarray, " n"
         values = values.cast(pa.float64(), safe=False)
     match tree.operator:
         case "contains":
-            found = pc.match_substring(values, first)
+            mask = pc.match_substring(values, first)
         case "in":
-            found = pc.is_in(values, value_set=pa.array(tree.values, values.type))
+            mask = pc.is_in(values, value_set=pa.array(tree.values, values.type))
         case _:
-            found = COMPARED[tree.operator](values, pa.scalar(first, values.type))
-    return np.asarray(found)
+            mask = COMPARED[tree.operator](values, pa.scalar(first, values.type))
+    return np.asarray(mask)
 
 
 COMPARED = dict(zip(SIGNS, (pc.equal, pc.not_equal, pc.less, pc.less_equal, pc.greater, pc.greater_equal)))

@@ -16,7 +16,7 @@ from filip_jax.features.manifest import difference_of_models
 from filip_jax.features.table import schema_of
 from filip_jax.features.writer import unit
 from filip_jax.inference import Embedder
-from filip_jax.search.engines import open_engine
+from filip_jax.search.engines import Engine, open_engine
 from filip_jax.search.engines.parts import marks
 from filip_jax.search.filters import Filter, kinds_of, matches, parse_filter
 from filip_jax.search.scan import best_rows, scores_of
@@ -116,7 +116,7 @@ class Index:
             if text.strip() and not model.tokenizer.knows(text):
                 raise UserError(f"the model's vocabulary knows no word of {text!r:.200}: search for other words")
         tokens, mask = model.encode_text(texts, self.features.manifest.pooling)
-        return [Query(self._checked(of_text[there]), "text") for of_text, there in zip(tokens, mask)]
+        return [Query(self._checked(of_text[text_mask]), "text") for of_text, text_mask in zip(tokens, mask)]
 
     def image_queries(self, model: Embedder, images: Sequence[Any]) -> list[Query]:
         """Return several images as queries; see `query`."""
@@ -159,19 +159,20 @@ class Index:
             raise UserError(f"{self.features.folder} has no rows to search: filip embed adds them")
         tree = parse_filter(where, self.kinds)
         allowed = self.features.live if tree is None else self.features.live & matches(tree, self.features.column)
-        candidates = candidates or self.engine.candidates
-        found: list[list[Hit]] = [[] for _ in queries]
+        if candidates is None and self.engine.candidates is not None:
+            candidates = max(self.engine.candidates, top)
+        hits: list[list[Hit]] = [[] for _ in queries]
         for like in (False, True):
-            some = [n for n, query in enumerate(queries) if (query.side == self.features.manifest.side) == like]
-            if candidates is None and some:
-                tokens = [queries[n].tokens for n in some]
+            numbers = [n for n, query in enumerate(queries) if (query.side == self.features.manifest.side) == like]
+            if candidates is None and numbers:
+                tokens = [queries[n].tokens for n in numbers]
                 rows = best_rows(self.features, tokens, top, allowed=allowed, like=like)
-                named = zip(some, rows)
+                rows_of_queries = zip(numbers, rows)
             else:
-                named = ((n, self._candidates(queries[n], candidates or top, tree, allowed)) for n in some)
-            for n, rows_of in named:
-                found[n] = self._hits(queries[n], rows_of, like)[:top]
-        return found
+                rows_of_queries = ((n, self._candidates(queries[n], candidates or top, tree, allowed)) for n in numbers)
+            for n, of_query in rows_of_queries:
+                hits[n] = self._hits(queries[n], of_query, like, top)
+        return hits
 
     def _candidates(
         self, query: Query, count: int, tree: Filter | None, allowed: Bool[np.ndarray, " rows"]
@@ -184,17 +185,17 @@ class Index:
                 stacklevel=3,
             )
         with self._lock:
-            named = np.asarray(self.engine.search(query.tokens, count, tree), np.int64)
-        named = named[(named >= 0) & (named < len(self.features))]
+            rows = np.asarray(self.engine.search(query.tokens, count, tree), np.int64)
+        rows = rows[(rows >= 0) & (rows < len(self.features))]
         if len(missing):
-            some = np.zeros(len(self.features), bool)
-            some[missing] = True
+            unheld = np.zeros(len(self.features), bool)
+            unheld[missing] = True
             like = query.side == self.features.manifest.side
-            named = np.concatenate(
-                [named, *best_rows(self.features, [query.tokens], count, allowed=allowed & some, like=like)]
+            rows = np.concatenate(
+                [rows, *best_rows(self.features, [query.tokens], count, allowed=allowed & unheld, like=like)]
             )
-        named = np.unique(named)
-        return named[allowed[named]]
+        rows = np.unique(rows)
+        return rows[allowed[rows]]
 
     def missing(self) -> Int[np.ndarray, " n"]:
         """Return the rows that the engine does not hold.
@@ -206,7 +207,8 @@ class Index:
             if self.engine.candidates is None:  # it is the features themselves
                 return np.zeros(0, np.int64)
             if self._missing is None:
-                self._missing = np.setdiff1d(np.flatnonzero(self.features.live), held_rows(self.features, self.engine))
+                held, _ = held_rows(self.features, self.engine)
+                self._missing = np.setdiff1d(np.flatnonzero(self.features.live), held)
             return self._missing
 
     def build(self) -> tuple[int, int]:
@@ -215,11 +217,14 @@ class Index:
         Raises:
             UserError: it holds rows of other features, or refuses.
         """
-        missing = self.missing()
+        live = np.flatnonzero(self.features.live)
         with self._lock:
-            gone = np.setdiff1d(held_rows(self.features, self.engine), np.flatnonzero(self.features.live))
-            self.engine.delete(gone)
-            self.engine.add(missing)
+            held, counts = held_rows(self.features, self.engine)
+            gone = np.setdiff1d(held, live)
+            twice = np.setdiff1d(held[counts > 1], gone)  # of two builds at a time
+            missing = np.setdiff1d(live, held)
+            self.engine.delete(np.concatenate([gone, twice]))
+            self.engine.add(np.concatenate([missing, twice]))
             self.engine.finish()
             self._missing = None
         return len(missing), len(gone)
@@ -242,40 +247,41 @@ class Index:
             raise UserError("the tokens of the query hold numbers that are not finite")
         return tokens
 
-    def _hits(self, query: Query, rows: Int[np.ndarray, " n"], like: bool) -> list[Hit]:
-        """Return rows as hits, ordered by the scores of the definition; one whose tokens hold no numbers is none."""
+    def _hits(self, query: Query, rows: Int[np.ndarray, " n"], like: bool, top: int) -> list[Hit]:
+        """Return the best of some rows as hits, by the scores of the definition; one whose tokens hold no numbers is none."""
         to_row, to_query = (scores[0] for scores in scores_of(self.features, query.tokens, rows))
         scores = (to_row + to_query) / 2 if like else to_row
-        pooled = (self.features.pooled(rows) * unit(query.tokens.mean(axis=0))).sum(axis=1)
         images, texts = (to_query, to_row) if self.features.manifest.side == "image" else (to_row, to_query)
-        order = [n for n in np.lexsort((rows, -scores)) if not np.isnan(scores[n])]
+        order = [n for n in np.lexsort((rows, -scores))[:top] if not np.isnan(scores[n])]  # NaN comes last
+        pooled = (self.features.pooled(rows[order]) * unit(query.tokens.mean(axis=0))).sum(axis=1)
         fields = self.features.fields(rows[order])
         return [
             Hit(
-                row=int(rows[n]), image_to_text=float(images[n]), text_to_image=float(texts[n]), pooled=float(pooled[n]),
+                row=int(rows[n]), image_to_text=float(images[n]), text_to_image=float(texts[n]), pooled=float(cosine),
                 score=float(scores[n]), **{name: of_row[name] for name in RECORD},
             )
-            for n, of_row in zip(order, fields)
+            for n, cosine, of_row in zip(order, pooled, fields)
         ]  # fmt: skip
 
 
 RECORD = ("key", "shard", "index", "caption", "width", "height")
 
 
-def held_rows(features: Features, engine: Any) -> Int[np.ndarray, " n"]:
-    """Return the rows that an engine holds.
+def held_rows(features: Features, engine: Engine) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """Return the rows of features that an engine holds, in order, and how often it holds each.
 
     Raises:
-        UserError: one of them is not of these features.
+        UserError: one of them is not of these features. Rows beyond them were added after the features were opened.
     """
     rows, parts = engine.held()
-    known = (rows >= 0) & (rows < len(features))
-    if not known.all() or marks(features, rows) != parts:
+    known = rows < len(features)
+    rows, parts = rows[known], [part for part, is_known in zip(parts, known) if is_known]
+    if (rows < 0).any() or marks(features, rows) != parts:
         raise UserError(
             f"the engine holds rows of other features than {features.folder}: name another place for it, or remove what lies "
             "there and run filip index build"
         )
-    return np.unique(rows)
+    return np.unique(rows, return_counts=True)
 
 
 def open_index(folder: str | Path, engine: str = "exact", **options: Any) -> Index:

@@ -70,11 +70,11 @@ def reduced(
         reductions: as the manifest notes them, in order; names of no reduction, such as the type of numbers, do nothing.
         words: tokens of a sample of texts, by which some reductions choose.
     """
-    found = tokens, np.ones(tokens.shape[:2], bool), positions_of(tokens.shape, grid)
+    left = tokens, np.ones(tokens.shape[:2], bool), positions_of(tokens.shape, grid)
     for each in reductions:
         if each["name"] in REDUCTIONS:
-            found = REDUCTIONS[each["name"]](*found, grid=grid, words=words, **each["options"])
-    return found
+            left = REDUCTIONS[each["name"]](*left, grid=grid, words=words, **each["options"])
+    return left
 
 
 def positions_of(shape: Sequence[int], grid: tuple[int, int] | None) -> Int16[np.ndarray, "n p"]:
@@ -92,9 +92,9 @@ def neighbors(tokens, mask, positions, *, grid, words, size: int) -> Tokens:
     squares_of = (np.arange(rows)[:, None] // size * squares[1] + np.arange(columns) // size).reshape(-1)
     members = (np.arange(squares[0] * squares[1])[:, None] == squares_of).astype(np.float32)
     corners = (np.arange(squares[0])[:, None] * size * columns + np.arange(squares[1]) * size).reshape(-1)
-    found = np.concatenate([tokens[:, :first], unit(members @ tokens[:, first:])], axis=1)
+    means = np.concatenate([tokens[:, :first], unit(members @ tokens[:, first:])], axis=1)
     at = np.concatenate([positions[:, :first], np.broadcast_to(corners, (n, len(corners)))], axis=1)
-    return found, np.ones(found.shape[:2], bool), at.astype(np.int16)
+    return means, np.ones(means.shape[:2], bool), at.astype(np.int16)
 
 
 def select(tokens, mask, positions, *, grid, words, keep: float) -> Tokens:
@@ -129,12 +129,12 @@ def token_map(positions: Int16[np.ndarray, " p"], manifest: Manifest) -> Int[np.
         raise UserError("tokens of texts have no places in a grid")
     rows, columns = manifest.grid
     size = next((each["options"]["size"] for each in manifest.reductions if each["name"] == NEIGHBORS), 1)
-    found = np.full((rows, columns), -1)
+    tokens = np.full((rows, columns), -1)
     for token, place in enumerate(np.asarray(positions, int)):
         if 0 <= place < rows * columns:
             row, column = divmod(int(place), columns)
-            found[row : row + size, column : column + size] = token
-    return found
+            tokens[row : row + size, column : column + size] = token
+    return tokens
 
 
 def as_stored(tokens: Float[np.ndarray, "n p d"], dtype: str) -> Float[np.ndarray, "n p d"]:
@@ -154,11 +154,11 @@ def recalls(images: Sequence[Float[np.ndarray, "_ d"]], texts: Sequence[Float[np
         similarity = image @ flat.T
         text_to_image[n] = np.add.reduceat(similarity.max(axis=0), starts) / lengths
         image_to_text[n] = np.maximum.reduceat(similarity, starts, axis=1).mean(axis=0)
-    found: dict[str, float] = {}
+    recall: dict[str, float] = {}
     for way, scores in (("image_to_text", image_to_text), ("text_to_image", text_to_image.T)):
         ranks = (scores >= np.diag(scores)[:, None] - TIE).sum(axis=1)
-        found |= {f"{way}_R@{k}": float((ranks <= k).mean()) for k in RANKS}
-    return found
+        recall |= {f"{way}_R@{k}": float((ranks <= k).mean()) for k in RANKS}
+    return recall
 
 
 def losses(
@@ -168,7 +168,7 @@ def losses(
     words: Float[np.ndarray, "w d"],
 ) -> list[dict[str, Any]]:
     """Return the reductions of a manifest with what recall falls by after each and all before it, of a sample of pairs."""
-    whole, found = recalls(list(images), texts), []
+    whole, measured = recalls(list(images), texts), []
     for n, each in enumerate(manifest.reductions):
         left, mask, words_left = images, np.ones(images.shape[:2], bool), texts
         if manifest.grid is not None:
@@ -177,10 +177,10 @@ def losses(
             left = as_stored(left, manifest.dtype)
         elif each["name"] == manifest.dtype:
             words_left = [as_stored(text[None], manifest.dtype)[0] for text in texts]
-        now = recalls([tokens[some] for tokens, some in zip(left, mask)], words_left)
+        now = recalls([tokens[kept] for tokens, kept in zip(left, mask)], words_left)
         fall = {name: round(whole[name] - now[name], 6) for name in whole}
-        found.append({**each, "losses": fall | {"pairs": len(texts)}})
-    return found
+        measured.append({**each, "losses": fall | {"pairs": len(texts)}})
+    return measured
 
 
 def words_of(tokens: Float[np.ndarray, "n t d"], mask: Bool[np.ndarray, "n t"]) -> Float[np.ndarray, "w d"]:

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import cycle
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,10 @@ from filip_jax.inference.ahead import in_order
 BLOCK_BYTES = 1 << 24  # of the stored tokens of a block
 AHEAD = min(os.cpu_count() or 1, 8)  # blocks that threads compare at once
 MIN_ROWS, MAX_ROWS = 8, 4096  # of a block: powers of two, so that few programs are compiled
-TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 27, "tpu": 1 << 26}  # of tokens in float32 at once: what stays near the cores
+# Bytes of tokens, and of similarities, in float32 at once: what stays near the cores.
+TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 27, "tpu": 1 << 26}
 FEW = 64  # rows that NumPy compares at once, for the same reason
+MAX_SIMILARITY_BYTES = 1 << 24  # of a thread's similarities of tokens, where rows and queries have many
 EIGHT = 8  # tokens of a query, and of rows that differ in length, are filled up to a multiple of it
 MAX_QUERIES = 16  # that are compared with a block at once
 
@@ -51,29 +54,27 @@ def best_rows(
     Raises:
         UserError: a part of the features is damaged.
     """
-    found: list[Int[np.ndarray, " _"]] = []
+    rows_of_queries: list[Int[np.ndarray, " _"]] = []
     for start in range(0, len(queries), MAX_QUERIES):
-        some = queries[start : start + MAX_QUERIES]
-        best = np.full((len(some), 0), -np.inf, np.float32)
-        indices = np.zeros((len(some), 0), np.int64)
-        for rows, (to_row, to_query) in _scores(some, _blocks(features, allowed), both=like):
+        batch = queries[start : start + MAX_QUERIES]
+        best = np.full((len(batch), 0), -np.inf, np.float32)
+        indices = np.zeros((len(batch), 0), np.int64)
+        for rows, (to_row, to_query) in _scores(batch, _blocks(features, allowed), both=like):
             scores = np.where(allowed[rows], (to_row + to_query) / 2 if like else to_row, -np.inf)
             best = np.concatenate([best, np.where(np.isnan(scores), -np.inf, scores)], axis=1)
             indices = np.concatenate([indices, np.broadcast_to(rows, scores.shape)], axis=1)
             order = np.lexsort((indices, -best))[:, :k]
             best, indices = (np.take_along_axis(x, order, axis=1) for x in (best, indices))
-        found += [row[score > -np.inf] for row, score in zip(indices, best)]
-    return found
+        rows_of_queries += [row[score > -np.inf] for row, score in zip(indices, best)]
+    return rows_of_queries
 
 
 def scores_of(features: Features, query: Float[np.ndarray, "t d"], rows: Int[np.ndarray, " n"]) -> Scores:
     """Return (to_row, to_query) of one query with some rows, each [1, n]."""
-    whole = np.zeros((1, len(rows)), np.float32), np.zeros((1, len(rows)), np.float32)
-    places = np.arange(len(rows))
-    for some, both in _scores([query], _chosen(features, rows, places), both=True):
-        for all_of, part in zip(whole, both):
-            all_of[:, some] = part
-    return whole
+    to_row, to_query = (np.zeros((1, len(rows)), np.float32) for _ in range(2))
+    for places, scores in _scores([query], _chosen(features, rows, np.arange(len(rows))), both=True):
+        to_row[:, places], to_query[:, places] = scores
+    return to_row, to_query
 
 
 def block_rows(features: Features) -> int:
@@ -104,19 +105,26 @@ def _chosen(features: Features, rows: Int[np.ndarray, " n"], names: Int[np.ndarr
 def _scores(
     queries: Sequence[Float[np.ndarray, "_ d"]], blocks: Iterable[Block], both: bool
 ) -> Iterator[tuple[Int[np.ndarray, " n"], Scores]]:
-    """Yield (rows, their scores) of each block, in order. Without `both`, to_query is to_row."""
-    score = partial(_score, queries, _padded(queries), both)
-    with closing(in_order(score, blocks, AHEAD)) as found:
-        yield from found
+    """Yield (rows, their scores) of each block, in order. Without `both`, to_query is to_row. Devices take turns."""
+    score, devices = partial(_score, queries, _padded(queries), both), devices_of_blocks()
+    with closing(in_order(score, zip(blocks, cycle(devices)), max(AHEAD, 2 * len(devices)))) as scored:
+        yield from scored
 
 
-def _score(queries, padded, both: bool, block: Block) -> tuple[Int[np.ndarray, " n"], Scores]:
-    rows, tokens, scales, mask = block
+def devices_of_blocks() -> list[jax.Device]:
+    """Return the devices that compare blocks: all of this process; of CPUs one, which has all cores."""
+    return jax.local_devices()[: 1 if jax.default_backend() == "cpu" else None]
+
+
+def _score(queries, padded, both: bool, block_on: tuple[Block, jax.Device]) -> tuple[Int[np.ndarray, " n"], Scores]:
+    (rows, tokens, scales, mask), device = block_on
     if tokens.dtype == np.float32 and jax.default_backend() == "cpu":  # XLA would copy them first, which takes as long
         return rows, _by_numpy(queries, tokens, mask, both)
     filled = _filled(tokens, scales, mask)
-    found = _block(*padded, *filled, both=both, tile=_tile_rows(filled[0].shape))
-    to_row, to_query = (np.asarray(x)[: len(queries), : len(rows)] for x in found)
+    tile = tile_rows(filled[0].shape, padded[1].size)
+    with jax.default_device(device):
+        scores = _block(*padded, *filled, both=both, tile=tile)
+    to_row, to_query = (np.asarray(x)[: len(queries), : len(rows)] for x in scores)
     return rows, (to_row, to_query)
 
 
@@ -136,15 +144,16 @@ def _by_numpy(queries, tokens: Float[np.ndarray, "n p d"], mask: Bool[np.ndarray
     lengths = np.array([len(query) for query in queries])
     words, starts = np.ascontiguousarray(np.concatenate(queries).T), np.cumsum(lengths) - lengths
     to_row, to_query = (np.empty((len(queries), len(tokens)), np.float32) for _ in range(2))
-    for start in range(0, len(tokens), FEW):
-        some = slice(start, start + FEW)
-        similarity, there = tokens[some] @ words, mask[some]
-        if not there.all():
-            similarity[~there] = -np.inf
-        to_row[:, some] = (np.add.reduceat(similarity.max(axis=1), starts, axis=1) / lengths).T
+    step = max(1, min(FEW, MAX_SIMILARITY_BYTES // (4 * tokens.shape[1] * words.shape[1])))
+    for start in range(0, len(tokens), step):
+        span = slice(start, start + step)
+        similarity, present = tokens[span] @ words, mask[span]
+        if not present.all():
+            similarity[~present] = -np.inf
+        to_row[:, span] = (np.add.reduceat(similarity.max(axis=1), starts, axis=1) / lengths).T
         if both:
-            best = np.where(there[..., None], np.maximum.reduceat(similarity, starts, axis=2), 0)
-            to_query[:, some] = (best.sum(axis=1) / np.maximum(there.sum(axis=1), 1)[:, None]).T
+            best = np.where(present[..., None], np.maximum.reduceat(similarity, starts, axis=2), 0)
+            to_query[:, span] = (best.sum(axis=1) / np.maximum(present.sum(axis=1), 1)[:, None]).T
     return to_row, to_query if both else to_row
 
 
@@ -165,11 +174,11 @@ def _filled(
     return np.pad(tokens, (*wide, (0, 0))), None if scales is None else np.pad(scales, wide), np.pad(mask, wide)
 
 
-def _tile_rows(shape: tuple[int, ...]) -> int:
-    """Return how many rows of a block are compared at once."""
+def tile_rows(shape: tuple[int, ...], words: int) -> int:
+    """Return how many rows of a block [n, p, d] are compared at once with so many tokens of queries."""
     n, p, d = shape
     tile = MIN_ROWS
-    while tile < n and 2 * tile * p * d * 4 <= TILE_BYTES.get(jax.default_backend(), 1 << 26):
+    while tile < n and 2 * tile * p * max(d, words) * 4 <= TILE_BYTES.get(jax.default_backend(), 1 << 26):
         tile *= 2
     return tile
 
@@ -179,8 +188,8 @@ def _block(queries, query_mask, tokens, scales, mask, *, both: bool, tile: int):
     """The scores [q, n] of a block, tile by tile: only a tile of the tokens is ever there in float32."""
     n = len(tokens)
     tiles = jax.tree.map(lambda x: x.reshape(n // tile, tile, *x.shape[1:]), (tokens, scales, mask))
-    found = jax.lax.map(partial(_tile, queries, query_mask, both), tiles)
-    return tuple(jnp.moveaxis(x, 0, 1).reshape(len(queries), n) for x in found)
+    scores = jax.lax.map(partial(_tile, queries, query_mask, both), tiles)
+    return tuple(jnp.moveaxis(x, 0, 1).reshape(len(queries), n) for x in scores)
 
 
 def _tile(queries, query_mask, both, tile):
@@ -190,11 +199,11 @@ def _tile(queries, query_mask, both, tile):
         similarity = jnp.einsum("npd,qtd->npqt", tokens.astype(jnp.float32), queries)
     if scales is not None:
         similarity *= scales[..., None, None]
-    among = similarity if mask is None else jnp.where(mask[..., None, None], similarity, -jnp.inf)
-    to_row = jnp.where(query_mask, among.max(axis=1), 0.0).sum(axis=2) / query_mask.sum(axis=1)
+    present = similarity if mask is None else jnp.where(mask[..., None, None], similarity, -jnp.inf)
+    to_row = jnp.where(query_mask, present.max(axis=1), 0.0).sum(axis=2) / query_mask.sum(axis=1)
     if not both:
         return to_row.T, to_row.T
     best = jnp.where(query_mask, similarity, -jnp.inf).max(axis=3)
-    there = jnp.ones(best.shape[:2], bool) if mask is None else mask
-    to_query = jnp.where(there[..., None], best, 0.0).sum(axis=1) / jnp.maximum(there.sum(axis=1), 1)[:, None]
+    row_mask = jnp.ones(best.shape[:2], bool) if mask is None else mask
+    to_query = jnp.where(row_mask[..., None], best, 0.0).sum(axis=1) / jnp.maximum(row_mask.sum(axis=1), 1)[:, None]
     return to_row.T, to_query.T

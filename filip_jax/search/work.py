@@ -57,7 +57,7 @@ class Work:
         chunks = list(range(self.writer.process, -(-len(comparison) // part_rows), processes))
         done = progress["done"][self.writer.process]
         ranges = [(chunk * part_rows, min((chunk + 1) * part_rows, len(comparison))) for chunk in chunks]
-        total, before = (sum(end - start for start, end in some) for some in (ranges, ranges[:done]))
+        total, before = (sum(end - start for start, end in share) for share in (ranges, ranges[:done]))
         units = (unit for start, end in ranges[done:] for unit in comparison.units(start, end))
         shown = Progress(f"embedding {self.side}s", total, before)
         make = partial(read, self.source, self.section, self.model, self.side)
@@ -88,12 +88,12 @@ class Work:
         self.writer.flush(begin)
         if not progress and self.file.exists():
             remove([str(self.file)], str(self.writer.folder))
-        found = self.writer.manifest.progress
-        if found["rows"] != rows or found["units"] != len(comparison):
+        shared = self.writer.manifest.progress
+        if shared["rows"] != rows or shared["units"] != len(comparison):
             raise UserError(f"{self.writer.folder}: the records changed while processes began: start them all again")
-        if found["done"][self.writer.process]:
+        if shared["done"][self.writer.process]:
             self.say("going on with an embedding that did not end")
-        return comparison, found
+        return comparison, shared
 
     def _warn_of_space(self, units: int, left: int) -> None:
         """Warn if the disk is too small for the records that are left, by the size of a first part."""
@@ -149,8 +149,9 @@ class Work:
             lines = stream.read().splitlines(keepends=True)
             named = set(lines)
             torn = b"\n" if lines and not lines[-1].endswith(b"\n") else b""
-            new = [json.dumps({**_named(item), "reason": item.reason}).encode() + b"\n" for item in bad]
-            stream.write(torn + b"".join(line for line in new[: MAX_NAMED - len(named)] if line not in named))
+            new = dict.fromkeys(json.dumps({**_named(item), "reason": item.reason}).encode() + b"\n" for item in bad)
+            unnamed = [line for line in new if line not in named]
+            stream.write(torn + b"".join(unnamed[: max(MAX_NAMED - len(named), 0)]))
 
     def measure(self) -> None:
         """Measure, once, what recall falls by with each reduction, on a sample of the source's own pairs."""
@@ -164,17 +165,17 @@ class Work:
         items = [item for item in items if item.content is not None]
         if len(items) < 2:
             self.say("losses of recall are not measured: the source has no pairs of an image and a caption")
-            found = [{**each, "losses": {"pairs": 0}} for each in manifest.reductions]
+            measured = [{**each, "losses": {"pairs": 0}} for each in manifest.reductions]
         else:
             images = self.model.encode_image([item.content for item in items])
             tokens, mask = self.model.encode_text([item.fields["caption"] for item in items])
-            found = losses(images, [text[some] for text, some in zip(tokens, mask)], manifest, self.words)
-            for each in found:
+            measured = losses(images, [text[text_mask] for text, text_mask in zip(tokens, mask)], manifest, self.words)
+            for each in measured:
                 fall = ", ".join(
                     f"{name} {0 - value:+.4f}" for name, value in each["losses"].items() if name != "pairs"
                 )
                 self.say(f"{each['name']}: of {len(items)} pairs {fall}")
-        self.writer.flush(lambda now: replace(now, reductions=tuple(found)))
+        self.writer.flush(lambda now: replace(now, reductions=tuple(measured)))
 
     def summary(self) -> Features:
         """Say what the folder holds now, and return it."""
@@ -210,13 +211,13 @@ def _shares(comparison: Comparison, part_rows: int, processes: int) -> Iterator[
 
 def _progress_of(manifest: Manifest, identity: str, processes: int) -> Mapping[str, Any]:
     """Return the progress of an embedding of the same data by as many processes; nothing if there is none."""
-    found = manifest.progress
-    numbers: list[Any] = [found.get(name) for name in ("rows", "part_rows", "units")]
-    done: Any = found.get("done")
-    is_same = found.get("identity") == identity and found.get("processes") == processes
+    progress = manifest.progress
+    numbers: list[Any] = [progress.get(name) for name in ("rows", "part_rows", "units")]
+    done: Any = progress.get("done")
+    is_same = progress.get("identity") == identity and progress.get("processes") == processes
     is_sound = all(map(is_whole, numbers)) and isinstance(done, list) and len(done) == processes
     is_sound = is_sound and all(map(is_whole, done)) and numbers[0] <= manifest.rows and numbers[1] > 0
-    return found if is_same and is_sound else {}
+    return progress if is_same and is_sound else {}
 
 
 def _advance(now: Manifest, process: int, done: int) -> Manifest:

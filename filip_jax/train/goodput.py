@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache
 
 from filip_jax.cluster.watch import Watch
-from filip_jax.errors import UserError
+from filip_jax.compiled import FOLDER, keep_programs
 from filip_jax.plain import markdown
 from filip_jax.small_files import is_number
-from filip_jax.user_paths import from_user
 
 PHASES = ("start", "restore", "compile", "data", "step", "save", "evaluation", "end")
 LOST = "lost_by_rollback"
@@ -67,7 +65,7 @@ def _seconds(value: object) -> float:
 
 
 class CompileCache:
-    """Compiled programs that the next start finds again, in `folder` or where JAX_COMPILATION_CACHE_DIR says.
+    """Compiled programs that the next start finds again, in a folder in `parent`; see `keep_programs`.
 
     Attributes:
         spared: seconds of compilation that it has spared this process.
@@ -76,22 +74,10 @@ class CompileCache:
         UserError: others may write to the folder, and so make this run execute what they like.
     """
 
-    def __init__(self, folder: Path, wanted: bool):
+    def __init__(self, parent: Path, wanted: bool):
         self.spared = 0.0
-        own = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-        if own and own.startswith("~"):
-            jax.config.update("jax_compilation_cache_dir", from_user(own))
-        if wanted and not own:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            status = folder.stat()
-            if status.st_mode & 0o022 or status.st_uid != os.geteuid():
-                raise UserError(
-                    f"compile_cache: others may write to {folder}, whose programs would run here: chmod 700 it, or "
-                    "set compile_cache=False"
-                )
-            compilation_cache.reset_cache()  # of another run in this process
-            jax.config.update("jax_compilation_cache_dir", str(folder))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        if wanted or os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+            keep_programs(parent / FOLDER)
         jax.monitoring.register_event_duration_secs_listener(self._hear)
 
     def _hear(self, event: str, duration_secs: float, **_: object) -> None:

@@ -108,8 +108,7 @@ class Trainer:
     def _begin(self, source: Source) -> None:
         setup, config, watch, metadata = self.setup, self.config_given, self.watch, self.setup.optimizer.metadata
         self.workdir = workdir = self.place.folder
-        compiled = cache_folder() if self.place.is_remote else workdir
-        self.cache = CompileCache(compiled / "compiled", setup.compile_cache)
+        self.cache = CompileCache(cache_folder() if self.place.is_remote else workdir, setup.compile_cache)
         self.checkpoints = call(CheckpointWriter, setup.checkpoint, "checkpoint", workdir=self.place.name)
         with watch.phase("restore"):
             newest = start.newest_sound(self.checkpoints, workdir, config)

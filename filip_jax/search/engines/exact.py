@@ -44,7 +44,7 @@ class Exact:
 
     def get(self, rows: Int[np.ndarray, " n"]) -> list[Float[np.ndarray, "_ d"]]:
         tokens, mask = self.features.tokens(rows)
-        return [each[there] for each, there in zip(tokens, mask)]
+        return [each[present] for each, present in zip(tokens, mask)]
 
 
 def open_exact(features: Features) -> Exact:

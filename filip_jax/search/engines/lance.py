@@ -26,7 +26,8 @@ from filip_jax.user_paths import from_user, is_remote
 
 TABLE, FOLDER = "rows", "lance"
 MIN_INDEXED = 1 << 17  # tokens from which on a table has an index: fewer are compared one by one
-BATCH = 512  # rows that are added at once
+BATCH = 512  # rows that are read at once
+COMMIT = 1 << 16  # rows after which a build that is killed keeps what it has added
 KEPT = timedelta(hours=1)  # of old versions of the table: somebody may read them
 
 
@@ -46,32 +47,37 @@ class Lance:
         self.library = extra_module("lancedb", "search", "the engine lance needs")
         self.kinds = extra_module("lancedb.index", "search", "the engine lance needs")
         self.schema = _schema(features)
-        self.database = self._tried(lambda: self.library.connect(uri, storage_options=storage or _storage(uri)))
-        self.table = self._tried(self._opened)
+        self.storage = storage or _storage(uri)
+        exists = is_remote(uri) or os.path.lexists(uri)  # a mere search makes no folder
+        self.table: Any = self._tried(self._opened) if exists else None
         if self.table is not None and self.table.schema.names != self.schema.names:
             raise UserError(f"{uri} holds a table {TABLE} of something else: name another place by uri")
 
-    def _opened(self) -> Any:
-        return self.database.open_table(TABLE) if TABLE in self.database.list_tables().tables else None
+    def _opened(self, create: bool = False) -> Any:
+        database = self.library.connect(self.uri, storage_options=self.storage)
+        if TABLE in database.list_tables().tables:
+            return database.open_table(TABLE)
+        return database.create_table(TABLE, schema=self.schema) if create else None
 
     def held(self) -> tuple[Int[np.ndarray, " n"], list[str]]:
         if self.table is None:
             return np.zeros(0, np.int64), []
-        found = self._tried(lambda: self.table.search().select(["row", "part"]).limit(None).to_arrow())
-        return found["row"].to_numpy(), found["part"].to_pylist()
+        table = self._read(lambda: self.table.search().select(["row", "part"]).limit(None).to_arrow())
+        return table["row"].to_numpy(), table["part"].to_pylist()
 
     def add(self, rows: Int[np.ndarray, " n"]) -> None:
         if not len(rows):
             return
         if self.table is None:
-            self.table = self._tried(lambda: self.database.create_table(TABLE, schema=self.schema))
-        reader = pa.RecordBatchReader.from_batches(self.schema, self._batches(rows))
-        self._tried(lambda: self.table.add(reader))
+            self.table = self._tried(lambda: self._opened(create=True))
+        for start in range(0, len(rows), COMMIT):
+            reader = pa.RecordBatchReader.from_batches(self.schema, self._batches(rows[start : start + COMMIT]))
+            self._tried(lambda reader=reader: self.table.add(reader))
 
     def delete(self, rows: Int[np.ndarray, " n"]) -> None:
         for start in range(0, len(rows), BATCH):
-            some = ", ".join(str(int(row)) for row in rows[start : start + BATCH])
-            self._tried(lambda some=some: self.table.delete(f"`row` IN ({some})"))
+            numbers = ", ".join(str(int(row)) for row in rows[start : start + BATCH])
+            self._tried(lambda numbers=numbers: self.table.delete(f"`row` IN ({numbers})"))
 
     def finish(self) -> None:
         """Build the index where tokens are many and there is none; else bring it up to date."""
@@ -94,26 +100,26 @@ class Lance:
                 query = query.nprobes(self.probes or probes(partitions(self._tokens())))
             return query.to_arrow()
 
-        return np.zeros(0, np.int64) if self.table is None else self._tried(ask)["row"].to_numpy()
+        return np.zeros(0, np.int64) if self.table is None else self._read(ask)["row"].to_numpy()
 
     def get(self, rows: Int[np.ndarray, " n"]) -> list[Float[np.ndarray, "_ d"]]:
-        some = ", ".join(str(int(row)) for row in rows)
-        query = self.table.search().where(f"`row` IN ({some})").select(["row", "tokens"]).limit(None)
-        found = {
+        numbers = ", ".join(str(int(row)) for row in rows)
+        query = self.table.search().where(f"`row` IN ({numbers})").select(["row", "tokens"]).limit(None)
+        tokens = {
             row: np.array(each, np.float32) for row, each in zip(*self._tried(query.to_arrow).to_pydict().values())
         }
-        return [found[row] for row in rows.tolist()]
+        return [tokens[row] for row in rows.tolist()]
 
     def _batches(self, rows) -> Iterator[pa.RecordBatch]:
-        for some, tokens in batches(self.features, rows, BATCH):
-            fields = self.features.fields(some)
+        for batch, tokens in batches(self.features, rows, BATCH):
+            fields = self.features.fields(batch)
             offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int32)
             vectors = pa.FixedSizeListArray.from_arrays(
                 pa.array(np.concatenate(tokens).astype(np.float16).reshape(-1)), self.features.manifest.dimension
             )
             columns = {
-                "row": some,
-                "part": marks(self.features, some),
+                "row": batch,
+                "part": marks(self.features, batch),
                 **{name: [each[name] for each in fields] for name in SCALARS},
                 "tokens": pa.ListArray.from_arrays(offsets, vectors),
             }
@@ -127,6 +133,14 @@ class Lance:
 
     def _is_indexed(self) -> bool:
         return bool(self._tried(self.table.list_indices))
+
+    def _read(self, action) -> Any:
+        """Return what a reader gives; of the newest version, if another build has removed the one that was opened."""
+        try:
+            return action()
+        except Exception:  # of many types, as below
+            self._tried(self.table.checkout_latest)
+            return self._tried(action)
 
     def _tried(self, action) -> Any:
         try:

@@ -21,6 +21,6 @@ def batches(
 ) -> Iterator[tuple[Int[np.ndarray, " m"], list[Float[np.ndarray, "_ d"]]]]:
     """Yield (rows, the tokens of each), so many rows at a time."""
     for start in range(0, len(rows), size):
-        some = rows[start : start + size]
-        tokens, mask = features.tokens(some)
-        yield some, [each[there] for each, there in zip(tokens, mask)]
+        batch = rows[start : start + size]
+        tokens, mask = features.tokens(batch)
+        yield batch, [each[present] for each, present in zip(tokens, mask)]

@@ -53,7 +53,7 @@ class Qdrant:
     def held(self) -> tuple[Int[np.ndarray, " n"], list[str]]:
         if not self.exists:
             return np.zeros(0, np.int64), []
-        rows, found, offset = list[int](), list[str](), None
+        rows, parts, offset = list[int](), list[str](), None
         while True:
             points, offset = self._tried(
                 lambda offset=offset: self.client.scroll(
@@ -61,24 +61,24 @@ class Qdrant:
                 )
             )
             rows += [int(point.id) for point in points]
-            found += [str((point.payload or {}).get("part", "")) for point in points]
+            parts += [str((point.payload or {}).get("part", "")) for point in points]
             if offset is None:
-                return np.array(rows, np.int64), found
+                return np.array(rows, np.int64), parts
 
     def add(self, rows: Int[np.ndarray, " n"]) -> None:
         if len(rows) and not self.exists:
             self.exists = bool(self._tried(self._create))
         manifest = self.features.manifest
         size = max(1, min(BATCH, BATCH_BYTES // (4 * manifest.dimension * (manifest.max_tokens + 1))))
-        for some, tokens in batches(self.features, rows, size):
-            named = zip(some.tolist(), tokens, self.features.fields(some), marks(self.features, some))
+        for batch, tokens in batches(self.features, rows, size):
+            records = zip(batch.tolist(), tokens, self.features.fields(batch), marks(self.features, batch))
             points = [
                 self.models.PointStruct(
                     id=row,
                     vector={"tokens": each.tolist(), "pooled": unit(each.mean(axis=0)).tolist()},
                     payload={"part": part, **fields},
                 )
-                for row, each, fields, part in named
+                for row, each, fields, part in records
             ]
             self._tried(lambda points=points: self.client.upsert(self.collection, points=points, wait=True))
 
@@ -97,17 +97,17 @@ class Qdrant:
         pooled = self.models.Prefetch(
             query=unit(tokens.mean(axis=0)).tolist(), using="pooled", limit=AHEAD * k, filter=chosen
         )
-        found = self._tried(
+        answer = self._tried(
             lambda: self.client.query_points(
                 self.collection, prefetch=pooled, query=tokens.tolist(), using="tokens", limit=k, query_filter=chosen,
                 with_payload=False,
             )
         )  # fmt: skip
-        return np.array([int(point.id) for point in found.points], np.int64)
+        return np.array([int(point.id) for point in answer.points], np.int64)
 
     def get(self, rows: Int[np.ndarray, " n"]) -> list[Float[np.ndarray, "_ d"]]:
-        found = self._tried(lambda: self.client.retrieve(self.collection, ids=rows.tolist(), with_vectors=["tokens"]))
-        tokens = {int(point.id): np.array(point.vector["tokens"], np.float32) for point in found}
+        points = self._tried(lambda: self.client.retrieve(self.collection, ids=rows.tolist(), with_vectors=["tokens"]))
+        tokens = {int(point.id): np.array(point.vector["tokens"], np.float32) for point in points}
         return [tokens[row] for row in rows.tolist()]
 
     def _create(self):

@@ -118,9 +118,9 @@ class Answers:
         (vector,) = patch_tokens(self.features, self.checked_row(row), self._place(patch))
         of_text = []
         if text.strip():
-            (found,) = explain(self.model, text, self.features, [row])
-            values = found.similarity[:, *self._place(patch)].tolist()
-            of_text = [{"word": word, "similarity": value} for word, value in zip(found.words, values)]
+            (explanation,) = explain(self.model, text, self.features, [row])
+            values = explanation.similarity[:, *self._place(patch)].tolist()
+            of_text = [{"word": word, "similarity": value} for word, value in zip(explanation.words, values)]
         words, looked_at = self.vocabulary.best(vector)
         return {"row": row, "patch": patch, "of_query": of_text, "of_captions": words, "looked_at": looked_at}
 
@@ -170,11 +170,11 @@ class Answers:
     def _unit(self, tokens: Sequence[Sequence[float]]) -> Float[np.ndarray, "t d"]:
         if any(len(each) != self.manifest.dimension for each in tokens):
             raise UserError(f"tokens: a vector has not {self.manifest.dimension} numbers, as those of the index have")
-        found = np.array(tokens, np.float64)
-        largest = np.abs(found).max(axis=-1, keepdims=True)
+        vectors = np.array(tokens, np.float64)
+        largest = np.abs(vectors).max(axis=-1, keepdims=True)
         if not (largest > 0).all():
             raise UserError("tokens: a vector has length 0")
-        return unit(found / largest).astype(np.float32)
+        return unit(vectors / largest).astype(np.float32)
 
     def _place(self, patch: int) -> tuple[int, int]:
         rows, columns = self.grid

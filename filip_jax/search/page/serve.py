@@ -1,9 +1,11 @@
 """The web server of the page: its socket, and how it runs."""
 
+import asyncio
 import socket
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from filip_jax.errors import UserError
 from filip_jax.search.page.limits import ip_address
@@ -11,7 +13,38 @@ from filip_jax.search.page.limits import ip_address
 MAX_CONNECTIONS = 128
 MAX_PORT = (1 << 16) - 1
 MAX_HEADER_BYTES = 1 << 14  # of a request's first line and headers
+HEADER_SECONDS = 10.0  # until the first line and headers of a request have come
 GRACE = 5  # seconds for requests that are being answered when it ends
+
+
+class DeadlineProtocol(H11Protocol):
+    """HTTP of uvicorn, which waits for the headers of a request without end, with a deadline of HEADER_SECONDS."""
+
+    deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._end()
+
+    def _watch(self) -> None:
+        """Set the deadline where the headers of a request are awaited, and end it where they have come."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._end()
+        elif self.deadline is None:
+            self.deadline = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+
+    def _end(self) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -23,8 +56,8 @@ def listen(host: str, port: int) -> socket.socket:
     if not 0 <= port <= MAX_PORT:
         raise UserError(f"--port={port} must be from 0, which takes a free port, to {MAX_PORT}")
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, address = found[0]
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = addresses[0]
         return socket.create_server(address[:2], family=family)
     except (OSError, UnicodeError) as error:
         raise UserError(f"--host={host} --port={port}: {error}; --port=0 takes a free port") from error
@@ -43,7 +76,7 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
     Nothing is logged but what fails: addresses may hold a token.
     """
     config = uvicorn.Config(
-        app, loop="asyncio", http="h11", ws="none", lifespan="on", log_level="warning", access_log=False,
+        app, loop="asyncio", http=DeadlineProtocol, ws="none", lifespan="on", log_level="warning", access_log=False,
         server_header=False, proxy_headers=False, limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=GRACE,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )  # fmt: skip

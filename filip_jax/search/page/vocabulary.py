@@ -45,10 +45,10 @@ class Vocabulary:
         for start in range(0, len(words), BATCH):
             if self._stopped.is_set():
                 return
-            some = words[start : start + BATCH]
-            vectors = self._embedded(some)
+            batch = words[start : start + BATCH]
+            vectors = self._embedded(batch)
             with self._lock:
-                self.words, self.vectors = [*self.words, *some], np.concatenate([self.vectors, vectors])
+                self.words, self.vectors = [*self.words, *batch], np.concatenate([self.vectors, vectors])
 
     def best(self, patch: Float[np.ndarray, " d"]) -> tuple[list[dict[str, Any]], int]:
         """Return the words that match a patch best, and among how many they were looked for."""
@@ -66,8 +66,8 @@ class Vocabulary:
         for row in rows.tolist():
             text = captions[row].as_py() or ""
             counts.update({text[start:end].lower() for start, end in content_words(text)})
-        some = (word for word, _ in counts.most_common() if len(word) <= MAX_CHARACTERS)
-        return list(islice(filter(self.model.tokenizer.knows, some), MAX_WORDS))
+        frequent = (word for word, _ in counts.most_common() if len(word) <= MAX_CHARACTERS)
+        return list(islice(filter(self.model.tokenizer.knows, frequent), MAX_WORDS))
 
     def _embedded(self, words: list[str]) -> Float[np.ndarray, "n d"]:
         tokens, _ = self.model.encode_text(words, pooling="tokens")
