@@ -76,7 +76,9 @@ def test_a_cameras_rotation_is_undone(format, orientation):
     assert decode(image).size == (48, 32) == image_size(image)
     error = np.abs(np.asarray(decode(image)).astype(int) - np.asarray(upright))
     assert error.mean() < (15 if format in ("GIF", "JPEG", "WEBP") else 0.01)
-    np.testing.assert_array_equal(decode(decode(image)), decode(image))  # it is turned once, however often it is decoded
+    np.testing.assert_array_equal(
+        decode(decode(image)), decode(image)
+    )  # it is turned once, however often it is decoded
     view = decode_regions(image, 16, lambda width, height: [(0, 0, 32, 32)] if (width, height) == (48, 32) else [])[0]
     assert np.abs(np.asarray(view).astype(int) - np.asarray(upright.resize((16, 16), box=(0, 0, 32, 32)))).mean() < 15
 

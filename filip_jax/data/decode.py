@@ -26,7 +26,12 @@ ORIENTATION = 0x0112  # the EXIF tag
 JPEG = b"\xff\xd8\xff"
 SWAPPED = (5, 6, 7, 8)  # orientations that lay the picture on its side
 TURNS = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2))))  # what undoes each
-TELL_A_TURN = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # what Pillow's `getexif` reads of a picture
+TELL_A_TURN = (
+    "exif",
+    "Raw profile type exif",
+    "xmp",
+    "XML:com.adobe.xmp",
+)  # what Pillow's `getexif` reads of a picture
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
