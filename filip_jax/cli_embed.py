@@ -34,7 +34,10 @@ def add_embed_command(command: Callable[..., Any]) -> None:
     parser.add_argument("source", nargs="*", metavar="SOURCE key=value", help="a source and its options")
     parser.add_argument("--output", required=True, metavar="INDEX", help="the folder that is made, or added to")
     parser.add_argument(
-        "--side", default="image", choices=("image", "text"), help="of which features are (default: image)"
+        "--side",
+        default="image",
+        choices=("image", "text"),
+        help="what a row is of: an image, or a text (default: image)",
     )
     parser.add_argument("--step", default="latest", help="latest or a number (default: latest)")
     parser.add_argument(

@@ -31,7 +31,7 @@ for a part of a text, and, or, not, parentheses.
 --candidates=N scores only the N rows whose mean token is nearest, or that an engine names: faster, and no longer exact;
 filip index check says what is lost. --engine=lance and --engine="qdrant url=http://HOST:6333" find candidates in what filip index
 build has made.
---sheet draws each hit with the patches that each word of the text matches."""
+--sheet draws each hit, and for each word a heat map of its patches, on one scale for all hits."""
 
 INDEX = """Look into an index, and make it fast to search."""
 INSPECT = """Print what an index holds: its rows, model, types, reductions with their losses, and parts.
@@ -117,12 +117,17 @@ def open_index_of(arguments, engine: str | None = None):
 def _search(arguments, _) -> None:
     from filip_jax.compiled import keep_programs_of_user
     from filip_jax.inference import load_model
+    from filip_jax.search.explain import check_patches
+    from filip_jax.search.filters import parse_filter
 
     if arguments.sheet and (arguments.text is None or Path(arguments.sheet).suffix.lower() != ".png"):
         raise UserError("--sheet draws the hits of --text, into a file that ends with .png")
     requests = list(_asked(arguments))
     index = open_index_of(arguments)
     keep_programs_of_user()
+    parse_filter(arguments.where, index.kinds)  # mistakes are told before the model is loaded
+    if arguments.sheet:
+        check_patches(index.features)
     model = load_model(arguments.workdir, step_number(arguments.step))
     for start in range(0, len(requests), AT_ONCE):
         batch = requests[start : start + AT_ONCE]
@@ -179,15 +184,15 @@ def _table(hits) -> list[str]:
     from filip_jax.plain import cell, markdown
 
     if not hits:
-        return ["no row was found"]
+        return ["no row passes the filter"]
     rows: list[tuple[str, ...]] = [
-        ("rank", "score", "image_to_text", "text_to_image", "pooled", "key", "in", "size", "caption")
+        ("rank", "score", "image_to_text", "text_to_image", "pooled", "key", "shard", "index", "size", "caption")
     ]
     for n, hit in enumerate(hits, 1):
         numbers = (f"{x:.4f}" for x in (hit.score, hit.image_to_text, hit.text_to_image, hit.pooled))
-        place, size = f"{hit.shard}:{hit.index}", f"{hit.width}x{hit.height}"
-        rows.append((str(n), *numbers, *map(cell, (hit.key, place, size, hit.caption))))
-    return markdown(rows, numbers=range(5)).split("\n")
+        size = f"{hit.width}x{hit.height}" if hit.width else ""  # of a text there is none
+        rows.append((str(n), *numbers, *map(cell, (hit.key, hit.shard, str(hit.index), size, hit.caption))))
+    return markdown(rows, numbers=(*range(5), 7)).split("\n")
 
 
 def _draw(arguments, index, model, hits) -> None:
@@ -206,7 +211,8 @@ def _draw(arguments, index, model, hits) -> None:
 
     file.parent.mkdir(parents=True, exist_ok=True)
     write_png(draw_sheet(model, arguments.text, index.features, hits, view_of), file)
-    show(f"wrote {file}")
+    if not arguments.json:  # whose lines are all JSON
+        show(f"wrote {file}")
 
 
 def _inspect(arguments, _) -> None:
@@ -222,6 +228,10 @@ def _inspect(arguments, _) -> None:
 
 def _build(arguments, _) -> None:
     index = open_index_of(arguments)
+    if index.engine.candidates is None:
+        raise UserError(
+            f"--engine={arguments.engine} searches the index itself: name one that holds a copy, --engine=lance"
+        )
     began = time.perf_counter()
     added, deleted = index.build()
     show(
@@ -234,9 +244,7 @@ def _check(arguments, _) -> None:
 
     fast, exact = open_index_of(arguments), open_index_of(arguments, "exact")
     if fast.engine.candidates is None and arguments.candidates is None:
-        raise UserError(
-            "the exact search is what others are compared with: name a fast one by --candidates or --engine"
-        )
+        raise UserError("name the fast search that is compared with the exact one: --candidates=1000 or --engine=lance")
     texts = captions(fast, arguments.queries) if arguments.workdir else []
     if texts:
         from filip_jax.inference import load_model

@@ -11,6 +11,7 @@ from conftest import examples, slow, whole_tier
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from filip_jax.data import decode as decoding
 from filip_jax.data.auto_augment import OPERATIONS, POLICY, imagenet_policy
@@ -75,8 +76,20 @@ def test_a_cameras_rotation_is_undone(format, orientation):
     assert decode(image).size == (48, 32) == image_size(image)
     error = np.abs(np.asarray(decode(image)).astype(int) - np.asarray(upright))
     assert error.mean() < (15 if format in ("GIF", "JPEG", "WEBP") else 0.01)
+    np.testing.assert_array_equal(
+        decode(decode(image)), decode(image)
+    )  # it is turned once, however often it is decoded
     view = decode_regions(image, 16, lambda width, height: [(0, 0, 32, 32)] if (width, height) == (48, 32) else [])[0]
     assert np.abs(np.asarray(view).astype(int) - np.asarray(upright.resize((16, 16), box=(0, 0, 32, 32)))).mean() < 15
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_a_rotation_that_xmp_tells_is_undone_once(format):
+    packet = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", packet.decode())
+    image = encoded(photo(48, 32), format, **({"pnginfo": text} if format == "PNG" else {"xmp": packet}))
+    assert decode(image).size == decode(decode(image)).size == (32, 48)
 
 
 def test_transparency_is_laid_on_white():

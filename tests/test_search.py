@@ -12,6 +12,7 @@ from feature_files import fields_of, manifest_of, write_features
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
 from test_evals import Oracle, Scenes, Words, word_number
 
 from filip_jax import compiled, inference
@@ -24,12 +25,12 @@ from filip_jax.features import Features, FeatureWriter, open_features
 from filip_jax.inference.ranking import Ranking
 from filip_jax.losses import token_similarity
 from filip_jax.saved_config import read_config
-from filip_jax.search import scan
+from filip_jax.search import pictures, scan
 from filip_jax.search.check import captions, check, sampled
 from filip_jax.search.embed import embed
 from filip_jax.search.explain import explain, patch_tokens
 from filip_jax.search.index import MAX_CANDIDATES, MAX_TOP, Index, open_index
-from filip_jax.search.sheet import draw_sheet
+from filip_jax.search.sheet import GAP, HEAD, LINE, SIDE, draw_sheet
 
 TOLERANCE = {"float32": 1e-6, "float16": 1e-6, "int8": 1e-6}  # beside the stored numbers, as they are read back
 
@@ -293,6 +294,15 @@ def test_a_sheet_shows_each_hit_and_each_word(scenes):
     assert draw_sheet(model, "cat dog", images.features, [], views.get).height < taller.height
 
 
+def test_the_maps_of_a_word_on_a_sheet_are_on_one_scale(scenes):
+    model, images, _ = scenes
+    hits = [*images.search(model, text="sun", top=1), *images.search(model, text="sun", where="index = 0")]
+    page = np.asarray(draw_sheet(model, "sun", images.features, hits, lambda row: Scenes()[row].image))
+    left, tops = 2 * GAP + SIDE, (HEAD, HEAD + SIDE + LINE + GAP)
+    with_it, without_it = (page[top : top + SIDE, left : left + SIDE].astype(int).sum(axis=2) for top in tops)
+    assert np.quantile(without_it, 0.95) < np.quantile(with_it, 0.95) - 100
+
+
 @pytest.mark.parametrize(
     "asked, said",
     [
@@ -360,10 +370,15 @@ def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
     assert "4 queries (captions)" in (out := capsys.readouterr().out) and "recall@10 1.0000" in out
     assert main(["index", "check", f"--index={folder}", "--candidates=10", "--queries=4"]) == 0
     assert "some tokens of a row each" in capsys.readouterr().out
-    assert main(["index", "check", f"--index={folder}"]) == 2
-    assert "name a fast one by --candidates or --engine" in capsys.readouterr().err
-    assert main(["index", "build", f"--index={folder}"]) == 0
-    assert "0 rows added, 0 deleted" in capsys.readouterr().out
+    for command, said in (("build", "searches the index itself"), ("check", "--candidates=1000 or --engine=lance")):
+        assert main(["index", command, f"--index={folder}"]) == 2
+        assert said in capsys.readouterr().err
+    monkeypatch.setattr(pictures, "open_pictures", lambda features: lambda row: Image.fromarray(Scenes()[row].image))
+    sheet = tmp_path / "new/sheet.png"
+    assert main([*common, "--text=cat", "--top=2", "--json", f"--sheet={sheet}"]) == 0
+    assert [json.loads(line)["rank"] for line in capsys.readouterr().out.splitlines()] == [1, 2] and sheet.exists()
+    assert main([*common, "--text=cat", "--where=width > 90000"]) == 0
+    assert capsys.readouterr().out == "no row passes the filter\n"
     for words, said in (
         (["--text=cat", "--engine=exakt"], "did you mean exact"),
         (["--text=cat", "--engine=exact uri=3"], "unexpected keyword argument 'uri'"),

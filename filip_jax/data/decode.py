@@ -26,6 +26,12 @@ ORIENTATION = 0x0112  # the EXIF tag
 JPEG = b"\xff\xd8\xff"
 SWAPPED = (5, 6, 7, 8)  # orientations that lay the picture on its side
 TURNS = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2))))  # what undoes each
+TELL_A_TURN = (
+    "exif",
+    "Raw profile type exif",
+    "xmp",
+    "XML:com.adobe.xmp",
+)  # what Pillow's `getexif` reads of a picture
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -67,6 +73,8 @@ def orientation(image: bytes) -> int:
 
 def decode(image: bytes | np.ndarray | Image.Image) -> Image.Image:
     """Return the RGB picture of encoded bytes, of an array of pixels or of a PIL image, a lazy one included.
+
+    A camera's rotation is undone once: a picture that was decoded may be decoded again.
 
     Args:
         image: as an array uint8 or uint16, [h, w] or [h, w, c] of gray, gray and alpha, RGB or RGBA.
@@ -197,7 +205,12 @@ def _upright(picture: Image.Image) -> Image.Image:
     picture.load()
     check_exif(picture.info)
     turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
-    return picture if turn is None else picture.transpose(turn)
+    if turn is None:
+        return picture
+    upright = picture.transpose(turn)
+    for name in TELL_A_TURN:  # else whoever decodes the picture again turns it again
+        upright.info.pop(name, None)
+    return upright
 
 
 def _orientation(picture: Image.Image) -> int:

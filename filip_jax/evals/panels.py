@@ -97,10 +97,16 @@ def words_panel(
     return panel
 
 
-def heat_panel(view: np.ndarray, scores: Float[np.ndarray, "rows columns"], side: int) -> Image.Image:
-    """The view in the colours of one word's similarity, from its least (dark) to its best (bright), which is framed."""
-    span = float(scores.max() - scores.min())
-    heat = Image.fromarray(((scores - scores.min()) / (span if span > 0 else 1)).astype(np.float32))
+def heat_panel(
+    view: np.ndarray, scores: Float[np.ndarray, "rows columns"], side: int, scale: tuple[float, float] | None = None
+) -> Image.Image:
+    """The view in the colours of one word's similarity, from its least (dark) to its best (bright), which is framed.
+
+    Args:
+        scale: the similarities that are dark and bright, instead of the least and the best of this view.
+    """
+    low, high = scale or (float(scores.min()), float(scores.max()))
+    heat = Image.fromarray(((scores - low) / (high - low if high > low else 1)).astype(np.float32))
     heat = np.nan_to_num(np.clip(np.asarray(heat.resize((side, side), Image.Resampling.BICUBIC)), 0, 1))
     panel = Image.blend(_grey(view, side, 0.6, 128), Image.fromarray(inferno(heat)), 0.78)
     _frame(ImageDraw.Draw(panel), _best(scores, side), INK)

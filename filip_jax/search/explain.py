@@ -51,11 +51,7 @@ def explain(model: Embedder, text: str, features: Features, rows: Numbers) -> li
     Raises:
         UserError: rows of texts or of global vectors, which have no patches; another dimension.
     """
-    grid = features.manifest.grid
-    if features.manifest.side != "image" or features.manifest.pooling != "tokens" or grid is None:
-        raise UserError(
-            f"{features.folder} is of {features.manifest.pooling} of {features.manifest.side}s: they have no patches"
-        )
+    check_patches(features)
     spans, names, pieces = words_with_pieces(model, text)
     encoded = model.encode_text([text], "tokens")[0][0]
     if encoded.shape[1] != features.manifest.dimension:
@@ -67,6 +63,17 @@ def explain(model: Embedder, text: str, features: Features, rows: Numbers) -> li
         Explanation(int(row), spans, names, _map(of_row @ words.T, positions, features))
         for row, of_row, positions in zip(rows, tokens, features.positions(rows))
     ]
+
+
+def check_patches(features: Features) -> None:
+    """Raise a UserError for features of texts, or of global vectors, which have no patches."""
+    manifest = features.manifest
+    if manifest.side == "text":
+        raise UserError(f"{features.folder} is of texts: they have no patches")
+    if manifest.pooling != "tokens" or manifest.grid is None:
+        raise UserError(
+            f"{features.folder} holds one vector a picture, of a model with global pooling: it has no patches"
+        )
 
 
 def _map(

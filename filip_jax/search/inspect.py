@@ -5,6 +5,7 @@ from typing import Any
 
 from filip_jax.features import Features
 from filip_jax.plain import one_line
+from filip_jax.search.reductions import changes
 
 
 def describe(features: Features) -> list[str]:
@@ -12,18 +13,21 @@ def describe(features: Features) -> list[str]:
     manifest, live = features.manifest, int(features.live.sum())
     removed = f", {len(features) - live:,} of them removed" if live < len(features) else ""
     size = sum(part.bytes for part in manifest.parts)
-    tokens = (
-        f"{manifest.grid[0]} x {manifest.grid[1]} places" if manifest.grid else f"up to {manifest.text_length} tokens"
-    )
+    tokens = f"up to {manifest.text_length} tokens"
+    if manifest.pooling == "global":
+        tokens = "one vector a row"
+    elif manifest.grid:
+        tokens = f"{manifest.grid[0]} x {manifest.grid[1]} patches"
     lines = [
         f"{features.folder}: {len(features):,} rows of {manifest.side}s{removed}, {size / 1e6:,.1f} MB in {len(manifest.parts):,} parts",
         f"  {manifest.pooling}: {tokens}, dimension {manifest.dimension}, {manifest.dtype}",
         f"  model: {_pairs(manifest.model) or 'not known'}",
         f"  source: {_pairs(manifest.source.get('section', {})) or 'not known'}",
     ]
-    for each in manifest.reductions:
-        losses = _pairs(each["losses"]) or "not measured"
-        lines.append(f"  reduction {' '.join([each['name'], _pairs(each['options'])]).strip()}; losses: {losses}")
+    lines += [
+        f"  reduction {' '.join([each['name'], _pairs(each['options'])]).strip()}: {changes(each['losses'])}"
+        for each in manifest.reductions
+    ]
     if manifest.progress:
         lines.append("  the embedding has not ended: the same command goes on")
     return [one_line(line) for line in lines]

@@ -183,6 +183,17 @@ def losses(
     return measured
 
 
+def changes(losses: Mapping[str, Any]) -> str:
+    """Return the losses of a reduction in words: the change of each recall, below 0 where it falls."""
+    if not losses.get("pairs"):
+        return "its loss of recall is not measured"
+    ways = []
+    for way in ("image_to_text", "text_to_image"):
+        of_way = ", ".join(f"R@{k} {0 - float(losses.get(f'{way}_R@{k}', 0)):+.4f}" for k in RANKS)
+        ways.append(f"{way} {of_way}")
+    return f"recall changes by {'; '.join(ways)}, measured on {losses['pairs']} pairs"
+
+
 def words_of(tokens: Float[np.ndarray, "n t d"], mask: Bool[np.ndarray, "n t"]) -> Float[np.ndarray, "w d"]:
     """Return at most MAX_WORDS tokens of texts, evenly spread."""
     words = tokens[mask]

@@ -24,7 +24,7 @@ from filip_jax.inference import Embedder
 from filip_jax.inference.ahead import in_order
 from filip_jax.progress import Progress
 from filip_jax.search.collection import NOT_FINITE, Comparison, Item, Unit, compare, read, texts_of
-from filip_jax.search.reductions import losses, positions_of, reduced, words_of
+from filip_jax.search.reductions import changes, losses, positions_of, reduced, words_of
 from filip_jax.small_files import is_whole
 
 QUARANTINE = "quarantine"  # of each process a file that names the records that could not be used
@@ -171,10 +171,7 @@ class Work:
             tokens, mask = self.model.encode_text([item.fields["caption"] for item in items])
             measured = losses(images, [text[text_mask] for text, text_mask in zip(tokens, mask)], manifest, self.words)
             for each in measured:
-                fall = ", ".join(
-                    f"{name} {0 - value:+.4f}" for name, value in each["losses"].items() if name != "pairs"
-                )
-                self.say(f"{each['name']}: of {len(items)} pairs {fall}")
+                self.say(f"{each['name']}: {changes(each['losses'])}")
         self.writer.flush(lambda now: replace(now, reductions=tuple(measured)))
 
     def summary(self) -> Features:
@@ -182,7 +179,7 @@ class Work:
         features = open_features(self.writer.folder)
         removed = len(features) - int(features.live.sum())
         size = sum(part.bytes for part in features.manifest.parts)
-        self.say(f"{self.new:,} new rows; {self.writer.folder} has {len(features) - removed:,}, {size / 1e9:,.2f} GB")
+        self.say(f"{self.new:,} new rows; {self.writer.folder} has {len(features) - removed:,}, {size / 1e6:,.1f} MB")
         if removed:
             self.say(f"{removed:,} rows of records that the source has no more are marked as removed")
         if self.cut:

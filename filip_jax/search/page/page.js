@@ -222,6 +222,14 @@ async function ask(path, body, options = {}) {
   return content;
 }
 
+async function bytes(file) {
+  try {
+    return await file.arrayBuffer();
+  } catch {
+    throw new Error(`${file.name} cannot be read: was it changed or moved? Choose it again.`);
+  }
+}
+
 let running = null; // what aborts the search that is under way
 
 async function search(request, how = "push") {
@@ -235,7 +243,7 @@ async function search(request, how = "push") {
   try {
     const options = { signal: own.signal };
     const address = new URLSearchParams({ top: asked.top, where: asked.where ?? "", patches: JSON.stringify(asked.patches ?? []) });
-    const answer = await (file ? ask(`api/upload?${address}`, file, options) : ask("api/search", JSON.stringify(asked), options));
+    const answer = await (file ? ask(`api/upload?${address}`, await bytes(file), options) : ask("api/search", JSON.stringify(asked), options));
     if (own !== running) return;
     state.milliseconds = answer.query.kind === "text" ? answer.milliseconds : state.milliseconds;
     show(request, answer, how);
@@ -367,12 +375,13 @@ function openDetail(hit, patch) {
   state.views.push({ view, hit });
   $("title").textContent = hit.key;
   $("caption").textContent = hit.caption;
-  const record = { size: hit.width ? `${hit.width} x ${hit.height}` : "", in: hit.shard, number: hit.index };
+  const record = { size: hit.width ? `${hit.width} x ${hit.height}` : "", shard: hit.shard, index: hit.index };
   Object.assign(record, { "text to image": score(hit.text_to_image), "image to text": score(hit.image_to_text), pooled: score(hit.pooled) });
   const known = Object.entries(record).filter(([, value]) => value !== "" && value !== undefined);
   $("record").replaceChildren(...known.flatMap(([name, value]) => [make("dt", { textContent: name }), make("dd", { textContent: value })]));
   shine();
   for (const id of ["which", "of_patch", "by_patch"]) $(id).hidden = !state.info.grid;
+  view.select(patch); // before the focus comes to it, which moves to the chosen patch
   $("detail").showModal();
   if (state.info.grid) choosePatch(patch);
 }
