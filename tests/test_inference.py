@@ -239,7 +239,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         ("pipe.png", "no regular file"),
         (".", "no regular file"),
     ):
-        with pytest.raises(UserError, match=rf"^image 1, .*{name},: .*{message}"):
+        with pytest.raises(UserError, match=rf"^image 1, .*{name}: .*{message}"):
             embedder().encode_image([PIXELS, str(tmp_path / name) if name != "." else "."])
 
 

@@ -89,7 +89,7 @@ def _view(index: int, image: Any, size: int, framing: Framing) -> View:
             return content.copy()
         return centre_view(decode(content), size, framing)
     except (OSError, ValueError, BadRecord) as error:
-        name = f"image {index}, {os.fspath(image)}," if isinstance(image, str | os.PathLike) else f"image {index}"
+        name = f"image {index}, {os.fspath(image)}" if isinstance(image, str | os.PathLike) else f"image {index}"
         raise UserError(f"{name}: {error}") from error
 
 

@@ -16,6 +16,7 @@ from filip_jax.features.manifest import difference_of_models
 from filip_jax.features.table import schema_of
 from filip_jax.features.writer import unit
 from filip_jax.inference import Embedder
+from filip_jax.inference.embedder import checked_text
 from filip_jax.search.engines import open_engine
 from filip_jax.search.engines.parts import marks
 from filip_jax.search.filters import Filter, kinds_of, matches, parse_filter
@@ -112,8 +113,8 @@ class Index:
     def text_queries(self, model: Embedder, texts: Sequence[str]) -> list[Query]:
         """Return several texts as queries; see `query`."""
         self.check_model(model)
-        for text in texts:
-            if text.strip() and not model.tokenizer.knows(text):
+        for number, text in enumerate(texts):
+            if not model.tokenizer.knows(checked_text(number, text)):
                 raise UserError(f"the model's vocabulary knows no word of {text!r:.200}: search for other words")
         tokens, mask = model.encode_text(texts, self.features.manifest.pooling)
         return [Query(self._checked(of_text[there]), "text") for of_text, there in zip(tokens, mask)]
@@ -197,7 +198,7 @@ class Index:
         return named[allowed[named]]
 
     def missing(self) -> Int[np.ndarray, " n"]:
-        """Return the rows that the engine does not hold.
+        """Return the rows that the engine does not hold, or more than once.
 
         Raises:
             UserError: it holds rows of other features.
@@ -206,7 +207,8 @@ class Index:
             if self.engine.candidates is None:  # it is the features themselves
                 return np.zeros(0, np.int64)
             if self._missing is None:
-                self._missing = np.setdiff1d(np.flatnonzero(self.features.live), held_rows(self.features, self.engine))
+                rows, counts = held_rows(self.features, self.engine)
+                self._missing = np.setdiff1d(np.flatnonzero(self.features.live), rows[counts == 1])
             return self._missing
 
     def build(self) -> tuple[int, int]:
@@ -217,7 +219,8 @@ class Index:
         """
         missing = self.missing()
         with self._lock:
-            gone = np.setdiff1d(held_rows(self.features, self.engine), np.flatnonzero(self.features.live))
+            rows, counts = held_rows(self.features, self.engine)
+            gone = rows[~self.features.live[rows] | (counts > 1)]
             self.engine.delete(gone)
             self.engine.add(missing)
             self.engine.finish()
@@ -262,8 +265,8 @@ class Index:
 RECORD = ("key", "shard", "index", "caption", "width", "height")
 
 
-def held_rows(features: Features, engine: Any) -> Int[np.ndarray, " n"]:
-    """Return the rows that an engine holds.
+def held_rows(features: Features, engine: Any) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+    """Return the rows that an engine holds, and how often: two builds at once may add one twice.
 
     Raises:
         UserError: one of them is not of these features.
@@ -275,7 +278,7 @@ def held_rows(features: Features, engine: Any) -> Int[np.ndarray, " n"]:
             f"the engine holds rows of other features than {features.folder}: name another place for it, or remove what lies "
             "there and run filip index build"
         )
-    return np.unique(rows)
+    return np.unique(rows, return_counts=True)
 
 
 def open_index(folder: str | Path, engine: str = "exact", **options: Any) -> Index:

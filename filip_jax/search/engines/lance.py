@@ -48,7 +48,7 @@ class Lance:
         self.schema = _schema(features)
         self.database = self._tried(lambda: self.library.connect(uri, storage_options=storage or _storage(uri)))
         self.table = self._tried(self._opened)
-        if self.table is not None and self.table.schema.names != self.schema.names:
+        if self.table is not None and self.table.schema != self.schema:
             raise UserError(f"{uri} holds a table {TABLE} of something else: name another place by uri")
 
     def _opened(self) -> Any:
@@ -145,8 +145,10 @@ def open_lance(features: Features, *, uri: str = "", probes: int = 0, storage: d
         probes, storage: see `Lance`.
 
     Raises:
-        UserError: the extra `search` is not installed, or the table cannot be opened.
+        UserError: the extra `search` is not installed, the default folder is a link, or the table cannot be opened.
     """
+    if not uri and (features.folder / FOLDER).is_symlink():
+        raise UserError(f"lance: {features.folder / FOLDER} is a link, which is not followed: name its place by uri")
     place = uri if is_remote(uri) else str(Path(from_user(uri) if uri else features.folder / FOLDER).resolve())
     return Lance(features, place, probes, storage)
 
