@@ -34,6 +34,7 @@ TOLERANCE = {"float32": 1e-6, "float16": 1e-6, "int8": 1e-6}  # beside the store
 
 class Knowing(Words):
     def knows(self, text):
+        text.encode()  # as sentencepiece, which takes no halves of characters
         return text != "xyzzy"
 
 
@@ -255,6 +256,8 @@ def test_a_sheet_shows_each_hit_and_each_word(scenes):
     [
         (dict(), "search for one thing"),
         (dict(text="cat", image="a.png"), "search for one thing"),
+        (dict(text="a \ud800"), "text 0 is not valid Unicode"),
+        (dict(text=" "), "text 0 is empty"),
         (dict(text="xyzzy"), "the model's vocabulary knows no word of 'xyzzy'"),
         (dict(text="cat", top=0), "top=0 must be from 1 to"),
         (dict(text="cat", top=MAX_TOP + 1), "must be from 1 to"),
@@ -314,6 +317,8 @@ def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
     assert "4 queries (captions)" in (out := capsys.readouterr().out) and "recall@10 1.0000" in out
     assert main(["index", "check", f"--index={folder}", "--candidates=10", "--queries=4"]) == 0
     assert "some tokens of a row each" in capsys.readouterr().out
+    assert main(["index", "check", f"--index={folder}", "--queries=-3"]) == 2
+    assert "queries=-3 must be at least 1" in capsys.readouterr().err
     assert main(["index", "build", f"--index={folder}"]) == 0
     assert "0 rows added, 0 deleted" in capsys.readouterr().out
     for words, said in (
@@ -322,10 +327,13 @@ def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
         (["--text=cat", "--engine= "], "--engine names an engine"),
         (["--image=cat.png", "--sheet=a.png"], "--sheet draws the hits of --text"),
         (["--text=cat", "--sheet=a.jpg"], "--sheet draws the hits of --text"),
+        (["--text="], "--text is empty"),
+        (["--text=\udcff"], "--text is not valid Unicode"),
+        (["--text=--"], "--text=--: -- is no value"),
     ):
         assert main([*common, *words]) == 2
         assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
-    for content, said in (("{", "line 1 is no JSON"), ('{"words": 1}', "line 1 is neither"), ("", "has 0 queries")):
+    for content, said in (("{", "line 1 is no JSON"), ('{"words": 1}', "line 1 is neither"), ("", "has 0 queries"), ('{"text": "a"}\n{"text": "\\ud800"}', "text of line 2 is not valid Unicode")):
         batch.write_text(content)
         assert main([*common, f"--batch={batch}"]) == 2
         assert said in (error := capsys.readouterr().err) and error.count("\n") == 1

@@ -155,8 +155,9 @@ class FeatureWriter:
 
     def _begin(self, manifest: Manifest) -> Manifest:
         if not os.path.lexists(self.folder / FILE):
-            strange = [name for name in os.listdir(self.folder) if not name.startswith(".") and name != PARTS]
-            if strange:
+            names = [*os.listdir(self.folder), *(f"{PARTS}/{name}" for name in os.listdir(self.folder / PARTS))]
+            strange = [name for name in names if name != PARTS and not name.rpartition("/")[2].startswith(".")]
+            if strange:  # parts are never written before a manifest
                 raise UserError(
                     f"{self.folder} holds {strange[0]!r:.100} and no features: name an empty or a new folder"
                 )

@@ -117,6 +117,8 @@ def _manifest(model, side, dtype, reductions, texts, old, source) -> Manifest:
     sample: tuple[str, ...] = ()
     if by_words:
         sample = tuple(read_texts(texts, "--texts")[:MAX_TEXTS]) if texts else old.texts if old else _captions(source)
+        if not sample:
+            raise UserError(f"{f'--texts={texts}' if texts else 'the index'} has no text by whose words tokens could be chosen")
     if dtype != "float32":
         kept.append({"name": dtype, "options": {}, "losses": {}})
     return Manifest(

@@ -46,13 +46,19 @@ class Lance:
         self.library = extra_module("lancedb", "search", "the engine lance needs")
         self.kinds = extra_module("lancedb.index", "search", "the engine lance needs")
         self.schema = _schema(features)
-        self.database = self._tried(lambda: self.library.connect(uri, storage_options=storage or _storage(uri)))
+        self.storage = storage or _storage(uri)
         self.table = self._tried(self._opened)
         if self.table is not None and self.table.schema != self.schema:
             raise UserError(f"{uri} holds a table {TABLE} of something else: name another place by uri")
 
     def _opened(self) -> Any:
-        return self.database.open_table(TABLE) if TABLE in self.database.list_tables().tables else None
+        if not is_remote(self.uri) and not os.path.lexists(self.uri):  # to connect would make the folder
+            return None
+        database = self._connected()
+        return database.open_table(TABLE) if TABLE in database.list_tables().tables else None
+
+    def _connected(self) -> Any:
+        return self.library.connect(self.uri, storage_options=self.storage)
 
     def held(self) -> tuple[Int[np.ndarray, " n"], list[str]]:
         if self.table is None:
@@ -64,7 +70,7 @@ class Lance:
         if not len(rows):
             return
         if self.table is None:
-            self.table = self._tried(lambda: self.database.create_table(TABLE, schema=self.schema))
+            self.table = self._tried(lambda: self._connected().create_table(TABLE, schema=self.schema))
         reader = pa.RecordBatchReader.from_batches(self.schema, self._batches(rows))
         self._tried(lambda: self.table.add(reader))
 
