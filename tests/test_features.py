@@ -369,7 +369,7 @@ STRANGE = {
 
 
 @pytest.mark.parametrize("name, value", [(name, value) for name, values in STRANGE.items() for value in values])
-def test_a_manifest_of_a_stranger_is_one_line(name, value, tmp_path):
+def test_values_in_a_manifest_of_a_stranger_are_one_line(name, value, tmp_path):
     write_features(tmp_path / "index", rows=1)
     content = json.loads((tmp_path / "index" / FILE).read_text())
     (tmp_path / "index" / FILE).write_text(json.dumps(content | {name: value}))

@@ -284,6 +284,18 @@ def test_another_model_is_refused_by_its_hash(tmp_path):
     assert len(index.search(model, text="cat")) == 3
 
 
+@pytest.mark.parametrize(
+    "name, options",
+    [("neighbors", {"size": "2"}), ("neighbors", {}), ("select", {"keep": 0}), ("unchosen", {"a": 1}), ("neighbors", {"size": 2.0})],
+)  # fmt: skip
+def test_reductions_of_a_stranger_are_one_line(tmp_path, name, options):
+    with pytest.raises(UserError, match=f"a reduction {name} with"):
+        Index(
+            write_features(tmp_path / "index", 1, reductions=({"name": name, "options": options, "losses": {}},)),
+            "exact",
+        )
+
+
 def test_an_empty_index_is_said(tmp_path):
     with FeatureWriter(tmp_path / "index", manifest_of()):
         pass
@@ -333,7 +345,12 @@ def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
     ):
         assert main([*common, *words]) == 2
         assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
-    for content, said in (("{", "line 1 is no JSON"), ('{"words": 1}', "line 1 is neither"), ("", "has 0 queries"), ('{"text": "a"}\n{"text": "\\ud800"}', "text of line 2 is not valid Unicode")):
+    for content, said in (
+        ("{", "line 1 is no JSON"),
+        ('{"words": 1}', "line 1 is neither"),
+        ("", "has 0 queries"),
+        ('{"text": "a"}\n{"text": "\\ud800"}', "text of line 2 is not valid Unicode"),
+    ):
         batch.write_text(content)
         assert main([*common, f"--batch={batch}"]) == 2
         assert said in (error := capsys.readouterr().err) and error.count("\n") == 1

@@ -171,7 +171,8 @@ def _typed(content: Mapping[str, Any]) -> Manifest:
         **{name: isinstance(content[name], dict) for name in ("model", "framing", "source", "progress")},
         "grid": grid is None or (_are_whole(grid, 2, MAX_TOKENS - 1) and math.prod(grid) < MAX_TOKENS),
         "reductions": isinstance(content["reductions"], list) and all(map(_is_reduction, content["reductions"])),
-        "source's section": isinstance(content["source"], dict) and isinstance(content["source"].get("section", {}), dict),
+        "source's section": isinstance(content["source"], dict)
+        and isinstance(content["source"].get("section", {}), dict),
         "model's values": all(is_text(x) or is_whole(x) or isinstance(x, bool) for x in _values(content["model"])),
         "texts": isinstance(content["texts"], list) and all(is_text(x, 1 << 16) for x in content["texts"]),
         "parts": isinstance(content["parts"], list) and len(content["parts"]) <= MAX_PARTS,

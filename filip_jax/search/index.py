@@ -20,6 +20,7 @@ from filip_jax.inference.embedder import checked_text
 from filip_jax.search.engines import open_engine
 from filip_jax.search.engines.parts import marks
 from filip_jax.search.filters import Filter, kinds_of, matches, parse_filter
+from filip_jax.search.reductions import check_options
 from filip_jax.search.scan import best_rows, scores_of
 
 MAX_TOP = 1 << 16  # hits of a query
@@ -75,6 +76,8 @@ class Index:
     """
 
     def __init__(self, features: Features, engine: str, **options: Any):
+        for reduction in features.manifest.reductions:
+            check_options(reduction)
         self.features, self.kinds = features, kinds_of(schema_of(features.manifest))
         self.engine = open_engine(features, engine, **options)
         self._lock = Lock()  # of the engine
