@@ -394,3 +394,10 @@ def test_parts_without_their_manifest_are_not_written_over(tmp_path):
     with pytest.raises(UserError, match="holds 'parts/0000_000000.arrow' and no features"):
         write_features(tmp_path / "index", rows=2)
     assert (tmp_path / "index" / PARTS / "0000_000000.arrow").read_bytes() == before
+
+
+def test_a_folder_of_something_else_stays_as_it_is(tmp_path):
+    (tmp_path / "cat.jpg").write_text("")
+    with pytest.raises(UserError, match="holds 'cat.jpg' and no features"):
+        write_features(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["cat.jpg"]

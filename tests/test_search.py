@@ -27,6 +27,7 @@ from filip_jax.search.check import captions, check, sampled
 from filip_jax.search.embed import embed
 from filip_jax.search.explain import explain, patch_tokens
 from filip_jax.search.index import MAX_CANDIDATES, MAX_TOP, Index, open_index
+from filip_jax.search.pictures import open_pictures
 from filip_jax.search.sheet import draw_sheet
 
 TOLERANCE = {"float32": 1e-6, "float16": 1e-6, "int8": 1e-6}  # beside the stored numbers, as they are read back
@@ -282,6 +283,12 @@ def test_another_model_is_refused_by_its_hash(tmp_path):
         index.search(model, text="cat")
     model.origin = dict(index.features.manifest.model)
     assert len(index.search(model, text="cat")) == 3
+
+
+def test_pictures_that_moved_are_one_line(tmp_path):
+    features = write_features(tmp_path / "index", 1, source={"section": {"name": "folder", "path": "/none"}})
+    with pytest.raises(UserError, match="index: source: folder: path='/none' is not a folder. If they .* --moved"):
+        open_pictures(features)
 
 
 @pytest.mark.parametrize(
