@@ -109,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rest and (arguments.command not in ("train", "plan", "sweep", "eval", "data") or arguments.config is None):
             command = " ".join(filter(None, (arguments.command, getattr(arguments, "data_command", ""))))
             raise UserError(f"unknown argument {rest[0]!r}; see filip {command} --help")
+        if empty := [word for word in words if word.startswith("--") and word.endswith("=--")]:
+            raise UserError(f"{empty[0]}: -- is no value")  # argparse drops it
         for name in PATHS:
             if value := getattr(arguments, name, None):
                 setattr(arguments, name, from_user(value))

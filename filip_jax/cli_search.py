@@ -158,8 +158,11 @@ def _show_hits(arguments, name, value: str, hits) -> None:
 def _asked(arguments) -> Iterator[tuple[Any, str, str]]:
     """Yield (id, "text" or "image", value) of each query."""
     if arguments.batch is None:
-        kind, value = ("image", arguments.image) if arguments.text is None else ("text", arguments.text)
-        yield None, kind, value
+        if arguments.text is None:
+            yield None, "image", arguments.image
+        else:
+            _check_text(arguments.text, "--text")
+            yield None, "text", arguments.text
         return
     from filip_jax.small_files import parse, read_own
 
@@ -177,7 +180,16 @@ def _asked(arguments) -> Iterator[tuple[Any, str, str]]:
             raise UserError(
                 f'--batch={arguments.batch}: line {number} is neither {{"text": "…"}} nor {{"image": "FILE"}}'
             )
+        if kinds == ["text"]:
+            _check_text(content["text"], f"--batch={arguments.batch}: the text of line {number}")
         yield content.get("id", number), kinds[0], content[kinds[0]]
+
+
+def _check_text(text: str, name: str) -> None:
+    from filip_jax.small_files import is_text
+
+    if not text.strip() or not is_text(text, len(text)):
+        raise UserError(f"{name} is {'not valid Unicode' if text.strip() else 'empty'}")
 
 
 def _table(hits) -> list[str]:
@@ -241,7 +253,9 @@ def _build(arguments, _) -> None:
 
 def _check(arguments, _) -> None:
     from filip_jax.search.check import captions, check, sampled
+    from filip_jax.sections import at_least
 
+    at_least(1, queries=arguments.queries)
     fast, exact = open_index_of(arguments), open_index_of(arguments, "exact")
     if fast.engine.candidates is None and arguments.candidates is None:
         raise UserError("name the fast search that is compared with the exact one: --candidates=1000 or --engine=lance")

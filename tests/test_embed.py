@@ -29,7 +29,7 @@ from filip_jax.features import FeatureWriter, open_features
 from filip_jax.features.manifest import FILE, PARTS
 from filip_jax.inference import load_model
 from filip_jax.search import work as module
-from filip_jax.search.embed import embed
+from filip_jax.search.embed import embed, sample_of
 from filip_jax.search.pictures import open_pictures
 from filip_jax.search.reductions import check_order, parse, recalls, reduced, token_map, words_of
 
@@ -261,6 +261,10 @@ def test_what_does_not_fit_a_folder_is_one_line(workdir, tmp_path):
     refused(
         "no captions by whose words", section | {"caption_keys": ()}, tmp_path / "new", reductions=[parse("select")]
     )
+    (tmp_path / "blank.txt").write_text("\n\n")
+    chosen = dict(reductions=[parse("select")], texts=str(tmp_path / "blank.txt"))
+    refused("has no text by whose words", section, tmp_path / "new", **chosen)
+    assert not (tmp_path / "new").exists()
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "a.jpg").write_text("nothing")
@@ -434,3 +438,11 @@ def test_the_help_names_each_reduction():
 
     assert re.findall(r"^  (\w+)\S* +(?:the|drops)", EMBED, re.MULTILINE) == list(REDUCTIONS)
     assert dataclasses.is_dataclass(manifest_of()) and DIGESTS["config"] == 64 * "a"
+
+
+def test_a_sample_of_texts_can_be_read_back_from_the_manifest(tmp_path):
+    file = tmp_path / "texts.json"
+    file.write_text(json.dumps({"a": ["cat", "", "x" * 70_000], "b": ["\ud800"]}))
+    assert [len(text) for text in sample_of(f"{file}:a")] == [3, 1 << 16]
+    with pytest.raises(UserError, match="text 0 is not valid Unicode"):
+        sample_of(f"{file}:b")

@@ -246,3 +246,42 @@ def test_a_table_in_a_bucket_is_found_by_another_reader(tmp_path, bucket):
     reader = open_index(tmp_path / "index", **where)
     assert not len(reader.missing())
     assert reader.search(tokens=ASKED[0], top=20) == Index(features, "exact").search(tokens=ASKED[0], top=20)
+
+
+def test_rows_that_two_builds_added_are_found_and_held_once(tmp_path):
+    pytest.importorskip("lancedb")
+    features = write_features(tmp_path / "index", 20)
+    index, exact = Index(features, "lance"), Index(features, "exact")
+    index.engine.add(np.arange(20))
+    index.engine.add(np.arange(5, 20))
+    with pytest.warns(UserWarning, match="15 of 20 rows"):
+        assert index.search(tokens=ASKED[0], top=20, candidates=35) == exact.search(tokens=ASKED[0], top=20)
+    assert index.build() == (15, 15) and sorted(index.engine.held()[0].tolist()) == list(range(20))
+
+
+@pytest.mark.parametrize("ids", [["64c3b869-9d38-4588-b027-3dc4fb2997d9"], [2**63 + 5], [3, 2**62]])
+def test_a_collection_of_something_else_is_refused(tmp_path, ids):
+    models = pytest.importorskip("qdrant_client").models
+    index = Index(write_features(tmp_path / "index", 3), "qdrant", url=":memory:")
+    client, name = index.engine.client, index.engine.collection
+    client.create_collection(name, vectors_config=models.VectorParams(size=8, distance=models.Distance.DOT))
+    client.upsert(name, [models.PointStruct(id=each, vector=[0.1] * 8) for each in ids])
+    index.engine.exists = True
+    for action in (index.build, lambda: index.search(tokens=ASKED[0])):
+        with pytest.raises(UserError, match="holds rows of other features than"):
+            action()
+
+
+def test_a_table_of_other_types_or_behind_a_link_is_refused(tmp_path):
+    lancedb, features = pytest.importorskip("lancedb"), write_features(tmp_path / "index", 3)
+    index = Index(features, "lance", uri=str(tmp_path / "mine"))
+    index.build()
+    table = index.engine.table.to_arrow()
+    lancedb.connect(str(tmp_path / "theirs")).create_table(
+        lance.TABLE, table.set_column(0, "row", table["row"].cast("string"))
+    )
+    with pytest.raises(UserError, match="holds a table rows of something else"):
+        Index(features, "lance", uri=str(tmp_path / "theirs"))
+    (tmp_path / "index" / lance.FOLDER).symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="is a link, which is not followed"):
+        Index(features, "lance")

@@ -393,3 +393,43 @@ def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
         monkeypatch.setattr("filip_jax.features.writer.write_part", full)
         writer.flush()
     assert read_manifest(tmp_path / "index") == manifest and len(os.listdir(tmp_path / "index" / PARTS)) == 1
+
+
+STRANGE = {
+    "model": [None, [], "x"], "framing": [{"a": 1}, {"crop": "x"}, {"resize": []}], "source": [{"section": None}, {"section": []}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, value", [(name, value) for name, values in STRANGE.items() for value in values])
+def test_values_in_a_manifest_of_a_stranger_are_one_line(name, value, tmp_path):
+    write_features(tmp_path / "index", rows=1)
+    content = json.loads((tmp_path / "index" / FILE).read_text())
+    (tmp_path / "index" / FILE).write_text(json.dumps(content | {name: value}))
+    with pytest.raises(UserError, match="is damaged"):
+        open_features(tmp_path / "index")
+
+
+def test_features_behind_a_link_or_in_a_bucket_are_not_read(tmp_path):
+    write_features(tmp_path / "index", rows=4)
+    (tmp_path / "index" / PARTS).rename(tmp_path / "elsewhere")
+    (tmp_path / "index" / PARTS).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is a link, behind which nothing is read"):
+        read_all(tmp_path / "index")
+    with pytest.raises(UserError, match="copy the folder to a disk"):
+        open_features("s3://bucket/index")
+
+
+def test_parts_without_their_manifest_are_not_written_over(tmp_path):
+    write_features(tmp_path / "index", rows=4)
+    before = (tmp_path / "index" / PARTS / "0000_000000.arrow").read_bytes()
+    (tmp_path / "index" / FILE).unlink()
+    with pytest.raises(UserError, match="holds 'parts/0000_000000.arrow' and no features"):
+        write_features(tmp_path / "index", rows=2)
+    assert (tmp_path / "index" / PARTS / "0000_000000.arrow").read_bytes() == before
+
+
+def test_a_folder_of_something_else_stays_as_it_is(tmp_path):
+    (tmp_path / "cat.jpg").write_text("")
+    with pytest.raises(UserError, match="holds 'cat.jpg' and no features"):
+        write_features(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["cat.jpg"]

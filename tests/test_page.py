@@ -237,6 +237,7 @@ MISTAKES = {
     '{"patches": [1]}': "give one", '{"text": "a", "row": 1}': "text and row are given", '{"tokens": [[1, 2]]}': "has not 4 numbers",
     '{"tokens": [[0, 0, 0, 0]]}': "has length 0", '{"tokens": [[1e999, 0, 0, 0]]}': "no JSON that can be read", '{"tokens": []}': "is not a list of 1",
     '{"where": "typo"}': "typo", '{"text": "a", "where": "width >"}': "width", '{"text": "xyzzy"}': "knows no word",
+    '{"text": "\\ud800"}': "not valid Unicode", '{"row": 1, "patches": [' + 1024 * "1, " + "1]}": "a list of at most 1024",
     '{"tokens": [[NaN, 0, 0, 0]]}': "no JSON that can be read", '{"row": 1e9}': "is not the number of a row",
 }  # fmt: skip
 
@@ -248,7 +249,14 @@ def test_a_wrong_request_is_one_line(client, body):
 
 
 @pytest.mark.parametrize(
-    "body", ['{"row": 1}', '{"row": 1, "patches": [1, 2]}', '{"row": 1, "patches": [1], "top": 2}', "5"]
+    "body",
+    [
+        '{"row": 1}',
+        '{"row": 1, "patches": [1], "text": "\\ud800"}',
+        '{"row": 1, "patches": [1, 2]}',
+        '{"row": 1, "patches": [1], "top": 2}',
+        "5",
+    ],
 )
 def test_a_wrong_request_for_a_patch_is_one_line(client, body):
     assert client.post("/api/patch", content=body).status_code == 400

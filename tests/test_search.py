@@ -37,6 +37,7 @@ TOLERANCE = {"float32": 1e-6, "float16": 1e-6, "int8": 1e-6}  # beside the store
 
 class Knowing(Words):
     def knows(self, text):
+        text.encode()  # as sentencepiece, which takes no halves of characters
         return text != "xyzzy"
 
 
@@ -308,6 +309,8 @@ def test_the_maps_of_a_word_on_a_sheet_are_on_one_scale(scenes):
     [
         (dict(), "search for one thing"),
         (dict(text="cat", image="a.png"), "search for one thing"),
+        (dict(text="a \ud800"), "text 0 is not valid Unicode"),
+        (dict(text=" "), "text 0 is empty"),
         (dict(text="xyzzy"), "the model's vocabulary knows no word of 'xyzzy'"),
         (dict(text="cat", top=0), "top=0 must be from 1 to"),
         (dict(text="cat", top=MAX_TOP + 1), "must be from 1 to"),
@@ -332,6 +335,24 @@ def test_another_model_is_refused_by_its_hash(tmp_path):
         index.search(model, text="cat")
     model.origin = dict(index.features.manifest.model)
     assert len(index.search(model, text="cat")) == 3
+
+
+def test_pictures_that_moved_are_one_line(tmp_path):
+    features = write_features(tmp_path / "index", 1, source={"section": {"name": "folder", "path": "/none"}})
+    with pytest.raises(UserError, match="index: source: folder: path='/none' is not a folder. If they .* --moved"):
+        pictures.open_pictures(features)
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [("neighbors", {"size": "2"}), ("neighbors", {}), ("select", {"keep": 0}), ("unchosen", {"a": 1}), ("neighbors", {"size": 2.0})],
+)  # fmt: skip
+def test_reductions_of_a_stranger_are_one_line(tmp_path, name, options):
+    with pytest.raises(UserError, match=f"a reduction {name} with"):
+        Index(
+            write_features(tmp_path / "index", 1, reductions=({"name": name, "options": options, "losses": {}},)),
+            "exact",
+        )
 
 
 def test_an_empty_index_is_said(tmp_path):
@@ -370,6 +391,8 @@ def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
     assert "4 queries (captions)" in (out := capsys.readouterr().out) and "recall@10 1.0000" in out
     assert main(["index", "check", f"--index={folder}", "--candidates=10", "--queries=4"]) == 0
     assert "some tokens of a row each" in capsys.readouterr().out
+    assert main(["index", "check", f"--index={folder}", "--candidates=10", "--queries=-3"]) == 2
+    assert "queries=-3 must be at least 1" in capsys.readouterr().err
     for command, said in (("build", "searches the index itself"), ("check", "--candidates=1000 or --engine=lance")):
         assert main(["index", command, f"--index={folder}"]) == 2
         assert said in capsys.readouterr().err
@@ -385,10 +408,18 @@ def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
         (["--text=cat", "--engine= "], "--engine names an engine"),
         (["--image=cat.png", "--sheet=a.png"], "--sheet draws the hits of --text"),
         (["--text=cat", "--sheet=a.jpg"], "--sheet draws the hits of --text"),
+        (["--text="], "--text is empty"),
+        (["--text=\udcff"], "--text is not valid Unicode"),
+        (["--text=--"], "--text=--: -- is no value"),
     ):
         assert main([*common, *words]) == 2
         assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
-    for content, said in (("{", "line 1 is no JSON"), ('{"words": 1}', "line 1 is neither"), ("", "has 0 queries")):
+    for content, said in (
+        ("{", "line 1 is no JSON"),
+        ('{"words": 1}', "line 1 is neither"),
+        ("", "has 0 queries"),
+        ('{"text": "a"}\n{"text": "\\ud800"}', "text of line 2 is not valid Unicode"),
+    ):
         batch.write_text(content)
         assert main([*common, f"--batch={batch}"]) == 2
         assert said in (error := capsys.readouterr().err) and error.count("\n") == 1

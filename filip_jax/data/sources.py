@@ -102,7 +102,7 @@ def make_source(section: Mapping[str, Any], key: str = "source") -> Source:
     name = section.pop("name", "")
     if name == "mixture":
         return _make_mixture(section, key)
-    if name in ALSO_KNOWN_AS:
+    if isinstance(name, str) and name in ALSO_KNOWN_AS:
         raise UserError(f"{key}.name={name!r}: that is read by the source {ALSO_KNOWN_AS[name]}")
     if isinstance(name, str) and os.sep in name:
         raise UserError(f"{key}.name={name!r} is a path: name a source before it, as in: webdataset path={name}")

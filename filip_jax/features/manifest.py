@@ -14,6 +14,7 @@ from jaxtyping import Bool, Int
 
 from filip_jax.errors import UserError
 from filip_jax.files import write_atomically
+from filip_jax.framing import Framing
 from filip_jax.small_files import is_text, is_whole, read_json
 
 FILE, PARTS, FORMAT = "manifest.json", "parts", 1
@@ -172,12 +173,15 @@ def _typed(content: Mapping[str, Any]) -> Manifest:
         **{name: isinstance(content[name], dict) for name in ("model", "framing", "source", "progress")},
         "grid": grid is None or (_are_whole(grid, 2, MAX_TOKENS - 1) and math.prod(grid) < MAX_TOKENS),
         "reductions": isinstance(content["reductions"], list) and all(map(_is_reduction, content["reductions"])),
-        "model's values": all(is_text(x) or is_whole(x) or isinstance(x, bool) for x in content["model"].values()),
+        "source's section": isinstance(content["source"], dict)
+        and isinstance(content["source"].get("section", {}), dict),
+        "model's values": all(is_text(x) or is_whole(x) or isinstance(x, bool) for x in _values(content["model"])),
         "texts": isinstance(content["texts"], list) and all(is_text(x, 1 << 16) for x in content["texts"]),
         "parts": isinstance(content["parts"], list) and len(content["parts"]) <= MAX_PARTS,
     }
     if wrong := [name for name, right in checks.items() if not right] or ["dimension"] * (content["dimension"] < 1):
         raise ValueError(f"its {wrong[0]} is none that is written there")
+    Framing(**content["framing"])
     parts = tuple(map(_part, content["parts"]))
     if len({part.name for part in parts}) < len(parts):
         raise ValueError("two of its parts have one name")
@@ -216,6 +220,10 @@ def _is_reduction(each: Any) -> bool:
         and is_text(each["name"], 100)
         and all(isinstance(each[name], dict) for name in ("options", "losses"))
     )
+
+
+def _values(content: Any) -> Sequence[Any]:
+    return [*content.values()] if isinstance(content, dict) else []
 
 
 def _are_whole(values: Any, count: int, most: int) -> bool:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Int16, Shaped
 from filip_jax.errors import UserError
 from filip_jax.features.manifest import SCALARS, read_manifest
 from filip_jax.features.table import Rows, open_part, schema_of, verify_part
-from filip_jax.user_paths import from_user
+from filip_jax.user_paths import from_user, is_remote
 
 MAX_OPEN = 4096  # parts that stay mapped, without a file descriptor; a process may have 65,530 mappings
 SHORTEST = 8  # share of a block, 1 / SHORTEST, that rows to the end of a part must be to be a block of their own
@@ -28,8 +28,10 @@ def open_features(folder: str | Path) -> "Features":
     """Return the features in a folder, as its manifest is at this moment.
 
     Raises:
-        UserError: there are none, or the manifest is damaged.
+        UserError: there are none, the folder is in a bucket, or the manifest is damaged.
     """
+    if is_remote(str(folder)):
+        raise UserError(f"{folder}: features are mapped into memory: copy the folder to a disk, and name it there")
     return Features(Path(from_user(folder)))
 
 

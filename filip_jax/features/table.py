@@ -64,6 +64,8 @@ def open_part(folder: Path, part: Part, manifest: Manifest) -> Rows:
 
 
 def _opened(file: Path, part: Part, schema: pa.Schema) -> pa.Table:
+    if file.parent.is_symlink():
+        raise UserError(f"{file.parent} is a link, behind which nothing is read: put a copy of the folder in its place")
     with open_own(file) as handle:  # no link that leads out of the folder
         size = os.fstat(handle.fileno()).st_size
     if size != part.bytes:

@@ -63,6 +63,7 @@ class FeatureWriter:
         self.waiting: list[dict[str, Any]] = []
         with contextlib.ExitStack() as stack:
             check_unlinked(self.folder, "name another folder")
+            self._check_empty()
             with writing(self.folder):
                 (self.folder / PARTS).mkdir(parents=True, exist_ok=True)
             self._hold(stack)
@@ -166,13 +167,17 @@ class FeatureWriter:
                 with locked(self.folder / name, busy):  # of one that was killed
                     pass
 
+    def _check_empty(self) -> None:
+        """Raise a UserError if the folder holds no manifest, but something else: parts are never written before one."""
+        inside = {"": self.folder, f"{PARTS}/": self.folder / PARTS}
+        names = [start + name for start, folder in inside.items() if folder.is_dir() for name in os.listdir(folder)]
+        strange = [name for name in names if name != PARTS and not os.path.basename(name).startswith(".")]
+        if strange and not os.path.lexists(self.folder / FILE):  # looked for last: others may begin meanwhile
+            raise UserError(f"{self.folder} holds {strange[0]!r:.100} and no features: name an empty or a new folder")
+
     def _begin(self, manifest: Manifest) -> Manifest:
         if not os.path.lexists(self.folder / FILE):
-            strange = [name for name in os.listdir(self.folder) if not name.startswith(".") and name != PARTS]
-            if strange:
-                raise UserError(
-                    f"{self.folder} holds {strange[0]!r:.100} and no features: name an empty or a new folder"
-                )
+            self._check_empty()
             manifest = replace(manifest, parts=(), removed=())
             write_manifest(self.folder, manifest)
             return manifest

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from filip_jax.errors import UserError
-from filip_jax.inference.embedder import Embedder, check_texts
+from filip_jax.inference.embedder import Embedder, check_texts, checked_text
 
 PROMPT = "a photo of a {}."  # of the paper's pictures
 NO_SPACES = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # kana, Chinese characters, Hangul
@@ -111,8 +111,11 @@ def words_with_pieces(model: Embedder, text: str) -> tuple[list[Span], list[str]
     """Return the words of a text to look at, as (start, end), what the model reads of each, and the indices of its tokens.
 
     Words are those of `align`; those beyond the context are missing.
+
+    Raises:
+        UserError: the text cannot be encoded.
     """
-    spans, read = _spans(model, text)
+    spans, read = _spans(model, checked_text(0, text))
     words = _whole_words(text, spans)
     both = [(word, of_word) for word, of_word in zip(words, _pieces(spans, words, model.tokenizer.has_bos)) if of_word]
     words = [word for word, _ in both]

@@ -141,7 +141,7 @@ class Embedder:
         """Yield what `encode_text` returns, of at most `batch_size` texts at a time."""
         check_texts(texts)
         long = total = 0
-        for batch in self._batches(map(_checked, count(), texts), texts, "encoding texts"):
+        for batch in self._batches(map(checked_text, count(), texts), texts, "encoding texts"):
             ids, truncated = self.tokenizer.encode(batch, self.text_length)
             long, total = long + truncated.sum(), total + len(batch)
             yield self._run(self._text, ids, pooling)
@@ -191,7 +191,12 @@ def check_texts(texts: Any) -> None:
     check_several(texts, "texts", (1,), "give a list of str, or one column of a table")
 
 
-def _checked(index: int, text: str) -> str:
+def checked_text(index: int, text: str) -> str:
+    """Return a text that can be encoded.
+
+    Raises:
+        UserError: it is no text, empty, or holds halves of characters; by its number among others.
+    """
     if not isinstance(text, str):
         raise UserError(f"text {index} is a {type(text).__name__}, not a str")
     if not text.strip():

@@ -8,13 +8,14 @@ from typing import Any
 
 import jax
 
-from filip_jax.data.record import BadRecord, that_say
+from filip_jax.data.record import CAPTION_BYTES, BadRecord, that_say
 from filip_jax.data.sources import Source, check_outside, fingerprint, make_source
 from filip_jax.data.text_lists import read_texts
 from filip_jax.errors import UserError, one_line
 from filip_jax.features import Features, FeatureWriter, Manifest, read_manifest
 from filip_jax.features.manifest import FILE, MAX_PART_ROWS, SIDES
 from filip_jax.inference import Embedder, Run
+from filip_jax.inference.embedder import checked_text
 from filip_jax.mesh import make_mesh
 from filip_jax.search.collection import check_same_collection, section_of
 from filip_jax.search.reductions import BY_WORDS, check_order
@@ -116,7 +117,11 @@ def _manifest(model, side, dtype, reductions, texts, old, source) -> Manifest:
         raise UserError(f"--texts={texts}: no reduction chooses by words; add --reduce={BY_WORDS[0]}")
     sample: tuple[str, ...] = ()
     if by_words:
-        sample = tuple(read_texts(texts, "--texts")[:MAX_TEXTS]) if texts else old.texts if old else _captions(source)
+        sample = sample_of(texts) if texts else old.texts if old else _captions(source)
+        if not sample:
+            raise UserError(
+                f"{f'--texts={texts}' if texts else 'the index'} has no text by whose words tokens are chosen"
+            )
     if dtype != "float32":
         kept.append({"name": dtype, "options": {}, "losses": {}})
     return Manifest(
@@ -129,6 +134,18 @@ def _manifest(model, side, dtype, reductions, texts, old, source) -> Manifest:
 def _dimension(model: Embedder) -> int:
     tokens, _ = model.encode_text(["a"])
     return tokens.shape[-1]
+
+
+def sample_of(file: str) -> tuple[str, ...]:
+    """Return the texts of a file by whose words tokens are chosen.
+
+    Raises:
+        UserError: it cannot be read, or one of them is not valid Unicode.
+    """
+    texts = tuple(text[:CAPTION_BYTES] for text in read_texts(file, "--texts") if text)[:MAX_TEXTS]
+    for number, text in enumerate(texts):
+        checked_text(number, text)
+    return texts
 
 
 def _captions(source: Source) -> tuple[str, ...]:

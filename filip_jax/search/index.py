@@ -16,9 +16,11 @@ from filip_jax.features.manifest import difference_of_models
 from filip_jax.features.table import schema_of
 from filip_jax.features.writer import unit
 from filip_jax.inference import Embedder
+from filip_jax.inference.embedder import checked_text
 from filip_jax.search.engines import Engine, open_engine
 from filip_jax.search.engines.parts import marks
 from filip_jax.search.filters import Filter, kinds_of, matches, parse_filter
+from filip_jax.search.reductions import check_options
 from filip_jax.search.scan import best_rows, scores_of
 
 MAX_TOP = 1 << 16  # hits of a query
@@ -74,6 +76,8 @@ class Index:
     """
 
     def __init__(self, features: Features, engine: str, **options: Any):
+        for reduction in features.manifest.reductions:
+            check_options(reduction)
         self.features, self.kinds = features, kinds_of(schema_of(features.manifest))
         self.engine = open_engine(features, engine, **options)
         self._lock = Lock()  # of the engine
@@ -112,8 +116,8 @@ class Index:
     def text_queries(self, model: Embedder, texts: Sequence[str]) -> list[Query]:
         """Return several texts as queries; see `query`."""
         self.check_model(model)
-        for text in texts:
-            if text.strip() and not model.tokenizer.knows(text):
+        for number, text in enumerate(texts):
+            if not model.tokenizer.knows(checked_text(number, text)):
                 raise UserError(f"the model's vocabulary knows no word of {text!r:.200}: search for other words")
         tokens, mask = model.encode_text(texts, self.features.manifest.pooling)
         return [Query(self._checked(of_text[text_mask]), "text") for of_text, text_mask in zip(tokens, mask)]
@@ -198,7 +202,7 @@ class Index:
         return rows[allowed[rows]]
 
     def missing(self) -> Int[np.ndarray, " n"]:
-        """Return the rows that the engine does not hold.
+        """Return the rows that the engine does not hold, or more than once.
 
         Raises:
             UserError: it holds rows of other features.
@@ -207,8 +211,8 @@ class Index:
             if self.engine.candidates is None:  # it is the features themselves
                 return np.zeros(0, np.int64)
             if self._missing is None:
-                held, _ = held_rows(self.features, self.engine)
-                self._missing = np.setdiff1d(np.flatnonzero(self.features.live), held)
+                held, counts = held_rows(self.features, self.engine)
+                self._missing = np.setdiff1d(np.flatnonzero(self.features.live), held[counts == 1])
             return self._missing
 
     def build(self) -> tuple[int, int]:
@@ -220,11 +224,10 @@ class Index:
         live = np.flatnonzero(self.features.live)
         with self._lock:
             held, counts = held_rows(self.features, self.engine)
-            gone = np.setdiff1d(held, live)
-            twice = np.setdiff1d(held[counts > 1], gone)  # of two builds at a time
-            missing = np.setdiff1d(live, held)
-            self.engine.delete(np.concatenate([gone, twice]))
-            self.engine.add(np.concatenate([missing, twice]))
+            gone = held[~self.features.live[held] | (counts > 1)]  # two builds at once may add a row twice
+            missing = np.setdiff1d(live, held[counts == 1])
+            self.engine.delete(gone)
+            self.engine.add(missing)
             self.engine.finish()
             self._missing = None
         return len(missing), len(gone)

@@ -9,6 +9,7 @@ from filip_jax.data.decode import decode
 from filip_jax.data.index_folder import sources_of_others
 from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import make_source
+from filip_jax.errors import UserError
 from filip_jax.features import Features
 from filip_jax.search.collection import place_of
 
@@ -23,8 +24,13 @@ def open_pictures(features: Features) -> Callable[[int], Image.Image]:
         UserError: the source that the features are of cannot be opened.
     """
     section = features.manifest.source.get("section", {})
-    with sources_of_others():  # the folder may have come from a stranger
-        source = make_source(section, "source")
+    try:
+        with sources_of_others():  # the folder may have come from a stranger
+            source = make_source(section, "source")
+    except UserError as error:
+        raise UserError(
+            f"the pictures of {features.folder}: {error}. If they lie elsewhere now, name the place by filip embed --moved"
+        ) from error
 
     @cache
     def records() -> dict[tuple[str, str], int]:

@@ -15,6 +15,7 @@ from filip_jax.features import Manifest
 from filip_jax.features.reader import dequantized
 from filip_jax.features.writer import quantized, unit
 from filip_jax.inference.ranking import TIE
+from filip_jax.small_files import is_number
 
 MAX_WORDS = 4096  # tokens of a sample of texts by which others are chosen
 RANKS = (1, 5, 10)
@@ -55,6 +56,18 @@ def check_order(reductions: Sequence[Mapping[str, Any]], grid: tuple[int, int] |
         raise UserError(f"--reduce={names[0]}: only tokens of images are reduced, of a model with pooling 'tokens'")
     if len(set(names)) < len(names) or NEIGHBORS in names[1:]:
         raise UserError(f"--reduce: {', '.join(names)}: each once, and {NEIGHBORS} first")
+    for each in reductions:
+        check_options(each)
+
+
+def check_options(reduction: Mapping[str, Any]) -> None:
+    """Raise a UserError if the options of a reduction are none that `parse` gives; others may have written them."""
+    name, options = reduction["name"], reduction["options"]
+    option, default, least, most = NUMBERS.get(name, ("", None, 0, 0))
+    value = options.get(option)
+    is_sound = not option or (is_number(value) and least <= value <= most and isinstance(value, int | type(default)))
+    if options.keys() != ({option} if option else set()) or not is_sound:
+        raise UserError(f"a reduction {name:.100} with {options!r:.100} is none of filip embed")
 
 
 def reduced(

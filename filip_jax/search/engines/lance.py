@@ -48,12 +48,13 @@ class Lance:
         self.kinds = extra_module("lancedb.index", "search", "the engine lance needs")
         self.schema = _schema(features)
         self.storage = storage or _storage(uri)
-        exists = is_remote(uri) or os.path.lexists(uri)  # a mere search makes no folder
-        self.table: Any = self._tried(self._opened) if exists else None
-        if self.table is not None and self.table.schema.names != self.schema.names:
+        self.table: Any = self._tried(self._opened)
+        if self.table is not None and self.table.schema != self.schema:
             raise UserError(f"{uri} holds a table {TABLE} of something else: name another place by uri")
 
     def _opened(self, create: bool = False) -> Any:
+        if not create and not is_remote(self.uri) and not os.path.lexists(self.uri):  # to connect would make the folder
+            return None
         database = self.library.connect(self.uri, storage_options=self.storage)
         if TABLE in database.list_tables().tables:
             return database.open_table(TABLE)
@@ -159,8 +160,10 @@ def open_lance(features: Features, *, uri: str = "", probes: int = 0, storage: d
         probes, storage: see `Lance`.
 
     Raises:
-        UserError: the extra `search` is not installed, or the table cannot be opened.
+        UserError: the extra `search` is not installed, the default folder is a link, or the table cannot be opened.
     """
+    if not uri and (features.folder / FOLDER).is_symlink():
+        raise UserError(f"lance: {features.folder / FOLDER} is a link, which is not followed: name its place by uri")
     place = uri if is_remote(uri) else str(Path(from_user(uri) if uri else features.folder / FOLDER).resolve())
     return Lance(features, place, probes, storage)
 

@@ -17,11 +17,13 @@ from filip_jax.features import Features
 from filip_jax.features.writer import unit
 from filip_jax.search.engines.parts import batches, marks
 from filip_jax.search.filters import Filter, Join, Not, matches
+from filip_jax.small_files import is_whole
 
 KEY = "QDRANT_API_KEY"  # of the environment
 MEMORY = ":memory:"
 BATCH_BYTES = 1 << 23  # of vectors in a request; a server takes 32 MB, and JSON has several characters a number
 BATCH = 512  # points in a request
+MAX_ROW = 1 << 48
 PAGE = 10_000  # points whose marks are read at once
 TIMEOUT = 120  # seconds
 MAX_NAMED = 100_000  # rows that a filter names one by one
@@ -60,7 +62,7 @@ class Qdrant:
                     self.collection, limit=PAGE, offset=offset, with_payload=["part"], with_vectors=False
                 )
             )
-            rows += [int(point.id) for point in points]
+            rows += [point.id if is_whole(point.id, MAX_ROW) else -1 for point in points]  # others may be UUIDs
             parts += [str((point.payload or {}).get("part", "")) for point in points]
             if offset is None:
                 return np.array(rows, np.int64), parts
@@ -103,7 +105,7 @@ class Qdrant:
                 with_payload=False,
             )
         )  # fmt: skip
-        return np.array([int(point.id) for point in answer.points], np.int64)
+        return np.array([point.id for point in answer.points if is_whole(point.id, MAX_ROW)], np.int64)
 
     def get(self, rows: Int[np.ndarray, " n"]) -> list[Float[np.ndarray, "_ d"]]:
         points = self._tried(lambda: self.client.retrieve(self.collection, ids=rows.tolist(), with_vectors=["tokens"]))

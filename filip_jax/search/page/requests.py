@@ -7,7 +7,7 @@ from filip_jax.errors import UserError
 
 MAX_TOP = 200  # hits of an answer
 MAX_TEXT = 4096  # characters of a text that is looked for
-MAX_QUERY_TOKENS = 1024  # of a query by tokens
+MAX_QUERY_TOKENS = 1024  # of a query by tokens, or by patches
 DEFAULT_TOP = 24
 
 
@@ -82,7 +82,11 @@ _CHECKS = {
     "text": lambda value: isinstance(value, str) and len(value) <= MAX_TEXT,
     "where": lambda value: isinstance(value, str) and len(value) <= MAX_TEXT,
     "row": lambda value: _is_whole(value, 0),
-    "patches": lambda value: isinstance(value, list) and all(_is_whole(each, 0, 1 << 16) for each in value),
+    "patches": lambda value: (
+        isinstance(value, list)
+        and len(value) <= MAX_QUERY_TOKENS
+        and all(_is_whole(each, 0, 1 << 16) for each in value)
+    ),
     "tokens": _is_tokens,
     "top": lambda value: _is_whole(value, 1, MAX_TOP),
     "vectors": lambda value: isinstance(value, bool),
@@ -91,7 +95,7 @@ _SAID = {
     "text": f"a text of at most {MAX_TEXT} characters",
     "where": f"a filter of at most {MAX_TEXT} characters",
     "row": "the number of a row",
-    "patches": "a list of numbers of patches",
+    "patches": f"a list of at most {MAX_QUERY_TOKENS} numbers of patches",
     "tokens": f"a list of 1 to {MAX_QUERY_TOKENS} vectors of numbers",
     "top": f"a whole number from 1 to {MAX_TOP}",
     "vectors": "true or false",
