@@ -174,7 +174,7 @@ def test_rows_of_two_builds_at_a_time_are_held_once_by_the_next(tmp_path):
     first.build()
     second.engine.table = first.engine.table
     second.engine.add(np.arange(4))
-    assert len(first.engine.held()[0]) == 14 and first.build() == (0, 0)
+    assert len(first.engine.held()[0]) == 14 and first.build() == (4, 4)
     assert sorted(first.engine.held()[0].tolist()) == list(range(10))
 
 

@@ -205,7 +205,7 @@ def test_rows_that_cannot_be_are_refused(tmp_path):
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "notes.txt").write_text("x")
         FeatureWriter(tmp_path / "mine", manifest)
-    assert os.listdir(tmp_path / "mine" / PARTS) == []
+    assert os.listdir(tmp_path / "mine") == ["notes.txt"]
     with pytest.raises(UserError, match="on a disk"):
         FeatureWriter("gs://bucket/index", manifest)
 
