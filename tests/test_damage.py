@@ -119,7 +119,7 @@ def files_of(trained):
     """One file of each kind of a checkpoint."""
     folder = trained / "checkpoints" / str(STEP)
     kinds = ("manifest.json", "state/_METADATA", "state/_sharding", "state/manifest.ocdbt", "state/d/*",
-             "state/ocdbt.process_0/manifest.ocdbt", "state/ocdbt.process_0/d/*")  # fmt: skip
+             "state/ocdbt.process_0/manifest.ocdbt", "state/ocdbt.process_0/d/*", "state/_CHECKPOINT_METADATA")  # fmt: skip
     return [max(folder.glob(kind), key=lambda file: file.stat().st_size).relative_to(trained) for kind in kinds]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from filip_jax import __version__, buckets, folders, storage
@@ -239,9 +240,11 @@ class CheckpointWriter(Checkpoints):
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
-    """Return what writes a state, whose leaves are all JAX's arrays."""
+    """Return what writes a state, whose leaves are JAX's arrays or, of imported weights, NumPy's."""
     arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_SLICED_BYTES)
-    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    registry = ocp.type_handlers.create_type_handler_registry(
+        (np.ndarray, ocp.type_handlers.NumpyHandler()), (jax.Array, arrays)
+    )
     return ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
 
 
