@@ -39,13 +39,14 @@ def whole(tmp_path_factory):
     return chaos.uninterrupted(tmp_path_factory.mktemp("chaos") / "whole", options=PATIENT)
 
 
-@pytest.mark.long  # of two processes; launch/local.sh's, below, is killed, too
+@pytest.mark.long
 def test_a_kill_and_the_run_comes_to_the_same(whole, tmp_path):
     outcome = chaos.kills(tmp_path, whole, 1, random.Random(1), OPTIONS)
     kinds = ("at a random moment", "during a save", "finished before the kill")
     assert sum(count for said, count in outcome.items() if said.startswith(kinds)) == 1
 
 
+@pytest.mark.long
 def test_a_stop_in_a_phase_is_saved_and_the_run_comes_to_the_same(whole, tmp_path):
     """In three of the five; in the others the same loop of the trainer looks for a stop."""
     outcome = chaos.stops(tmp_path, whole, 1, random.Random(0), PATIENT, ("compile", "evaluation", "save"))
@@ -57,6 +58,7 @@ def test_a_frozen_process_is_named(tmp_path):
     assert re.fullmatch(r"named after [\d.]+ s, exit 43", outcome["process 1 stopped"])
 
 
+@pytest.mark.long
 def test_whatever_happens_to_the_newest_checkpoint_the_one_before_is_taken(whole, tmp_path):
     outcome = chaos.corruption(tmp_path, whole, 1, random.Random(0), PATIENT)
     assert outcome["files deleted"] > 10
@@ -74,6 +76,7 @@ def test_two_containers_on_one_workdir(tmp_path):
     assert outcome["two containers"].startswith(("the second, exit 2: another run writes to", "not tried")), outcome
 
 
+@pytest.mark.long
 def test_local_runs_are_restarted_and_give_up(whole, tmp_path):
     """launch/local.sh: killed once, preempted once by a signal to the script, then left to end."""
     workdir = tmp_path / "run"

@@ -621,6 +621,7 @@ def test_another_tokenizer_is_refused_and_its_own_accepted(first, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_begin_as_one_does(first, locked, tmp_path):
     file = tmp_path / "two.py"
     file.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({first[1]!r})\n")

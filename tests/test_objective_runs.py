@@ -130,6 +130,7 @@ def test_a_run_begins_with_the_parameters_of_another_but_its_own_state(config, t
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_with_captions_and_views_train_as_one_does(config, tmp_path):
     train(tmp_path / "one", config)
     words = command(tmp_path / "two", config, "--distributed")

@@ -231,6 +231,7 @@ def test_a_plan_of_a_tpu_slice():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_plan_of_gpus_is_marked_as_a_guess():
     pytest.importorskip("jax_cuda13_plugin")
     cudnn = ["--config.model.attention=cudnn", "--config.model.dtype=bfloat16"]

@@ -160,7 +160,7 @@ def assert_same_losses(a, b):
 
 
 @pytest.mark.slow
-@pytest.mark.long  # test_elastic.py and test_objective_runs.py have two processes, too
+@pytest.mark.long  # test_elastic.py has two processes, too
 def test_two_processes_train_what_one_does(finished, config, tmp_path):
     workdir = tmp_path / "run"
     cluster = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}", "JAX_NUM_PROCESSES": "2"}

@@ -97,6 +97,7 @@ def test_a_tree_without_links_gives_the_same_wheel_or_says_what_lacks(copy, buil
     assert done.returncode and "filip_jax/configs is no link to ../configs" in done.stderr
 
 
+@pytest.mark.long
 def test_a_wheel_runs_the_quick_demo_without_a_clone(installed, tmp_path):
     def filip(*words):
         words = [installed / "bin/filip", *words]
