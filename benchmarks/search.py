@@ -131,7 +131,7 @@ def engines(a, folder):
         "| search | candidates | build s | GB | recall@10 | recall@100 | CPU ms | wall ms | peak GiB |\n|"
         + " --- |" * 9
     )
-    right = None
+    right, indexes = None, {}
     for name, candidates in (
         ("exact", None),
         ("pooled", 1000),
@@ -142,8 +142,10 @@ def engines(a, folder):
     ):
         if name not in a.engines.split(","):
             continue
-        index = open_index(folder, "lance" if name == "lance" else "exact")
-        made = index.build() and 0.0 if name != "lance" else spent(index.build)[2]
+        index, made = indexes.get(name), "-"
+        if index is None:
+            index = indexes[name] = open_index(folder, "lance" if name == "lance" else "exact")
+            made = f"{spent(index.build)[2]:.1f}" if name == "lance" else "-"
         wanted = [index.query(tokens=each) for each in queries]
         index.search_all(wanted[:1], top=100, candidates=candidates)
         hits, cpu, wall = spent(
@@ -153,7 +155,7 @@ def engines(a, folder):
         right = right or rows
         recalls = [np.mean([len({*x[:k]} & {*y[:k]}) / k for x, y in zip(rows, right)]) for k in (10, 100)]
         size = sum(file.stat().st_size for file in folder.glob(f"{name}/**/*") if file.is_file())
-        print(f"| {name} | {candidates or 'all'} | {made:.1f} | {size / 1e9:.2f} | {recalls[0]:.3f} | {recalls[1]:.3f} | "
+        print(f"| {name} | {candidates or 'all'} | {made} | {size / 1e9:.2f} | {recalls[0]:.3f} | {recalls[1]:.3f} | "
               f"{1e3 * cpu / len(queries):.1f} | {1e3 * wall / len(queries):.1f} | {peak():.2f} |", flush=True)  # fmt: skip
 
 
