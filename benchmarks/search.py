@@ -12,7 +12,7 @@ float32 tokens in memory. CPU seconds are those of all threads.
 
 import argparse
 import json
-import resource
+import re
 import shutil
 import subprocess
 import sys
@@ -116,7 +116,9 @@ def spent(action):
 
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """Return the largest resident memory of this process so far, in GiB; ru_maxrss would begin with the parent's."""
+    (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(line) / 2**20
 
 
 def engines(a, folder):
