@@ -85,12 +85,12 @@ def test_the_newest_stay_with_their_meta_and_parts(saved):
     assert checkpoints.has(3, "ema") and not checkpoints.has(3, "teacher")
 
 
-@pytest.mark.parametrize("most, sliced", [(writer.MIN_SLICED_BYTES, 0), (0, 8)], ids=["small", "large"])
+@pytest.mark.parametrize("most, sliced", [(writer.MIN_SLICE_BYTES, 0), (0, 8)], ids=["small", "large"])
 def test_replicas_share_the_writing_of_large_arrays_only(tmp_path, monkeypatch, most, sliced):
     """A slice is compiled for each shape and device: a run's first save would wait for dozens of programs."""
     slices, cut = [], jax.lax.slice_in_dim
     monkeypatch.setattr(jax.lax, "slice_in_dim", lambda *a, **options: slices.append(a) or cut(*a, **options))
-    monkeypatch.setattr(writer, "MIN_SLICED_BYTES", most)
+    monkeypatch.setattr(writer, "MIN_SLICE_BYTES", most)
     everywhere = NamedSharding(make_devices_mesh(1, 8), PartitionSpec())
     state = {"params": {"x": jax.device_put(np.arange(80.0, dtype=np.float32).reshape(16, 5), everywhere)}}
     checkpoints = make_writer(tmp_path)

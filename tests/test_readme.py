@@ -195,7 +195,7 @@ MEASURED = [
 
 
 class Parsed(Exception):
-    """The options of a script are ones that it has."""
+    """Raised when a script has parsed its options."""
 
 
 def check_options(words):
@@ -215,7 +215,7 @@ def check_options(words):
 
 
 def check_benchmark(words):
-    """What other tests run is only asked for its options; the rest runs, small."""
+    """Parse the options of a benchmark that other tests run; run any other with small inputs."""
     if words[0] in MEASURED:
         return check_options(words)
     words = words + SMALL.get(words[0], [])

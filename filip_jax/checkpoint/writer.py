@@ -27,9 +27,9 @@ from filip_jax.sections import at_least
 from filip_jax.small_files import parse
 
 OS_ERROR = re.compile(r"\[os_error_code='(\d+)'")  # as TensorStore writes it, behind the files that it was about
-# Replicas share the writing of arrays that are larger, in slices. A slice is a program of its own for each shape and device,
-# which costs the first save more than the disk does.
-MIN_SLICED_BYTES = 2**26
+# Replicas share the writing of an array where the slice of each has so many bytes. Each slice is a program of its own, which
+# costs the first save more than writing a small array does.
+MIN_SLICE_BYTES = 2**20
 CLAIM = "saving.json"  # names what a save under way writes, so that its remains are known as ours
 
 
@@ -241,7 +241,7 @@ class CheckpointWriter(Checkpoints):
 
 def _handler() -> ocp.PyTreeCheckpointHandler:
     """Return what writes a state, whose leaves are JAX's arrays or, of imported weights, NumPy's."""
-    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_SLICED_BYTES)
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=MIN_SLICE_BYTES)
     registry = ocp.type_handlers.create_type_handler_registry(
         (np.ndarray, ocp.type_handlers.NumpyHandler()), (jax.Array, arrays)
     )

@@ -26,12 +26,8 @@ ORIENTATION = 0x0112  # the EXIF tag
 JPEG = b"\xff\xd8\xff"
 SWAPPED = (5, 6, 7, 8)  # orientations that lay the picture on its side
 TURNS = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2))))  # what undoes each
-TELL_A_TURN = (
-    "exif",
-    "Raw profile type exif",
-    "xmp",
-    "XML:com.adobe.xmp",
-)  # what Pillow's `getexif` reads of a picture
+# Where Pillow's `getexif` looks for a picture's orientation.
+ORIENTATION_KEYS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -208,7 +204,7 @@ def _upright(picture: Image.Image) -> Image.Image:
     if turn is None:
         return picture
     upright = picture.transpose(turn)
-    for name in TELL_A_TURN:  # else whoever decodes the picture again turns it again
+    for name in ORIENTATION_KEYS:  # else whoever decodes the picture again turns it again
         upright.info.pop(name, None)
     return upright
 
