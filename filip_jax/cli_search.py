@@ -26,6 +26,7 @@ their best patches; among texts an image ranks by image_to_text; an image among 
 of both ways. All scores are those of the definition.
 
 --batch names a file with a query a line: {"text": "…"} or {"image": "FILE"}, and an "id" if you like, which --json repeats.
+A query that cannot be searched has a line with its error, and the others go on.
 --where filters by the columns key, shard, index, width, height, orientation and caption: =, !=, <, <=, >, >= and in, `contains`
 for a part of a text, and, or, not, parentheses.
 --candidates=N scores only the N rows whose mean token is nearest, or that an engine names: faster, and no longer exact;
@@ -129,30 +130,54 @@ def _search(arguments, _) -> None:
     if arguments.sheet:
         check_patches(index.features)
     model = load_model(arguments.workdir, step_number(arguments.step))
+    index.check_model(model)
+    bad = 0
     for start in range(0, len(requests), AT_ONCE):
         batch = requests[start : start + AT_ONCE]
-        queries: dict[int, Any] = {}
-        for kind, queries_of in (("text", index.text_queries), ("image", index.image_queries)):
-            places = [n for n, (_, other, _) in enumerate(batch) if other == kind]
-            if places:
-                queries |= zip(places, queries_of(model, [batch[n][2] for n in places]))
-        ordered = [queries[n] for n in range(len(batch))]
-        hits_of_queries = index.search_all(
-            ordered, top=arguments.top, where=arguments.where, candidates=arguments.candidates
-        )
-        for (name, _, value), hits in zip(batch, hits_of_queries):
-            _show_hits(arguments, name, value, hits)
+        queries = _queries(index, model, batch)
+        good = [query for query in queries if not isinstance(query, UserError)]
+        if not arguments.batch and not good:
+            raise queries[0]
+        found = index.search_all(good, top=arguments.top, where=arguments.where, candidates=arguments.candidates)
+        hits_of_queries = iter(found)
+        for (name, _, value), query in zip(batch, queries):
+            _show_hits(arguments, name, value, query if isinstance(query, UserError) else next(hits_of_queries))
+        bad += len(batch) - len(good)
     if arguments.sheet:
-        _draw(arguments, index, model, hits_of_queries[0])
+        _draw(arguments, index, model, found[0])
+    if bad:
+        raise UserError(
+            f"--batch={arguments.batch}: {bad} of {len(requests)} queries cannot be searched: see their lines"
+        )
+
+
+def _queries(index, model, batch) -> list[Any]:
+    """Return the query of each request, or why it is none."""
+    queries: dict[int, Any] = {}
+    for kind, queries_of in (("text", index.text_queries), ("image", index.image_queries)):
+        places = [n for n, (_, other, _) in enumerate(batch) if other == kind]
+        values = [batch[n][2] for n in places]
+        try:
+            queries |= zip(places, queries_of(model, values) if places else [])
+        except UserError:  # it is about one of them, which does not say which
+            for place, value in zip(places, values):
+                try:
+                    queries[place] = queries_of(model, [value])[0]
+                except UserError as error:
+                    queries[place] = error
+    return [queries[n] for n in range(len(batch))]
 
 
 def _show_hits(arguments, name, value: str, hits) -> None:
-    if arguments.json:
-        about = {} if name is None else {"query": name}
+    about = {} if name is None else {"query": name}
+    title = [f"{value}:"] if arguments.batch else []
+    if isinstance(hits, UserError):
+        show(json.dumps(about | {"error": str(hits)}) if arguments.json else f"{value}: {hits}")
+    elif arguments.json:
         for n, hit in enumerate(hits, 1):
             show(json.dumps(about | {"rank": n} | asdict(hit)))
     else:
-        show(*([f"{value}:"] if arguments.batch else []), *_table(hits))
+        show(*title, *_table(hits))
 
 
 def _asked(arguments) -> Iterator[tuple[Any, str, str]]:

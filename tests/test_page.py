@@ -271,6 +271,12 @@ def test_a_bad_upload_is_one_line(client, image):
     assert answer.status_code == 400 and "picture" in answer.json()["error"]
 
 
+@pytest.mark.parametrize("option", ["top=abc", "top=1.5", "top=", "patches=[", "vectors=yes"])
+def test_a_wrong_option_of_an_upload_is_named(client, option):
+    answer = client.post(f"/api/upload?{option}", content=png(Image.new("RGB", (SIDE, SIDE), COLORS["blue"])))
+    assert answer.status_code == 400 and answer.json()["error"].startswith(option.split("=")[0] + "=")
+
+
 def test_bodies_are_bounded_whatever_they_say_of_their_length(client, monkeypatch):
     monkeypatch.setattr(app_module, "MAX_UPLOAD_BYTES", 1000)
     assert client.post("/api/upload", content=b"x" * 1001).status_code == 413

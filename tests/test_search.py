@@ -385,6 +385,17 @@ def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
     batch.write_text('{"text": "cat dog", "id": "a"}\n\n{"text": "sun"}\n')
     assert main([*common, f"--batch={batch}", "--top=1", "--json"]) == 0
     assert [json.loads(line)["query"] for line in capsys.readouterr().out.splitlines()] == ["a", 2]
+    queries = [{"text": "cat dog", "id": "a"}, {"text": "xyzzy"}, {"text": "sun"}]
+    monkeypatch.setattr(model.tokenizer, "knows", lambda text: text != "xyzzy", raising=False)
+    batch.write_text("\n".join(map(json.dumps, queries)))
+    assert main([*common, f"--batch={batch}", "--top=1", "--json"]) == 2
+    out, error = capsys.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [(line["query"], "error" in line) for line in lines] == [("a", False), (2, True), (3, False)]
+    assert "knows no word of" in lines[1]["error"]
+    assert "1 of 3 queries cannot be searched" in error and error.count("\n") == 1
+    assert main([*common, f"--batch={batch}", "--top=1"]) == 2
+    assert capsys.readouterr().out.count("| rank |") == 2
     assert main(["index", "inspect", f"--index={folder}", "--verify"]) == 0
     assert "10 rows of images" in (out := capsys.readouterr().out) and "as it was written" in out
     assert main(["index", "check", f"--index={folder}", "--candidates=10", "--queries=4", "--workdir=x"]) == 0

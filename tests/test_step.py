@@ -113,7 +113,6 @@ def test_parameters_and_their_moments_are_sharded_alike(config):
         assert {path: leaf.sharding.spec for path, leaf in moments.items()} == specs
 
 
-@pytest.mark.smoke
 def operations(jaxpr):
     """All operations of a program, those of its functions and loops among them, each written once."""
     for operation in jaxpr.eqns:
@@ -146,6 +145,7 @@ def test_a_locked_tower_has_neither_a_backward_pass_nor_state(demo_config, locke
 
 
 @pytest.mark.slow
+@pytest.mark.smoke
 def test_a_frozen_tower_stays_and_the_average_follows(config):
     frozen = small(config, **{"optimizer.learning_rate_rules": (("image/.*", 0.0), (".*", 1.0))})
     _, first, last = run(frozen, make_devices_mesh(1, 1), ema_decay=0.9, steps=1)

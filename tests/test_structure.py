@@ -250,6 +250,15 @@ def test_dependencies_have_floors_and_ceilings():
     assert unbound == again and len(lines) > len(again)
 
 
+def test_marks_stand_on_tests():
+    """A mark on a helper marks nothing: it once belonged to the test that a helper was written in front of."""
+    for file in sorted((ROOT / "tests").glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("test_"):
+                marks = [ast.unparse(decorator) for decorator in node.decorator_list]
+                assert not [mark for mark in marks if mark.startswith("pytest.mark.")], f"{file.name}: {node.name}"
+
+
 def test_the_table_of_costs_names_every_test_file_and_what_it_guards():
     """`python tests/cost.py FAST.json ALL.json` writes it."""
     rows = {row[1]: row[4] for row in ROW.finditer(TABLE.read_text())}

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.resources import files
 from typing import Any
 
@@ -120,7 +120,8 @@ def _options(request: Request) -> dict[str, Any]:
     """Return what a request with a picture as its body says beside it, in its address."""
     options: dict[str, Any] = dict(request.query_params)
     for name in {"top", "patches", "vectors"} & options.keys():
-        options[name] = _parsed(options[name].encode())
+        with suppress(ValueError):  # a word stays one, and is refused by the option's name
+            options[name] = parse(options[name].encode())
     return options
 
 
