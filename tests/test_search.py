@@ -87,7 +87,8 @@ def test_hits_are_those_of_the_definition(rows, side, dtype, top, like, seed):
     rng = np.random.default_rng(seed)
     removed = np.flatnonzero(rng.random(rows) < 0.2)[: rows - 1]
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
-        patch.setattr(scan, "BLOCK_BYTES", int(rng.choice([1, 1 << 24])))
+        for name in ("BLOCK_BYTES", "LARGE_BLOCK_BYTES"):
+            patch.setattr(scan, name, int(rng.choice([1, 1 << 24])))
         patch.setattr(scan, "TILE_BYTES", {"cpu": 1})
         patch.setattr(scan, "FEW", 3)
         patch.setattr(scan, "MAX_SIMILARITY_BYTES", int(rng.choice([1, 1 << 24])))
@@ -209,8 +210,9 @@ def test_blocks_stay_small_whatever_a_folder_holds(grid, dimension, dtype):
             return 10**9
 
     size, one = scan.block_rows(Many()), Many.manifest.max_tokens * dimension * np.dtype(dtype).itemsize
-    assert size == scan.MIN_ROWS or size * one <= scan.BLOCK_BYTES
-    assert size == scan.MAX_ROWS or 2 * size * one > scan.BLOCK_BYTES
+    most = scan.LARGE_BLOCK_BYTES if dtype == "float32" else scan.BLOCK_BYTES
+    assert size == scan.MIN_ROWS or size * one <= most
+    assert size == scan.MAX_ROWS or 2 * size * one > most
 
 
 def test_tiles_stay_small_however_many_tokens_a_query_has():
@@ -389,11 +391,11 @@ def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(model.tokenizer, "knows", lambda text: text != "xyzzy", raising=False)
     batch.write_text("\n".join(map(json.dumps, queries)))
     assert main([*common, f"--batch={batch}", "--top=1", "--json"]) == 2
-    out, error = capsys.readouterr()
-    lines = [json.loads(line) for line in out.splitlines()]
+    said = capsys.readouterr()
+    lines = [json.loads(line) for line in said.out.splitlines()]
     assert [(line["query"], "error" in line) for line in lines] == [("a", False), (2, True), (3, False)]
     assert "knows no word of" in lines[1]["error"]
-    assert "1 of 3 queries cannot be searched" in error and error.count("\n") == 1
+    assert "1 of 3 queries cannot be searched" in said.err and said.err.count("\n") == 1
     assert main([*common, f"--batch={batch}", "--top=1"]) == 2
     assert capsys.readouterr().out.count("| rank |") == 2
     assert main(["index", "inspect", f"--index={folder}", "--verify"]) == 0

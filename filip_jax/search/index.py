@@ -235,9 +235,8 @@ class Index:
     def check_model(self, model: Embedder) -> None:
         """Raise a UserError unless the index is of this model, as far as both say."""
         manifest = self.features.manifest
-        if model.origin and manifest.model:
-            if difference := difference_of_models(manifest.model, model.origin):
-                raise UserError(f"{self.features.folder} is of another model: {difference}: name its workdir and step")
+        if model.origin and manifest.model and (difference := difference_of_models(manifest.model, model.origin)):
+            raise UserError(f"{self.features.folder} is of another model: {difference}: name its workdir and step")
 
     def _checked(self, tokens: Float[np.ndarray, "t d"]) -> Float[np.ndarray, "t d"]:
         tokens = np.asarray(tokens, np.float32)
@@ -256,7 +255,8 @@ class Index:
         scores = (to_row + to_query) / 2 if like else to_row
         images, texts = (to_query, to_row) if self.features.manifest.side == "image" else (to_row, to_query)
         order = [n for n in np.lexsort((rows, -scores))[:top] if not np.isnan(scores[n])]  # NaN comes last
-        pooled = np.nan_to_num(self.features.pooled(rows[order])) @ unit(query.tokens.mean(axis=0))  # JSON knows no NaN
+        vectors = np.nan_to_num(self.features.pooled(rows[order]))  # JSON knows no NaN
+        pooled = (vectors * unit(query.tokens.mean(axis=0))).sum(axis=1)
         fields = self.features.fields(rows[order])
         return [
             Hit(

@@ -24,11 +24,12 @@ from filip_jax.features.reader import Block
 from filip_jax.inference.ahead import in_order
 
 BLOCK_BYTES = 1 << 24  # of the stored tokens of a block
-AHEAD = min(os.cpu_count() or 1, 8)  # blocks that threads compare at once
+LARGE_BLOCK_BYTES = 1 << 26  # of one that NumPy compares where it lies: in smaller ones threads wait for each other
+AHEAD = min((os.cpu_count() or 1) + 1, 8)  # blocks that threads compare at once
 MIN_ROWS, MAX_ROWS = 8, 4096  # of a block: powers of two, so that few programs are compiled
 # Bytes of tokens, and of similarities, in float32 at once: what stays near the cores.
 TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 27, "tpu": 1 << 26}
-FEW = 64  # rows that NumPy compares at once, for the same reason
+FEW = 128  # rows that NumPy compares at once, for the same reason
 MAX_SIMILARITY_BYTES = 1 << 24  # of a thread's similarities of tokens, where rows and queries have many
 EIGHT = 8  # tokens of a query, and of rows that differ in length, are filled up to a multiple of it
 MAX_QUERIES = 16  # that are compared with a block at once
@@ -61,6 +62,8 @@ def best_rows(
         indices = np.zeros((len(batch), 0), np.int64)
         for rows, (to_row, to_query) in _scores(batch, _blocks(features, allowed), both=like):
             scores = np.where(allowed[rows], (to_row + to_query) / 2 if like else to_row, -np.inf)
+            if best.shape[1] == k and not (scores > best[:, -1:]).any():
+                continue  # of equal rows the first stays
             best = np.concatenate([best, np.where(np.isnan(scores), -np.inf, scores)], axis=1)
             indices = np.concatenate([indices, np.broadcast_to(rows, scores.shape)], axis=1)
             order = np.lexsort((indices, -best))[:, :k]
@@ -78,10 +81,11 @@ def scores_of(features: Features, query: Float[np.ndarray, "t d"], rows: Int[np.
 
 
 def block_rows(features: Features) -> int:
-    """Return the rows of a block: few distinct sizes, and at most BLOCK_BYTES of them."""
+    """Return the rows of a block: few distinct sizes, and at most BLOCK_BYTES of them, or LARGE_BLOCK_BYTES."""
     manifest, size = features.manifest, MIN_ROWS
+    most = LARGE_BLOCK_BYTES if _is_for_numpy(manifest.dtype) else BLOCK_BYTES
     bytes_of_one = manifest.max_tokens * manifest.dimension * np.dtype(manifest.dtype).itemsize
-    while size < min(len(features), MAX_ROWS) and 2 * size * bytes_of_one <= BLOCK_BYTES:
+    while size < min(len(features), MAX_ROWS) and 2 * size * bytes_of_one <= most:
         size *= 2
     return size
 
@@ -116,9 +120,14 @@ def devices_of_blocks() -> list[jax.Device]:
     return jax.local_devices()[: 1 if jax.default_backend() == "cpu" else None]
 
 
+def _is_for_numpy(dtype) -> bool:
+    """Return whether NumPy compares tokens of this type. XLA would copy those in float32 first, which takes as long."""
+    return np.dtype(dtype) == np.float32 and jax.default_backend() == "cpu"
+
+
 def _score(queries, padded, both: bool, block_on: tuple[Block, jax.Device]) -> tuple[Int[np.ndarray, " n"], Scores]:
     (rows, tokens, scales, mask), device = block_on
-    if tokens.dtype == np.float32 and jax.default_backend() == "cpu":  # XLA would copy them first, which takes as long
+    if _is_for_numpy(tokens.dtype):
         return rows, _by_numpy(queries, tokens, mask, both)
     filled = _filled(tokens, scales, mask)
     tile = tile_rows(filled[0].shape, padded[1].size)
