@@ -4,6 +4,7 @@ import atexit
 import ctypes
 import os
 import shutil
+import sys
 import tempfile
 from importlib.metadata import version
 
@@ -16,6 +17,9 @@ EIGHT = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_cou
 os.environ["XLA_FLAGS"] = f"{EIGHT} {QUICKLY}"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # two workers compile for TPUs at a time
+# Each of the hundreds of processes that tests start would compile the package anew, for half a second.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Programs that several tests, workers or the processes they start compile alike are compiled once. FILIP_TEST_CACHE
 # names a folder that keeps them for the next session; without it, the first process makes one, which its workers
 # inherit, and removes it.

@@ -229,6 +229,20 @@ def check_benchmark(words):
     ), done.stdout
 
 
+def check_local(words, folder, monkeypatch):
+    """Start processes by launch/local.sh that print what they are asked for; test_chaos.py lets it start real ones."""
+    for name, text in (("filip", 'echo "filip $*"'), ("python", f'exec {sys.executable} "$@"')):
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("FILIP", str(folder / "filip"))
+    done = scripts(*words, runs=folder, cwd=ROOT)
+    assert done.returncode == 0 and "ended with 0 0" in done.stdout, done.stdout + done.stderr
+    commands = re.findall(r"filip train (.*)$", done.stdout, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        built(shlex.split(command))
+
+
 def check_pip(targets):
     """Installing is tested elsewhere; here, that what is named can be installed, with extras that there are."""
     for target in targets:
@@ -264,9 +278,11 @@ def named(command):
 
 def tier(text):
     """Return a command or block, marked as slow if it starts a process or reads the demo's run, and as long by its name."""
-    if re.search(r"launch/local\.sh|filip plan |benchmarks/chaos\.py|--step=all", text):
+    if re.search(r"benchmarks/chaos\.py|--step=all", text):
         return pytest.param(text, marks=(pytest.mark.slow, pytest.mark.long))
-    if re.search(r"runs/(demo|clip|siglip|dinov2|scenes|\*)", text) or re.match(r"(\w+=\S+ )*(bash|python) ", text):
+    if re.search(r"runs/(demo|clip|siglip|dinov2|scenes|\*)", text) or re.match(
+        r"(\w+=\S+ )*(bash|python|filip plan) ", text
+    ):
         return slow(text)
     return text
 
@@ -289,14 +305,7 @@ def test_commands(command, request, imported, pairs, tars, tmp_path, monkeypatch
     words = [word.replace("TARS", f"{tars}/tars") for word in words]
     words = words[next(n for n, word in enumerate(words) if "=" not in word) :]
     if words[:2] == ["bash", "launch/local.sh"]:
-        short = ["--config.total_steps=21", "--config.batch_size=16", f"--workdir={tmp_path}/two"]
-        short += [
-            f"--config.model.{tower}.{size}"
-            for tower in ("image", "text")
-            for size in ("width=32", "depth=2", "heads=2")
-        ]
-        done = scripts(*words[1:], *short, runs=tmp_path, cwd=ROOT, flags=QUICKLY)
-        assert done.returncode == 0 and "ended with 0 0" in done.stdout, done.stdout + done.stderr
+        check_local(words[1:], tmp_path, monkeypatch)
     elif words[0] == "bash":
         assert words[1] == "launch/test.sh"
         done = scripts(*words[1:], "--collect-only", "-q", "tests/test_losses.py", runs=tmp_path)
@@ -337,7 +346,9 @@ def test_commands(command, request, imported, pairs, tars, tmp_path, monkeypatch
         assert main(words[1:]) == 0 and "read back: text features" in capsys.readouterr().out
     elif words[1] == "plan":
         pytest.importorskip("libtpu")
-        done = subprocess.run([sys.executable, "-m", "filip_jax", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+        small = ["--config.model.image.depth=1", "--config.model.text.depth=1", "--config.batch_size=32"]
+        plan = [sys.executable, "-m", "filip_jax", *words[1:], *small]
+        done = subprocess.run(plan, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0 and "it fits: " in done.stdout, done.stderr
     elif words[1] == "sweep" and "configs/eval/" in words[2]:
         monkeypatch.chdir(ROOT)

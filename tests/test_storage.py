@@ -25,7 +25,7 @@ def upload(folder, url):
 
 @pytest.mark.filterwarnings("ignore::Warning")
 def test_files_in_buckets(bucket):
-    data = os.urandom(3000)
+    data = bytes(range(250)) * 12  # an emulator forgets a line break at the end
     for name in ("a/1.tar", "a/2.tar", "a/3.txt"):
         storage.write(f"{bucket}/{name}", data)
     tars = [(f"{bucket}/a/{n}.tar", 3000) for n in (1, 2)]
