@@ -56,11 +56,9 @@ def add_embed_command(command: Callable[..., Any]) -> None:
 def _embed(arguments, _) -> None:
     process, processes = _share(arguments.process)
     section = _section(arguments.source)
-    from filip_jax.compiled import keep_programs_of_user
     from filip_jax.search.embed import embed
     from filip_jax.search.reductions import parse
 
-    keep_programs_of_user()
     embed(
         arguments.workdir, section, arguments.output,
         side=arguments.side, step=step_number(arguments.step), dtype=arguments.dtype, texts=arguments.texts,

@@ -116,7 +116,6 @@ def open_index_of(arguments, engine: str | None = None):
 
 
 def _search(arguments, _) -> None:
-    from filip_jax.compiled import keep_programs_of_user
     from filip_jax.inference import load_model
     from filip_jax.search.explain import check_patches
     from filip_jax.search.filters import parse_filter
@@ -125,7 +124,6 @@ def _search(arguments, _) -> None:
         raise UserError("--sheet draws the hits of --text, into a file that ends with .png")
     requests = list(_asked(arguments))
     index = open_index_of(arguments)
-    keep_programs_of_user()
     parse_filter(arguments.where, index.kinds)  # mistakes are told before the model is loaded
     if arguments.sheet:
         check_patches(index.features)

@@ -42,7 +42,6 @@ def _serve(arguments, _) -> None:
 
     for module in ("starlette", "uvicorn"):
         extra_module(module, "search", "filip serve needs")
-    from filip_jax.compiled import keep_programs_of_user
     from filip_jax.inference import load_model
     from filip_jax.search.page.answers import Answers
     from filip_jax.search.page.app import make_app
@@ -59,7 +58,6 @@ def _serve(arguments, _) -> None:
     index = open_index_of(arguments)
     listener = listen(arguments.host, arguments.port)
     with listener:
-        keep_programs_of_user()
         model = load_model(arguments.workdir, step_number(arguments.step))
         answers = Answers(index, model, Path(arguments.index).resolve().name, arguments.candidates)
         answers.prepare()

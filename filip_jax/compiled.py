@@ -40,6 +40,11 @@ def keep_programs(folder: Path) -> None:
 
 
 def keep_programs_of_user() -> None:
-    """Keep what this process compiles in the user's cache; without a cache that is the user's alone, it is compiled again."""
+    """Keep what this process compiles in the user's cache, unless it is kept elsewhere.
+
+    Without a cache that is the user's alone, it is compiled again.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        return
     with contextlib.suppress(OSError, UserError):
         keep_programs(cache_folder() / FOLDER)

@@ -12,13 +12,23 @@ import pytest
 from conftest import make_devices_mesh, unit
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image, ImageSequence
 
-from filip_jax import progress
+from filip_jax import compiled, progress
 from filip_jax.data.preprocess import centre_view
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
-from filip_jax.inference import Embedder, align, images, scoring, similarity_blocks, similarity_matrices, top_k
+from filip_jax.inference import (
+    Embedder,
+    align,
+    images,
+    load_model,
+    scoring,
+    similarity_blocks,
+    similarity_matrices,
+    top_k,
+)
 from filip_jax.losses import similarity, token_similarity
 from filip_jax.models import Model
 from filip_jax.models.tower import ImageInput, TextInput
@@ -497,3 +507,28 @@ def test_a_dense_matrix_that_is_too_large_is_refused_and_blocks_are_named(monkey
     monkeypatch.setattr(similarity, "MAX_DENSE_BYTES", 4 * 8 * 5 * 3 * 6 - 1)
     with pytest.raises(ValueError, match="block by block"):
         token_similarity(*small)
+
+
+def test_programs_of_a_model_are_kept_for_the_next_process(finished, tmp_path, monkeypatch):
+    """In the user's cache, if it is the user's alone and JAX was not told of another."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before, folder = {name: getattr(jax.config, name) for name in names}, tmp_path / "filip_jax/compiled"
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        load_model(finished[0])
+        assert jax.config.jax_compilation_cache_dir == str(folder) and folder.stat().st_mode & 0o077 == 0
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
+        load_model(finished[0])
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
+        jax.config.update("jax_compilation_cache_dir", None)
+        folder.chmod(0o777)
+        with pytest.raises(UserError, match="others may write to"):
+            compiled.keep_programs(folder)
+        load_model(finished[0])
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()

@@ -11,11 +11,10 @@ from conftest import examples
 from feature_files import fields_of, manifest_of, write_features
 from hypothesis import given
 from hypothesis import strategies as st
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from test_evals import Oracle, Scenes, Words, word_number
 
-from filip_jax import compiled, inference
+from filip_jax import inference
 from filip_jax.cli import main
 from filip_jax.data.sources import make_source
 from filip_jax.errors import UserError
@@ -371,12 +370,9 @@ def test_an_empty_index_is_said(tmp_path):
 def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
     model, images, _ = scenes
     folder = str(images.features.folder)
-    kept = []
-    monkeypatch.setattr(inference, "load_model", lambda workdir, step=None: kept.append("loads") or model)
-    monkeypatch.setattr(compiled, "keep_programs_of_user", lambda: kept.append("keeps"))
+    monkeypatch.setattr(inference, "load_model", lambda workdir, step=None: model)
     common = ["search", "--workdir=runs/x", f"--index={folder}"]
     assert main([*common, "--text=cat dog", "--top=2", "--json"]) == 0
-    assert kept == ["keeps", "loads"]
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     hits = images.search(model, text="cat dog", top=2)
     assert [line["row"] for line in lines] == [hit.row for hit in hits] and [line["rank"] for line in lines] == [1, 2]
@@ -436,26 +432,6 @@ def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
         batch.write_text(content)
         assert main([*common, f"--batch={batch}"]) == 2
         assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
-
-
-def test_programs_are_kept_for_the_next_process(tmp_path, monkeypatch):
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before, folder = {name: getattr(jax.config, name) for name in names}, tmp_path / "filip_jax/compiled"
-    try:
-        compiled.keep_programs_of_user()
-        assert jax.config.jax_compilation_cache_dir == str(folder) and folder.stat().st_mode & 0o077 == 0
-        jax.config.update("jax_compilation_cache_dir", before["jax_compilation_cache_dir"])
-        folder.chmod(0o777)
-        with pytest.raises(UserError, match="others may write to"):
-            compiled.keep_programs(folder)
-        compiled.keep_programs_of_user()
-        assert jax.config.jax_compilation_cache_dir == before["jax_compilation_cache_dir"]
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
 
 
 def test_captions_are_drawn_from_rows_that_have_one(scenes):

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pairs import WRITERS, key, members, picture, tar, texts, write_array_record, write_jsonl, write_webdataset
 
 from filip_jax import handles
+from filip_jax.ahead import in_order
 from filip_jax.cleaning.filter import filter_source
 from filip_jax.data import array_record, side_captions, table, tar_index
 from filip_jax.data import record as records
@@ -28,7 +29,6 @@ from filip_jax.data.record import BadRecord, Caption
 from filip_jax.data.sources import Source, fingerprint, make_source
 from filip_jax.data.tar_headers import Member
 from filip_jax.errors import UserError
-from filip_jax.inference.ahead import in_order
 
 SHARDS = [range(0, 5), range(5, 6), range(6, 10)]
 

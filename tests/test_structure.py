@@ -38,7 +38,7 @@ ROOMS = [
     {"console"},
     {"errors"},
     {"small_files"},
-    {"extras", "files", "foreign_paths", "handles", "names", "paths", "progress", "sections", "user_paths", "walk", "workers"},
+    {"ahead", "extras", "files", "foreign_paths", "handles", "names", "paths", "progress", "sections", "user_paths", "walk", "workers"},
     {"framing", "logged", "shipped", "storage"},
     {"buckets", "cluster", "folders", "mesh", "saved_config"},
     {"workdir"},

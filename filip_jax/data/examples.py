@@ -1,7 +1,7 @@
 """The features of tf.train.Examples, as other tools put them into ArrayRecord files."""
 
-from google.protobuf.message import DecodeError
-from tensorflow_datasets.proto import tf_example_generated_pb2 as tf_example
+from functools import cache
+from typing import Any
 
 from filip_jax.data.record import BadRecord
 from filip_jax.data.values import advice
@@ -9,11 +9,21 @@ from filip_jax.data.values import advice
 Values = list[bytes] | list[int | float] | int | float  # of a feature; a number alone, as a label is, has no list
 
 
+@cache
+def _example_and_error() -> tuple[Any, type[Exception]]:
+    """Return the class of Examples and what it raises for rubbish; TensorFlow Datasets is imported only where data has some."""
+    from google.protobuf.message import DecodeError
+    from tensorflow_datasets.proto import tf_example_generated_pb2
+
+    return tf_example_generated_pb2.Example, DecodeError
+
+
 def features_of(data: bytes) -> dict[str, Values]:
     """Return the features of a serialised Example by name. Raises BadRecord if it is none."""
+    example, decode_error = _example_and_error()
     try:
-        features = tf_example.Example.FromString(data).features.feature
-    except DecodeError as error:
+        features = example.FromString(data).features.feature
+    except decode_error as error:
         raise BadRecord("neither a record of filip_jax nor a tf.train.Example") from error
     found = {}
     for name, feature in sorted(features.items()):

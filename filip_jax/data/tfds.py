@@ -3,10 +3,10 @@
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from filip_jax import storage
 from filip_jax.data.array_record import SUFFIXES
@@ -18,6 +18,14 @@ from filip_jax.errors import UserError
 
 FEATURES = "features.json"
 CLASSES = "tensorflow_datasets.core.features."  # where the classes lie that it may name
+
+
+@cache
+def _library():
+    """Return TensorFlow Datasets, which is imported only where data of it are read."""
+    import tensorflow_datasets
+
+    return tensorflow_datasets
 
 
 class Tfds:
@@ -42,14 +50,14 @@ class Tfds:
         path = self.path = _version(path)
         _check_features(path)
         try:
-            builder = tfds.builder_from_directory(path)
+            builder = _library().builder_from_directory(path)
             self.features = dict(sorted(builder.info.features.items()))  # which come in another order each time
             self.texts = {"/".join(place): place for place in sorted(_texts(builder.info.features))}
-            self.data = builder.as_data_source(split=split, decoders={image: tfds.decode.SkipDecoding()})
+            self.data = builder.as_data_source(split=split, decoders={image: _library().decode.SkipDecoding()})
         except (OSError, ValueError, NotImplementedError) as error:
             raise UserError(f"tfds: path={path!r}, split={split!r}: {' '.join(str(error).split())}") from error
         self._check_names()
-        labels = [name for name in caption_keys if isinstance(self.features.get(name), tfds.features.ClassLabel)]
+        labels = [name for name in caption_keys if isinstance(self.features.get(name), _library().features.ClassLabel)]
         self.label = labels[0] if labels else None
         if self.label:
             self.class_names = in_words(self.features[self.label].names)
@@ -66,8 +74,8 @@ class Tfds:
         self.seen = f"features {', '.join(self.features)}"
 
     def _check_names(self):
-        if not isinstance(self.features.get(self.image), tfds.features.Image):
-            images = [name for name in self.features if isinstance(self.features[name], tfds.features.Image)]
+        if not isinstance(self.features.get(self.image), _library().features.Image):
+            images = [name for name in self.features if isinstance(self.features[name], _library().features.Image)]
             said = f"its images are {', '.join(images) or 'none'}; {advice('image', images, are_fit=True)}"
             raise UserError(f"tfds: {self.path!r} has no image {self.image!r}; {said}")
         if missing := [name for name in self.caption_keys if name not in self.texts]:
@@ -108,15 +116,15 @@ def _files_of(builder: Any, split: str) -> list[storage.Found]:
 
 def _texts(feature: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Where captions can come from: texts at any depth, and the class labels and whole numbers of records."""
-    if isinstance(feature, tfds.features.FeaturesDict):
+    if isinstance(feature, _library().features.FeaturesDict):
         for name, inner in feature.items():
             yield from _texts(inner, (*place, name))
-    elif isinstance(feature, tfds.features.Sequence):
+    elif isinstance(feature, _library().features.Sequence):
         inner = feature.feature
-        yield from () if isinstance(inner, tfds.features.ClassLabel) else _texts(inner, place)
-    elif isinstance(feature, tfds.features.ClassLabel):
+        yield from () if isinstance(inner, _library().features.ClassLabel) else _texts(inner, place)
+    elif isinstance(feature, _library().features.ClassLabel):
         yield from [place] if len(place) == 1 else ()
-    elif isinstance(feature, tfds.features.Tensor):
+    elif isinstance(feature, _library().features.Tensor):
         is_label = feature.shape == () and len(place) == 1 and np.issubdtype(feature.np_dtype, np.integer)
         yield from [place] if feature.np_dtype == np.object_ or is_label else ()
 

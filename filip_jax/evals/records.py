@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image
 
+from filip_jax.ahead import in_order
 from filip_jax.data.decode import decode
 from filip_jax.data.preprocess import box_in_centre_view, centre_view
 from filip_jax.data.record import BadRecord, Record, Region, that_say
@@ -17,7 +18,6 @@ from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
 from filip_jax.framing import CLIP_FRAMING, Framing
 from filip_jax.inference import Embedder
-from filip_jax.inference.ahead import in_order
 
 T = TypeVar("T")
 

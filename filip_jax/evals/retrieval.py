@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from filip_jax.ahead import in_order
 from filip_jax.data.record import that_say
 from filip_jax.data.sources import Source
 from filip_jax.errors import UserError
@@ -14,7 +15,6 @@ from filip_jax.evals.positives import ExtendedRanking, read_positives
 from filip_jax.evals.rates import interval
 from filip_jax.evals.records import CAPTIONS, encode_images, encode_texts, views
 from filip_jax.inference import Embedder
-from filip_jax.inference.ahead import in_order
 from filip_jax.inference.ranking import Ranking, chance
 from filip_jax.inference.scoring import similarity_blocks
 from filip_jax.sections import at_least

@@ -11,13 +11,13 @@ import numpy as np
 from PIL import Image
 
 from filip_jax import storage
+from filip_jax.ahead import in_order
 from filip_jax.data.decode import decode
 from filip_jax.data.preprocess import View, centre_view
 from filip_jax.data.record import IMAGE_BYTES, BadRecord
 from filip_jax.data.values import image_of
 from filip_jax.errors import UserError
 from filip_jax.framing import CLIP_FRAMING, Framing
-from filip_jax.inference.ahead import in_order
 from filip_jax.user_paths import from_user
 
 ENCODED = (str, os.PathLike, bytes, Mapping)  # is decoded by threads, for it does not change meanwhile

@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from filip_jax.checkpoint import Checkpoints, abstract
+from filip_jax.compiled import keep_programs_of_user
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
 from filip_jax.inference.embedder import Embedder, one_device
@@ -26,6 +27,8 @@ from filip_jax.workdir import Workdir
 
 class Run:
     """A workdir of `filip train`, opened for reading; `place` brings what is added to it back into a bucket.
+
+    What is compiled from then on is kept for the next process, unless JAX has been told where.
 
     Args:
         mesh, batch_size: of its models.
@@ -44,6 +47,7 @@ class Run:
             raise
 
     def _open(self, batch_size):
+        keep_programs_of_user()
         self.config = read_config(self.workdir)
         self.tokenizer = read_tokenizer(self.workdir)
         self.checkpoints = Checkpoints(self.place.name)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int, UInt
 
 from filip_jax.errors import UserError
-from filip_jax.losses import pallas_gpu, pallas_gpu_spread, pallas_tpu, tiles
+from filip_jax.losses import pallas_tpu, tiles
 
 EIGHT = 8
 LENGTHS = (8, 16, 24, 32, 48, 64)  # and the whole length; each is compiled
@@ -137,9 +137,12 @@ def by_length(
 def _maxima(implementation, images, texts):
     """What finds the maxima on each platform, and the bytes of its tile."""
     (p, i, d), t = images.shape, texts.shape[1]
-    of_tpu, of_gpu = pallas_tpu.why_not(p, t, d, images.dtype), pallas_gpu.why_not(p, t, d, images.dtype)
+    of_tpu = pallas_tpu.why_not(p, t, d, images.dtype)
     maxima, tile_bytes = dict.fromkeys(TILE_BYTES, tiles.maxima), dict(TILE_BYTES)
     if implementation == "pallas":
+        from filip_jax.losses import pallas_gpu  # which takes a quarter of a second
+
+        of_gpu = pallas_gpu.why_not(p, t, d, images.dtype)
         of_mesh = jax.sharding.get_abstract_mesh().abstract_device  # in a plan another than this machine's
         here = getattr(of_mesh, "platform", None) or jax.default_backend()
         refused = of_gpu if here == "gpu" else of_tpu
@@ -169,8 +172,12 @@ def _on_each_platform(function, inner, tile_bytes, *arrays):
 
 def _spreads(maxima):
     """What spreads the gradients on each platform."""
-    of_gpu = pallas_gpu_spread.spread if maxima["gpu"] is pallas_gpu.maxima else tiles.spread
-    return {"cpu": tiles.spread, "gpu": of_gpu, "tpu": tiles.spread_at_once}
+    spreads = {"cpu": tiles.spread, "gpu": tiles.spread, "tpu": tiles.spread_at_once}
+    if maxima["gpu"] is not tiles.maxima:
+        from filip_jax.losses import pallas_gpu_spread
+
+        spreads["gpu"] = pallas_gpu_spread.spread
+    return spreads
 
 
 def _forward(runs, maxima, tile_bytes, images, texts, mask):

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from filip_jax.ahead import in_order
 from filip_jax.features import Features
 from filip_jax.features.reader import Block
-from filip_jax.inference.ahead import in_order
 
 BLOCK_BYTES = 1 << 24  # of the stored tokens of a block
 LARGE_BLOCK_BYTES = 1 << 26  # of one that NumPy compares where it lies: in smaller ones threads wait for each other

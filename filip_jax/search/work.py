@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from filip_jax.ahead import in_order
 from filip_jax.data.record import kind_of
 from filip_jax.data.sources import Source, fingerprint
 from filip_jax.errors import UserError
@@ -21,7 +22,6 @@ from filip_jax.features.writer import unit
 from filip_jax.files import open_to_append, writing
 from filip_jax.folders import remove
 from filip_jax.inference import Embedder
-from filip_jax.inference.ahead import in_order
 from filip_jax.progress import Progress
 from filip_jax.search.collection import NOT_FINITE, Comparison, Item, Unit, compare, read, texts_of
 from filip_jax.search.reductions import changes, losses, positions_of, reduced, words_of
