@@ -47,7 +47,7 @@ class Far:
 def rate(source, threads, busy):
     """Images a second; `threads=0` reads one after the other."""
     from filip_jax.evals import records
-    from filip_jax.inference import ahead
+    from filip_jax import ahead
 
     ahead.THREADS = threads
     if threads:

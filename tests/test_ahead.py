@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_evals import Oracle, Scenes
 
+from filip_jax import ahead
 from filip_jax.ahead import in_order
 from filip_jax.data.record import BadRecord
 from filip_jax.errors import UserError
 from filip_jax.evals import linear_probe, localisation, pictures, pixels, records, retrieval, zero_shot
-from filip_jax.inference import ahead
 
 
 def threads_left():
