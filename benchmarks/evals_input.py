@@ -46,8 +46,8 @@ class Far:
 
 def rate(source, threads, busy):
     """Images a second; `threads=0` reads one after the other."""
-    from filip_jax.evals import records
     from filip_jax import ahead
+    from filip_jax.evals import records
 
     ahead.THREADS = threads
     if threads:
