@@ -434,6 +434,20 @@ def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
         assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
 
 
+def test_rows_that_an_engine_must_not_name_are_no_hits(scenes, monkeypatch):
+    """Removed ones and those that a filter leaves out; some engines count both among their neighbors."""
+    model, images, _ = scenes
+    monkeypatch.setattr(images.engine, "search", lambda tokens, count, tree: range(-1, len(images.features) + 5))
+    everything = images.search(model, text="cat dog", candidates=10)
+    assert sorted(hit.row for hit in everything) == list(range(10))
+    images.features.live[everything[0].row] = False
+    assert [hit.row for hit in images.search(model, text="cat dog", candidates=10)] == [
+        hit.row for hit in everything[1:]
+    ]
+    filtered = images.search(model, text="cat dog", where="width > 603", candidates=10)
+    assert filtered and {hit.width > 603 for hit in filtered} == {True}
+
+
 def test_captions_are_drawn_from_rows_that_have_one(scenes):
     _, images, _ = scenes
     assert len(set(captions(images, 5))) == 5 and len(captions(images, 50)) == 10
