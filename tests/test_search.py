@@ -448,6 +448,13 @@ def test_rows_that_an_engine_must_not_name_are_no_hits(scenes, monkeypatch):
     assert filtered and {hit.width > 603 for hit in filtered} == {True}
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_pooled_vectors_of_a_stranger_give_numbers(scenes, monkeypatch, value):
+    model, images, _ = scenes
+    monkeypatch.setattr(images.features, "pooled", lambda rows: np.full((len(rows), 16), value, np.float32))
+    assert [hit.pooled for hit in images.search(model, text="cat dog", top=3)] == [0.0] * 3
+
+
 def test_captions_are_drawn_from_rows_that_have_one(scenes):
     _, images, _ = scenes
     assert len(set(captions(images, 5))) == 5 and len(captions(images, 50)) == 10
