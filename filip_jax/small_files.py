@@ -119,7 +119,7 @@ def parse(data: bytes, notes: Notes | None = None, most: int = MAX_VALUES) -> An
             found = {name: value for name, value in items if name not in twice}
         return found
 
-    if sum(map(data.count, (b",", b"[", b"{"))) > most:
+    if values_of(data) > most:
         raise ValueError(f"it holds more than {most} values")
     try:
         content = json.loads(
@@ -133,6 +133,11 @@ def parse(data: bytes, notes: Notes | None = None, most: int = MAX_VALUES) -> An
         raise ValueError("it is nested too deeply") from error
     _check_depth(content)
     return content
+
+
+def values_of(data: bytes) -> int:
+    """Return how many values JSON holds, as far as its signs tell."""
+    return sum(map(data.count, (b",", b"[", b"{")))
 
 
 def _check_depth(content: Any) -> None:

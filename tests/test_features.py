@@ -201,6 +201,15 @@ def test_rows_that_cannot_be_are_refused(tmp_path):
             writer.add(tokens, mask & False, fields_of(2))
         with pytest.raises(UserError, match="dimension 8"):
             writer.add(tokens[..., :4], mask, fields_of(2))
+        for wrong in ((np.zeros((2, 3), np.int16), None), (None, np.zeros((3, 8), np.float32))):
+            with pytest.raises(UserError, match="dimension 8"):
+                writer._check(tokens, mask, fields_of(2), *wrong)  # past the types, which only tests check
+        with pytest.raises(UserError, match="pooled vectors hold numbers that are not finite"):
+            writer.add(tokens, mask, fields_of(2), pooled=np.full((2, 8), np.inf, np.float32))
+    half = dataclasses.replace(manifest, dtype="float16")
+    with FeatureWriter(tmp_path / "half", half) as writer, pytest.raises(UserError, match="too large for float16"):
+        writer.add(1e6 * tokens, mask, fields_of(2))
+    assert not len(open_features(tmp_path / "index")) and not len(open_features(tmp_path / "half"))
     with pytest.raises(UserError, match="not features|no features"):
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "notes.txt").write_text("x")
@@ -381,6 +390,18 @@ def test_spoilt_bytes_never_crash(tmp_path):
             read_all(tmp_path / "index")
 
 
+@pytest.mark.parametrize("limit", ["MAX_JSON_BYTES", "MAX_VALUES"])
+def test_no_manifest_is_written_that_would_not_be_read(limit, tmp_path, monkeypatch):
+    manifest = write_features(tmp_path / "index", rows=4).manifest
+    monkeypatch.setattr(f"filip_jax.features.manifest.{limit}", 9)
+    with (
+        pytest.raises(UserError, match="manifest.json would be of .* bytes"),
+        FeatureWriter(tmp_path / "index", manifest) as writer,
+    ):
+        writer.add(*tokens_of(manifest, 2), fields_of(2))
+    assert read_manifest(tmp_path / "index") == manifest
+
+
 def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
     before = write_features(tmp_path / "index", rows=4)
     manifest = before.manifest
@@ -396,6 +417,7 @@ def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path, monkeypatch):
 
 
 STRANGE = {
+    "reductions": [[{"name": "int8", "options": {}, "losses": {"pairs": 5, "image_to_text_R@1": value}}] for value in ("x", None)],
     "model": [None, [], "x"], "framing": [{"a": 1}, {"crop": "x"}, {"resize": []}], "source": [{"section": None}, {"section": []}],
 }  # fmt: skip
 

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from filip_jax.errors import UserError
 from filip_jax.files import write_atomically
 from filip_jax.framing import Framing
-from filip_jax.small_files import is_text, is_whole, read_json
+from filip_jax.small_files import MAX_JSON_BYTES, MAX_VALUES, is_number, is_text, is_whole, read_json, values_of
 
 FILE, PARTS, FORMAT = "manifest.json", "parts", 1
 SIDES, DTYPES = ("image", "text"), ("float32", "float16", "int8")
@@ -110,21 +110,21 @@ class Manifest:
     def difference(self, other: "Manifest") -> str:
         """Return how rows of the other would differ in kind, in words with both values; "" if they would not."""
         for name in ("side", "dtype", "dimension", "pooling", "grid", "image_size", "framing", "text_length"):
-            if (mine := getattr(self, name)) != (theirs := getattr(other, name)):
-                return f"{name} {mine}, not {theirs}"
-        mine, theirs = ([(each["name"], each["options"]) for each in x.reductions] for x in (self, other))
-        if mine != theirs:
-            return f"the reductions {mine or 'none'}, not {theirs or 'none'}"
+            if (value := getattr(self, name)) != (other_value := getattr(other, name)):
+                return f"{name} {value}, not {other_value}"
+        reductions, others = ([(each["name"], each["options"]) for each in x.reductions] for x in (self, other))
+        if reductions != others:
+            return f"the reductions {reductions or 'none'}, not {others or 'none'}"
         if self.texts != other.texts:
             return "tokens that were chosen by the words of other texts"
         return difference_of_models(self.model, other.model)
 
 
-def difference_of_models(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+def difference_of_models(model: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Return how two models differ by what a manifest notes of them, in words with both values; "" if they do not."""
-    for name in sorted(mine.keys() | theirs.keys(), key=lambda name: (name != "step", name)):
-        if mine.get(name) != theirs.get(name):
-            return f"the model's {name} {_short(mine.get(name))}, not {_short(theirs.get(name))}"
+    for name in sorted(model.keys() | other.keys(), key=lambda name: (name != "step", name)):
+        if model.get(name) != other.get(name):
+            return f"the model's {name} {_short(model.get(name))}, not {_short(other.get(name))}"
     return ""
 
 
@@ -155,8 +155,18 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 
 def write_manifest(folder: str | Path, manifest: Manifest) -> None:
-    """Write the manifest, whole or not at all."""
-    write_atomically(Path(folder) / FILE, json.dumps({"format": FORMAT} | asdict(manifest), indent=1) + "\n")
+    """Write the manifest, whole or not at all.
+
+    Raises:
+        UserError: it is larger than `read_manifest` reads.
+        OSError: the disk refuses.
+    """
+    data = (json.dumps({"format": FORMAT} | asdict(manifest), indent=1) + "\n").encode()
+    if len(data) > MAX_JSON_BYTES or values_of(data) > MAX_VALUES:
+        raise UserError(
+            f"{Path(folder) / FILE} would be of {len(data)} bytes, more than is read: give more --part_rows, or another folder"
+        )
+    write_atomically(Path(folder) / FILE, data)
 
 
 def _typed(content: Mapping[str, Any]) -> Manifest:
@@ -219,6 +229,7 @@ def _is_reduction(each: Any) -> bool:
         and each.keys() == {"name", "options", "losses"}
         and is_text(each["name"], 100)
         and all(isinstance(each[name], dict) for name in ("options", "losses"))
+        and all(map(is_number, each["losses"].values()))
     )
 
 

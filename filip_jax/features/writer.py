@@ -102,29 +102,39 @@ class FeatureWriter:
             pooled: by default the mean of a row's tokens, L2-normalized.
 
         Raises:
-            UserError: a row without token, numbers that are not finite, shapes that do not go together, or more rows than a
-                part has.
+            UserError: a row without token, numbers that are not finite or too large for the type, shapes that do not go
+                together, or more rows than a part has.
         """
-        self._check(tokens, mask, fields)
+        self._check(tokens, mask, fields, positions, pooled)
         if pooled is None:
             pooled = unit((np.asarray(tokens, np.float32) * mask[..., None]).sum(axis=1))
         if positions is None:
             positions = np.broadcast_to(np.arange(mask.shape[1], dtype=np.int16), mask.shape)
         kept = np.asarray(tokens, np.float32)[mask]
-        stored, scales = quantized(kept) if self.manifest.dtype == "int8" else (kept.astype(self.manifest.dtype), None)
+        with np.errstate(over="ignore"):
+            stored, scales = (
+                quantized(kept) if self.manifest.dtype == "int8" else (kept.astype(self.manifest.dtype), None)
+            )
+        if not np.isfinite(stored).all():
+            raise UserError(f"tokens hold numbers that are too large for {self.manifest.dtype}")
+        if not np.isfinite(pooled).all():
+            raise UserError("pooled vectors hold numbers that are not finite")
         batch: dict[str, Any] = {name: [each.get(name, DEFAULTS[name]) for each in fields] for name in SCALARS}
         batch |= {"tokens": stored, "scales": scales, "positions": np.asarray(positions, np.int16)[mask]}
         self.waiting.append(batch | {"pooled": np.asarray(pooled, np.float32), "lengths": mask.sum(axis=1)})
 
-    def _check(self, tokens, mask, fields) -> None:
+    def _check(self, tokens, mask, fields, positions, pooled) -> None:
         n, p, d = tokens.shape
-        if d != self.manifest.dimension or mask.shape != (n, p) or len(fields) != n:
-            given = f"tokens {tokens.shape}, mask {mask.shape} and {len(fields)} fields"
-            raise UserError(f"{given} are no rows of dimension {self.manifest.dimension}")
-        if n and (mask.sum(axis=1).min() < 1 or mask.sum(axis=1).max() > self.manifest.max_tokens):
-            raise UserError(f"a row has no token, or more than {self.manifest.max_tokens}")
+        shapes = {"tokens": (tokens, (n, p, self.manifest.dimension)), "mask": (mask, (n, p))}
+        shapes |= {"positions": (positions, (n, p)), "pooled": (pooled, (n, d))}
+        given = {name: (array.shape, shape) for name, (array, shape) in shapes.items() if array is not None}
+        if len(fields) != n or any(shape != right for shape, right in given.values()):
+            described = ", ".join(f"{name} {shape}" for name, (shape, _) in given.items())
+            raise UserError(f"{described} and {len(fields)} fields are no rows of dimension {self.manifest.dimension}")
         if not np.isfinite(tokens[mask]).all():
             raise UserError("tokens hold numbers that are not finite")
+        if n and (mask.sum(axis=1).min() < 1 or mask.sum(axis=1).max() > self.manifest.max_tokens):
+            raise UserError(f"a row has no token, or more than {self.manifest.max_tokens}")
         if self.rows + n > MAX_PART_ROWS:
             raise UserError(f"{self.rows + n} rows would wait, and a part has at most {MAX_PART_ROWS}: flush before")
 
