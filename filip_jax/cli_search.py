@@ -13,7 +13,10 @@ from filip_jax.errors import UserError
 
 MAX_BATCH_BYTES = 1 << 26  # of a file of queries
 MAX_QUERIES = 1 << 20  # in it
-AT_ONCE = 256  # queries that are embedded and searched together
+AT_ONCE, HITS_AT_ONCE = (
+    256,
+    1 << 18,
+)  # queries that are embedded and searched together, and hits of theirs that are held
 
 SEARCH = """Search an index by a text or an image: the rows whose tokens match the query's best.
 
@@ -44,7 +47,7 @@ BUILD = """Copy an index into an engine, or bring the engine up to it: new rows 
   filip index build --index=photos.index --engine="lance uri=s3://bucket/photos"
   filip index build --index=photos.index --engine="qdrant url=http://localhost:6333"
 
-Killed, the same command goes on. What an engine does not hold yet is found all the same, more slowly."""
+Killed, the same command goes on. What an engine does not hold yet is results all the same, more slowly."""
 CHECK = """Print what a fast search loses: recall at 10 and 100 beside the exact search, and the time of both.
 
   filip index check --index=photos.index --candidates=1000
@@ -81,6 +84,7 @@ def add_index_commands(command: Callable[..., Any]) -> None:
         else:
             _add_engine(part)
         if name == "check":
+            _add_candidates(part)
             part.add_argument("--workdir", help="folder of the run, whose model reads the captions")
             part.add_argument("--step", default="latest", help="latest or a number (default: latest)")
             part.add_argument("--queries", type=int, default=100, help="how many (default: 100)")
@@ -90,12 +94,16 @@ def add_index_options(parser) -> None:
     """Add the options that name an index and how it is searched."""
     parser.add_argument("--index", required=True, metavar="INDEX", help="the folder that filip embed made")
     _add_engine(parser)
+    _add_candidates(parser)
 
 
 def _add_engine(parser) -> None:
     parser.add_argument(
         "--engine", default="exact", metavar="'NAME key=value …'", help="exact, lance or qdrant (default: exact)"
     )
+
+
+def _add_candidates(parser) -> None:
     parser.add_argument("--candidates", type=int, metavar="N", help="rows that are scored instead of all")
 
 
@@ -129,20 +137,20 @@ def _search(arguments, _) -> None:
         check_patches(index.features)
     model = load_model(arguments.workdir, step_number(arguments.step))
     index.check_model(model)
-    bad = 0
-    for start in range(0, len(requests), AT_ONCE):
-        batch = requests[start : start + AT_ONCE]
+    bad, size = 0, max(1, min(AT_ONCE, HITS_AT_ONCE // max(arguments.top, 1)))
+    for start in range(0, len(requests), size):
+        batch = requests[start : start + size]
         queries = _queries(index, model, batch)
         good = [query for query in queries if not isinstance(query, UserError)]
         if not arguments.batch and not good:
             raise queries[0]
-        found = index.search_all(good, top=arguments.top, where=arguments.where, candidates=arguments.candidates)
-        hits_of_queries = iter(found)
+        results = index.search_all(good, top=arguments.top, where=arguments.where, candidates=arguments.candidates)
+        hits_of_queries = iter(results)
         for (name, _, value), query in zip(batch, queries):
             _show_hits(arguments, name, value, query if isinstance(query, UserError) else next(hits_of_queries))
         bad += len(batch) - len(good)
     if arguments.sheet:
-        _draw(arguments, index, model, found[0])
+        _draw(arguments, index, model, results[0])
     if bad:
         raise UserError(
             f"--batch={arguments.batch}: {bad} of {len(requests)} queries cannot be searched: see their lines"
@@ -190,10 +198,10 @@ def _asked(arguments) -> Iterator[tuple[Any, str, str]]:
     from filip_jax.small_files import parse, read_own
 
     data = read_own(Path(arguments.batch), MAX_BATCH_BYTES)
-    lines = [line for line in data.split(b"\n") if line.strip()]
+    lines = [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
     if not 1 <= len(lines) <= MAX_QUERIES:
         raise UserError(f"--batch={arguments.batch} has {len(lines)} queries; from 1 to {MAX_QUERIES} are read")
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
         try:
             content = parse(line)
         except ValueError as error:
@@ -205,7 +213,7 @@ def _asked(arguments) -> Iterator[tuple[Any, str, str]]:
             )
         if kinds == ["text"]:
             _check_text(content["text"], f"--batch={arguments.batch}: the text of line {number}")
-        yield content.get("id", number), kinds[0], content[kinds[0]]
+        yield number if content.get("id") is None else content["id"], kinds[0], content[kinds[0]]
 
 
 def _check_text(text: str, name: str) -> None:

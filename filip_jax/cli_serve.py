@@ -2,6 +2,7 @@
 
 import re
 import secrets
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ def _serve(arguments, _) -> None:
         model = load_model(arguments.workdir, step_number(arguments.step))
         answers = Answers(index, model, Path(arguments.index).resolve().name, arguments.candidates)
         answers.prepare()
-        thumbnails = Thumbnails(open_pictures(index.features))
+        warnings.simplefilter("once", UserWarning)  # of long texts, say, as often as somebody searches
+        thumbnails = Thumbnails(open_pictures(index.features)) if answers.has_pictures else None
         address = address_of(listener, arguments.host)
         show(f"{address}?token={token}" if token else address, "Ctrl-C ends the page.")
         try:

@@ -184,6 +184,19 @@ def test_what_is_no_picture_and_what_is_too_large_is_said(page, tmp_path):
     page.problems.clear()  # the browser notes the answer 400
 
 
+def test_a_picture_that_is_too_large_stays_said_when_a_search_before_it_ends(page, tmp_path):
+    later = "(...all) => new Promise(done => setTimeout(() => done(window.plain(...all)), 400))"
+    page.js(f"window.plain = window.fetch; window.fetch = {later}")
+    page.js("document.querySelector('#text').value = 'red'; document.querySelector('#form').requestSubmit()")
+    with (tmp_path / "large.png").open("wb") as file:
+        file.truncate((1 << 24) + 1)
+    page.upload("#file", tmp_path / "large.png")
+    page.until("document.querySelector('#error').textContent.includes('16,777,216')")
+    page.js("new Promise(done => setTimeout(done, 800))")
+    assert not page.js("document.querySelector('#error').hidden")
+    page.js("window.fetch = window.plain")
+
+
 def test_filters_and_their_mistakes(page):
     page.mouse("#filter", click=True)
     page.type("width > 90")

@@ -144,6 +144,29 @@ def test_what_a_killed_build_left_is_completed(tmp_path, options):
     assert index.search(tokens=ASKED[0], top=20) == Index(features, "exact").search(tokens=ASKED[0], top=20)
 
 
+def test_rows_that_an_engine_lacks_are_said_once(tmp_path):
+    pytest.importorskip("lancedb")
+    index = Index(write_features(tmp_path / "index", 5), "lance")
+    with pytest.warns(UserWarning, match="5 of 5 rows are not in the engine yet") as warned:
+        index.search_all([index.query(tokens=each) for each in ASKED])
+        index.search(tokens=ASKED[0])
+    assert len(warned) == 1
+
+
+def test_versions_of_a_small_table_go(tmp_path, monkeypatch):
+    pytest.importorskip("lancedb")
+    monkeypatch.setattr(lance, "KEPT", timedelta(0))
+    index = Index(write_features(tmp_path / "index", 9), "lance")
+    for row in range(3):
+        with pytest.warns(UserWarning, match="cleanup_older_than"):
+            index.build()
+        index.features.live[row] = False
+    assert len(index.engine.table.list_versions()) == 1
+    assert [hit.row for hit in index.search(tokens=ASKED[0], top=9)] == [
+        hit.row for hit in Index(index.features, "exact").search(tokens=ASKED[0], top=9)
+    ]
+
+
 def test_a_search_makes_nothing(tmp_path):
     pytest.importorskip("lancedb")
     features = write_features(tmp_path / "index", 5)

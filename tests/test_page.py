@@ -1,10 +1,11 @@
-"""The search page: who may ask it, what it answers, what it refuses, and in a real browser words that light up patches."""
+"""The search page: who may ask it, what it answers, and what it refuses."""
 
 import asyncio
 import io
 import json
 import re
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -135,6 +136,27 @@ def test_vectors_come_with_their_places(client):
     assert huge["hits"] == found["hits"]
 
 
+def test_numbers_of_a_stranger_are_null(site, client, monkeypatch):
+    tokens = site[0].features.tokens
+
+    def spoilt(rows):
+        found, mask = tokens(rows)
+        found[:, :2] = np.array([np.inf, np.nan])[:, None]
+        return found, mask
+
+    monkeypatch.setattr(site[0].features, "tokens", spoilt)
+    monkeypatch.setattr(site[0].vocabulary, "words", ["blue"])
+    monkeypatch.setattr(site[0].vocabulary, "vectors", np.ones((1, 4), np.float32))
+    for request in ({"vectors": True}, {"text": "blue"}, {"row": 3}, {"row": 3, "patches": [5]}):
+        answer = client.post("/api/search", json=request)
+        assert answer.status_code == 200, answer.text
+        assert all(hit["maps"] == [] or hit["maps"][0][1] is None for hit in answer.json()["hits"])
+    for patch in range(3):
+        answer = client.post("/api/patch", json={"row": 3, "patches": [patch], "text": "blue"})
+        similarities = [each["similarity"] for name in ("of_query", "of_captions") for each in answer.json()[name]]
+        assert len(similarities) == 2 and (similarities == [None, None]) == (patch < 2)
+
+
 def test_the_square_is_what_the_model_sees_of_a_picture(client):
     hits = client.post("/api/search", json={}).json()["hits"]
     for hit, square in zip(hits, ([0, 0, 1, 1], [0.25, 0, 0.75, 1])):
@@ -216,8 +238,10 @@ def test_what_has_no_patches_is_searched_all_the_same(tmp_path, side, pooling):
         tokens = np.eye(4, dtype=np.float32)[[0, 2, 1]][:, None]
         place = np.full((3, 1), -1, np.int16)
         writer.add(tokens, np.ones((3, 1), bool), [dict(key=name, caption=f"a {name} one") for name in names], place)
-    client = client_of((Answers(Index(open_features(tmp_path / "index"), "exact"), model), Thumbnails(len)))
+    thumbnails = Thumbnails(lambda row: Image.new("RGB", (9, 9))) if side == "image" else None
+    client = client_of((Answers(Index(open_features(tmp_path / "index"), "exact"), model), thumbnails))
     assert client.get("/api/info").json()["grid"] is None
+    assert client.get("/api/picture/0").status_code == (200 if side == "image" else 404)
     blue = png(Image.new("RGB", (SIDE, SIDE), COLORS["blue"]))
     for answer in (client.post("/api/upload", content=blue), client.post("/api/search", json={"text": "blue"})):
         hits = answer.json()["hits"]
@@ -463,6 +487,10 @@ def test_beyond_this_machine_a_token_is_asked_for(site):
     assert answer.status_code == 303 and answer.headers["location"] == "/"
     assert {"HttpOnly", "SameSite=strict"} <= set(re.split("; ", answer.headers["set-cookie"]))
     assert client.get("/").status_code == 200  # by the cookie
+    other = client_of(site, "0.0.0.0", TOKEN[::-1], "http://192.168.0.9:8751")  # browsers send it cookies of all ports
+    other.cookies = client.cookies
+    assert other.get("/").status_code == 401 and other.get("/", params={"token": TOKEN[::-1]}).status_code == 303
+    assert other.get("/").status_code == client.get("/").status_code == 200
     assert client.get("/api/info", headers={"Host": "evil.example"}).status_code == 421
 
 
@@ -553,6 +581,29 @@ def test_the_command_prints_the_address_and_ends_by_an_interrupt(command):
     assert (code, error) == (0, "") and listening[0][0] == "127.0.0.1"
     assert output.splitlines()[0] == f"http://127.0.0.1:{listening[0][1]}/"
     assert command("--port=0", index="none")[0] == 0
+
+
+def test_searches_of_strangers_do_not_fill_the_terminal(command, monkeypatch):
+    class Server:
+        def run(self, sockets):
+            for _ in range(3):
+                warnings.warn("1 of 1 texts are longer than 16 tokens and lose their end", stacklevel=1)
+
+    monkeypatch.setattr("filip_jax.search.page.serve.make_server", lambda app: Server())
+    code, _, error, _ = command("--port=0")
+    assert code == 0 and error.count("lose their end") == 1
+
+
+def test_a_page_of_texts_needs_no_pictures(command, monkeypatch, tmp_path):
+    def gone(features):
+        raise UserError("the pictures are gone")
+
+    monkeypatch.setattr("filip_jax.search.pictures.open_pictures", gone)
+    assert command("--port=0")[0] == 2
+    manifest = Manifest("text", 4, text_length=16, dtype="float32", model=ColorModel.origin)
+    with FeatureWriter(tmp_path / "texts", manifest) as writer:
+        writer.add(np.eye(4, dtype=np.float32)[None], np.ones((1, 4), bool), [{"key": "a", "caption": "a red one"}])
+    assert command("--port=0", index="texts")[0] == 0
 
 
 def test_beyond_this_machine_the_command_makes_a_token(command):

@@ -1,5 +1,6 @@
 """Searching features: the definition's scores in blocks of any size, R@k of `filip eval`, two stages, threads, and every mistake in one line."""
 
+import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
 from tempfile import TemporaryDirectory
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_evals import Oracle, Scenes, Words, word_number
 
-from filip_jax import inference
+from filip_jax import cli_search, inference
 from filip_jax.cli import main
 from filip_jax.data.sources import make_source
 from filip_jax.errors import UserError
@@ -28,10 +29,10 @@ from filip_jax.search import pictures, scan
 from filip_jax.search.check import captions, check, sampled
 from filip_jax.search.embed import embed
 from filip_jax.search.explain import explain, patch_tokens
-from filip_jax.search.index import MAX_CANDIDATES, MAX_TOP, Index, open_index
+from filip_jax.search.index import MAX_CANDIDATES, MAX_TOP, Index, Query, open_index
 from filip_jax.search.sheet import GAP, HEAD, LINE, SIDE, draw_sheet
 
-TOLERANCE = {"float32": 1e-6, "float16": 1e-6, "int8": 1e-6}  # beside the stored numbers, as they are read back
+TOLERANCE = 1e-6  # beside the stored numbers, as they are read back
 
 
 class Knowing(Words):
@@ -89,7 +90,7 @@ def test_hits_are_those_of_the_definition(rows, side, dtype, top, like, seed):
         for name in ("BLOCK_BYTES", "LARGE_BLOCK_BYTES"):
             patch.setattr(scan, name, int(rng.choice([1, 1 << 24])))
         patch.setattr(scan, "TILE_BYTES", {"cpu": 1})
-        patch.setattr(scan, "FEW", 3)
+        patch.setattr(scan, "ROWS_AT_ONCE", 3)
         patch.setattr(scan, "MAX_SIMILARITY_BYTES", int(rng.choice([1, 1 << 24])))
         patch.setattr(scan, "MAX_QUERIES", 2)
         features = write_features(folder, rows, part=7, removed=removed, seed=seed, side=side, dtype=dtype)
@@ -104,11 +105,11 @@ def test_hits_are_those_of_the_definition(rows, side, dtype, top, like, seed):
             right = (to_row + to_query) / 2 if like else to_row
             assert len(hits) == min(top, len(live)) and {hit.row for hit in hits} <= set(live.tolist())
             places = np.searchsorted(live, [hit.row for hit in hits])
-            np.testing.assert_allclose([hit.score for hit in hits], right[places], atol=TOLERANCE[dtype])
-            np.testing.assert_allclose([hit.score for hit in hits], np.sort(right)[::-1][:top], atol=TOLERANCE[dtype])
+            np.testing.assert_allclose([hit.score for hit in hits], right[places], atol=TOLERANCE)
+            np.testing.assert_allclose([hit.score for hit in hits], np.sort(right)[::-1][:top], atol=TOLERANCE)
             images, texts = (to_query, to_row) if side == "image" else (to_row, to_query)
-            np.testing.assert_allclose([hit.image_to_text for hit in hits], images[places], atol=TOLERANCE[dtype])
-            np.testing.assert_allclose([hit.text_to_image for hit in hits], texts[places], atol=TOLERANCE[dtype])
+            np.testing.assert_allclose([hit.image_to_text for hit in hits], images[places], atol=TOLERANCE)
+            np.testing.assert_allclose([hit.text_to_image for hit in hits], texts[places], atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -241,17 +242,25 @@ def test_all_devices_take_turns(tmp_path, monkeypatch):
     assert {*used} == {*devices} and len(devices) == 2
 
 
-def test_a_row_whose_tokens_hold_no_numbers_is_never_found(tmp_path):
-    features = write_features(tmp_path / "index", 9)
-    value = features.tokens([4])[0][0, 3, :2].tobytes()
+@pytest.mark.parametrize(
+    "value, dtype", [(np.nan, "float32"), (np.inf, "float32"), (-np.inf, "float32"), (np.inf, "float16")]
+)
+def test_a_row_whose_tokens_hold_no_numbers_is_never_found(tmp_path, value, dtype):
+    features = write_features(tmp_path / "index", 9, dtype=dtype)
+    numbers = features.stored([4])[0][0, 3].tobytes()
     part = tmp_path / "index/parts" / features.manifest.parts[1].name
     data = part.read_bytes()
-    assert data.count(value) == 1
-    part.write_bytes(data.replace(value, np.full(2, np.nan, np.float32).tobytes()))
+    assert data.count(numbers) == 1
+    part.write_bytes(data.replace(numbers, np.full(8, value, dtype).tobytes()))
     index = open_index(tmp_path / "index")
-    (query,) = queries(np.random.default_rng(0), 1)
-    assert {hit.row for hit in index.search(tokens=query, top=9)} == set(range(9)) - {4}
-    assert {hit.row for hit in index.search(tokens=query, top=9, candidates=9)} == set(range(9)) - {4}
+    for query in (*queries(np.random.default_rng(0), 2), np.full((3, 8), 0.35, np.float32)):
+        for asked in (index.query(tokens=query), Query(query, "image")):
+            (hits,) = index.search_all([asked], top=9)
+            assert {hit.row for hit in hits} == set(range(9)) - {4}
+            json.dumps([dataclasses.asdict(hit) for hit in hits], allow_nan=False)
+            assert len(index.search_all([asked], top=3)[0]) == 3
+            (two_stages,) = index.search_all([asked], top=9, candidates=9)
+            assert [hit.row for hit in two_stages] == [hit.row for hit in hits]
 
 
 def test_patches_that_a_word_matches(scenes):
@@ -263,7 +272,7 @@ def test_patches_that_a_word_matches(scenes):
     for number, word in enumerate(["cat", "dog"]):
         row, column = found[0].best_patch(number)
         assert grid[row, column] == word_number(word)
-        assert found[0].best_words(row, column)[0] == (number, pytest.approx(1, abs=1e-6))
+        assert found[0].similarity[:, row, column].argmax() == number
         # A search by that patch alone finds the pictures that have it.
         hits = images.search(tokens=patch_tokens(images.features, 0, (row, column)), top=10)
         shown = [n for n in range(10) if word in source[n].captions[0].text]
@@ -280,7 +289,6 @@ def test_patches_that_a_reduction_dropped_are_no_number(tmp_path):
         writer.add(words[None, 1:3], np.ones((1, 2), bool), [{"key": "a"}], positions=np.array([[3, 1]], np.int16))
     (found,) = explain(model, "cat", open_features(tmp_path / "index"), [0])
     assert np.isnan(found.similarity[0]).tolist() == [[True, False], [True, False]] and found.best_patch(0) == (1, 1)
-    assert found.best_words(0, 0) == []
     with pytest.raises(UserError, match="has no token for the patch 0,0"):
         patch_tokens(open_features(tmp_path / "index"), 0, (0, 0))
 
@@ -346,7 +354,8 @@ def test_pictures_that_moved_are_one_line(tmp_path):
 
 @pytest.mark.parametrize(
     "name, options",
-    [("neighbors", {"size": "2"}), ("neighbors", {}), ("select", {"keep": 0}), ("unchosen", {"a": 1}), ("neighbors", {"size": 2.0})],
+    [("neighbors", {"size": "2"}), ("neighbors", {}), ("select", {"keep": 0}), ("unchosen", {"a": 1}), ("neighbors", {"size": 2.0}),
+     ("neigbors", {})],
 )  # fmt: skip
 def test_reductions_of_a_stranger_are_one_line(tmp_path, name, options):
     with pytest.raises(UserError, match=f"a reduction {name} with"):
@@ -382,7 +391,7 @@ def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
     batch = tmp_path / "queries.jsonl"
     batch.write_text('{"text": "cat dog", "id": "a"}\n\n{"text": "sun"}\n')
     assert main([*common, f"--batch={batch}", "--top=1", "--json"]) == 0
-    assert [json.loads(line)["query"] for line in capsys.readouterr().out.splitlines()] == ["a", 2]
+    assert [json.loads(line)["query"] for line in capsys.readouterr().out.splitlines()] == ["a", 3]
     queries = [{"text": "cat dog", "id": "a"}, {"text": "xyzzy"}, {"text": "sun"}]
     monkeypatch.setattr(model.tokenizer, "knows", lambda text: text != "xyzzy", raising=False)
     batch.write_text("\n".join(map(json.dumps, queries)))
@@ -405,6 +414,8 @@ def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
     for command, said in (("build", "searches the index itself"), ("check", "--candidates=1000 or --engine=lance")):
         assert main(["index", command, f"--index={folder}"]) == 2
         assert said in capsys.readouterr().err
+    assert main(["index", "build", f"--index={folder}", "--engine=lance", "--candidates=3"]) == 2
+    assert "unknown argument '--candidates=3'" in capsys.readouterr().err
     monkeypatch.setattr(pictures, "open_pictures", lambda features: lambda row: Image.fromarray(Scenes()[row].image))
     sheet = tmp_path / "new/sheet.png"
     assert main([*common, "--text=cat", "--top=2", "--json", f"--sheet={sheet}"]) == 0
@@ -428,10 +439,33 @@ def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
         ('{"words": 1}', "line 1 is neither"),
         ("", "has 0 queries"),
         ('{"text": "a"}\n{"text": "\\ud800"}', "text of line 2 is not valid Unicode"),
+        ('\n\n{"text": "a"}\n{', "line 4 is no JSON"),
     ):
         batch.write_text(content)
         assert main([*common, f"--batch={batch}"]) == 2
         assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
+
+
+def test_many_hits_are_held_for_few_queries_at_once(scenes, tmp_path, monkeypatch, capsys):
+    model, images, _ = scenes
+    monkeypatch.setattr(inference, "load_model", lambda workdir, step=None: model)
+    monkeypatch.setattr(cli_search, "HITS_AT_ONCE", 7)
+    search_all, sizes = Index.search_all, []
+    monkeypatch.setattr(
+        Index, "search_all", lambda self, asked, **how: sizes.append(len(asked)) or search_all(self, asked, **how)
+    )
+    (tmp_path / "queries.jsonl").write_text(5 * '{"text": "cat", "id": null}\n')
+    words = [
+        "search",
+        "--workdir=x",
+        f"--index={images.features.folder}",
+        f"--batch={tmp_path}/queries.jsonl",
+        "--top=3",
+        "--json",
+    ]
+    assert main(words) == 0 and sizes == [2, 2, 1]
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["query"] for line in lines] == [1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5, 5, 5]
 
 
 def test_rows_that_an_engine_must_not_name_are_no_hits(scenes, monkeypatch):
@@ -448,11 +482,13 @@ def test_rows_that_an_engine_must_not_name_are_no_hits(scenes, monkeypatch):
     assert filtered and {hit.width > 603 for hit in filtered} == {True}
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3.4e38])
 def test_pooled_vectors_of_a_stranger_give_numbers(scenes, monkeypatch, value):
     model, images, _ = scenes
-    monkeypatch.setattr(images.features, "pooled", lambda rows: np.full((len(rows), 16), value, np.float32))
-    assert [hit.pooled for hit in images.search(model, text="cat dog", top=3)] == [0.0] * 3
+    vector = np.copysign(np.float32(value), images.query(model, text="cat dog").tokens.mean(axis=0))
+    monkeypatch.setattr(images.features, "pooled", lambda rows: np.tile(vector, (len(rows), 1)))
+    pooled = [hit.pooled for hit in images.search(model, text="cat dog", top=3)]
+    assert np.isfinite(pooled).all() and (np.isfinite(value) or pooled == [0.0] * 3)
 
 
 def test_captions_are_drawn_from_rows_that_have_one(scenes):

@@ -38,12 +38,6 @@ class Explanation:
         row, column = divmod(int(np.nanargmax(scores)), scores.shape[1])
         return row, column
 
-    def best_words(self, row: int, column: int, most: int = 5) -> list[tuple[int, float]]:
-        """Return (number of the word, similarity) of the words that a patch matches best, best first."""
-        scores = self.similarity[:, row, column]
-        order = [n for n in np.argsort(-scores, kind="stable") if not np.isnan(scores[n])]
-        return [(int(n), float(scores[n])) for n in order[:most]]
-
 
 def explain(model: Embedder, text: str, features: Features, rows: Numbers) -> list[Explanation]:
     """Return for each row, of an image, how it matches the words of a text.

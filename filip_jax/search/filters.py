@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool
 
 from filip_jax.errors import UserError
+from filip_jax.features import Features
 from filip_jax.sections import near
 
 MAX_CHARACTERS = 4096  # of a filter
@@ -80,6 +81,11 @@ def parse_filter(text: str, kinds: Kinds) -> Filter | None:
         UserError: it is none of this grammar; names the place, and the columns that exist.
     """
     return _Parser(text, kinds).whole() if text.strip() else None
+
+
+def allowed_rows(features: Features, tree: Filter | None) -> Bool[np.ndarray, " rows"]:
+    """Return a mask of the live rows that a filter holds for; all live ones without a filter."""
+    return features.live if tree is None else features.live & matches(tree, features.column)
 
 
 def matches(tree: Filter, column: Callable[[str], Any]) -> Bool[np.ndarray, " n"]:

@@ -19,7 +19,7 @@ from filip_jax.inference import Embedder
 from filip_jax.inference.embedder import checked_text
 from filip_jax.search.engines import Engine, open_engine
 from filip_jax.search.engines.parts import marks
-from filip_jax.search.filters import Filter, kinds_of, matches, parse_filter
+from filip_jax.search.filters import Filter, allowed_rows, kinds_of, parse_filter
 from filip_jax.search.reductions import check_options
 from filip_jax.search.scan import best_rows, scores_of
 
@@ -162,7 +162,7 @@ class Index:
         if not len(self):
             raise UserError(f"{self.features.folder} has no rows to search: filip embed adds them")
         tree = parse_filter(where, self.kinds)
-        allowed = self.features.live if tree is None else self.features.live & matches(tree, self.features.column)
+        allowed = allowed_rows(self.features, tree)
         if candidates is None and self.engine.candidates is not None:
             candidates = max(self.engine.candidates, top)
         hits: list[list[Hit]] = [[] for _ in queries]
@@ -183,11 +183,6 @@ class Index:
     ) -> Int[np.ndarray, " n"]:
         """Return the allowed rows that the engine names, and those that it does not know."""
         missing = self.missing()
-        if len(missing) > len(self) // 100:
-            warnings.warn(
-                f"{len(missing)} of {len(self)} rows are not in the engine yet, and compared one by one: run filip index build",
-                stacklevel=3,
-            )
         with self._lock:
             rows = np.asarray(self.engine.search(query.tokens, count, tree), np.int64)
         rows = rows[(rows >= 0) & (rows < len(self.features))]
@@ -202,7 +197,7 @@ class Index:
         return rows[allowed[rows]]
 
     def missing(self) -> Int[np.ndarray, " n"]:
-        """Return the rows that the engine does not hold, or more than once.
+        """Return the rows that the engine does not hold, or more than once; warn, the first time, of many.
 
         Raises:
             UserError: it holds rows of other features.
@@ -213,6 +208,12 @@ class Index:
             if self._missing is None:
                 held, counts = held_rows(self.features, self.engine)
                 self._missing = np.setdiff1d(np.flatnonzero(self.features.live), held[counts == 1])
+                if len(self._missing) > len(self) // 100:
+                    warnings.warn(
+                        f"{len(self._missing)} of {len(self)} rows are not in the engine yet, and compared one by one: "
+                        "run filip index build",
+                        stacklevel=3,
+                    )
             return self._missing
 
     def build(self) -> tuple[int, int]:
@@ -255,7 +256,8 @@ class Index:
         scores = (to_row + to_query) / 2 if like else to_row
         images, texts = (to_query, to_row) if self.features.manifest.side == "image" else (to_row, to_query)
         order = [n for n in np.lexsort((rows, -scores))[:top] if not np.isnan(scores[n])]  # NaN comes last
-        vectors = np.nan_to_num(self.features.pooled(rows[order]), posinf=0.0, neginf=0.0)  # JSON knows numbers only
+        vectors = self.features.pooled(rows[order]).astype(np.float64)  # in which no sum is too large
+        vectors = np.nan_to_num(vectors, posinf=0.0, neginf=0.0)  # JSON knows numbers only
         pooled = (vectors * unit(query.tokens.mean(axis=0))).sum(axis=1)
         fields = self.features.fields(rows[order])
         return [

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int, Int16
 
 from filip_jax.errors import UserError
 from filip_jax.features import Manifest
+from filip_jax.features.manifest import DTYPES
 from filip_jax.features.reader import dequantized
 from filip_jax.features.writer import quantized, unit
 from filip_jax.inference.ranking import TIE
@@ -66,7 +67,8 @@ def check_options(reduction: Mapping[str, Any]) -> None:
     option, default, least, most = NUMBERS.get(name, ("", None, 0, 0))
     value = options.get(option)
     is_sound = not option or (is_number(value) and least <= value <= most and isinstance(value, int | type(default)))
-    if options.keys() != ({option} if option else set()) or not is_sound:
+    is_known = name in REDUCTIONS or name in DTYPES
+    if options.keys() != ({option} if option else set()) or not is_sound or not is_known:
         raise UserError(f"a reduction {name:.100} with {options!r:.100} is none of filip embed")
 
 
@@ -113,11 +115,14 @@ def neighbors(tokens, mask, positions, *, grid, words, size: int) -> Tokens:
 def select(tokens, mask, positions, *, grid, words, keep: float) -> Tokens:
     """Return the tokens whose best similarity with any word of the sample is highest (FILIP, section 3.1)."""
     best = np.where(mask, (tokens @ words.T).max(axis=2), -np.inf)
-    count = max(1, int(tokens.shape[1] * keep + 1e-6))
-    kept = np.sort(np.argsort(-best, axis=1, kind="stable")[:, :count], axis=1)
+    counts = np.maximum((mask.sum(axis=1) * keep + 1e-6).astype(int), 1)  # of those that are left
+    order = np.argsort(-best, axis=1, kind="stable")
+    chosen = np.zeros(mask.shape, bool)
+    np.put_along_axis(chosen, order, np.arange(mask.shape[1]) < counts[:, None], axis=1)
+    kept = np.argsort(~chosen, axis=1, kind="stable")[:, : counts.max()]  # in their old order
     return (
         np.take_along_axis(tokens, kept[..., None], axis=1),
-        np.take_along_axis(mask, kept, axis=1),
+        np.take_along_axis(chosen, kept, axis=1),
         np.take_along_axis(positions, kept, axis=1),
     )
 

@@ -29,7 +29,7 @@ AHEAD = min((os.cpu_count() or 1) + 1, 8)  # blocks that threads compare at once
 MIN_ROWS, MAX_ROWS = 8, 4096  # of a block: powers of two, so that few programs are compiled
 # Bytes of tokens, and of similarities, in float32 at once: what stays near the cores.
 TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 27, "tpu": 1 << 26}
-FEW = 128  # rows that NumPy compares at once: their similarities stay there, too
+ROWS_AT_ONCE = 128  # rows that NumPy compares at once: their similarities stay there, too
 MAX_SIMILARITY_BYTES = 1 << 24  # of a thread's similarities of tokens, where rows and queries have many
 EIGHT = 8  # tokens of a query, and of rows that differ in length, are filled up to a multiple of it
 MAX_QUERIES = 16  # that are compared with a block at once
@@ -126,15 +126,26 @@ def _is_for_numpy(dtype) -> bool:
 
 
 def _score(queries, padded, both: bool, block_on: tuple[Block, jax.Device]) -> tuple[Int[np.ndarray, " n"], Scores]:
+    """Return (rows, their scores) of a block; both scores of a row are NaN if one of them is no number."""
     (rows, tokens, scales, mask), device = block_on
     if _is_for_numpy(tokens.dtype):
-        return rows, _by_numpy(queries, tokens, mask, both)
-    filled = _filled(tokens, scales, mask)
+        with np.errstate(invalid="ignore", over="ignore"):  # of a stranger's numbers
+            to_row, to_query = _by_numpy(queries, tokens, mask, both)
+    else:
+        to_row, to_query = _by_xla(len(queries), padded, (tokens, scales, mask), both, device)
+    finite = np.isfinite(to_row) & np.isfinite(to_query)
+    return rows, (np.where(finite, to_row, np.nan), np.where(finite, to_query, np.nan))
+
+
+def _by_xla(count: int, padded, block, both: bool, device: jax.Device) -> Scores:
+    """Return the scores of a block on a device, of the first `count` of the padded queries."""
+    tokens, _, _ = block
+    filled = _filled(*block)
     tile = tile_rows(filled[0].shape, padded[1].size)
     with jax.default_device(device):
         scores = _block(*padded, *filled, both=both, tile=tile)
-    to_row, to_query = (np.asarray(x)[: len(queries), : len(rows)] for x in scores)
-    return rows, (to_row, to_query)
+    to_row, to_query = (np.asarray(x)[:count, : len(tokens)] for x in scores)
+    return to_row, to_query
 
 
 def _padded(queries: Sequence[Float[np.ndarray, "_ d"]]) -> tuple[Float[np.ndarray, "q t d"], Bool[np.ndarray, "q t"]]:
@@ -153,7 +164,7 @@ def _by_numpy(queries, tokens: Float[np.ndarray, "n p d"], mask: Bool[np.ndarray
     lengths = np.array([len(query) for query in queries])
     words, starts = np.ascontiguousarray(np.concatenate(queries).T), np.cumsum(lengths) - lengths
     to_row, to_query = (np.empty((len(queries), len(tokens)), np.float32) for _ in range(2))
-    step = max(1, min(FEW, MAX_SIMILARITY_BYTES // (4 * tokens.shape[1] * words.shape[1])))
+    step = max(1, min(ROWS_AT_ONCE, MAX_SIMILARITY_BYTES // (4 * tokens.shape[1] * words.shape[1])))
     for start in range(0, len(tokens), step):
         span = slice(start, start + step)
         similarity, present = tokens[span] @ words, mask[span]

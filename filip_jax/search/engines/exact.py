@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from filip_jax.features import Features
 from filip_jax.features.writer import unit
 from filip_jax.search.engines.parts import marks
-from filip_jax.search.filters import Filter, matches
+from filip_jax.search.filters import Filter, allowed_rows
 
 
 class Exact:
@@ -32,7 +32,7 @@ class Exact:
 
     def search(self, tokens: Float[np.ndarray, "t d"], k: int, where: Filter | None) -> Int[np.ndarray, " n"]:
         """Return the k rows whose pooled vector is nearest to the mean of the query's tokens."""
-        allowed = self.features.live if where is None else self.features.live & matches(where, self.features.column)
+        allowed = allowed_rows(self.features, where)
         query = unit(tokens.mean(axis=0))
         scores = [
             chunk.flatten().to_numpy().reshape(-1, len(query)) @ query

@@ -37,17 +37,16 @@ class Lance:
     Args:
         uri: folder or bucket of the table, which is made.
         probes: how many of the index's parts a token of the query looks into; 0 chooses by their number.
-        storage: options of the bucket, as LanceDB takes them; by default the endpoint of the environment, as elsewhere.
     """
 
     candidates: int | None = 1000
 
-    def __init__(self, features: Features, uri: str, probes: int, storage: dict[str, str] | None):
+    def __init__(self, features: Features, uri: str, probes: int):
         self.features, self.uri, self.probes = features, uri, probes
         self.library = extra_module("lancedb", "search", "the engine lance needs")
         self.kinds = extra_module("lancedb.index", "search", "the engine lance needs")
         self.schema = _schema(features)
-        self.storage = storage or _storage(uri)
+        self.storage = _storage(uri)
         self.table: Any = self._tried(self._opened)
         if self.table is not None and self.table.schema != self.schema:
             raise UserError(f"{uri} holds a table {TABLE} of something else: name another place by uri")
@@ -81,13 +80,13 @@ class Lance:
             self._tried(lambda numbers=numbers: self.table.delete(f"`row` IN ({numbers})"))
 
     def finish(self) -> None:
-        """Build the index where tokens are many and there is none; else bring it up to date."""
+        """Build the index where tokens are many and there is none; else bring the table up to date."""
         if self.table is None:
             return
         tokens = self._tokens()
-        if self._is_indexed():
+        if self._is_indexed() or tokens < MIN_INDEXED:
             self._tried(lambda: self.table.optimize(cleanup_older_than=KEPT))
-        elif tokens >= MIN_INDEXED:
+        else:
             config = self.kinds.IvfRq(distance_type="cosine", num_partitions=partitions(tokens))
             self._tried(lambda: self.table.create_index("tokens", config=config))
 
@@ -152,12 +151,12 @@ class Lance:
             raise UserError(f"lance: the table in {self.uri}: {one_line(str(error))[:500]}") from error
 
 
-def open_lance(features: Features, *, uri: str = "", probes: int = 0, storage: dict[str, str] | None = None) -> Lance:
+def open_lance(features: Features, *, uri: str = "", probes: int = 0) -> Lance:
     """Return LanceDB as an engine.
 
     Args:
         uri: a folder, s3://… or gs://…; by default the folder `lance` within that of the features.
-        probes, storage: see `Lance`.
+        probes: see `Lance`.
 
     Raises:
         UserError: the extra `search` is not installed, the default folder is a link, or the table cannot be opened.
@@ -165,7 +164,7 @@ def open_lance(features: Features, *, uri: str = "", probes: int = 0, storage: d
     if not uri and (features.folder / FOLDER).is_symlink():
         raise UserError(f"lance: {features.folder / FOLDER} is a link, which is not followed: name its place by uri")
     place = uri if is_remote(uri) else str(Path(from_user(uri) if uri else features.folder / FOLDER).resolve())
-    return Lance(features, place, probes, storage)
+    return Lance(features, place, probes)
 
 
 def _storage(uri: str) -> dict[str, str]:

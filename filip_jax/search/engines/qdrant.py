@@ -16,7 +16,7 @@ from filip_jax.extras import extra_module
 from filip_jax.features import Features
 from filip_jax.features.writer import unit
 from filip_jax.search.engines.parts import batches, marks
-from filip_jax.search.filters import Filter, Join, Not, matches
+from filip_jax.search.filters import Filter, Join, Not, allowed_rows
 from filip_jax.small_files import is_whole
 
 KEY = "QDRANT_API_KEY"  # of the environment
@@ -27,7 +27,7 @@ MAX_ROW = 1 << 48
 PAGE = 10_000  # points whose marks are read at once
 TIMEOUT = 120  # seconds
 MAX_NAMED = 100_000  # rows that a filter names one by one
-AHEAD = 5  # times as many rows by pooled vectors as are ordered by their tokens
+PREFETCHED = 5  # times as many rows by pooled vectors as are ordered by their tokens
 
 
 class Qdrant:
@@ -97,7 +97,7 @@ class Qdrant:
             return np.zeros(0, np.int64)
         chosen = None if where is None else self._chosen(where)
         pooled = self.models.Prefetch(
-            query=unit(tokens.mean(axis=0)).tolist(), using="pooled", limit=AHEAD * k, filter=chosen
+            query=unit(tokens.mean(axis=0)).tolist(), using="pooled", limit=PREFETCHED * k, filter=chosen
         )
         answer = self._tried(
             lambda: self.client.query_points(
@@ -129,7 +129,7 @@ class Qdrant:
         """Return a filter that lets through what `where` holds for; it has no word for a part of a text, so rows are named."""
         if not has_contains(where):
             return self.models.Filter(must=[self._condition(where)])
-        rows = np.flatnonzero(self.features.live & matches(where, self.features.column))
+        rows = np.flatnonzero(allowed_rows(self.features, where))
         if len(rows) > MAX_NAMED:
             return None  # whoever searches leaves out the others
         return self.models.Filter(must=[self.models.HasIdCondition(has_id=rows.tolist())])

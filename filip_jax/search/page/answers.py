@@ -16,12 +16,13 @@ from filip_jax.features.writer import unit
 from filip_jax.framing import Framing
 from filip_jax.inference import Embedder
 from filip_jax.search.explain import explain, patch_tokens
-from filip_jax.search.filters import matches, parse_filter
+from filip_jax.search.filters import allowed_rows, parse_filter
 from filip_jax.search.index import Hit, Index, Query
 from filip_jax.search.page.requests import MAX_TOP, SearchRequest
 from filip_jax.search.page.vocabulary import Vocabulary
 from filip_jax.search.reductions import token_map
 
+STRANGE = np.errstate(invalid="ignore", over="ignore")  # numbers of a stranger's index; those that are none become null
 SCORES = ("score", "image_to_text", "text_to_image", "pooled")
 
 Square = tuple[float, float, float, float]  # left, top, right, bottom, as parts of a picture's width and height
@@ -75,6 +76,7 @@ class Answers:
             "max_top": MAX_TOP,
         }
 
+    @STRANGE
     def search(self, request: SearchRequest) -> dict[str, Any]:
         """Return the hits of a request, and how well each patch of theirs matches each part of the query.
 
@@ -109,6 +111,7 @@ class Answers:
         milliseconds = round(1000 * (time.perf_counter() - start), 1)
         return {"query": about, "hits": answers, "milliseconds": milliseconds}
 
+    @STRANGE
     def patch(self, row: int, patch: int, text: str = "") -> dict[str, Any]:
         """Return how well each word of a text matches a patch, and which words of the captions match it best.
 
@@ -116,13 +119,14 @@ class Answers:
             UserError: there is no such patch, or its token is not stored.
         """
         (vector,) = patch_tokens(self.features, self.checked_row(row), self._place(patch))
-        of_text = []
+        of_text: list[dict[str, Any]] = []
         if text.strip():
             (explanation,) = explain(self.model, text, self.features, [row])
             values = explanation.similarity[:, *self._place(patch)].tolist()
-            of_text = [{"word": word, "similarity": value} for word, value in zip(explanation.words, values)]
-        words, looked_at = self.vocabulary.best(vector)
-        return {"row": row, "patch": patch, "of_query": of_text, "of_captions": words, "looked_at": looked_at}
+            of_text = _similarities(explanation.words, values)
+        of_captions = _similarities(*self.vocabulary.best(vector))
+        looked_at = len(self.vocabulary.words)
+        return {"row": row, "patch": patch, "of_query": of_text, "of_captions": of_captions, "looked_at": looked_at}
 
     def checked_row(self, row: int) -> int:
         """Return a row that is one of the index's.
@@ -185,9 +189,7 @@ class Answers:
 
     def _sample(self, top: int, where: str) -> list[int]:
         """Return rows that lie evenly among all that pass the filter."""
-        tree = parse_filter(where, self.index.kinds)
-        live = self.features.live
-        rows = np.flatnonzero(live if tree is None else live & matches(tree, self.features.column))
+        rows = np.flatnonzero(allowed_rows(self.features, parse_filter(where, self.index.kinds)))
         return rows[np.linspace(0, len(rows) - 1, min(top, len(rows))).round().astype(int)].tolist()
 
     def _words(self, text: str, rows: Sequence[int]) -> tuple[list[str], list[Maps]]:
@@ -224,7 +226,8 @@ class Answers:
     def _add_vectors(self, answers: Sequence[dict[str, Any]], rows: Sequence[int]) -> None:
         tokens, mask = self.features.tokens(rows)
         for n, positions in enumerate(self.features.positions(rows)):
-            answers[n]["tokens"] = tokens[n][mask[n]].tolist()
+            vectors = tokens[n][mask[n]]
+            answers[n]["tokens"] = np.where(np.isfinite(vectors), vectors, None).tolist()
             answers[n]["positions"] = positions.tolist()
 
 
@@ -238,10 +241,14 @@ def seen(width: int, height: int, framing: Framing) -> Square:
     return (0 - left) / x, (0 - top) / y, (size - left) / x, (size - top) / y
 
 
+def _similarities(words: Sequence[str], values: Sequence[float]) -> list[dict[str, Any]]:
+    return [{"word": word, "similarity": _number(value)} for word, value in zip(words, values)]
+
+
 def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _numbers(values: Float[np.ndarray, "rows columns"]) -> list[float | None]:
+def _numbers(values: Float[np.ndarray, "..."]) -> list[float | None]:
     """Return similarities row by row."""
-    return [None if math.isnan(value) else round(value, 4) for value in values.reshape(-1).tolist()]
+    return [round(value, 4) if math.isfinite(value) else None for value in values.reshape(-1).tolist()]

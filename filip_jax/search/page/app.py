@@ -32,12 +32,12 @@ ROW = re.compile(r"\d{1,12}")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(answers: Answers, thumbnails: Thumbnails, host: str = "127.0.0.1", token: str = "") -> ASGIApp:
+def make_app(answers: Answers, thumbnails: Thumbnails | None, host: str = "127.0.0.1", token: str = "") -> ASGIApp:
     """Return the application.
 
     Args:
         answers: to searches.
-        thumbnails: of the index's pictures.
+        thumbnails: of the index's pictures; None of an index of texts.
         host: name or address that the server listens on.
         token: of those that may ask; "" asks nobody for one.
     """
@@ -50,7 +50,7 @@ def make_app(answers: Answers, thumbnails: Thumbnails, host: str = "127.0.0.1", 
     async def search(request: Request) -> Response:
         async with searches.place():
             asked = search_request(_parsed(await read_body(request, MAX_REQUEST_BYTES)))
-            return _json(await searches.work(request, answers.search, asked))
+            return await searches.work(request, _answer, answers.search, asked)
 
     async def upload(request: Request) -> Response:
         options = _options(request)
@@ -58,16 +58,16 @@ def make_app(answers: Answers, thumbnails: Thumbnails, host: str = "127.0.0.1", 
             image = await read_body(request, MAX_UPLOAD_BYTES)
             if not image:
                 raise UserError("the picture is empty")
-            return _json(await searches.work(request, answers.search, search_request(options, image)))
+            return await searches.work(request, _answer, answers.search, search_request(options, image))
 
     async def patch(request: Request) -> Response:
         async with searches.place():
             asked = patch_request(_parsed(await read_body(request, MAX_REQUEST_BYTES)))
-            return _json(await searches.work(request, answers.patch, *asked))
+            return await searches.work(request, _answer, answers.patch, *asked)
 
     async def picture(request: Request) -> Response:
         row = request.path_params["row"]
-        if not ROW.fullmatch(row):
+        if thumbnails is None or not ROW.fullmatch(row):
             return await _unknown(request)
         async with pictures.place():
             try:
@@ -103,6 +103,11 @@ def _file(name: str) -> Handler:
         return Response(data, 200, {"Cache-Control": "no-cache"}, kind)
 
     return answer
+
+
+def _answer(function: Callable[..., Any], *arguments: Any) -> Response:
+    """Return what a function gives, as JSON, which takes its time where hits have many patches."""
+    return _json(function(*arguments))
 
 
 def _json(content: Any) -> Response:

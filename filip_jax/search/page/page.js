@@ -50,7 +50,7 @@ function put(element, left, top, width, height) {
 }
 
 function best(values) {
-  return values.reduce((found, value, n) => (value != null && (found < 0 || value > values[found]) ? n : found), -1);
+  return values.reduce((top, value, n) => (value != null && (top < 0 || value > values[top]) ? n : top), -1);
 }
 
 const state = { info: null, request: {}, answer: null, pinned: null, peek: null, views: [], detail: null, milliseconds: null };
@@ -117,7 +117,7 @@ class View {
   move(cursor, spoken = false) {
     this.cursor = cursor;
     this.mark();
-    if (spoken) $("spoken").textContent = this.said(cursor);
+    if (spoken) $("spoken").textContent = this.describe(cursor);
   }
 
   select(patch) {
@@ -125,7 +125,7 @@ class View {
     this.mark();
   }
 
-  said(patch) {
+  describe(patch) {
     const value = this.values?.[patch];
     const place = `row ${Math.floor(patch / grid[1]) + 1}, column ${(patch % grid[1]) + 1}`;
     return value == null ? place : `${this.nameAt(patch)} ${score(value)} at ${place}`;
@@ -146,7 +146,7 @@ class View {
     this.place(this.best, top);
     this.place(this.at, at);
     const shown = this.cursor >= 0 ? this.cursor : top;
-    this.tag.textContent = this.cursor >= 0 ? this.said(shown) : top >= 0 ? `${this.nameAt(top)} ${score(this.values[top])}` : "";
+    this.tag.textContent = this.cursor >= 0 ? this.describe(shown) : top >= 0 ? `${this.nameAt(top)} ${score(this.values[top])}` : "";
   }
 
   place(frame, patch) {
@@ -434,6 +434,7 @@ function leaveDetail(request) {
 function take(file) {
   if (!file) return;
   const most = state.info.max_upload_bytes;
+  running?.abort();
   if (file.size > most) return fail(`${file.name} has ${count(file.size)} bytes; a picture may have ${count(most)}.`, {}, "");
   $("text").value = "";
   search({ file, where: $("where").value.trim() });

@@ -57,7 +57,7 @@ def search_request(content: Any, image: bytes = b"") -> SearchRequest:
             raise UserError(f"unknown key {name!r:.100}; a search has {', '.join(names)}")
         check = _CHECKS[name]
         if not check(value):
-            raise UserError(f"{name}={value!r:.100} is not {_SAID[name]}")
+            raise UserError(f"{name}={value!r:.100} is not {_EXPECTED[name]}")
     known: dict[str, Any] = dict(content)
     for name in ("patches", "tokens"):
         if name in known:
@@ -91,7 +91,7 @@ _CHECKS = {
     "top": lambda value: _is_whole(value, 1, MAX_TOP),
     "vectors": lambda value: isinstance(value, bool),
 }
-_SAID = {
+_EXPECTED = {
     "text": f"a text of at most {MAX_TEXT} characters",
     "where": f"a filter of at most {MAX_TEXT} characters",
     "row": "the number of a row",

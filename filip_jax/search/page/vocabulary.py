@@ -3,7 +3,6 @@
 import threading
 from collections import Counter
 from itertools import islice
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -16,7 +15,7 @@ MAX_CAPTIONS = 20_000  # that are read
 MAX_WORDS = 512  # the most frequent ones that the model knows
 MAX_CHARACTERS = 40  # of a word
 BATCH = 16  # words that the text tower takes at a time, between the searches
-BEST = 8
+BEST_WORDS = 8
 
 
 class Vocabulary:
@@ -50,13 +49,13 @@ class Vocabulary:
             with self._lock:
                 self.words, self.vectors = [*self.words, *batch], np.concatenate([self.vectors, vectors])
 
-    def best(self, patch: Float[np.ndarray, " d"]) -> tuple[list[dict[str, Any]], int]:
-        """Return the words that match a patch best, and among how many they were looked for."""
+    def best(self, patch: Float[np.ndarray, " d"]) -> tuple[list[str], list[float]]:
+        """Return the words that match a patch best, and their similarities."""
         with self._lock:
             words, vectors = self.words, self.vectors
         similarities = vectors @ patch
-        best = np.argsort(-similarities, kind="stable")[:BEST]
-        return [{"word": words[n], "similarity": float(similarities[n])} for n in best], len(words)
+        best = np.argsort(-similarities, kind="stable")[:BEST_WORDS]
+        return [words[n] for n in best], similarities[best].tolist()
 
     def _frequent(self) -> list[str]:
         live = np.flatnonzero(self.features.live)
