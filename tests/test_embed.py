@@ -1,6 +1,5 @@
 """`filip embed`: every record once, killed or not, in any number of processes; what is new, gone, doubled or cannot be read."""
 
-import dataclasses
 import io
 import json
 import os
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 import runs
 from conftest import slow, unit
-from feature_files import DIGESTS, manifest_of, tokens_of, write_features
+from feature_files import manifest_of, tokens_of, write_features
 from pairs import tar
 from PIL import Image
 
@@ -186,6 +185,7 @@ def test_what_is_new_is_added_and_what_is_gone_is_marked(workdir, tmp_path, monk
     shutil.move(folder / "Ferien 2019" / "IMG 2 ü中.jpg", moved)
     (folder / "0 new.jpg").write_bytes(picture(12))
     (folder / "broken.jpg").write_bytes(picture(3))
+    (tmp_path / "index/quarantine/process_3.jsonl").write_text("{}\n")  # of four processes, before
     embedded, read = [], module.read
     monkeypatch.setattr(module, "read", lambda *arguments: embedded.append(arguments[-1].record) or read(*arguments))
     after = embed(workdir, section, tmp_path / "index", **QUICK)
@@ -194,6 +194,7 @@ def test_what_is_new_is_added_and_what_is_gone_is_marked(workdir, tmp_path, monk
     np.testing.assert_array_equal(after.tokens(range(7))[0], before.tokens(range(7))[0])
     left = (tmp_path / "index/quarantine/process_0.jsonl").read_text()
     assert "no picture.jpg" in left and "broken" not in left
+    assert os.listdir(tmp_path / "index/quarantine") == ["process_0.jsonl"]
     shutil.move(moved, folder / "Ferien 2019" / "IMG 2 ü中.jpg")
     embedded.clear()
     again = embed(workdir, section, tmp_path / "index", **QUICK)
@@ -300,12 +301,11 @@ def test_mistakes_on_the_command_line_are_one_line(words, said, tmp_path, capsys
 def test_a_source_in_a_bucket(workdir, gs, tmp_path):
     import fsspec
 
-    data = io.BytesIO()
     tar(tmp_path / "a.tar", [("0.png", picture(0)), ("0.txt", b"x"), ("1.png", picture(1)), ("1.txt", b"y")])
     fsspec.filesystem("gs").put(str(tmp_path / "a.tar"), f"{gs}/collection/a.tar")
     section = {"name": "webdataset", "path": f"{gs}/collection", "index": str(tmp_path / "tars")}
     features = embed(workdir, section, tmp_path / "index", **QUICK)
-    assert keys_of(features) == ["0", "1"] and open_pictures(features)(1).size == (30, 20) and not data.tell()
+    assert keys_of(features) == ["0", "1"] and open_pictures(features)(1).size == (30, 20)
 
 
 def test_features_of_a_stranger_write_nothing_where_they_say(tmp_path, monkeypatch):
@@ -345,6 +345,16 @@ def test_reductions_are_what_they_are_called():
     for n in range(5):
         chosen = {int((whole[n] @ word).argmax()) for word in WORDS}
         assert set(positions[n][mask[n]].tolist()) == chosen and 0 < len(chosen) <= 12
+
+    words = WORDS[:9]
+    _, few, _ = reduced(whole, [parse("unchosen")], (3, 4), words)
+    tokens, mask, positions = reduced(whole, [parse("unchosen"), parse("select:0.5")], (3, 4), words)
+    assert few.sum(axis=1).min() < few.sum(axis=1).max() < 12
+    for n in range(5):
+        best = np.where(few[n], (whole[n] @ words.T).max(axis=1), -1)
+        right = sorted(np.argsort(-best)[: few[n].sum() // 2].tolist())
+        assert positions[n][mask[n]].tolist() == right
+        np.testing.assert_array_equal(tokens[n][mask[n]], whole[n, right])
 
     several = [parse(text) for text in ("neighbors:3", "select:0.5", "unchosen")]
     tokens, mask, positions = reduced(first, several, (3, 4), WORDS)
@@ -420,6 +430,13 @@ def test_a_record_is_named_once(tmp_path, monkeypatch):
     assert keys == ["0", "1"] and work.bad.total() == 6
 
 
+def test_a_folder_below_the_home_is_the_same_by_either_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_features(tmp_path / "index", 1)
+    with pytest.raises(UserError, match="index holds features of name=folder, not emoji_scenes: .* say --moved"):
+        embed("/none", SCENES, "~/index", **QUICK)
+
+
 def test_progress_of_a_stranger_is_none(workdir, tmp_path):
     embed(workdir, SCENES, tmp_path / "index", **QUICK)
     file = tmp_path / "index" / FILE
@@ -437,7 +454,6 @@ def test_the_help_names_each_reduction():
     from filip_jax.search.reductions import REDUCTIONS
 
     assert re.findall(r"^  (\w+)\S* +(?:the|drops)", EMBED, re.MULTILINE) == list(REDUCTIONS)
-    assert dataclasses.is_dataclass(manifest_of()) and DIGESTS["config"] == 64 * "a"
 
 
 def test_a_sample_of_texts_can_be_read_back_from_the_manifest(tmp_path):

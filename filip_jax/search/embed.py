@@ -21,6 +21,7 @@ from filip_jax.search.collection import check_same_collection, section_of
 from filip_jax.search.reductions import BY_WORDS, check_order
 from filip_jax.search.work import Work, spread
 from filip_jax.sections import at_least, one_of
+from filip_jax.user_paths import from_user
 
 DEFAULT_PART_ROWS = 1024  # of a part, which a kill may cost
 MAX_TEXTS = 1000  # of a sample, by whose words tokens are chosen
@@ -33,7 +34,6 @@ def embed(
     *,
     side: str = "image",
     step: int | None = None,
-    average: bool | None = None,
     dtype: str = "",
     reductions: Sequence[Mapping[str, Any]] | None = None,
     texts: str = "",
@@ -55,7 +55,6 @@ def embed(
         output: a folder on a disk, outside of the data.
         side: "image", or "text" for a row of each caption.
         step: of the checkpoint, by default the newest.
-        average: as of `Run.load`.
         dtype: of the tokens; by default the folder's own, or float16.
         reductions: as `reductions.parse` gives them; None takes the folder's own, or none.
         texts: a file of texts, one a line, by whose words reductions choose; by default the source's captions.
@@ -76,14 +75,14 @@ def embed(
         raise UserError(f"part_rows={part_rows} must be at most {MAX_PART_ROWS}")
     if not 0 <= process < processes:
         raise UserError(f"process={process} must be from 0 to {processes - 1}, of processes={processes}")
-    section = section_of(section, side)
+    section, output = section_of(section, side), from_user(output)
     check_outside(section, output, "--output", {".arrow", ".json", ".jsonl"})
     old = read_manifest(output) if os.path.lexists(Path(output) / FILE) else None
     if old is not None and not moved:
         check_same_collection(old.source.get("section", {}), section, output)
     source = make_source(section)
     say(one_line(f"{len(source):,} records; the source is {source.seen}"))
-    model = _load(workdir, step, average, batch_size)
+    model = _load(workdir, step, batch_size)
     manifest = _manifest(model, side, dtype, reductions, texts, old, source)
     manifest = replace(manifest, source={"section": section, "identity": fingerprint(source)})
     with FeatureWriter(output, manifest, process, processes) as writer:
@@ -94,11 +93,11 @@ def embed(
     return work.summary()
 
 
-def _load(workdir, step, average, batch_size) -> Embedder:
+def _load(workdir, step, batch_size) -> Embedder:
     devices = jax.local_devices()
     run = Run(workdir, make_mesh(devices=devices), batch_size * len(devices))
     try:
-        return run.load(step, average)
+        return run.load(step)
     finally:
         run.close()
 

@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,14 +87,18 @@ class Work:
             return replace(now.with_removed(comparison.removed), progress=fresh, source=source)
 
         self.writer.flush(begin)
-        if not progress and self.file.exists():
-            remove([str(self.file)], str(self.writer.folder))
+        if not progress:
+            remove([str(file) for file in self._quarantines()], str(self.writer.folder))
         shared = self.writer.manifest.progress
         if shared["rows"] != rows or shared["units"] != len(comparison):
             raise UserError(f"{self.writer.folder}: the records changed while processes began: start them all again")
         if shared["done"][self.writer.process]:
             self.say("going on with an embedding that did not end")
         return comparison, shared
+
+    def _quarantines(self) -> list[Path]:
+        """Return the files that name this process's records: of one process all, since it takes over from several."""
+        return [self.file] if self.writer.processes > 1 else [*self.file.parent.glob("process_*.jsonl")]
 
     def _warn_of_space(self, units: int, left: int) -> None:
         """Warn if the disk is too small for the records that are left, by the size of a first part."""
