@@ -89,17 +89,36 @@ def write(a, folder, dtype):
     return time.perf_counter() - began
 
 
+def stored_tokens(a):
+    """Return about how many tokens of an item are stored."""
+    from filip_jax.search.reductions import parse
+
+    options = parse(a.reduce)["options"] if a.reduce else {}
+    return max(1, int(a.tokens * options.get("keep", 1) / options.get("size", 1) ** 2))
+
+
+def forms(a):
+    """Return (scorer, type of the tokens) of those that are compared."""
+    known = [(name, "float32") for name in PEERS] + [("ours", "float16"), ("ours", "int8")]
+    return [form for form in known if form[0] in a.peers.split(",")]
+
+
+def disk(a):
+    """Return about how many bytes the features and LanceDB's table take."""
+    numbers, engines = a.items * stored_tokens(a) * a.dim, a.engines.split(",")
+    dtypes = [a.dtype] * (a.engines != "none") + [*dict.fromkeys(dtype for _, dtype in forms(a))]
+    size = sum(numbers * np.dtype(dtype).itemsize + 4 * a.items * a.dim for dtype in dtypes)
+    return size + 2.2 * numbers * ("lance" in engines)
+
+
 def plan(a, folder):
     """Say what disk and time it needs; end where the disk has less."""
     began = time.perf_counter()
     items(a, 0, ROWS)
     making = (time.perf_counter() - began) * a.items / ROWS
-    kept = max(1, int(a.tokens * float(a.reduce.partition(":")[2] or 1))) if a.reduce else a.tokens
-    size = a.items * (kept * a.dim * np.dtype(a.dtype).itemsize + 4 * a.dim)
-    size += a.items * kept * a.dim * 2.2 * ("lance" in a.engines.split(","))
+    size, free, kept = disk(a), shutil.disk_usage(folder).free, stored_tokens(a)
     scan = a.items * kept * a.dim * 2 * WORDS / 5e9 * (a.queries + 1)
     hours = (1.5 * making + scan + 40 * a.items * kept / 1e6 * ("lance" in a.engines.split(","))) / 3600
-    free = shutil.disk_usage(folder).free
     print(
         f"needs about {size / 1e9:.1f} GB of the {free / 1e9:.1f} GB that are free in {folder}, and {hours:.2f} hours",
         flush=True,
@@ -190,19 +209,11 @@ def child(a):
 
 def peers(a, folder):
     """Rows for the scorers, each in a process of its own, by turns."""
-    forms = [
-        ("ours", "float32"),
-        ("numpy", "float32"),
-        ("maxsim_cpu", "float32"),
-        ("ours", "float16"),
-        ("ours", "int8"),
-    ]
-    forms = [form for form in forms if form[0] in a.peers.split(",")]
-    for dtype in dict.fromkeys(dtype for _, dtype in forms):
+    for dtype in dict.fromkeys(dtype for _, dtype in forms(a)):
         write(a, folder / dtype, dtype)
-    times: dict = {form: [] for form in forms}
+    times: dict = {form: [] for form in forms(a)}
     for _ in range(a.rounds):
-        for form in forms:
+        for form in forms(a):
             words = [sys.executable, *sys.argv, f"--child={'/'.join(form)}", f"--folder={folder}"]
             done = subprocess.run(words, capture_output=True, text=True)
             if done.returncode:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
@@ -116,6 +117,22 @@ def test_what_the_trainer_adds_to_its_program():
         float, re.search(r"^\| ([\d.]+) ms \| ([\d.]+) ms \| (-?[\d.]+) ms \|$", output, re.MULTILINE).groups()
     )
     assert trainer > 0 < program and added == pytest.approx(trainer - program, abs=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reduce", ["", "neighbors:2", "select"])
+def test_the_disk_that_a_search_needs_is_said(reduce, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import search
+
+    a = SimpleNamespace(
+        items=1024, tokens=36, dim=64, queries=1, dtype="float16", reduce=reduce, engines="exact", peers="ours"
+    )
+    search.write(a, tmp_path / "index", a.dtype)
+    for _, dtype in search.forms(a):
+        search.write(a, tmp_path / dtype, dtype)
+    written = sum(file.stat().st_size for file in tmp_path.rglob("*.arrow"))
+    assert search.disk(a) == pytest.approx(written, rel=0.2)
 
 
 @pytest.mark.slow
