@@ -45,7 +45,8 @@ def test_all_candidates_give_the_exact_hits(tmp_path, options, dtype):
     for query in ASKED:
         assert index.search(tokens=query, top=30) == exact.search(tokens=query, top=30)
         where = 'width > 645 and (key contains "2" or shard in ("00001.tar")) and not orientation = 3'
-        assert index.search(tokens=query, where=where) == exact.search(tokens=query, where=where)
+        for each in (where, 31 * "not " + "width > 645"):
+            assert index.search(tokens=query, where=each) == exact.search(tokens=query, where=each)
     rows = np.array([20, 1])
     for stored, held in zip(exact.engine.get(rows), index.engine.get(rows)):
         np.testing.assert_allclose(stored, held, atol=1e-3)
@@ -119,6 +120,7 @@ def engines(tmp_path_factory):
 
 def test_sql_quotes_what_a_filter_holds():
     tree = Join("and", (Compare("key", "=", ("it's",)), Not(Compare("width", "in", (1, 2.5)))))
+    assert lance.to_sql(Not(Not(tree))) == lance.to_sql(tree)
     assert lance.to_sql(tree) == "((`key` = 'it''s') AND (NOT (CAST(`width` AS DOUBLE) IN (1.0, 2.5))))"
 
 

@@ -346,6 +346,13 @@ def test_another_model_is_refused_by_its_hash(tmp_path):
     assert len(index.search(model, text="cat")) == 3
 
 
+def test_a_source_of_a_stranger_is_one_line(tmp_path):
+    section = {"name": "folder", "path": str(tmp_path), "caption_keys": None}
+    features = write_features(tmp_path / "index", 1, source={"section": section})
+    with pytest.raises(UserError, match="caption_keys=None is not a list of names"):
+        pictures.open_pictures(features)
+
+
 def test_pictures_that_moved_are_one_line(tmp_path):
     features = write_features(tmp_path / "index", 1, source={"section": {"name": "folder", "path": "/none"}})
     with pytest.raises(UserError, match="index: source: folder: path='/none' is not a folder. If they .* --moved"):

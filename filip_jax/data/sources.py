@@ -142,7 +142,7 @@ def open_kind(
     """
     if label:
         own["caption_keys"] = (*(k for k in own.get("caption_keys", ()) if k != label), label)
-    weights = _weights(own["caption_keys"]) if own.get("caption_keys") not in (None, (), []) else None
+    weights = _weights(own["caption_keys"]) if own.get("caption_keys", ()) not in ((), []) else None
     if each_caption and len(set((weights or {}).values())) > 1:
         raise UserError("each_caption=True takes each caption once an epoch: give caption_keys without weights")
     side = SideCaptions(side_captions, own.get("index", "")) if side_captions else None
@@ -160,7 +160,7 @@ def open_kind(
 COMMON = keys_of(open_kind)
 
 
-def _weights(caption_keys: Sequence[Any]) -> dict[str, float]:
+def _weights(caption_keys: Any) -> dict[str, float]:
     """{name: weight} of a config's caption_keys."""
     keys = caption_keys if isinstance(caption_keys, Sequence) and not isinstance(caption_keys, str) else ()
     pairs = [(key, 1.0) if isinstance(key, str) else key for key in keys]
