@@ -82,9 +82,8 @@ def add_index_commands(command: Callable[..., Any]) -> None:
         if name == "inspect":
             part.add_argument("--verify", action="store_true", help="read all parts and compare their hashes")
         else:
-            _add_engine(part)
+            _add_engine(part, candidates=name == "check")
         if name == "check":
-            _add_candidates(part)
             part.add_argument("--workdir", help="folder of the run, whose model reads the captions")
             part.add_argument("--step", default="latest", help="latest or a number (default: latest)")
             part.add_argument("--queries", type=int, default=100, help="how many (default: 100)")
@@ -94,17 +93,14 @@ def add_index_options(parser) -> None:
     """Add the options that name an index and how it is searched."""
     parser.add_argument("--index", required=True, metavar="INDEX", help="the folder that filip embed made")
     _add_engine(parser)
-    _add_candidates(parser)
 
 
-def _add_engine(parser) -> None:
+def _add_engine(parser, candidates: bool = True) -> None:
     parser.add_argument(
         "--engine", default="exact", metavar="'NAME key=value …'", help="exact, lance or qdrant (default: exact)"
     )
-
-
-def _add_candidates(parser) -> None:
-    parser.add_argument("--candidates", type=int, metavar="N", help="rows that are scored instead of all")
+    if candidates:
+        parser.add_argument("--candidates", type=int, metavar="N", help="rows that are scored instead of all")
 
 
 def open_index_of(arguments, engine: str | None = None):
@@ -139,8 +135,7 @@ def _search(arguments, _) -> None:
     index.check_model(model)
     bad, size = 0, max(1, min(AT_ONCE, HITS_AT_ONCE // max(arguments.top, 1)))
     for start in range(0, len(requests), size):
-        batch = requests[start : start + size]
-        queries = _queries(index, model, batch)
+        queries = _queries(index, model, batch := requests[start : start + size])
         good = [query for query in queries if not isinstance(query, UserError)]
         if not arguments.batch and not good:
             raise queries[0]

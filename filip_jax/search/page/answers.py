@@ -226,8 +226,9 @@ class Answers:
     def _add_vectors(self, answers: Sequence[dict[str, Any]], rows: Sequence[int]) -> None:
         tokens, mask = self.features.tokens(rows)
         for n, positions in enumerate(self.features.positions(rows)):
-            vectors = tokens[n][mask[n]]
-            answers[n]["tokens"] = np.where(np.isfinite(vectors), vectors, None).tolist()
+            vectors = tokens[n][mask[n]].astype(object)
+            vectors[~np.isfinite(tokens[n][mask[n]])] = None
+            answers[n]["tokens"] = vectors.tolist()
             answers[n]["positions"] = positions.tolist()
 
 
