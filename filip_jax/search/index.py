@@ -17,8 +17,8 @@ from filip_jax.features.table import schema_of
 from filip_jax.features.writer import unit
 from filip_jax.inference import Embedder
 from filip_jax.inference.embedder import checked_text
-from filip_jax.search.engines import Engine, open_engine
-from filip_jax.search.engines.parts import marks
+from filip_jax.search.engines import open_engine
+from filip_jax.search.engines.parts import held_rows
 from filip_jax.search.filters import Filter, allowed_rows, kinds_of, parse_filter
 from filip_jax.search.reductions import check_options
 from filip_jax.search.scan import best_rows, scores_of
@@ -206,7 +206,7 @@ class Index:
             if self.engine.candidates is None:  # it is the features themselves
                 return np.zeros(0, np.int64)
             if self._missing is None:
-                held, counts = held_rows(self.features, self.engine)
+                held, counts = held_rows(self.features, *self.engine.held())
                 self._missing = np.setdiff1d(np.flatnonzero(self.features.live), held[counts == 1])
                 if len(self._missing) > len(self) // 100:
                     warnings.warn(
@@ -224,7 +224,7 @@ class Index:
         """
         live = np.flatnonzero(self.features.live)
         with self._lock:
-            held, counts = held_rows(self.features, self.engine)
+            held, counts = held_rows(self.features, *self.engine.held())
             gone = held[~self.features.live[held] | (counts > 1)]  # two builds at once may add a row twice
             missing = np.setdiff1d(live, held[counts == 1])
             self.engine.delete(gone)
@@ -270,23 +270,6 @@ class Index:
 
 
 RECORD = ("key", "shard", "index", "caption", "width", "height")
-
-
-def held_rows(features: Features, engine: Engine) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """Return the rows of features that an engine holds, in order, and how often it holds each.
-
-    Raises:
-        UserError: one of them is not of these features. Rows beyond them were added after the features were opened.
-    """
-    rows, parts = engine.held()
-    known = rows < len(features)
-    rows, parts = rows[known], [part for part, is_known in zip(parts, known) if is_known]
-    if (rows < 0).any() or marks(features, rows) != parts:
-        raise UserError(
-            f"the engine holds rows of other features than {features.folder}: name another place for it, or remove what lies "
-            "there and run filip index build"
-        )
-    return np.unique(rows, return_counts=True)
 
 
 def open_index(folder: str | Path, engine: str = "exact", **options: Any) -> Index:
