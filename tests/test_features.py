@@ -274,6 +274,13 @@ def read_all(folder):
     )
 
 
+def test_rows_without_end_are_one_line(tmp_path, monkeypatch):
+    write_features(tmp_path / "index", rows=4)
+    monkeypatch.setattr("filip_jax.features.manifest.MAX_ROWS", 3)
+    with pytest.raises(UserError, match="it has 4 rows; at most 3 are possible"):
+        open_features(tmp_path / "index")
+
+
 def test_a_manifest_of_a_stranger_is_one_line(tmp_path):
     write_features(tmp_path / "index", rows=4, side="image")
     file = tmp_path / "index" / FILE
@@ -390,10 +397,10 @@ def test_spoilt_bytes_never_crash(tmp_path):
             read_all(tmp_path / "index")
 
 
-@pytest.mark.parametrize("limit", ["MAX_JSON_BYTES", "MAX_VALUES"])
-def test_no_manifest_is_written_that_would_not_be_read(limit, tmp_path, monkeypatch):
+@pytest.mark.parametrize("limit, most", [("MAX_JSON_BYTES", 99), ("MAX_VALUES", 9), ("MAX_ROWS", 5)])
+def test_no_manifest_is_written_that_would_not_be_read(limit, most, tmp_path, monkeypatch):
     manifest = write_features(tmp_path / "index", rows=4).manifest
-    monkeypatch.setattr(f"filip_jax.features.manifest.{limit}", 9)
+    monkeypatch.setattr(f"filip_jax.features.manifest.{limit}", most)
     with (
         pytest.raises(UserError, match="manifest.json would be of .* bytes"),
         FeatureWriter(tmp_path / "index", manifest) as writer,

@@ -22,6 +22,7 @@ SIDES, DTYPES = ("image", "text"), ("float32", "float16", "int8")
 SCALARS = ("key", "shard", "index", "width", "height", "orientation", "caption")  # columns that describe a row's record
 MAX_DIMENSION, MAX_TOKENS = 1 << 16, (1 << 15) - 1  # a position has 16 bits
 MAX_PART_ROWS, MAX_PARTS, MAX_BYTES = 1 << 16, 1 << 20, 1 << 44
+MAX_ROWS = 1 << 30  # of all parts: whoever opens them has a mask of the rows
 PART = re.compile(r"\d{4}_\d{6}\.arrow")  # the process that wrote it, and its number
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -158,13 +159,14 @@ def write_manifest(folder: str | Path, manifest: Manifest) -> None:
     """Write the manifest, whole or not at all.
 
     Raises:
-        UserError: it is larger than `read_manifest` reads.
+        UserError: it is larger than `read_manifest` reads, or names more rows.
         OSError: the disk refuses.
     """
     data = (json.dumps({"format": FORMAT} | asdict(manifest), indent=1) + "\n").encode()
-    if len(data) > MAX_JSON_BYTES or values_of(data) > MAX_VALUES:
+    if len(data) > MAX_JSON_BYTES or values_of(data) > MAX_VALUES or manifest.rows > MAX_ROWS:
         raise UserError(
-            f"{Path(folder) / FILE} would be of {len(data)} bytes, more than is read: give more --part_rows, or another folder"
+            f"{Path(folder) / FILE} would be of {len(data)} bytes and {manifest.rows} rows, more than is read: name another "
+            "folder, or give more --part_rows"
         )
     write_atomically(Path(folder) / FILE, data)
 
@@ -195,7 +197,9 @@ def _typed(content: Mapping[str, Any]) -> Manifest:
     parts = tuple(map(_part, content["parts"]))
     if len({part.name for part in parts}) < len(parts):
         raise ValueError("two of its parts have one name")
-    removed = tuple(_ranges(content["removed"], sum(part.rows for part in parts)))
+    if (rows := sum(part.rows for part in parts)) > MAX_ROWS:
+        raise ValueError(f"it has {rows} rows; at most {MAX_ROWS} are possible")
+    removed = tuple(_ranges(content["removed"], rows))
     known = {name: content[name] for name in names - {"format"}}
     return Manifest(**known | {
         "grid": None if grid is None else tuple(grid), "parts": parts, "removed": removed,

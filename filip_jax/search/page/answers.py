@@ -22,7 +22,9 @@ from filip_jax.search.page.requests import MAX_TOP, SearchRequest
 from filip_jax.search.page.vocabulary import Vocabulary
 from filip_jax.search.reductions import token_map
 
-STRANGE = np.errstate(invalid="ignore", over="ignore")  # numbers of a stranger's index; those that are none become null
+STRANGERS_NUMBERS = np.errstate(
+    invalid="ignore", over="ignore"
+)  # numbers of a stranger's index, those that are none become null
 SCORES = ("score", "image_to_text", "text_to_image", "pooled")
 
 Square = tuple[float, float, float, float]  # left, top, right, bottom, as parts of a picture's width and height
@@ -76,7 +78,7 @@ class Answers:
             "max_top": MAX_TOP,
         }
 
-    @STRANGE
+    @STRANGERS_NUMBERS
     def search(self, request: SearchRequest) -> dict[str, Any]:
         """Return the hits of a request, and how well each patch of theirs matches each part of the query.
 
@@ -111,7 +113,7 @@ class Answers:
         milliseconds = round(1000 * (time.perf_counter() - start), 1)
         return {"query": about, "hits": answers, "milliseconds": milliseconds}
 
-    @STRANGE
+    @STRANGERS_NUMBERS
     def patch(self, row: int, patch: int, text: str = "") -> dict[str, Any]:
         """Return how well each word of a text matches a patch, and which words of the captions match it best.
 
