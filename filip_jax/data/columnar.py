@@ -76,6 +76,7 @@ class Columnar(ABC):
         self, found: Sequence[storage.Found], path: str, left_out: Counter[str], *, image: str, caption_keys: Sequence[str], key: str, images: str
     ):  # fmt: skip
         self.files = [file.path for file in found]
+        self.names = storage.names_below(path, self.files)
         self.image, self.caption_keys, self.key, self.images = image, tuple(caption_keys), key, images
         self.left_out = left_out
         self.__setstate__({})
@@ -128,7 +129,7 @@ class Columnar(ABC):
     def where(self, index: int) -> tuple[str, str]:
         group, row = self._place(index)
         file, number = self.groups[group]
-        name = storage.name_of(self.files[file])
+        name = self.names[file]
         if self.key:
             with suppress(BadRecord):  # it still has a number
                 if (key := self._value(group, row, self.key, MAX_PATH_BYTES)) is not None:

@@ -75,6 +75,7 @@ class Table:
             raise UserError(f"columns={columns!r} is not a list of names")
         self.path, self.image, self.caption_keys, self.key = path, image, tuple(caption_keys), key
         self.files = [file.path for file in files]
+        self.names = storage.names_below(path, self.files)
         self.folders = [images or storage.folder_of(file) for file in self.files]
         self.hint = "" if images else FROM
         self.layout = (separator_of(separator), tuple(columns))
@@ -146,7 +147,7 @@ class Table:
         _, key, image, _ = self._row(index)
         file = self._file(index)
         row = index - int(self.ends[file] - self.shard_sizes[file]) + 1
-        return storage.name_of(self.files[file]), key or image or f"row {row}"
+        return self.names[file], key or image or f"row {row}"
 
     def captions(self, index: int) -> tuple[Caption, ...]:
         problem, _, _, texts = self._row(index)

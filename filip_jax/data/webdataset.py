@@ -85,6 +85,9 @@ class WebDataset:
         self.index = index_folder(named, lambda folder: is_whole(found, self.root, folder))
         self.caption_keys, self.lines, self.keys = tuple(caption_keys), lines, keys
         self.shards = read_index(found, self.root, self.index, processes, keys)
+        self.names = dict(
+            zip((shard.name for shard in self.shards), storage.names_below(path, [file.path for file in found]))
+        )
         self.shard_sizes = np.array([shard.rows for shard in self.shards], np.int64)
         self.ends = np.cumsum(self.shard_sizes).tolist()
         kinds = _sum(dict(shard.kinds) for shard in self.shards)
@@ -113,11 +116,11 @@ class WebDataset:
     def __getitem__(self, index: int) -> Record:
         shard, members, key = self._row(index)
         image = self._member(shard, members, self._image_kind(members), IMAGE_BYTES)
-        return Record(key, image, self._captions(shard, members), shard=shard.name)
+        return Record(key, image, self._captions(shard, members), shard=self.names[shard.name])
 
     def where(self, index: int) -> tuple[str, str]:
         shard, _, key = self._row(index)
-        return shard.name, key
+        return self.names[shard.name], key
 
     def captions(self, index: int) -> tuple[Caption, ...]:
         shard, members, _ = self._row(index)
