@@ -23,6 +23,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow's other reader
 # The endings of their files.
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jpe", ".jfif", ".apng")
 ORIENTATION = 0x0112  # the EXIF tag
+XMP_TURN = b"tiff:Orientation"  # in XMP, where Pillow looks for an orientation that EXIF lacks
 JPEG = b"\xff\xd8\xff"
 SWAPPED = (5, 6, 7, 8)  # orientations that lay the picture on its side
 TURNS = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2))))  # what undoes each
@@ -165,20 +166,21 @@ def _plain_jpeg_size(image: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_size(image: bytes) -> tuple[int, int, bool] | None:
-    """Width, height and whether there is EXIF, by the file's segments (ITU-T T.81, B.2); None where they are not plain."""
-    at, size, exif = 2, None, False
+    """Width, height and whether EXIF or XMP may turn it, by the file's segments (ITU-T T.81, B.2); None where they are not plain."""
+    at, size, turned = 2, None, False
     for _ in range(MAX_SEGMENTS):
         if image[:3] != JPEG or image[at : at + 1] != b"\xff" or at + 9 > len(image):
             return None
         marker, length = image[at + 1], int.from_bytes(image[at + 2 : at + 4])
         if marker == 0xDA and size:  # the scan begins
-            return *size, exif
+            return *size, turned
         if 0xC0 <= marker <= 0xC2 and size is None:
             size = int.from_bytes(image[at + 7 : at + 9]), int.from_bytes(image[at + 5 : at + 7])
         elif marker < 0xC4 or 0xD0 <= marker <= 0xDA:
             return None
-        exif |= marker == 0xE1 and image[at + 4 : at + 10] == b"Exif\0\0"
-        at += 2 + max(length, 2)
+        end = at + 2 + max(length, 2)
+        turned |= marker == 0xE1 and (image[at + 4 : at + 10] == b"Exif\0\0" or image.find(XMP_TURN, at, end) >= 0)
+        at = end
     return None
 
 
