@@ -1,6 +1,7 @@
 """The search page: who may ask it, what it answers, what it refuses, and in a real browser words that light up patches."""
 
 import asyncio
+import contextlib
 import io
 import json
 import re
@@ -296,6 +297,26 @@ def test_a_body_that_never_comes_is_not_waited_for(monkeypatch):
         asyncio.run(limits.read_body(request, 10))
 
 
+async def answered(app, talk):
+    """Serve an application, and return what talk(port) does."""
+
+    async def begun():
+        while not server.started:
+            await asyncio.sleep(0.01)
+        try:
+            return await talk(listener.getsockname()[1])
+        finally:
+            server.should_exit = True
+
+    with limits.socket.create_server(("127.0.0.1", 0)) as listener:
+        server = serve.make_server(app)
+        server.config.lifespan = "off"
+        server.install_signal_handlers = lambda: None
+        client = asyncio.create_task(begun())
+        await server.serve(sockets=[listener])
+        return await client
+
+
 def test_headers_that_never_end_are_not_waited_for(monkeypatch):
     """At first, and after a request that was answered; what is slow to answer is waited for."""
     monkeypatch.setattr(serve, "HEADER_SECONDS", 0.2)
@@ -306,9 +327,7 @@ def test_headers_that_never_end_are_not_waited_for(monkeypatch):
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body", "body": b""})
 
-    async def all_of_them(server, port):
-        while not server.started:
-            await asyncio.sleep(0.01)
+    async def all_of_them(port):
         request, answers = b"GET / HTTP/1.1\r\nHost: a\r\n", []
         for sent, more in ((b"", b""), (request, b""), (request + b"\r\n", request)):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -317,19 +336,37 @@ def test_headers_that_never_end_are_not_waited_for(monkeypatch):
             writer.write(more)
             assert await asyncio.wait_for(reader.read(), 60) == b""  # closed
             writer.close()
-        server.should_exit = True
         return answers
 
-    async def served():
-        with limits.socket.create_server(("127.0.0.1", 0)) as listener:
-            server = serve.make_server(app)
-            server.config.lifespan = "off"
-            server.install_signal_handlers = lambda: None
-            client = asyncio.create_task(all_of_them(server, listener.getsockname()[1]))
-            await server.serve(sockets=[listener])
-            return await client
+    assert [answer[:12] for answer in asyncio.run(answered(app, all_of_them))] == [b"", b"", b"HTTP/1.1 204"]
 
-    assert [answer[:12] for answer in asyncio.run(served())] == [b"", b"", b"HTTP/1.1 204"]
+
+def test_an_answer_that_nobody_reads_is_not_held(monkeypatch):
+    """But one that is read slowly is given to its end."""
+    monkeypatch.setattr(serve, "READER_SECONDS", 0.2)
+    size = 1 << 25  # more than the system holds
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
+        await send({"type": "http.response.body", "body": bytes(size)})
+
+    async def talk(port):
+        lengths = []
+        for pause in (2.0, 0.01):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 16)
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            length = 0
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                await reader.readuntil(b"\r\n\r\n")
+                while length < size:
+                    await asyncio.sleep(pause if not length or pause < 1 else 0)
+                    length += len(await reader.readexactly(min(1 << 20, size - length)))
+            lengths.append(length)
+            writer.close()
+        return lengths
+
+    unread, read = asyncio.run(answered(app, talk))
+    assert unread < size == read
 
 
 @pytest.mark.parametrize("path", [
@@ -463,6 +500,9 @@ def test_beyond_this_machine_a_token_is_asked_for(site):
     assert answer.status_code == 303 and answer.headers["location"] == "/"
     assert {"HttpOnly", "SameSite=strict"} <= set(re.split("; ", answer.headers["set-cookie"]))
     assert client.get("/").status_code == 200  # by the cookie
+    other = client_of(site, "0.0.0.0", TOKEN + "y", "http://192.168.0.9:8751")
+    assert other.get("/", params={"token": TOKEN + "y"}).status_code == 303
+    assert {*other.cookies} != {*client.cookies}  # which a browser sends to both
     assert client.get("/api/info", headers={"Host": "evil.example"}).status_code == 421
 
 

@@ -6,6 +6,7 @@ Host, Origin and Sec-Fetch-Site. Whoever can reach a port beyond this machine ne
 """
 
 import asyncio
+import hashlib
 import hmac
 import ipaddress
 import re
@@ -22,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from filip_jax.console import show_error
 
 T = TypeVar("T")
-COOKIE = "filip_token"
+COOKIE = "filip_token"  # … and of the token: a browser has one set of cookies for all ports of a host
 MIN_TOKEN = 16  # characters
 BODY_SECONDS = 30.0  # until a request's body is here
 HOST = re.compile(r"(\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::\d{1,5})?")
@@ -77,6 +78,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, host: str, token: str):
         self.app, self.token, self.is_local = app, token, is_loopback(host)
+        self.cookie = f"{COOKIE}_{hashlib.sha256(token.encode()).hexdigest()[:8]}"
         self.names = {"localhost", host.lower(), socket.gethostname().lower()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -126,12 +128,12 @@ class Guard:
         query = QueryParams(scope["query_string"])
         if scope["path"] == "/" and self._is_token(query.get("token", "")):
             answer = RedirectResponse("/", 303)  # the token stays in no history
-            answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+            answer.set_cookie(self.cookie, self.token, httponly=True, samesite="strict")
             return answer
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and self._is_token(given.strip()):
             return None
-        if self._is_token(cookie_parser(headers.get("cookie", "")).get(COOKIE, "")):
+        if self._is_token(cookie_parser(headers.get("cookie", "")).get(self.cookie, "")):
             return None
         message = "this server asks for its token: open the whole address that `filip serve` printed"
         return PlainTextResponse(message, 401, {"WWW-Authenticate": "Bearer"})
