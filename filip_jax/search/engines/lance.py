@@ -133,7 +133,7 @@ class Lance:
         return int(self._tried(self.table.count_rows)) * self.features.manifest.max_tokens
 
     def _is_indexed(self) -> bool:
-        return bool(self._tried(self.table.list_indices))
+        return any("tokens" in index.columns for index in self._tried(self.table.list_indices))  # others may index keys
 
     def _read(self, action) -> Any:
         """Return what a reader gives; of the newest version, if another build has removed the one that was opened."""
