@@ -241,17 +241,21 @@ def test_all_devices_take_turns(tmp_path, monkeypatch):
     assert {*used} == {*devices} and len(devices) == 2
 
 
-def test_a_row_whose_tokens_hold_no_numbers_is_never_found(tmp_path):
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_row_whose_tokens_hold_no_finite_numbers_is_never_found(tmp_path, value):
     features = write_features(tmp_path / "index", 9)
-    value = features.tokens([4])[0][0, 3, :2].tobytes()
+    right = features.tokens([4])[0][0, 3, :2].tobytes()
     part = tmp_path / "index/parts" / features.manifest.parts[1].name
     data = part.read_bytes()
-    assert data.count(value) == 1
-    part.write_bytes(data.replace(value, np.full(2, np.nan, np.float32).tobytes()))
+    assert data.count(right) == 1
+    part.write_bytes(data.replace(right, np.full(2, value, np.float32).tobytes()))
     index = open_index(tmp_path / "index")
     (query,) = queries(np.random.default_rng(0), 1)
     assert {hit.row for hit in index.search(tokens=query, top=9)} == set(range(9)) - {4}
     assert {hit.row for hit in index.search(tokens=query, top=9, candidates=9)} == set(range(9)) - {4}
+    assert len(index.search(tokens=query, top=5, candidates=9)) == len(index.search(tokens=query, top=5)) == 5
+    with pytest.raises(UserError, match="row 4 is damaged"):
+        patch_tokens(index.features, 4, (0, 3))
 
 
 def test_patches_that_a_word_matches(scenes):

@@ -64,7 +64,7 @@ def best_rows(
             scores = np.where(allowed[rows], (to_row + to_query) / 2 if like else to_row, -np.inf)
             if best.shape[1] == k and not (scores > best[:, -1:]).any():
                 continue  # of equal rows the first stays
-            best = np.concatenate([best, np.where(np.isnan(scores), -np.inf, scores)], axis=1)
+            best = np.concatenate([best, np.where(np.isfinite(scores), scores, -np.inf)], axis=1)
             indices = np.concatenate([indices, np.broadcast_to(rows, scores.shape)], axis=1)
             order = np.lexsort((indices, -best))[:, :k]
             best, indices = (np.take_along_axis(x, order, axis=1) for x in (best, indices))
@@ -128,7 +128,8 @@ def _is_for_numpy(dtype) -> bool:
 def _score(queries, padded, both: bool, block_on: tuple[Block, jax.Device]) -> tuple[Int[np.ndarray, " n"], Scores]:
     (rows, tokens, scales, mask), device = block_on
     if _is_for_numpy(tokens.dtype):
-        return rows, _by_numpy(queries, tokens, mask, both)
+        with np.errstate(invalid="ignore"):  # of rows that hold infinite numbers, which are never found
+            return rows, _by_numpy(queries, tokens, mask, both)
     filled = _filled(tokens, scales, mask)
     tile = tile_rows(filled[0].shape, padded[1].size)
     with jax.default_device(device):
