@@ -10,6 +10,7 @@ from typing import Any
 from filip_jax.choices import Choice, split_words, step_number
 from filip_jax.console import show
 from filip_jax.errors import UserError
+from filip_jax.plain import counted
 
 MAX_BATCH_BYTES = 1 << 26  # of a file of queries
 MAX_QUERIES = 1 << 20  # in it
@@ -270,7 +271,7 @@ def _build(arguments, _) -> None:
     began = time.perf_counter()
     added, deleted = index.build()
     show(
-        f"{added} rows added, {deleted} deleted in {time.perf_counter() - began:.1f} s; the engine holds all {len(index)}"
+        f"{counted(added, 'row')} added, {deleted:,} deleted in {time.perf_counter() - began:.1f} s; the engine holds all {len(index):,}"
     )
 
 
@@ -292,6 +293,6 @@ def _check(arguments, _) -> None:
         queries = sampled(fast, arguments.queries)
     result = check(exact, fast, queries, arguments.candidates)
     kind = "captions" if texts else "some tokens of a row each"
-    show(f"{result.queries} queries ({kind}) among {len(fast)} rows:")
+    show(f"{counted(result.queries, 'query', 'queries')} ({kind}) among {counted(len(fast), 'row')}:")
     show(*(f"  recall@{k} {share:.4f}" for k, share in result.recall.items()))
     show(f"  {result.fast_ms:.1f} ms a query; exact: {result.exact_ms:.1f} ms")

@@ -17,10 +17,12 @@ from filip_jax.features.manifest import FILE, MAX_PART_ROWS, SIDES
 from filip_jax.inference import Embedder, Run
 from filip_jax.inference.embedder import checked_text
 from filip_jax.mesh import make_mesh
+from filip_jax.plain import counted
 from filip_jax.search.collection import check_same_collection, section_of
 from filip_jax.search.reductions import BY_WORDS, check_order
 from filip_jax.search.work import Work, spread
 from filip_jax.sections import at_least, one_of
+from filip_jax.user_paths import from_user
 
 DEFAULT_PART_ROWS = 1024  # of a part, which a kill may cost
 MAX_TEXTS = 1000  # of a sample, by whose words tokens are chosen
@@ -76,13 +78,13 @@ def embed(
         raise UserError(f"part_rows={part_rows} must be at most {MAX_PART_ROWS}")
     if not 0 <= process < processes:
         raise UserError(f"process={process} must be from 0 to {processes - 1}, of processes={processes}")
-    section = section_of(section, side)
+    section, output = section_of(section, side), from_user(output)
     check_outside(section, output, "--output", {".arrow", ".json", ".jsonl"})
     old = read_manifest(output) if os.path.lexists(Path(output) / FILE) else None
     if old is not None and not moved:
         check_same_collection(old.source.get("section", {}), section, output)
     source = make_source(section)
-    say(one_line(f"{len(source):,} records; the source is {source.seen}"))
+    say(one_line(f"{counted(len(source), 'record')}; the source is {source.seen}"))
     model = _load(workdir, step, average, batch_size)
     manifest = _manifest(model, side, dtype, reductions, texts, old, source)
     manifest = replace(manifest, source={"section": section, "identity": fingerprint(source)})

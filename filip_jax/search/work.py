@@ -22,8 +22,9 @@ from filip_jax.features.writer import unit
 from filip_jax.files import open_to_append, writing
 from filip_jax.folders import remove
 from filip_jax.inference import Embedder
+from filip_jax.plain import counted
 from filip_jax.progress import Progress
-from filip_jax.search.collection import NOT_FINITE, Comparison, Item, Unit, compare, read, texts_of
+from filip_jax.search.collection import NOT_FINITE, Comparison, Item, Uncaptioned, Unit, compare, read, texts_of
 from filip_jax.search.reductions import changes, losses, positions_of, reduced, words_of
 from filip_jax.small_files import is_whole
 
@@ -44,7 +45,8 @@ class Work:
     def __init__(self, model: Embedder, source: Source, section, writer: FeatureWriter, side: str, say):
         self.model, self.source, self.section = model, source, section
         self.writer, self.side, self.say = writer, side, say
-        self.bad, self.new, self.cut = Counter[str](), 0, 0
+        self.bad, self.new, self.cut, self.mute = Counter[str](), 0, 0, 0
+        self.bare = Uncaptioned(source, section)
         self.file = writer.folder / QUARANTINE / f"process_{writer.process}.jsonl"
         self.words = np.zeros((0, writer.manifest.dimension), np.float32)
         if texts := list(writer.manifest.texts):
@@ -60,7 +62,7 @@ class Work:
         total, before = (sum(end - start for start, end in share) for share in (ranges, ranges[:done]))
         units = (unit for start, end in ranges[done:] for unit in comparison.units(start, end))
         shown = Progress(f"embedding {self.side}s", total, before)
-        make = partial(read, self.source, self.section, self.model, self.side)
+        make = partial(read, self.source, self.section, self.model, self.side, self.bare)
         with closing(in_order(make, units, 2 * self.model.batch_size)) as items:
             for count, (start, end) in enumerate(ranges[done:], done + 1):
                 bad = self._part(islice(items, end - start), shown)
@@ -76,11 +78,14 @@ class Work:
         progress = _progress_of(features.manifest, identity, self.writer.processes)
         rows = progress["rows"] if progress else len(features)
         comparison = compare(self.source, self.section, features, rows, self.side)
+        if progress and self.writer.processes == 1 and progress["units"] != len(comparison):  # of no help: begin anew
+            progress, rows = {}, len(features)
+            comparison = compare(self.source, self.section, features, rows, self.side)
         fresh = {"identity": identity, "rows": rows, "part_rows": part_rows, "units": len(comparison)}
         fresh |= {"processes": self.writer.processes, "done": [0] * self.writer.processes}
 
         def begin(now: Manifest) -> Manifest:
-            if _progress_of(now, identity, self.writer.processes):
+            if progress or (self.writer.processes > 1 and _progress_of(now, identity, self.writer.processes)):
                 return now
             source = {"section": self.section, "identity": identity}
             return replace(now.with_removed(comparison.removed), progress=fresh, source=source)
@@ -122,6 +127,7 @@ class Work:
         fields = [item.fields for item, fine in zip(items, finite) if fine]
         self.writer.add(tokens[finite], mask[finite], fields, positions[finite], pooled[finite])
         self.new, self.cut = self.new + len(fields), self.cut + sum(item.truncated for item in items)
+        self.mute += sum(bool(item.reason) for item in items)
         return [replace(item, reason=NOT_FINITE) for item, fine in zip(items, finite) if not fine]
 
     def _encode(self, contents: Sequence[Any]):
@@ -161,7 +167,8 @@ class Work:
         captioned = [
             index for index in spread(self.source, MAX_PAIRS) if texts_of(self.source, index) not in ([], [""])
         ]
-        items = [read(self.source, self.section, self.model, "image", Unit(index, 0)) for index in captioned]
+        make = partial(read, self.source, self.section, self.model, "image", self.bare)
+        items = [make(Unit(index, 0)) for index in captioned]
         items = [item for item in items if item.content is not None]
         if len(items) < 2:
             self.say("losses of recall are not measured: the source has no pairs of an image and a caption")
@@ -179,16 +186,19 @@ class Work:
         features = open_features(self.writer.folder)
         removed = len(features) - int(features.live.sum())
         size = sum(part.bytes for part in features.manifest.parts)
-        self.say(f"{self.new:,} new rows; {self.writer.folder} has {len(features) - removed:,}, {size / 1e6:,.1f} MB")
+        self.say(
+            f"{counted(self.new, 'new row')}; {self.writer.folder} has {len(features) - removed:,}, {size / 1e6:,.1f} MB"
+        )
         if removed:
-            self.say(f"{removed:,} rows of records that the source has no more are marked as removed")
+            self.say(f"{counted(removed, 'row')} marked as removed: the source has no such record any more")
         if self.cut:
-            self.say(
-                f"{self.cut:,} texts are longer than the model's {self.model.text_length} tokens and lose their end"
-            )
+            longer = f"longer than the model's {self.model.text_length} tokens: what is beyond them is not read"
+            self.say(f"{counted(self.cut, 'text')} {longer}")
+        if self.mute:
+            self.say(f"{counted(self.mute, 'picture')} without a caption, since it cannot be read")
         if self.bad:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.bad.most_common(5))
-            self.say(f"{self.bad.total():,} records cannot be used: {reasons}; {self.file} names them")
+            self.say(f"{counted(self.bad.total(), 'record')} cannot be used: {reasons}; {self.file} names them")
         if not len(features):
             raise UserError(
                 f"embed: none of the source's {len(self.source)} records can be used. It is {self.source.seen}"
