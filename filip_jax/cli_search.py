@@ -191,10 +191,10 @@ def _asked(arguments) -> Iterator[tuple[Any, str, str]]:
     from filip_jax.small_files import parse, read_own
 
     data = read_own(Path(arguments.batch), MAX_BATCH_BYTES)
-    lines = [line for line in data.split(b"\n") if line.strip()]
+    lines = [(number, line) for number, line in enumerate(data.split(b"\n"), 1) if line.strip()]
     if not 1 <= len(lines) <= MAX_QUERIES:
         raise UserError(f"--batch={arguments.batch} has {len(lines)} queries; from 1 to {MAX_QUERIES} are read")
-    for number, line in enumerate(lines, 1):
+    for number, line in lines:
         try:
             content = parse(line)
         except ValueError as error:

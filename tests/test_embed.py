@@ -462,7 +462,14 @@ def test_progress_of_a_stranger_is_none(workdir, tmp_path):
     content = json.loads(file.read_text())
     for progress in (
         {"identity": content["source"]["identity"], "processes": 1, "done": [10**9], "rows": 0},
-        {"identity": content["source"]["identity"], "processes": 1, "done": [0], "rows": 24, "part_rows": 5, "units": 9},
+        {
+            "identity": content["source"]["identity"],
+            "processes": 1,
+            "done": [0],
+            "rows": 24,
+            "part_rows": 5,
+            "units": 9,
+        },
     ):
         file.write_text(json.dumps(content | {"progress": progress}))
         assert len(embed(workdir, SCENES, tmp_path / "index", **QUICK)) == 24

@@ -91,7 +91,9 @@ def test_a_rotation_that_xmp_tells_is_undone_once(format):
     image = encoded(photo(48, 32), format, **({"pnginfo": text} if format == "PNG" else {"xmp": packet}))
     assert format == "WEBP" or image_size(image) == (32, 48)  # whose XMP stands behind its pixels
     (region,) = decode_regions(image, 16, lambda *size: [(0, 0, *size)])
-    np.testing.assert_array_equal(region, decode_regions(np.asarray(decode(image)), 16, lambda *size: [(0, 0, *size)])[0])
+    np.testing.assert_array_equal(
+        region, decode_regions(np.asarray(decode(image)), 16, lambda *size: [(0, 0, *size)])[0]
+    )
     assert decode(image).size == decode(decode(image)).size == (32, 48)
 
 

@@ -320,6 +320,8 @@ def test_the_maps_of_a_word_on_a_sheet_are_on_one_scale(scenes):
         (dict(text="cat", top=0), "top=0 must be from 1 to"),
         (dict(text="cat", top=MAX_TOP + 1), "must be from 1 to"),
         (dict(text="cat", candidates=MAX_CANDIDATES + 1), "must be from 1 to"),
+        (dict(text="cat", candidates=0), "candidates=0 must be"),
+        (dict(text="cat", where="width = 1e3"), "at character 9: a number is written as"),
         (dict(text="cat", where="widht > 3"), "did you mean width"),
         (dict(tokens=np.ones((2, 3), np.float32)), r"\[t, 16\], but not \[2, 3\]"),
         (dict(tokens=np.full((2, 16), np.nan)), "not finite"),
@@ -386,7 +388,7 @@ def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
     batch = tmp_path / "queries.jsonl"
     batch.write_text('{"text": "cat dog", "id": "a"}\n\n{"text": "sun"}\n')
     assert main([*common, f"--batch={batch}", "--top=1", "--json"]) == 0
-    assert [json.loads(line)["query"] for line in capsys.readouterr().out.splitlines()] == ["a", 2]
+    assert [json.loads(line)["query"] for line in capsys.readouterr().out.splitlines()] == ["a", 3]
     queries = [{"text": "cat dog", "id": "a"}, {"text": "xyzzy"}, {"text": "sun"}]
     monkeypatch.setattr(model.tokenizer, "knows", lambda text: text != "xyzzy", raising=False)
     batch.write_text("\n".join(map(json.dumps, queries)))

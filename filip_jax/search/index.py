@@ -173,8 +173,7 @@ class Index:
             numbers = [n for n, query in enumerate(queries) if (query.side == self.features.manifest.side) == like]
             if candidates is None and numbers:
                 tokens = [queries[n].tokens for n in numbers]
-                rows = best_rows(self.features, tokens, top, allowed=allowed, like=like)
-                rows_of_queries = zip(numbers, rows)
+                rows_of_queries = zip(numbers, best_rows(self.features, tokens, top, allowed=allowed, like=like))
             else:
                 rows_of_queries = ((n, self._candidates(queries[n], candidates or top, tree, allowed)) for n in numbers)
             for n, of_query in rows_of_queries:
