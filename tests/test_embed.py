@@ -219,6 +219,19 @@ def test_files_of_one_name_in_several_folders_are_told_apart(workdir, tmp_path, 
     assert [show(row).getpixel((20, 15))[0] // 10 for row in range(4)] == [2, 3, 0, 1] and features.live.all()
 
 
+@pytest.mark.slow
+def test_rows_of_a_table_that_have_moved_are_warned_of(workdir, tmp_path):
+    """A table without a key has been filtered and written anew: its rows are known by their numbers."""
+    section = {"name": "parquet", "path": str(tmp_path / "x.parquet")}
+    table = pa.table({"image": [picture(n) for n in range(4)], "caption": [f"the {n}th" for n in range(4)]})
+    for rows in (table, pa.concat_tables([table, table.slice(0, 1)])):  # what is only longer is as it was
+        pq.write_table(rows, tmp_path / "x.parquet")
+        embed(workdir, section, tmp_path / "index", **QUICK)
+    pq.write_table(table.slice(1), tmp_path / "x.parquet")
+    with pytest.warns(UserWarning, match="3 of 5 records looked at have another caption than .* such as '0'"):
+        embed(workdir, section, tmp_path / "index", **QUICK)
+
+
 def test_a_picture_whose_caption_cannot_be_read_has_none(workdir, tmp_path):
     members = [("0.png", picture(0)), ("0.txt", b"a red car"), ("1.png", picture(1)), ("1.txt", b"caf\xe9")]
     members += [("2.png", picture(2)), ("2.txt", b"x" * 70_000), ("3.png", b"no picture"), ("3.txt", b"\xff")]

@@ -278,6 +278,11 @@ def test_a_wrong_option_of_an_upload_is_named(client, option):
     assert answer.status_code == 400 and answer.json()["error"].startswith(option.split("=")[0] + "=")
 
 
+def test_a_form_is_told_that_the_picture_comes_alone(client):
+    answer = client.post("/api/upload", files={"image": ("a.png", png(Image.new("RGB", (5, 5))))})
+    assert answer.status_code == 400 and "--data-binary" in answer.json()["error"]
+
+
 def test_bodies_are_bounded_whatever_they_say_of_their_length(client, monkeypatch):
     monkeypatch.setattr(app_module, "MAX_UPLOAD_BYTES", 1000)
     assert client.post("/api/upload", content=b"x" * 1001).status_code == 413
@@ -295,6 +300,16 @@ def test_a_body_that_never_comes_is_not_waited_for(monkeypatch):
     request = Request({"type": "http", "method": "POST", "path": "/", "headers": []}, receive)
     with pytest.raises(limits.Refused, match="not complete"):
         asyncio.run(limits.read_body(request, 10))
+
+
+@pytest.mark.skipif(not limits.socket.has_dualstack_ipv6(), reason="this system has no IPv6")
+def test_all_addresses_are_those_of_both_kinds():
+    try:
+        listener = serve.listen("::", 0)
+    except UserError:
+        pytest.skip("this machine has no IPv6")
+    with listener, limits.socket.create_connection(("127.0.0.1", listener.getsockname()[1])):
+        pass
 
 
 async def answered(app, talk):

@@ -4,7 +4,7 @@ import json
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -24,17 +24,28 @@ from filip_jax.folders import remove
 from filip_jax.inference import Embedder
 from filip_jax.plain import counted
 from filip_jax.progress import Progress
-from filip_jax.search.collection import NOT_FINITE, Comparison, Item, Uncaptioned, Unit, compare, read, texts_of
+from filip_jax.search.collection import (
+    NOT_FINITE,
+    Comparison,
+    Item,
+    Uncaptioned,
+    Unit,
+    compare,
+    place_of,
+    read,
+    texts_of,
+)
 from filip_jax.search.reductions import changes, losses, positions_of, reduced, words_of
 from filip_jax.small_files import is_whole
 
 QUARANTINE = "quarantine"  # of each process a file that names the records that could not be used
 MAX_NAMED = 100_000  # records in a file of the quarantine
+MAX_COMPARED = 256  # rows whose captions are compared with the source's
 MAX_PAIRS = 500  # of a sample, by which losses are measured
 
 
-def spread(source: Source, count: int) -> list[int]:
-    """Return at most `count` numbers of records, evenly spread."""
+def spread(source: Sized, count: int) -> list[int]:
+    """Return at most `count` numbers of records, or of rows, evenly spread."""
     places = np.linspace(0, max(len(source) - 1, 0), min(count, len(source)))
     return np.unique(places.astype(int)).tolist()
 
@@ -81,6 +92,8 @@ class Work:
         if progress and self.writer.processes == 1 and progress["units"] != len(comparison):  # of no help: begin anew
             progress, rows = {}, len(features)
             comparison = compare(self.source, self.section, features, rows, self.side)
+        if not progress and self.side == "image":
+            self._warn_of_others(features)
         fresh = {"identity": identity, "rows": rows, "part_rows": part_rows, "units": len(comparison)}
         fresh |= {"processes": self.writer.processes, "done": [0] * self.writer.processes}
 
@@ -99,6 +112,22 @@ class Work:
         if shared["done"][self.writer.process]:
             self.say("going on with an embedding that did not end")
         return comparison, shared
+
+    def _warn_of_others(self, features: Features) -> None:
+        """Warn if records, as far as some are looked at, have other captions than their rows: these may be of other pictures."""
+        rows, others = [row for row in spread(features, MAX_COMPARED) if features.live[row]], []
+        for known in features.fields(rows):
+            place, index = (known["shard"], known["key"]), known["index"]
+            if known["caption"] and index < len(self.source) and place_of(self.source, self.section, index) == place:
+                texts = texts_of(self.source, index)
+                others += [known["key"]] if texts not in ([], [""]) and known["caption"] not in texts else []
+        if others:
+            warnings.warn(
+                f"{self.writer.folder}: {len(others)} of {counted(len(rows), 'record')} looked at have another caption than "
+                f"when they were embedded, such as {others[0]!r:.100}. A row keeps the tokens of its first picture: if rows of "
+                "a table have moved since, embed it into another index, with key=COLUMN",
+                stacklevel=2,
+            )
 
     def _warn_of_space(self, units: int, left: int) -> None:
         """Warn if the disk is too small for the records that are left, by the size of a first part."""
