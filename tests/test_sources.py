@@ -251,7 +251,7 @@ def test_whatever_is_wrong_with_a_tar_nothing_crashes(tmp_path_factory, place, n
 def test_tars_without_the_captions_that_are_wanted_say_what_they_hold(tmp_path):
     tar(tmp_path / "0.tar", [("1.png", picture(1)), ("1.cls", b"3"), ("2.txt", b"no image")])
     with pytest.raises(
-        UserError, match=r"caption_keys='txt'; 1 tars hold png \(1\), cls \(1\); left out: no image \(1\)"
+        UserError, match=r"caption_keys='txt'; 1 tar with png \(1\), cls \(1\); left out: no image \(1\)"
     ):
         make_source(dict(name="webdataset", path=str(tmp_path)))
 
@@ -746,7 +746,7 @@ def test_lists_as_spreadsheets_write_them(tmp_path):
     (tmp_path / "list.csv").write_bytes("\ufeffimage,caption\r\na.png,café\r\n".encode())
     assert make_source(dict(name="csv", path=str(tmp_path)))[0].caption == "café"
     (tmp_path / "list.csv").write_text("image,caption\n")
-    with pytest.raises(UserError, match="1 lists without a row"):
+    with pytest.raises(UserError, match="1 list without a row"):
         make_source(dict(name="csv", path=str(tmp_path)))
     rows = [
         json.dumps({"image": "a.png", "caption": "a"}),

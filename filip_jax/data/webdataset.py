@@ -29,6 +29,7 @@ from filip_jax.data.tar_index import Shard
 from filip_jax.data.tar_store import is_whole, read_index, table_path
 from filip_jax.data.values import advice, field_of, read_object, texts_of
 from filip_jax.errors import UserError, one_line
+from filip_jax.plain import counted
 from filip_jax.walk import say_left_out
 
 LOCAL = ("_tables", "_lock", "_paths", "_latest")  # attributes that each process has of its own
@@ -93,7 +94,7 @@ class WebDataset:
         kinds = _sum(dict(shard.kinds) for shard in self.shards)
         self.left_out += _sum(shard.problems for shard in self.shards)
         self.identity = self._identity()
-        self.seen = f"{len(found)} tars hold {_listed(kinds) or 'nothing'}{say_left_out(self.left_out)}"
+        self.seen = f"{counted(len(found), 'tar')} with {_listed(kinds) or 'nothing'}{say_left_out(self.left_out)}"
         self._check(kinds, path)
         self._warn_of_gaps()
         self.__setstate__({})

@@ -1,6 +1,7 @@
 """The web server of the page: its socket, and how it runs."""
 
 import asyncio
+import errno
 import math
 import socket
 
@@ -83,7 +84,8 @@ def listen(host: str, port: int) -> socket.socket:
         dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()  # :: stands for the addresses of both kinds
         return socket.create_server(address, family=family, dualstack_ipv6=dual)
     except (OSError, UnicodeError) as error:
-        raise UserError(f"--host={host} --port={port}: {error}; --port=0 takes a free port") from error
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        raise UserError(f"--host={host} --port={port}: {error}{'; --port=0 takes a free port' * taken}") from error
 
 
 def address_of(listener: socket.socket, host: str) -> str:
