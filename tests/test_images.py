@@ -417,6 +417,17 @@ def test_only_the_formats_that_are_named_are_read():
                 read(encoded(photo(20, 20), format))
 
 
+@pytest.mark.parametrize("kind, start", {
+    "HEIC": b"\0\0\0\x18ftypheic", "AVIF": b"\0\0\0\x1cftypavif", "JPEG 2000": b"\0\0\0\x0cjP  \r\n\x87\n",
+    "JPEG XL": b"\0\0\0\x0cJXL \r\n\x87\n",
+}.items())  # fmt: skip
+def test_formats_that_are_not_read_are_named(kind, start):
+    """Whatever the name of their file says, as of a phone's picture.jpg."""
+    for read in (decode, image_size):
+        with pytest.raises(ValueError, match=f"no picture that can be read: it is of the format {kind}: convert it"):
+            read(start + bytes(100))
+
+
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_sizes_beyond_the_cap_or_of_nothing_are_no_sizes(format, monkeypatch):
     image = encoded(photo(60, 50), format)

@@ -22,6 +22,10 @@ SIDE = 65_535  # pixels of its longer side, JPEG's own limit; of one thin line, 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow's other readers are not needed, some are risky
 # The endings of their files.
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jpe", ".jfif", ".apng")
+# What is not read begins so at its fifth byte (ISO/IEC 14496-12, 4.3), by its brand.
+UNREAD = {b"ftyp" + brand: kind for kind, brands in (
+    ("HEIC", (b"heic", b"heix", b"heim", b"hevc", b"mif1", b"msf1")), ("AVIF", (b"avif", b"avis")),
+) for brand in brands} | {b"jP  \r\n\x87\n": "JPEG 2000", b"JXL \r\n\x87\n": "JPEG XL"}  # fmt: skip
 ORIENTATION = 0x0112  # the EXIF tag
 XMP_TURN = b"tiff:Orientation"  # in XMP, where Pillow looks for an orientation that EXIF lacks
 JPEG = b"\xff\xd8\xff"
@@ -187,6 +191,8 @@ def _jpeg_size(image: bytes) -> tuple[int, int, bool] | None:
 def _open(image: bytes) -> Image.Image:
     if len(image) > IMAGE_BYTES:
         raise ValueError(f"{len(image)} bytes; at most {IMAGE_BYTES} are read")
+    if kind := UNREAD.get(image[4:12]):
+        raise ValueError(f"it is of the format {kind}: convert it to JPEG, PNG or WebP")
     check_work(image)
     picture = Image.open(io.BytesIO(image), formats=FORMATS)  # noqa: TID251 - of these formats
     _check_size(*picture.size)
