@@ -23,6 +23,7 @@ from filip_jax.data.decode import (
     divisor_of,
     image_format,
     image_size,
+    orientation,
     whole_pixels,
 )
 from filip_jax.data.preprocess import box_in_centre_view, centre_view, check_augment, random_box, training_views
@@ -95,6 +96,24 @@ def test_a_rotation_that_xmp_tells_is_undone_once(format):
         region, decode_regions(np.asarray(decode(image)), 16, lambda *size: [(0, 0, *size)])[0]
     )
     assert decode(image).size == decode(decode(image)).size == (32, 48)
+
+
+def test_no_pixels_are_read_for_an_orientation_that_a_file_does_not_tell(monkeypatch):
+    told = {format: encoded(photo(48, 32), format) for format in ("JPEG", "PNG", "GIF", "BMP")}
+    exif = Image.Exif()
+    exif[ORIENTATION] = 8
+    turned = encoded(photo(48, 32), "PNG", exif=exif)
+    behind = turned.replace(chunk := turned[turned.index(b"eXIf") - 4 :][: exif_size(turned)], b"")
+    assert (
+        orientation(behind[:-12] + chunk + behind[-12:]) == orientation(turned) == 8
+    )  # chunks may stand behind the pixels
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda picture: pytest.fail("pixels are read"))
+    assert {format: orientation(image) for format, image in told.items()} == dict.fromkeys(told, 1)
+
+
+def exif_size(image):
+    at = image.index(b"eXIf") - 4
+    return 12 + int.from_bytes(image[at : at + 4])
 
 
 def test_transparency_is_laid_on_white():

@@ -27,6 +27,8 @@ UNREAD = {b"ftyp" + brand: kind for kind, brands in (
     ("HEIC", (b"heic", b"heix", b"heim", b"hevc", b"mif1", b"msf1")), ("AVIF", (b"avif", b"avis")),
 ) for brand in brands} | {b"jP  \r\n\x87\n": "JPEG 2000", b"JXL \r\n\x87\n": "JPEG XL"}  # fmt: skip
 ORIENTATION = 0x0112  # the EXIF tag
+PNG = b"\x89PNG"
+PNG_TURNS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # the chunks of a PNG that may tell one
 XMP_TURN = b"tiff:Orientation"  # in XMP, where Pillow looks for an orientation that EXIF lacks
 JPEG = b"\xff\xd8\xff"
 SWAPPED = (5, 6, 7, 8)  # orientations that lay the picture on its side
@@ -68,7 +70,10 @@ def orientation(image: bytes) -> int:
     Raises:
         ValueError: no picture.
     """
-    found = _guarded(lambda: _orientation(_open(image)))
+    picture = _guarded(lambda: _open(image))
+    if image.startswith(PNG) and not any(sign in image for sign in PNG_TURNS):
+        return 1  # Pillow would read all pixels, behind which it may stand
+    found = _orientation(picture)
     return found if found in TURNS else 1
 
 
