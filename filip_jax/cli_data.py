@@ -11,6 +11,7 @@ from typing import Any
 from filip_jax.console import show
 from filip_jax.errors import UserError, one_line
 from filip_jax.plain import command as command_of
+from filip_jax.plain import counted
 
 DATA = """Work on data before a run.
 
@@ -165,7 +166,7 @@ def _index(arguments, overrides) -> None:
 
     config = _config(arguments, overrides)
     source = make_source(config["source"])
-    show(f"{len(source)} records in {len(source.shard_sizes)} shards; {one_line(source.seen)}")
+    show(f"{counted(len(source), 'record')} in {counted(len(source.shard_sizes), 'shard')}; {one_line(source.seen)}")
     check_usable(source, **_views(config))
 
 

@@ -10,13 +10,12 @@ from typing import Any
 from filip_jax.choices import Choice, split_words, step_number
 from filip_jax.console import show
 from filip_jax.errors import UserError
+from filip_jax.plain import counted
 
 MAX_BATCH_BYTES = 1 << 26  # of a file of queries
 MAX_QUERIES = 1 << 20  # in it
-AT_ONCE, HITS_AT_ONCE = (
-    256,
-    1 << 18,
-)  # queries that are embedded and searched together, and hits of theirs that are held
+AT_ONCE = 256  # queries that are embedded and searched together
+HITS_AT_ONCE = 1 << 18  # of theirs, that are held
 
 SEARCH = """Search an index by a text or an image: the rows whose tokens match the query's best.
 
@@ -47,7 +46,7 @@ BUILD = """Copy an index into an engine, or bring the engine up to it: new rows 
   filip index build --index=photos.index --engine="lance uri=s3://bucket/photos"
   filip index build --index=photos.index --engine="qdrant url=http://localhost:6333"
 
-Killed, the same command goes on. What an engine does not hold yet is results all the same, more slowly."""
+Killed, the same command goes on. What an engine does not hold yet is found all the same, more slowly."""
 CHECK = """Print what a fast search loses: recall at 10 and 100 beside the exact search, and the time of both.
 
   filip index check --index=photos.index --candidates=1000
@@ -273,7 +272,7 @@ def _build(arguments, _) -> None:
     began = time.perf_counter()
     added, deleted = index.build()
     show(
-        f"{added} rows added, {deleted} deleted in {time.perf_counter() - began:.1f} s; the engine holds all {len(index)}"
+        f"{counted(added, 'row')} added, {deleted:,} deleted in {time.perf_counter() - began:.1f} s; the engine holds all {len(index):,}"
     )
 
 
@@ -295,6 +294,6 @@ def _check(arguments, _) -> None:
         queries = sampled(fast, arguments.queries)
     result = check(exact, fast, queries, arguments.candidates)
     kind = "captions" if texts else "some tokens of a row each"
-    show(f"{result.queries} queries ({kind}) among {len(fast)} rows:")
+    show(f"{counted(result.queries, 'query', 'queries')} ({kind}) among {counted(len(fast), 'row')}:")
     show(*(f"  recall@{k} {share:.4f}" for k, share in result.recall.items()))
     show(f"  {result.fast_ms:.1f} ms a query; exact: {result.exact_ms:.1f} ms")

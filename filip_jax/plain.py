@@ -55,6 +55,15 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:half]} … {text[-half:]}"
 
 
+def counted(count: int, thing: str, things: str = "") -> str:
+    """Return a number with what it counts, as "1 row" or "1,000 rows".
+
+    Args:
+        things: the plural, where it is not `thing` with an s.
+    """
+    return f"{count:,} {thing if count == 1 else things or f'{thing}s'}"
+
+
 def cell(text: str, most: int = MAX_CELL) -> str:
     """Return the text as a cell of a Markdown table, which no sign in it ends or makes code, a link or HTML."""
     return _MARKS.sub(r"\\\g<0>", one_line(text, most))

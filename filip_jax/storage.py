@@ -21,7 +21,7 @@ from filip_jax.extras import pip_install
 from filip_jax.files import write_atomically, writing
 from filip_jax.foreign_paths import explain
 from filip_jax.small_files import open_regular
-from filip_jax.user_paths import Named, is_remote, spread
+from filip_jax.user_paths import Named, is_remote, plain, spread
 from filip_jax.walk import say_left_out, say_other_sources, sift, stamp_of, walk
 
 DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}  # scheme: the package that reads it, and the extra of the scheme's name
@@ -51,6 +51,17 @@ def common_folder(paths: Sequence[str]) -> str:
     """The deepest folder that all files lie in."""
     scheme, found, _ = paths[0].partition("://") if is_remote(paths[0]) else ("", "", "")
     return scheme + found + os.path.commonpath([folder_of(path).removeprefix(scheme + found) for path in paths])
+
+
+def names_below(path: str, files: Sequence[str]) -> list[str]:
+    """Return the names of files below the folder `path`, by which they can be told apart; without their folders if all lie in one.
+
+    Files of something else than a folder, as of a pattern, have their names below the deepest folder that all lie in.
+    """
+    top = (path.rstrip("/") if is_remote(path) else plain(path)).rstrip("/") + "/"
+    if not all(file.startswith(top) for file in files):
+        top = common_folder(files)
+    return [file.removeprefix(top).lstrip("/") for file in files]
 
 
 class Found(NamedTuple):

@@ -72,7 +72,7 @@ def spread(path: str, exists: Callable[[str], bool]) -> Iterator[Named]:
     Raises:
         UserError: its braces stand for more than PATHS.
     """
-    path = path.rstrip("/") if is_remote(path) else _plain(path)
+    path = path.rstrip("/") if is_remote(path) else plain(path)
     literal, rest = _split(path, exists)
     for tail in expand_braces(rest):
         path = literal + tail
@@ -83,8 +83,8 @@ def spread(path: str, exists: Callable[[str], bool]) -> Iterator[Named]:
         yield Named(path, glob.escape(folder) + pattern if pattern else "")
 
 
-def _plain(path: str) -> str:
-    """The local path without doubled slashes, "." and a slash at its end."""
+def plain(path: str) -> str:
+    """Return the local path without doubled slashes, "." and a slash at its end."""
     names = [name for name in path.split("/") if name not in ("", ".")]
     return ("/" if path.startswith("/") else "") + "/".join(names) or path[:1]
 

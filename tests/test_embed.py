@@ -12,6 +12,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import runs
 from conftest import slow, unit
@@ -123,7 +125,7 @@ def test_texts_are_rows_of_their_own(workdir, model, tmp_path):
     found, found_mask = features.tokens(range(3))
     np.testing.assert_array_equal(found_mask, mask[:, : found_mask.shape[1]])
     np.testing.assert_allclose(found[found_mask], tokens[mask], atol=1e-5)
-    assert any("1 texts are longer than the model's" in line for line in said)
+    assert any("1 text longer than the model's" in line for line in said)
 
 
 class Stop(BaseException):
@@ -136,9 +138,9 @@ def test_a_stopped_embedding_goes_on_to_the_same_table(side, workdir, tmp_path, 
     assert len(whole) == 24 and len(whole.manifest.parts) == 5
     flush, read, embedded = FeatureWriter.flush, module.read, []
 
-    def noted(source, section, model, side, unit):
-        embedded.append(unit.record)
-        return read(source, section, model, side, unit)
+    def noted(*arguments):
+        embedded.append(arguments[-1].record)
+        return read(*arguments)
 
     monkeypatch.setattr(module, "read", noted)
     for stop in (1, 3, 2):  # after the losses, in the midst, and in the midst again
@@ -200,6 +202,53 @@ def test_what_is_new_is_added_and_what_is_gone_is_marked(workdir, tmp_path, monk
     again = embed(workdir, section, tmp_path / "index", **QUICK)
     assert again.live.all() and len(again) == 9 and len(embedded) == 1  # what cannot be read is tried again
     assert open_pictures(again)(5).size == (20, 30)  # whose number has changed
+
+
+@pytest.mark.slow
+def test_files_of_one_name_in_several_folders_are_told_apart(workdir, tmp_path, monkeypatch):
+    """Partitions, splits and downloads have them: rows of one are not taken for those of another that is added before it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    section = {"name": "parquet", "path": str(tmp_path / "data")}
+    for name, first in (("b", 2), ("a", 0)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        images = [picture(first), picture(first + 1)]
+        pq.write_table(pa.table({"image": images, "caption": ["x", "y"]}), tmp_path / "data" / name / "x.parquet")
+        features = embed(workdir, section, "~/index", dtype="int8" if name == "b" else "", **QUICK)
+    shards = [(each["shard"], each["key"]) for each in features.fields(range(4))]
+    assert shards == [("b/x.parquet", "0"), ("b/x.parquet", "1"), ("a/x.parquet", "0"), ("a/x.parquet", "1")]
+    show = open_pictures(features)
+    assert [show(row).getpixel((20, 15))[0] // 10 for row in range(4)] == [2, 3, 0, 1] and features.live.all()
+
+
+@pytest.mark.slow
+def test_rows_of_a_table_that_have_moved_are_warned_of(workdir, tmp_path):
+    """A table without a key has been filtered and written anew: its rows are known by their numbers."""
+    section = {"name": "parquet", "path": str(tmp_path / "x.parquet")}
+    table = pa.table({"image": [picture(n) for n in range(4)], "caption": [f"the {n}th" for n in range(4)]})
+    for rows in (table, pa.concat_tables([table, table.slice(0, 1)])):  # what is only longer is as it was
+        pq.write_table(rows, tmp_path / "x.parquet")
+        embed(workdir, section, tmp_path / "index", **QUICK)
+    pq.write_table(table.slice(1), tmp_path / "x.parquet")
+    with pytest.warns(UserWarning, match="3 of 5 records looked at have another caption than .* such as '0'"):
+        embed(workdir, section, tmp_path / "index", **QUICK)
+
+
+def test_a_picture_whose_caption_cannot_be_read_has_none(workdir, tmp_path):
+    members = [("0.png", picture(0)), ("0.txt", b"a red car"), ("1.png", picture(1)), ("1.txt", b"caf\xe9")]
+    members += [("2.png", picture(2)), ("2.txt", b"x" * 70_000), ("3.png", b"no picture"), ("3.txt", b"\xff")]
+    tar(tmp_path / "a.tar", members)
+    lines = []
+    section = {"name": "webdataset", "path": str(tmp_path / "a.tar")}
+    features = embed(workdir, section, tmp_path / "index", **QUICK | {"say": lines.append})
+    assert [(each["key"], each["caption"]) for each in features.fields(range(3))] == [
+        ("0", "a red car"),
+        ("1", ""),
+        ("2", ""),
+    ]
+    assert "2 pictures without a caption" in lines[-2] and lines[-1].startswith(
+        "1 record cannot be used: 1 no picture that"
+    )
+    assert open_pictures(features)(1).size == (30, 20)
 
 
 @pytest.mark.slow
@@ -443,7 +492,14 @@ def test_progress_of_a_stranger_is_none(workdir, tmp_path):
     content = json.loads(file.read_text())
     for progress in (
         {"identity": content["source"]["identity"], "processes": 1, "done": [10**9], "rows": 0},
-        {"done": {}},
+        {
+            "identity": content["source"]["identity"],
+            "processes": 1,
+            "done": [0],
+            "rows": 24,
+            "part_rows": 5,
+            "units": 9,
+        },
     ):
         file.write_text(json.dumps(content | {"progress": progress}))
         assert len(embed(workdir, SCENES, tmp_path / "index", **QUICK)) == 24

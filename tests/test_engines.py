@@ -284,6 +284,30 @@ def test_rows_that_two_builds_added_are_found_and_held_once(tmp_path):
     assert index.build() == (15, 15) and sorted(index.engine.held()[0].tolist()) == list(range(20))
 
 
+def test_a_damaged_table_is_one_line_with_what_to_do(tmp_path):
+    pytest.importorskip("lancedb")
+    features = write_features(tmp_path / "index", 5)
+    Index(features, "lance").build()
+    (file,) = (tmp_path / "index/lance").rglob("data/*.lance")
+    file.unlink()
+    with pytest.raises(
+        UserError,
+        match=r"Not found: \S+\.lance; one that is damaged is made again by filip index build, once rows.lance",
+    ):
+        Index(features, "lance").build()
+
+
+def test_an_index_of_another_column_is_none_of_the_tokens(tmp_path, monkeypatch):
+    """Others may look for keys in the table, too."""
+    pytest.importorskip("lancedb")
+    monkeypatch.setattr(lance, "MIN_INDEXED", 100)
+    index = Index(write_features(tmp_path / "index", 20), "lance")
+    index.engine.add(np.arange(20))
+    index.engine.table.create_index("key", config=pytest.importorskip("lancedb.index").BTree())
+    index.engine.finish()
+    assert {column for each in index.engine.table.list_indices() for column in each.columns} == {"key", "tokens"}
+
+
 @pytest.mark.parametrize("ids", [["64c3b869-9d38-4588-b027-3dc4fb2997d9"], [2**63 + 5], [3, 2**62]])
 def test_a_collection_of_something_else_is_refused(tmp_path, ids):
     models = pytest.importorskip("qdrant_client").models

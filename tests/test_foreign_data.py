@@ -128,7 +128,7 @@ def test_data_of_which_nothing_can_be_used_ends_non_zero(kind, tmp_path, capsys)
 
 def test_a_tokenizer_needs_captions(tmp_path, capsys):
     assert main(["data", "tokenizer", *write_bad(tmp_path, "no captions"), f"--output={tmp_path}/a.model"]) == 2
-    assert "none of 9 records has a caption. The data is 1 tars hold" in capsys.readouterr().err
+    assert "none of 9 records has a caption. The data is 1 tar with" in capsys.readouterr().err
     assert not (tmp_path / "a.model").exists()
 
 

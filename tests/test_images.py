@@ -23,6 +23,7 @@ from filip_jax.data.decode import (
     divisor_of,
     image_format,
     image_size,
+    orientation,
     whole_pixels,
 )
 from filip_jax.data.preprocess import box_in_centre_view, centre_view, check_augment, random_box, training_views
@@ -89,7 +90,30 @@ def test_a_rotation_that_xmp_tells_is_undone_once(format):
     text = PngInfo()
     text.add_itxt("XML:com.adobe.xmp", packet.decode())
     image = encoded(photo(48, 32), format, **({"pnginfo": text} if format == "PNG" else {"xmp": packet}))
+    assert format == "WEBP" or image_size(image) == (32, 48)  # whose XMP stands behind its pixels
+    (region,) = decode_regions(image, 16, lambda *size: [(0, 0, *size)])
+    np.testing.assert_array_equal(
+        region, decode_regions(np.asarray(decode(image)), 16, lambda *size: [(0, 0, *size)])[0]
+    )
     assert decode(image).size == decode(decode(image)).size == (32, 48)
+
+
+def test_no_pixels_are_read_for_an_orientation_that_a_file_does_not_tell(monkeypatch):
+    told = {format: encoded(photo(48, 32), format) for format in ("JPEG", "PNG", "GIF", "BMP")}
+    exif = Image.Exif()
+    exif[ORIENTATION] = 8
+    turned = encoded(photo(48, 32), "PNG", exif=exif)
+    behind = turned.replace(chunk := turned[turned.index(b"eXIf") - 4 :][: exif_size(turned)], b"")
+    assert (
+        orientation(behind[:-12] + chunk + behind[-12:]) == orientation(turned) == 8
+    )  # chunks may stand behind the pixels
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda picture: pytest.fail("pixels are read"))
+    assert {format: orientation(image) for format, image in told.items()} == dict.fromkeys(told, 1)
+
+
+def exif_size(image):
+    at = image.index(b"eXIf") - 4
+    return 12 + int.from_bytes(image[at : at + 4])
 
 
 def test_transparency_is_laid_on_white():
@@ -410,6 +434,17 @@ def test_only_the_formats_that_are_named_are_read():
         for read in (decode, image_size):
             with pytest.raises(ValueError, match="no picture that can be read"):
                 read(encoded(photo(20, 20), format))
+
+
+@pytest.mark.parametrize("kind, start", {
+    "HEIC": b"\0\0\0\x18ftypheic", "AVIF": b"\0\0\0\x1cftypavif", "JPEG 2000": b"\0\0\0\x0cjP  \r\n\x87\n",
+    "JPEG XL": b"\0\0\0\x0cJXL \r\n\x87\n",
+}.items())  # fmt: skip
+def test_formats_that_are_not_read_are_named(kind, start):
+    """Whatever the name of their file says, as of a phone's picture.jpg."""
+    for read in (decode, image_size):
+        with pytest.raises(ValueError, match=f"no picture that can be read: it is of the format {kind}: convert it"):
+            read(start + bytes(100))
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])

@@ -1,6 +1,7 @@
 """The search page: who may ask it, what it answers, and what it refuses."""
 
 import asyncio
+import contextlib
 import io
 import json
 import re
@@ -153,8 +154,11 @@ def test_numbers_of_a_stranger_are_null(site, client, monkeypatch):
         assert all(hit["maps"] == [] or hit["maps"][0][1] is None for hit in answer.json()["hits"])
     for patch in range(3):
         answer = client.post("/api/patch", json={"row": 3, "patches": [patch], "text": "blue"})
-        similarities = [each["similarity"] for name in ("of_query", "of_captions") for each in answer.json()[name]]
-        assert len(similarities) == 2 and (similarities == [None, None]) == (patch < 2)
+        if patch < 2:
+            assert answer.status_code == 400 and "row 3 is damaged" in answer.json()["error"]
+        else:
+            similarities = [each["similarity"] for name in ("of_query", "of_captions") for each in answer.json()[name]]
+            assert len(similarities) == 2 and None not in similarities
 
 
 def test_the_square_is_what_the_model_sees_of_a_picture(client):
@@ -301,6 +305,11 @@ def test_a_wrong_option_of_an_upload_is_named(client, option):
     assert answer.status_code == 400 and answer.json()["error"].startswith(option.split("=")[0] + "=")
 
 
+def test_a_form_is_told_that_the_picture_comes_alone(client):
+    answer = client.post("/api/upload", files={"image": ("a.png", png(Image.new("RGB", (5, 5))))})
+    assert answer.status_code == 400 and "--data-binary" in answer.json()["error"]
+
+
 def test_bodies_are_bounded_whatever_they_say_of_their_length(client, monkeypatch):
     monkeypatch.setattr(app_module, "MAX_UPLOAD_BYTES", 1000)
     assert client.post("/api/upload", content=b"x" * 1001).status_code == 413
@@ -320,6 +329,36 @@ def test_a_body_that_never_comes_is_not_waited_for(monkeypatch):
         asyncio.run(limits.read_body(request, 10))
 
 
+@pytest.mark.skipif(not limits.socket.has_dualstack_ipv6(), reason="this system has no IPv6")
+def test_all_addresses_are_those_of_both_kinds():
+    try:
+        listener = serve.listen("::", 0)
+    except UserError:
+        pytest.skip("this machine has no IPv6")
+    with listener, limits.socket.create_connection(("127.0.0.1", listener.getsockname()[1])):
+        pass
+
+
+async def answered(app, talk):
+    """Serve an application, and return what talk(port) does."""
+
+    async def begun():
+        while not server.started:
+            await asyncio.sleep(0.01)
+        try:
+            return await talk(listener.getsockname()[1])
+        finally:
+            server.should_exit = True
+
+    with limits.socket.create_server(("127.0.0.1", 0)) as listener:
+        server = serve.make_server(app)
+        server.config.lifespan = "off"
+        server.install_signal_handlers = lambda: None
+        client = asyncio.create_task(begun())
+        await server.serve(sockets=[listener])
+        return await client
+
+
 def test_headers_that_never_end_are_not_waited_for(monkeypatch):
     """At first, and after a request that was answered; what is slow to answer is waited for."""
     monkeypatch.setattr(serve, "HEADER_SECONDS", 0.2)
@@ -330,9 +369,7 @@ def test_headers_that_never_end_are_not_waited_for(monkeypatch):
             await send({"type": "http.response.start", "status": 204, "headers": []})
             await send({"type": "http.response.body", "body": b""})
 
-    async def all_of_them(server, port):
-        while not server.started:
-            await asyncio.sleep(0.01)
+    async def all_of_them(port):
         request, answers = b"GET / HTTP/1.1\r\nHost: a\r\n", []
         for sent, more in ((b"", b""), (request, b""), (request + b"\r\n", request)):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -341,19 +378,37 @@ def test_headers_that_never_end_are_not_waited_for(monkeypatch):
             writer.write(more)
             assert await asyncio.wait_for(reader.read(), 60) == b""  # closed
             writer.close()
-        server.should_exit = True
         return answers
 
-    async def served():
-        with limits.socket.create_server(("127.0.0.1", 0)) as listener:
-            server = serve.make_server(app)
-            server.config.lifespan = "off"
-            server.install_signal_handlers = lambda: None
-            client = asyncio.create_task(all_of_them(server, listener.getsockname()[1]))
-            await server.serve(sockets=[listener])
-            return await client
+    assert [answer[:12] for answer in asyncio.run(answered(app, all_of_them))] == [b"", b"", b"HTTP/1.1 204"]
 
-    assert [answer[:12] for answer in asyncio.run(served())] == [b"", b"", b"HTTP/1.1 204"]
+
+def test_an_answer_that_nobody_reads_is_not_held(monkeypatch):
+    """But one that is read slowly is given to its end."""
+    monkeypatch.setattr(serve, "READER_SECONDS", 0.2)
+    size = 1 << 25  # more than the system holds
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
+        await send({"type": "http.response.body", "body": bytes(size)})
+
+    async def talk(port):
+        lengths = []
+        for pause in (2.0, 0.01):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 16)
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            length = 0
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+                await reader.readuntil(b"\r\n\r\n")
+                while length < size:
+                    await asyncio.sleep(pause if not length or pause < 1 else 0)
+                    length += len(await reader.readexactly(min(1 << 20, size - length)))
+            lengths.append(length)
+            writer.close()
+        return lengths
+
+    unread, read = asyncio.run(answered(app, talk))
+    assert unread < size == read
 
 
 @pytest.mark.parametrize("path", [

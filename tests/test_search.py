@@ -261,6 +261,8 @@ def test_a_row_whose_tokens_hold_no_numbers_is_never_found(tmp_path, value, dtyp
             assert len(index.search_all([asked], top=3)[0]) == 3
             (two_stages,) = index.search_all([asked], top=9, candidates=9)
             assert [hit.row for hit in two_stages] == [hit.row for hit in hits]
+    with pytest.raises(UserError, match="row 4 is damaged"):
+        patch_tokens(index.features, 4, (0, 3))
 
 
 def test_patches_that_a_word_matches(scenes):
@@ -324,6 +326,8 @@ def test_the_maps_of_a_word_on_a_sheet_are_on_one_scale(scenes):
         (dict(text="cat", top=0), "top=0 must be from 1 to"),
         (dict(text="cat", top=MAX_TOP + 1), "must be from 1 to"),
         (dict(text="cat", candidates=MAX_CANDIDATES + 1), "must be from 1 to"),
+        (dict(text="cat", candidates=0), "candidates=0 must be"),
+        (dict(text="cat", where="width = 1e3"), "at character 9: a number is written as"),
         (dict(text="cat", where="widht > 3"), "did you mean width"),
         (dict(tokens=np.ones((2, 3), np.float32)), r"\[t, 16\], but not \[2, 3\]"),
         (dict(tokens=np.full((2, 16), np.nan)), "not finite"),

@@ -16,7 +16,18 @@ import pytest
 from conftest import examples
 from hypothesis import given
 from hypothesis import strategies as st
-from pairs import WRITERS, key, members, picture, tar, texts, write_array_record, write_jsonl, write_webdataset
+from pairs import (
+    WRITERS,
+    key,
+    members,
+    picture,
+    tar,
+    texts,
+    write_array_record,
+    write_jsonl,
+    write_parquet,
+    write_webdataset,
+)
 
 from filip_jax import handles
 from filip_jax.ahead import in_order
@@ -240,7 +251,7 @@ def test_whatever_is_wrong_with_a_tar_nothing_crashes(tmp_path_factory, place, n
 def test_tars_without_the_captions_that_are_wanted_say_what_they_hold(tmp_path):
     tar(tmp_path / "0.tar", [("1.png", picture(1)), ("1.cls", b"3"), ("2.txt", b"no image")])
     with pytest.raises(
-        UserError, match=r"caption_keys='txt'; 1 tars hold png \(1\), cls \(1\); left out: no image \(1\)"
+        UserError, match=r"caption_keys='txt'; 1 tar with png \(1\), cls \(1\); left out: no image \(1\)"
     ):
         make_source(dict(name="webdataset", path=str(tmp_path)))
 
@@ -351,6 +362,20 @@ def test_a_side_file_that_is_none(tmp_path):
         make_source(section | {"side_captions": str(tmp_path / "none.jsonl")})
 
 
+@pytest.mark.parametrize("write", [write_webdataset, write_array_record, write_parquet, write_jsonl])
+def test_records_of_files_of_one_name_are_told_apart_by_their_folders(write, tmp_path):
+    """As partitions, splits and downloads of several collections have them; and by the same names when a folder is added."""
+    places = {}
+    for name, numbers in (("b", range(3)), ("a", range(5, 8))):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        source = make_source(write(tmp_path / "data" / name, [numbers]) | {"path": str(tmp_path / "data")})
+        now = {source[n].captions[0].text: source.where(n) for n in range(len(source))}
+        assert len(set(now.values())) == len(now) == len(places) + 3 and places.items() <= now.items()
+        places = now
+    assert {shard.split("/")[0] for shard, _ in places.values()} == {"a", "b"}
+    assert {source[n].shard for n in range(6)} == {shard for shard, _ in places.values()}
+
+
 def test_a_mixture_is_one_source_after_the_other(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
@@ -358,6 +383,7 @@ def test_a_mixture_is_one_source_after_the_other(tmp_path):
     source = make_source(dict(name="mixture", a=a, b=b))
     assert len(source) == 13 and [source[n].key for n in (0, 9, 10, 12)] == [key(n) for n in (0, 9, 20, 22)]
     assert source.captions(11) == source[11].captions and source.where(11)[1] == key(21)
+    assert source.where(9)[0] == "a/" + make_source(a).where(9)[0] and source.where(10)[0].startswith("b/")
     assert source.weights == {"a": 10.0, "b": 3.0} and pickle.loads(pickle.dumps(source))[12].key == key(22)
     for section, message in (
         (dict(name="mixture"), "it has none"),
@@ -720,7 +746,7 @@ def test_lists_as_spreadsheets_write_them(tmp_path):
     (tmp_path / "list.csv").write_bytes("\ufeffimage,caption\r\na.png,café\r\n".encode())
     assert make_source(dict(name="csv", path=str(tmp_path)))[0].caption == "café"
     (tmp_path / "list.csv").write_text("image,caption\n")
-    with pytest.raises(UserError, match="1 lists without a row"):
+    with pytest.raises(UserError, match="1 list without a row"):
         make_source(dict(name="csv", path=str(tmp_path)))
     rows = [
         json.dumps({"image": "a.png", "caption": "a"}),

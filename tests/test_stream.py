@@ -181,7 +181,7 @@ def test_a_list_that_was_written_as_text_is_warned_of(recwarn, text, is_list):
 def test_a_source_without_one_usable_record_says_why(tmp_path, tokenizer):
     tar(tmp_path / "0.tar", [("1.png", b"x"), ("1.txt", b"a"), ("2.png", picture(2)), ("2.cls", b"3")])
     source = make_source(dict(name="webdataset", path=str(tmp_path)))
-    message = r"source: none of 2 records looked at can be used: .*no caption \(1\).* It is 1 tars hold png \(2\), cls \(1\), txt \(1\)"
+    message = r"source: none of 2 records looked at can be used: .*no caption \(1\).* It is 1 tar with png \(2\), cls \(1\), txt \(1\)"
     with pytest.raises(UserError, match=message):
         check_usable(source, 8, PLAIN)
     with pytest.raises(UserError, match="33 records in a row of source cannot be used; the last is"):

@@ -116,7 +116,7 @@ def test_tars_with_nothing_in_them_are_counted(tmp_path):
     assert pairs(source) == EXPECTED and source.left_out == {"tar without a member": 1, "empty file": 1}
     (tmp_path / "0.tar").unlink()
     with pytest.raises(
-        UserError, match=r"caption_keys='txt'; 1 tars hold nothing; left out: empty file \(1\), tar without"
+        UserError, match=r"caption_keys='txt'; 1 tar with nothing; left out: empty file \(1\), tar without"
     ):
         opened(tmp_path)
 

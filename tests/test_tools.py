@@ -50,7 +50,7 @@ def data(capsys, *words):
 
 def test_index_says_what_the_tars_hold(pairs, tmp_path, capsys):
     code, output, _ = data(capsys, "index", "webdataset", pairs)
-    assert code == 0 and output.startswith("24 records in 4 shards; 4 tars hold ")
+    assert code == 0 and output.startswith("24 records in 4 shards; 4 tars with ")
     assert "txt (23)" in output and "png (23)" in output and (tmp_path / "data/.filip_index/index.json").is_file()
 
 

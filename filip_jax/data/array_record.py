@@ -67,6 +67,7 @@ class ArrayRecord:
             raise UserError(f"path={path!r} cannot be read as ArrayRecord: {_one_line(error)}") from error
         self.caption_keys, self.image = tuple(caption_keys), image
         self.files = [file.path for file in found]
+        self.names = storage.names_below(path, self.files)
         self.shard_sizes = np.array(sizes, np.int64)
         self.ends = np.cumsum(self.shard_sizes).tolist()
         self._many = min(AHEAD, 1 + AHEAD_BYTES * self.ends[-1] // (1 + sum(file.size for file in found)))
@@ -111,7 +112,7 @@ class ArrayRecord:
         return self._parse(index)[2]
 
     def _file(self, index: int) -> str:
-        return storage.name_of(self.files[bisect_right(self.ends, index)])
+        return self.names[bisect_right(self.ends, index)]
 
     def _read(self, index: int) -> bytes:
         """A record. Whoever reads one after the other, as cleaning, converting and evaluating do, gets many at once."""

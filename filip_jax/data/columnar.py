@@ -31,6 +31,7 @@ from filip_jax.data.record import HEAD_BYTES, IMAGE_BYTES, METADATA_BYTES, BadRe
 from filip_jax.data.scalars import value_of
 from filip_jax.data.values import embedded_image, field_of, image_of, texts_of
 from filip_jax.errors import UserError, one_line
+from filip_jax.plain import counted
 from filip_jax.walk import say_left_out
 
 KEPT = 1 << 29  # bytes of columns that a process keeps
@@ -76,6 +77,7 @@ class Columnar(ABC):
         self, found: Sequence[storage.Found], path: str, left_out: Counter[str], *, image: str, caption_keys: Sequence[str], key: str, images: str
     ):  # fmt: skip
         self.files = [file.path for file in found]
+        self.names = storage.names_below(path, self.files)
         self.image, self.caption_keys, self.key, self.images = image, tuple(caption_keys), key, images
         self.left_out = left_out
         self.__setstate__({})
@@ -95,7 +97,9 @@ class Columnar(ABC):
         self.ends = np.cumsum(self.shard_sizes).tolist()
         self.groups = [(file, group) for file, footer in enumerate(footers) for group in range(len(footer.sizes))]
         self.label_names = label_names(footers[0].schema)
-        self.seen = f"{len(found)} files with the columns {listed(footers[0].schema)}{say_left_out(left_out)}"
+        self.seen = (
+            f"{counted(len(found), 'file')} with the columns {listed(footers[0].schema)}{say_left_out(left_out)}"
+        )
         self.identity = identify(
             names=digest(map(storage.name_of, self.files)),
             sizes=digest(str(file.size) for file in found),
@@ -128,7 +132,7 @@ class Columnar(ABC):
     def where(self, index: int) -> tuple[str, str]:
         group, row = self._place(index)
         file, number = self.groups[group]
-        name = storage.name_of(self.files[file])
+        name = self.names[file]
         if self.key:
             with suppress(BadRecord):  # it still has a number
                 if (key := self._value(group, row, self.key, MAX_PATH_BYTES)) is not None:

@@ -22,7 +22,14 @@ SIDE = 65_535  # pixels of its longer side, JPEG's own limit; of one thin line, 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow's other readers are not needed, some are risky
 # The endings of their files.
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jpe", ".jfif", ".apng")
+# What is not read begins so at its fifth byte (ISO/IEC 14496-12, 4.3), by its brand.
+UNREAD = {b"ftyp" + brand: kind for kind, brands in (
+    ("HEIC", (b"heic", b"heix", b"heim", b"hevc", b"mif1", b"msf1")), ("AVIF", (b"avif", b"avis")),
+) for brand in brands} | {b"jP  \r\n\x87\n": "JPEG 2000", b"JXL \r\n\x87\n": "JPEG XL"}  # fmt: skip
 ORIENTATION = 0x0112  # the EXIF tag
+PNG = b"\x89PNG"
+PNG_TURNS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")  # the chunks of a PNG that may tell one
+XMP_TURN = b"tiff:Orientation"  # in XMP, where Pillow looks for an orientation that EXIF lacks
 JPEG = b"\xff\xd8\xff"
 SWAPPED = (5, 6, 7, 8)  # orientations that lay the picture on its side
 TURNS = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2))))  # what undoes each
@@ -63,7 +70,10 @@ def orientation(image: bytes) -> int:
     Raises:
         ValueError: no picture.
     """
-    found = _guarded(lambda: _orientation(_open(image)))
+    picture = _guarded(lambda: _open(image))
+    if image.startswith(PNG) and not any(sign in image for sign in PNG_TURNS):
+        return 1  # Pillow would read all pixels, behind which it may stand
+    found = _orientation(picture)
     return found if found in TURNS else 1
 
 
@@ -165,26 +175,29 @@ def _plain_jpeg_size(image: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg_size(image: bytes) -> tuple[int, int, bool] | None:
-    """Width, height and whether there is EXIF, by the file's segments (ITU-T T.81, B.2); None where they are not plain."""
-    at, size, exif = 2, None, False
+    """Width, height and whether EXIF or XMP may turn it, by the file's segments (ITU-T T.81, B.2); None where they are not plain."""
+    at, size, turned = 2, None, False
     for _ in range(MAX_SEGMENTS):
         if image[:3] != JPEG or image[at : at + 1] != b"\xff" or at + 9 > len(image):
             return None
         marker, length = image[at + 1], int.from_bytes(image[at + 2 : at + 4])
         if marker == 0xDA and size:  # the scan begins
-            return *size, exif
+            return *size, turned
         if 0xC0 <= marker <= 0xC2 and size is None:
             size = int.from_bytes(image[at + 7 : at + 9]), int.from_bytes(image[at + 5 : at + 7])
         elif marker < 0xC4 or 0xD0 <= marker <= 0xDA:
             return None
-        exif |= marker == 0xE1 and image[at + 4 : at + 10] == b"Exif\0\0"
-        at += 2 + max(length, 2)
+        end = at + 2 + max(length, 2)
+        turned |= marker == 0xE1 and (image[at + 4 : at + 10] == b"Exif\0\0" or image.find(XMP_TURN, at, end) >= 0)
+        at = end
     return None
 
 
 def _open(image: bytes) -> Image.Image:
     if len(image) > IMAGE_BYTES:
         raise ValueError(f"{len(image)} bytes; at most {IMAGE_BYTES} are read")
+    if kind := UNREAD.get(image[4:12]):
+        raise ValueError(f"it is of the format {kind}: convert it to JPEG, PNG or WebP")
     check_work(image)
     picture = Image.open(io.BytesIO(image), formats=FORMATS)  # noqa: TID251 - of these formats
     _check_size(*picture.size)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from filip_jax import storage
 from filip_jax.data.identity import extend, identify, parts_of
 from filip_jax.data.kept import Kept
 from filip_jax.data.record import Caption, Record
@@ -129,18 +130,20 @@ class Mixture:
         return int(self.ends[-1])
 
     def __getitem__(self, index: int) -> Record:
-        part, index = self._part(index)
-        return part[index]
+        name, index = self._part(index)
+        return self.parts[name][index]
 
     def where(self, index: int) -> tuple[str, str]:
-        part, index = self._part(index)
-        return part.where(index)
+        """Return shard and key of a record; before the shard stands the part's name, for files of two parts may be named alike."""
+        name, index = self._part(index)
+        shard, key = self.parts[name].where(index)
+        return storage.join(name, shard) if shard else name, key
 
     def captions(self, index: int) -> tuple[Caption, ...]:
-        part, index = self._part(index)
-        return part.captions(index)
+        name, index = self._part(index)
+        return self.parts[name].captions(index)
 
-    def _part(self, index: int):
+    def _part(self, index: int) -> tuple[str, int]:
         number = int(np.searchsorted(self.ends, index, side="right"))
-        part = list(self.parts.values())[number]
-        return part, index - int(self.ends[number]) + len(part)
+        name = list(self.parts)[number]
+        return name, index - int(self.ends[number]) + len(self.parts[name])

@@ -26,6 +26,7 @@ from filip_jax.data.separated import Row, separator_of
 from filip_jax.data.values import embedded_image, field_of, image_of, texts_of, unicode_of
 from filip_jax.errors import UserError, one_line
 from filip_jax.files import replacing
+from filip_jax.plain import counted
 from filip_jax.small_files import is_text, is_whole
 from filip_jax.walk import say_left_out
 
@@ -75,6 +76,7 @@ class Table:
             raise UserError(f"columns={columns!r} is not a list of names")
         self.path, self.image, self.caption_keys, self.key = path, image, tuple(caption_keys), key
         self.files = [file.path for file in files]
+        self.names = storage.names_below(path, self.files)
         self.folders = [images or storage.folder_of(file) for file in self.files]
         self.hint = "" if images else FROM
         self.layout = (separator_of(separator), tuple(columns))
@@ -102,14 +104,14 @@ class Table:
         self.shard_sizes = np.array(facts["sizes"], np.int64)
         self.ends = np.cumsum(self.shard_sizes)
         some = ", ".join(facts["columns"][:MAX_SHOWN]) + (" …" if len(facts["columns"]) > MAX_SHOWN else "")
-        self.seen = f"{len(files)} lists with the columns {some}{say_left_out(self.left_out)}"
+        self.seen = f"{counted(len(files), 'list')} with the columns {some}{say_left_out(self.left_out)}"
         self._check(facts)
 
     def _check(self, facts: dict[str, Any]) -> None:
         """Raises a UserError for lists that cannot be used, and warns of bad rows."""
         columns, count, some = facts["columns"], facts["bad"], "; ".join(map(str, facts["some_bad"]))
         if not len(self):
-            raise UserError(f"path={self.path!r}: {len(self.files)} lists without a row")
+            raise UserError(f"path={self.path!r}: {counted(len(self.files), 'list')} without a row")
         if 2 * count > len(self):
             raise UserError(
                 f"path={self.path!r}: {count} of {len(self)} rows cannot be read: {some}; {of_bad_rows(self.files, some)}"
@@ -146,7 +148,7 @@ class Table:
         _, key, image, _ = self._row(index)
         file = self._file(index)
         row = index - int(self.ends[file] - self.shard_sizes[file]) + 1
-        return storage.name_of(self.files[file]), key or image or f"row {row}"
+        return self.names[file], key or image or f"row {row}"
 
     def captions(self, index: int) -> tuple[Caption, ...]:
         problem, _, _, texts = self._row(index)

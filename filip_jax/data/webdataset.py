@@ -29,6 +29,7 @@ from filip_jax.data.tar_index import Shard
 from filip_jax.data.tar_store import is_whole, read_index, table_path
 from filip_jax.data.values import advice, field_of, read_object, texts_of
 from filip_jax.errors import UserError, one_line
+from filip_jax.plain import counted
 from filip_jax.walk import say_left_out
 
 LOCAL = ("_tables", "_lock", "_paths", "_latest")  # attributes that each process has of its own
@@ -85,12 +86,15 @@ class WebDataset:
         self.index = index_folder(named, lambda folder: is_whole(found, self.root, folder))
         self.caption_keys, self.lines, self.keys = tuple(caption_keys), lines, keys
         self.shards = read_index(found, self.root, self.index, processes, keys)
+        self.names = dict(
+            zip((shard.name for shard in self.shards), storage.names_below(path, [file.path for file in found]))
+        )
         self.shard_sizes = np.array([shard.rows for shard in self.shards], np.int64)
         self.ends = np.cumsum(self.shard_sizes).tolist()
         kinds = _sum(dict(shard.kinds) for shard in self.shards)
         self.left_out += _sum(shard.problems for shard in self.shards)
         self.identity = self._identity()
-        self.seen = f"{len(found)} tars hold {_listed(kinds) or 'nothing'}{say_left_out(self.left_out)}"
+        self.seen = f"{counted(len(found), 'tar')} with {_listed(kinds) or 'nothing'}{say_left_out(self.left_out)}"
         self._check(kinds, path)
         self._warn_of_gaps()
         self.__setstate__({})
@@ -113,11 +117,11 @@ class WebDataset:
     def __getitem__(self, index: int) -> Record:
         shard, members, key = self._row(index)
         image = self._member(shard, members, self._image_kind(members), IMAGE_BYTES)
-        return Record(key, image, self._captions(shard, members), shard=shard.name)
+        return Record(key, image, self._captions(shard, members), shard=self.names[shard.name])
 
     def where(self, index: int) -> tuple[str, str]:
         shard, _, key = self._row(index)
-        return shard.name, key
+        return self.names[shard.name], key
 
     def captions(self, index: int) -> tuple[Caption, ...]:
         shard, members, _ = self._row(index)

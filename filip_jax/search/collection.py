@@ -4,6 +4,8 @@ import hashlib
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +14,7 @@ from jaxtyping import Bool, Int
 from filip_jax.data.decode import decode, orientation
 from filip_jax.data.preprocess import View, centre_view
 from filip_jax.data.record import BadRecord, that_say
-from filip_jax.data.sources import PATHS, SOURCES, Source
+from filip_jax.data.sources import PATHS, SOURCES, Source, make_source
 from filip_jax.errors import UserError, one_line
 from filip_jax.features import Features
 from filip_jax.inference import Embedder
@@ -36,6 +38,7 @@ class Item:
     """The content of a unit, a view or a text, with its fields; or the reason why it cannot be used.
 
     Attributes:
+        reason: why there is no content, or no caption beside it.
         truncated: whether the model's context cuts the text.
     """
 
@@ -163,8 +166,38 @@ def texts_of(source: Source, index: int) -> list[str]:
         return [""]
 
 
-def read(source: Source, section: Mapping[str, Any], model: Embedder, side: str, unit: Unit) -> Item:
-    """Return what the model is given of a unit.
+class Uncaptioned:
+    """The images of a source as it is without captions; it is opened for the first image that is asked for."""
+
+    def __init__(self, source: Source, section: Mapping[str, Any]):
+        self.source, self.section, self._lock = source, section, Lock()
+
+    def image(self, index: int) -> Any:
+        """Return the image of a record.
+
+        Raises:
+            BadRecord: it cannot be read, or the source has other records without captions.
+        """
+        with self._lock:
+            bare = self._opened
+        if bare is None or place_of(bare, self.section, index) != place_of(self.source, self.section, index):
+            raise BadRecord("its captions cannot be read")
+        return bare[index].image
+
+    @cached_property
+    def _opened(self) -> Source | None:
+        try:
+            bare = make_source({**self.section, "caption_keys": []})
+        except UserError:  # it has no such option, or other records
+            return None
+        return bare if len(bare) == len(self.source) else None
+
+
+def read(source: Source, section: Mapping[str, Any], model: Embedder, side: str, bare: Uncaptioned, unit: Unit) -> Item:
+    """Return what the model is given of a unit. A picture whose captions cannot be read is one without a caption.
+
+    Args:
+        bare: of the source.
 
     Raises:
         OSError: the disk or the bucket fails.
@@ -181,13 +214,30 @@ def read(source: Source, section: Mapping[str, Any], model: Embedder, side: str,
             text = texts[0].text
             _, truncated = model.tokenizer.encode([text], model.text_length)
             return Item(text, fields | {"caption": text}, truncated=bool(truncated[0]))
-        record = source[unit.record]
-        picture = decode(record.image)
-        texts = that_say(record.captions)
-        fields |= {"width": picture.width, "height": picture.height, "caption": texts[0].text if texts else ""}
-        fields["orientation"] = orientation(record.image) if isinstance(record.image, bytes) else 1
-        return Item(centre_view(picture, model.image_size, model.framing), fields)
+        image, caption, reason = image_of(source, bare, unit.record)
+        picture = decode(image)
+        fields |= {"width": picture.width, "height": picture.height, "caption": caption}
+        fields["orientation"] = orientation(image) if isinstance(image, bytes) else 1
+        return Item(centre_view(picture, model.image_size, model.framing), fields, reason)
     except UserError:
         raise
     except (BadRecord, ValueError) as error:
         return Item(None, fields, one_line(str(error)))
+
+
+def image_of(source: Source, bare: Uncaptioned, index: int) -> tuple[Any, str, str]:
+    """Return (image, first caption, why the captions cannot be read) of a record.
+
+    Raises:
+        BadRecord: the image cannot be read.
+    """
+    try:
+        record = source[index]
+        texts = that_say(record.captions)
+        return record.image, texts[0].text if texts else "", ""
+    except BadRecord:
+        try:
+            source.captions(index)
+        except BadRecord as error:  # it is not for the image's sake
+            return bare.image(index), "", str(error)
+        raise

@@ -17,6 +17,7 @@ from filip_jax.features.manifest import FILE, MAX_PART_ROWS, SIDES
 from filip_jax.inference import Embedder, Run
 from filip_jax.inference.embedder import checked_text
 from filip_jax.mesh import make_mesh
+from filip_jax.plain import counted
 from filip_jax.search.collection import check_same_collection, section_of
 from filip_jax.search.reductions import BY_WORDS, check_order
 from filip_jax.search.work import Work, spread
@@ -81,7 +82,7 @@ def embed(
     if old is not None and not moved:
         check_same_collection(old.source.get("section", {}), section, output)
     source = make_source(section)
-    say(one_line(f"{len(source):,} records; the source is {source.seen}"))
+    say(one_line(f"{counted(len(source), 'record')}; the source is {source.seen}"))
     model = _load(workdir, step, batch_size)
     manifest = _manifest(model, side, dtype, reductions, texts, old, source)
     manifest = replace(manifest, source={"section": section, "identity": fingerprint(source)})

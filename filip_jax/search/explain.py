@@ -39,15 +39,21 @@ class Explanation:
         return row, column
 
 
-def explain(model: Embedder, text: str, features: Features, rows: Numbers) -> list[Explanation]:
+def explain(
+    model: Embedder, text: str, features: Features, rows: Numbers, encoded: Float[np.ndarray, "t d"] | None = None
+) -> list[Explanation]:
     """Return for each row, of an image, how it matches the words of a text.
+
+    Args:
+        encoded: all tokens of the text, if they are known, as of a query.
 
     Raises:
         UserError: rows of texts or of global vectors, which have no patches; another dimension.
     """
     check_patches(features)
     spans, names, pieces = words_with_pieces(model, text)
-    encoded = model.encode_text([text], "tokens")[0][0]
+    if encoded is None:
+        encoded = model.encode_text([text], "tokens")[0][0]
     if encoded.shape[1] != features.manifest.dimension:
         raise UserError(f"the index is of dimension {features.manifest.dimension}, the model of {encoded.shape[1]}")
     # The mean of a word's similarities is that with the mean of its tokens.
@@ -90,4 +96,6 @@ def patch_tokens(features: Features, row: int, place: tuple[int, int]) -> Float[
     number = token_map(positions, manifest)[place]
     if number < 0:
         raise UserError(f"row {row} has no token for the patch {place[0]},{place[1]}: a reduction dropped it")
+    if not np.isfinite(tokens[0, number]).all():
+        raise UserError(f"row {row} is damaged: its token for the patch {place[0]},{place[1]} holds no finite numbers")
     return tokens[0, number][None]

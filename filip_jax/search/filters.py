@@ -143,6 +143,8 @@ class _Parser:
             if self.at < len(self.text):
                 if self.text[self.at] in "\"'":
                     self._fail("the text has no closing quotation mark")
+                if self.text[self.at].isdigit():
+                    self._fail("a number is written as 640 or 0.5")
                 self._fail(f"{self.text[self.at]!r} has no meaning")
             return
         self.kind = match.lastgroup or ""

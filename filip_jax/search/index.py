@@ -25,6 +25,7 @@ from filip_jax.search.scan import best_rows, scores_of
 
 MAX_TOP = 1 << 16  # hits of a query
 MAX_CANDIDATES = 1 << 20  # rows that are scored for a query instead of all
+RECORD = ("key", "shard", "index", "caption", "width", "height")  # what a hit tells of its record
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,12 @@ class Query:
     Attributes:
         tokens: those that take part.
         side: "image" or "text", as which they are compared.
+        encoded: of a text all its tokens, those that take no part included.
     """
 
     tokens: Float[np.ndarray, "t d"]
     side: str
+    encoded: Float[np.ndarray, "all d"] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ class Index:
             if not model.tokenizer.knows(checked_text(number, text)):
                 raise UserError(f"the model's vocabulary knows no word of {text!r:.200}: search for other words")
         tokens, mask = model.encode_text(texts, self.features.manifest.pooling)
-        return [Query(self._checked(of_text[text_mask]), "text") for of_text, text_mask in zip(tokens, mask)]
+        return [Query(self._checked(of_text[text_mask]), "text", of_text) for of_text, text_mask in zip(tokens, mask)]
 
     def image_queries(self, model: Embedder, images: Sequence[Any]) -> list[Query]:
         """Return several images as queries; see `query`."""
@@ -170,8 +173,7 @@ class Index:
             numbers = [n for n, query in enumerate(queries) if (query.side == self.features.manifest.side) == like]
             if candidates is None and numbers:
                 tokens = [queries[n].tokens for n in numbers]
-                rows = best_rows(self.features, tokens, top, allowed=allowed, like=like)
-                rows_of_queries = zip(numbers, rows)
+                rows_of_queries = zip(numbers, best_rows(self.features, tokens, top, allowed=allowed, like=like))
             else:
                 rows_of_queries = ((n, self._candidates(queries[n], candidates or top, tree, allowed)) for n in numbers)
             for n, of_query in rows_of_queries:
@@ -251,11 +253,12 @@ class Index:
         return tokens
 
     def _hits(self, query: Query, rows: Int[np.ndarray, " n"], like: bool, top: int) -> list[Hit]:
-        """Return the best of some rows as hits, by the scores of the definition; one whose tokens hold no numbers is none."""
+        """Return the best of some rows as hits, by the scores of the definition; one whose tokens hold no finite numbers is none."""
         to_row, to_query = (scores[0] for scores in scores_of(self.features, query.tokens, rows))
         scores = (to_row + to_query) / 2 if like else to_row
+        scores = np.where(np.isfinite(to_row) & np.isfinite(to_query), scores, -np.inf)
         images, texts = (to_query, to_row) if self.features.manifest.side == "image" else (to_row, to_query)
-        order = [n for n in np.lexsort((rows, -scores))[:top] if not np.isnan(scores[n])]  # NaN comes last
+        order = [n for n in np.lexsort((rows, -scores))[:top] if scores[n] > -np.inf]
         vectors = self.features.pooled(rows[order]).astype(np.float64)  # in which no sum is too large
         vectors = np.nan_to_num(vectors, posinf=0.0, neginf=0.0)  # JSON knows numbers only
         pooled = (vectors * unit(query.tokens.mean(axis=0))).sum(axis=1)
@@ -267,9 +270,6 @@ class Index:
             )
             for n, cosine, of_row in zip(order, pooled, fields)
         ]  # fmt: skip
-
-
-RECORD = ("key", "shard", "index", "caption", "width", "height")
 
 
 def open_index(folder: str | Path, engine: str = "exact", **options: Any) -> Index:

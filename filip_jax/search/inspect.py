@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from filip_jax.features import Features
-from filip_jax.plain import one_line
+from filip_jax.plain import counted, one_line
 from filip_jax.search.reductions import changes
 
 
@@ -19,7 +19,7 @@ def describe(features: Features) -> list[str]:
     elif manifest.grid:
         tokens = f"{manifest.grid[0]} x {manifest.grid[1]} patches"
     lines = [
-        f"{features.folder}: {len(features):,} rows of {manifest.side}s{removed}, {size / 1e6:,.1f} MB in {len(manifest.parts):,} parts",
+        f"{features.folder}: {counted(len(features), 'row')} of {manifest.side}s{removed}, {size / 1e6:,.1f} MB in {counted(len(manifest.parts), 'part')}",
         f"  {manifest.pooling}: {tokens}, dimension {manifest.dimension}, {manifest.dtype}",
         f"  model: {_pairs(manifest.model) or 'not known'}",
         f"  source: {_pairs(manifest.source.get('section', {})) or 'not known'}",

@@ -11,7 +11,7 @@ from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import make_source
 from filip_jax.errors import UserError
 from filip_jax.features import Features
-from filip_jax.search.collection import place_of
+from filip_jax.search.collection import Uncaptioned, image_of, place_of
 
 
 def open_pictures(features: Features) -> Callable[[int], Image.Image]:
@@ -32,6 +32,8 @@ def open_pictures(features: Features) -> Callable[[int], Image.Image]:
             f"the pictures of {features.folder}: {error}. If they lie elsewhere now, name the place by filip embed --moved"
         ) from error
 
+    bare = Uncaptioned(source, section)
+
     @cache
     def records() -> dict[tuple[str, str], int]:
         """Return the number of each record; asked for only if the source has changed."""
@@ -44,6 +46,8 @@ def open_pictures(features: Features) -> Callable[[int], Image.Image]:
             index = records().get(place, -1)
         if index < 0:
             raise BadRecord(f"the source has no record {known['key']!r} any more")
-        return decode(source[index].image)
+        with sources_of_others():
+            image, _, _ = image_of(source, bare, index)
+        return decode(image)
 
     return picture

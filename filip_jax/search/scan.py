@@ -64,7 +64,7 @@ def best_rows(
             scores = np.where(allowed[rows], (to_row + to_query) / 2 if like else to_row, -np.inf)
             if best.shape[1] == k and not (scores > best[:, -1:]).any():
                 continue  # of equal rows the first stays
-            best = np.concatenate([best, np.where(np.isnan(scores), -np.inf, scores)], axis=1)
+            best = np.concatenate([best, np.where(np.isfinite(scores), scores, -np.inf)], axis=1)
             indices = np.concatenate([indices, np.broadcast_to(rows, scores.shape)], axis=1)
             order = np.lexsort((indices, -best))[:, :k]
             best, indices = (np.take_along_axis(x, order, axis=1) for x in (best, indices))

@@ -4,7 +4,7 @@ import json
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -23,18 +23,30 @@ from filip_jax.features.writer import unit
 from filip_jax.files import open_to_append, writing
 from filip_jax.folders import remove
 from filip_jax.inference import Embedder
+from filip_jax.plain import counted
 from filip_jax.progress import Progress
-from filip_jax.search.collection import NOT_FINITE, Comparison, Item, Unit, compare, read, texts_of
+from filip_jax.search.collection import (
+    NOT_FINITE,
+    Comparison,
+    Item,
+    Uncaptioned,
+    Unit,
+    compare,
+    place_of,
+    read,
+    texts_of,
+)
 from filip_jax.search.reductions import changes, losses, positions_of, reduced, words_of
 from filip_jax.small_files import is_whole
 
 QUARANTINE = "quarantine"  # of each process a file that names the records that could not be used
 MAX_NAMED = 100_000  # records in a file of the quarantine
+MAX_COMPARED = 256  # rows whose captions are compared with the source's
 MAX_PAIRS = 500  # of a sample, by which losses are measured
 
 
-def spread(source: Source, count: int) -> list[int]:
-    """Return at most `count` numbers of records, evenly spread."""
+def spread(source: Sized, count: int) -> list[int]:
+    """Return at most `count` numbers of records, or of rows, evenly spread."""
     places = np.linspace(0, max(len(source) - 1, 0), min(count, len(source)))
     return np.unique(places.astype(int)).tolist()
 
@@ -45,7 +57,8 @@ class Work:
     def __init__(self, model: Embedder, source: Source, section, writer: FeatureWriter, side: str, say):
         self.model, self.source, self.section = model, source, section
         self.writer, self.side, self.say = writer, side, say
-        self.bad, self.new, self.cut = Counter[str](), 0, 0
+        self.bad, self.new, self.cut, self.mute = Counter[str](), 0, 0, 0
+        self.bare = Uncaptioned(source, section)
         self.file = writer.folder / QUARANTINE / f"process_{writer.process}.jsonl"
         self.words = np.zeros((0, writer.manifest.dimension), np.float32)
         if texts := list(writer.manifest.texts):
@@ -61,7 +74,7 @@ class Work:
         total, before = (sum(end - start for start, end in share) for share in (ranges, ranges[:done]))
         units = (unit for start, end in ranges[done:] for unit in comparison.units(start, end))
         shown = Progress(f"embedding {self.side}s", total, before)
-        make = partial(read, self.source, self.section, self.model, self.side)
+        make = partial(read, self.source, self.section, self.model, self.side, self.bare)
         with closing(in_order(make, units, 2 * self.model.batch_size)) as items:
             for count, (start, end) in enumerate(ranges[done:], done + 1):
                 bad = self._part(islice(items, end - start), shown)
@@ -77,11 +90,16 @@ class Work:
         progress = _progress_of(features.manifest, identity, self.writer.processes)
         rows = progress["rows"] if progress else len(features)
         comparison = compare(self.source, self.section, features, rows, self.side)
+        if progress and self.writer.processes == 1 and progress["units"] != len(comparison):  # of no help: begin anew
+            progress, rows = {}, len(features)
+            comparison = compare(self.source, self.section, features, rows, self.side)
+        if not progress and self.side == "image":
+            self._warn_of_others(features)
         fresh = {"identity": identity, "rows": rows, "part_rows": part_rows, "units": len(comparison)}
         fresh |= {"processes": self.writer.processes, "done": [0] * self.writer.processes}
 
         def begin(now: Manifest) -> Manifest:
-            if _progress_of(now, identity, self.writer.processes):
+            if progress or (self.writer.processes > 1 and _progress_of(now, identity, self.writer.processes)):
                 return now
             source = {"section": self.section, "identity": identity}
             return replace(now.with_removed(comparison.removed), progress=fresh, source=source)
@@ -99,6 +117,22 @@ class Work:
     def _quarantines(self) -> list[Path]:
         """Return the files that name this process's records: of one process all, since it takes over from several."""
         return [self.file] if self.writer.processes > 1 else [*self.file.parent.glob("process_*.jsonl")]
+
+    def _warn_of_others(self, features: Features) -> None:
+        """Warn if records, as far as some are looked at, have other captions than their rows: these may be of other pictures."""
+        rows, others = [row for row in spread(features, MAX_COMPARED) if features.live[row]], []
+        for known in features.fields(rows):
+            place, index = (known["shard"], known["key"]), known["index"]
+            if known["caption"] and index < len(self.source) and place_of(self.source, self.section, index) == place:
+                texts = texts_of(self.source, index)
+                others += [known["key"]] if texts not in ([], [""]) and known["caption"] not in texts else []
+        if others:
+            warnings.warn(
+                f"{self.writer.folder}: {len(others)} of {counted(len(rows), 'record')} looked at have another caption than "
+                f"when they were embedded, such as {others[0]!r:.100}. A row keeps the tokens of its first picture: if rows of "
+                "a table have moved since, embed it into another index, with key=COLUMN",
+                stacklevel=2,
+            )
 
     def _warn_of_space(self, units: int, left: int) -> None:
         """Warn if the disk is too small for the records that are left, by the size of a first part."""
@@ -127,6 +161,7 @@ class Work:
         fields = [item.fields for item, fine in zip(items, finite) if fine]
         self.writer.add(tokens[finite], mask[finite], fields, positions[finite], pooled[finite])
         self.new, self.cut = self.new + len(fields), self.cut + sum(item.truncated for item in items)
+        self.mute += sum(bool(item.reason) for item in items)
         return [replace(item, reason=NOT_FINITE) for item, fine in zip(items, finite) if not fine]
 
     def _encode(self, contents: Sequence[Any]):
@@ -166,7 +201,8 @@ class Work:
         captioned = [
             index for index in spread(self.source, MAX_PAIRS) if texts_of(self.source, index) not in ([], [""])
         ]
-        items = [read(self.source, self.section, self.model, "image", Unit(index, 0)) for index in captioned]
+        make = partial(read, self.source, self.section, self.model, "image", self.bare)
+        items = [make(Unit(index, 0)) for index in captioned]
         items = [item for item in items if item.content is not None]
         if len(items) < 2:
             self.say("losses of recall are not measured: the source has no pairs of an image and a caption")
@@ -184,16 +220,19 @@ class Work:
         features = open_features(self.writer.folder)
         removed = len(features) - int(features.live.sum())
         size = sum(part.bytes for part in features.manifest.parts)
-        self.say(f"{self.new:,} new rows; {self.writer.folder} has {len(features) - removed:,}, {size / 1e6:,.1f} MB")
+        self.say(
+            f"{counted(self.new, 'new row')}; {self.writer.folder} has {len(features) - removed:,}, {size / 1e6:,.1f} MB"
+        )
         if removed:
-            self.say(f"{removed:,} rows of records that the source has no more are marked as removed")
+            self.say(f"{counted(removed, 'row')} marked as removed: the source has no such record any more")
         if self.cut:
-            self.say(
-                f"{self.cut:,} texts are longer than the model's {self.model.text_length} tokens and lose their end"
-            )
+            longer = f"longer than the model's {self.model.text_length} tokens: what is beyond them is not read"
+            self.say(f"{counted(self.cut, 'text')} {longer}")
+        if self.mute:
+            self.say(f"{counted(self.mute, 'picture')} without a caption, since it cannot be read")
         if self.bad:
             reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.bad.most_common(5))
-            self.say(f"{self.bad.total():,} records cannot be used: {reasons}; {self.file} names them")
+            self.say(f"{counted(self.bad.total(), 'record')} cannot be used: {reasons}; {self.file} names them")
         if not len(features):
             raise UserError(
                 f"embed: none of the source's {len(self.source)} records can be used. It is {self.source.seen}"

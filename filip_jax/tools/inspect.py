@@ -21,7 +21,7 @@ from filip_jax.evals.fonts import font_name, missing_glyphs, sized
 from filip_jax.extras import pip_install
 from filip_jax.files import write_png
 from filip_jax.framing import CLIP_FRAMING, Framing
-from filip_jax.plain import printable
+from filip_jax.plain import counted, printable
 from filip_jax.progress import Progress
 from filip_jax.sections import at_least
 
@@ -77,7 +77,7 @@ def inspect(
         UserError: no records are asked for, or, behind the report, none of a part's can be used.
     """
     at_least(1, records=records)
-    yield f"{len(source)} records in {len(source.shard_sizes)} shards; {one_line(source.seen)}"
+    yield f"{counted(len(source), 'record')} in {counted(len(source.shard_sizes), 'shard')}; {one_line(source.seen)}"
     useless = []
     for name, part in parts_of(source).items():
         found = look(part, records)

@@ -6,6 +6,7 @@ names candidates, and whoever searches scores them by the definition.
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +29,8 @@ TABLE, FOLDER = "rows", "lance"
 MIN_INDEXED = 1 << 17  # tokens from which on a table has an index: fewer are compared one by one
 BATCH = 512  # rows that are read at once
 COMMIT = 1 << 16  # rows after which a build that is killed keeps what it has added
+PLACE = re.compile(r"[, ]*/\S+\.rs:\d+:\d+")  # in LanceDB's own source, at the end of its messages
+MAX_SAID = 300  # characters of these
 KEPT = timedelta(hours=1)  # of old versions of the table: somebody may read them
 
 
@@ -132,7 +135,7 @@ class Lance:
         return int(self._tried(self.table.count_rows)) * self.features.manifest.max_tokens
 
     def _is_indexed(self) -> bool:
-        return bool(self._tried(self.table.list_indices))
+        return any("tokens" in index.columns for index in self._tried(self.table.list_indices))  # others may index keys
 
     def _read(self, action) -> Any:
         """Return what a reader gives; of the newest version, if another build has removed the one that was opened."""
@@ -148,7 +151,11 @@ class Lance:
         except UserError:
             raise
         except Exception as error:  # of many types: what its Rust code met, as a text
-            raise UserError(f"lance: the table in {self.uri}: {one_line(str(error))[:500]}") from error
+            said = PLACE.sub("", one_line(str(error)))[:MAX_SAID]
+            raise UserError(
+                f"lance: the table in {self.uri}: {said}; one that is damaged is made again by filip index build, once "
+                f"{TABLE}.lance is removed there"
+            ) from error
 
 
 def open_lance(features: Features, *, uri: str = "", probes: int = 0) -> Lance:

@@ -46,6 +46,8 @@ class Answers:
 
     def __init__(self, index: Index, model: Embedder, name: str = "", candidates: int | None = None):
         index.check_model(model)
+        if index.features.manifest.grid not in (None, tuple(model.grid)):
+            raise UserError(f"the index has a grid of {index.features.manifest.grid}, the model of {tuple(model.grid)}")
         self.index, self.model, self.name, self.candidates = index, model, name, candidates
         self.features, self.manifest = index.features, index.features.manifest
         self.framing = Framing(**self.manifest.framing)
@@ -102,7 +104,7 @@ class Answers:
         if about["kind"] == "text":
             length = self.model.text_length
             about["cut"] = len(self.model.tokenizer.spans(request.text, length + 1)) > length
-            about["parts"], maps = self._words(request.text, rows)
+            about["parts"], maps = self._words(request.text, rows, query)
         else:
             maps = [[] for _ in rows] if query is None else self._best(query.tokens, rows)
         answers = self._described(rows, hits)
@@ -194,11 +196,11 @@ class Answers:
         rows = np.flatnonzero(allowed_rows(self.features, parse_filter(where, self.index.kinds)))
         return rows[np.linspace(0, len(rows) - 1, min(top, len(rows))).round().astype(int)].tolist()
 
-    def _words(self, text: str, rows: Sequence[int]) -> tuple[list[str], list[Maps]]:
+    def _words(self, text: str, rows: Sequence[int], query: Query | None) -> tuple[list[str], list[Maps]]:
         """Return the words of a text, and for each row the map of each word."""
         if not self.has_patches or not rows:
             return [], [[] for _ in rows]
-        explained = explain(self.model, text, self.features, rows)
+        explained = explain(self.model, text, self.features, rows, query.encoded if query else None)
         return explained[0].words, [[_numbers(of_word) for of_word in each.similarity] for each in explained]
 
     def _best(self, tokens: Float[np.ndarray, "t d"], rows: Sequence[int]) -> list[Maps]:
@@ -227,6 +229,7 @@ class Answers:
 
     def _add_vectors(self, answers: Sequence[dict[str, Any]], rows: Sequence[int]) -> None:
         tokens, mask = self.features.tokens(rows)
+        tokens = np.nan_to_num(tokens, posinf=0.0, neginf=0.0)  # JSON knows finite numbers only
         for n, positions in enumerate(self.features.positions(rows)):
             vectors = tokens[n][mask[n]].astype(object)
             vectors[~np.isfinite(tokens[n][mask[n]])] = None

@@ -58,6 +58,10 @@ def make_app(answers: Answers, thumbnails: Thumbnails | None, host: str = "127.0
             image = await read_body(request, MAX_UPLOAD_BYTES)
             if not image:
                 raise UserError("the picture is empty")
+            if request.headers.get("content-type", "").lower().startswith("multipart/"):
+                raise UserError(
+                    "the body is a form: send the bytes of the picture alone, as curl does with --data-binary @FILE"
+                )
             return await searches.work(request, _answer, answers.search, search_request(options, image))
 
     async def patch(request: Request) -> Response:

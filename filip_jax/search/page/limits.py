@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from filip_jax.console import show_error
 
 T = TypeVar("T")
-COOKIE = "filip_token"
+COOKIE = "filip_token"  # … and of the token: a browser has one set of cookies for all ports of a host
 MIN_TOKEN = 16  # characters
 BODY_SECONDS = 30.0  # until a request's body is here
 HOST = re.compile(r"(\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::\d{1,5})?")

@@ -1,6 +1,8 @@
 """The web server of the page: its socket, and how it runs."""
 
 import asyncio
+import errno
+import math
 import socket
 
 import uvicorn
@@ -14,13 +16,15 @@ MAX_CONNECTIONS = 128
 MAX_PORT = (1 << 16) - 1
 MAX_HEADER_BYTES = 1 << 14  # of a request's first line and headers
 HEADER_SECONDS = 10.0  # until the first line and headers of a request have come
+READER_SECONDS = 30.0  # in which somebody who gets an answer must have read some of it
 GRACE = 5  # seconds for requests that are being answered when it ends
 
 
 class DeadlineProtocol(H11Protocol):
-    """HTTP of uvicorn, which waits for the headers of a request without end, with a deadline of HEADER_SECONDS."""
+    """HTTP of uvicorn, which waits without end, with deadlines: for the headers of a request, and for readers of an answer."""
 
     deadline: asyncio.TimerHandle | None = None
+    reader_deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -33,6 +37,25 @@ class DeadlineProtocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._end()
+        self.resume_writing()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._look_at_reader(math.inf)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.reader_deadline is not None:
+            self.reader_deadline.cancel()
+            self.reader_deadline = None
+
+    def _look_at_reader(self, before: float) -> None:
+        """End the connection of somebody who has read nothing since so many bytes were left."""
+        left = self.transport.get_write_buffer_size()
+        if left < before:
+            self.reader_deadline = self.loop.call_later(READER_SECONDS, self._look_at_reader, left)
+        else:
+            self.transport.abort()
 
     def _watch(self) -> None:
         """Set the deadline where the headers of a request are awaited, and end it where they have come."""
@@ -58,9 +81,11 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = addresses[0]
-        return socket.create_server(address[:2], family=family)
+        dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()  # :: stands for the addresses of both kinds
+        return socket.create_server(address, family=family, dualstack_ipv6=dual)
     except (OSError, UnicodeError) as error:
-        raise UserError(f"--host={host} --port={port}: {error}; --port=0 takes a free port") from error
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        raise UserError(f"--host={host} --port={port}: {error}{'; --port=0 takes a free port' * taken}") from error
 
 
 def address_of(listener: socket.socket, host: str) -> str:
