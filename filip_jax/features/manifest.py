@@ -122,7 +122,7 @@ class Manifest:
 
 def difference_of_models(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """Return how two models differ by what a manifest notes of them, in words with both values; "" if they do not."""
-    for name in sorted(mine.keys() | theirs.keys(), key=lambda name: (name != "step", name)):
+    for name in sorted(mine.keys() | theirs.keys(), key=lambda name: (name != "config", name != "step", name)):
         if mine.get(name) != theirs.get(name):
             return f"the model's {name} {_short(mine.get(name))}, not {_short(theirs.get(name))}"
     return ""
