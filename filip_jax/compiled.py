@@ -13,6 +13,7 @@ from filip_jax.workdir import cache_folder
 
 FOLDER = "compiled"  # of a workdir or of the user's cache
 MIN_SECONDS = 0.5  # of a compilation that is worth a file
+MAX_BYTES = 1 << 30  # of the user's cache; a workdir's programs are those of one run
 
 
 def keep_programs(folder: Path) -> None:
@@ -46,5 +47,18 @@ def keep_programs_of_user() -> None:
     """
     if jax.config.jax_compilation_cache_dir:
         return
+    folder = cache_folder() / FOLDER
     with contextlib.suppress(OSError, UserError):
-        keep_programs(cache_folder() / FOLDER)
+        keep_programs(folder)
+        remove_oldest(folder, MAX_BYTES)
+
+
+def remove_oldest(folder: Path, most: int) -> None:
+    """Remove the oldest files of a folder beyond so many bytes; what a process reads at this moment it compiles again."""
+    files = [(file.lstat(), file) for file in folder.iterdir() if file.is_file() and not file.is_symlink()]
+    size = sum(status.st_size for status, _ in files)
+    for status, file in sorted(files, key=lambda each: each[0].st_mtime):
+        if size <= most:
+            return
+        file.unlink(missing_ok=True)
+        size -= status.st_size

@@ -532,3 +532,14 @@ def test_programs_of_a_model_are_kept_for_the_next_process(finished, tmp_path, m
         for name, value in before.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()
+
+
+def test_the_oldest_programs_give_way(tmp_path):
+    for n in range(5):
+        (tmp_path / f"{n}").write_bytes(b"x" * 10)
+        os.utime(tmp_path / f"{n}", (0, 9 - n))
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    compiled.remove_oldest(tmp_path, 50)
+    assert len(list(tmp_path.iterdir())) == 6
+    compiled.remove_oldest(tmp_path, 25)
+    assert {file.name for file in tmp_path.iterdir()} == {"0", "1", "link"}

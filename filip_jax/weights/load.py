@@ -53,7 +53,7 @@ def import_weights(source: str, output: str, **options: Any) -> None:
     """
     place = check_output(output)
     write_workdir(place, read_weights(source, show, **options))
-    show(f"wrote {output}: for filip eval, filip align, load_model and filip train --init_from")
+    show(f"wrote {output}: for filip eval, filip align, filip embed, load_model and filip train --init_from")
 
 
 def read_weights(
