@@ -14,7 +14,16 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu
 import gpu_steps
 
-MISSING = ("grain", "ml_collections", "array_record", "tensorflow_datasets", "open_clip", "simplejpeg", "lancedb", "torch")
+MISSING = (
+    "grain",
+    "ml_collections",
+    "array_record",
+    "tensorflow_datasets",
+    "open_clip",
+    "simplejpeg",
+    "lancedb",
+    "torch",
+)
 MAX_COPY_BYTES = 64 << 20  # of the project, where it is copied to such a machine
 
 
@@ -44,7 +53,9 @@ def test_a_copy_of_the_project_is_small():
 def test_a_part_that_hangs_or_fails_costs_its_own_rows_only(tmp_path, monkeypatch, lines, limit, said):
     row = {"part": "loss", "what": "x", "form": "y", "ms": 1.0}
     script = tmp_path / "part.py"
-    script.write_text("\n".join([f"row = {json.dumps(row)!r}", *lines[:1], "import sys", "sys.stdout.flush()", *lines[1:]]))
+    script.write_text(
+        "\n".join([f"row = {json.dumps(row)!r}", *lines[:1], "import sys", "sys.stdout.flush()", *lines[1:]])
+    )
     monkeypatch.setattr(sys, "argv", [str(script)])
     rows = list(gpu.rows_of("loss", limit))
     assert rows[0] == row and [each["what"] for each in rows[1:]] == ([said] if said else [])
