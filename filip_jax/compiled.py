@@ -45,7 +45,7 @@ def keep_programs_of_user() -> None:
 
     Without a cache that is the user's alone, it is compiled again.
     """
-    if jax.config.jax_compilation_cache_dir:
+    if getattr(jax.config, "jax_compilation_cache_dir", None):
         return
     folder = cache_folder() / FOLDER
     with contextlib.suppress(OSError, UserError):

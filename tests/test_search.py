@@ -434,6 +434,27 @@ def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
         assert said in (error := capsys.readouterr().err) and error.count("\n") == 1
 
 
+def test_rows_that_an_engine_must_not_name_are_no_hits(scenes, monkeypatch):
+    """Removed ones and those that a filter leaves out; some engines count both among their neighbors."""
+    model, images, _ = scenes
+    monkeypatch.setattr(images.engine, "search", lambda tokens, count, tree: range(-1, len(images.features) + 5))
+    everything = images.search(model, text="cat dog", candidates=10)
+    assert sorted(hit.row for hit in everything) == list(range(10))
+    images.features.live[everything[0].row] = False
+    assert [hit.row for hit in images.search(model, text="cat dog", candidates=10)] == [
+        hit.row for hit in everything[1:]
+    ]
+    filtered = images.search(model, text="cat dog", where="width > 603", candidates=10)
+    assert filtered and {hit.width > 603 for hit in filtered} == {True}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_pooled_vectors_of_a_stranger_give_numbers(scenes, monkeypatch, value):
+    model, images, _ = scenes
+    monkeypatch.setattr(images.features, "pooled", lambda rows: np.full((len(rows), 16), value, np.float32))
+    assert [hit.pooled for hit in images.search(model, text="cat dog", top=3)] == [0.0] * 3
+
+
 def test_captions_are_drawn_from_rows_that_have_one(scenes):
     _, images, _ = scenes
     assert len(set(captions(images, 5))) == 5 and len(captions(images, 50)) == 10

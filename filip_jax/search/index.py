@@ -255,7 +255,7 @@ class Index:
         scores = (to_row + to_query) / 2 if like else to_row
         images, texts = (to_query, to_row) if self.features.manifest.side == "image" else (to_row, to_query)
         order = [n for n in np.lexsort((rows, -scores))[:top] if not np.isnan(scores[n])]  # NaN comes last
-        vectors = np.nan_to_num(self.features.pooled(rows[order]))  # JSON knows no NaN
+        vectors = np.nan_to_num(self.features.pooled(rows[order]), posinf=0.0, neginf=0.0)  # JSON knows numbers only
         pooled = (vectors * unit(query.tokens.mean(axis=0))).sum(axis=1)
         fields = self.features.fields(rows[order])
         return [

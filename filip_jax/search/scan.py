@@ -29,7 +29,7 @@ AHEAD = min((os.cpu_count() or 1) + 1, 8)  # blocks that threads compare at once
 MIN_ROWS, MAX_ROWS = 8, 4096  # of a block: powers of two, so that few programs are compiled
 # Bytes of tokens, and of similarities, in float32 at once: what stays near the cores.
 TILE_BYTES = {"cpu": 1 << 20, "gpu": 1 << 27, "tpu": 1 << 26}
-FEW = 128  # rows that NumPy compares at once, for the same reason
+FEW = 128  # rows that NumPy compares at once: their similarities stay there, too
 MAX_SIMILARITY_BYTES = 1 << 24  # of a thread's similarities of tokens, where rows and queries have many
 EIGHT = 8  # tokens of a query, and of rows that differ in length, are filled up to a multiple of it
 MAX_QUERIES = 16  # that are compared with a block at once
