@@ -30,6 +30,7 @@ class Optimizer:
     Attributes:
         transform: on the nested dict of the trainable parameters only.
         schedule: step -> learning rate, before multipliers.
+        warmup_steps: of the schedule.
         decay: path -> multiplier of the weight decay, of every parameter.
         learning_rate: path -> multiplier of the learning rate, of every parameter; 0 is frozen:
             no gradient, no optimiser state, no decay.
@@ -38,6 +39,7 @@ class Optimizer:
 
     transform: optax.GradientTransformation
     schedule: Callable[[jax.typing.ArrayLike], jax.Array]
+    warmup_steps: int
     decay: Mapping[str, float]
     learning_rate: Mapping[str, float]
     metadata: Mapping[str, paths.Metadata]
@@ -99,7 +101,7 @@ def make_optimizer(
         _by_path(lambda path, update, parameter: learning_rate[path] * update),
         optax.scale_by_learning_rate(rate),
     )
-    return Optimizer(transform, rate, decay, learning_rate, metadata)
+    return Optimizer(transform, rate, warmup_steps, decay, learning_rate, metadata)
 
 
 def lamb(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-4) -> Transforms:
