@@ -33,6 +33,7 @@ def make_data(debs: Path, data: Path, workers: int) -> None:
     unpacked, drawn, made = data / "unpacked", data / "drawn", data / "pairs.tmp"
     for name in ("openclipart-svg", "tuxpaint-stamps-default"):
         [deb] = debs.glob(f"{name}_*.deb")
+        (unpacked / name).mkdir(parents=True)
         subprocess.run(["dpkg-deb", "-x", deb, unpacked / name], check=True)
     convert(unpacked / "openclipart-svg/usr/share/openclipart/svg", drawn, workers)
     pairs = sorted([*_drawings(drawn), *_stamps(unpacked / "tuxpaint-stamps-default/usr/share/tuxpaint/stamps")])
@@ -73,7 +74,11 @@ def train(form: str, seed: int, core: int, a: argparse.Namespace) -> dict[int, d
     from filip_jax.evals.results import comparable, read_results
 
     workdir = a.runs / f"{form}_{seed}"
-    words = [f"--config={report.ROOT}/benchmarks/small_config.py:{form}", f"--workdir={workdir}", f"--config.seed={seed}"]
+    words = [
+        f"--config={report.ROOT}/benchmarks/small_config.py:{form}",
+        f"--workdir={workdir}",
+        f"--config.seed={seed}",
+    ]
     variables = os.environ | {
         "SMALL_DATA": str(a.data), "SMALL_STEPS": str(a.steps), "JAX_COMPILATION_CACHE_DIR": str(a.runs / "compiled")
     }  # fmt: skip

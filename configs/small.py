@@ -17,9 +17,39 @@ from ml_collections import ConfigDict
 from filip_jax.configs import filip
 
 SIZES: dict[str, dict] = {
-    "10k": dict(pairs=10_000, image_size=112, width=256, depth=6, heads=4, vocab_size=4_000, batch_size=128, epochs=40.0, rate=1e-3),
-    "100k": dict(pairs=100_000, image_size=160, width=384, depth=8, heads=6, vocab_size=16_000, batch_size=512, epochs=30.0, rate=1e-3),
-    "1m": dict(pairs=1_000_000, image_size=224, width=512, depth=10, heads=8, vocab_size=32_000, batch_size=1024, epochs=15.0, rate=7e-4),
+    "10k": dict(
+        pairs=10_000,
+        image_size=112,
+        width=256,
+        depth=6,
+        heads=4,
+        vocab_size=4_000,
+        batch_size=128,
+        epochs=40.0,
+        rate=1e-3,
+    ),
+    "100k": dict(
+        pairs=100_000,
+        image_size=160,
+        width=384,
+        depth=8,
+        heads=6,
+        vocab_size=16_000,
+        batch_size=512,
+        epochs=30.0,
+        rate=1e-3,
+    ),
+    "1m": dict(
+        pairs=1_000_000,
+        image_size=224,
+        width=512,
+        depth=10,
+        heads=8,
+        vocab_size=32_000,
+        batch_size=1024,
+        epochs=15.0,
+        rate=7e-4,
+    ),
 }
 VARIANTS = tuple(SIZES)
 

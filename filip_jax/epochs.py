@@ -20,9 +20,7 @@ def allow_epochs(config: ConfigDict) -> bool:
     return True
 
 
-def apply_epochs(
-    config: ConfigDict, given: Collection[str], count: Callable[[Mapping[str, Any]], int] | None
-) -> None:
+def apply_epochs(config: ConfigDict, given: Collection[str], count: Callable[[Mapping[str, Any]], int] | None) -> None:
     """Take `epochs` out of a config; if it is not 0, total_steps becomes that many passes over the source.
 
     What depends on total_steps follows, a warm-up of a tenth of it for one. A total_steps that the user gives replaces the

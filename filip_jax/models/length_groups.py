@@ -14,12 +14,12 @@ LENGTHS = (16, 24, 32, 48)  # and the whole length; each is compiled
 
 
 def in_length_groups(
-    encode: Callable[[jax.Array], jax.Array], ids: Int[jax.Array, "b t"], groups: int, text: TextInput, remat: bool = True
+    encode: Callable[[jax.Array], jax.Array], ids: Int[jax.Array, "b t"], groups: int, text: TextInput
 ) -> Float[jax.Array, "b t width"]:
     """Return encode(ids) where no token depends on a pad behind it: pads at the end cost next to nothing.
 
     Each device sorts its texts by length and cuts them into groups; a group is encoded as long as its
-    longest text on any device, in steps of LENGTHS, with `remat` again in the backward pass. Tokens that were
+    longest text on any device, in steps of LENGTHS, and again in the backward pass. Tokens that were
     cut off are zero. A batch that does not split into the groups, or whose size is not known, is encoded at once.
     """
     devices, (batch, t) = batch_devices(), ids.shape
@@ -42,7 +42,7 @@ def in_length_groups(
     order = jnp.argsort(text.lengths(ids), axis=1)
     sorted_ids = jnp.take_along_axis(ids, order[..., None], axis=1)
     grouped = sorted_ids.reshape(devices, groups, -1, t).swapaxes(0, 1)
-    _, tokens = jax.lax.scan(jax.checkpoint(group, prevent_cse=False) if remat else group, None, grouped)
+    _, tokens = jax.lax.scan(jax.checkpoint(group, prevent_cse=False), None, grouped)
     tokens = tokens.swapaxes(0, 1).reshape(*ids.shape, -1)
     tokens = jnp.take_along_axis(tokens, jnp.argsort(order, axis=1)[..., None, None], axis=1)
     return constrain_batch(tokens.reshape(-1, *tokens.shape[2:]))

@@ -96,7 +96,7 @@ class Trainer:
     def __init__(self, path: str | Path, setup: Setup, config: Mapping[str, Any], watch: Watch):
         self.setup, self.config_given, self.config, self.watch = setup, config, redacted(config), watch
         source = start.open_source(setup)
-        for line in advice(setup, source):
+        for line in advice(setup, None if getattr(source, "is_generated", False) else len(source)):
             warnings.warn(line, stacklevel=2)
         self.evals: Sequence[Eval] = open_evals(setup.evals) if setup.eval_every_steps else []
         self.place, self.lease = start.open_workdir(path, watch)

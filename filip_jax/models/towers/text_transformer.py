@@ -65,7 +65,7 @@ class TextTransformer(nnx.Module):
                 f"pad_mask={pad_mask}, pooling={pooling!r}): set it to 1"
             )
         self.input = TextInput(vocab_size, length, causal, pad_id)
-        self.width, self.dtype, self.length_groups, self.remat = width, execution.dtype, length_groups, execution.remat
+        self.width, self.dtype, self.length_groups = width, execution.dtype, length_groups
         embedding, position = nnx.initializers.normal(0.02), nnx.initializers.normal(0.01)
         self.token_embedding = nnx.Param(embedding(rngs.params(), (vocab_size, width)), decay=False, token_ids=True)
         self.position = nnx.Param(position(rngs.params(), (length, width)), decay=False, positions=(length,))
@@ -75,7 +75,7 @@ class TextTransformer(nnx.Module):
 
     def __call__(self, ids: Int[jax.Array, "b t"]) -> Features:
         """Return the features of the texts."""
-        tokens = in_length_groups(self.encode, ids, self.length_groups, self.input, self.remat)
+        tokens = in_length_groups(self.encode, ids, self.length_groups, self.input)
         place = self.place(self.input.lengths(ids), ids.shape[1])
         pooled = jnp.take_along_axis(tokens, place[:, None, None], axis=1)[:, 0]
         return Features(tokens, pooled, self.input.mask(ids))
