@@ -128,4 +128,12 @@ def measure(form, config, batch, repeat):
     chip = torch.cuda.get_device_name() if cuda else "cpu"
     memory = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     seconds, cpu_seconds = (sorted(values[2:])[repeat // 2] for values in (spent, of_threads))
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "memory": memory, "chip": chip, "chips": 1, "library": library, "peak": None}
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "memory": memory,
+        "chip": chip,
+        "chips": 1,
+        "library": library,
+        "peak": None,
+    }

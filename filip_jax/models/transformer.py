@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 
 from filip_jax.errors import UserError
 from filip_jax.mesh import constrain_batch
-from filip_jax.models.products import dot_general
+from filip_jax.models.linear import Linear
 from filip_jax.models.tower import Execution
 from filip_jax.sections import at_least, choose
 
@@ -31,7 +31,7 @@ class Attention(nnx.Module):
     """Multi-head self-attention with one fused projection to queries, keys and values."""
 
     def __init__(self, width: int, heads: int, causal: bool, execution: Execution, out_std: float, rngs: nnx.Rngs):
-        linear = partial(nnx.Linear, dtype=execution.dtype, dot_general=dot_general, rngs=rngs)
+        linear = partial(Linear, dtype=execution.dtype, rngs=rngs)
         self.heads, self.causal = heads, causal
         self.implementation: Any = execution.attention  # one of ATTENTIONS, for JAX a Literal
         self.qkv = linear(width, 3 * width, kernel_init=nnx.initializers.normal(width**-0.5))
@@ -61,7 +61,7 @@ class Block(nnx.Module):
     ):  # fmt: skip
         out_std = width**-0.5 * (2 * depth) ** -0.5
         norm = partial(nnx.LayerNorm, width, epsilon=norm_epsilon, dtype=execution.dtype, rngs=rngs)
-        linear = partial(nnx.Linear, dtype=execution.dtype, dot_general=dot_general, rngs=rngs)
+        linear = partial(Linear, dtype=execution.dtype, rngs=rngs)
         self.activation = ACTIVATIONS[activation]
         self.attention_norm = norm()
         self.attention = Attention(width, heads, causal, execution, out_std, rngs)
