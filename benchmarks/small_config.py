@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from filip_jax.configs import filip, small
 
-BATCH, IMAGE_SIZE, TEXT_LENGTH, VOCAB_SIZE, TESTED = 128, 48, 32, 2_000, 500
-TOWER = dict(width=128, depth=3, heads=4)
+BATCH, IMAGE_SIZE, PATCH_SIZE, TEXT_LENGTH, VOCAB_SIZE, TESTED = 128, 64, 16, 24, 2_000, 500
+TOWER = dict(width=128, depth=2, heads=4)
 SCALE = dict(logit_scale_init=1 / 0.07, positives="pair", label_smoothing=0.0, dtype="float32")
 FILIP = dict(kind="filip", weight=1.0, keep_tokens=1.0, selection="batch", **SCALE)
 CLIP = dict(kind="clip", weight=1.0, **SCALE)
@@ -88,7 +88,7 @@ def get_config(variant: str = "small") -> ConfigDict:
     config.data.workers, config.data.threads = 0, 1
     config.tokenizer.vocab_size = VOCAB_SIZE
     config.model.embed_dim = 64
-    config.model.image.update(patch_size=8, **TOWER)
+    config.model.image.update(patch_size=PATCH_SIZE, **TOWER)
     config.model.text.update(TOWER)
     config.source.path = f"{data}/train"
     config.eval_every_steps = config.total_steps // 4

@@ -72,9 +72,11 @@ class Block(nnx.Module):
         self.attention_scale, self.mlp_scale = scales
 
     def __call__(self, x: Float[jax.Array, "b n w"], visible: Visible | None) -> Float[jax.Array, "b n w"]:
-        x = x + _scaled(self.attention(self.attention_norm(x), visible), self.attention_scale)
-        y = self.mlp_norm(x).reshape(-1, x.shape[-1])
-        return x + _scaled(self.mlp_out(self.activation(self.mlp_in(y))), self.mlp_scale).reshape(x.shape)
+        # Norms and activations are computed again in the backward pass: what they would keep costs more than they do.
+        again = partial(jax.checkpoint, prevent_cse=False)
+        x = x + _scaled(self.attention(again(self.attention_norm)(x), visible), self.attention_scale)
+        y = again(self.mlp_norm)(x).reshape(-1, x.shape[-1])
+        return x + _scaled(self.mlp_out(again(self.activation)(self.mlp_in(y))), self.mlp_scale).reshape(x.shape)
 
 
 def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:
