@@ -1,17 +1,19 @@
 r"""The input pipeline beside its peers: images a second and core, from the same tars, with the same augmentation.
 
     pip install -e ".[bench]"                                 # photographs
-    pip install open_clip_torch webdataset                    # the peer, if wanted; it brings PyTorch
+    pip install open_clip_torch webdataset                    # peers, if wanted; they bring PyTorch and torchvision
     python benchmarks/input.py                                # photographs of several sizes, one table
     python benchmarks/input.py --memory=100000                # whether this process's memory stays flat
 
 Each form reads a tar of photographs, decodes, crops at random (90 to 100 % of the area, as open_clip does by
-default), tokenises and stacks batches, in one process with one thread; time is the process's own, the least
-of several rounds. Ours gives uint8, which accelerators normalise; open_clip gives normalised float32.
+default), tokenizes and stacks batches, in one process with one thread; time is the process's own, the least
+of several rounds, in which the forms take turns. All but open_clip give uint8, which accelerators normalize.
 
-  ours        tars read in random order through their index, JPEG decoded at 1/2, 1/4 or 1/8 where that is enough
-  open_clip   webdataset's stream of the tar, its transform and its tokenizer
-  grain       Grain with Pillow: whole decoding, antialiased bicubic, our tokenizer
+  ours         tars read in random order through their index, JPEG decoded at 1/2, 1/4 or 1/8 where that is enough
+  view         its decoding and cropping alone: what is above it goes to reading, drawing, tokens and batches
+  torchvision  webdataset's stream of the tar, simplejpeg, torchvision v2's crop with antialiasing, our tokenizer
+  grain        Grain, simplejpeg, OpenCV's area filter, our tokenizer
+  open_clip    webdataset's stream of the tar, its transform (Pillow) and its tokenizer, normalized float32
 """
 
 import argparse
@@ -101,21 +103,62 @@ def tokenizer():
     )
 
 
-def grain_with_pillow(path: Path) -> Iterator:
+def view(path: Path) -> Iterator:
+    """Yield batches of views of the same pictures as `ours`, without anything else."""
+    from filip_jax.data.preprocess import training_views
+    from filip_jax.data.sources import make_source
+
+    source, rng = make_source(dict(name="webdataset", path=str(path))), np.random.default_rng(0)
+    images = [source[n].image for n in range(len(source))]
+    while True:
+        picked = [images[n] for n in rng.integers(len(images), size=BATCH)]
+        yield np.stack([training_views(image, SIZE, rng, 1, **AUGMENT)[0] for image in picked])
+
+
+def grain_on_simplejpeg(path: Path) -> Iterator:
+    import cv2
     import grain
+    import simplejpeg
 
     from filip_jax.data.preprocess import random_box
     from filip_jax.data.sources import make_source
 
+    cv2.setNumThreads(0)
     source, encode = make_source(dict(name="webdataset", path=str(path))), tokenizer().encode
 
     def prepare(record, rng):
-        picture = Image.open(io.BytesIO(record.image)).convert("RGB")
-        view = picture.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=random_box(*picture.size, AREA, rng))
-        return {"image": np.asarray(view), "ids": encode([record.caption], LENGTH)[0][0]}
+        pixels = simplejpeg.decode_jpeg(record.image, fastdct=True, fastupsample=True)
+        left, top, right, bottom = map(round, random_box(pixels.shape[1], pixels.shape[0], AREA, rng))
+        view = cv2.resize(pixels[top:bottom, left:right], (SIZE, SIZE), interpolation=cv2.INTER_AREA)
+        return {"image": view, "ids": encode([record.caption], LENGTH)[0][0]}
 
     stream = grain.MapDataset.source(source).seed(0).shuffle().repeat().random_map(prepare).batch(BATCH)
     return iter(stream.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+
+
+def torchvision_on_simplejpeg(path: Path) -> Iterator:
+    import simplejpeg
+    import torch
+    import webdataset as wds
+    from torchvision.transforms import v2
+
+    torch.set_num_threads(1)
+    crop, encode = v2.RandomResizedCrop(SIZE, scale=(AREA, 1.0), antialias=True), tokenizer().encode
+
+    def decode(data):
+        pixels = simplejpeg.decode_jpeg(data, fastdct=True, fastupsample=True)
+        return crop(torch.from_numpy(pixels).permute(2, 0, 1))
+
+    stream = wds.DataPipeline(
+        wds.SimpleShardList([str(path)] * 1000),
+        wds.tarfile_to_samples(),
+        wds.shuffle(500, initial=100),
+        wds.rename(image="jpg", text="txt"),
+        wds.map_dict(image=decode, text=lambda text: encode([text.decode()], LENGTH)[0][0]),
+        wds.to_tuple("image", "text"),
+        wds.batched(BATCH, partial=False),
+    )
+    return iter(stream)
 
 
 def open_clip_pipeline(path: Path) -> Iterator:
@@ -140,24 +183,30 @@ def open_clip_pipeline(path: Path) -> Iterator:
 
 
 FORMS: dict[str, Callable[[Path], Iterator]] = {
-    "ours": ours, "open_clip": open_clip_pipeline, "grain": grain_with_pillow,
+    "ours": ours, "view": view, "torchvision": torchvision_on_simplejpeg, "grain": grain_on_simplejpeg,
+    "open_clip": open_clip_pipeline,
 }  # fmt: skip
 
 
-def seconds_per_image(make: Callable[[Path], Iterator], path: Path, batches: int, rounds: int) -> float | None:
-    """Of this process, the least of several rounds; None if the form's packages are missing."""
-    try:
-        stream = make(path)
-        [next(stream) for _ in range(2)]
-    except ImportError:
-        return None
-    found = []
-    for _ in range(rounds):
-        started = time.process_time()
-        for _ in range(batches):
-            next(stream)
-        found.append((time.process_time() - started) / batches / BATCH)
-    return min(found)
+def seconds_per_image(path: Path, arguments) -> dict[str, float | None]:
+    """Return of each form the least seconds of this process of several rounds; None if its packages are missing."""
+    streams: dict[str, Iterator | None] = {}
+    for form in arguments.forms:
+        try:
+            streams[form] = FORMS[form](path)
+            [next(streams[form]) for _ in range(2)]
+        except ImportError:
+            streams[form] = None
+    least = {form: None if stream is None else float("inf") for form, stream in streams.items()}
+    for _ in range(arguments.rounds):
+        for form, stream in streams.items():
+            if stream is None:
+                continue
+            started = time.process_time()
+            for _ in range(arguments.batches):
+                next(stream)
+            least[form] = min(least[form], (time.process_time() - started) / arguments.batches / BATCH)
+    return least
 
 
 def psnr(side: int, crops: int = 4) -> tuple[float, float]:
@@ -197,16 +246,15 @@ def table(folder: Path, arguments) -> str:
     for side in arguments.sides:
         path = folder / f"{side}.tar"
         write_tar(path, side, 450)
-        found = {
-            form: seconds_per_image(FORMS[form], path, arguments.batches, arguments.rounds) for form in arguments.forms
-        }
+        found = seconds_per_image(path, arguments)
         for form, seconds in found.items():
             label = f"{side or 'as they are'}"
             if seconds is None:
                 lines.append(f"| {label} | {form} | not installed | | | |")
                 continue
             quality = "{:.1f} dB ({:.1f})".format(*psnr(side)) if form == "ours" else ""
-            ratio = f"{seconds / found['ours']:.2f}x" if found.get("ours") and form != "ours" else ""
+            is_peer = found.get("ours") and form not in ("ours", "view")
+            ratio = f"{seconds / found['ours']:.2f}x" if is_peer else ""
             lines.append(f"| {label} | {form} | {1e6 * seconds:.0f} | {1 / seconds:.0f} | {ratio} | {quality} |")
     return "\n".join(lines)
 

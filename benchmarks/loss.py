@@ -2,14 +2,13 @@
 
     python benchmarks/loss.py                              49 x 77 x 256, batch 128, float32
     python benchmarks/loss.py --lengths=10-25              captions of 10 to 25 real tokens of the 77
-    python benchmarks/loss.py --batch=4096 --dtype=bfloat16 --forms=pallas,xla,torch     on a GPU
+    python benchmarks/loss.py --batch=4096 --dtype=bfloat16 --forms=pallas,xla,torch_compiled     on a GPU
     python benchmarks/loss.py --topology=v5e:4x4 --batch=320     compiled for TPUs that are not here
     python benchmarks/loss.py --topology=h200:8 --batch=4096 --forms=pallas --dtype=bfloat16      ... or GPUs
     python benchmarks/loss.py --batch=4096 --dtype=bfloat16 --largest     doubles the batch while it fits
 
-Each form runs in a process of its own. The peers are the plain definition under jit and, if PyTorch is
-installed, two matrix products with two maxima, as public PyTorch code computes FILIP's loss (on a GPU
-under torch.compile). FLOPs are counted once: 3 x 2 x batch^2 x image tokens x real text tokens x dim, of all tokens
+Each form runs in a process of its own, by turns with --rounds; milliseconds are the least of all. The peers are
+the plain definition under jit and, if PyTorch is installed, the forms of torch_losses.py. FLOPs are counted once: 3 x 2 x batch^2 x image tokens x real text tokens x dim, of all tokens
 also with --keep_tokens. --lengths are of what runs; --topology tells every length.
 Memory is what one step needs beyond what is there before it. With --topology nothing runs: the
 compiler's own estimate of cycles stands beside the matrix units' ideal, for the batch of one chip. A
@@ -27,8 +26,9 @@ import time
 
 import report
 
-FORMS = "xla,reference,torch"  # the first is what ratios are of
-ALL_FORMS = ("auto", "xla", "pallas", "reference", "torch")
+PEERS = ("torch_one", "torch_two", "torch_chunked", "torch_compiled")
+OURS = ("auto", "xla", "pallas", "reference")
+FORMS = "xla,reference,torch_one,torch_two,torch_chunked"  # the first is what ratios are of
 
 
 def parse():
@@ -40,8 +40,9 @@ def parse():
     parser.add_argument("--lengths", default="full", help="real tokens of a text: full, or FROM-TO")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="float32, with --topology bfloat16")
     parser.add_argument("--keep_tokens", type=float, default=1.0)
-    parser.add_argument("--forms", help=f"of {', '.join(ALL_FORMS)}; {FORMS}, with --topology one: auto")
+    parser.add_argument("--forms", help=f"of {', '.join(OURS + PEERS)}; {FORMS}, with --topology one: auto")
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=1, help="how often all forms take their turns")
     parser.add_argument("--topology", help="v5e:4x4, v5p:2x2x2 ...")
     parser.add_argument("--exchange", default="auto", choices=("auto", "gather", "ring"))
     parser.add_argument("--indices", default="auto", choices=("auto", "save", "recompute"))
@@ -53,10 +54,10 @@ def parse():
     a.forms = (a.forms or ("auto" if a.topology else FORMS)).split(",")
     a.lengths = (a.text_length,) * 2 if a.lengths == "full" else tuple(map(int, re.findall(r"\d+", a.lengths)))
     wrong = {
-        "forms": not set(a.forms) <= set(ALL_FORMS[:-1] if a.topology else ALL_FORMS) or (a.topology and a.forms[1:]),
+        "forms": not set(a.forms) <= {*OURS, *(() if a.topology else PEERS)} or (a.topology and a.forms[1:]),
         "lengths": len(a.lengths) != 2 or not 0 < a.lengths[0] <= a.lengths[1] <= a.text_length,
-        "keep_tokens": not a.keep_tokens > 0 or (a.keep_tokens != 1 and "torch" in a.forms),
-    } | {key: getattr(a, key) < 1 for key in ("batch", "patches", "text_length", "dim", "repeat")}
+        "keep_tokens": not a.keep_tokens > 0 or (a.keep_tokens != 1 and {*PEERS} & {*a.forms}),
+    } | {key: getattr(a, key) < 1 for key in ("batch", "patches", "text_length", "dim", "repeat", "rounds")}
     for key in [key for key, is_wrong in wrong.items() if is_wrong]:
         parser.error(f"--{key}={getattr(a, key)} cannot be, see --help")
     return a
@@ -91,7 +92,7 @@ def jax_step(a, form):
 
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(images, texts).compile()
     square = jnp.ones((8192 if jax.default_backend() == "gpu" else 2048,) * 2, a.dtype)
-    product = jax.jit(lambda x: x @ x)
+    product = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32))  # on CPUs the fast one
     on_chip, memory = jax.default_backend() != "cpu", step.memory_analysis()
     return (
         lambda: jax.block_until_ready(step(images, texts)),
@@ -102,59 +103,22 @@ def jax_step(a, form):
     )
 
 
-def torch_step(a):
-    import torch
+def torch_step(a, form):
+    from torch_losses import make_step
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    images, texts, mask = (torch.from_numpy(x).to(device) for x in tokens(a))
-    images, texts = (x.to(getattr(torch, a.dtype)).requires_grad_() for x in (images, texts))
-    own = torch.arange(a.batch, device=device)
-
-    def loss(images, texts):
-        s = torch.einsum("ipd,jtd->ijpt", images, texts).masked_fill(~mask[None, :, None], -1e4)
-        image_to_text = s.max(dim=-1).values.float().mean(dim=-1)
-        s = torch.einsum("jtd,ipd->jitp", texts, images)
-        best = s.max(dim=-1).values.float() * mask[:, None]
-        text_to_image = best.sum(dim=-1) / mask.sum(dim=-1)[:, None]
-        cross_entropy = torch.nn.functional.cross_entropy
-        return (cross_entropy(14.0 * image_to_text, own) + cross_entropy(14.0 * text_to_image, own)) / 2
-
-    compiled = torch.compile(loss) if device == "cuda" else loss
-
-    def step():
-        images.grad = texts.grad = None
-        value = compiled(images, texts)
-        value.backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return value.detach(), (images.grad, texts.grad)
-
-    peak = None
-    if device == "cuda":
-        step()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        peak = torch.cuda.max_memory_allocated() - before
-    square = torch.ones((8192 if device == "cuda" else 2048,) * 2, dtype=getattr(torch, a.dtype), device=device)
-
-    def product():
-        square @ square
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    return step, peak, product, 2 * len(square) ** 3, torch.cuda.get_device_name() if device == "cuda" else device
+    return make_step(form, *tokens(a), a.dtype)
 
 
 def seconds(function, repeat):
-    """The median of some calls after two."""
+    """The median seconds of some calls after two, and the least CPU seconds of all threads."""
     function(), function()
-    spent = []
+    wall, cpu = [], []
     for _ in range(repeat):
-        started = time.perf_counter()
+        began, spent = time.perf_counter(), time.process_time()
         function()
-        spent.append(time.perf_counter() - started)
-    return sorted(spent)[repeat // 2]
+        wall.append(time.perf_counter() - began)
+        cpu.append(time.process_time() - spent)
+    return sorted(wall)[repeat // 2], min(cpu)
 
 
 def extra_memory(function):
@@ -174,12 +138,14 @@ def extra_memory(function):
 
 
 def measure(a):
-    step, memory, product, operations, chip = torch_step(a) if a.only == "torch" else jax_step(a, a.only)
+    make = torch_step if a.only.startswith("torch") else jax_step
+    step, memory, product, operations, chip = make(a, a.only)
     memory = extra_memory(step) if memory is None else memory
-    result = {"seconds": seconds(step, a.repeat), "memory": memory, "chip": chip}
+    wall, cpu = seconds(step, a.repeat)
+    result = {"seconds": wall, "cpu": cpu, "memory": memory, "chip": chip}
     loss, gradients = step()
     result |= {"loss": float(loss), "gradient": sum(float((x * x).sum()) for x in gradients) ** 0.5}
-    result["peak"] = operations / seconds(product, a.repeat)
+    result["peak"] = operations / seconds(product, a.repeat)[0]
     print(json.dumps(result))
 
 
@@ -215,24 +181,24 @@ def largest(a):
 
 
 def compare(a):
-    results = {form: result for form in a.forms if (result := in_own_process(form))}
+    rounds = [{form: in_own_process(form) for form in a.forms} for _ in range(a.rounds)]
+    results = {form: [each[form] for each in rounds if each[form]] for form in a.forms}
+    results = {form: found for form, found in results.items() if found}
     if not results:
         sys.exit("no form ran")
-    flops, best = useful_flops(a), results[next(iter(results))]
-    peak = max(r["peak"] for r in results.values())
-    print(f"{best['chip']}, matrix product {peak / 1e12:.2f} TFLOP/s\n")
-    print(
-        "| form      | ms       | TFLOP/s | of the matrix product | extra MB | time ratio | memory ratio | loss    | gradient norm |"
-    )
-    print(
-        "| --------- | -------- | ------- | --------------------- | -------- | ---------- | ------------ | ------- | ------------- |"
-    )
-    for form, r in results.items():
-        rate = flops / r["seconds"]
+    flops, peak = useful_flops(a), max(r["peak"] for found in results.values() for r in found)
+    least = {form: {key: min(r[key] for r in found) for key in ("seconds", "cpu", "memory")}
+             for form, found in results.items()}  # fmt: skip
+    first = next(iter(least.values()))
+    print(f"{next(iter(results.values()))[0]['chip']}, matrix product {peak / 1e12:.2f} TFLOP/s\n")
+    print("| form | ms | CPU ms | TFLOP/s | of the matrix product | extra MB | time ratio | CPU ratio | memory ratio | loss | "
+          "gradient norm |\n|" + " --- |" * 11)  # fmt: skip
+    for form, r in least.items():
+        rate, same = flops / r["seconds"], results[form][0]
+        ratios = " | ".join(f"{r[key] / first[key]:.2f}" for key in ("seconds", "cpu", "memory"))
         print(
-            f"| {form:9} | {1e3 * r['seconds']:8.1f} | {rate / 1e12:7.3f} | {100 * rate / peak:19.0f} % "
-            f"| {r['memory'] / 1e6:8.1f} | {r['seconds'] / best['seconds']:10.2f} "
-            f"| {r['memory'] / best['memory']:12.2f} | {r['loss']:.5f} | {r['gradient']:13.6f} |"
+            f"| {form} | {1e3 * r['seconds']:.1f} | {1e3 * r['cpu']:.1f} | {rate / 1e12:.3f} | {100 * rate / peak:.0f} % "
+            f"| {r['memory'] / 1e6:.1f} | {ratios} | {same['loss']:.5f} | {same['gradient']:.6f} |"
         )
 
 

@@ -1,5 +1,6 @@
 """The peers of train_step.py: a CLIP of a config's sizes in PyTorch, plain or open_clip's, one training step."""
 
+import resource
 import time
 
 import torch
@@ -107,16 +108,17 @@ def measure(form, config, batch, repeat):
         optimizer.step()
         return loss
 
-    spent = []
+    spent, of_threads = [], []
     for index in range(2 + repeat):
         if cuda:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats() if index == 2 else None
-        started = time.perf_counter()
+        started, before = time.perf_counter(), time.process_time()
         loss = step().item()
         if cuda:
             torch.cuda.synchronize()
         spent.append(time.perf_counter() - started)
+        of_threads.append(time.process_time() - before)
     assert loss == loss
     library = f"torch {torch.__version__}"
     if form == "open_clip":
@@ -124,6 +126,14 @@ def measure(form, config, batch, repeat):
 
         library += f", open_clip {open_clip.__version__}"
     chip = torch.cuda.get_device_name() if cuda else "cpu"
-    memory = torch.cuda.max_memory_allocated() if cuda else 0
-    seconds = sorted(spent[2:])[repeat // 2]
-    return {"seconds": seconds, "memory": memory, "chip": chip, "chips": 1, "library": library, "peak": None}
+    memory = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    seconds, cpu_seconds = (sorted(values[2:])[repeat // 2] for values in (spent, of_threads))
+    return {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "memory": memory,
+        "chip": chip,
+        "chips": 1,
+        "library": library,
+        "peak": None,
+    }

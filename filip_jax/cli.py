@@ -245,8 +245,9 @@ def _train(arguments, overrides) -> None:
     _watches.append(watch)
     try:
         from filip_jax.config import load_config
+        from filip_jax.epochs import count_records
 
-        config = load_config(arguments.config, overrides, arguments.workdir)
+        config = load_config(arguments.config, overrides, arguments.workdir, count_records)
         if arguments.distributed:
             _join(config, watch)
         from filip_jax.checkpoint.writer import hide_repeated_errors

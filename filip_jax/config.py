@@ -6,7 +6,7 @@ Below the commands there are no configs, only functions with keyword arguments (
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from filip_jax.choices import FLAGS, KEYS, choice_of, is_choice, section_of, split_words
 from filip_jax.config_files import begin_with, find_config, get_config, load_file, mistakes_of
+from filip_jax.epochs import allow_epochs, apply_epochs
 from filip_jax.errors import UserError
 from filip_jax.names import make_name
 
@@ -21,19 +22,23 @@ BEGIN = "--config.init_from="
 UNCHANGED = "unchanged"  # a sweep's point without values
 
 
-def load_config(file: str, overrides: Sequence[str] = (), workdir: str = "") -> dict[str, Any]:
+def load_config(
+    file: str, overrides: Sequence[str] = (), workdir: str = "", count: Callable[[Mapping[str, Any]], int] | None = None
+) -> dict[str, Any]:
     """Return the config of `FILE.py[:variant]` with `--config.key=value` overrides, as plain nested dicts.
 
     Args:
         file: the ending .py may be left out. Where there is no such file it is the name of a shipped config.
         overrides: those that choose a kind of something, see choices.py, come first wherever they stand.
         workdir: of the run that is trained, see `begin_with`.
+        count: the `source` section -> its records, for `epochs`, see epochs.py; without it total_steps stays as the file has it.
 
     Raises:
         UserError: no such file or variant, an unknown key (with the nearest match), a wrong type.
     """
     path, variant = find_config(file)
     config = get_config(path, variant)
+    may_count = allow_epochs(config)
     overrides = _choose(config, [*_in_one_word(config, overrides)], workdir)
     _check_keys(config, overrides)
     values, argv = flags.FlagValues(), ["filip", *overrides]
@@ -50,6 +55,8 @@ def load_config(file: str, overrides: Sequence[str] = (), workdir: str = "") -> 
     if unread:
         raise UserError(f"unexpected argument {unread[0]!r}; {_right(config, unread[0].partition('=')[0])}")
     with mistakes_of(path):
+        if may_count:
+            apply_epochs(config, {_parted(override)[0] for override in overrides}, count)
         return config.to_dict()
 
 

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from filip_jax import paths
 from filip_jax.errors import UserError
@@ -131,9 +133,38 @@ def test_warm_up_then_cosine_to_zero():
     )
 
 
+@given(
+    st.sampled_from(["cosine", "constant", "linear_cooldown"]), st.integers(0, 40), st.integers(1, 60), st.floats(0.02, 0.5),
+)  # fmt: skip
+def test_a_schedule_rises_to_its_peak_and_falls_as_it_says(name, warmup, rest, cooldown):
+    total = warmup + rest
+    falls = max(round(cooldown * total), 1)
+    assume(warmup + falls <= total)
+    optimizer = make_optimizer(
+        metadata(), **OPTIONS | dict(total_steps=total, warmup_steps=warmup, schedule=name, cooldown=cooldown)
+    )
+    rates = np.array([optimizer.schedule(step) for step in range(total + 1)])
+    peak = OPTIONS["peak_learning_rate"]
+    steps = np.arange(warmup + 1, total + 1)
+    definition = {
+        "cosine": peak * (1 + np.cos(np.pi * (steps - warmup) / rest)) / 2,
+        "constant": np.full(rest, peak),
+        "linear_cooldown": peak * np.minimum(1, (total - steps) / falls),
+    }
+    rise = peak / warmup + (peak - peak / warmup) * np.arange(warmup) / warmup if warmup else np.zeros(0)
+    np.testing.assert_allclose(rates, [*rise, peak, *definition[name]], atol=1e-6 * peak, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
+        (dict(schedule="cos"), "optimizer.schedule='cos' is not one of cosine, constant, linear_cooldown"),
+        (dict(schedule="linear_cooldown", cooldown=0.0), "cooldown=0.0 must be above 0"),
+        (dict(schedule="linear_cooldown", cooldown=float("nan")), "cooldown=nan must be above 0"),
+        (
+            dict(schedule="linear_cooldown", warmup_steps=60, cooldown=0.5),
+            "a cooldown of 50 steps do not fit total_steps=100",
+        ),
         (dict(decay_rules=(("nothing", 0.0), (".*", 1.0))), "the rule 'nothing' matches no parameter"),
         (dict(decay_rules=(("(", 0.0), (".*", 1.0))), "'\\(' is not a regular expression"),
         (dict(decay_rules=(3,)), "3 is not a pair"),

@@ -36,8 +36,8 @@ def test_each_result_has_a_page_and_data_of_one_commit():
         )
 
 
-MAKERS = {  # of files: of tests, of weights
-    "dinov2_from_onnx.py", "make_tokenizer_goldens.py", "make_view_goldens.py", "make_weight_goldens.py", "own_features.py",
+MAKERS = {  # of files: of tests, of weights; gpu.py writes its result after each part
+    "dinov2_from_onnx.py", "gpu.py", "make_tokenizer_goldens.py", "make_view_goldens.py", "make_weight_goldens.py", "own_features.py",
 }  # fmt: skip
 
 

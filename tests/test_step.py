@@ -91,12 +91,17 @@ def one_device(config):
     return run(config, make_devices_mesh(1, 1))
 
 
+def assert_same_beginning(x, y):
+    """The same bits, but for one rounding: the compiler of JAX 0.10 joins the operations of an init otherwise when it is sharded."""
+    np.testing.assert_allclose(x, y, rtol=2**-23, atol=0)
+
+
 @pytest.mark.parametrize("replica, data", [slow(2, 4), slow(8, 1)])
 def test_every_mesh_equals_one_device(config, one_device, replica, data):
     losses, first, last = run(config, make_devices_mesh(replica, data))
     assert losses == pytest.approx(one_device[0], rel=1e-5)
     assert len(set(losses)) == STEPS
-    jax.tree.map(np.testing.assert_array_equal, first, one_device[1])
+    jax.tree.map(assert_same_beginning, first, one_device[1])
     for path, leaf in paths.flatten(last["params"]).items():
         expected = np.asarray(paths.flatten(one_device[2]["params"])[path])
         assert np.abs(np.asarray(leaf) - expected).max() <= 1e-4 * np.abs(expected).max(), path

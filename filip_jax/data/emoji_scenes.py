@@ -62,6 +62,8 @@ class EmojiScenes:
         scenes: how many scenes the split has; -1 for one of each cell of the single-emoji splits.
     """
 
+    is_generated = True
+
     def __init__(self, *, split: str, seed: int, scenes: int):
         if split not in SPLITS:
             raise UserError(f"emoji_scenes: split={split!r} is not one of {', '.join(SPLITS)}")

@@ -59,7 +59,8 @@ class Source(Protocol):
     Where a record cannot be read, `[index]` and `captions` raise BadRecord; `where` still gives its
     shard and key. `captions` spares the image where that is cheaper, and may be empty. A source of
     labelled images has `class_names`, too; one of encoded images may have `image_head(index)`, their
-    first bytes. A class whose folders may hold what our own commands write names the endings that it reads as `reads`.
+    first bytes. A class whose folders may hold what our own commands write names the endings that it reads as `reads`. One
+    whose length is arbitrary, since it draws its records, has `is_generated`.
 
     Attributes:
         shard_sizes: records of each piece that is best read together, in order; sums to the length.

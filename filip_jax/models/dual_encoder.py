@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float, Int, UInt8
 
 from filip_jax.errors import UserError
+from filip_jax.models.linear import Linear
 from filip_jax.models.tower import Execution, Features
 from filip_jax.models.towers import TOWERS
 from filip_jax.sections import DTYPES, call, check, choose, keys_of, one_of
@@ -181,7 +182,14 @@ def _projection(
             raise UserError(f"model.{side}.projection='none' needs width={width} to be model.embed_dim={embed_dim}")
         return _identity
     init = nnx.initializers.normal(width**-0.5)
-    return nnx.Linear(width, embed_dim, use_bias=kind == "biased", kernel_init=init, dtype=execution.dtype, rngs=rngs)
+    return Linear(
+        width,
+        embed_dim,
+        use_bias=kind == "biased",
+        kernel_init=init,
+        dtype=execution.dtype,
+        rngs=rngs,
+    )
 
 
 def _identity(x: jax.Array) -> jax.Array:

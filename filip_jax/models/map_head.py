@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float
 
+from filip_jax.models.linear import Linear
 from filip_jax.models.tower import Execution
 from filip_jax.models.transformer import ACTIVATIONS, Attention
 
@@ -24,7 +25,7 @@ class MapHead(nnx.Module):
         mlp_width: int | None, norm_epsilon: float,
     ):  # fmt: skip
         normal, hidden = nnx.initializers.normal(width**-0.5), mlp_width or 4 * width
-        linear = partial(nnx.Linear, kernel_init=normal, dtype=execution.dtype, rngs=rngs)
+        linear = partial(Linear, kernel_init=normal, dtype=execution.dtype, rngs=rngs)
         self.activation = ACTIVATIONS[activation]
         self.probe = nnx.Param(normal(rngs.params(), (width,)))
         self.attention = Attention(width, heads, False, replace(execution, attention="xla"), width**-0.5, rngs)

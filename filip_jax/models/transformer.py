@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 
 from filip_jax.errors import UserError
 from filip_jax.mesh import constrain_batch
+from filip_jax.models.linear import Linear
 from filip_jax.models.tower import Execution
 from filip_jax.sections import at_least, choose
 
@@ -30,7 +31,7 @@ class Attention(nnx.Module):
     """Multi-head self-attention with one fused projection to queries, keys and values."""
 
     def __init__(self, width: int, heads: int, causal: bool, execution: Execution, out_std: float, rngs: nnx.Rngs):
-        linear = partial(nnx.Linear, dtype=execution.dtype, rngs=rngs)
+        linear = partial(Linear, dtype=execution.dtype, rngs=rngs)
         self.heads, self.causal = heads, causal
         self.implementation: Any = execution.attention  # one of ATTENTIONS, for JAX a Literal
         self.qkv = linear(width, 3 * width, kernel_init=nnx.initializers.normal(width**-0.5))
@@ -60,7 +61,7 @@ class Block(nnx.Module):
     ):  # fmt: skip
         out_std = width**-0.5 * (2 * depth) ** -0.5
         norm = partial(nnx.LayerNorm, width, epsilon=norm_epsilon, dtype=execution.dtype, rngs=rngs)
-        linear = partial(nnx.Linear, dtype=execution.dtype, rngs=rngs)
+        linear = partial(Linear, dtype=execution.dtype, rngs=rngs)
         self.activation = ACTIVATIONS[activation]
         self.attention_norm = norm()
         self.attention = Attention(width, heads, causal, execution, out_std, rngs)
@@ -71,9 +72,11 @@ class Block(nnx.Module):
         self.attention_scale, self.mlp_scale = scales
 
     def __call__(self, x: Float[jax.Array, "b n w"], visible: Visible | None) -> Float[jax.Array, "b n w"]:
-        x = x + _scaled(self.attention(self.attention_norm(x), visible), self.attention_scale)
-        y = self.mlp_norm(x).reshape(-1, x.shape[-1])
-        return x + _scaled(self.mlp_out(self.activation(self.mlp_in(y))), self.mlp_scale).reshape(x.shape)
+        # Norms and activations are computed again in the backward pass: what they would keep costs more than they do.
+        again = partial(jax.checkpoint, prevent_cse=False)
+        x = x + _scaled(self.attention(again(self.attention_norm)(x), visible), self.attention_scale)
+        y = again(self.mlp_norm)(x).reshape(-1, x.shape[-1])
+        return x + _scaled(self.mlp_out(again(self.activation)(self.mlp_in(y))), self.mlp_scale).reshape(x.shape)
 
 
 def _scaled(x: jax.Array, scale: nnx.Param | None) -> jax.Array:

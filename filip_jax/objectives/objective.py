@@ -83,6 +83,7 @@ class Objective:
         teacher: whose outputs `Encoded.teacher` holds.
         state: initial values of arrays that are not trained, by name; checkpoints hold them.
         metrics: parameters -> numbers that the log shows.
+        advice: the global batch's size -> a warning if it learns little or nothing at that size, else "".
 
     Raises:
         UserError: a need that is not one of `NEEDS`.
@@ -95,6 +96,7 @@ class Objective:
     teacher: Teacher | None = None
     state: Mapping[str, Any] = field(default_factory=dict)
     metrics: Callable[[Mapping[str, Any]], Mapping[str, Array]] = lambda parameters: {}
+    advice: Callable[[int], str] = lambda batch_size: ""
 
     def __post_init__(self):
         if unknown := self.needs - set(NEEDS):

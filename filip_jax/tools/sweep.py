@@ -19,6 +19,7 @@ from filip_jax import plain, storage
 from filip_jax.checkpoint import Checkpoints
 from filip_jax.config import load_config, load_sweep, name_points, settings
 from filip_jax.console import show
+from filip_jax.epochs import count_records
 from filip_jax.errors import UserError
 from filip_jax.evals.results import FILE as RESULTS
 from filip_jax.evals.results import read_results, table
@@ -80,7 +81,7 @@ def open_sweep(file: str, workdir: str, overrides: Sequence[str] = ()) -> list[P
         if not all(map(_is_argument, own)):
             raise UserError(f"--config={file}: sweep() gives {name}: NUL and halves of characters stand in no command")
         place = Path(workdir) / name
-        config = load_config(file, [*overrides, *own], str(place))
+        config = load_config(file, [*overrides, *own], str(place), count_records)
         if (place / "config.json").exists():
             check_same_run(place, config)
         words = ["train", f"--config={file}", f"--workdir={from_user(place)}", *overrides, *own]

@@ -31,6 +31,7 @@ from filip_jax.redact import redacted
 from filip_jax.saved_config import save_config
 from filip_jax.sections import call
 from filip_jax.train import start
+from filip_jax.train.advice import advice
 from filip_jax.train.evaluation import EvalGuard
 from filip_jax.train.feed import Feed, no_rows
 from filip_jax.train.goodput import CompileCache, Goodput
@@ -95,8 +96,8 @@ class Trainer:
     def __init__(self, path: str | Path, setup: Setup, config: Mapping[str, Any], watch: Watch):
         self.setup, self.config_given, self.config, self.watch = setup, config, redacted(config), watch
         source = start.open_source(setup)
-        if setup.batch_size > len(source):
-            warnings.warn(f"batch_size={setup.batch_size}, but the source has {len(source)} records", stacklevel=2)
+        for line in advice(setup, None if getattr(source, "is_generated", False) else len(source)):
+            warnings.warn(line, stacklevel=2)
         self.evals: Sequence[Eval] = open_evals(setup.evals) if setup.eval_every_steps else []
         self.place, self.lease = start.open_workdir(path, watch)
         try:

@@ -14,6 +14,7 @@ import optax
 from filip_jax import paths
 from filip_jax.errors import UserError
 from filip_jax.sections import at_least, check, choose, keys_of
+from filip_jax.train.schedules import DEFAULT_COOLDOWN, make_schedule
 
 Rules = Sequence[Any]  # of (regular expression, number); configs give tuples, saved configs lists
 # From gradients to the direction of a step, and what is done to it once the weight decay is added.
@@ -29,6 +30,7 @@ class Optimizer:
     Attributes:
         transform: on the nested dict of the trainable parameters only.
         schedule: step -> learning rate, before multipliers.
+        warmup_steps: of the schedule.
         decay: path -> multiplier of the weight decay, of every parameter.
         learning_rate: path -> multiplier of the learning rate, of every parameter; 0 is frozen:
             no gradient, no optimiser state, no decay.
@@ -37,6 +39,7 @@ class Optimizer:
 
     transform: optax.GradientTransformation
     schedule: Callable[[jax.typing.ArrayLike], jax.Array]
+    warmup_steps: int
     decay: Mapping[str, float]
     learning_rate: Mapping[str, float]
     metadata: Mapping[str, paths.Metadata]
@@ -59,13 +62,16 @@ def make_optimizer(
     clip_norm: float,
     decay_rules: Rules,
     learning_rate_rules: Rules,
+    schedule: str = "cosine",
+    cooldown: float = DEFAULT_COOLDOWN,
     **options: Any,
 ) -> Optimizer:
     """Return the optimizer of the parameters with these paths.
 
     Args:
         name: one of `OPTIMIZERS`.
-        peak_learning_rate: reached after a linear warm-up, then a cosine to zero at total_steps.
+        peak_learning_rate: reached after a linear warm-up.
+        schedule, cooldown: what comes then, see schedules.py.
         weight_decay: decoupled; times the multiplier of `decay_rules`.
         clip_norm: bound on the global norm of the gradient; 0 for none.
         decay_rules, learning_rate_rules: (regular expression of paths, multiplier), see `paths.match_rules`. What no
@@ -76,8 +82,7 @@ def make_optimizer(
         UserError: an unknown name or option, a rule that matches no parameter, warm-up beyond the end,
             a number out of range.
     """
-    if not 0 <= warmup_steps < total_steps:
-        raise UserError(f"optimizer.warmup_steps={warmup_steps} must be at least 0 and below total_steps={total_steps}")
+    rate = make_schedule(schedule, peak_learning_rate, warmup_steps, total_steps, cooldown)
     at_least(0, "optimizer", peak_learning_rate=peak_learning_rate, weight_decay=weight_decay, clip_norm=clip_norm)
     kind = choose(OPTIMIZERS, name, "optimizer.name")
     check(kind, options, f"optimizer ({name})", also=keys_of(make_optimizer))
@@ -88,18 +93,15 @@ def make_optimizer(
     learning_rate |= paths.match_rules(learning_rate_rules, list(metadata), "optimizer.learning_rate_rules")
     if not any(learning_rate.values()):
         raise UserError("optimizer.learning_rate_rules freeze every parameter")
-    schedule = optax.warmup_cosine_decay_schedule(
-        peak_learning_rate / max(warmup_steps, 1), peak_learning_rate, warmup_steps, total_steps
-    )
     transform = optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         direction,
         _by_path(lambda path, update, parameter: update + weight_decay * decay[path] * parameter),
         _by_path(lambda path, update, parameter: finish(metadata[path], update, parameter)),
         _by_path(lambda path, update, parameter: learning_rate[path] * update),
-        optax.scale_by_learning_rate(schedule),
+        optax.scale_by_learning_rate(rate),
     )
-    return Optimizer(transform, schedule, decay, learning_rate, metadata)
+    return Optimizer(transform, rate, warmup_steps, decay, learning_rate, metadata)
 
 
 def lamb(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-4) -> Transforms:

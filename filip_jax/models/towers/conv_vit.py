@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Bool, Float, UInt8
 
 from filip_jax.errors import UserError
+from filip_jax.models.linear import Linear
 from filip_jax.models.patches import embed, fit_positions, grid_of, kept_count, visible_pixels
 from filip_jax.models.tower import HALF, Execution, Features, ImageInput
 from filip_jax.models.transformer import Transformer
@@ -55,7 +56,7 @@ class ConvVit(nnx.Module):
         self.noise_size = rows * columns if patch_dropout else 0
         channels = [3, *(max(8, width >> n) for n in reversed(range(halvings)))]
         self.blocks = nnx.List([StemBlock(*sizes, self.dtype, rngs) for sizes in pairwise(channels)])
-        self.embedding = nnx.Linear(channels[-1], width, dtype=self.dtype, rngs=rngs)
+        self.embedding = Linear(channels[-1], width, dtype=self.dtype, rngs=rngs)
         position = nnx.initializers.normal(width**-0.5)(rngs.params(), (rows * columns, width))
         self.position = nnx.Param(position, decay=False, positions=grid)
         self.transformer = Transformer(width, depth, heads, activation, execution, rngs, causal=False)

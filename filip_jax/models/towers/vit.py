@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from filip_jax.errors import UserError
 from filip_jax.framing import Framing
+from filip_jax.models.linear import Linear
 from filip_jax.models.map_head import MapHead
 from filip_jax.models.patches import embed, fit_positions, grid_of, kept_count, patches, visible_pixels
 from filip_jax.models.tower import CLIP_MEAN, CLIP_STD, Execution, Features, ImageInput
@@ -91,7 +92,7 @@ class Vit(nnx.Module):
             return nnx.LayerNorm(width, epsilon=norm_epsilon, dtype=self.dtype, rngs=rngs)
 
         shared: dict[str, Any] = dict(mlp_width=mlp_width, norm_epsilon=norm_epsilon)
-        self.patch_embedding = nnx.Linear(3 * patch_size**2, width, use_bias=patch_bias, dtype=self.dtype, rngs=rngs)
+        self.patch_embedding = Linear(3 * patch_size**2, width, use_bias=patch_bias, dtype=self.dtype, rngs=rngs)
         self.class_tokens = learned(class_tokens)
         self.position = learned(class_tokens + rows * columns, positions=grid)
         self.pre_norm = norm() if pre_norm else None
