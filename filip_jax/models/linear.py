@@ -14,9 +14,10 @@ class Linear(nnx.Linear):
     product with ones, since XLA's own sum over rows is as slow as a product with a whole matrix.
     """
 
-    def __call__(self, x: Float[jax.Array, "*n w"]) -> Float[jax.Array, "*n v"]:
+    def __call__(self, inputs: Float[jax.Array, "*n w"], out_sharding: None = None) -> Float[jax.Array, "*n v"]:
+        """Return the layer's outputs; `out_sharding` is in nnx's signature and is not supported."""
         bias = None if self.bias is None else self.bias[...]
-        x, kernel, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
+        x, kernel, bias = self.promote_dtype((inputs, self.kernel[...], bias), dtype=self.dtype)
         y = _product(x, kernel)
         return y if bias is None else _plus(y, bias)
 
