@@ -9,14 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import make_devices_mesh, slow, whole_tier
+from conftest import examples, make_devices_mesh, slow, whole_tier
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 
 from filip_jax import paths
 from filip_jax.errors import UserError
 from filip_jax.losses import filip_loss
 from filip_jax.models import make_model
 from filip_jax.models.dual_encoder import DualEncoder
+from filip_jax.models.linear import Linear
 from filip_jax.models.patches import patches
 from filip_jax.objectives.total import make_objectives
 
@@ -352,3 +355,25 @@ def test_patch_dropout_keeps_the_patches_of_least_noise():
     assert np.array_equal(tokens, model.encode_image(parameters, jnp.asarray(other), noise=noise))
     with pytest.raises(UserError, match="model.image.patch_dropout=1.0 must be"):
         make(image__patch_dropout=1.0)
+
+
+@examples(12)
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=3), st.integers(1, 9), st.integers(1, 9), st.booleans(),
+    st.sampled_from(["float32", "bfloat16"]),
+)  # fmt: skip
+def test_a_linear_layer_is_that_of_flax(rows, width, out, use_bias, dtype):
+    """Forward and gradients, of the layer in float32; in bfloat16 to its precision."""
+    x, cotangent = (jax.random.normal(jax.random.key(n), (*rows, size)) for n, size in enumerate((width, out)))
+    options = dict(use_bias=use_bias, bias_init=nnx.initializers.normal(1.0))
+    plain = nnx.Linear(width, out, rngs=nnx.Rngs(0), **options)
+    fast = Linear(width, out, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype), **options)
+
+    def results(layer):
+        graph, state = nnx.split(layer)
+        value, pull = jax.vjp(lambda state, x: nnx.merge(graph, state)(x), state, x)
+        return value, pull(cotangent.astype(value.dtype))
+
+    tolerance = 1e-5 if dtype == "float32" else 0.1
+    for ours, theirs in zip(*map(jax.tree.leaves, map(results, (fast, plain))), strict=True):
+        np.testing.assert_allclose(ours.astype(jnp.float32), theirs, rtol=tolerance, atol=tolerance)
