@@ -18,8 +18,8 @@ command goes on where it was, and the rows are those of an embedding that nothin
 is new, and marks the rows of records that are gone as removed. A record that cannot be read is left out, counted, and named in
 OUTPUT/quarantine.
 
-A record is known by its file and its key: a picture that is replaced under its name is not embedded again. With
---process=0/4 … --process=3/4 four processes, also of several machines, share one folder, each with a quarter of the records.
+A record is known by its file and its key: a picture that is replaced under its name, or whose caption changes, keeps its row.
+With --process=0/4 … --process=3/4 four processes, also of several machines, share one folder, each with a quarter of the records.
 
 Fewer or smaller numbers a row: --dtype=int8, and --reduce, in this order where there are several:
   neighbors:2   the mean of each 2 x 2 neighboring tokens

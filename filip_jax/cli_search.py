@@ -164,7 +164,7 @@ def _queries(index, model, batch) -> list[Any]:
                 try:
                     queries[place] = queries_of(model, [value])[0]
                 except UserError as error:
-                    queries[place] = error
+                    queries[place] = UserError(str(error).removeprefix("image 0, "))
     return [queries[n] for n in range(len(batch))]
 
 
@@ -172,7 +172,8 @@ def _show_hits(arguments, name, value: str, hits) -> None:
     about = {} if name is None else {"query": name}
     title = [f"{value}:"] if arguments.batch else []
     if isinstance(hits, UserError):
-        show(json.dumps(about | {"error": str(hits)}) if arguments.json else f"{value}: {hits}")
+        text = str(hits) if str(hits).startswith(f"{value}: ") else f"{value}: {hits}"
+        show(json.dumps(about | {"error": str(hits)}) if arguments.json else text)
     elif arguments.json:
         for n, hit in enumerate(hits, 1):
             show(json.dumps(about | {"rank": n} | asdict(hit)))

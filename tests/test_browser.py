@@ -2,7 +2,9 @@
 
 import re
 import threading
+from contextlib import contextmanager
 
+import numpy as np
 import pytest
 from browser import CHROMIUM, browser
 from conftest import until
@@ -10,8 +12,9 @@ from PIL import Image
 
 pytest.importorskip("starlette", reason="the extra search is not installed")
 
-from page_site import COLORS, SIDE, ColorModel, write_site
+from page_site import COLORS, NAMES, SIDE, ColorModel, write_site
 
+from filip_jax.features import FeatureWriter, Manifest, open_features
 from filip_jax.search.index import Index
 from filip_jax.search.page.answers import Answers
 from filip_jax.search.page.app import make_app
@@ -29,15 +32,24 @@ READY = "document.querySelector('#hits li') && !document.querySelector('#hits.st
 def address(tmp_path_factory):
     """The address of a page about thirty pictures, every second one three times as wide as high."""
     features, drawn = write_site(tmp_path_factory.mktemp("site") / "index", 30, removed=[4], wide=90)
+    with served(features, lambda row: drawn[row]) as found:
+        yield found
+
+
+@contextmanager
+def served(features, picture):
+    """The address of a page about features."""
     answers = Answers(Index(features, "exact"), ColorModel(), "thirty")
     listener = listen("127.0.0.1", 0)
-    server = make_server(make_app(answers, Thumbnails(lambda row: drawn[row])))
+    server = make_server(make_app(answers, Thumbnails(picture)))
     thread = threading.Thread(target=lambda: server.run(sockets=[listener]))
     thread.start()
     assert until(lambda: server.started and "blue" in answers.vocabulary.words)
-    yield address_of(listener, "127.0.0.1")
-    server.should_exit = True
-    thread.join(60)
+    try:
+        yield address_of(listener, "127.0.0.1")
+    finally:
+        server.should_exit = True
+        thread.join(60)
     assert not thread.is_alive()
 
 
@@ -101,6 +113,11 @@ def test_a_word_lights_up_its_patches(page):
     for n in range(8):
         assert brightest(page, n) == patch_of(page, n)
         assert page.js(f"document.querySelectorAll('#hits .tag')[{n}].textContent") == "blue 1.000"
+    assert page.js(
+        "[...document.querySelectorAll('#hits .view')].slice(0, 8).every(view => {"
+        "const [tag, best] = ['.tag', '.best'].map(name => view.querySelector(name).getBoundingClientRect());"
+        "return tag.bottom <= best.top || best.bottom <= tag.top || tag.right <= best.left || best.right <= tag.left })"
+    )
     page.mouse("#about")
     page.until("document.querySelector('#legend').textContent.includes('matches best')")
 
@@ -143,6 +160,13 @@ def test_a_patch_shows_the_whole_picture_its_words_and_searches_alone(page):
     assert square[1] == pytest.approx(view[1] / 3, abs=2) and square[0] - view[0] == pytest.approx(view[1] / 3, abs=2)
     words = page.js("[...document.querySelectorAll('#of_patch button.bar bdi')].map(b => b.textContent)")
     assert words[0] == color
+    opacity = "Number(getComputedStyle(document.getElementById('by_patch')).opacity)"
+    assert (
+        page.js(
+            f"(b => {{ b.disabled = true; const off = {opacity}; b.disabled = false; return off }})(document.getElementById('by_patch'))"
+        )
+        < 0.6
+    )
     page.mouse("#by_patch", click=True)
     page.until(f"location.search.includes('patches={patch}') && {READY}")
     assert rows(page)[:8] == [color] * 8 and brightest(page) == patch_of(page)
@@ -270,6 +294,26 @@ def test_what_can_be_used_has_a_name(page):
         and not node.get("name", {}).get("value")
     ]
     assert nameless == []
+
+
+def test_a_page_without_patches_offers_no_light(chromium, tmp_path, blue):
+    """Not even of a picture that is searched by."""
+    manifest = Manifest(
+        "image", 4, pooling="global", image_size=SIDE, text_length=16, dtype="float32", model=ColorModel.origin
+    )
+    with FeatureWriter(tmp_path / "index", manifest) as writer:
+        fields = [dict(key=name, width=SIDE, height=SIDE, caption=f"a {name} one") for name in NAMES]
+        writer.add(np.eye(4, dtype=np.float32)[:, None], np.ones((4, 1), bool), fields, np.full((4, 1), -1, np.int16))
+    with served(
+        open_features(tmp_path / "index"), lambda row: Image.new("RGB", (SIDE, SIDE), COLORS[NAMES[row]])
+    ) as place:
+        chromium.open(place)
+        chromium.until(READY)
+        search(chromium, "blue")
+        assert chromium.js("document.querySelector('#query').getBoundingClientRect().height") == 0
+        chromium.upload("#file", blue)
+        chromium.until(f"document.querySelector('#asked img') && {READY}")
+        assert chromium.js("document.querySelectorAll('#words button').length") == 0
 
 
 def test_a_server_that_is_gone_is_said(page):

@@ -109,7 +109,10 @@ def test_words_of_captions_are_embedded_beside_the_searches(site, client):
             vocabulary.words
         )
         assert {"red", "green", "blue", "patch"} <= {*vocabulary.words}
+        vocabulary.model.text_length = 2  # the ends; a word that is read in part is none
+        assert vocabulary._frequent() == []
     finally:
+        del vocabulary.model.text_length
         vocabulary.words, vocabulary.vectors = [], np.zeros((0, 4), np.float32)
 
 

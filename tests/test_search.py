@@ -17,6 +17,7 @@ from test_evals import Oracle, Scenes, Words, word_number
 
 from filip_jax import cli_search, inference
 from filip_jax.cli import main
+from filip_jax.data.record import BadRecord
 from filip_jax.data.sources import make_source
 from filip_jax.errors import UserError
 from filip_jax.evals import retrieval
@@ -291,7 +292,7 @@ def test_patches_that_a_reduction_dropped_are_no_number(tmp_path):
         writer.add(words[None, 1:3], np.ones((1, 2), bool), [{"key": "a"}], positions=np.array([[3, 1]], np.int16))
     (found,) = explain(model, "cat", open_features(tmp_path / "index"), [0])
     assert np.isnan(found.similarity[0]).tolist() == [[True, False], [True, False]] and found.best_patch(0) == (1, 1)
-    with pytest.raises(UserError, match="has no token for the patch 0,0"):
+    with pytest.raises(UserError, match="token of the patch in row 1, column 1: choose another"):
         patch_tokens(open_features(tmp_path / "index"), 0, (0, 0))
 
 
@@ -346,6 +347,9 @@ def test_another_model_is_refused_by_its_hash(tmp_path):
     model.origin = {**index.features.manifest.model, "checkpoint": 64 * "e"}
     with pytest.raises(UserError, match="is of another model: the model's checkpoint bbbbbbbbbbbb…, not eeeeeeeeeeee…"):
         index.search(model, text="cat")
+    model.origin = {**model.origin, "config": 64 * "f", "step": 13}  # of another run, not of another step
+    with pytest.raises(UserError, match="the model's config aaaaaaaaaaaa…, not ffffffffffff…"):
+        index.search(model, text="cat")
     model.origin = dict(index.features.manifest.model)
     assert len(index.search(model, text="cat")) == 3
 
@@ -361,6 +365,13 @@ def test_pictures_that_moved_are_one_line(tmp_path):
     features = write_features(tmp_path / "index", 1, source={"section": {"name": "folder", "path": "/none"}})
     with pytest.raises(UserError, match="index: source: folder: path='/none' is not a folder. If they .* --moved"):
         pictures.open_pictures(features)
+
+
+def test_texts_need_no_pictures(tmp_path):
+    source = {"section": {"name": "folder", "path": "/none"}}
+    picture = pictures.open_pictures(write_features(tmp_path / "index", 1, side="text", source=source))
+    with pytest.raises(BadRecord, match="row 0 is a text"):
+        picture(0)
 
 
 @pytest.mark.parametrize(
@@ -414,6 +425,13 @@ def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
     assert "1 of 3 queries cannot be searched" in said.err and said.err.count("\n") == 1
     assert main([*common, f"--batch={batch}", "--top=1"]) == 2
     assert capsys.readouterr().out.count("| rank |") == 2
+    monkeypatch.setattr(model, "encode_image", lambda images, pooling=None: next(model.views(images)))
+    missing = f"{tmp_path}/no.png"
+    batch.write_text(json.dumps({"image": missing}))
+    assert main([*common, f"--batch={batch}"]) == 2
+    assert capsys.readouterr().out.startswith(f"{missing}: [Errno 2]")  # named once
+    assert main([*common, f"--image={missing}"]) == 2
+    assert capsys.readouterr().err.startswith(f"filip: error: {missing}: [Errno 2]")
     assert main(["index", "inspect", f"--index={folder}", "--verify"]) == 0
     assert "10 rows of images" in (out := capsys.readouterr().out) and "as it was written" in out
     assert main(["index", "check", f"--index={folder}", "--candidates=10", "--queries=4", "--workdir=x"]) == 0

@@ -123,7 +123,7 @@ class Manifest:
 
 def difference_of_models(model: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Return how two models differ by what a manifest notes of them, in words with both values; "" if they do not."""
-    for name in sorted(model.keys() | other.keys(), key=lambda name: (name != "step", name)):
+    for name in sorted(model.keys() | other.keys(), key=lambda name: (name != "config", name != "step", name)):
         if model.get(name) != other.get(name):
             return f"the model's {name} {_short(model.get(name))}, not {_short(other.get(name))}"
     return ""

@@ -79,9 +79,9 @@ def embed(
     section, output = section_of(section, side), from_user(output)
     check_outside(section, output, "--output", {".arrow", ".json", ".jsonl"})
     old = read_manifest(output) if os.path.lexists(Path(output) / FILE) else None
+    source = make_source(section)  # a mistyped source is told as one, and not as another collection
     if old is not None and not moved:
         check_same_collection(old.source.get("section", {}), section, output)
-    source = make_source(section)
     say(one_line(f"{counted(len(source), 'record')}; the source is {source.seen}"))
     model = _load(workdir, step, batch_size)
     manifest = _manifest(model, side, dtype, reductions, texts, old, source)
@@ -117,11 +117,9 @@ def _manifest(model, side, dtype, reductions, texts, old, source) -> Manifest:
         raise UserError(f"--texts={texts}: no reduction chooses by words; add --reduce={BY_WORDS[0]}")
     sample: tuple[str, ...] = ()
     if by_words:
-        sample = sample_of(texts) if texts else old.texts if old else _captions(source)
+        sample = sample_of(texts) if texts else old.texts if old and old.texts else _captions(source)
         if not sample:
-            raise UserError(
-                f"{f'--texts={texts}' if texts else 'the index'} has no text by whose words tokens are chosen"
-            )
+            raise UserError(f"--texts={texts} has no text by whose words tokens are chosen")
     if dtype != "float32":
         kept.append({"name": dtype, "options": {}, "losses": {}})
     return Manifest(

@@ -95,7 +95,8 @@ def patch_tokens(features: Features, row: int, place: tuple[int, int]) -> Float[
     (positions,), (tokens, _) = features.positions([row]), features.tokens([row])
     number = token_map(positions, manifest)[place]
     if number < 0:
-        raise UserError(f"row {row} has no token for the patch {place[0]},{place[1]}: a reduction dropped it")
+        where = f"in row {place[0] + 1}, column {place[1] + 1}"
+        raise UserError(f"a reduction dropped the token of the patch {where}: choose another patch")
     if not np.isfinite(tokens[0, number]).all():
         raise UserError(f"row {row} is damaged: its token for the patch {place[0]},{place[1]} holds no finite numbers")
     return tokens[0, number][None]

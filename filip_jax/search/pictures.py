@@ -17,12 +17,14 @@ from filip_jax.search.collection import Uncaptioned, image_of, place_of
 def open_pictures(features: Features) -> Callable[[int], Image.Image]:
     """Return a function of a row that gives its picture, upright, in RGB.
 
-    It raises BadRecord if the source has the row's record no more, ValueError for one that is no picture, OSError if the
-    disk or the bucket fails.
+    It raises BadRecord for a row of texts and if the source has the row's record no more, ValueError for one that is no
+    picture, OSError if the disk or the bucket fails.
 
     Raises:
         UserError: the source that the features are of cannot be opened.
     """
+    if features.manifest.side == "text":
+        return _no_picture
     section = features.manifest.source.get("section", {})
     try:
         with sources_of_others():  # the folder may have come from a stranger
@@ -51,3 +53,7 @@ def open_pictures(features: Features) -> Callable[[int], Image.Image]:
         return decode(image)
 
     return picture
+
+
+def _no_picture(row: int) -> Image.Image:
+    raise BadRecord(f"row {row} is a text")

@@ -165,7 +165,8 @@ class Answers:
         try:
             picture = decode(request.image)
         except ValueError as error:
-            raise UserError(f"the picture cannot be used: {error}") from error
+            kinds = "JPEG, PNG, WebP, GIF, BMP and TIFF are read"
+            raise UserError(f"the picture cannot be used: {error}; {kinds}") from error
         (tokens,) = self.model.encode_image([picture], self.manifest.pooling)
         about |= {"kind": "picture", "square": seen(*picture.size, self.framing)}
         if request.patches:

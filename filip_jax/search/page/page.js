@@ -146,6 +146,7 @@ class View {
     this.place(this.best, top);
     this.place(this.at, at);
     const shown = this.cursor >= 0 ? this.cursor : top;
+    this.tag.classList.toggle("high", 3 * Math.floor(shown / grid[1]) >= 2 * grid[0]); // it hides no patch that it names
     this.tag.textContent = this.cursor >= 0 ? this.describe(shown) : top >= 0 ? `${this.nameAt(top)} ${score(this.values[top])}` : "";
   }
 
@@ -296,7 +297,7 @@ function show(request, answer, how) {
   $("error").hidden = true;
   if (document.activeElement !== $("text")) $("text").value = request.text ?? "";
   $("where").value = request.where ?? "";
-  const { parts } = answer.query;
+  const parts = state.info.grid ? answer.query.parts : []; // without patches there is nothing to light
   const buttons = parts.map((part, n) => wordButton(n, part, "Show where this matches"));
   if (parts.length > 1) buttons.unshift(wordButton(ALL, "all words", "Show the best word of each patch"));
   $("words").replaceChildren(...(buttons.length ? buttons : [make("p", { textContent: hint(answer) })]));
@@ -306,6 +307,7 @@ function show(request, answer, how) {
   $("hits").classList.toggle("wordless", !answer.hits.some((hit) => hit.caption));
   $("hits").replaceChildren(...answer.hits.map(card));
   showAsked(request, answer.query);
+  $("query").hidden = !state.info.grid && !$("asked").childElementCount;
   const top = request.top ?? TOP;
   $("more").hidden = answer.hits.length < top || top >= state.info.max_top || answer.query.kind === "sample";
   $("status").textContent = summary(answer);
@@ -337,7 +339,7 @@ function pictureOf(hit, place) {
 }
 
 function card(hit, n) {
-  const facts = make("div", { className: "hit" }, make("bdi", { textContent: hit.key.split("/").pop(), title: hit.key }), make("b", { textContent: score(hit.score) }));
+  const facts = make("div", { className: "hit" }, make("bdi", { textContent: hit.key.split("/").pop(), title: hit.key }), make("b", { textContent: score(hit.score), title: hit.score == null ? "" : "Score, by which hits are ordered" }));
   facts.append(make("p", { textContent: hit.caption, title: hit.caption, dir: "auto" }));
   const item = make("li", {}, facts);
   if (hit.picture) {

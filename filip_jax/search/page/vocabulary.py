@@ -66,7 +66,12 @@ class Vocabulary:
             text = captions[row].as_py() or ""
             counts.update({text[start:end].lower() for start, end in content_words(text)})
         frequent = (word for word, _ in counts.most_common() if len(word) <= MAX_CHARACTERS)
-        return list(islice(filter(self.model.tokenizer.knows, frequent), MAX_WORDS))
+        return list(islice(filter(self._is_read, frequent), MAX_WORDS))
+
+    def _is_read(self, word: str) -> bool:
+        """Return whether the model knows a word, and reads all of it."""
+        tokenizer, length = self.model.tokenizer, self.model.text_length
+        return tokenizer.knows(word) and len(tokenizer.spans(word, length + 1)) <= length
 
     def _embedded(self, words: list[str]) -> Float[np.ndarray, "n d"]:
         tokens, _ = self.model.encode_text(words, pooling="tokens")
