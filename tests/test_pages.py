@@ -8,6 +8,7 @@ from conftest import ROOT
 from documents import PAGES, anchors, links, read, target
 
 from filip_jax.config import load_config
+from filip_jax.epochs import KEY as KEY_OF_EPOCHS
 
 COMING, PROFILES = map(read, ("docs/coming_from.md", "launch/profiles.md"))
 RESULTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "benchmarks/results").glob("*.md"))
@@ -30,7 +31,7 @@ def ours(heading):
 
 @pytest.fixture(scope="module")
 def keys():
-    return set(keys_in(load_config(str(ROOT / "configs/filip.py"))))
+    return {*keys_in(load_config(str(ROOT / "configs/filip.py"))), KEY_OF_EPOCHS}
 
 
 def test_the_keys_that_others_flags_become_are_keys(keys):
