@@ -189,7 +189,9 @@ def scorer(a, name, dtype):
     if name == "ours":
         allowed = features.live
         return lambda query: best_rows(features, [query], 10, allowed=allowed)[0]
-    tokens = np.concatenate([tokens for _, tokens, _, _ in features.blocks(4096)])
+    tokens = np.empty((len(features), stored_tokens(a), a.dim), np.float32)
+    for rows, block, _, _ in features.blocks(4096):
+        tokens[rows] = block
     best = lambda scores: np.argsort(-scores, kind="stable")[:10]
     if name == "numpy":
         flat = tokens.reshape(-1, a.dim)

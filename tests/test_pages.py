@@ -9,6 +9,8 @@ from documents import PAGES, anchors, links, read, target
 
 from filip_jax.config import load_config
 from filip_jax.epochs import KEY as KEY_OF_EPOCHS
+from filip_jax.sections import keys_of
+from filip_jax.train.optimizer import make_optimizer
 
 COMING, PROFILES = map(read, ("docs/coming_from.md", "launch/profiles.md"))
 RESULTS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "benchmarks/results").glob("*.md"))
@@ -31,7 +33,8 @@ def ours(heading):
 
 @pytest.fixture(scope="module")
 def keys():
-    return {*keys_in(load_config(str(ROOT / "configs/filip.py"))), KEY_OF_EPOCHS}
+    options = {f"optimizer.{name}" for name in keys_of(make_optimizer)}
+    return {*keys_in(load_config(str(ROOT / "configs/filip.py"))), KEY_OF_EPOCHS, *options}
 
 
 def test_the_keys_that_others_flags_become_are_keys(keys):
