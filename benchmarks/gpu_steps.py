@@ -33,6 +33,7 @@ def config_of(form, size, tiny, **model):
         for tower in ("image", "text"):
             config["model"][tower] |= {"width": 64, "depth": 2, "heads": 2}
         config["model"]["image"]["image_size"] = 2 * patch_size
+        config["model"]["text"] |= {"vocab_size": 512, "length": 16}  # few lengths of groups, each of which is compiled
     return config
 
 
