@@ -86,9 +86,9 @@ def test_a_step_beside_clips():
     output = benchmark(*few, script="train_step.py")
     rows = dict(re.findall(r"^\| (\w+) \| 32 \| (.*) \|$", output, re.MULTILINE))
     for form in ("clip", "filip_exact"):
-        ms, rate, ratio, measured, makers, _ = rows[form].split(" | ")
+        ms, of_threads, rate, ratio, measured, makers, _ = rows[form].split(" | ")
         assert float(rate.replace(",", "")) == pytest.approx(8e3 / float(ms), rel=0.1) and makers == "-"
-        assert float(ratio.rstrip("x")) > 0 and 0 < float(measured.rstrip(" %")) < 100
+        assert float(of_threads) > 0 and float(ratio.rstrip("x")) > 0 and 0 < float(measured.rstrip(" %")) < 100
     if importlib.util.find_spec("torch") is None:  # said, as one line, and no number made up
         assert rows["open_clip"] == "ModuleNotFoundError: No module named 'torch'"
     assert "measured" in output.splitlines()[-1]
