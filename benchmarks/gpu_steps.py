@@ -136,7 +136,7 @@ def steps_torch(name, tiny):
 
 
 def resume(name, tiny):
-    """Whether a run that is saved after two steps and read by another process comes to the same bits after four."""
+    """Print a row that says if a run comes to the same bits when another process goes on from its checkpoint."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
     for form, environment in (("deterministic operations", {"XLA_FLAGS": flags}), ("default", {})):
         with tempfile.TemporaryDirectory() as folder:

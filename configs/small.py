@@ -2,13 +2,13 @@ r"""Training from nothing on ten thousand to a million pairs, on one GPU or a pa
 
     filip train --config=configs/small.py:10k --workdir=runs/small --config.source.path=PAIRS
 
-The paper's recipe (configs/filip.py) is for hundreds of millions of pairs in batches of tens of thousands. On few pairs this
-one learns more at the same steps: AdamW, the exact loss over all tokens, mild augmentation, a convolutional stem. The number
+The paper's recipe (configs/filip.py) is for hundreds of millions of pairs in batches of tens of thousands. This
+one is for few: AdamW, the exact loss over all tokens, mild augmentation, a convolutional stem. The number
 behind the colon is how many pairs there are, about: it chooses the towers' size, the batch and the passes over the data
 (`epochs`, which a total_steps of your own replaces).
 
-Measured on 7,000 drawings with small towers, see benchmarks/results/small_cpu.md; the sizes, rates and epochs of 100k and 1m
-are reasoned from it. To begin with a public CLIP is better where there is one for your language and pictures:
+The choices are being measured by benchmarks/small.py on 7,740 pictures with smaller towers than these; the sizes, rates and
+epochs here are reasoned. To begin with a public CLIP is better where there is one for your language and pictures:
 configs/from_clip.py.
 """
 

@@ -44,7 +44,7 @@ SINGLE = "source"  # the name of the part if there is no mixture
 
 
 class _ProcessBatches(grain.MapDataset):
-    """Of each global batch the rows of one process: its block, so row order ignores the process count.
+    """One process's rows of each global batch: a contiguous block, so that row order ignores the process count.
 
     Grain sees batches and no rows: what it does for each element would be a tenth of the time of a small picture.
     """
