@@ -1,5 +1,6 @@
 """The command `filip embed`: the features of a collection, which are searched later."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,7 +78,8 @@ def _section(words: Sequence[str]) -> dict[str, Any]:
 
 
 def _share(text: str) -> tuple[int, int]:
-    process, slash, processes = text.partition("/")
-    if not slash or not process.isdecimal() or not processes.isdecimal() or int(process) >= int(processes):
-        raise UserError(f"--process={text} is not I/N, as 0/4, 1/4, 2/4 and 3/4 for four processes")
-    return int(process), int(processes)
+    match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    process, processes = map(int, match.groups()) if match else (0, 0)
+    if process >= processes:
+        raise UserError(f"--process={text:.100} is not I/N, as 0/4, 1/4, 2/4 and 3/4 for four processes")
+    return process, processes

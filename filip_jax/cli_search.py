@@ -31,9 +31,8 @@ of both ways. All scores are those of the definition.
 A query that cannot be searched has a line with its error, and the others go on.
 --where filters by the columns key, shard, index, width, height, orientation and caption: =, !=, <, <=, >, >= and in, `contains`
 for a part of a text, and, or, not, parentheses.
---candidates=N scores only the N rows whose mean token is nearest, or that an engine names: faster, and no longer exact;
-filip index check says what is lost. --engine=lance and --engine="qdrant url=http://HOST:6333" find candidates in what filip index
-build has made.
+--candidates=N scores only the N rows whose mean token is nearest, and at least --top: faster, and no longer exact, see filip
+index check. --engine=lance and --engine="qdrant url=http://HOST:6333" name candidates, of what filip index build has made.
 --sheet draws each hit, and for each word a heat map of its patches, on one scale for all hits."""
 
 INDEX = """Look into an index, and make it fast to search."""
@@ -122,14 +121,17 @@ def _search(arguments, _) -> None:
     from filip_jax.inference import load_model
     from filip_jax.search.explain import check_patches
     from filip_jax.search.filters import parse_filter
+    from filip_jax.search.index import check_counts
 
     if arguments.sheet and (arguments.text is None or Path(arguments.sheet).suffix.lower() != ".png"):
         raise UserError("--sheet draws the hits of --text, into a file that ends with .png")
+    check_counts(arguments.top, arguments.candidates)  # mistakes are told before the model is loaded
     requests = list(_asked(arguments))
     index = open_index_of(arguments)
-    parse_filter(arguments.where, index.kinds)  # mistakes are told before the model is loaded
+    parse_filter(arguments.where, index.kinds)
     if arguments.sheet:
         check_patches(index.features)
+        Path(arguments.sheet).parent.mkdir(parents=True, exist_ok=True)
     model = load_model(arguments.workdir, step_number(arguments.step))
     index.check_model(model)
     bad, size = 0, max(1, min(AT_ONCE, HITS_AT_ONCE // max(arguments.top, 1)))
@@ -247,7 +249,6 @@ def _draw(arguments, index, model, hits) -> None:
         except (BadRecord, OSError, ValueError):  # it is gone, or none any more
             return None
 
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_png(draw_sheet(model, arguments.text, index.features, hits, view_of), file)
     if not arguments.json:  # whose lines are all JSON
         show(f"wrote {file}")
@@ -272,9 +273,8 @@ def _build(arguments, _) -> None:
         )
     began = time.perf_counter()
     added, deleted = index.build()
-    show(
-        f"{counted(added, 'row')} added, {deleted:,} deleted in {time.perf_counter() - began:.1f} s; the engine holds all {len(index):,}"
-    )
+    seconds = time.perf_counter() - began
+    show(f"{counted(added, 'row')} added, {deleted:,} deleted in {seconds:.1f} s; the engine holds all {len(index):,}")
 
 
 def _check(arguments, _) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import secrets
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +64,12 @@ def _serve(arguments, _) -> None:
         answers = Answers(index, model, Path(arguments.index).resolve().name, arguments.candidates)
         answers.prepare()
         warnings.simplefilter("once", UserWarning)  # of long texts, say, as often as somebody searches
-        thumbnails = Thumbnails(open_pictures(index.features)) if answers.has_pictures else None
+        thumbnails = None
+        if answers.has_pictures:
+            try:
+                thumbnails = Thumbnails(open_pictures(index.features))
+            except UserError as error:  # scores, captions and places are of use without
+                show(f"{error}. The page shows none", file=sys.stderr)
         address = address_of(listener, arguments.host)
         show(f"{address}?token={token}" if token else address, "Ctrl-C ends the page.")
         try:

@@ -336,6 +336,7 @@ def test_what_does_not_fit_a_folder_is_one_line(workdir, tmp_path):
         (["folder"], "missing a required"),
         (["folder", "path=/none"], "is not a folder"),
         (["folder", "path=/none", "--process=2/2"], "is not I/N"),
+        (["folder", "path=/none", f"--process=0/{'9' * 5000}"], "is not I/N"),
         (["folder", "path=/none", "--reduce=half"], "none of neighbors, select, unchosen"),
         (["folder", "path=/none", "--reduce=select:2"], "keep must be from 0.01 to 1.0"),
         (["folder", "path=/none", "--reduce=select:x"], "'x' is no number"),

@@ -486,7 +486,7 @@ STRANGERS = ["evil.example", "evil.example:8750", "127.0.0.1.evil.example", "loc
 def test_another_name_for_this_machine_is_refused(client, host):
     """A site whose name is made to point here (DNS rebinding) sends its own name."""
     answer = client.get("/api/info", headers={"Host": host})
-    assert answer.status_code == 421 and "twelve" not in answer.text
+    assert answer.status_code == 421 and "twelve" not in answer.text and "another name" in answer.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -657,7 +657,8 @@ def test_a_page_of_texts_needs_no_pictures(command, monkeypatch, tmp_path):
         raise UserError("the pictures are gone")
 
     monkeypatch.setattr("filip_jax.search.pictures.open_pictures", gone)
-    assert command("--port=0")[0] == 2
+    code, _, error, _ = command("--port=0")
+    assert code == 0 and error == "the pictures are gone. The page shows none\n"  # scores and captions are still of use
     manifest = Manifest("text", 4, text_length=16, dtype="float32", model=ColorModel.origin)
     with FeatureWriter(tmp_path / "texts", manifest) as writer:
         writer.add(np.eye(4, dtype=np.float32)[None], np.ones((1, 4), bool), [{"key": "a", "caption": "a red one"}])

@@ -173,9 +173,17 @@ def test_two_stages_find_the_best_of_the_nearest_pooled(tmp_path):
         hit.row for hit in whole if hit.row in near
     ][:5]
     assert index.search(tokens=query, top=60, candidates=60) == whole
-    with_all = check(index, index, sampled(index, 5), candidates=60)
+    assert len(index.search(tokens=query, top=7, candidates=1)) == 7  # as many as are asked for
+    with_all = check(index, index, sampled(index, 5), candidates=100)
     assert with_all.recall == {10: 1.0, 100: 1.0} and with_all.queries == 5
-    assert check(index, index, sampled(index, 5), candidates=1).recall[10] == pytest.approx(0.1)
+    few, asked = check(index, index, sampled(index, 5), candidates=20), sampled(index, 5)
+    shares = [
+        len({hit.row for hit in right} & {hit.row for hit in fast}) / 10
+        for right, fast in zip(index.search_all(asked, top=10), index.search_all(asked, top=10, candidates=20))
+    ]
+    assert few.recall == {10: pytest.approx(np.mean(shares))} and np.mean(shares) < 1  # 20 cannot hold the best 100
+    with pytest.raises(UserError, match="candidates=9 must be 10 or more"):
+        check(index, index, asked, candidates=9)
 
 
 def test_filters_hold_before_the_best_are_taken(scenes):
@@ -455,6 +463,7 @@ def test_the_commands(scenes, tmp_path, capsys, monkeypatch):
         (["--text=cat", "--engine=exakt"], "did you mean exact"),
         (["--text=cat", "--engine=exact uri=3"], "unexpected keyword argument 'uri'"),
         (["--text=cat", "--engine= "], "--engine names an engine"),
+        (["--text=cat", "--top=0", "--step=none"], "top=0 must be from 1"),  # told before the model is loaded
         (["--image=cat.png", "--sheet=a.png"], "--sheet draws the hits of --text"),
         (["--text=cat", "--sheet=a.jpg"], "--sheet draws the hits of --text"),
         (["--text="], "--text is empty"),

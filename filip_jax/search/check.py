@@ -20,7 +20,7 @@ class Check:
 
     Attributes:
         queries: how many.
-        recall: by k, the mean share of the exact k best rows that are among the fast search's.
+        recall: by k, the mean share of the exact k best rows that are among the fast search's; k is at most its candidates.
         exact_ms, fast_ms: wall time of a query, the first of each left out.
     """
 
@@ -38,22 +38,27 @@ def check(exact: Index, fast: Index, queries: Sequence[Query], candidates: int |
         candidates: of the fast search.
 
     Raises:
-        UserError: no query, or as `Index.search`.
+        UserError: no query, fewer candidates than the recall of ten needs, or as `Index.search`.
     """
     if not queries:
         raise UserError("there is no query to check with")
+    ranks = [k for k in RANKS if candidates is None or k <= candidates]
+    if not ranks:
+        raise UserError(
+            f"candidates={candidates} must be {RANKS[0]} or more: recall is that of the best {RANKS[0]} rows"
+        )
     rows, times = [], []
     for index, limit in ((exact, None), (fast, candidates)):
-        index.search_all(queries[:1], top=RANKS[-1], candidates=limit)  # compiles and reads
+        index.search_all(queries[:1], top=ranks[-1], candidates=limit)  # compiles and reads
         began = time.perf_counter()
-        hits = [index.search_all([query], top=RANKS[-1], candidates=limit)[0] for query in queries]
+        hits = [index.search_all([query], top=ranks[-1], candidates=limit)[0] for query in queries]
         times.append(1000 * (time.perf_counter() - began) / len(queries))
         rows.append([[hit.row for hit in of_query] for of_query in hits])
     recall = {
         k: float(
             np.mean([len({*right[:k]} & {*fast_rows[:k]}) / max(len(right[:k]), 1) for right, fast_rows in zip(*rows)])
         )
-        for k in RANKS
+        for k in ranks
     }
     return Check(len(queries), recall, *times)
 

@@ -146,8 +146,8 @@ class Index:
         Args:
             model, text, image, tokens: see `query`.
             where: a filter, see filters.py.
-            candidates: how many rows the engine names, of which these are the best; by default as many as it thinks right,
-                and with the engine "exact" all rows, which is exact.
+            candidates: how many rows the engine names, of which these are the best, and at least `top`; by default as many
+                as it thinks right, and with the engine "exact" all rows, which is exact.
 
         Raises:
             UserError: as `query`; the index is empty; a filter that is none; top or candidates below 1; a damaged part.
@@ -159,15 +159,15 @@ class Index:
         self, queries: Sequence[Query], top: int = 20, where: str = "", candidates: int | None = None
     ) -> list[list[Hit]]:
         """Return what `search` does for each of several queries, which are compared with the rows together."""
-        for name, value, most in (("top", top, MAX_TOP), ("candidates", candidates, MAX_CANDIDATES)):
-            if value is not None and not 1 <= value <= most:
-                raise UserError(f"{name}={value} must be from 1 to {most}")
+        check_counts(top, candidates)
         if not len(self):
             raise UserError(f"{self.features.folder} has no rows to search: filip embed adds them")
         tree = parse_filter(where, self.kinds)
         allowed = allowed_rows(self.features, tree)
-        if candidates is None and self.engine.candidates is not None:
-            candidates = max(self.engine.candidates, top)
+        if candidates is None:
+            candidates = self.engine.candidates
+        if candidates is not None:
+            candidates = max(candidates, top)
         hits: list[list[Hit]] = [[] for _ in queries]
         for like in (False, True):
             numbers = [n for n, query in enumerate(queries) if (query.side == self.features.manifest.side) == like]
@@ -175,7 +175,7 @@ class Index:
                 tokens = [queries[n].tokens for n in numbers]
                 rows_of_queries = zip(numbers, best_rows(self.features, tokens, top, allowed=allowed, like=like))
             else:
-                rows_of_queries = ((n, self._candidates(queries[n], candidates or top, tree, allowed)) for n in numbers)
+                rows_of_queries = ((n, self._candidates(queries[n], candidates, tree, allowed)) for n in numbers)
             for n, of_query in rows_of_queries:
                 hits[n] = self._hits(queries[n], of_query, like, top)
         return hits
@@ -270,6 +270,13 @@ class Index:
             )
             for n, cosine, of_row in zip(order, pooled, fields)
         ]  # fmt: skip
+
+
+def check_counts(top: int, candidates: int | None) -> None:
+    """Raise a UserError if a search cannot give so many hits, or compare so many rows."""
+    for name, value, most in (("top", top, MAX_TOP), ("candidates", candidates, MAX_CANDIDATES)):
+        if value is not None and not 1 <= value <= most:
+            raise UserError(f"{name}={value} must be from 1 to {most}")
 
 
 def open_index(folder: str | Path, engine: str = "exact", **options: Any) -> Index:

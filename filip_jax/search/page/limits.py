@@ -103,13 +103,13 @@ class Guard:
         hosts = headers.getlist("host")
         match = HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
         if match is None or not self._is_own(match[1].lower()):
-            return PlainTextResponse("this server has another name: open the address that `filip serve` printed", 421)
+            return _refused(scope, "this server has another name: open the address that `filip serve` printed", 421)
         for origin in headers.getlist("origin"):
             if origin.lower() not in (f"http://{hosts[0].lower()}", f"https://{hosts[0].lower()}"):
-                return PlainTextResponse("other web sites may not ask this server", 403)
+                return _refused(scope, "other web sites may not ask this server", 403)
         opens = scope["method"] == "GET" and scope["path"] == "/"  # a link on another site may open the page
         if not opens and headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
-            return PlainTextResponse("other web sites may not ask this server", 403)
+            return _refused(scope, "other web sites may not ask this server", 403)
         return None
 
     def _is_own(self, name: str) -> bool:
@@ -136,10 +136,17 @@ class Guard:
         if self._is_token(cookie_parser(headers.get("cookie", "")).get(self.cookie, "")):
             return None
         message = "this server asks for its token: open the whole address that `filip serve` printed"
-        return PlainTextResponse(message, 401, {"WWW-Authenticate": "Bearer"})
+        return _refused(scope, message, 401, {"WWW-Authenticate": "Bearer"})
 
     def _is_token(self, given: str) -> bool:
         return hmac.compare_digest(given.encode(), self.token.encode())
+
+
+def _refused(scope: Scope, message: str, status: int, headers: dict[str, str] | None = None) -> Response:
+    """Return a refusal: JSON for programs, as any mistake of theirs, and text for a browser's window."""
+    if scope["path"].startswith("/api/"):
+        return JSONResponse({"error": message}, status, headers)
+    return PlainTextResponse(message, status, headers)
 
 
 class Queue:

@@ -98,10 +98,10 @@ def address_of(listener: socket.socket, host: str) -> str:
 def make_server(app: ASGIApp) -> uvicorn.Server:
     """Return what answers requests once its `run(sockets=[…])` is called, until the process is interrupted.
 
-    Nothing is logged but what fails here: addresses may hold a token, and strangers' mistakes would fill the terminal.
+    It logs nothing: addresses may hold a token, and strangers' mistakes would fill the terminal. `Guard` shows what fails here.
     """
     config = uvicorn.Config(
-        app, loop="asyncio", http=DeadlineProtocol, ws="none", lifespan="on", log_level="error", access_log=False,
+        app, loop="asyncio", http=DeadlineProtocol, ws="none", lifespan="on", log_level="critical", access_log=False,
         server_header=False, proxy_headers=False, limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=GRACE,
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
     )  # fmt: skip
