@@ -175,7 +175,7 @@ class Index:
                 tokens = [queries[n].tokens for n in numbers]
                 rows_of_queries = zip(numbers, best_rows(self.features, tokens, top, allowed=allowed, like=like))
             else:
-                rows_of_queries = ((n, self._candidates(queries[n], candidates, tree, allowed)) for n in numbers)
+                rows_of_queries = ((n, self._candidates(queries[n], candidates or top, tree, allowed)) for n in numbers)
             for n, of_query in rows_of_queries:
                 hits[n] = self._hits(queries[n], of_query, like, top)
         return hits
