@@ -4,7 +4,17 @@ from collections.abc import Callable
 
 from filip_jax.objectives.clip import clip
 from filip_jax.objectives.filip import filip
+from filip_jax.objectives.filip_sigmoid import filip_sigmoid
+from filip_jax.objectives.flair import flair
+from filip_jax.objectives.maxsim import maxsim
 from filip_jax.objectives.objective import Objective
 from filip_jax.objectives.siglip import siglip
 
-OBJECTIVES: dict[str, Callable[..., Objective]] = {"filip": filip, "clip": clip, "siglip": siglip}
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "filip": filip,
+    "clip": clip,
+    "siglip": siglip,
+    "filip_sigmoid": filip_sigmoid,
+    "maxsim": maxsim,
+    "flair": flair,
+}

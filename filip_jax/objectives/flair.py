@@ -1,0 +1,105 @@
+"""FLAIR's objective: each text sees the image in its own way, and each pair is right or wrong by itself."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from filip_jax.losses.encoded import Encoded
+from filip_jax.losses.pairs import pair_losses
+from filip_jax.losses.sigmoid import Sigmoid
+from filip_jax.losses.text_conditioned import PROJECTED, TextConditioned
+from filip_jax.losses.token_wise import TokenWise
+from filip_jax.objectives.contrast import MAX_SCALE, check_positives, make_bias, make_scale, show_scale
+from filip_jax.objectives.objective import Objective, Pairwise, Parameter
+from filip_jax.sections import one_of
+
+SHARE = 0.5  # of each of the two losses
+
+
+def flair(
+    *,
+    heads: int = 8,
+    logit_scale_init: float = 10.0,
+    min_logit_scale: float = 1.0,
+    max_logit_scale: float = MAX_SCALE,
+    bias_init: float = -10.0,
+    from_first_batch: bool = False,
+    positives: str = "pair",
+    dtype: str = "float32",
+    implementation: str = "auto",
+    exchange: str = "ring",
+    indices: str = "auto",
+) -> Objective:
+    """Return FLAIR's objective (Xiao et al. 2025, arXiv 2412.03561, section 3.3): the mean of two sigmoid losses.
+
+    One compares pooled vectors, of all captions with all images, as SigLIP's. The other compares each text with the image
+    pooled for it (`TextConditioned`): an image meets its K captions and the first one of each other image, B + K - 1 texts. The
+    sum over all images and their texts is divided by that number; captions count by their weights, also in it.
+
+    Args:
+        heads: of the attention that pools; they divide `model.embed_dim`.
+        logit_scale_init, min_logit_scale, max_logit_scale: see `make_scale`; both losses share it.
+        bias_init, from_first_batch: see `make_bias`; the first batch's pooled vectors decide.
+        positives: "pair": an image's own texts are right; "image": those of all images of its group.
+        dtype: of the products.
+        implementation, indices: of pooled vectors, see `filip_loss`.
+        exchange: "gather" or "ring", of both.
+
+    Raises:
+        UserError: an option that cannot be.
+    """
+    pairs_by, needs = check_positives(positives)
+    one_of(("gather", "ring"), exchange, "exchange")
+    pooling = TextConditioned(heads, dtype)
+    pooled = TokenWise("pooled", dtype=dtype, implementation=implementation, exchange=exchange, indices=indices)
+
+    def of_loss(parameters):
+        return {"scale": jnp.exp(parameters["logit_scale"]), "bias": parameters["bias"]}
+
+    def local(parameters, state, encoded, teacher):
+        """Return the loss of conditioned images. Others' texts come from all devices, as those of pairwise losses do."""
+        project = partial(pooling.project, parameters)
+        images = tuple(project(name, encoded.image_tokens) for name in PROJECTED[1:])
+        texts = project(PROJECTED[0], encoded.text_pooled), encoded.text_pooled
+        real, weight = _weights(encoded)
+        first = jax.tree.map(lambda x: x[:, :1], texts)
+        met = Encoded(text_weight=weight[:, :1], group=encoded.group, real=encoded.real)
+        owned = {"losses": {"met": of_loss(parameters)}, "similarity": parameters}
+        similarity = pooling.of_pairs(images, first, exchange)
+        of_met = pair_losses({"met": Sigmoid(1, pairs_by)}, similarity, met, owned)["met"]
+        further = jax.tree.map(lambda x: x[:, 1:], texts)
+        logits = of_loss(parameters)["scale"] * pooling.of_own(parameters, images, further) + parameters["bias"]
+        of_further = jnp.where(weight[:, 1:] > 0, -weight[:, 1:] * jax.nn.log_sigmoid(logits), 0.0).sum()
+        rows = jnp.maximum(real.sum(), 1.0)
+        number = weight[:, 0].sum() + weight[:, 1:].sum() / rows  # of texts that an image meets
+        loss = (of_met * weight[:, 0].sum() + of_further) / jnp.where(number > 0, number, 1.0)
+        captions = (weight > 0).sum() / rows
+        return SHARE * loss, state, {"conditioned_loss": loss, "captions_per_image": captions}
+
+    parameters = {
+        "logit_scale": make_scale(logit_scale_init, min_logit_scale, max_logit_scale, from_first_batch, pooled),
+        "bias": make_bias(bias_init, from_first_batch, pooled),
+    }
+    for name in pooling.names:
+        init = partial(_init, pooling, name)
+        parameters[name] = Parameter(init, decay=name.endswith("kernel"))
+    return Objective(
+        needs=needs | {"tokens", "pooled", "captions"},
+        parameters=parameters,
+        pairwise=Pairwise(pooled, Sigmoid(1, pairs_by, SHARE), of_loss, "scale"),
+        local=local,
+        metrics=lambda parameters: show_scale(parameters) | {"bias": parameters["bias"]},
+    )
+
+
+def _init(pooling, name, key, sizes):
+    return pooling.init(key, name, sizes["embed_dim"])
+
+
+def _weights(encoded):
+    """Return how much each image counts, 0 or 1, and how much each caption."""
+    shape = encoded.text_pooled.shape[:2]
+    real = jnp.ones(shape[0]) if encoded.real is None else encoded.real.astype(jnp.float32)
+    weight = jnp.ones(shape) if encoded.text_weight is None else encoded.text_weight
+    return real, weight * real[:, None]
