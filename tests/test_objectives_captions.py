@@ -1,6 +1,7 @@
 """FLAIR against its definition in float64: text-conditioned pooling, texts of others, several captions; what it needs of a batch."""
 
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 
 import jax
@@ -17,6 +18,7 @@ from filip_jax.losses.encoded import Encoded
 from filip_jax.losses.text_conditioned import TextConditioned
 from filip_jax.mesh import BATCH_AXES
 from filip_jax.objectives.total import make_objectives
+from filip_jax.train.start import check_captions
 
 DIM, HEADS = 6, 2
 FLAIR = dict(kind="flair", heads=HEADS, logit_scale_init=8.0, bias_init=-2.0)
@@ -79,3 +81,78 @@ def test_flair_equals_its_definition_forward_and_gradient(mesh, exchange, option
     section = FLAIR | dict(exchange=exchange, indices="recompute", positives="image" if "groups" in options else "pair")
     objectives = make_objectives({"own": section})
     check_against_definition(objectives, flair_definition, initial(objectives), mesh, options | dict(d=DIM))
+
+
+def test_text_conditioned_pooling_attends_to_nothing_where_no_token_fits():
+    """With keys that are far from the query only the key of zeros is left, and the output is its bias."""
+    pooling, rng = TextConditioned(HEADS, "float32"), np.random.default_rng(0)
+    parameters = initial(make_objectives({"own": FLAIR}))["own"]
+    query = jnp.asarray(rng.normal(size=(1, HEADS, 3)), jnp.float32)
+    keys = jnp.broadcast_to(-1e3 * query[:, None], (1, 4, HEADS, 3))
+    values = jnp.asarray(rng.normal(size=keys.shape), jnp.float32)
+    found = pooling.compare(parameters, (keys, values), (query, jnp.eye(DIM)[:1]))
+    assert float(found[0, 0]) == pytest.approx(float(unit(np.asarray(parameters["output_bias"], float))[0]), rel=1e-5)
+
+
+def test_flair_in_bfloat16_is_near_float32():
+    """1 % of the loss."""
+    batch, losses = single(make_batch(0, k=2, d=16, p=9)), []
+    for dtype in ("float32", "bfloat16"):
+        objectives = make_objectives({"own": FLAIR | {"dtype": dtype}})
+        losses.append(float(objectives.loss(initial(objectives, 16), {}, batch, 0.0)[0]))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2) and losses[1] != losses[0]
+
+
+def shapes(mesh, rows, k=4, p=16, d=16):
+    """The shapes of a global batch of `rows` samples on each device."""
+    sharding, b = NamedSharding(mesh, PartitionSpec(BATCH_AXES)), rows * mesh.size
+    of = lambda *shape: jax.ShapeDtypeStruct((b, *shape), jnp.float32, sharding=sharding)
+    return Encoded(image_tokens=of(p, d), image_pooled=of(d), text_pooled=of(k, d), text_weight=of(k))
+
+
+def test_memory_of_flair_does_not_grow_with_the_devices_and_no_image_leaves_its_own():
+    objectives = make_objectives({"own": FLAIR | dict(indices="recompute")})
+    parameters = jax.eval_shape(lambda: objectives.init(jax.random.key(0), {"embed_dim": 16}))
+    bytes_of = []
+    for devices in (1, 8):
+        mesh = make_devices_mesh(1, devices)
+        encoded, whole = shapes(mesh, rows=16), NamedSharding(mesh, PartitionSpec())
+        given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), parameters)
+
+        def loss(parameters, tokens, pooled, encoded):
+            return objectives.loss(parameters, {}, replace(encoded, image_tokens=tokens, text_pooled=pooled), 0.0)[0]
+
+        with jax.set_mesh(mesh):
+            step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+            program = step.lower(given, encoded.image_tokens, encoded.text_pooled, encoded).compile()
+        bytes_of.append(program.memory_analysis().temp_size_in_bytes)
+    moved = re.findall(r"= (\S+) (?:all-gather|all-to-all)", program.as_text())
+    assert "collective-permute" in program.as_text()
+    assert all(np.prod(np.array(re.findall(r"\d+", x.split("[")[1].split("]")[0]), int)) <= 8 * 16 * 4 for x in moved)
+    assert bytes_of[1] < 1.1 * bytes_of[0]
+
+
+@pytest.mark.parametrize(
+    "options, dim, message",
+    [
+        (dict(heads=0), 6, "objectives.own.heads=0 must be at least 1"),
+        (dict(heads=4), 6, "heads=4 must divide model.embed_dim=6"),
+        (dict(exchange="auto"), 6, "objectives.own.exchange='auto' is not one of gather, ring"),
+        (dict(dtype="float16"), 6, "objectives.own.dtype='float16' is not one of"),
+        (dict(positives="row"), 6, "objectives.own.positives='row' is not one of pair, image"),
+    ],
+)
+def test_options_that_cannot_be_are_named(options, dim, message):
+    with pytest.raises(UserError, match=message):
+        make_objectives({"own": FLAIR | options}).init(jax.random.key(0), {"embed_dim": dim})
+
+
+@pytest.mark.parametrize("present, message", [(1, "none of the 4 images of the first batch has more than 1 "), (2, "")])
+def test_a_run_whose_images_have_one_caption_each_is_refused(present, message):
+    objectives, mesh = make_objectives({"own": FLAIR}), make_devices_mesh(1, 4)
+    weight = np.zeros((4, 3), np.float32)
+    weight[:, 0] = weight[2, :present] = 1.0
+    batch = {"caption_weight": jax.device_put(weight, NamedSharding(mesh, PartitionSpec(BATCH_AXES)))}
+    with pytest.raises(UserError, match=message) if message else nullcontext():
+        check_captions(objectives, mesh, batch)
+    check_captions(make_objectives({"own": dict(kind="clip")}), mesh, {})  # which needs none
