@@ -1,0 +1,61 @@
+r"""Objectives of the field on the demo's emoji scenes, each as its publication has it; to be tried, then copied to a config.
+
+    filip train --config=configs/objectives.py:sparc --workdir=runs/sparc
+    filip train --config=configs/objectives.py:superclass --workdir=runs/superclass
+    filip train --config=configs/objectives.py:alip --workdir=runs/alip --config.source.path=PAIRS
+    filip train --config=configs/objectives.py:distill --workdir=runs/distill --config.init_from.teacher.path=runs/demo_clip
+
+docs/loss.md says what each compares and needs. Without a path the teacher of `distill` is the model that the run begins with.
+"""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from filip_jax.configs import demo
+
+
+def sparc() -> ConfigDict:
+    """SPARC's sum: CLIP's objective and the words of each caption; lambda of 0.5 and 1."""
+    config = demo.get_config("clip")
+    config.objectives.clip.weight = 0.5
+    config.objectives.sparc = ConfigDict(dict(kind="sparc", weight=1.0, logit_scale_init=1 / 0.07, repeated_words=True))
+    return config
+
+
+def superclass() -> ConfigDict:
+    """CLIP's objective and the head of SuperClass."""
+    config = demo.get_config("clip")
+    config.objectives.superclass = ConfigDict(dict(kind="superclass", weight=1.0, logit_scale_init=1 / 0.07))
+    return config
+
+
+def alip() -> ConfigDict:
+    """ALIP, on a folder of pictures with a raw caption in NAME.txt and a synthetic one in NAME.synthetic.txt."""
+    config = demo.get_config("clip")
+    config.objectives = ConfigDict(dict(alip=dict(kind="alip", weight=1.0, logit_scale_init=1 / 0.07, momentum=0.99)))
+    # The raw caption weighs so much more that it is drawn first; the synthetic one is the second.
+    captions = (("txt", 1e9), ("synthetic.txt", 1.0))
+    config.source = ConfigDict(dict(name="folder", path="", caption_keys=captions))
+    config.data.captions_per_image = 2
+    return config
+
+
+def distill() -> ConfigDict:
+    """CLIP's objective and a teacher's relations: a run with the objective `clip` on the demo, and its last train/clip/logit_scale."""
+    config = demo.get_config("clip")
+    section = dict(kind="distill", weight=1.0, teacher_logit_scale=20.0, logit_scale_init=1 / 0.07)
+    config.objectives.distill = ConfigDict(section)
+    return config
+
+
+VARIANTS: dict[str, Callable[[], ConfigDict]] = {
+    "sparc": sparc,
+    "superclass": superclass,
+    "alip": alip,
+    "distill": distill,
+}
+
+
+def get_config(variant: str = "sparc") -> ConfigDict:
+    return VARIANTS[variant]()
