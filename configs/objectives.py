@@ -1,5 +1,9 @@
 r"""Objectives of the field on the demo's emoji scenes, each as its publication has it; to be tried, then copied to a config.
 
+    filip train --config=configs/objectives.py:filip_sigmoid --workdir=runs/filip_sigmoid
+    filip train --config=configs/objectives.py:maxsim --workdir=runs/maxsim --config.objectives.maxsim.negatives=hardest
+    filip train --config=configs/objectives.py:flair --workdir=runs/flair --config.source.path=PAIRS
+    filip train --config=configs/objectives.py:dreamlip --workdir=runs/dreamlip --config.source.path=PAIRS
     filip train --config=configs/objectives.py:sparc --workdir=runs/sparc
     filip train --config=configs/objectives.py:superclass --workdir=runs/superclass
     filip train --config=configs/objectives.py:alip --workdir=runs/alip --config.source.path=PAIRS
@@ -13,6 +17,46 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from filip_jax.configs import demo
+
+
+def filip_sigmoid() -> ConfigDict:
+    """SigLIP's loss on FILIP's similarities."""
+    config = demo.get_config("filip")
+    section = dict(kind="filip_sigmoid", weight=1.0, from_first_batch=True, keep_tokens=1.0, selection="batch")
+    config.objectives = ConfigDict(dict(filip_sigmoid=section))
+    return config
+
+
+def maxsim() -> ConfigDict:
+    """ColBERT's scores in one direction, texts that look for images."""
+    config = demo.get_config("filip")
+    section = dict(kind="maxsim", weight=1.0, negatives="all", smoothing=0.0, logit_scale_init=1 / 0.02)
+    config.objectives = ConfigDict(dict(maxsim=section))
+    return config
+
+
+def flair() -> ConfigDict:
+    """FLAIR, and FILIP's objective for evaluations, which compare tokens."""
+    config = _with_several_captions()
+    section = dict(kind="flair", weight=1.0, heads=8, logit_scale_init=10.0, bias_init=-10.0, from_first_batch=False)
+    config.objectives.flair = ConfigDict(section)
+    return config
+
+
+def dreamlip() -> ConfigDict:
+    """DreamLIP, and FILIP's objective for evaluations, which compare tokens."""
+    config = _with_several_captions()
+    section = dict(kind="dreamlip", weight=1.0, groups_weight=1.0, logit_scale_init=1 / 0.07)
+    config.objectives.dreamlip = ConfigDict(section)
+    return config
+
+
+def _with_several_captions() -> ConfigDict:
+    """FILIP on a folder of pictures with a raw caption in NAME.txt, others in NAME.short.txt and NAME.long.txt."""
+    config = demo.get_config("filip")
+    config.source = ConfigDict(dict(name="folder", path="", caption_keys=("txt", "short.txt", "long.txt")))
+    config.data.captions_per_image = 3
+    return config
 
 
 def sparc() -> ConfigDict:
@@ -50,6 +94,10 @@ def distill() -> ConfigDict:
 
 
 VARIANTS: dict[str, Callable[[], ConfigDict]] = {
+    "filip_sigmoid": filip_sigmoid,
+    "maxsim": maxsim,
+    "flair": flair,
+    "dreamlip": dreamlip,
     "sparc": sparc,
     "superclass": superclass,
     "alip": alip,

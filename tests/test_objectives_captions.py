@@ -1,4 +1,4 @@
-"""FLAIR against its definition in float64: text-conditioned pooling, texts of others, several captions; what it needs of a batch."""
+"""FLAIR and DreamLIP, of several captions of an image, against their definitions in float64; what they need of a batch."""
 
 import re
 from contextlib import nullcontext
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from conftest import make_devices_mesh, slow, unit
 from jax.sharding import NamedSharding, PartitionSpec
-from test_objectives import make_batch, pairing, pooled_similarities, sigmoid_definition, single
-from test_objectives_pairs import check_against_definition
+from test_objectives import make_batch, pairing, pooled_similarities, sigmoid_definition, single, softmax_definition
+from test_objectives_pairs import check_against_definition, loss_of
 
 from filip_jax.errors import UserError
 from filip_jax.losses.encoded import Encoded
@@ -21,6 +21,7 @@ from filip_jax.objectives.total import make_objectives
 from filip_jax.train.start import check_captions
 
 DIM, HEADS = 6, 2
+DREAMLIP = dict(kind="dreamlip", logit_scale_init=8.0, groups_weight=0.7)
 FLAIR = dict(kind="flair", heads=HEADS, logit_scale_init=8.0, bias_init=-2.0)
 
 
@@ -58,6 +59,26 @@ def flair_definition(batch, p):
     return (of_pooled + total / np.mean(met)) / 2
 
 
+def dreamlip_definition(batch, p):
+    """DreamLIP's sum: CLIP's loss with several right answers, and captions contrasted with their groups of image tokens."""
+    p = p["own"]
+    weight, total = pairing(batch)[1].reshape(batch["text_pooled"].shape[:2]), 0.0
+    for i in range(len(weight)):
+        if (present := weight[i] > 0).any():
+            texts, tokens = batch["text_pooled"][i, present], batch["image_tokens"][i]
+            s = texts @ tokens.T
+            s = (s - s.min(axis=1, keepdims=True)) / np.ptp(s, axis=1, keepdims=True)
+            s[s < 1 / len(tokens)] = 0.0
+            logits = np.exp(p["groups_logit_scale"]) * unit(s / s.sum(axis=1, keepdims=True) @ tokens) @ texts.T
+            of_both = (np.log(np.exp(x).sum(axis=1)) - np.diagonal(x) for x in (logits, logits.T))
+            total += (weight[i, present] * sum(of_both) / 2).sum()
+    of_pooled = softmax_definition(pooled_similarities(batch), batch, np.exp(p["logit_scale"]))
+    return of_pooled + 0.7 * total / weight.sum()
+
+
+SECTIONS = {"flair": (FLAIR, flair_definition), "dreamlip": (DREAMLIP, dreamlip_definition)}
+
+
 def initial(objectives, dim=DIM):
     """Parameters of a new run, moved, so that none is 0 or 1."""
     parameters = objectives.init(jax.random.key(0), {"embed_dim": dim})
@@ -66,21 +87,27 @@ def initial(objectives, dim=DIM):
 
 
 ALL = dict(k=3, absent=True, groups=True, rows=True)
-WAYS = [  # mesh, exchange, what the batch has
-    ((2, 2), "ring", ALL),
-    ((1, 2), "gather", dict(k=2)),
-    slow((1, 1), "gather", dict(k=3, absent=True)),
-    slow((1, 8), "ring", ALL),
-    slow((4, 2), "gather", ALL),
-    slow((8, 1), "ring", dict(k=2, rows=True)),
-]
+WAYS = [  # name, mesh, exchange, what the batch has
+    ("flair", (2, 2), "ring", ALL),
+    ("dreamlip", (1, 2), "gather", ALL),
+    slow("flair", (1, 2), "gather", dict(k=2)),
+    *(slow(name, mesh, exchange, options)
+      for name in SECTIONS
+      for mesh, exchange, options in (
+          ((1, 1), "gather", dict(k=3, absent=True)), ((1, 8), "ring", ALL), ((4, 2), "gather", ALL),
+          ((8, 1), "ring", dict(k=2, rows=True)),
+      )),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("mesh, exchange, options", WAYS)
-def test_flair_equals_its_definition_forward_and_gradient(mesh, exchange, options):
-    section = FLAIR | dict(exchange=exchange, indices="recompute", positives="image" if "groups" in options else "pair")
+@pytest.mark.parametrize("name, mesh, exchange, options", WAYS)
+def test_objectives_of_captions_equal_their_definition_forward_and_gradient(name, mesh, exchange, options):
+    section, definition = SECTIONS[name]
+    section = section | dict(
+        exchange=exchange, indices="recompute", positives="image" if "groups" in options else "pair"
+    )
     objectives = make_objectives({"own": section})
-    check_against_definition(objectives, flair_definition, initial(objectives), mesh, options | dict(d=DIM))
+    check_against_definition(objectives, definition, initial(objectives), mesh, options | dict(d=DIM))
 
 
 def test_text_conditioned_pooling_attends_to_nothing_where_no_token_fits():
@@ -94,27 +121,30 @@ def test_text_conditioned_pooling_attends_to_nothing_where_no_token_fits():
     assert float(found[0, 0]) == pytest.approx(float(unit(np.asarray(parameters["output_bias"], float))[0]), rel=1e-5)
 
 
-def test_flair_in_bfloat16_is_near_float32():
+@pytest.mark.slow
+@pytest.mark.parametrize("section", [FLAIR, DREAMLIP], ids=["flair", "dreamlip"])
+def test_losses_in_bfloat16_are_near_float32(section):
     """1 % of the loss."""
     batch, losses = single(make_batch(0, k=2, d=16, p=9)), []
     for dtype in ("float32", "bfloat16"):
-        objectives = make_objectives({"own": FLAIR | {"dtype": dtype}})
-        losses.append(float(objectives.loss(initial(objectives, 16), {}, batch, 0.0)[0]))
+        objectives = make_objectives({"own": section | {"dtype": dtype}})
+        losses.append(loss_of(objectives, batch, initial(objectives, 16))[0])
     assert losses[1] == pytest.approx(losses[0], rel=1e-2) and losses[1] != losses[0]
 
 
-def shapes(mesh, rows, k=4, p=16, d=16):
+def shapes(mesh, rows, k=4, p=49, d=16):
     """The shapes of a global batch of `rows` samples on each device."""
     sharding, b = NamedSharding(mesh, PartitionSpec(BATCH_AXES)), rows * mesh.size
     of = lambda *shape: jax.ShapeDtypeStruct((b, *shape), jnp.float32, sharding=sharding)
     return Encoded(image_tokens=of(p, d), image_pooled=of(d), text_pooled=of(k, d), text_weight=of(k))
 
 
+@pytest.mark.slow
 def test_memory_of_flair_does_not_grow_with_the_devices_and_no_image_leaves_its_own():
     objectives = make_objectives({"own": FLAIR | dict(indices="recompute")})
     parameters = jax.eval_shape(lambda: objectives.init(jax.random.key(0), {"embed_dim": 16}))
     bytes_of = []
-    for devices in (1, 8):
+    for devices in (2, 8):
         mesh = make_devices_mesh(1, devices)
         encoded, whole = shapes(mesh, rows=16), NamedSharding(mesh, PartitionSpec())
         given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), parameters)

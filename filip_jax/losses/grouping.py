@@ -1,10 +1,21 @@
-"""Image tokens grouped by text: for each word, or each text, the sparse weighted mean of the tokens that show it."""
+"""Image tokens grouped by text: for each word, or each text, the sparse weighted mean of the tokens that show it; their contrast."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
+
+from filip_jax.errors import UserError
+from filip_jax.losses.pairs import LOW
 
 SMALLEST = 1e-6  # spread of similarities, and length of a mean, below which they count as none
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Raise a UserError for a threshold of groups that cannot be."""
+    if threshold is not None and not 0 <= threshold < 1:
+        raise UserError(
+            f"threshold={threshold} must be at least 0 and below 1, or None for 1 / the number of image tokens"
+        )
 
 
 def group_image_tokens(
@@ -37,3 +48,30 @@ def group_image_tokens(
     weights = jnp.where(total > 0, sparse / jnp.where(total > 0, total, 1.0), 1 / tokens.shape[1])
     means = jnp.einsum("b...p,bpd->b...d", weights.astype(dtype), tokens, preferred_element_type=jnp.float32)
     return means * jax.lax.rsqrt(jnp.sum(means * means, axis=-1, keepdims=True) + SMALLEST**2)
+
+
+def contrast_groups(
+    groups: Float[Array, "*rows n d"],
+    queries: Float[Array, "*rows n d"],
+    mask: Bool[Array, "*rows n"],
+    scale: Float[Array, ""],
+    dtype: str = "float32",
+) -> Float[Array, "*rows n"]:
+    """Return the mean of two cross-entropies of each query: against all groups of its row, and of its group against all queries.
+
+    SPARC's (equation 6). Where the mask is False, nothing is compared and the loss is 0.
+
+    Args:
+        groups, queries: L2-normalized.
+        mask: which queries take part, with their groups.
+        scale: of the similarities.
+        dtype: of the products.
+    """
+    products = jnp.einsum(
+        "...gd,...qd->...gq", groups.astype(dtype), queries.astype(dtype), preferred_element_type=jnp.float32
+    )
+    logits = scale * products
+    right = jnp.diagonal(logits, axis1=-2, axis2=-1)
+    over_queries = jax.nn.logsumexp(jnp.where(mask[..., None, :], logits, LOW), axis=-1)
+    over_groups = jax.nn.logsumexp(jnp.where(mask[..., :, None], logits, LOW), axis=-2)
+    return jnp.where(mask, (over_queries + over_groups) / 2 - right, 0.0)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from filip_jax.objectives.alip import alip
 from filip_jax.objectives.clip import clip
 from filip_jax.objectives.distill import distill
+from filip_jax.objectives.dreamlip import dreamlip
 from filip_jax.objectives.filip import filip
 from filip_jax.objectives.filip_sigmoid import filip_sigmoid
 from filip_jax.objectives.flair import flair
@@ -21,6 +22,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "filip_sigmoid": filip_sigmoid,
     "maxsim": maxsim,
     "flair": flair,
+    "dreamlip": dreamlip,
     "sparc": sparc,
     "superclass": superclass,
     "alip": alip,

@@ -6,7 +6,9 @@ from filip_jax.losses.token_wise import TokenWise
 from filip_jax.objectives.contrast import advise_against_selection, make_bias, make_scale, sigmoid_objective
 from filip_jax.objectives.objective import Objective
 
-MAX_TOKEN_SCALE = 403.0  # e^6, DeCLIP's bound for FILIP: similarities of sets of tokens spread less than those of two vectors
+MAX_TOKEN_SCALE = (
+    403.0  # e^6, DeCLIP's bound for FILIP: similarities of sets of tokens spread less than those of two vectors
+)
 
 
 def filip_sigmoid(

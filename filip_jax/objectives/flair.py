@@ -62,7 +62,7 @@ def flair(
         project = partial(pooling.project, parameters)
         images = tuple(project(name, encoded.image_tokens) for name in PROJECTED[1:])
         texts = project(PROJECTED[0], encoded.text_pooled), encoded.text_pooled
-        real, weight = _weights(encoded)
+        weight = encoded.caption_weight
         first = jax.tree.map(lambda x: x[:, :1], texts)
         met = Encoded(text_weight=weight[:, :1], group=encoded.group, real=encoded.real)
         owned = {"losses": {"met": of_loss(parameters)}, "similarity": parameters}
@@ -71,7 +71,7 @@ def flair(
         further = jax.tree.map(lambda x: x[:, 1:], texts)
         logits = of_loss(parameters)["scale"] * pooling.of_own(parameters, images, further) + parameters["bias"]
         of_further = jnp.where(weight[:, 1:] > 0, -weight[:, 1:] * jax.nn.log_sigmoid(logits), 0.0).sum()
-        rows = jnp.maximum(real.sum(), 1.0)
+        rows = len(weight) if encoded.real is None else jnp.maximum(encoded.real.sum(), 1)
         number = weight[:, 0].sum() + weight[:, 1:].sum() / rows  # of texts that an image meets
         loss = (of_met * weight[:, 0].sum() + of_further) / jnp.where(number > 0, number, 1.0)
         captions = (weight > 0).sum() / rows
@@ -95,11 +95,3 @@ def flair(
 
 def _init(pooling, name, key, sizes):
     return pooling.init(key, name, sizes["embed_dim"])
-
-
-def _weights(encoded):
-    """Return how much each image counts, 0 or 1, and how much each caption."""
-    shape = encoded.text_pooled.shape[:2]
-    real = jnp.ones(shape[0]) if encoded.real is None else encoded.real.astype(jnp.float32)
-    weight = jnp.ones(shape) if encoded.text_weight is None else encoded.text_weight
-    return real, weight * real[:, None]

@@ -1,13 +1,10 @@
 """SPARC's objective: each word of a caption finds the image tokens that show it, among the caption's other words."""
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from filip_jax.errors import UserError
 from filip_jax.losses.encoded import weighted_mean
-from filip_jax.losses.grouping import group_image_tokens
-from filip_jax.losses.pairs import LOW
+from filip_jax.losses.grouping import check_threshold, contrast_groups, group_image_tokens
 from filip_jax.losses.token_wise import TokenWise
 from filip_jax.objectives.contrast import CLIP_SCALE, MAX_SCALE, make_scale, show_scale
 from filip_jax.objectives.objective import Objective
@@ -42,10 +39,7 @@ def sparc(
     Raises:
         UserError: an option that cannot be.
     """
-    if threshold is not None and not 0 <= threshold < 1:
-        raise UserError(
-            f"threshold={threshold} must be at least 0 and below 1, or None for 1 / the number of image tokens"
-        )
+    check_threshold(threshold)
     one_of(DTYPES, dtype, "dtype")
     scale = make_scale(logit_scale_init, min_logit_scale, max_logit_scale, False, TokenWise("tokens"))
 
@@ -53,14 +47,7 @@ def sparc(
         words, mask = encoded.text_tokens, encoded.text_mask
         mask = mask if repeated_words else first_of_each(encoded.text_ids, mask)
         groups = group_image_tokens(encoded.image_tokens, words, threshold, through_weights, dtype)
-        products = jnp.einsum(
-            "bkgd,bkwd->bkgw", groups.astype(dtype), words.astype(dtype), preferred_element_type=jnp.float32
-        )
-        logits = jnp.exp(parameters["logit_scale"]) * products
-        right = jnp.diagonal(logits, axis1=2, axis2=3)
-        over_words = jax.nn.logsumexp(jnp.where(mask[:, :, None], logits, LOW), axis=3)
-        over_groups = jax.nn.logsumexp(jnp.where(mask[..., None], logits, LOW), axis=2)
-        of_words = jnp.where(mask, (over_words + over_groups) / 2 - right, 0.0)
+        of_words = contrast_groups(groups, words, mask, jnp.exp(parameters["logit_scale"]), dtype)
         counts = mask.sum(axis=2)
         weight = jnp.where(counts > 0, encoded.caption_weight, 0.0)
         return weighted_mean(of_words.sum(axis=2) / jnp.maximum(counts, 1), weight), state, {}
