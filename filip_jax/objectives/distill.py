@@ -8,7 +8,6 @@ from filip_jax.losses.token_wise import TokenWise
 from filip_jax.objectives.contrast import CLIP_SCALE, MAX_SCALE, make_scale, show_scale
 from filip_jax.objectives.objective import Objective, Pairwise, Teacher
 
-
 MAX_TEACHER_SCALE = 1000.0
 
 
