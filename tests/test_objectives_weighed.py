@@ -117,7 +117,9 @@ def test_weighed_objectives_equal_their_definition_forward_and_gradient(section,
     assert abs(float(value) / definition(batch, exact) - 1) < 3e-6
     if state:
         jax.tree.map(
-            lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), following["own"], gates_of(batch, STATE)[0]
+            lambda x, y: np.testing.assert_allclose(x, y, atol=1e-7, rtol=1e-6),
+            following["own"],
+            gates_of(batch, STATE)[0],
         )
     rng = np.random.default_rng(5)
     size = np.sqrt(sum((np.asarray(g, float) ** 2).sum() for g in jax.tree.leaves((gradient, of_parameters))))

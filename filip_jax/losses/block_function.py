@@ -45,8 +45,8 @@ class BlockFunction:
         return images, texts
 
     def plan(self, images: Any, texts: Any, axes: tuple[str, ...], devices: int) -> Plan:
-        """Return the exchange that was asked for."""
-        return Plan(axes, devices, "xla", self.exchange, "recompute")
+        """Return the exchange that was asked for; without a mesh there is none."""
+        return Plan(axes, devices, "xla", self.exchange if axes else "gather", "recompute")
 
     def matrices(self, images: Any, texts: Any, parameters: Any, plan: Plan) -> tuple[jax.Array, ...]:
         """Return the similarities [all texts, i] of this device's images with the texts of all devices."""
