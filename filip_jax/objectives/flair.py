@@ -29,7 +29,7 @@ def flair(
     dtype: str = "float32",
     implementation: str = "auto",
     exchange: str = "ring",
-    indices: str = "auto",
+    indices: str = "recompute",
 ) -> Objective:
     """Return FLAIR's objective (Xiao et al. 2025, arXiv 2412.03561, section 3.3): the mean of two sigmoid losses.
 
