@@ -151,6 +151,7 @@ def loss_of(objectives, batch, parameters=None):
     return float(total), {name: float(number) for name, number in numbers.items()}
 
 
+@pytest.mark.slow
 def test_a_sum_with_others_is_that_of_the_parts():
     sections = {name: SECTIONS[name] | {"weight": 0.5} for name in ("sigmoid", "hardest")}
     objectives, batch = make_objectives(sections), single(make_batch(0, k=2))
@@ -186,7 +187,7 @@ def test_a_smooth_maximum_is_at_most_its_temperature_times_a_logarithm_above_the
     batch = make_batch(seed, k=2)
     similarity = compare_smoothly(smoothing, "float32", "auto")
     images, (texts, mask) = similarity.take(single(batch))
-    above = np.asarray(similarity.function(None, images, (texts[:, 0], mask[:, 0]))[0]).T
+    above = np.array(similarity.function(None, images, (texts[:, 0], mask[:, 0]))[0]).T
     above -= token_similarities({name: x[:, :1] if "text" in name else x for name, x in batch.items()})[1]
     assert (above > -1e-6).all() and (above < smoothing * np.log(images.shape[1]) + 1e-6).all()
     assert (above[:, 1] == 0).all()  # a text without tokens

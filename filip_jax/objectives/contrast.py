@@ -110,16 +110,24 @@ def softmax_objective(similarity: TokenWise, scale: Parameter, positives: str, l
     )
 
 
-def sigmoid_objective(similarity: TokenWise, scale: Parameter, bias: Parameter, positives: str) -> Objective:
-    """Return the objective in which each pair is right or wrong by itself; of tokens the mean of the losses by s_I and s_T."""
+def sigmoid_objective(
+    similarity: TokenWise, scale: Parameter, bias: Parameter, positives: str, share: float = 1.0
+) -> Objective:
+    """Return the objective in which each pair is right or wrong by itself; of tokens the mean of the losses by s_I and s_T.
+
+    Args:
+        share: of the loss, where it is one of several of an objective.
+    """
     pairs_by, needs = check_positives(positives)
-
-    def of_loss(parameters):
-        return {"scale": jnp.exp(parameters["logit_scale"]), "bias": parameters["bias"]}
-
+    loss = Sigmoid(1 if similarity.of == "pooled" else 2, pairs_by, share)
     return Objective(
         needs=needs | {similarity.of},
         parameters={"logit_scale": scale, "bias": bias},
-        pairwise=Pairwise(similarity, Sigmoid(1 if similarity.of == "pooled" else 2, pairs_by), of_loss, "scale"),
+        pairwise=Pairwise(similarity, loss, scale_and_bias, "scale"),
         metrics=lambda parameters: show_scale(parameters) | {"bias": parameters["bias"]},
     )
+
+
+def scale_and_bias(parameters: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Return the parameters of `Sigmoid`."""
+    return {"scale": jnp.exp(parameters["logit_scale"]), "bias": parameters["bias"]}

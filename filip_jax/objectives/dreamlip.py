@@ -1,13 +1,14 @@
 """DreamLIP's objective: several captions of an image are right for it, and each for the image tokens that show it."""
 
+from dataclasses import replace
+
 import jax.numpy as jnp
 
 from filip_jax.losses.encoded import weighted_mean
 from filip_jax.losses.grouping import check_threshold, contrast_groups, group_image_tokens
-from filip_jax.losses.softmax import Softmax
 from filip_jax.losses.token_wise import TokenWise
-from filip_jax.objectives.contrast import CLIP_SCALE, MAX_SCALE, check_positives, make_scale
-from filip_jax.objectives.objective import Objective, Pairwise
+from filip_jax.objectives.contrast import CLIP_SCALE, MAX_SCALE, make_scale, show_scale, softmax_objective
+from filip_jax.objectives.objective import Objective
 from filip_jax.sections import at_least
 
 
@@ -44,7 +45,6 @@ def dreamlip(
     """
     check_threshold(threshold)
     at_least(0, groups_weight=groups_weight)
-    pairs_by, needs = check_positives(positives)
     pooled = TokenWise("pooled", dtype=dtype, implementation=implementation, exchange=exchange, indices=indices)
 
     def local(parameters, state, encoded, teacher):
@@ -54,17 +54,14 @@ def dreamlip(
         loss = weighted_mean(of_captions, weight)
         return groups_weight * loss, state, {"groups_loss": loss}
 
-    names = "logit_scale", "groups_logit_scale"
-    scales = {name: make_scale(logit_scale_init, min_logit_scale, max_logit_scale, False, pooled) for name in names}
-    return Objective(
-        needs=needs | {"tokens", "pooled", "captions"},
-        parameters=scales,
-        pairwise=Pairwise(
-            pooled,
-            Softmax(pairs_by=pairs_by),
-            lambda parameters: {"scale": jnp.exp(parameters["logit_scale"])},
-            "scale",
-        ),
+    scale, of_groups = (make_scale(logit_scale_init, min_logit_scale, max_logit_scale, False, pooled) for _ in range(2))
+    of_pooled = softmax_objective(pooled, scale, positives, label_smoothing=0.0)
+    return replace(
+        of_pooled,
+        needs=of_pooled.needs | {"tokens", "captions"},
+        parameters={**of_pooled.parameters, "groups_logit_scale": of_groups},
         local=local,
-        metrics=lambda parameters: {name: jnp.exp(parameters[name]) for name in names},
+        metrics=lambda parameters: (
+            show_scale(parameters) | {"groups_logit_scale": jnp.exp(parameters["groups_logit_scale"])}
+        ),
     )

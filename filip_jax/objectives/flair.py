@@ -1,17 +1,27 @@
 """FLAIR's objective: each text sees the image in its own way, and each pair is right or wrong by itself."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from filip_jax.losses.encoded import Encoded
 from filip_jax.losses.pairs import pair_losses
 from filip_jax.losses.sigmoid import Sigmoid
 from filip_jax.losses.text_conditioned import PROJECTED, TextConditioned
 from filip_jax.losses.token_wise import TokenWise
-from filip_jax.objectives.contrast import MAX_SCALE, check_positives, make_bias, make_scale, show_scale
-from filip_jax.objectives.objective import Objective, Pairwise, Parameter
+from filip_jax.objectives.contrast import (
+    MAX_SCALE,
+    check_positives,
+    make_bias,
+    make_scale,
+    scale_and_bias,
+    sigmoid_objective,
+)
+from filip_jax.objectives.objective import Objective, Parameter
 from filip_jax.sections import one_of
 
 SHARE = 0.5  # of each of the two losses
@@ -49,48 +59,57 @@ def flair(
     Raises:
         UserError: an option that cannot be.
     """
-    pairs_by, needs = check_positives(positives)
     one_of(("gather", "ring"), exchange, "exchange")
     pooling = TextConditioned(heads, dtype)
     pooled = TokenWise("pooled", dtype=dtype, implementation=implementation, exchange=exchange, indices=indices)
-
-    def of_loss(parameters):
-        return {"scale": jnp.exp(parameters["logit_scale"]), "bias": parameters["bias"]}
+    scale = make_scale(logit_scale_init, min_logit_scale, max_logit_scale, from_first_batch, pooled)
+    of_pooled = sigmoid_objective(pooled, scale, make_bias(bias_init, from_first_batch, pooled), positives, SHARE)
+    pairs_by, _ = check_positives(positives)
 
     def local(parameters, state, encoded, teacher):
-        """Return the loss of conditioned images. Others' texts come from all devices, as those of pairwise losses do."""
-        project = partial(pooling.project, parameters)
-        images = tuple(project(name, encoded.image_tokens) for name in PROJECTED[1:])
-        texts = project(PROJECTED[0], encoded.text_pooled), encoded.text_pooled
-        weight = encoded.caption_weight
-        first = jax.tree.map(lambda x: x[:, :1], texts)
-        met = Encoded(text_weight=weight[:, :1], group=encoded.group, real=encoded.real)
-        owned = {"losses": {"met": of_loss(parameters)}, "similarity": parameters}
-        similarity = pooling.of_pairs(images, first, exchange)
-        of_met = pair_losses({"met": Sigmoid(1, pairs_by)}, similarity, met, owned)["met"]
-        further = jax.tree.map(lambda x: x[:, 1:], texts)
-        logits = of_loss(parameters)["scale"] * pooling.of_own(parameters, images, further) + parameters["bias"]
-        of_further = jnp.where(weight[:, 1:] > 0, -weight[:, 1:] * jax.nn.log_sigmoid(logits), 0.0).sum()
-        rows = len(weight) if encoded.real is None else jnp.maximum(encoded.real.sum(), 1)
-        number = weight[:, 0].sum() + weight[:, 1:].sum() / rows  # of texts that an image meets
-        loss = (of_met * weight[:, 0].sum() + of_further) / jnp.where(number > 0, number, 1.0)
-        captions = (weight > 0).sum() / rows
+        loss = conditioned_loss(pooling, pairs_by, exchange, parameters, encoded)
+        captions = (encoded.caption_weight > 0).sum() / _images(encoded)
         return SHARE * loss, state, {"conditioned_loss": loss, "captions_per_image": captions}
 
-    parameters = {
-        "logit_scale": make_scale(logit_scale_init, min_logit_scale, max_logit_scale, from_first_batch, pooled),
-        "bias": make_bias(bias_init, from_first_batch, pooled),
+    attention = {
+        name: Parameter(partial(_init, pooling, name), decay=name.endswith("kernel")) for name in pooling.names
     }
-    for name in pooling.names:
-        init = partial(_init, pooling, name)
-        parameters[name] = Parameter(init, decay=name.endswith("kernel"))
-    return Objective(
-        needs=needs | {"tokens", "pooled", "captions"},
-        parameters=parameters,
-        pairwise=Pairwise(pooled, Sigmoid(1, pairs_by, SHARE), of_loss, "scale"),
+    return replace(
+        of_pooled,
+        needs=of_pooled.needs | {"tokens", "captions"},
+        parameters={**of_pooled.parameters, **attention},
         local=local,
-        metrics=lambda parameters: show_scale(parameters) | {"bias": parameters["bias"]},
     )
+
+
+def conditioned_loss(
+    pooling: TextConditioned, pairs_by: str, exchange: str, parameters: Mapping[str, Array], encoded: Encoded
+) -> Float[Array, ""]:
+    """Return the sigmoid loss of images that are pooled for texts, divided by the number of texts that an image meets.
+
+    The first captions of all images go round as the texts of pairwise losses do; the others meet their own image only.
+
+    Args:
+        pairs_by: "group" or "image": what right pairs have in common.
+        exchange: see `BlockFunction`.
+    """
+    project = partial(pooling.project, parameters)
+    images = tuple(project(name, encoded.image_tokens) for name in PROJECTED[1:])
+    texts = project(PROJECTED[0], encoded.text_pooled), encoded.text_pooled
+    first, further = jax.tree.map(lambda x: x[:, :1], texts), jax.tree.map(lambda x: x[:, 1:], texts)
+    weight, scales = encoded.caption_weight, scale_and_bias(parameters)
+    met = Encoded(text_weight=weight[:, :1], group=encoded.group, real=encoded.real)
+    owned = {"losses": {"met": scales}, "similarity": parameters}
+    of_met = pair_losses({"met": Sigmoid(1, pairs_by)}, pooling.of_pairs(images, first, exchange), met, owned)["met"]
+    logits = scales["scale"] * pooling.of_own(parameters, images, further) + scales["bias"]
+    of_further = jnp.where(weight[:, 1:] > 0, -weight[:, 1:] * jax.nn.log_sigmoid(logits), 0.0).sum()
+    number = weight[:, 0].sum() + weight[:, 1:].sum() / _images(encoded)
+    return (of_met * weight[:, 0].sum() + of_further) / jnp.where(number > 0, number, 1.0)
+
+
+def _images(encoded):
+    """Return the number of images that count, at least 1."""
+    return len(encoded.image_tokens) if encoded.real is None else jnp.maximum(encoded.real.sum(), 1)
 
 
 def _init(pooling, name, key, sizes):
