@@ -4,6 +4,7 @@ import jax.numpy as jnp
 
 from filip_jax.errors import UserError
 from filip_jax.losses.hardest_negative import HardestNegative
+from filip_jax.losses.pairs import PairLoss
 from filip_jax.losses.smooth_maximum import compare_smoothly
 from filip_jax.losses.softmax import Softmax
 from filip_jax.losses.token_wise import TokenWise
@@ -46,7 +47,7 @@ def maxsim(
         UserError: an option that cannot be.
     """
     pairs_by, needs = check_positives(positives)
-    losses = {
+    losses: dict[str, PairLoss] = {
         "all": Softmax(pairs_by=pairs_by, text_to_image_only=True),
         "hardest": HardestNegative(pairs_by=pairs_by),
     }
