@@ -7,9 +7,11 @@ r"""Objectives of the field on the demo's emoji scenes, each as its publication 
     filip train --config=configs/objectives.py:sparc --workdir=runs/sparc
     filip train --config=configs/objectives.py:superclass --workdir=runs/superclass
     filip train --config=configs/objectives.py:alip --workdir=runs/alip --config.source.path=PAIRS
-    filip train --config=configs/objectives.py:distill --workdir=runs/distill --config.init_from.teacher.path=runs/demo_clip
+    filip train --config=configs/objectives.py:distill --workdir=runs/distill --config.init_from.teacher.path=runs/demo_clip \
+        --config.init_from.teacher.rules="(('objectives/distill/.*', None),)"
 
-docs/loss.md says what each compares and needs. Without a path the teacher of `distill` is the model that the run begins with.
+docs/loss.md says what each compares and needs. Without a path the teacher of `distill` is the model that the run begins with;
+the rule says that a run without this objective has no scale for it.
 """
 
 from collections.abc import Callable

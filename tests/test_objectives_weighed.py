@@ -160,7 +160,7 @@ def test_bfloat16_is_near_float32(section):
     for dtype in ("float32", "bfloat16"):
         objectives = make_objectives({"own": section | {"dtype": dtype}})
         parameters, state = objectives.init(jax.random.key(0), {}), objectives.init_state({})
-        losses.append(float(objectives.loss(parameters, state, batch, 0.0)[0]))
+        losses.append(float(jax.jit(objectives.loss)(parameters, state, batch, 0.0)[0]))
     assert losses[1] == pytest.approx(losses[0], rel=1e-2) and losses[1] != losses[0]
 
 
@@ -168,7 +168,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn():
     objectives, batch = make_objectives({"own": DISTILL | dict(logit_scale_init=TEACHER_SCALE)}), batch_of(k=2)
     batch |= {f"teacher_{name}": batch[name] for name in TRAINED}
     loss = lambda p, x: objectives.loss(p, {}, replace(encoded_of(batch), image_pooled=x), 0.0)[0]
-    value, gradients = jax.value_and_grad(loss, argnums=(0, 1))(
+    value, gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(
         objectives.init(jax.random.key(0), {}), jnp.asarray(batch["image_pooled"], jnp.float32)
     )
     assert abs(float(value)) < 1e-5 and all(np.abs(x).max() < 1e-5 for x in jax.tree.leaves(gradients))
@@ -180,7 +180,7 @@ def test_a_teacher_whose_similarities_are_far_below_its_scale_is_followed_exactl
     objectives, batch = make_objectives({"own": section}), batch_of(k=1)
     apart = unit(1.0 + 1e-3 * np.random.default_rng(0).normal(size=(2, 8, 7))).astype(np.float32).astype(float)
     batch |= {"teacher_image_pooled": apart[0], "teacher_text_pooled": -apart[1][:, None]}
-    value = objectives.loss(objectives.init(jax.random.key(0), {}), {}, encoded_of(batch), 0.0)[0]
+    value = jax.jit(objectives.loss)(objectives.init(jax.random.key(0), {}), {}, encoded_of(batch), 0.0)[0]
     s = 1000 * apart[0] @ -apart[1].T, 12.0 * similarities(batch)[0]
     kl = [
         np.exp(a) * (a - b)
@@ -193,10 +193,11 @@ def test_a_teacher_whose_similarities_are_far_below_its_scale_is_followed_exactl
 def test_gates_open_for_what_agrees_and_have_no_gradient():
     objectives, batch = make_objectives({"own": ALIP}), batch_of(k=2)
     parameters, state = objectives.init(jax.random.key(0), {}), objectives.init_state({})
-    numbers = objectives.loss(parameters, state, encoded_of(batch), 0.0)[1][1]
+    loss = jax.jit(objectives.loss)
+    numbers = loss(parameters, state, encoded_of(batch), 0.0)[1][1]
     assert 0 < float(numbers["own/image_gate"]) < 1 and float(numbers["own/images_with_both"]) == 1
     batch["text_pooled"][:, 1] = batch["text_pooled"][:, 0] = batch["image_pooled"]
-    state, numbers = objectives.loss(parameters, state, encoded_of(batch), 0.0)[1]
+    state, numbers = loss(parameters, state, encoded_of(batch), 0.0)[1]
     gates = [float(numbers[f"own/{name}_gate"]) for name in ("image", "raw", "synthetic")]
     assert gates == pytest.approx([1.0] * 3, abs=1e-5) and float(state["own"]["captions"]) == pytest.approx(1.0)
 

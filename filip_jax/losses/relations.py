@@ -1,6 +1,7 @@
 """The relations of images and texts in another model's eyes, as a similarity and a `PairLoss`: distillation."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,7 @@ def compare_with_teacher(teacher_scale: float, dtype: str, exchange: str) -> Blo
     def take(encoded):
         images, texts = jax.lax.stop_gradient(take_teacher(encoded.teacher))
         other = Encoded(image_pooled=images, text_pooled=texts, real=encoded.real, text_weight=encoded.text_weight)
-        owned = {"losses": {"sums": {}}, "similarity": None}
+        owned: dict[str, Any] = {"losses": {"sums": {}}, "similarity": None}
         of_images, of_texts = loss_of_each({"sums": LogSumExp()}, alone, other, owned)["sums"]
         images = {"student": encoded.image_pooled, "teacher": images, "logsumexp": of_images}
         return images, {"student": encoded.text_pooled, "teacher": texts, "logsumexp": of_texts}
