@@ -169,12 +169,12 @@ def test_objectives_with_different_teachers_are_refused(config):
         (
             {"pooled", "views"},
             {"views": 1},
-            "objectives.head needs several views of an image: set data.views to 2 or more",
+            "objectives.head needs several views of an image, but data.views=1: set it to 2 or more",
         ),
         (
             {"pooled", "captions"},
             {"captions_per_image": 1},
-            "needs several captions of an image: set data.captions_per_image to 2 or",
+            "needs several captions of an image, but data.captions_per_image=1: set it to 2 or",
         ),
         ({"pooled", "regions"}, {}, "objectives.head needs regions: batches for training hold none, only evaluations"),
         ({"pooled", "view"}, {}, "objectives.head.needs=view: an objective may need tokens, pooled, text_ids, groups"),

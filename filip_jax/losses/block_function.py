@@ -22,13 +22,14 @@ class BlockFunction:
     Attributes:
         function: (parameters, images, texts) -> similarities [j, i], one or several. It sees few texts at a time.
         take: encoded -> (image arrays [b, ...], text arrays [b, k, ...]), nested.
-        bytes_per_pair: what the function makes of each pair; few texts at a time keep all pairs' within 64 MiB.
+        bytes_per_pair: what the function makes of each pair, or (images, texts) -> that; few texts at a time keep all
+            pairs' within 64 MiB.
         exchange: "gather" keeps the texts of all devices on each, "ring" one device's at a time.
     """
 
     function: Callable[[Any, Any, Any], tuple[jax.Array, ...]]
     take: Callable[[Encoded], tuple[Any, Any]]
-    bytes_per_pair: int
+    bytes_per_pair: int | Callable[[Any, Any], int]
     exchange: str = "ring"
 
     def __post_init__(self):
@@ -44,8 +45,8 @@ class BlockFunction:
         return images, texts
 
     def plan(self, images: Any, texts: Any, axes: tuple[str, ...], devices: int) -> Plan:
-        """Return the exchange that was asked for."""
-        return Plan(axes, devices, "xla", self.exchange, "recompute")
+        """Return the exchange that was asked for; without a mesh there is none."""
+        return Plan(axes, devices, "xla", self.exchange if axes else "gather", "recompute")
 
     def matrices(self, images: Any, texts: Any, parameters: Any, plan: Plan) -> tuple[jax.Array, ...]:
         """Return the similarities [all texts, i] of this device's images with the texts of all devices."""
@@ -58,7 +59,7 @@ class BlockFunction:
     def compare(self, images: Any, texts: Any, parameters: Any, plan: Plan) -> tuple[jax.Array, ...]:
         """Return the similarities [j, i] of images that stayed with texts that came, computed again in the backward pass."""
         chunk = jax.checkpoint(lambda texts: self.function(parameters, images, texts))
-        return self._over_chunks(lambda carry, texts: (carry, chunk(texts)), None, images, texts)[1]
+        return self._over_chunks(lambda carry, texts: (carry, chunk(texts)), None, images, texts, texts)[1]
 
     def pull(self, images, texts, info, pull, parameters, plan: Plan):
         """Return the gradients of texts, images and parameters that one block of texts gives, see `TokenWise.pull`."""
@@ -72,17 +73,19 @@ class BlockFunction:
             return jax.tree.map(jnp.add, carry, (to_images, of_parameters)), to_texts
 
         zeros = partial(jax.tree.map, jnp.zeros_like)
-        carry, to_texts = self._over_chunks(chunk, (zeros(images), zeros(parameters)), images, (texts, info))
+        start = zeros(images), zeros(parameters)
+        carry, to_texts = self._over_chunks(chunk, start, images, texts, (texts, info))
         return to_texts, *carry
 
     def unshard(self, images: Any, texts: Any, to_images: Any, to_texts: Any, order: jax.Array) -> tuple[Any, Any]:
         """Return the gradients as they are."""
         return to_images, to_texts
 
-    def _over_chunks(self, function, carry, images, arrays):
-        """Scan the function over chunks of texts of equal size."""
+    def _over_chunks(self, function, carry, images, texts, arrays):
+        """Scan the function over chunks of texts of equal size, and of the arrays that go with them."""
         rows, count = len(jax.tree.leaves(images)[0]), len(jax.tree.leaves(arrays)[0])
-        most = max(1, CHUNK_BYTES // (self.bytes_per_pair * rows))
+        of_pair = self.bytes_per_pair(images, texts) if callable(self.bytes_per_pair) else self.bytes_per_pair
+        most = max(1, CHUNK_BYTES // (of_pair * rows))
         size = next(n for n in range(min(most, count), 0, -1) if count % n == 0)
         chunks = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), arrays)
         carry, outputs = jax.lax.scan(function, carry, chunks)

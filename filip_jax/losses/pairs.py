@@ -53,7 +53,6 @@ class PairLoss(Protocol):
         ...
 
 
-@jax.named_scope("pair_losses")  # which profiles show
 def pair_losses(
     losses: Mapping[str, PairLoss],
     similarity: Any,
@@ -62,8 +61,8 @@ def pair_losses(
 ) -> dict[str, Float[Array, ""]]:
     """Return the mean over the global batch of each loss, all from one pass over the similarities.
 
-    The mean over images and the mean over captions, by their weights, count half each where a loss has both. Call it on
-    global arrays: under `jax.set_mesh(mesh)` with Auto axes it runs as one shard_map over `replica`, `data`.
+    The mean over images, by their weights, and the mean over captions, by theirs, count half each where a loss has both.
+    Call it on global arrays: under `jax.set_mesh(mesh)` with Auto axes it runs as one shard_map over `replica`, `data`.
 
     Args:
         losses: by name.
@@ -71,12 +70,30 @@ def pair_losses(
         encoded: the global batch.
         parameters: {"losses": {name: of the loss}, "similarity": of the similarity}.
     """
+    return _on_devices(losses, similarity, encoded, parameters, _mean, PartitionSpec())
+
+
+def loss_of_each(
+    losses: Mapping[str, PairLoss], similarity: Any, encoded: Encoded, parameters: Mapping[str, Any]
+) -> dict[str, tuple[Float[Array, " b"] | None, Float[Array, "b k"] | None]]:
+    """Return each loss of each image and of each caption, as `pair_losses` takes the mean of them."""
+
+    def parted(of_both, shares, axes):
+        of_images, of_texts = of_both
+        return of_images, None if of_texts is None else of_texts.reshape(len(shares[0]), -1)
+
+    return _on_devices(losses, similarity, encoded, parameters, parted, PartitionSpec(context_batch_axes()))
+
+
+@jax.named_scope("pair_losses")  # which profiles show
+def _on_devices(losses, similarity, encoded, parameters, finish, spec):
+    """Return what `finish` makes of each loss: (of images and of texts, how much each of these counts, mesh axes)."""
     axes, devices = context_batch_axes(), batch_devices()
     images, texts = similarity.arrays(encoded)
     pairing = {"group": encoded.group, "real": encoded.real, "weight": encoded.text_weight}
-    arrays = (images, texts, pairing, parameters)
+    arrays = (images, texts, pairing, encoded.image_weight, parameters)
 
-    def on_device(images, texts, pairing, parameters):
+    def on_device(images, texts, pairing, image_weight, parameters):
         rows, captions = jax.tree.leaves(texts)[0].shape[:2]
         texts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), texts)
         all_images, all_texts = _information(gather(pairing, axes), rows * devices, captions)
@@ -85,7 +102,8 @@ def pair_losses(
             images, texts = _fill(images, image_info["real"]), _fill(texts, text_info["real"])
         images, texts = similarity.local(images, texts, text_info["real"])
         plan = similarity.plan(images, texts, axes, devices)
-        real, weight = image_info["real"], text_info["weight"]
+        real = image_info["real"].astype(jnp.float32)
+        shares = real if image_weight is None else real * image_weight, text_info["weight"]
         image_counts, text_counts = _count(losses, (image_info, text_info), (all_images, all_texts))
         terms = partial(_terms, losses)
         if plan.streamed:
@@ -97,13 +115,13 @@ def pair_losses(
             similarities = similarity.matrices(images, texts, parameters["similarity"], plan)
             block = terms(similarities, image_info, ring.column(text_info), parameters["losses"])
             reduced = values(across(block_states(block, image_info["index"], text_info["index"], axes), axes))
-        return {name: _mean(loss.losses(*_sides(name, reduced)), real, weight, axes) for name, loss in losses.items()}
+        return {name: finish(loss.losses(*_sides(name, reduced)), shares, axes) for name, loss in losses.items()}
 
     if not axes:
         return on_device(*arrays)
     split, whole = PartitionSpec(axes), PartitionSpec()
     return jax.shard_map(
-        on_device, in_specs=(split, split, split, whole), out_specs=whole, axis_names=set(axes), check_vma=False
+        on_device, in_specs=(split, split, split, split, whole), out_specs=spec, axis_names=set(axes), check_vma=False
     )(*arrays)
 
 
@@ -161,11 +179,11 @@ def _sides(name, reduced):
     ]
 
 
-def _mean(losses, real, weight, axes):
-    """Return the mean loss of the images that count, that of the texts by their weight, or the mean of both."""
+def _mean(losses, shares, axes):
+    """Return the mean loss of the images, that of the texts, each by how much it counts, or the mean of both."""
     means = [
         jax.lax.psum(jnp.where(share > 0, share * loss, 0.0).sum(), axes) / _total(share, axes)
-        for loss, share in zip(losses, (real.astype(jnp.float32), weight))
+        for loss, share in zip(losses, shares)
         if loss is not None
     ]
     return sum(means) / len(means)

@@ -16,10 +16,12 @@ class Sigmoid:
     Attributes:
         sides: 2 for the mean of the losses by s_I and s_T, 1 where these are the same.
         pairs_by: "group" or "image": what right pairs have in common.
+        share: of the loss, where it is one of several of an objective.
     """
 
     sides: int = 2
     pairs_by: str = "group"
+    share: float = 1.0
 
     def counts(self, images, texts):
         """Return none: pairs do not compete."""
@@ -35,4 +37,4 @@ class Sigmoid:
 
     def losses(self, over_texts, over_images):
         """Return the negative sums."""
-        return None, -over_images["sum"]
+        return None, -self.share * over_images["sum"]

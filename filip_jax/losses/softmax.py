@@ -20,11 +20,13 @@ class Softmax:
     Attributes:
         group_rule, label_smoothing: see `filip_loss`.
         pairs_by: "group" or "image": what right answers have in common.
+        text_to_image_only: whether the cross-entropy of images against texts is left out.
     """
 
     group_rule: str = "positives"
     label_smoothing: float = 0.0
     pairs_by: str = "group"
+    text_to_image_only: bool = False
 
     def __post_init__(self):
         if self.group_rule not in GROUP_RULES:
@@ -57,8 +59,9 @@ class Softmax:
                 target += self.label_smoothing * answers / jnp.maximum(side["answers"], 1)
             return {"logsumexp": logits, "sum": target * logits}
 
-        return {"over_texts": of_side(images, similarities[0]), "over_images": of_side(texts, similarities[1])}
+        of_images = {} if self.text_to_image_only else {"over_texts": of_side(images, similarities[0])}
+        return of_images | {"over_images": of_side(texts, similarities[-1])}
 
     def losses(self, over_texts, over_images):
         """Return the cross-entropies."""
-        return tuple(x["logsumexp"] - x["sum"] for x in (over_texts, over_images))
+        return tuple(x["logsumexp"] - x["sum"] if x else None for x in (over_texts, over_images))

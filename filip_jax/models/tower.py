@@ -78,9 +78,9 @@ class TextInput:
         """Return the number of tokens of each text without its pads."""
         return jnp.max(jnp.where(ids != self.pad_id, jnp.arange(1, ids.shape[-1] + 1), 0), axis=-1)
 
-    def mask(self, ids: Int[jax.Array, "b t"]) -> Bool[jax.Array, "b t"]:
+    def mask(self, ids: Int[jax.Array, "*shape t"]) -> Bool[jax.Array, "*shape t"]:
         """Return which tokens are no pads behind the end of their text."""
-        return jnp.arange(ids.shape[1]) < self.lengths(ids)[:, None]
+        return jnp.arange(ids.shape[-1]) < self.lengths(ids)[..., None]
 
 
 @jax.tree_util.register_dataclass

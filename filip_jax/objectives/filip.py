@@ -3,10 +3,14 @@
 from dataclasses import replace
 
 from filip_jax.losses.token_wise import TokenWise
-from filip_jax.objectives.contrast import CLIP_SCALE, MAX_SCALE, make_scale, softmax_objective
+from filip_jax.objectives.contrast import (
+    CLIP_SCALE,
+    MAX_SCALE,
+    advise_against_selection,
+    make_scale,
+    softmax_objective,
+)
 from filip_jax.objectives.objective import Objective
-
-MIN_BATCH_OF_SELECTION = 512  # pairs; below it keep_tokens throws away what few pairs need
 
 
 def filip(
@@ -37,10 +41,5 @@ def filip(
     """
     similarity = TokenWise("tokens", keep_tokens, selection, dtype, implementation, exchange, indices)
     scale = make_scale(logit_scale_init, min_logit_scale, max_logit_scale, logit_scale_from_first_batch, similarity)
-
-    def advice(batch_size: int) -> str:
-        if keep_tokens >= 1 or batch_size >= MIN_BATCH_OF_SELECTION:
-            return ""
-        return f"keep_tokens={keep_tokens} at batch_size={batch_size}: set it to 1.0, which costs little at this size and learns more"
-
-    return replace(softmax_objective(similarity, scale, positives, label_smoothing), advice=advice)
+    objective = softmax_objective(similarity, scale, positives, label_smoothing)
+    return replace(objective, advice=advise_against_selection(keep_tokens))

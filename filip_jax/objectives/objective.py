@@ -81,8 +81,10 @@ class Objective:
         local: (parameters, state, encoder outputs, the teacher's parameters of this objective) -> (loss, next state,
             metrics): its part without pairs. It runs on global arrays.
         teacher: whose outputs `Encoded.teacher` holds.
-        state: initial values of arrays that are not trained, by name; checkpoints hold them.
+        state: initial values of arrays that are not trained, by name, or functions from the sizes of the model to them;
+            checkpoints hold them.
         metrics: parameters -> numbers that the log shows.
+        multiplier: parameters -> what multiplies similarities to logits, for evaluations, where `pairwise` does not say it.
         advice: the global batch's size -> a warning if it learns little or nothing at that size, else "".
 
     Raises:
@@ -96,6 +98,7 @@ class Objective:
     teacher: Teacher | None = None
     state: Mapping[str, Any] = field(default_factory=dict)
     metrics: Callable[[Mapping[str, Any]], Mapping[str, Array]] = lambda parameters: {}
+    multiplier: Callable[[Mapping[str, Any]], Array] | None = None
     advice: Callable[[int], str] = lambda batch_size: ""
 
     def __post_init__(self):

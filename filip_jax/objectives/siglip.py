@@ -1,13 +1,9 @@
 """SigLIP's objective: every pair is right or wrong by itself, by pooled vectors or by tokens."""
 
-import jax.numpy as jnp
-
 from filip_jax.errors import UserError
-from filip_jax.losses.moments import moments
-from filip_jax.losses.sigmoid import Sigmoid
 from filip_jax.losses.token_wise import TokenWise
-from filip_jax.objectives.contrast import MAX_SCALE, check_positives, make_scale, show_scale
-from filip_jax.objectives.objective import OUTPUTS, Objective, Pairwise, Parameter
+from filip_jax.objectives.contrast import MAX_SCALE, make_bias, make_scale, sigmoid_objective
+from filip_jax.objectives.objective import OUTPUTS, Objective
 
 
 def siglip(
@@ -41,23 +37,5 @@ def siglip(
     if similarity not in OUTPUTS:
         raise UserError(f"similarity={similarity!r} is not one of {', '.join(OUTPUTS)}")
     compared = TokenWise(similarity, dtype=dtype, implementation=implementation, exchange=exchange, indices=indices)
-    pairs_by, needs = check_positives(positives)
-
-    def bias_of_batch(encoded, parameters):
-        wrong, mean, _ = moments(compared, encoded)
-        return -jnp.log(jnp.maximum(wrong, 1.0)) - jnp.exp(parameters["logit_scale"]) * mean
-
-    def of_loss(parameters):
-        return {"scale": jnp.exp(parameters["logit_scale"]), "bias": parameters["bias"]}
-
     scale = make_scale(logit_scale_init, min_logit_scale, max_logit_scale, from_first_batch, compared)
-    bias = Parameter(
-        lambda key, sizes: jnp.array(bias_init, jnp.float32),
-        from_first_batch=bias_of_batch if from_first_batch else None,
-    )
-    return Objective(
-        needs=needs | {similarity},
-        parameters={"logit_scale": scale, "bias": bias},
-        pairwise=Pairwise(compared, Sigmoid(1 if similarity == "pooled" else 2, pairs_by), of_loss, "scale"),
-        metrics=lambda parameters: show_scale(parameters) | {"bias": parameters["bias"]},
-    )
+    return sigmoid_objective(compared, scale, make_bias(bias_init, from_first_batch, compared), positives)

@@ -76,9 +76,17 @@ class Objectives:
                 values.setdefault(name, {})[parameter] = meta.init(own, sizes)
         return values
 
-    def init_state(self) -> dict[str, Any]:
-        """Return the initial values of what is not trained, by objective."""
-        return {name: jax.tree.map(jnp.asarray, dict(part.state)) for name, part in self.parts.items() if part.state}
+    def init_state(self, sizes: Mapping[str, int]) -> dict[str, Any]:
+        """Return the initial values of what is not trained, by objective.
+
+        Args:
+            sizes: of the model, see `Model`.
+        """
+
+        def begin(value):
+            return jnp.asarray(value(sizes) if callable(value) else value)
+
+        return {name: jax.tree.map(begin, dict(part.state)) for name, part in self.parts.items() if part.state}
 
     @property
     def teacher(self) -> Teacher | None:
@@ -153,8 +161,11 @@ class Objectives:
     def logit_scale(self, parameters: Mapping[str, Any], need: str) -> float:
         """Return the multiplier of the similarities of tokens or pooled vectors: of the first objective that names one, or 1."""
         for name, part in self.active.items():
+            own = parameters.get(name, {})
             if part.pairwise and part.pairwise.multiplier and need in part.needs:
-                return float(part.pairwise.parameters(parameters.get(name, {}))[part.pairwise.multiplier])
+                return float(part.pairwise.parameters(own)[part.pairwise.multiplier])
+            if part.multiplier and need in part.needs:
+                return float(part.multiplier(own))
         return 1.0
 
     def clamp(self, parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -204,7 +204,9 @@ def _check_needs(objectives, *, captions_per_image=1, views=1, **others):
             )
         for need, key, count in (("captions", "captions_per_image", captions_per_image), ("views", "views", views)):
             if need in part.needs and count < 2:
-                raise UserError(f"objectives.{name} needs several {need} of an image: set data.{key} to 2 or more")
+                raise UserError(
+                    f"objectives.{name} needs several {need} of an image, but data.{key}={count}: set it to 2 or more"
+                )
     if views > 1 and "views" not in objectives.needs:
         raise UserError(f"data.views={views}, but no objective needs further views: set it to 1")
 

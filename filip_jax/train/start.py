@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from filip_jax import folders, storage
 from filip_jax.checkpoint import Checkpoints, CheckpointWriter
@@ -25,7 +26,8 @@ from filip_jax.evals.results import FILE as EVALS
 from filip_jax.files import remove_abandoned, write_atomically
 from filip_jax.inference.run import check_fits, read_tokenizer
 from filip_jax.logged import FILE as METRICS
-from filip_jax.mesh import check_memory
+from filip_jax.mesh import check_memory, replicated
+from filip_jax.objectives.total import Objectives
 from filip_jax.paths import saved_metadata
 from filip_jax.saved_config import CHECKPOINTS, TOKENIZER, check_same_run, read_config
 from filip_jax.saved_config import FILE as CONFIG
@@ -128,11 +130,33 @@ def begin_with(setup: Setup, step: int, state: State, batch: Mapping[str, jax.Ar
     """Return the state; at step 0 its objectives begin where the first global batch puts them, if they ask for it.
 
     A start that was stopped before its first step computes the same again, from the same batch.
+
+    Raises:
+        UserError: see `check_captions`.
     """
+    if step == 0:
+        check_captions(setup.objectives, setup.mesh, batch)
     if step or setup.start is None:
         return state
     with watch.phase("compile"), jax.set_mesh(setup.mesh):
         return jax.jit(setup.start, donate_argnums=0, out_shardings=setup.shardings)(state, batch)
+
+
+def check_captions(objectives: Objectives, mesh: Mesh, batch: Mapping[str, jax.Array]) -> None:
+    """Raise a UserError if an objective needs several captions of an image, and no image of the batch has two."""
+    needing = [name for name, part in objectives.active.items() if "captions" in part.needs]
+    if not needing:
+        return
+    weight = batch["caption_weight"]
+    with jax.set_mesh(mesh):
+        most = jax.jit(lambda weight: (weight > 0).sum(axis=1).max(), out_shardings=replicated(mesh))(weight)
+    if int(most) < 2:
+        rows, captions = weight.shape
+        raise UserError(
+            f"objectives.{needing[0]} needs several captions of an image, but none of the {rows} images of the first batch has "
+            f"more than {int(most)} (data.captions_per_image={captions}): give data with several, see source.caption_keys and "
+            "source.side_captions"
+        )
 
 
 def open_source(setup: Setup) -> Source:

@@ -36,7 +36,7 @@ def make_init(
             "opt_state": optimizer.transform.init(paths.unflatten(trainable)),
             "guard": init_guard(),
         }
-        untrained, teacher = objectives.init_state(), teacher_parts(objectives, parameters)
+        untrained, teacher = objectives.init_state(model.sizes), teacher_parts(objectives, parameters)
         state |= {"ema": parameters} if ema_decay else {}
         return state | ({"objectives": untrained} if untrained else {}) | ({"teacher": teacher} if teacher else {})
 
@@ -181,7 +181,8 @@ def encode_batch(
     encode = in_pieces(partial(encode_samples, model), microbatches, locked)
     given = {"group": batch.get("group"), "text_weight": batch.get("caption_weight")}
     if "text_ids" in needs:
-        given["text_ids"] = batch["ids"] if batch["ids"].ndim == 3 else batch["ids"][:, None]
+        ids = batch["ids"] if batch["ids"].ndim == 3 else batch["ids"][:, None]
+        given["text_ids"] = jnp.where(model.text.mask(ids), ids, -1)
     towers = {name: rows for name, rows in batch.items() if name not in ("group", "caption_weight")}
     encoded = replace(encode(parameters, towers), **given)
     if not teacher or "teacher" not in needs:

@@ -59,7 +59,9 @@ class ExportedRun:
     def objective(self) -> str:
         """The name of the first objective that compares what the head gives, with a scale of its own; or ""."""
         parts = make_objectives(self.config["objectives"]).parts
-        fitting = (name for name, part in parts.items() if part.pairwise and self.head in part.needs)
+        fitting = (
+            name for name, part in parts.items() if (part.pairwise or part.multiplier) and self.head in part.needs
+        )
         return next((name for name in fitting if f"objectives/{name}/logit_scale" in self.parameters), "")
 
     @property
