@@ -14,6 +14,7 @@ from test_search import Scenes, queries, recalls, scenes
 from filip_jax.errors import UserError
 from filip_jax.evals import retrieval
 from filip_jax.features import FeatureWriter, open_features
+from filip_jax.search.check import check, sampled
 from filip_jax.search.engines import ENGINES, lance
 from filip_jax.search.filters import Compare, Join, Not
 from filip_jax.search.index import Index, open_index
@@ -136,6 +137,12 @@ def test_an_index_of_many_tokens_names_good_candidates(tmp_path, monkeypatch):
         hits, right = (each.search(tokens=query, top=10, candidates=n) for each, n in ((index, 200), (exact, None)))
         assert hits[0] == right[0] and len({*hits} & {*right}) >= 5
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    parts = lance.partitions(index.engine._tokens())
+    shares = {
+        probes: check(exact, Index(features, "lance", probes=probes), sampled(exact, 20), 100).recall[10]
+        for probes in (1, parts)
+    }
+    assert parts > 1 and shares[1] < shares[parts]  # an option that does something
 
 
 def test_what_a_killed_build_left_is_completed(tmp_path, options):
@@ -230,12 +237,14 @@ def test_rows_that_were_added_later_are_left_to_those_who_see_them(tmp_path, opt
 
 def test_more_hits_than_an_engine_names_by_itself(tmp_path, monkeypatch):
     pytest.importorskip("lancedb")
-    monkeypatch.setattr(lance.Lance, "candidates", 3)
+    monkeypatch.setattr(lance, "MIN_CANDIDATES", 3)
     features = write_features(tmp_path / "index", 12)
     index = Index(features, "lance")
     index.build()
     assert index.search(tokens=ASKED[0], top=9) == Index(features, "exact").search(tokens=ASKED[0], top=9)
-    assert len(index.search(tokens=ASKED[0], top=9, candidates=4)) == 4
+    assert len(index.search(tokens=ASKED[0], top=9, candidates=4)) == 9
+    monkeypatch.setattr(lance, "CANDIDATES_SHARE", 0.5)
+    assert (index.engine.candidates, Index(features, "lance").engine.candidates) == (3, 6)  # the more rows, the more
 
 
 def test_a_place_of_something_else_is_refused(tmp_path):

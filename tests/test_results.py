@@ -16,7 +16,7 @@ import report
 
 RESULTS = ROOT / "benchmarks/results"
 OLD = {  # written before results named their commit
-    "chaos", "dispatch_cpu", "evals_cpu", "filter_cpu", "filter_openclipart", "fuzz", "input_cpu", "loss_cpu",
+    "chaos", "dispatch_cpu", "evals_cpu", "filter_cpu", "filter_openclipart", "fuzz", "input_memory_cpu",
     "loss_tpu_estimated", "plans_tpu_estimated", "shards_cpu", "soak", "train_step_tpu_estimated",
 }  # fmt: skip
 CELLS = st.text("a1,.%é-", min_size=1, max_size=4)

@@ -19,7 +19,7 @@ from filip_jax.losses import pallas_tpu, tiles
 
 EIGHT = 8
 LENGTHS = (8, 16, 24, 32, 48, 64)  # and the whole length; each is compiled
-TILE_BYTES = {"cpu": 2**20, "gpu": 2**24, "tpu": 2**24}  # of a float32 tile: what stays near the cores
+TILE_BYTES = {"cpu": 2**21, "gpu": 2**24, "tpu": 2**24}  # of a float32 tile: what stays near the cores
 GPU_KERNEL_BYTES = 2**30  # of its tile, which is never stored: enough programs for all multiprocessors, many times
 
 Best = tuple[UInt[jax.Array, "j p i"], UInt[jax.Array, "j t i"]]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, UInt
 
+TOKENS_AT_ONCE = 4  # of an image, whose gradients are found together
 MOST_PACKED = 2**9  # tokens whose index leaves 14 bits of mantissa
 LOW = -1e9  # finite, so that its bits can hold an index
 LIFT = 2.0**-100  # added to what is packed: an index in a zero would be a denormal number, which chips flush
@@ -99,7 +100,8 @@ def spread(
 ) -> tuple[Float[jax.Array, "p i d"], Float[jax.Array, "j t d"]]:
     """(to_images plus the gradient of the images, the gradient of the texts): two matrix products per tile.
 
-    Each tile is the sparse matrix of who was best for whom; it is made where it is used.
+    Each tile is the sparse matrix of who was best for whom; it is made where it is used. It is of several image tokens: the
+    gradient of the texts, as large as the tile, is read and written once for each tile.
 
     Args:
         of_chosen: what each image token sends its best text token, of_choosers: what each text token
@@ -108,17 +110,24 @@ def spread(
     p, i, d = images.shape
     j, t, _ = texts.shape
     rows = texts.reshape(j * t, d)
-    position = jax.lax.broadcasted_iota(best_text.dtype, (j, t, i), 1)
+    position = jax.lax.broadcasted_iota(best_text.dtype, (j, t, 1, i), 1)
 
-    def of_image_token(k, carry):
+    def of_image_tokens(count, k, carry):
         to_images, to_texts = carry
-        chosen = jnp.where(best_text[:, k][:, None] == position, of_chosen[:, None], 0.0)
-        chose = (best_image == k.astype(best_image.dtype)) & mask[:, :, None]
-        weights = chosen + jnp.where(chose, of_choosers[:, None], 0.0)
-        weights = weights.astype(texts.dtype).reshape(j * t, i)
-        return to_images.at[k].add(dot(weights, rows, 0, 0)), to_texts + dot(weights, images[k], 1, 0)
+        tokens, own = (jax.lax.dynamic_slice_in_dim(x, k, count) for x in (images, to_images))
+        number = (k + jax.lax.broadcasted_iota(jnp.int32, (1, 1, count, 1), 2)).astype(best_image.dtype)
+        chosen = jax.lax.dynamic_slice_in_dim(best_text, k, count, 1)[:, None] == position
+        chose = (best_image[:, :, None] == number) & mask[:, :, None, None]
+        weights = jnp.where(chosen, of_chosen[:, None, None], 0.0) + jnp.where(chose, of_choosers[:, None, None], 0.0)
+        weights = weights.astype(texts.dtype).reshape(j * t, count * i)
+        own += dot(weights, rows, 0, 0).reshape(count, i, d)
+        to_texts += dot(weights, tokens.reshape(count * i, d), 1, 0)
+        return jax.lax.dynamic_update_slice_in_dim(to_images, own, k, 0), to_texts
 
-    to_images, to_texts = jax.lax.fori_loop(0, p, of_image_token, (to_images, jnp.zeros((j * t, d), jnp.float32)))
+    some, rest = min(TOKENS_AT_ONCE, p), p % min(TOKENS_AT_ONCE, p)
+    carry = to_images, jnp.zeros((j * t, d), jnp.float32)
+    carry = jax.lax.fori_loop(0, p // some, lambda n, carry: of_image_tokens(some, n * some, carry), carry)
+    to_images, to_texts = of_image_tokens(rest, p - rest, carry) if rest else carry
     return to_images, to_texts.reshape(j, t, d)
 
 

@@ -30,6 +30,9 @@ MIN_INDEXED = 1 << 17  # tokens from which on a table has an index: fewer are co
 BATCH = 512  # rows that are read at once
 COMMIT = 1 << 16  # rows after which a build that is killed keeps what it has added
 PLACE = re.compile(r"[, ]*/\S+\.rs:\d+:\d+")  # in LanceDB's own source, at the end of its messages
+# The rows that its index knows of are ranked roughly, so the more rows there are, the more of them need an exact look:
+# benchmarks/results/search_200k_cpu.md, where the share below finds 0.995 of the best ten.
+MIN_CANDIDATES, CANDIDATES_SHARE = 1000, 1 / 40
 MAX_SAID = 300  # characters of these
 KEPT = timedelta(hours=1)  # of old versions of the table: somebody may read them
 
@@ -42,10 +45,9 @@ class Lance:
         probes: how many of the index's parts a token of the query looks into; 0 chooses by their number.
     """
 
-    candidates: int | None = 1000
-
     def __init__(self, features: Features, uri: str, probes: int):
         self.features, self.uri, self.probes = features, uri, probes
+        self.candidates: int | None = max(MIN_CANDIDATES, int(CANDIDATES_SHARE * features.live.sum()))
         self.library = extra_module("lancedb", "search", "the engine lance needs")
         self.kinds = extra_module("lancedb.index", "search", "the engine lance needs")
         self.schema = _schema(features)
