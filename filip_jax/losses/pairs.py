@@ -78,16 +78,16 @@ def loss_of_each(
 ) -> dict[str, tuple[Float[Array, " b"] | None, Float[Array, "b k"] | None]]:
     """Return each loss of each image and of each caption, as `pair_losses` takes the mean of them."""
 
-    def parted(of_both, shares, axes):
+    def parted(of_both, counted, axes):
         of_images, of_texts = of_both
-        return of_images, None if of_texts is None else of_texts.reshape(len(shares[0]), -1)
+        return of_images, None if of_texts is None else of_texts.reshape(len(counted[0]), -1)
 
     return _on_devices(losses, similarity, encoded, parameters, parted, PartitionSpec(context_batch_axes()))
 
 
 @jax.named_scope("pair_losses")  # which profiles show
 def _on_devices(losses, similarity, encoded, parameters, finish, spec):
-    """Return what `finish` makes of each loss: (of images and of texts, how much each of these counts, mesh axes)."""
+    """Return what `finish` makes of each loss of images and texts, of how these count, and of the mesh axes."""
     axes, devices = context_batch_axes(), batch_devices()
     images, texts = similarity.arrays(encoded)
     pairing = {"group": encoded.group, "real": encoded.real, "weight": encoded.text_weight}
@@ -102,8 +102,7 @@ def _on_devices(losses, similarity, encoded, parameters, finish, spec):
             images, texts = _fill(images, image_info["real"]), _fill(texts, text_info["real"])
         images, texts = similarity.local(images, texts, text_info["real"])
         plan = similarity.plan(images, texts, axes, devices)
-        real = image_info["real"].astype(jnp.float32)
-        shares = real if image_weight is None else real * image_weight, text_info["weight"]
+        counted = image_info["real"], image_weight, text_info["weight"]
         image_counts, text_counts = _count(losses, (image_info, text_info), (all_images, all_texts))
         terms = partial(_terms, losses)
         if plan.streamed:
@@ -115,7 +114,7 @@ def _on_devices(losses, similarity, encoded, parameters, finish, spec):
             similarities = similarity.matrices(images, texts, parameters["similarity"], plan)
             block = terms(similarities, image_info, ring.column(text_info), parameters["losses"])
             reduced = values(across(block_states(block, image_info["index"], text_info["index"], axes), axes))
-        return {name: finish(loss.losses(*_sides(name, reduced)), shares, axes) for name, loss in losses.items()}
+        return {name: finish(loss.losses(*_sides(name, reduced)), counted, axes) for name, loss in losses.items()}
 
     if not axes:
         return on_device(*arrays)
@@ -179,8 +178,10 @@ def _sides(name, reduced):
     ]
 
 
-def _mean(losses, shares, axes):
-    """Return the mean loss of the images, that of the texts, each by how much it counts, or the mean of both."""
+def _mean(losses, counted, axes):
+    """Return the mean loss of the images that count, that of the texts, each by its weights, or the mean of both."""
+    real, image_weight, text_weight = counted
+    shares = real.astype(jnp.float32) if image_weight is None else real * image_weight, text_weight
     means = [
         jax.lax.psum(jnp.where(share > 0, share * loss, 0.0).sum(), axes) / _total(share, axes)
         for loss, share in zip(losses, shares)
