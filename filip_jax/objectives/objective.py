@@ -84,6 +84,7 @@ class Objective:
         state: initial values of arrays that are not trained, by name; checkpoints hold them.
         metrics: parameters -> numbers that the log shows.
         advice: the global batch's size -> a warning if it learns little or nothing at that size, else "".
+        log_similarities: whether the log shows `similarity_metrics` of its pairs.
 
     Raises:
         UserError: a need that is not one of `NEEDS`.
@@ -97,6 +98,7 @@ class Objective:
     state: Mapping[str, Any] = field(default_factory=dict)
     metrics: Callable[[Mapping[str, Any]], Mapping[str, Array]] = lambda parameters: {}
     advice: Callable[[int], str] = lambda batch_size: ""
+    log_similarities: bool = False
 
     def __post_init__(self):
         if unknown := self.needs - set(NEEDS):
