@@ -116,7 +116,10 @@ def test_a_similarity_of_its_own_has_a_spread_and_no_choices():
 
     own = BlockFunction(compare, lambda encoded: (encoded.image_pooled, encoded.text_pooled), 8)
     with jax.set_mesh(make_devices_mesh(1, 1)):
-        found = similarity_metrics.similarity_metrics(own, sample_rows(single(batch)), jnp.float32(2.0))
+        ours = jax.jit(
+            lambda encoded: similarity_metrics.similarity_metrics(own, sample_rows(encoded), jnp.float32(2.0))
+        )
+        found = ours(single(batch))
     expected = moments_definition([2 * s for s in pooled_similarities(batch)], batch)
     assert {name: float(x) for name, x in found.items()} == pytest.approx(expected, rel=1e-5)
 

@@ -38,9 +38,9 @@ def hard_negatives(record: Record, names: Sequence[str]) -> dict[str, list[str]]
 
 
 def _attributes(text, starts):
-    found = BACKGROUND.search(text)
-    others = [name for name in BACKGROUNDS if found and name != found[0]]
-    changed = [text[: found.start()] + name + text[found.end() :] for name in others]
+    changed: list[str] = []
+    if found := BACKGROUND.search(text):
+        changed += [text[: found.start()] + name + text[found.end() :] for name in BACKGROUNDS if name != found[0]]
     for start in starts:
         for size, other in SIZES.items():
             if text.endswith(size, 0, start):

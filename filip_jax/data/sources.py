@@ -136,8 +136,8 @@ def _make_mixture(parts: Mapping[str, Any], key: str) -> Mixture:
 
 def open_kind(
     kind: Callable[..., Source], own: dict[str, Any], place: str,
-    *, side_captions: str = "", side_key: str = "", record_key: str = "", keep: str = "", each_caption: bool = False,
-    label: str = "", class_names: str = "",
+    *, side_captions: str = "", keep: str = "", each_caption: bool = False, label: str = "", class_names: str = "",
+    side_key: str = "", record_key: str = "",
 ) -> Source:  # fmt: skip
     """Return a source of a kind, made of its own options; the keyword arguments are those of every kind, see `make_source`.
 
