@@ -55,6 +55,7 @@ def get_config(variant: str = "filip") -> ConfigDict:
             image_size=image_size,
             text_length=text_length,
             captions_per_image=1,
+            split_captions="",
             views=1,
             augment=dict(min_area=1.0, flip=False, colour_jitter=0.0, auto_augment=False),  # the scenes vary enough
             shuffle="global",

@@ -43,6 +43,7 @@ def get_config(variant: str = "base") -> ConfigDict:
             image_size=image_size,
             text_length=text_length,
             captions_per_image=1,
+            split_captions="",
             views=1,
             augment=dict(min_area=0.5, flip=True, colour_jitter=0.0, auto_augment=True),
             shuffle="global",  # "block" reads neighbours together: for parquet, buckets and slow disks

@@ -171,6 +171,11 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(axes)) if axes else x
 
 
+def constrain_whole(x: jax.Array) -> jax.Array:
+    """Return the array, held whole by every device of the mesh in context."""
+    return jax.lax.with_sharding_constraint(x, PartitionSpec()) if context_batch_axes() else x
+
+
 def context_batch_axes() -> tuple[str, ...]:
     """Those of the axes `replica`, `data` that the mesh in context has; none without a mesh.
 

@@ -23,7 +23,7 @@ from pairs import write_webdataset
 from filip_jax.choices import FLAGS
 from filip_jax.cli import main
 from filip_jax.config import load_config
-from filip_jax.data.sources import SOURCES, make_source
+from filip_jax.data.sources import COMMON, SOURCES, make_source
 from filip_jax.evals.run import check_evals, open_evals
 from filip_jax.losses.encoded import Encoded
 from filip_jax.sections import call, check
@@ -397,7 +397,7 @@ def test_python_blocks(block, request, imported, tmp_path, monkeypatch, capsys):
         source = config["source"]
         assert source.pop("name") == "mixture"
         for section in source.values():  # the paths are not there: nothing but the options can be checked
-            options = {k: v for k, v in section.items() if k not in ("name", "weight", "side_captions", "caption_keys")}
+            options = {k: v for k, v in section.items() if k not in ("name", "weight", "caption_keys", *COMMON)}
             check(SOURCES[section["name"]], options | {"caption_keys": ("txt",)}, "source")
     elif "close" in names:
         encoded = Encoded(image_pooled=jnp.eye(2), text_pooled=jnp.eye(2)[:, None], real=jnp.array([True, False]))

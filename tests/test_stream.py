@@ -18,6 +18,7 @@ from filip_jax.data.pipeline import batches, check_usable, make_order, parts_of
 from filip_jax.data.record import BadRecord, Caption, Record
 from filip_jax.data.samples import Samples, draw_captions
 from filip_jax.data.sentence_pieces import PAD, train_sentence_pieces
+from filip_jax.data.sentences import SPLITS
 from filip_jax.data.sources import make_source
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
@@ -85,7 +86,9 @@ def test_killed_anywhere_and_resumed_on_other_hosts_the_stream_goes_on(messy, to
     rng = np.random.default_rng(seed)
     hosts, cuts = rng.choice([1, 2, 4], 4).tolist(), rng.integers(1, 4, 4).tolist()
     threads, shuffle = int(rng.integers(0, 4)), ("global", "block")[seed % 2]
-    options = dict(shuffle=shuffle, captions_per_image=1 + seed % 3, views=1 + seed % 2)
+    options = dict(
+        shuffle=shuffle, captions_per_image=1 + seed % 3, views=1 + seed % 2, split_captions=SPLITS[seed % 3]
+    )
     whole = run(messy, tokenizer, 12, **options)
     pieces, step = [], 0
     for count, steps in zip(hosts, cuts):

@@ -192,14 +192,18 @@ def _describe(rng, things, names, background) -> tuple[str, tuple[Region, ...]]:
     caption, regions = "", []
     for thing, joint in zip(things, _joints(rng, things)):
         caption += joint
-        phrase = _size_word(rng, thing) + names[thing.concept]
-        caption += ("an " if phrase[0] in "aeiou" else "a ") + phrase
+        caption += with_article(_size_word(rng, thing) + names[thing.concept])
         start = len(caption) - len(names[thing.concept])
         box = (thing.left, thing.top, thing.left + thing.width, thing.top + thing.height)
         regions.append(Region(start, len(caption), box))
     if rng.random() < 0.9:
         caption += f" on a {background} background"
     return caption, tuple(regions)
+
+
+def with_article(phrase: str) -> str:
+    """Return "a dog" or "an apple"."""
+    return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
 def _size_word(rng, thing: Thing) -> str:

@@ -1,5 +1,6 @@
 """A source as a run sees it: records left out, texts from elsewhere joined, origins weighted."""
 
+import contextlib
 import dataclasses
 import warnings
 from collections import Counter
@@ -11,7 +12,7 @@ import numpy as np
 from filip_jax import storage
 from filip_jax.data.identity import extend, identify, parts_of
 from filip_jax.data.kept import Kept
-from filip_jax.data.record import Caption, Record
+from filip_jax.data.record import BadRecord, Caption, Record
 from filip_jax.data.side_captions import SideCaptions
 from filip_jax.errors import UserError
 
@@ -28,10 +29,15 @@ class Joined:
             that are not named are left out. None takes all origins alike.
         side: texts by key.
         kept: the records that a filter left.
+        record_key: the origin of the text by which the side file knows a record, which is no caption then; "" is its key.
     """
 
-    def __init__(self, source, *, weights: Mapping[str, float] | None, side: SideCaptions | None, kept: Kept | None):
+    def __init__(
+        self, source, *, weights: Mapping[str, float] | None, side: SideCaptions | None, kept: Kept | None,
+        record_key: str = "",
+    ):  # fmt: skip
         self.source, self.weights, self.side, self.kept = source, weights, side, kept
+        self.record_key = record_key
         self.shard_sizes, self.seen = source.shard_sizes, source.seen
         self.identity = source.identity
         self.left_out = getattr(source, "left_out", {})
@@ -49,11 +55,13 @@ class Joined:
             self.image_head = self._image_head
 
     def _warn_of_strangers(self, side: SideCaptions) -> None:
-        count = min(LOOKED_AT, len(self.source))
-        keys = [self.source.where(n * len(self.source) // count)[1] for n in range(count)]
+        count, keys = min(LOOKED_AT, len(self.source)), list[str]()
+        for there in (n * len(self.source) // count for n in range(count)):
+            with contextlib.suppress(BadRecord):
+                keys.append(self._key(there, self.source.captions(there) if self.record_key else ()))
         if keys and not any(map(side.of, keys)):
             warnings.warn(
-                f"the side file has no text for any of {count} records looked at: its keys read {side.some_key!r}, "
+                f"the side file has no text for any of {len(keys)} records looked at: its keys read {side.some_key!r}, "
                 f"the data's {keys[0]!r}",
                 stacklevel=4,
             )
@@ -63,15 +71,13 @@ class Joined:
 
     def __getitem__(self, index: int) -> Record:
         record = self.source[self._index(index)]
-        return dataclasses.replace(record, captions=self._join(index, record.key, record.captions))
+        return dataclasses.replace(record, captions=self._join(index, record.captions, record.key))
 
     def where(self, index: int) -> tuple[str, str]:
         return self.source.where(self._index(index))
 
     def captions(self, index: int) -> tuple[Caption, ...]:
-        there = self._index(index)
-        key = self.source.where(there)[1] if self.side else ""
-        return self._join(index, key, self.source.captions(there))
+        return self._join(index, self.source.captions(self._index(index)))
 
     def _image_head(self, index: int) -> bytes:
         return self.source.image_head(self._index(index))
@@ -79,12 +85,19 @@ class Joined:
     def _index(self, index: int) -> int:
         return index if self.kept is None else int(self.kept.indices[index])
 
-    def _join(self, index: int, key: str, captions: tuple[Caption, ...]) -> tuple[Caption, ...]:
-        replaced = self.kept.replaced(self._index(index)) if self.kept is not None else ()
+    def _key(self, there: int, captions: tuple[Caption, ...], key: str = "") -> str:
+        """Return what the side file calls a record of the source, "" if nothing says it; `key` is its own, where it is known."""
+        if not self.record_key:
+            return key or self.source.where(there)[1]
+        return next((caption.text for caption in captions if caption.origin == self.record_key), "")
+
+    def _join(self, index: int, captions: tuple[Caption, ...], key: str = "") -> tuple[Caption, ...]:
+        there = self._index(index)
+        replaced = self.kept.replaced(there) if self.kept is not None else ()
         if replaced:
             captions = replaced
         elif self.side is not None:
-            captions += self.side.of(key)
+            captions += self.side.of(self._key(there, captions, key))
         if self.weights is None:
             return captions
         captions = tuple(caption for caption in captions if caption.origin in self.weights)

@@ -23,6 +23,7 @@ from filip_jax.data.order import Order, Part
 from filip_jax.data.preprocess import check_augment
 from filip_jax.data.record import BadRecord, kind_of
 from filip_jax.data.samples import ENDLESS, Batch, Samples, draw_sample
+from filip_jax.data.sentences import SPLITS
 from filip_jax.data.sources import Source
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError, one_line
@@ -90,6 +91,7 @@ def check_numbers(
     augment: Mapping[str, Any],
     captions_per_image: int = 1,
     views: int = 1,
+    split_captions: str = "",
     **others: Any,
 ) -> None:
     """Raise a UserError for numbers of the `data` section that cannot be."""
@@ -102,6 +104,8 @@ def check_numbers(
     for key, (least, value, most) in ranges.items():
         if not least <= value <= most:
             raise UserError(f"data.{key}={value} must be at least {least} and at most {most}")
+    if split_captions not in SPLITS:
+        raise UserError(f"data.split_captions={split_captions!r} is not one of {', '.join(map(repr, SPLITS))}")
     if text_length < 3:
         raise UserError(f"data.text_length={text_length} must be at least 3: BOS, a token, EOS")
     if not 0 <= max_bad_fraction <= 1:
@@ -164,6 +168,7 @@ def batches(
     groups: bool = False,
     captions_per_image: int = 1,
     views: int = 1,
+    split_captions: str = "",
     framing: Framing = CLIP_FRAMING,
 ) -> "Batches":
     """Endless batches of this process's rows.
@@ -186,6 +191,7 @@ def batches(
         captions_per_image: different texts that are drawn for each row. An image that has fewer has all of them first;
             the rest of its row is absent: pads, with caption_weight 0 where the others have 1.
         views: of each image, which is decoded once.
+        split_captions: whether texts are drawn from sentences of the captions, see `draw_captions`.
         framing: of the evaluation view, which is trained on where the augmentation crops nothing.
 
     Raises:
@@ -194,7 +200,7 @@ def batches(
     """
     check_numbers(
         workers=workers, threads=threads, text_length=text_length, max_bad_fraction=max_bad_fraction, augment=augment,
-        captions_per_image=captions_per_image, views=views,
+        captions_per_image=captions_per_image, views=views, split_captions=split_captions,
     )  # fmt: skip
     if batch_size % process_count:
         raise UserError(f"batch_size={batch_size} is not divisible by {process_count} processes")
@@ -210,7 +216,7 @@ def batches(
     samples = Samples(
         parts_of(source), order, tokenizer,
         image_size=image_size, text_length=text_length, augment=augment, seed=seed, groups=groups,
-        captions_per_image=captions_per_image, views=views, framing=framing,
+        captions_per_image=captions_per_image, views=views, framing=framing, split_captions=split_captions,
     )  # fmt: skip
     whole = _ProcessBatches(samples, batch_size, start, process_index, process_count)
     dataset = whole.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))

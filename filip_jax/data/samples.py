@@ -14,6 +14,7 @@ from filip_jax.data.each_caption import ImageNumbers
 from filip_jax.data.order import Order, Visit
 from filip_jax.data.preprocess import View, training_views
 from filip_jax.data.record import BadRecord, Caption, Record, that_say
+from filip_jax.data.sentences import draw_merged, sentences_of
 from filip_jax.data.sources import Source
 from filip_jax.data.tokenizer import Tokenizer
 from filip_jax.errors import UserError
@@ -44,11 +45,12 @@ class Samples:
     def __init__(
         self, parts: Mapping[str, Source], order: Order, tokenizer: Tokenizer, *, image_size: int, text_length: int,
         augment: Mapping[str, Any], seed: int, groups: bool = False, captions_per_image: int = 1, views: int = 1,
-        framing: Framing = CLIP_FRAMING,
+        framing: Framing = CLIP_FRAMING, split_captions: str = "",
     ):  # fmt: skip
         self.names, self.sources, self.order = list(parts), list(parts.values()), order
         self.tokenizer, self.image_size, self.text_length, self.augment = tokenizer, image_size, text_length, augment
         self.captions_per_image, self.views, self.framing = captions_per_image, views, framing
+        self.split_captions = split_captions
         self.image_number = ImageNumbers(self.sources) if groups else None
         self.key = int.from_bytes(hashlib.blake2b(f"samples {seed}".encode(), digest_size=8).digest(), "little")
 
@@ -75,7 +77,9 @@ class Samples:
 
     def _row(self, visit: Visit, rng: np.random.Generator) -> Batch:
         record, counts = self.sources[visit.part][visit.index], (self.captions_per_image, self.views)
-        texts, views = draw_sample(record, rng, self.image_size, self.augment, *counts, self.framing)
+        texts, views = draw_sample(
+            record, rng, self.image_size, self.augment, *counts, self.framing, self.split_captions
+        )
         ids, truncated = self.tokenizer.encode(texts, self.text_length)
         row: Batch = {
             "image": np.stack(views) if self.views > 1 else views[0],
@@ -102,23 +106,31 @@ def draw_sample(
     captions: int = 1,
     views: int = 1,
     framing: Framing = CLIP_FRAMING,
+    split: str = "",
 ) -> tuple[list[str], list[View]]:
     """Return so many captions, or as many as there are, and so many views of a record.
+
+    Args:
+        split: see `draw_captions`.
 
     Raises:
         BadRecord: it has no caption, or its image cannot be read.
     """
-    texts = draw_captions(record.captions, rng, captions)
+    texts = draw_captions(record.captions, rng, captions, split)
     try:
         return texts, training_views(record.image, image_size, rng, views, framing, **augment)
     except ValueError as error:
         raise BadRecord(str(error)) from error
 
 
-def draw_captions(captions: Sequence[Caption], rng: np.random.Generator, count: int = 1) -> list[str]:
+def draw_captions(captions: Sequence[Caption], rng: np.random.Generator, count: int = 1, split: str = "") -> list[str]:
     """Return `count` different texts, or as many as there are, each drawn by weight from those that are left.
 
     Texts that say nothing are never drawn.
+
+    Args:
+        split: one of `SPLITS`. "sentences" draws from the captions' sentences, see `sentences_of`; "diverse" merges some of
+            them, see `draw_merged`.
 
     Raises:
         BadRecord: there is none.
@@ -126,6 +138,9 @@ def draw_captions(captions: Sequence[Caption], rng: np.random.Generator, count: 
     left, texts = that_say(captions), list[str]()
     if not left:
         raise BadRecord("no caption")
+    if split == "diverse":
+        return draw_merged(left, rng, count)
+    left = sentences_of(left) if split else left
     while left and len(texts) < count:
         texts.append(_draw_caption(left, rng))
         left = tuple(caption for caption in left if caption.text not in texts)

@@ -90,6 +90,8 @@ def make_source(section: Mapping[str, Any], key: str = "source") -> Source:
             origins of the side file. One is drawn per visit, by weight. None are looked for if it is empty, as for images
             that are only embedded.
         side_captions: a file of more captions, see side_captions.py.
+        side_key: its column of keys, where other columns hold the captions, which caption_keys names.
+        record_key: which text of a record, a field of the source, stands in that file for the record; "" is the record's key.
         keep: a folder that `filip data filter` wrote.
         each_caption: True makes each caption of an image a sample of its own, so that an epoch visits all of them
             once, see `EachCaption`.
@@ -135,6 +137,7 @@ def _make_mixture(parts: Mapping[str, Any], key: str) -> Mixture:
 def open_kind(
     kind: Callable[..., Source], own: dict[str, Any], place: str,
     *, side_captions: str = "", keep: str = "", each_caption: bool = False, label: str = "", class_names: str = "",
+    side_key: str = "", record_key: str = "",
 ) -> Source:  # fmt: skip
     """Return a source of a kind, made of its own options; the keyword arguments are those of every kind, see `make_source`.
 
@@ -146,15 +149,20 @@ def open_kind(
     weights = _weights(own["caption_keys"]) if own.get("caption_keys", ()) not in ((), []) else None
     if each_caption and len(set((weights or {}).values())) > 1:
         raise UserError("each_caption=True takes each caption once an epoch: give caption_keys without weights")
-    side = SideCaptions(side_captions, own.get("index", "")) if side_captions else None
+    for option, value in (("side_key", side_key), ("record_key", record_key)):
+        if value and not (side_captions and weights):
+            raise UserError(f"{option}={value!r} needs side_captions=FILE, and caption_keys with the names of captions")
+    side = SideCaptions(side_captions, own.get("index", ""), side_key) if side_captions else None
     if weights is not None:
         own["caption_keys"] = tuple(name for name in weights if side is None or name not in side.origins)
+        own["caption_keys"] += (record_key,) if record_key and record_key not in own["caption_keys"] else ()
     check(kind, own, place, also=COMMON)
     source = kind(**own)
     if label or class_names:
         source = Labelled(source, label=label, class_names=class_names)
     if weights is not None or side is not None or keep:
-        source = Joined(source, weights=weights, side=side, kept=Kept(keep) if keep else None)
+        kept = Kept(keep) if keep else None
+        source = Joined(source, weights=weights, side=side, kept=kept, record_key=record_key)
     return EachCaption(source) if each_caption else source
 
 

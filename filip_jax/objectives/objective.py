@@ -86,6 +86,7 @@ class Objective:
         metrics: parameters -> numbers that the log shows.
         multiplier: parameters -> what multiplies similarities to logits, for evaluations, where `pairwise` does not say it.
         advice: the global batch's size -> a warning if it learns little or nothing at that size, else "".
+        log_similarities: whether the log shows `similarity_metrics` of its pairs.
 
     Raises:
         UserError: a need that is not one of `NEEDS`.
@@ -100,6 +101,7 @@ class Objective:
     metrics: Callable[[Mapping[str, Any]], Mapping[str, Array]] = lambda parameters: {}
     multiplier: Callable[[Mapping[str, Any]], Array] | None = None
     advice: Callable[[int], str] = lambda batch_size: ""
+    log_similarities: bool = False
 
     def __post_init__(self):
         if unknown := self.needs - set(NEEDS):

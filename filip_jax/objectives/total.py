@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -13,9 +13,10 @@ from jaxtyping import Array, Float
 from filip_jax.errors import UserError
 from filip_jax.losses.encoded import Encoded
 from filip_jax.losses.pairs import pair_losses
+from filip_jax.losses.similarity_metrics import similarity_metrics
 from filip_jax.models import Model
 from filip_jax.objectives import OBJECTIVES
-from filip_jax.objectives.objective import OUTPUTS, Objective, Teacher
+from filip_jax.objectives.objective import OUTPUTS, Objective, Pairwise, Teacher
 from filip_jax.paths import Metadata
 from filip_jax.sections import check, choose, keys_of
 
@@ -158,6 +159,28 @@ class Objectives:
             losses |= pair_losses({name: pairwise[name].loss for name in names}, similarity, encoded, owned)
         return losses
 
+    @property
+    def logged(self) -> dict[str, Pairwise]:
+        """The active objectives of whose pairs the log shows more than the loss."""
+        return {name: part.pairwise for name, part in self.active.items() if part.pairwise and part.log_similarities}
+
+    def similarity_metrics(self, parameters: Mapping[str, Any], encoded: Encoded) -> dict[str, Array]:
+        """Return `similarity_metrics` of the logged objectives as NAME/similarities/number, and the spread of their logits.
+
+        Args:
+            parameters: by objective.
+            encoded: see `sample_rows`.
+        """
+        numbers: dict[str, Array] = {}
+        for name, pairwise in self.logged.items():
+            own = parameters.get(name, {})
+            of_similarity = pairwise.of_similarity(own) if pairwise.of_similarity else None
+            found = similarity_metrics(pairwise.similarity, encoded, of_similarity)
+            if pairwise.multiplier:
+                found["logit_spread"] = pairwise.parameters(own)[pairwise.multiplier] * found["spread"]
+            numbers |= {f"{name}/similarities/{key}": number for key, number in found.items()}
+        return numbers
+
     def logit_scale(self, parameters: Mapping[str, Any], need: str) -> float:
         """Return the multiplier of the similarities of tokens or pooled vectors: of the first objective that names one, or 1."""
         for name, part in self.active.items():
@@ -242,21 +265,29 @@ def make_objectives(section: Mapping[str, Any]) -> Objectives:
     return Objectives(parts, weights)
 
 
-def make_objective(place: str, /, *, kind: Any = "", weight: Any = 1.0, **options: Any) -> tuple[Objective, Weight]:
+def make_objective(
+    place: str, /, *, kind: Any = "", weight: Any = 1.0, log_similarities: Any = False, **options: Any
+) -> tuple[Objective, Weight]:
     """Return an objective and its weight; the keyword arguments but `options` are those of every kind.
 
     Args:
         place: the key of its section, for messages.
+        log_similarities: whether the log shows how the similarities of its pairs spread and which tokens win.
 
     Raises:
         UserError: a kind, weight or option that cannot be.
     """
     make = choose(OBJECTIVES, kind, f"{place}.kind")
     check(make, options, place, also=keys_of(make_objective))
+    if not isinstance(log_similarities, bool):
+        raise UserError(f"{place}.log_similarities={log_similarities!r:.100} is not True or False")
     try:
-        return make(**options), _check_weight(weight, place)
+        objective = replace(make(**options), log_similarities=log_similarities)
     except UserError as error:
         raise UserError(str(error) if place in str(error) else f"{place}.{error}") from error
+    if log_similarities and not objective.pairwise:
+        raise UserError(f"{place}.log_similarities=True, but {kind} compares no pairs: set it to False")
+    return objective, _check_weight(weight, place)
 
 
 def _check_weight(weight, key):

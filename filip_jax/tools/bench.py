@@ -79,7 +79,8 @@ def time_stages(
             count = data.get("views", 1)
             views = training_views(record.image, data["image_size"], rng, count, framing, **data["augment"])
             clock.append(time.perf_counter())
-            texts = draw_captions(record.captions, rng, data.get("captions_per_image", 1))
+            captions = data.get("captions_per_image", 1), data.get("split_captions", "")
+            texts = draw_captions(record.captions, rng, *captions)
             rows.append((views, tokenizer.encode(texts, data["text_length"])[0]))
             clock.append(time.perf_counter())
         except UserError:

@@ -144,7 +144,7 @@ def make_setup(
         optimizer=moves,
         init=init,
         train_step=make_train_step(
-            network, total, moves, ema_decay, total_steps, seed, microbatches, guards["spike_sigmas"]
+            network, total, moves, ema_decay, total_steps, seed, microbatches, guards["spike_sigmas"], log_every_steps
         ),
         start=make_start(network, total, microbatches, origins),
         objectives=total,

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from filip_jax import paths
 from filip_jax.losses.encoded import Encoded
+from filip_jax.losses.similarity_metrics import sample_rows
 from filip_jax.mesh import batch_devices, constrain_batch, parameter_shardings, replicated
 from filip_jax.models import Model
 from filip_jax.objectives.total import Objectives, init_parameters
@@ -76,6 +77,7 @@ def make_train_step(
     seed: int = 0,
     microbatches: int = 1,
     spike_sigmas: float = 0.0,
+    log_every_steps: int = 1,
 ) -> Callable[[State, dict[str, jax.Array]], tuple[State, dict[str, jax.Array]]]:
     """Return the function (state, batch) -> (next state, metrics of this step); call it under `jax.set_mesh`.
 
@@ -88,6 +90,7 @@ def make_train_step(
         microbatches: number of pieces in which the towers see the batch, see `in_pieces`; the loss sees it whole.
         spike_sigmas: standard deviations above the usual loss beyond which a step is skipped, see `guards`. A step whose
             loss, gradient or update is not finite is always skipped: then all of the state but its step stays.
+        log_every_steps: which steps' metrics are read; on others those that `log_similarities` asks for are 0.
     """
 
     def train_step(state, batch):
@@ -102,9 +105,10 @@ def make_train_step(
             teacher = state.get("teacher", {})
             encoded = encode_batch(model, objectives.needs, parameters, batch, microbatches, teacher, locked)
             own, untrained = parameters.get("objectives", {}), state.get("objectives", {})
-            return objectives.loss(own, untrained, encoded, position / total_steps, teacher.get("objectives"))
+            loss, others = objectives.loss(own, untrained, encoded, position / total_steps, teacher.get("objectives"))
+            return loss, (*others, sample_rows(encoded) if objectives.logged else None)
 
-        (value, (untrained, numbers)), gradient = jax.value_and_grad(loss_of, has_aux=True)(trainable)
+        (value, (untrained, numbers, sample)), gradient = jax.value_and_grad(loss_of, has_aux=True)(trainable)
         updates, opt_state = optimizer.transform.update(gradient, state["opt_state"], trainable)
         moved = optax.apply_updates(trainable, updates)
         parameters = paths.unflatten(paths.flatten(moved) | frozen)
@@ -121,6 +125,10 @@ def make_train_step(
         guard = next_guard(state["guard"], value, good)
         following |= {"step": state["step"] + 1, "guard": guard}
         numbers |= objectives.metrics(following["params"].get("objectives", {}))
+        if objectives.logged:
+            step, own = following["step"], state["params"].get("objectives", {})
+            is_due = (step % log_every_steps == 0) | (step == total_steps)
+            numbers |= _compute_if(is_due, objectives.similarity_metrics, own, sample)
         metrics = {
             "loss": value,
             "lr": optimizer.schedule(position),
@@ -130,6 +138,14 @@ def make_train_step(
         return following, {f"train/{name}": number for name, number in (norms | numbers | metrics).items()}
 
     return train_step
+
+
+def _compute_if(condition: jax.Array, function: Callable[..., Any], *arrays: Any) -> Any:
+    """Return function(*arrays), or zeros of the same shapes, for which nothing is computed."""
+    shapes = jax.eval_shape(function, *arrays)
+    return jax.lax.cond(
+        condition, function, lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), *arrays
+    )
 
 
 def make_start(
