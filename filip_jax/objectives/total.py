@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,14 +17,11 @@ from filip_jax.losses.similarity_metrics import similarity_metrics
 from filip_jax.models import Model
 from filip_jax.objectives import OBJECTIVES
 from filip_jax.objectives.objective import OUTPUTS, Objective, Pairwise, Teacher
+from filip_jax.objectives.weights import Weight, check_weight, weight_at
 from filip_jax.paths import Metadata
 from filip_jax.sections import check, choose, keys_of
 
-MAX_WEIGHT = 2.0**32
 NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
-Weight = (
-    float | Sequence[Sequence[float]]
-)  # of a sum; or (share of the run, weight) points, straight lines between them
 
 
 @dataclass(frozen=True)
@@ -233,14 +230,6 @@ def by_definition(section: Mapping[str, Any]) -> dict[str, Any]:
     return {name: plainly(options) for name, options in section.items()}
 
 
-def weight_at(weight: Weight, progress: Float[Array, ""] | float) -> Array | float:
-    """Return the weight when this share of the run is done."""
-    if isinstance(weight, (int, float)):
-        return weight
-    places, values = zip(*weight)
-    return jnp.interp(progress, jnp.array(places), jnp.array(values))
-
-
 def make_objectives(section: Mapping[str, Any]) -> Objectives:
     """Return the objectives of a config's section {name: {kind, weight, options of the kind}}.
 
@@ -287,21 +276,4 @@ def make_objective(
         raise UserError(str(error) if place in str(error) else f"{place}.{error}") from error
     if log_similarities and not objective.pairwise:
         raise UserError(f"{place}.log_similarities=True, but {kind} compares no pairs: set it to False")
-    return objective, _check_weight(weight, place)
-
-
-def _check_weight(weight, key):
-    """Return the weight, checked."""
-    points = weight if isinstance(weight, (tuple, list)) else ((0.0, weight),)
-    if not points or not all(isinstance(point, (tuple, list)) and _is_pair(point) for point in points):
-        raise UserError(f"{key}.weight={weight!r:.100} is neither a number nor (share of the run, weight) points")
-    shares, values = ([float(x) for x in numbers] for numbers in zip(*points))
-    if min(values) < 0 or shares != sorted(set(shares)) or not 0 <= shares[0] <= shares[-1] <= 1:
-        raise UserError(f"{key}.weight={weight!r:.100}: weights must be at least 0, shares of the run rise from 0 to 1")
-    return weight if points is not weight else tuple(zip(shares, values))
-
-
-def _is_pair(point):
-    """Return whether this is a pair of numbers."""
-    numbers = [x for x in point if isinstance(x, (int, float)) and not isinstance(x, bool) and abs(x) <= MAX_WEIGHT]
-    return len(point) == len(numbers) == 2
+    return objective, check_weight(weight, place)
