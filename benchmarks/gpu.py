@@ -87,10 +87,10 @@ def rows_of(name: str, limit: float):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    for thread, stream in zip(threads, (process.stdout, process.stderr), strict=True):
-        thread.join(SLACK)  # what the part had started may hold its pipes
-        if not thread.is_alive():
-            stream.close()
+        for thread, stream in zip(threads, (process.stdout, process.stderr), strict=True):
+            thread.join(SLACK)  # what the part had started may hold its pipes
+            if not thread.is_alive():
+                stream.close()
     if failure:
         yield {"part": name, "what": failure, "form": "-"}
 

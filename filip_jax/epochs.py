@@ -18,8 +18,9 @@ def allow_epochs(config: ConfigDict) -> bool:
     epochs = config.get(KEY, 0.0)
     if not isinstance(epochs, int | float):
         raise UserError(f"epochs={epochs!r} in a config file must be a number of passes over the data")
-    with config.unlocked(), config.ignore_type():
-        config.pop(KEY, None)  # which may be a reference to a value of another type
+    with config.unlocked():
+        if KEY in config:  # as a reference to a value of another type, maybe
+            del config[KEY]
         config[KEY] = float(epochs)
     return True
 

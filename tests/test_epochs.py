@@ -83,7 +83,7 @@ def test_epochs_of_a_file_that_are_no_number_are_one_line(tmp_path, epochs):
 
 def test_passes_in_batches_of_nothing_are_refused():
     with pytest.raises(UserError, match="batch_size=0 must be at least 1"):
-        load_config(FILIP, ["--config.epochs=2", "--config.batch_size=0"], count=lambda section: 10)
+        load_config(SMALL, ["--config.epochs=2", "--config.batch_size=0"], count=lambda section: 10)
 
 
 def made(batch_size=1024, total_steps=1000, warmup_steps=100, keep_tokens=1.0):
