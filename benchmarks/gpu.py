@@ -68,27 +68,29 @@ def rows_of(name: str, limit: float):
     for thread in threads:
         thread.start()
     end, failure = time.monotonic() + limit, None
-    while True:
-        try:
-            line = lines.get(timeout=max(end - time.monotonic(), 0.01))
-        except queue.Empty:
-            failure = f"stopped after its {limit:.0f} s"
-            break
-        if line is None:
-            break
-        if line.startswith("{"):
-            yield json.loads(line)
-    if failure is None and (code := process.wait(SLACK)):
-        threads[1].join(SLACK)
-        said = [line.strip() for line in errors if line.strip()] or [f"ended with {code}"]
-        failure = next((line for line in reversed(said) if "Error" in line or "RESOURCE" in line), said[-1])[:300]
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    for thread, stream in zip(threads, (process.stdout, process.stderr), strict=True):
-        thread.join(SLACK)  # what the part had started may hold its pipes
-        if not thread.is_alive():
-            stream.close()
+    try:
+        while True:
+            try:
+                line = lines.get(timeout=max(end - time.monotonic(), 0.01))
+            except queue.Empty:
+                failure = f"stopped after its {limit:.0f} s"
+                break
+            if line is None:
+                break
+            if line.startswith("{"):
+                yield json.loads(line)
+        if failure is None and (code := process.wait(SLACK)):
+            threads[1].join(SLACK)
+            said = [line.strip() for line in errors if line.strip()] or [f"ended with {code}"]
+            failure = next((line for line in reversed(said) if "Error" in line or "RESOURCE" in line), said[-1])[:300]
+    finally:  # of an interrupt, too: the part is in a session of its own, which Ctrl-C does not reach
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        for thread, stream in zip(threads, (process.stdout, process.stderr), strict=True):
+            thread.join(SLACK)  # what the part had started may hold its pipes
+            if not thread.is_alive():
+                stream.close()
     if failure:
         yield {"part": name, "what": failure, "form": "-"}
 
@@ -133,6 +135,11 @@ def main():
     origin["commit"] = origin["commit"] or a.commit
     if a.output is not None and origin["commit"] is None:
         sys.exit("--output: a result names its commit, and this is no git clone; name it by --commit=HASH")
+    if a.output is not None:
+        try:
+            report.write(a.output, origin, table([]))
+        except OSError as error:
+            sys.exit(f"--output: {error}")
     print(report.heading(origin), flush=True)
     rows, end = [], time.monotonic() + a.seconds
     print(table([]), flush=True)

@@ -15,8 +15,13 @@ def allow_epochs(config: ConfigDict) -> bool:
     """Give a config that trains something the key `epochs`, 0 where it has none; return whether it trains something."""
     if "total_steps" not in config:
         return False
+    epochs = config.get(KEY, 0.0)
+    if not isinstance(epochs, int | float):
+        raise UserError(f"epochs={epochs!r} in a config file must be a number of passes over the data")
     with config.unlocked():
-        config[KEY] = float(config.get(KEY, 0.0))
+        if KEY in config:  # as a reference to a value of another type, maybe
+            del config[KEY]
+        config[KEY] = float(epochs)
     return True
 
 
@@ -42,6 +47,8 @@ def apply_epochs(config: ConfigDict, given: Collection[str], count: Callable[[Ma
         raise UserError(f"epochs={epochs} must be a number of passes over the data; 0 leaves total_steps as it is")
     if not epochs or "total_steps" in given:
         return
+    if config.batch_size < 1:
+        raise UserError(f"batch_size={config.batch_size} must be at least 1")
     if count is not None:
         config.total_steps = max(1, round(epochs * count(config.source.to_dict()) / config.batch_size))
     elif KEY in given:

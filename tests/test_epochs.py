@@ -71,6 +71,21 @@ def test_epochs_need_a_command_that_opens_the_source(tmp_path):
         load_config(FILIP, ["--config.epochs=3", f"--config.source.path={tmp_path}/none"], count=count_records)
 
 
+@pytest.mark.parametrize("epochs", ["'two'", "None", "[1]", "{}"])
+def test_epochs_of_a_file_that_are_no_number_are_one_line(tmp_path, epochs):
+    (tmp_path / "mine.py").write_text(
+        "from filip_jax.configs import demo\n\ndef get_config():\n    config = demo.get_config()\n"
+        f"    config.epochs = {epochs}\n    return config\n"
+    )
+    with pytest.raises(UserError, match="in a config file must be a number of passes"):
+        load_config(str(tmp_path / "mine.py"))
+
+
+def test_passes_in_batches_of_nothing_are_refused():
+    with pytest.raises(UserError, match="batch_size=0 must be at least 1"):
+        load_config(SMALL, ["--config.epochs=2", "--config.batch_size=0"], count=lambda section: 10)
+
+
 def made(batch_size=1024, total_steps=1000, warmup_steps=100, keep_tokens=1.0):
     """The parts of a setup that advice is of; a whole one takes seconds."""
     setup, optimizer = object.__new__(Setup), object.__new__(Optimizer)
@@ -102,3 +117,4 @@ def test_settings_that_learn_have_no_warning():
     assert not [*advice(made(), 2_000)]
     assert not [*advice(made(keep_tokens=0.25), 2_000)]
     assert not [*advice(made(total_steps=200), None)]
+    assert not [*advice(made(batch_size=64, total_steps=3, warmup_steps=0), 220)]  # what epochs=1 makes

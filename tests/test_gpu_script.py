@@ -62,6 +62,25 @@ def test_a_part_that_hangs_or_fails_costs_its_own_rows_only(tmp_path, monkeypatc
     assert rows[0] == row and [each["what"] for each in rows[1:]] == ([said] if said else [])
 
 
+def test_an_interrupt_ends_the_part_that_runs(tmp_path, monkeypatch):
+    script = tmp_path / "part.py"
+    script.write_text("import os, time\nprint('{\"pid\": %d}' % os.getpid(), flush=True)\ntime.sleep(60)\n")
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    rows = gpu.rows_of("loss", 60.0)
+    pid = next(rows)["pid"]
+    with pytest.raises(KeyboardInterrupt):
+        rows.throw(KeyboardInterrupt())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_an_output_that_cannot_be_written_is_one_line_before_any_part(tmp_path, monkeypatch):
+    output = tmp_path / "none" / "gpu"
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--tiny", "--parts=loss", "--commit=abc", f"--output={output}"])
+    with pytest.raises(SystemExit, match="--output: .*No such file"):
+        gpu.main()
+
+
 def test_ratios_are_of_the_same_thing_only():
     rows = [
         {"part": "loss", "what": "a", "form": "pallas", "ms": 2.0},

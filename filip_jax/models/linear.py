@@ -11,7 +11,8 @@ class Linear(nnx.Linear):
 
     XLA multiplies bfloat16 on CPUs four times as fast where a product's own type is float32; TPUs and GPUs accumulate in
     float32 anyway, and the cast belongs to the same program. On CPUs the gradient of the bias, a sum over all rows, is a
-    product with ones, since XLA's own sum over rows is as slow as a product with a whole matrix.
+    product with ones, since XLA's own sum over rows is as slow as a product with a whole matrix. Gradients are reverse-mode only:
+    `jax.jvp` and `jax.jacfwd` are refused.
     """
 
     def __call__(self, inputs: Float[jax.Array, "*n w"], out_sharding: None = None) -> Float[jax.Array, "*n v"]:

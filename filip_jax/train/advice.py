@@ -21,7 +21,7 @@ def advice(setup: Setup, records: int | None) -> Iterator[str]:
             f"optimizer.warmup_steps={warmup_steps} of total_steps={total_steps}: the learning rate rises for most of the run; "
             "a tenth of it is enough"
         )
-    if records and batch_size * total_steps < records:
+    if records and total_steps < round(records / batch_size):  # as epochs=1 counts them
         yield (
             f"total_steps={total_steps} of batch_size={batch_size} see {batch_size * total_steps / records:.0%} of the "
             f"{records} records: --config.epochs=N makes N passes over all of them"
