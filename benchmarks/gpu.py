@@ -79,7 +79,11 @@ def rows_of(name: str, limit: float):
                 break
             if line.startswith("{"):
                 yield json.loads(line)
-        if failure is None and (code := process.wait(SLACK)):
+        try:
+            code = process.wait(SLACK) if failure is None else 0
+        except subprocess.TimeoutExpired:
+            code, failure = 0, "did not end after its last row"
+        if code:
             threads[1].join(SLACK)
             said = [line.strip() for line in errors if line.strip()] or [f"ended with {code}"]
             failure = next((line for line in reversed(said) if "Error" in line or "RESOURCE" in line), said[-1])[:300]
@@ -141,6 +145,7 @@ def main():
         except OSError as error:
             sys.exit(f"--output: {error}")
     print(report.heading(origin), flush=True)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that no part lives on
     rows, end = [], time.monotonic() + a.seconds
     print(table([]), flush=True)
     for name in a.parts:

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from filip_jax.errors import UserError
 
 KEY = "epochs"
+MAX_STEPS = 1e12
 
 
 def allow_epochs(config: ConfigDict) -> bool:
@@ -50,7 +51,10 @@ def apply_epochs(config: ConfigDict, given: Collection[str], count: Callable[[Ma
     if config.batch_size < 1:
         raise UserError(f"batch_size={config.batch_size} must be at least 1")
     if count is not None:
-        config.total_steps = max(1, round(epochs * count(config.source.to_dict()) / config.batch_size))
+        steps = epochs * count(config.source.to_dict()) / config.batch_size
+        if steps > MAX_STEPS:
+            raise UserError(f"epochs={epochs} are {steps:.1e} steps; a run has at most {MAX_STEPS:.1e}")
+        config.total_steps = max(1, round(steps))
     elif KEY in given:
         raise UserError("epochs counts the records of a source, which this command does not open: give total_steps")
 

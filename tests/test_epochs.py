@@ -55,6 +55,7 @@ def test_steps_that_the_user_gives_replace_the_epochs_of_a_file():
         "both": (["--config.epochs=2", "--config.total_steps=9"], "total_steps and epochs are both given"),
         "negative": (["--config.epochs=-1"], "epochs=-1.0 must be a number of passes"),
         "infinite": (["--config.epochs=inf"], "epochs=inf must be a number of passes"),
+        "endless": (["--config.epochs=1e300"], "steps; a run has at most 1.0e.12"),
         "nan": (["--config.epochs=nan"], "epochs=nan must be a number of passes"),
         "no number": (["--config.epochs=two"], "epochs"),
     }.values(),

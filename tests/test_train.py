@@ -301,6 +301,7 @@ def test_the_paper_config_trains_on_a_folder(demo_config, tmp_path, capsys):
         config = small(load_config(str(ROOT / f"configs/{name}.py")), **changes)
         with pytest.warns(match="keep_tokens=0.25 at batch_size=16") if name == "filip" else contextlib.nullcontext():
             train(tmp_path / name, config)
+        train(tmp_path / name, config)  # who goes on is not warned again
         assert "data: 40 records; images with .txt; left out: hidden (1)" in capsys.readouterr().out
         losses = [loss for _, loss in logged(tmp_path / name)]
         assert len(losses) == 3 and np.isfinite(losses).all()

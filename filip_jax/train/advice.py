@@ -1,7 +1,9 @@
 """Warnings before a run whose settings can hardly learn anything: the commonest mistakes with few pairs."""
 
+import warnings
 from collections.abc import Iterator
 
+from filip_jax.data.sources import Source
 from filip_jax.train.setup import Setup
 
 MAX_WARMUP = 0.5  # of the run; above it the peak is hardly used
@@ -29,3 +31,9 @@ def advice(setup: Setup, records: int | None) -> Iterator[str]:
     for name, part in setup.objectives.active.items():
         if line := part.advice(batch_size):
             yield f"objectives.{name}.{line}"
+
+
+def advise(setup: Setup, source: Source) -> None:
+    """Warn of each setting with which a run learns little or nothing from a source."""
+    for line in advice(setup, None if getattr(source, "is_generated", False) else len(source)):
+        warnings.warn(line, stacklevel=3)

@@ -7,7 +7,6 @@ anywhere goes on from the newest checkpoint with every step logged once and no e
 
 import contextlib
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from filip_jax.redact import redacted
 from filip_jax.saved_config import save_config
 from filip_jax.sections import call
 from filip_jax.train import start
-from filip_jax.train.advice import advice
+from filip_jax.train.advice import advise
 from filip_jax.train.evaluation import EvalGuard
 from filip_jax.train.feed import Feed, no_rows
 from filip_jax.train.goodput import CompileCache, Goodput
@@ -96,8 +95,6 @@ class Trainer:
     def __init__(self, path: str | Path, setup: Setup, config: Mapping[str, Any], watch: Watch):
         self.setup, self.config_given, self.config, self.watch = setup, config, redacted(config), watch
         source = start.open_source(setup)
-        for line in advice(setup, None if getattr(source, "is_generated", False) else len(source)):
-            warnings.warn(line, stacklevel=2)
         self.evals: Sequence[Eval] = open_evals(setup.evals) if setup.eval_every_steps else []
         self.place, self.lease = start.open_workdir(path, watch)
         try:
@@ -114,6 +111,8 @@ class Trainer:
         with watch.phase("restore"):
             newest = start.newest_sound(self.checkpoints, workdir, config)
         donors = [] if newest is not None else open_donors(setup.init_from, setup.shapes, metadata)
+        if newest is None:  # who goes on has read it
+            service.on_first_process(lambda: advise(setup, source))
         service.on_first_process(lambda: save_config(workdir, config))  # which says whose the other files are
         tokenizer = start.prepare_tokenizer(self.place, setup, source, started=newest is not None)
         self.upkeep = Upkeep(self.place, self.lease)
