@@ -65,7 +65,7 @@ FORMS = {
     "quarter": _filip(keep_tokens=0.25),
     "smoothed": _filip(label_smoothing=0.1),
     "auto_augment": _augment(min_area=0.5, flip=True, auto_augment=True),
-    "no_augment": _augment(min_area=1.0),
+    "crops": _augment(min_area=0.7),
     "flip": _augment(flip=True),
     "vit": _vit,
     "clip": _objectives(clip=CLIP),
