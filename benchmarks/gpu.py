@@ -86,7 +86,8 @@ def rows_of(name: str, limit: float):
         if code:
             threads[1].join(SLACK)
             reasons = [line.strip() for line in errors if line.strip()] or [f"ended with {code}"]
-            failure = next((line for line in reversed(reasons) if "Error" in line or "RESOURCE" in line), reasons[-1])[:300]
+            telling = [line for line in reasons if "Error" in line or "RESOURCE" in line] or reasons
+            failure = telling[-1][:300]
     finally:  # of an interrupt, too: the part is in a session of its own, which Ctrl-C does not reach
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
