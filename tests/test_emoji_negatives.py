@@ -22,7 +22,7 @@ HOLDS = {
 
 
 def is_true(text, record):
-    """Whether a text of the grammar is true of a scene, by the boxes and the color of its picture."""
+    """Return whether a text of the grammar is true of a scene, by the boxes and the color of its picture."""
     found = GRAMMAR.fullmatch(text)
     assert found, text
     boxes = {record.caption[region.start : region.end]: region.box for region in record.regions}

@@ -36,7 +36,7 @@ def caption_weight(batch):
 
 
 def cross_entropy(logits):
-    """Of rows whose right answers are on the diagonal, float64."""
+    """Return the cross-entropy of rows whose right answers are on the diagonal, in float64."""
     highest = logits.max(axis=1, keepdims=True)
     return (np.log(np.exp(logits - highest).sum(axis=1)) + highest[:, 0] - np.diagonal(logits)).mean()
 

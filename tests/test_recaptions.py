@@ -55,7 +55,7 @@ def expected(n):
 
 @pytest.fixture
 def tars(tmp_path):
-    """What img2dataset makes of URLs: the URL of each image stands in its JSON."""
+    """Tars as img2dataset writes them: the JSON of each image holds its URL."""
     (tmp_path / "tars").mkdir()
     members = []
     for n in range(4):

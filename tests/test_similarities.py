@@ -1,4 +1,4 @@
-"""What the log shows of the similarities of pairs: each number by loops in float64, on any mesh, and only where it is asked for."""
+"""Logged numbers of the similarities of pairs: each equals loops in float64, on any mesh, and is computed only where asked for."""
 
 from dataclasses import replace
 
@@ -32,7 +32,7 @@ def moments_definition(similarities, batch):
 
 
 def choices_definition(batch):
-    """Which tokens win, pair by pair; a set for each token of the partners in which it is chosen."""
+    """Return by side the sets of partners in which each token is chosen, and whether bfloat16 chooses alike."""
     _, weight, real = pairing(batch)
     images, texts = batch["image_tokens"], batch["text_tokens"].reshape(-1, *batch["text_tokens"].shape[2:])
     rounded = [x.astype(jnp.bfloat16).astype(float) for x in (images, texts)]
